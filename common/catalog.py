@@ -1,0 +1,103 @@
+"""The catalogue of models: a TOML file read into frozen entries. Knows what a model is for, not how it is loaded.
+
+An entry's `source` is a folder (relative to the file) or a hub id such as `owner/name`.
+"""
+
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.errors import Invalid, UnknownModel
+
+SCHEDULERS = ("ddim", "ddpm", "deis", "dpm++", "dpm++_sde", "euler", "euler_a", "heun", "kdpm2", "lms", "pndm", "unipc")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a model can draw, declared by its entry: `words`, any of which a prompt needs, and `advice` if it has none."""
+
+    words: tuple[str, ...]
+    advice: str
+
+
+@dataclass(frozen=True)
+class Model:
+    """One entry. Sizes are pixels; `max_pixels` bounds width × height; `microbatch` is the images in one pipeline call."""
+
+    name: str
+    source: str
+    family: str
+    licence: str
+    licence_url: str
+    description: str
+    width: int
+    height: int
+    steps: int
+    scheduler: str
+    guidance: float
+    folder: Path | None  # where the files are; None while they are only on the hub
+    revision: str | None = None
+    min_side: int = 64
+    max_pixels: int = 1024 * 1024
+    max_steps: int = 150
+    max_count: int = 64
+    microbatch: int = 8
+    token_limit: int = 512
+    safety_checker: bool = True
+    fp16: bool = True
+    negative_prompt: str = ""
+    sha256: dict[str, str] = field(default_factory=dict)
+    vocabulary: Vocabulary | None = None
+
+    @property
+    def tokenizer_file(self) -> Path | None:
+        """`tokenizer.json` of a model whose files are here: what the API counts prompts with."""
+        file = self.folder / "tokenizer" / "tokenizer.json" if self.folder else None
+        return file if file and file.is_file() else None
+
+
+@dataclass(frozen=True)
+class Catalog:
+    models: dict[str, Model]
+    default: str  # on hosts without an accelerator
+    default_gpu: str
+
+    def get(self, name: str) -> Model:
+        """The entry of that name. Raises UnknownModel, naming those there are."""
+        if name not in self.models:
+            raise UnknownModel.field("model", f"there is no model {name!r}; the catalogue has {', '.join(self.models)}")
+        return self.models[name]
+
+
+def read(path: Path) -> Catalog:
+    """Read a catalogue file. Raises Invalid in one sentence that names the file and the entry."""
+    try:
+        with path.open("rb") as file:
+            document = tomllib.load(file)
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise Invalid(f"The catalogue {path} cannot be read: {error}.") from error
+    try:
+        models = {name: _model(name, entry, path.parent) for name, entry in document["models"].items()}
+        catalog = Catalog(models, document["default"], document.get("default_gpu", document["default"]))
+    except (KeyError, TypeError) as error:
+        raise Invalid(f"The catalogue {path} is incomplete or has an entry that is not known: {error}.") from error
+    for name in (catalog.default, catalog.default_gpu):
+        catalog.get(name)
+    return catalog
+
+
+def _model(name: str, entry: dict[str, Any], base: Path) -> Model:
+    values = dict(entry)
+    if words := values.pop("vocabulary", None):
+        values["vocabulary"] = Vocabulary(tuple(words["words"]), words["advice"])
+    folder = base / values["source"]
+    model = Model(name=name, folder=folder if folder.is_dir() or _is_path(values["source"]) else None, **values)
+    if model.scheduler not in SCHEDULERS:
+        raise TypeError(f"{name} names the scheduler {model.scheduler!r}")
+    return model
+
+
+def _is_path(source: str) -> bool:
+    """A hub id is `owner/name`; anything that starts like a path is one, even when nothing is there."""
+    return source.startswith(("/", "./", "../"))

@@ -1,0 +1,122 @@
+"""One tree of errors, each a noun of the domain with a code, an HTTP status and whether trying again can help.
+
+    Error
+    ├── Invalid               400/422: the request cannot be carried out as it is
+    │   ├── PromptTooLong
+    │   ├── UnknownModel
+    │   └── IdempotencyMismatch
+    ├── Unauthorized / Forbidden / NotFound / Conflict
+    ├── Unavailable           503: a service of the farm is away for now
+    └── RenderFailed          never HTTP: why an image failed, stored with it
+        ├── ModelRefused      a worker will not load this model
+        ├── OutOfMemory / NanImage / WorkerLost / Interrupted
+
+The text of an error is one sentence for the person who reads it: what is wrong and, where it helps, what to do.
+Pure: no I/O, and no knowledge of HTTP beyond the status number.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class FieldError:
+    """One field of a request that is wrong: `field` is a dotted path such as `recipe.steps`."""
+
+    field: str
+    message: str
+
+
+class Error(Exception):
+    """Something the farm can say in one sentence."""
+
+    code = "error"
+    status = 500
+    retryable = False
+
+    def __init__(self, message: str, *, fields: tuple[FieldError, ...] = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.fields = fields
+
+
+class Invalid(Error):
+    code = "invalid"
+    status = 422
+
+    @classmethod
+    def field(cls, field: str, message: str) -> "Invalid":
+        return cls(f"{field}: {message}", fields=(FieldError(field, message),))
+
+
+class PromptTooLong(Invalid):
+    code = "prompt_too_long"
+
+
+class UnknownModel(Invalid):
+    code = "unknown_model"
+
+
+class IdempotencyMismatch(Invalid):
+    code = "idempotency_mismatch"
+
+
+class Unauthorized(Error):
+    code = "unauthorized"
+    status = 401
+
+
+class Forbidden(Error):
+    code = "forbidden"
+    status = 403
+
+
+class NotFound(Error):
+    code = "not_found"
+    status = 404
+
+
+class Conflict(Error):
+    code = "conflict"
+    status = 409
+
+
+class Unavailable(Error):
+    code = "unavailable"
+    status = 503
+    retryable = True
+
+
+class RenderFailed(Error):
+    code = "render_failed"
+    retryable = True
+
+
+class ModelRefused(RenderFailed):
+    """A worker will not serve this model: its files are missing, damaged, unsafe or out of reach."""
+
+    code = "model_refused"
+
+
+class OutOfMemory(RenderFailed):
+    code = "out_of_memory"
+
+
+class NanImage(RenderFailed):
+    code = "nan_image"
+
+
+class WorkerLost(RenderFailed):
+    code = "worker_lost"
+
+
+class PromptRefused(RenderFailed):
+    """The prompt does not fit the tokenizer of the model that was to draw it."""
+
+    code = "prompt_too_long"
+    retryable = False
+
+
+class Interrupted(RenderFailed):
+    """Raised inside the denoising loop to leave it: no image of the microbatch is wanted here any more."""
+
+    code = "interrupted"

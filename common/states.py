@@ -1,0 +1,52 @@
+"""The states of images, jobs and workers, each with who moves a row out of it. Pure: no I/O.
+
+The database holds the same names as enums and defends them with CHECKs (`common.tables`); every transition is one
+UPDATE in `common.jobs` or `common.claims`.
+"""
+
+from enum import StrEnum
+
+
+class ImageState(StrEnum):
+    QUEUED = "queued"  # waits in its lane, or is claimed ahead by a lease that has not started
+    RUNNING = "running"  # a started lease renders it: published, released, failed or rescued
+    STORED = "stored"  # its bytes are in storage under `key`
+    FLAGGED = "flagged"  # the safety checker refused it; nothing is stored
+    FAILED = "failed"  # its attempts are used up, or its error cannot be cured by trying again
+    CANCELLED = "cancelled"  # its job was cancelled before it was stored
+
+
+class JobState(StrEnum):
+    QUEUED = "queued"  # no image has started
+    RUNNING = "running"  # an image has started; stays so when it goes back to the queue
+    SUCCEEDED = "succeeded"  # every image is stored or flagged
+    FAILED = "failed"  # an image failed; what was stored stays
+    CANCELLED = "cancelled"  # cancelled by its tenant or the operator
+
+
+class WorkerState(StrEnum):
+    STARTING = "starting"  # registered, loads its first model
+    READY = "ready"  # renders, or waits for work
+    DRAINING = "draining"  # finishes what it holds and claims nothing more
+    STOPPED = "stopped"  # said goodbye, or was not heard of for too long
+
+
+class Tier(StrEnum):
+    """How urgent a job is, most urgent first: a higher tier's images are claimed before a lower one's."""
+
+    INTERACTIVE = "interactive"
+    STANDARD = "standard"
+    BULK = "bulk"
+
+
+class Scope(StrEnum):
+    """What an API key may do; `admin` may do everything."""
+
+    JOBS_READ = "jobs:read"
+    JOBS_WRITE = "jobs:write"
+    VIEWER = "viewer"
+    ADMIN = "admin"
+
+
+TERMINAL_IMAGE = (ImageState.STORED, ImageState.FLAGGED, ImageState.FAILED, ImageState.CANCELLED)
+TERMINAL_JOB = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
