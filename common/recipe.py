@@ -71,7 +71,7 @@ class Recipe(BaseModel):
     @property
     def compatibility(self) -> str:
         """What images must share to be rendered by one pipeline call; prompts and seeds are free."""
-        return f"{self.model} {self.mode} {self.width}x{self.height} {self.steps}×{self.scheduler} g{self.guidance:g}"
+        return f"{self.model} {self.mode} {self.width}x{self.height} {self.steps}×{self.scheduler} g{self.guidance}"
 
     @property
     def digest(self) -> str:
