@@ -1,0 +1,104 @@
+"""The way to Postgres: the engine, one commit point, and the migrations. Knows no table.
+
+Domain functions take an open connection and never commit. Whoever opens `transaction()` sends to Redis after it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import UUID
+
+import uuid_utils
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from common.config import Settings
+from common.errors import Unavailable
+
+MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
+# Revisions whose tables this code works with, so that a rolling upgrade can migrate before the last old process stops.
+ACCEPTED_REVISIONS = ("0001",)
+
+
+def connect(settings: Settings, *, pool: int = 10, statement_timeout_s: float = 30) -> Engine:
+    """An engine with at most `pool` connections. Opens none until it is used."""
+    return create_engine(
+        sqlalchemy_url(settings.database_url.get_secret_value()),
+        pool_size=pool,
+        max_overflow=0,
+        pool_timeout=10,
+        pool_pre_ping=True,
+        pool_recycle=1800,
+        connect_args={
+            "connect_timeout": 5,
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 20_000,
+            "application_name": "huafang",
+            "options": f"-c statement_timeout={int(statement_timeout_s * 1000)} -c timezone=UTC"
+            " -c idle_in_transaction_session_timeout=30000 -c lock_timeout=10000",
+        },
+    )
+
+
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Connection]:
+    """One transaction: committed at the end, rolled back by any exception.
+
+    Raises Unavailable when Postgres is away, cuts the connection, or asks for another try (deadlock, time-out). After
+    that it is not known whether a COMMIT went through: read back before doing it again.
+    """
+    try:
+        with engine.begin() as connection:
+            yield connection
+    except (OperationalError, InterfaceError, PoolTimeout) as error:
+        raise Unavailable("The database is away or too busy; try again shortly.") from error
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise Unavailable("The database cut the connection; try again shortly.") from error
+        raise
+
+
+def new_id() -> UUID:
+    """A UUIDv7: unique, and ordered by the time it was made."""
+    return UUID(bytes=uuid_utils.uuid7().bytes)
+
+
+def migrate(database_url: str, revision: str = "head") -> None:
+    """Bring the database to a revision, up or down. Raises Unavailable when Postgres is away."""
+    engine = create_engine(sqlalchemy_url(database_url), connect_args={"connect_timeout": 5})
+    try:
+        with transaction(engine) as connection:
+            current = MigrationContext.configure(connection).get_current_revision()
+            config = migration_config(connection)
+            is_down = revision == "base" or (current is not None and revision != "head" and revision < current)
+            (command.downgrade if is_down else command.upgrade)(config, revision)
+    finally:
+        engine.dispose()
+
+
+def current_revision(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def newest_revision() -> str | None:
+    return ScriptDirectory(str(MIGRATIONS)).get_current_head()
+
+
+def migration_config(connection: Connection | None = None) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["connection"] = connection
+    return config
+
+
+def sqlalchemy_url(url: str) -> str:
+    """`postgresql://…`, as every other tool writes it, for the psycopg 3 driver."""
+    scheme, separator, rest = url.partition("://")
+    return f"postgresql+psycopg{separator}{rest}" if scheme in ("postgres", "postgresql") else url

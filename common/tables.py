@@ -1,0 +1,212 @@
+"""The tables, as SQLAlchemy Core sees them. The migrations make them; `alembic check` holds the two together.
+
+Whoever changes a state does it in `common.jobs` or `common.claims`; the enums and CHECKs here are the second lock on
+that door. Rows are locked leases first, then jobs, images, lanes, tenants, each by id.
+"""
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Computed,
+    DateTime,
+    Enum,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    UniqueConstraint,
+    Uuid,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from common.states import ImageState, JobState, Tier, WorkerState
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "%(table_name)s_pkey",
+        "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "ck": "%(table_name)s_%(constraint_name)s_check",
+        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+    }
+)
+
+Moment = DateTime(timezone=True)
+tier_enum = Enum(Tier, name="tier", values_callable=lambda e: [m.value for m in e])
+image_state_enum = Enum(ImageState, name="image_state", values_callable=lambda e: [m.value for m in e])
+job_state_enum = Enum(JobState, name="job_state", values_callable=lambda e: [m.value for m in e])
+worker_state_enum = Enum(WorkerState, name="worker_state", values_callable=lambda e: [m.value for m in e])
+lease_outcome_enum = Enum("published", "released", "lost", name="lease_outcome")
+
+tenants = Table(
+    "tenants",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("weight", Float, CheckConstraint("weight > 0", name="weight"), nullable=False, server_default="1"),
+    # Virtual time of fair sharing: where the tenant's last microbatch began, and where its next one would begin.
+    Column("served_from", Float, nullable=False, server_default="0"),
+    Column("served", Float, nullable=False, server_default="0"),
+    Column("created_at", Moment, nullable=False, server_default=func.now()),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False, index=True),
+    Column("name", Text, nullable=False),
+    Column("digest", LargeBinary, nullable=False, unique=True),  # HMAC-SHA256; the secret itself is stored nowhere
+    Column("scopes", ARRAY(Text), nullable=False),
+    Column("created_at", Moment, nullable=False, server_default=func.now()),
+    Column("revoked_at", Moment),
+)
+
+lanes = Table(
+    "lanes",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=True),
+    Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False),
+    Column("tier", tier_enum, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("compatibility", Text, nullable=False),
+    Column("open", BigInteger, CheckConstraint("open >= 0", name="open"), nullable=False),  # images not ended
+    UniqueConstraint("tenant_id", "tier", "compatibility"),
+    Index("lanes_open_idx", "model", postgresql_where=text("open > 0")),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False),
+    Column("parent_id", Uuid, ForeignKey("jobs.id")),
+    Column("tier", tier_enum, nullable=False),
+    Column("state", job_state_enum, nullable=False, server_default=JobState.QUEUED),
+    Column("recipe", JSONB, nullable=False),
+    Column("model", Text, Computed("recipe ->> 'model'", persisted=True), nullable=False),
+    Column("warnings", ARRAY(Text), nullable=False, server_default="{}"),
+    Column("count", Integer, CheckConstraint("count > 0", name="count"), nullable=False),
+    Column("open", Integer, nullable=False),  # images that have not ended
+    Column("failed", Integer, nullable=False, server_default="0"),
+    Column("error_code", Text),
+    Column("error_message", Text),
+    Column("request_id", Text),
+    Column("created_at", Moment, nullable=False, server_default=func.now()),
+    Column("started_at", Moment),
+    Column("finished_at", Moment),
+    CheckConstraint("open BETWEEN 0 AND count", name="open"),
+    CheckConstraint("(finished_at IS NOT NULL) = (state IN ('succeeded', 'failed', 'cancelled'))", name="finished"),
+    CheckConstraint("(open = 0) = (state IN ('succeeded', 'failed', 'cancelled'))", name="settled"),
+    Index("jobs_tenant_id_idx", "tenant_id", "id"),
+    Index("jobs_parent_id_idx", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
+    Index("jobs_open_idx", "tenant_id", "id", postgresql_where=text("finished_at IS NULL")),
+    postgresql_with={"fillfactor": "85"},
+)
+
+images = Table(
+    "images",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("job_id", Uuid, ForeignKey("jobs.id"), nullable=False),
+    Column("lane_id", BigInteger, ForeignKey("lanes.id"), nullable=False),
+    Column("index", SmallInteger, nullable=False),
+    Column("state", image_state_enum, nullable=False, server_default=ImageState.QUEUED),
+    Column("attempts", SmallInteger, nullable=False, server_default="0"),
+    Column("not_before", Moment),  # backing off; the sweep clears it when the time has come
+    Column("lease_id", Uuid),  # the fence: whose hand may change this row. No foreign key: leases are pruned
+    Column("key", Text),
+    Column("sha256", Text),
+    Column("bytes", Integer),
+    Column("error_code", Text),
+    Column("error_message", Text),
+    Column("render_ms", Integer),
+    Column("store_ms", Integer),
+    Column("started_at", Moment),
+    Column("finished_at", Moment),
+    UniqueConstraint("job_id", "index"),
+    CheckConstraint(
+        "(finished_at IS NOT NULL) = (state IN ('stored', 'flagged', 'failed', 'cancelled'))", name="finished"
+    ),
+    CheckConstraint("state <> 'running' OR lease_id IS NOT NULL", name="leased"),
+    CheckConstraint(
+        "(state = 'stored') = (key IS NOT NULL AND sha256 IS NOT NULL AND bytes IS NOT NULL)", name="stored"
+    ),
+    CheckConstraint("not_before IS NULL OR (state = 'queued' AND lease_id IS NULL)", name="not_before"),
+    Index(
+        "images_waiting_idx",
+        "lane_id",
+        "id",
+        postgresql_where=text("state = 'queued' AND lease_id IS NULL AND not_before IS NULL"),
+    ),
+    Index("images_not_before_idx", "not_before", postgresql_where=text("not_before IS NOT NULL")),
+    postgresql_with={
+        "fillfactor": "85",
+        "autovacuum_vacuum_scale_factor": "0.01",
+        "autovacuum_vacuum_insert_scale_factor": "0.05",
+    },
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("worker_id", Uuid, nullable=False),
+    Column("image_ids", ARRAY(Uuid), nullable=False),
+    Column("claimed_at", Moment, nullable=False, server_default=func.now()),
+    Column("started_at", Moment),
+    Column("expires_at", Moment, nullable=False),  # never indexed: renewing it must stay a HOT update
+    Column("ended_at", Moment),
+    Column("outcome", lease_outcome_enum),
+    CheckConstraint("(ended_at IS NULL) = (outcome IS NULL)", name="ended"),
+    Index("leases_open_idx", "worker_id", postgresql_where=text("ended_at IS NULL")),
+    Index("leases_image_ids_idx", "image_ids", postgresql_using="gin"),
+    postgresql_with={"fillfactor": "70"},
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", Uuid, primary_key=True),  # made at each start of the process
+    Column("name", Text, nullable=False),
+    Column("class", JSONB, nullable=False),  # device kind, versions, precision: whose pictures are comparable
+    Column("models", ARRAY(Text), nullable=False),  # that it serves
+    Column("resident", ARRAY(Text), nullable=False, server_default="{}"),  # that are in its memory
+    Column("refusals", JSONB, nullable=False, server_default="{}"),  # model → why it will not serve it
+    Column("seconds_per_image", JSONB, nullable=False, server_default="{}"),  # model → lately measured
+    Column("state", worker_state_enum, nullable=False, server_default=WorkerState.STARTING),
+    Column("reason", Text),  # why it drains or stopped
+    Column("started_at", Moment, nullable=False, server_default=func.now()),
+    Column("seen_at", Moment, nullable=False, server_default=func.now()),
+    Index("workers_alive_idx", "seen_at", postgresql_where=text("state <> 'stopped'")),
+    postgresql_with={"fillfactor": "50"},
+)
+
+revisions = Table(
+    "revisions",
+    metadata,
+    Column("model", Text, primary_key=True),
+    Column("source", Text, nullable=False),
+    Column("revision", Text, nullable=False),  # the hub commit that all workers use from the first import on
+    Column("recorded_at", Moment, nullable=False, server_default=func.now()),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("tenant_id", Uuid, ForeignKey("tenants.id"), primary_key=True),
+    Column("route", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("fingerprint", Text, nullable=False),
+    Column("job_id", Uuid, nullable=False),
+    Column("created_at", Moment, nullable=False, server_default=func.now(), index=True),
+)
