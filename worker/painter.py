@@ -1,0 +1,69 @@
+"""What a resident model is to the rest of the worker: a painter, given strokes, gives pictures.
+
+Two kinds paint: `worker.pipeline` with diffusers, `worker.stub` from the seed alone. Both pass the same conformance suite.
+Imports neither torch nor either of them until one is asked for, and knows nothing of jobs, leases or storage.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.catalog import Model
+from common.errors import RenderFailed
+from common.recipe import Recipe
+
+OnStep = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Stroke:
+    """One image to paint: a recipe and the seed of this image of it."""
+
+    recipe: Recipe
+    seed: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    pixels: NDArray[np.uint8]  # height × width × RGB
+    flagged: bool  # by the safety checker: the pixels must then never be stored
+
+
+class Painter(Protocol):
+    """A model in memory. Belongs to one thread."""
+
+    model: Model
+    revision: str | None  # the commit of a hub model
+
+    def paint(self, strokes: Sequence[Stroke], on_step: OnStep) -> list[Picture | RenderFailed]:
+        """One pipeline call: a picture, or why there is none, for each stroke in its place.
+
+        The recipes must share their `compatibility`. Calls `on_step(step, steps)` after every denoising step, from 1 up;
+        what that raises (Interrupted) leaves the painter usable. Raises OutOfMemory for all strokes together.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give the memory back; the painter is of no use afterwards. Load the next model only then."""
+        ...
+
+
+def load(model: Model, device: str, threads: int | None = None) -> Painter:
+    """Make a model resident. Raises ModelRefused with one sentence that says why and what to do."""
+    return _kind(device).load(model, device, threads)  # type: ignore[no-any-return]
+
+
+def describe(device: str, threads: int | None = None) -> dict[str, str | int | None]:
+    """The class of a worker on this device: pictures of workers whose descriptions are equal can be compared."""
+    return _kind(device).describe(device, threads)  # type: ignore[no-any-return]
+
+
+def _kind(device: str) -> Any:
+    if device.partition(":")[0] == "stub":
+        from worker import stub as kind
+    else:
+        from worker import pipeline as kind  # type: ignore[no-redef]  # imports torch
+    return kind

@@ -1,0 +1,77 @@
+"""A painter without a model: a gradient and some noise from the prompt and the seed. Everything but the GPU works with it.
+
+The device is `stub`, or `stub:SECONDS` for the time that one denoising step is to take. Needs no torch. A prompt can ask
+for trouble, so that a whole farm can be tried with it: see TROUBLE. Knows nothing of what a prompt means.
+"""
+
+import hashlib
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common import prompts
+from common.catalog import Model
+from common.errors import (
+    NanImage,
+    OutOfMemory,
+    PromptRefused,
+    PromptTooLong,
+    RenderFailed,
+)
+from worker.painter import OnStep, Picture, Stroke
+
+TROUBLE = (
+    "#flagged",
+    "#nan",
+    "#oom",
+)  # what a prompt may contain to be flagged, broken, or too much for the memory
+STEP_S = 0.001
+
+
+def load(model: Model, device: str = "stub", threads: int | None = None) -> "Stub":
+    return Stub(model, float(device.partition(":")[2] or STEP_S))
+
+
+def describe(device: str = "stub", threads: int | None = None) -> dict[str, str | int | None]:
+    return {"device": "stub", "numpy": np.__version__}
+
+
+class Stub:
+    def __init__(self, model: Model, step_s: float = STEP_S) -> None:
+        self.model = model
+        self.revision = model.revision
+        self.step_s = step_s
+
+    def paint(self, strokes: Sequence[Stroke], on_step: OnStep) -> list[Picture | RenderFailed]:
+        if any("#oom" in stroke.recipe.prompt for stroke in strokes):
+            raise OutOfMemory("The stub was asked to run out of memory.")
+        steps = strokes[0].recipe.steps
+        for step in range(1, steps + 1):
+            time.sleep(self.step_s)  # lets other threads run, as a GPU does
+            on_step(step, steps)
+        return [self._picture(stroke) for stroke in strokes]
+
+    def close(self) -> None:
+        pass
+
+    def _picture(self, stroke: Stroke) -> Picture | RenderFailed:
+        try:
+            prompts.check(stroke.recipe, self.model)
+        except PromptTooLong as error:
+            return PromptRefused(error.message)
+        if "#nan" in stroke.recipe.prompt:
+            return NanImage("The stub was asked for a picture that is not a number.")
+        return Picture(_pattern(stroke), flagged="#flagged" in stroke.recipe.prompt)
+
+
+def _pattern(stroke: Stroke) -> NDArray[np.uint8]:
+    """From one colour of the prompt to another, diagonally, under the noise of the seed (4 bits: a PNG of honest size)."""
+    recipe = stroke.recipe
+    words = f"{recipe.prompt}\0{recipe.negative_prompt}".encode()
+    first, second = np.frombuffer(hashlib.sha256(words).digest()[:6], np.uint8).reshape(2, 3).astype(np.float32) * 0.94
+    way = np.add.outer(np.linspace(0, 0.5, recipe.height), np.linspace(0, 0.5, recipe.width)).astype(np.float32)
+    noise = np.random.default_rng(stroke.seed).integers(0, 16, (recipe.height, recipe.width, 3), np.uint8)
+    colours: NDArray[np.uint8] = (first + way[..., None] * (second - first)).astype(np.uint8)
+    return colours + noise
