@@ -165,5 +165,3 @@ def _seed_errors(draft: Draft, model: Model) -> list[FieldError]:
     if "count" in draft.model_fields_set and draft.count != len(draft.seeds):
         return [FieldError("count", f"is {draft.count} beside {len(draft.seeds)} seeds")]
     return _range_errors("seeds", len(draft.seeds), 1, model.max_count)
-
-

@@ -1,0 +1,215 @@
+"""Jobs: submit, cancel, retry, settle. With `claims.py` beside it, the only code that changes the state of anything.
+
+    submit ──► queued ──► running ──► succeeded | failed        (an image starts; its last image ends)
+                  └──────────┴──────► cancelled                 (by its tenant or the operator)
+
+Every function takes an open connection and leaves the COMMIT, and what is sent to Redis after it, to its caller.
+Rows are locked leases first, then jobs, then images, then lanes, each by id.
+"""
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from common.db import new_id
+from common.errors import Conflict, IdempotencyMismatch, NotFound
+from common.recipe import Recipe, canonical
+from common.states import JobState, Tier
+
+IDEMPOTENCY_HOURS = 24
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a message about a job needs to say."""
+
+    id: UUID
+    tenant_id: UUID
+    model: str
+    tier: Tier
+
+
+@dataclass(frozen=True)
+class Once:
+    """An Idempotency-Key, on the route it was used on, with the fingerprint of the body it came with."""
+
+    route: str
+    key: str
+    fingerprint: str
+
+
+def submit(
+    connection: Connection,
+    tenant_id: UUID,
+    recipe: Recipe,
+    *,
+    tier: Tier = Tier.STANDARD,
+    warnings: tuple[str, ...] = (),
+    parent_id: UUID | None = None,
+    request_id: str | None = None,
+    job_id: UUID | None = None,
+) -> Job:
+    """Insert a job and its images, queued in the lane of its tenant, tier and compatibility."""
+    job = Job(job_id or new_id(), tenant_id, recipe.model, tier)
+    connection.execute(
+        INSERT_JOB,
+        {
+            "job": job.id,
+            "tenant": tenant_id,
+            "parent": parent_id,
+            "tier": tier.value,
+            "recipe": canonical(recipe.model_dump(mode="json")),
+            "warnings": list(warnings),
+            "count": recipe.count,
+            "request": request_id,
+            "model": recipe.model,
+            "compatibility": recipe.compatibility,
+            "images": [new_id() for _ in recipe.seeds],
+        },
+    )
+    return job
+
+
+def submit_once(connection: Connection, tenant_id: UUID, once: Once, job_id: UUID) -> UUID | None:
+    """Take an Idempotency-Key for a job that is about to be submitted: None, or the job that took it before.
+
+    Of several at once, the first to commit has it and the others wait for that. Raises IdempotencyMismatch when the
+    key came with another body in the last 24 hours.
+    """
+    parameters = {"tenant": tenant_id, "route": once.route, "key": once.key, "hours": IDEMPOTENCY_HOURS}
+    taken = connection.execute(TAKE_KEY, parameters | {"fingerprint": once.fingerprint, "job": job_id}).first()
+    if taken:
+        return None
+    earlier = connection.execute(READ_KEY, parameters).one()
+    if earlier.fingerprint != once.fingerprint:
+        raise IdempotencyMismatch(
+            "This Idempotency-Key was used with another request in the last 24 hours; use a new key."
+        )
+    return UUID(str(earlier.job_id))
+
+
+def cancel(connection: Connection, job_id: UUID, tenant_id: UUID | None = None) -> bool:
+    """Cancel a job and those of its images that have not ended; True if this call did it.
+
+    A job that had ended stays as it is (False). Raises NotFound when the tenant has no such job; no tenant: any job.
+    """
+    lock = connection.execute(LOCK_JOB, {"job": job_id, "tenant": tenant_id}).first()
+    if lock is None:
+        raise NotFound(f"There is no job {job_id}.")
+    return connection.execute(CANCEL, {"job": job_id}).first() is not None
+
+
+def retry(connection: Connection, job_id: UUID, tenant_id: UUID, request_id: str | None = None) -> Job:
+    """Submit the recipe of a job that has ended as a new job that names its parent.
+
+    Raises NotFound, or Conflict while the job has not ended.
+    """
+    parent = connection.execute(LOCK_JOB, {"job": job_id, "tenant": tenant_id}).first()
+    if parent is None:
+        raise NotFound(f"There is no job {job_id}.")
+    if parent.finished_at is None:
+        raise Conflict(f"Job {job_id} is still {parent.state}; it can be retried once it has ended.")
+    return submit(
+        connection,
+        tenant_id,
+        Recipe.model_validate(parent.recipe),
+        tier=Tier(parent.tier),
+        warnings=tuple(parent.warnings),
+        parent_id=job_id,
+        request_id=request_id,
+    )
+
+
+def lock_of_images(connection: Connection, image_ids: list[UUID]) -> None:
+    """Lock the jobs of these images, in the order that keeps two workers from waiting for each other."""
+    connection.execute(LOCK_JOBS_OF_IMAGES, {"images": image_ids})
+
+
+def forget_old_keys(connection: Connection) -> int:
+    """Forget Idempotency-Keys older than 24 hours; how many."""
+    return connection.execute(FORGET_KEYS, {"hours": IDEMPOTENCY_HOURS}).rowcount
+
+
+# One statement each. SETTLE follows a CTE `ended(job_id, lane_id, state, error_code, error_message)` of images that have
+# just ended: it lowers what is open in their jobs and lanes, and ends the jobs that reach zero.
+
+SETTLE = f"""
+    tally AS (
+        SELECT job_id, lane_id, count(*) AS images, count(*) FILTER (WHERE state = 'failed') AS failed,
+               min(error_code) FILTER (WHERE state = 'failed') AS error_code,
+               min(error_message) FILTER (WHERE state = 'failed') AS error_message
+        FROM ended GROUP BY job_id, lane_id),
+    settled AS (
+        UPDATE jobs SET
+            open = jobs.open - tally.images,
+            failed = jobs.failed + tally.failed,
+            error_code = coalesce(jobs.error_code, tally.error_code),
+            error_message = coalesce(jobs.error_message, tally.error_message),
+            state = CASE WHEN jobs.open > tally.images THEN jobs.state
+                         WHEN jobs.failed + tally.failed > 0 THEN '{JobState.FAILED}'::job_state
+                         ELSE '{JobState.SUCCEEDED}'::job_state END,
+            finished_at = CASE WHEN jobs.open > tally.images THEN NULL ELSE now() END
+        FROM tally WHERE jobs.id = tally.job_id AND jobs.finished_at IS NULL
+        RETURNING jobs.id, jobs.state, jobs.finished_at),
+    lane_tally AS (SELECT lane_id, sum(images) AS images FROM tally GROUP BY lane_id),
+    lane_lock AS MATERIALIZED (
+        SELECT id FROM lanes WHERE id IN (SELECT lane_id FROM lane_tally) ORDER BY id FOR NO KEY UPDATE),
+    lowered AS (
+        UPDATE lanes SET open = lanes.open - lane_tally.images
+        FROM lane_tally JOIN lane_lock ON lane_lock.id = lane_tally.lane_id WHERE lanes.id = lane_tally.lane_id)
+"""
+
+INSERT_JOB = text("""
+    WITH lane AS (
+        INSERT INTO lanes (tenant_id, tier, model, compatibility, open)
+        VALUES (:tenant, cast(:tier AS tier), :model, :compatibility, :count)
+        ON CONFLICT (tenant_id, tier, compatibility) DO UPDATE SET open = lanes.open + excluded.open
+        RETURNING id),
+    job AS (
+        INSERT INTO jobs (id, tenant_id, parent_id, tier, recipe, warnings, count, open, request_id)
+        VALUES (:job, :tenant, :parent, cast(:tier AS tier), cast(:recipe AS jsonb), cast(:warnings AS text[]),
+                :count, :count, :request)
+        RETURNING id)
+    INSERT INTO images (id, job_id, lane_id, index)
+    SELECT image.id, job.id, lane.id, image.position - 1
+    FROM job, lane, unnest(cast(:images AS uuid[])) WITH ORDINALITY AS image(id, position)
+""")
+
+TAKE_KEY = text("""
+    INSERT INTO idempotency_keys AS old (tenant_id, route, key, fingerprint, job_id)
+    VALUES (:tenant, :route, :key, :fingerprint, :job)
+    ON CONFLICT (tenant_id, route, key) DO UPDATE
+        SET fingerprint = excluded.fingerprint, job_id = excluded.job_id, created_at = now()
+        WHERE old.created_at < now() - make_interval(hours => :hours)
+    RETURNING job_id
+""")
+
+READ_KEY = text("""
+    SELECT fingerprint, job_id FROM idempotency_keys WHERE tenant_id = :tenant AND route = :route AND key = :key
+""")
+
+FORGET_KEYS = text("DELETE FROM idempotency_keys WHERE created_at < now() - make_interval(hours => :hours)")
+
+LOCK_JOB = text("""
+    SELECT state, tier, recipe, warnings, finished_at FROM jobs
+    WHERE id = :job AND (tenant_id = :tenant OR cast(:tenant AS uuid) IS NULL) FOR NO KEY UPDATE
+""")
+
+LOCK_JOBS_OF_IMAGES = text("""
+    SELECT id FROM jobs WHERE id = ANY(ARRAY(SELECT job_id FROM images WHERE id = ANY(:images)))
+    ORDER BY id FOR NO KEY UPDATE
+""")
+
+CANCEL = text("""
+    WITH job AS (
+        UPDATE jobs SET state = 'cancelled', open = 0, finished_at = now()
+        WHERE id = :job AND state IN ('queued', 'running') RETURNING id),
+    ended AS (
+        UPDATE images SET state = 'cancelled', finished_at = now(), not_before = NULL FROM job
+        WHERE images.job_id = job.id AND images.state IN ('queued', 'running') RETURNING images.lane_id),
+    lowered AS (
+        UPDATE lanes SET open = lanes.open - tally.images
+        FROM (SELECT lane_id, count(*) AS images FROM ended GROUP BY lane_id) AS tally WHERE lanes.id = tally.lane_id)
+    SELECT id FROM job
+""")

@@ -1,0 +1,132 @@
+"""What travels through Redis: Celery messages that wake workers, and passing news. Losing any of it costs time only.
+
+Knows no table: whether a message leads to work is decided by Postgres when the worker claims. Nothing here raises when
+Redis is away; it says False, and the sweep sends again.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+from uuid import UUID
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+from redis import Redis
+from redis.exceptions import RedisError
+
+from common.config import Settings
+from common.telemetry import tell
+
+CONTROL_QUEUE = "control"
+ENDED_CHANNEL = "huafang:ended"  # ids of jobs that ended
+UNWANTED_CHANNEL = "huafang:cancelled"  # ids of jobs that were cancelled
+MESSAGE_EXPIRES_S = 300
+QUIET_S = 2.0  # after a failure Redis is left alone for that long, so that a submission never waits twice
+PROGRESS_EXPIRES_S = 120
+
+
+def render_queue(model: str) -> str:
+    """The queue of the workers that serve a model."""
+    return f"render.{model}"
+
+
+def celery_app(settings: Settings, *, socket_timeout: float = 10) -> Celery:
+    """The Celery application, for producers and workers alike. JSON only, no results, no remote control."""
+    app = Celery("huafang", broker=settings.redis_url.get_secret_value(), set_as_current=False)
+    app.conf.update(
+        accept_content=["json"],
+        task_serializer="json",
+        task_ignore_result=True,
+        task_acks_late=False,
+        task_store_errors_even_if_ignored=False,
+        worker_disable_prefetch=True,
+        worker_prefetch_multiplier=1,
+        worker_enable_remote_control=False,
+        worker_send_task_events=False,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "socket_timeout": socket_timeout,
+            "socket_connect_timeout": min(3, socket_timeout),
+            "socket_keepalive": True,
+            "health_check_interval": 5,
+            "visibility_timeout": 600,
+        },
+        timezone="UTC",
+    )
+    return app
+
+
+class Messages:
+    """The sending side, for the API and the workers. Safe to share between threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._app = celery_app(settings, socket_timeout=0.5)
+        self._redis = Redis.from_url(
+            settings.redis_url.get_secret_value(), socket_timeout=0.5, socket_connect_timeout=0.5, decode_responses=True
+        )
+        self._quiet_until = 0.0
+
+    def wake(self, model: str, *, job_id: UUID | None = None, tier: str | None = None) -> bool:
+        """Wake a worker that serves this model. The message names the job that was the occasion, if one was."""
+        return self._try(
+            lambda: self._app.send_task(
+                "render",
+                kwargs={"model": model, "job": str(job_id) if job_id else None, "tier": tier},
+                task_id=str(job_id) if job_id else None,
+                queue=render_queue(model),
+                expires=MESSAGE_EXPIRES_S,
+                retry=False,
+                ignore_result=True,
+            )
+        )
+
+    def announce_ended(self, job_ids: Iterable[UUID]) -> bool:
+        """Tell those who wait that these jobs have ended."""
+        return self._publish(ENDED_CHANNEL, job_ids)
+
+    def announce_cancelled(self, job_id: UUID) -> bool:
+        """Tell those who wait, and those who render, that this job was cancelled."""
+        return self._publish(UNWANTED_CHANNEL, [job_id]) and self._publish(ENDED_CHANNEL, [job_id])
+
+    def report_progress(self, job_ids: Iterable[UUID], step: int, steps: int) -> bool:
+        """Remember, for a while, which denoising step these jobs have come to."""
+
+        def send() -> None:
+            pipeline = self._redis.pipeline(transaction=False)
+            for job_id in job_ids:
+                pipeline.set(f"huafang:progress:{job_id}", f"{step}/{steps}", ex=PROGRESS_EXPIRES_S)
+            pipeline.execute()
+
+        return self._try(send)
+
+    def progress(self, job_ids: Sequence[UUID]) -> dict[UUID, tuple[int, int]]:
+        """(step, steps) of those jobs whose progress is known."""
+        found: list[Any] = []
+        if job_ids:
+            self._try(lambda: found.extend(self._redis.mget([f"huafang:progress:{job_id}" for job_id in job_ids])))
+        steps = (value.split("/") if value else None for value in found)
+        return {job: (int(step[0]), int(step[1])) for job, step in zip(job_ids, steps, strict=False) if step}
+
+    def eviction_policy(self) -> str | None:
+        """Redis' maxmemory-policy: anything but `noeviction` loses messages silently. None while Redis is away."""
+        policy: list[str] = []
+        self._try(lambda: policy.append(str(self._redis.info("memory").get("maxmemory_policy"))))
+        return policy[0] if policy else None
+
+    def _publish(self, channel: str, job_ids: Iterable[UUID]) -> bool:
+        ids = " ".join(str(job_id) for job_id in job_ids)
+        return not ids or self._try(lambda: self._redis.publish(channel, ids))
+
+    def _try(self, send: Callable[[], object]) -> bool:
+        if time.monotonic() < self._quiet_until:
+            return False
+        try:
+            send()
+        except (RedisError, OperationalError, OSError) as error:
+            self._quiet_until = time.monotonic() + QUIET_S
+            tell("redis_away", reason=type(error).__name__)
+            return False
+        return True

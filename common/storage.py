@@ -1,0 +1,104 @@
+"""The image store: bytes in, bytes out, links, and where an image lies. Speaks S3; knows no job and no state."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, TypeVar
+from uuid import UUID
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from common.config import Settings
+from common.errors import NotFound, Unavailable
+
+MEDIA_TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
+LINK_S = 900  # how long a presigned link is good for
+
+T = TypeVar("T")
+
+
+def image_key(job_id: UUID, index: int, lease_id: UUID, image_format: str) -> str:
+    """Where a lease stores an image. The lease is part of it, so no worker can overwrite another's bytes."""
+    return f"images/{job_id}/{index}-{lease_id}.{image_format}"
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+class Storage:
+    """One bucket of an S3-compatible store. Safe to share between threads.
+
+    Every method raises Unavailable while the store is away, answers with a server error, or refuses the credentials.
+    """
+
+    def __init__(self, settings: Settings, *, connections: int = 10, attempts: int = 2) -> None:
+        self.bucket = settings.s3_bucket
+        self._client = _client(settings, settings.s3_endpoint_url, connections, attempts)
+        public_url = settings.s3_public_url or settings.s3_endpoint_url
+        self._signer = _client(settings, public_url, 1, attempts)
+
+    def put(self, key: str, data: bytes, media_type: str) -> None:
+        self._do(lambda: self._client.put_object(Bucket=self.bucket, Key=key, Body=data, ContentType=media_type))
+
+    def get(self, key: str) -> bytes:
+        """The bytes under a key. Raises NotFound when there are none."""
+        return bytes(self._do(lambda: self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read()))
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete what is there under these keys; what is not there is no error."""
+        for key in keys:
+            self._do(partial(self._client.delete_object, Bucket=self.bucket, Key=key))
+
+    def link(self, key: str, *, seconds: int = LINK_S) -> str:
+        """A link to the bytes that anyone can follow for a while. Asks nobody: the key need not exist."""
+        return str(
+            self._signer.generate_presigned_url(
+                "get_object", Params={"Bucket": self.bucket, "Key": key}, ExpiresIn=seconds
+            )
+        )
+
+    def check(self) -> None:
+        """Raise unless the bucket can be reached with these credentials."""
+        self._do(lambda: self._client.head_bucket(Bucket=self.bucket))
+
+    def ensure_bucket(self) -> None:
+        """Make the bucket if it is not there."""
+        try:
+            self.check()
+        except NotFound:
+            self._do(lambda: self._client.create_bucket(Bucket=self.bucket))
+
+    def _do(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except ClientError as error:
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            if status == 404:
+                raise NotFound("The image store has nothing under this key.") from error
+            if status == 403:
+                raise Unavailable("The image store refuses these credentials; check HUAFANG_S3_ACCESS_KEY.") from error
+            raise Unavailable(f"The image store answered with an error ({status}).") from error
+        except (BotoCoreError, OSError) as error:
+            raise Unavailable("The image store is away; try again shortly.") from error
+
+
+def _client(settings: Settings, endpoint: str | None, connections: int, attempts: int) -> Any:
+    return boto3.client(
+        "s3",
+        endpoint_url=endpoint,
+        region_name=settings.s3_region,
+        aws_access_key_id=settings.s3_access_key,
+        aws_secret_access_key=settings.s3_secret_key.get_secret_value() if settings.s3_secret_key else None,
+        config=Config(
+            signature_version="s3v4",
+            s3={"addressing_style": "path"} if endpoint else {},
+            retries={"mode": "standard", "total_max_attempts": attempts},
+            connect_timeout=3,
+            read_timeout=20,
+            max_pool_connections=connections,
+            tcp_keepalive=True,
+        ),
+    )

@@ -1,0 +1,64 @@
+"""Logs: code says what happened, this file phrases it. One event, one line of `key=value`, one clear sentence.
+
+`tell("image_stored", image=…)` needs `image_stored` below; a test holds the two together. Metrics that the API shows are
+read from the database when they are asked for (`api/routes/health.py`), so they survive every restart.
+"""
+
+import logging
+import sys
+from typing import Any
+
+logger = logging.getLogger("huafang")
+
+EVENTS: dict[str, tuple[int, str]] = {
+    # the API
+    "api_started": (logging.INFO, "The API listens."),
+    "job_submitted": (logging.INFO, "A job was submitted."),
+    "job_cancelled": (logging.INFO, "A job was cancelled."),
+    "request_failed": (logging.ERROR, "A request failed for a reason that nobody foresaw."),
+    "request_unavailable": (logging.WARNING, "A request was answered with 503: a service of the farm is away."),
+    # services
+    "redis_away": (logging.WARNING, "Redis does not answer; the sweep will send again what was not sent."),
+    "database_away": (logging.WARNING, "Postgres does not answer; trying again."),
+    "storage_away": (logging.WARNING, "The image store does not answer; pictures wait in memory until it is back."),
+    "storage_back": (logging.INFO, "The image store is back."),
+    # render workers
+    "worker_started": (logging.INFO, "A render worker started."),
+    "worker_drains": (logging.INFO, "This worker finishes what it holds and claims nothing more."),
+    "worker_stopped": (logging.INFO, "This worker has stopped."),
+    "model_loaded": (logging.INFO, "A model is resident."),
+    "model_refused": (logging.ERROR, "This worker will not serve a model."),
+    "microbatch_claimed": (logging.DEBUG, "A microbatch was claimed."),
+    "microbatch_published": (logging.INFO, "A microbatch was published."),
+    "microbatch_released": (logging.INFO, "A microbatch was given back."),
+    "lease_lost": (logging.WARNING, "A lease was lost; its pictures are dropped."),
+    "image_failed": (logging.WARNING, "An image failed."),
+    # control workers
+    "control_started": (logging.INFO, "A control worker started."),
+    "leases_rescued": (logging.WARNING, "Leases of lost workers were taken back."),
+    "workers_pruned": (logging.WARNING, "Workers were not heard of any more."),
+    "models_woken": (logging.INFO, "Work waits beside idle workers; they were woken."),
+    "sweep_failed": (logging.ERROR, "The sweep failed; it tries again."),
+}
+
+
+def set_up(level: str = "INFO") -> None:
+    """Write log lines to stderr. For the start of a process."""
+    logging.basicConfig(
+        stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True
+    )
+    for noisy in ("botocore", "boto3", "urllib3", "httpx", "celery.worker.strategy", "celery.app.trace"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def tell(event: str, *, exc_info: bool = False, **facts: Any) -> None:
+    """Log an event with its facts."""
+    level, sentence = EVENTS[event]
+    if logger.isEnabledFor(level):
+        said = " ".join(f"{key}={_quote(value)}" for key, value in facts.items() if value is not None)
+        logger.log(level, "%s %s %s", event, said, sentence, exc_info=exc_info)
+
+
+def _quote(value: Any) -> str:
+    shown = f"{value:.3f}" if isinstance(value, float) else str(value)
+    return repr(shown) if any(c.isspace() or not c.isprintable() for c in shown) else shown
