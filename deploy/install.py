@@ -1,0 +1,269 @@
+"""The long way of ./huafang: makes .venv and installs the package into it, with uv, under constraints.txt.
+
+    lock -> get uv -> make .venv -> install -> stamp
+
+The stamp is written last, so whatever stops it half-way is done again at the next start. Standard library only, and
+neither `venv` nor `ensurepip` is needed: uv makes the venv. uv finds packages as the machine's pip would, since that is
+what its owner has set up; this file is the only one that knows how. Knows nothing of the farm.
+"""
+
+import ast
+import base64
+import fcntl
+import hashlib
+import html
+import json
+import os
+import platform
+import re
+import shutil
+import ssl
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.parse
+import urllib.request
+import zipfile
+from pathlib import Path
+
+UV = "0.13.9"
+EXTRAS = {"run": "worker,local", "dev": "worker,local,dev"}
+HOME = Path(__file__).resolve().parent.parent
+VENV = HOME / ".venv"
+LOG = HOME / ".venv.log"
+
+# pip's setting -> uv's variable, and what stands between several values there.
+PIP_TO_UV = {
+    "index-url": ("UV_DEFAULT_INDEX", " "),
+    "extra-index-url": ("UV_INDEX", " "),
+    "find-links": ("UV_FIND_LINKS", ","),
+    "trusted-host": ("UV_INSECURE_HOST", " "),
+    "cert": ("SSL_CERT_FILE", " "),
+}
+
+NETWORK = re.compile(
+    r"error sending request|dns error|failed to lookup|name resolution|Connection refused|Connection reset|timed out"
+    r"|Network is unreachable|NewConnectionError|Tunnel connection failed|urlopen error|Failed to fetch",
+    re.IGNORECASE,
+)
+DISK_FULL = re.compile(
+    r"No space left|Disk quota exceeded|File too large|\bos error (27|28|122)\b|Errno (27|28|122)\b", re.IGNORECASE
+)
+
+
+class Stop(Exception):
+    """Installing cannot go on; the text is the sentence for the person who waits."""
+
+
+def main(need: str, wanted: str) -> None:
+    with open(HOME / ".venv.lock", "w") as lock:
+        take(lock)
+        if installed(need, wanted):
+            return
+        forget()
+        LOG.write_text("")
+        with tempfile.TemporaryDirectory() as folder:
+            pip = find_pip(Path(folder))
+            configure_uv(pip)
+            if not usable():
+                shutil.rmtree(VENV, ignore_errors=True)
+            uv = VENV / "bin" / "uv"
+            if not runs([str(uv), "--version"], says=f"uv {UV}"):
+                get_uv(pip, Path(folder), uv)
+        if not usable():
+            call([str(uv), "venv", "--allow-existing", "--no-project", "--python", sys.executable, str(VENV)])
+        install(uv, EXTRAS[need])
+        remember(need, wanted)
+
+
+def take(lock) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        say("another start is installing here: waiting for it.")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+# --- what is installed
+
+
+def stamps(need: str) -> list[Path]:
+    return [VENV / f"installed-{name}" for name in (["run", "dev"] if need == "dev" else ["run"])]
+
+
+def installed(need: str, wanted: str) -> bool:
+    chosen = os.environ.get("HUAFANG_PYTHON")
+    by = VENV / "installed-by"
+    return (
+        usable()
+        and all(stamp.is_file() and stamp.read_text() == wanted for stamp in stamps(need))
+        and (not chosen or by.read_text() == chosen)
+    )
+
+
+def forget() -> None:
+    for stamp in stamps("dev"):
+        stamp.unlink(missing_ok=True)
+
+
+def remember(need: str, wanted: str) -> None:
+    (VENV / "installed-by").write_text(os.environ.get("HUAFANG_PYTHON", ""))
+    for stamp in stamps(need):
+        stamp.write_text(wanted)
+
+
+def usable() -> bool:
+    """The venv's Python runs and is the version that was chosen."""
+    version = platform.python_version()
+    return (VENV / "pyvenv.cfg").is_file() and runs(
+        [str(VENV / "bin" / "python"), "--version"], says=f"Python {version}"
+    )
+
+
+# --- pip's settings, and uv
+
+
+def find_pip(folder: Path) -> list[str] | None:
+    """This Python's own pip, or one that ensurepip unpacks for us; a Debian without python3-venv may have neither."""
+    if runs([sys.executable, "-m", "pip", "--version"]):
+        return [sys.executable, "-m", "pip"]
+    made = subprocess.run([sys.executable, "-m", "venv", str(folder / "pip")], capture_output=True)
+    return [str(folder / "pip" / "bin" / "python"), "-m", "pip"] if made.returncode == 0 else None
+
+
+def configure_uv(pip: list[str] | None) -> None:
+    listed = subprocess.run([*pip, "config", "list"], capture_output=True, text=True).stdout if pip else ""
+    found = dict(re.findall(r"^(?:global|install)\.([\w-]+)=(.+)$", listed, re.MULTILINE))
+    for name, (variable, between) in PIP_TO_UV.items():
+        value = os.environ.get("PIP_" + name.upper().replace("-", "_")) or ast.literal_eval(found.get(name, "''"))
+        if value and variable not in os.environ:
+            os.environ[variable] = between.join(value.split())
+    # pip takes the best version of all indexes; uv would stop at the first that knows the name.
+    os.environ.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
+
+
+def get_uv(pip: list[str] | None, folder: Path, uv: Path) -> None:
+    if pip:
+        options = ["--quiet", "--no-deps", "--only-binary=:all:", "--retries=1"]
+        call([*pip, "download", *options, f"--dest={folder}", f"uv=={UV}"])
+        wheel = next(folder.glob("uv-*.whl"))
+    elif index := os.environ.get("UV_DEFAULT_INDEX"):
+        wheel = fetch_wheel(index, folder)
+    else:
+        raise Stop("this Python has neither pip nor venv: install python3-venv, or name an index in PIP_INDEX_URL.")
+    with zipfile.ZipFile(wheel) as files:
+        uv.parent.mkdir(parents=True, exist_ok=True)
+        uv.write_bytes(files.read(f"uv-{UV}.data/scripts/uv"))
+    uv.chmod(0o755)
+
+
+def fetch_wheel(index: str, folder: Path) -> Path:
+    """uv's wheel for this machine from a package index, by the Simple Repository API, JSON or HTML."""
+    page, kind, text = read(f"{index.rstrip('/')}/uv/")
+    if "json" in kind:
+        files = [(file["url"], file["hashes"].get("sha256", "")) for file in json.loads(text)["files"]]
+    else:
+        hrefs = map(html.unescape, re.findall(r'href="([^"]+)"', text.decode()))
+        files = [
+            (url, fragment.removeprefix("sha256=")) for url, _, fragment in (href.partition("#") for href in hrefs)
+        ]
+    system = "macosx" if sys.platform == "darwin" else "manylinux" if platform.libc_ver()[0] == "glibc" else "musllinux"
+    name = re.compile(rf"uv-{re.escape(UV)}-py3-none-{system}_\w+_{platform.machine()}(\.\w+)?\.whl$")
+    for url, sha256 in files:
+        if name.search(url):
+            content = read(urllib.parse.urljoin(page, url))[2]
+            if hashlib.sha256(content).hexdigest() != sha256:
+                raise Stop("the package index sent a damaged uv: its sha256 is not the one announced.")
+            wheel = folder / "uv.whl"
+            wheel.write_bytes(content)
+            return wheel
+    raise Stop(f"the package index has no uv {UV} for this machine ({platform.system()} {platform.machine()}).")
+
+
+def read(url: str) -> tuple[str, str, bytes]:
+    parts = urllib.parse.urlsplit(url)
+    request = urllib.request.Request(parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl())
+    request.add_header("Accept", "application/vnd.pypi.simple.v1+json, text/html;q=0.5")
+    if parts.username:
+        login = f"{urllib.parse.unquote(parts.username)}:{urllib.parse.unquote(parts.password or '')}"
+        request.add_header("Authorization", "Basic " + base64.b64encode(login.encode()).decode())
+    with urllib.request.urlopen(request, timeout=60, context=ssl.create_default_context()) as answer:
+        return answer.url, answer.headers.get("Content-Type", ""), answer.read()
+
+
+# --- installing
+
+
+def install(uv: Path, extras: str) -> None:
+    command = [str(uv), "pip", "install", "--python", str(VENV / "bin" / "python"), "--constraints", "constraints.txt"]
+    target = ["--editable", f".[{extras}]"]
+    gpu = bool(shutil.which("nvidia-smi")) or Path("/proc/driver/nvidia/version").exists()
+    new = not any(VENV.glob("lib/python*/site-packages/torch"))
+    cpu_wheel_here = not gpu and runs([*command, "--dry-run", "--no-deps", "--no-index", "torch"])
+    backend = [] if cpu_wheel_here else ["--torch-backend=auto"]
+    if new:
+        size = "3 GB (PyTorch with CUDA)" if gpu else "500 MB (PyTorch for the CPU)"
+        say(f"installing into {VENV}, once: about {size} to download.")
+    try:
+        call([*command, *backend, *target])
+    except Stop:
+        # PyTorch's own index is out of reach, the package index is not: there lies the build with CUDA.
+        if not backend or "download.pytorch.org" not in LOG.read_text():
+            raise
+        say("PyTorch's own index is out of reach: taking the build of the package index instead, about 3 GB.")
+        call([*command, *target])
+
+
+def runs(command: list[str], says: str = "") -> bool:
+    try:
+        done = subprocess.run(command, cwd=HOME, capture_output=True, text=True)
+    except OSError:
+        return False
+    return done.returncode == 0 and done.stdout.startswith(says)
+
+
+def call(command: list[str]) -> None:
+    """Runs it with all it says in the log; what a person wants to see of a long one goes to stderr too."""
+    with (
+        LOG.open("a") as log,
+        subprocess.Popen(
+            command, cwd=HOME, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as child,
+    ):
+        log.write(f"$ {' '.join(command)}\n")
+        start = log.tell()
+        assert child.stdout
+        for line in child.stdout:
+            log.write(line)
+            if re.match(r"(Resolved|Prepared|Installed|Downloading|Building) ", line):
+                print("  " + line.rstrip(), file=sys.stderr, flush=True)
+    if child.returncode:
+        raise Stop(explain(LOG.read_text()[start:]))
+
+
+def explain(said: str) -> str:
+    if DISK_FULL.search(said):
+        return (
+            f"the disk is full ({shutil.disk_usage(HOME).free >> 20} MB free at {HOME}): make room, then start again."
+        )
+    if NETWORK.search(said):
+        return f"the package index cannot be reached: check the network, then start again ({LOG} has the details)."
+    return f"installing failed: {LOG} says why."
+
+
+def say(text: str) -> None:
+    print(f"huafang: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except Stop as stop:
+        say(str(stop))
+        sys.exit(1)
+    except OSError as error:
+        say(explain(str(error)) if DISK_FULL.search(str(error)) or NETWORK.search(str(error)) else f"{error}.")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
