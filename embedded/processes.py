@@ -1,0 +1,137 @@
+"""Programs of a farm on this machine: their command lines, and which of them are alive.
+
+A program runs on a leash (`embedded.leash`): it holds a lock file for as long as it or a child of it lives, so "is it
+alive?" and "what is left over?" have exact answers, whatever was killed and whatever process number was used again.
+Knows neither the servers nor the supervisor.
+"""
+
+import fcntl
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from common.errors import Error, Unavailable
+
+SIGNALS = {"TERM": signal.SIGTERM, "INT": signal.SIGINT, "KILL": signal.SIGKILL}
+
+
+@dataclass(frozen=True)
+class Program:
+    name: str
+    command: tuple[str, ...]
+    environment: dict[str, str] = field(default_factory=dict)
+    stop_signal: str = "TERM"
+    stop_s: int = 15  # after that it is killed
+
+
+def leash(name: str) -> list[str]:
+    """The command that runs a written program; to be started in the farm's home."""
+    return [sys.executable, "-P", "-m", "embedded.leash", name]
+
+
+def write_programs(home: Path, programs: list[Program]) -> None:
+    write_private(home / "run" / "programs.json", json.dumps({program.name: asdict(program) for program in programs}))
+
+
+def read_programs(home: Path) -> dict[str, Program]:
+    try:
+        written = json.loads((home / "run" / "programs.json").read_text())
+    except FileNotFoundError:
+        return {}
+    return {name: Program(**{**values, "command": tuple(values["command"])}) for name, values in written.items()}
+
+
+def lock_file(home: Path, name: str) -> Path:
+    return home / "run" / f"{name}.lock"
+
+
+def is_alive(home: Path, name: str) -> bool:
+    """Whether the program, or a child that it left, still runs."""
+    try:
+        os.close(take_lock(lock_file(home, name)))
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def take_lock(path: Path, wait_s: float = 0) -> int:
+    """A descriptor that holds the lock. Raises BlockingIOError when another process keeps it for longer than that."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                os.close(descriptor)
+                raise
+            time.sleep(0.02)
+
+
+@contextmanager
+def only_one(path: Path, wait_s: float, otherwise: str) -> Iterator[None]:
+    try:
+        descriptor = take_lock(path, wait_s)
+    except BlockingIOError:
+        raise Unavailable(otherwise) from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def stop_left_over(home: Path) -> None:
+    """End what a killed supervisor left: all get their signal at once, the last one standing is killed."""
+    programs = {name: program for name, program in read_programs(home).items() if is_alive(home, name)}
+    for name, program in programs.items():
+        send(home, name, program.stop_signal)
+    for name, program in programs.items():
+        if not wait_gone(home, name, program.stop_s):
+            send(home, name, "KILL")
+            if not wait_gone(home, name, 10):
+                raise Error(f"{name} of the farm in {home} does not end, not even when killed.")
+
+
+def send(home: Path, name: str, stop_signal: str) -> None:
+    """Signal the program; a killing signal goes to its whole process group."""
+    with suppress(ProcessLookupError, ValueError):
+        number = int(lock_file(home, name).read_text())
+        (os.killpg if stop_signal == "KILL" else os.kill)(number, SIGNALS[stop_signal])
+
+
+def wait_gone(home: Path, name: str, seconds: float) -> bool:
+    return wait_until(lambda: not is_alive(home, name), seconds)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.03)
+    return True
+
+
+def private_folder(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return path
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner reads; a crash leaves the old one or the new one, whole."""
+    draft = path.with_name(path.name + ".new")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
