@@ -52,11 +52,12 @@ tenants = Table(
     metadata,
     Column("id", Uuid, primary_key=True),
     Column("name", Text, nullable=False, unique=True),
-    Column("weight", Float, CheckConstraint("weight > 0", name="weight"), nullable=False, server_default="1"),
+    Column("weight", Float, nullable=False, server_default="1"),
     # Virtual time of fair sharing: where the tenant's last microbatch began, and where its next one would begin.
     Column("served_from", Float, nullable=False, server_default="0"),
     Column("served", Float, nullable=False, server_default="0"),
     Column("created_at", Moment, nullable=False, server_default=func.now()),
+    CheckConstraint("weight > 0", name="weight"),
 )
 
 api_keys = Table(
@@ -79,7 +80,8 @@ lanes = Table(
     Column("tier", tier_enum, nullable=False),
     Column("model", Text, nullable=False),
     Column("compatibility", Text, nullable=False),
-    Column("open", BigInteger, CheckConstraint("open >= 0", name="open"), nullable=False),  # images not ended
+    Column("open", BigInteger, nullable=False),  # images that have not ended
+    CheckConstraint("open >= 0", name="open"),
     UniqueConstraint("tenant_id", "tier", "compatibility"),
     Index("lanes_open_idx", "model", postgresql_where=text("open > 0")),
 )
@@ -95,7 +97,7 @@ jobs = Table(
     Column("recipe", JSONB, nullable=False),
     Column("model", Text, Computed("recipe ->> 'model'", persisted=True), nullable=False),
     Column("warnings", ARRAY(Text), nullable=False, server_default="{}"),
-    Column("count", Integer, CheckConstraint("count > 0", name="count"), nullable=False),
+    Column("count", Integer, nullable=False),
     Column("open", Integer, nullable=False),  # images that have not ended
     Column("failed", Integer, nullable=False, server_default="0"),
     Column("error_code", Text),
@@ -104,6 +106,7 @@ jobs = Table(
     Column("created_at", Moment, nullable=False, server_default=func.now()),
     Column("started_at", Moment),
     Column("finished_at", Moment),
+    CheckConstraint("count > 0", name="count"),
     CheckConstraint("open BETWEEN 0 AND count", name="open"),
     CheckConstraint("(finished_at IS NOT NULL) = (state IN ('succeeded', 'failed', 'cancelled'))", name="finished"),
     CheckConstraint("(open = 0) = (state IN ('succeeded', 'failed', 'cancelled'))", name="settled"),

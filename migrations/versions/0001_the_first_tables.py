@@ -53,6 +53,7 @@ def upgrade() -> None:
         sa.Column("served_from", sa.Float(), server_default="0", nullable=False),
         sa.Column("served", sa.Float(), server_default="0", nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.CheckConstraint("weight > 0", name=op.f("tenants_weight_check")),
         sa.PrimaryKeyConstraint("id", name=op.f("tenants_pkey")),
         sa.UniqueConstraint("name", name=op.f("tenants_name_key")),
     )
@@ -137,6 +138,7 @@ def upgrade() -> None:
         sa.CheckConstraint(
             "(open = 0) = (state IN ('succeeded', 'failed', 'cancelled'))", name=op.f("jobs_settled_check")
         ),
+        sa.CheckConstraint("count > 0", name=op.f("jobs_count_check")),
         sa.CheckConstraint("open BETWEEN 0 AND count", name=op.f("jobs_open_check")),
         sa.ForeignKeyConstraint(["parent_id"], ["jobs.id"], name=op.f("jobs_parent_id_fkey")),
         sa.ForeignKeyConstraint(["tenant_id"], ["tenants.id"], name=op.f("jobs_tenant_id_fkey")),
@@ -159,6 +161,7 @@ def upgrade() -> None:
         sa.Column("compatibility", sa.Text(), nullable=False),
         sa.Column("open", sa.BigInteger(), nullable=False),
         sa.ForeignKeyConstraint(["tenant_id"], ["tenants.id"], name=op.f("lanes_tenant_id_fkey")),
+        sa.CheckConstraint("open >= 0", name=op.f("lanes_open_check")),
         sa.PrimaryKeyConstraint("id", name=op.f("lanes_pkey")),
         sa.UniqueConstraint("tenant_id", "tier", "compatibility", name=op.f("lanes_tenant_id_tier_compatibility_key")),
     )

@@ -1,0 +1,118 @@
+"""What the tests of the domain tell their stories with: tenants, jobs and leases of one database, in few words."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Engine, Row, text
+
+from common import claims, jobs, tenants
+from common.catalog import read
+from common.claims import Image, Microbatch, Offer, Outcome, Published, Rescued
+from common.db import new_id, transaction
+from common.recipe import Draft, Recipe, resolve
+from common.states import ImageState, Tier
+from common.storage import image_key, sha256
+
+CATALOG = read(Path(__file__).parents[1] / "models" / "catalog.toml")
+
+
+class Story:
+    def __init__(self, database: Engine) -> None:
+        self.database = database
+        self.worker_id = new_id()
+
+    def recipe(self, **fields: Any) -> Recipe:
+        draft = Draft(**{"prompt": "红色的圆形", "model": "mini-zh", "steps": 2, **fields})
+        return resolve(draft, CATALOG, "mini-zh", root_seed=1)
+
+    def tenant(self, name: str = "somebody", weight: float | None = None) -> UUID:
+        with transaction(self.database) as connection:
+            tenant = tenants.ensure_tenant(connection, name)
+            if weight:
+                connection.execute(text("UPDATE tenants SET weight = :w WHERE id = :t"), {"w": weight, "t": tenant})
+        return tenant
+
+    def submit(self, tenant: str = "somebody", tier: Tier = Tier.STANDARD, **fields: Any) -> UUID:
+        tenant_id = self.tenant(tenant)
+        with transaction(self.database) as connection:
+            return jobs.submit(connection, tenant_id, self.recipe(**fields), tier=tier).id
+
+    def claim(
+        self,
+        capacity: int = 8,
+        capacities: Mapping[str, int] | None = None,
+        lease_s: float = 60,
+        **offer: Any,
+    ) -> Microbatch | None:
+        with transaction(self.database) as connection:
+            wanted = capacities or {"mini-zh": capacity}
+            return claims.claim(connection, Offer(self.worker_id, wanted, **offer), new_id(), lease_s)
+
+    def start(self, microbatch: Microbatch) -> frozenset[UUID]:
+        with transaction(self.database) as connection:
+            return claims.start(connection, microbatch)
+
+    def started(self, **claim: Any) -> Microbatch:
+        microbatch = self.claim(**claim)
+        assert microbatch is not None
+        self.start(microbatch)
+        return microbatch
+
+    def outcome(self, image: Image, lease_id: UUID | None = None) -> Outcome:
+        key = image_key(image.job_id, image.index, lease_id or new_id(), "png")
+        return Outcome(image.id, ImageState.STORED, key=key, sha256=sha256(b"x"), bytes=1, render_ms=1, store_ms=1)
+
+    def publish(self, microbatch: Microbatch, state: ImageState = ImageState.STORED, **error: Any) -> Published:
+        outcomes = [
+            self.outcome(image, microbatch.lease_id)
+            if state == ImageState.STORED
+            else Outcome(image.id, state, **error)
+            for image in microbatch.images
+        ]
+        with transaction(self.database) as connection:
+            return claims.publish(connection, microbatch.lease_id, outcomes)
+
+    def release(self, microbatch: Microbatch) -> None:
+        with transaction(self.database) as connection:
+            claims.release(connection, microbatch.lease_id)
+
+    def renew(self, microbatch: Microbatch) -> dict[UUID, frozenset[UUID]]:
+        with transaction(self.database) as connection:
+            return claims.renew(connection, [microbatch.lease_id], 60)
+
+    def rescue(self) -> Rescued:
+        with transaction(self.database) as connection:
+            return claims.rescue(connection, lease_s=0)
+
+    def skip_backoff(self) -> None:
+        with transaction(self.database) as connection:
+            connection.execute(text("UPDATE images SET not_before = now() WHERE not_before IS NOT NULL"))
+            claims.ready(connection)
+
+    def job(self, job_id: UUID) -> Row[Any]:
+        with self.database.connect() as connection:
+            return connection.execute(text("SELECT * FROM jobs WHERE id = :id"), {"id": job_id}).one()
+
+    def images(self, job_id: UUID) -> list[Row[Any]]:
+        with self.database.connect() as connection:
+            return list(
+                connection.execute(text("SELECT * FROM images WHERE job_id = :j ORDER BY index"), {"j": job_id})
+            )
+
+    def owner(self, microbatch: Microbatch) -> str:
+        """The tenant of a microbatch whose images have one."""
+        statement = text("SELECT tenants.name FROM tenants JOIN jobs ON tenant_id = tenants.id WHERE jobs.id = :id")
+        with self.database.connect() as connection:
+            return str(connection.execute(statement, {"id": microbatch.images[0].job_id}).scalar_one())
+
+    def lane_counts(self) -> dict[str, int]:
+        """What is open, by tier."""
+        with self.database.connect() as connection:
+            rows = connection.execute(text("SELECT tier, sum(open) FROM lanes GROUP BY tier")).all()
+        return {str(tier): int(total) for tier, total in rows}
+
+    def count(self, table: str) -> int:
+        with self.database.connect() as connection:
+            return int(connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one())
