@@ -1,6 +1,7 @@
-"""How many tokens a prompt has for a model, and what the model cannot read in it. Counts as the worker does, without torch.
+"""How many tokens a prompt has for a model, and what the model cannot read in it. Counts as the worker does.
 
-Knows no more of a model than its `tokenizer.json`; where that is not on this host it says nothing, and the worker checks.
+Knows no more of a model than its `tokenizer.json` (no torch); where that is not on this host it says nothing, and the
+worker checks.
 """
 
 from functools import lru_cache
@@ -40,14 +41,16 @@ def check(recipe: Recipe, model: Model) -> None:
         return
     counts = {field: counter.count(getattr(recipe, field)) for field in ("prompt", "negative_prompt")}
     wrong = tuple(
-        FieldError(field, too_long(count, model)) for field, count in counts.items() if count > model.token_limit
+        FieldError(field, too_long(count, model.name, model.token_limit))
+        for field, count in counts.items()
+        if count > model.token_limit
     )
     if wrong:
         raise PromptTooLong("; ".join(f"{e.field} {e.message}" for e in wrong) + ".", fields=wrong)
 
 
-def too_long(count: int, model: Model) -> str:
-    return f"has {count} tokens; {model.name} reads at most {model.token_limit}"
+def too_long(count: int, model: str, limit: int) -> str:
+    return f"has {count} tokens; {model} reads at most {limit}"
 
 
 def warnings(recipe: Recipe, model: Model) -> tuple[str, ...]:

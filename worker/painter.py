@@ -1,7 +1,7 @@
 """What a resident model is to the rest of the worker: a painter, given strokes, gives pictures.
 
-Two kinds paint: `worker.pipeline` with diffusers, `worker.stub` from the seed alone. Both pass the same conformance suite.
-Imports neither torch nor either of them until one is asked for, and knows nothing of jobs, leases or storage.
+Two kinds paint: `worker.pipeline` with diffusers, `worker.stub` from the seed alone; both pass one conformance suite.
+Imports neither of them (nor torch) until one is asked for, and knows nothing of jobs, leases or storage.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,8 +41,8 @@ class Painter(Protocol):
     def paint(self, strokes: Sequence[Stroke], on_step: OnStep) -> list[Picture | RenderFailed]:
         """One pipeline call: a picture, or why there is none, for each stroke in its place.
 
-        The recipes must share their `compatibility`. Calls `on_step(step, steps)` after every denoising step, from 1 up;
-        what that raises (Interrupted) leaves the painter usable. Raises OutOfMemory for all strokes together.
+        The recipes must share their `compatibility`. Calls `on_step(step, steps)` after every denoising step, from 1
+        up; what that raises (Interrupted) leaves the painter usable. Raises OutOfMemory for all strokes together.
         """
         ...
 
@@ -53,17 +53,17 @@ class Painter(Protocol):
 
 def load(model: Model, device: str, threads: int | None = None) -> Painter:
     """Make a model resident. Raises ModelRefused with one sentence that says why and what to do."""
-    return _kind(device).load(model, device, threads)  # type: ignore[no-any-return]
+    return _kind(device).load(model, device, threads)
 
 
 def describe(device: str, threads: int | None = None) -> dict[str, str | int | None]:
     """The class of a worker on this device: pictures of workers whose descriptions are equal can be compared."""
-    return _kind(device).describe(device, threads)  # type: ignore[no-any-return]
+    return _kind(device).describe(device, threads)
 
 
 def _kind(device: str) -> Any:
     if device.partition(":")[0] == "stub":
         from worker import stub as kind
     else:
-        from worker import pipeline as kind  # type: ignore[no-redef]  # imports torch
+        from worker import pipeline as kind  # imports torch
     return kind

@@ -1,7 +1,7 @@
-"""A painter without a model: a gradient and some noise from the prompt and the seed. Everything but the GPU works with it.
+"""A painter without a model: a gradient and noise from the prompt and the seed. All but the GPU can be tried with it.
 
-The device is `stub`, or `stub:SECONDS` for the time that one denoising step is to take. Needs no torch. A prompt can ask
-for trouble, so that a whole farm can be tried with it: see TROUBLE. Knows nothing of what a prompt means.
+The device is `stub`, or `stub:SECONDS` for the time that one denoising step is to take. Needs no torch. A prompt can
+ask for trouble: see TROUBLE. Knows nothing of what a prompt means.
 """
 
 import hashlib
@@ -67,11 +67,12 @@ class Stub:
 
 
 def _pattern(stroke: Stroke) -> NDArray[np.uint8]:
-    """From one colour of the prompt to another, diagonally, under the noise of the seed (4 bits: a PNG of honest size)."""
+    """From one colour of the prompt to another, diagonally, under 4 bits of noise (a PNG of honest size)."""
     recipe = stroke.recipe
     words = f"{recipe.prompt}\0{recipe.negative_prompt}".encode()
     first, second = np.frombuffer(hashlib.sha256(words).digest()[:6], np.uint8).reshape(2, 3).astype(np.float32) * 0.94
     way = np.add.outer(np.linspace(0, 0.5, recipe.height), np.linspace(0, 0.5, recipe.width)).astype(np.float32)
     noise = np.random.default_rng(stroke.seed).integers(0, 16, (recipe.height, recipe.width, 3), np.uint8)
-    colours: NDArray[np.uint8] = (first + way[..., None] * (second - first)).astype(np.uint8)
-    return colours + noise
+    pixels: NDArray[np.uint8] = (first + way[..., None] * (second - first)).astype(np.uint8)
+    pixels += noise
+    return pixels

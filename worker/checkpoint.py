@@ -1,0 +1,173 @@
+"""The files of a model: found in their folder or fetched from the hub, and looked over before torch sees any of them.
+
+Raises ModelRefused in one sentence whatever is wrong. Imports no torch and executes nothing that it reads; what can
+only be told from the loaded weights is checked by `worker.pipeline`.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from httpx2 import TransportError  # what huggingface_hub speaks HTTP with
+from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import SafetensorError, safe_open
+
+from common.catalog import Model
+from common.errors import ModelRefused
+
+PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
+CHECKER = ("feature_extractor", "safety_checker")
+WEIGHTED = ("safety_checker", "text_encoder", "unet", "vae")
+WEIGHTS = re.compile(r"(diffusion_pytorch_model|pytorch_model|model)(-\d+-of-\d+)?\.(safetensors|bin)")
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
+TEXTS = (".json", ".txt", ".model")
+UNREACHABLE = (TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError)
+
+
+def find(model: Model) -> tuple[Path, str | None]:
+    """The folder with the model's files, looked over, and the commit they are of. Fetches what is only on the hub."""
+    if model.folder:
+        folder, revision = model.folder, model.revision
+        if not folder.is_dir():
+            raise refused(model, f"there is no folder {folder}")
+    else:
+        folder, revision = _fetch(model)
+    look_over(model, folder)
+    return folder, revision
+
+
+def refused(model: Model, reason: str) -> ModelRefused:
+    return ModelRefused(f"The model {model.name} is refused: {reason}.")
+
+
+# Looking over
+
+
+def look_over(model: Model, folder: Path) -> None:
+    """Everything there, everything whole, and nothing that the catalogue's checksums do not know."""
+    _parts(model, folder)
+    if model.sha256:
+        _checksums(model, folder)
+    if not any((folder / "tokenizer" / name).is_file() for name in VOCABULARIES):
+        raise refused(model, "its folder tokenizer holds no vocabulary (neither tokenizer.json nor vocab.txt)")
+    for file in folder.glob("*/*.safetensors"):
+        _whole(model, file)
+
+
+def parts(model: Model) -> tuple[str, ...]:
+    return (*PARTS, *CHECKER) if model.safety_checker else PARTS
+
+
+def index(folder: Path) -> dict[str, list[str | None]]:
+    """`model_index.json`: the class of each part."""
+    return json.loads((folder / "model_index.json").read_text("utf-8"))
+
+
+def _parts(model: Model, folder: Path) -> None:
+    try:
+        classes = index(folder)
+    except (OSError, ValueError) as error:
+        raise refused(model, f"its model_index.json cannot be read ({error})") from error
+    missing = [part for part in parts(model) if not (folder / part).is_dir() or classes.get(part, [None])[0] is None]
+    if set(missing) & set(CHECKER):
+        raise refused(model, "it has no safety checker; the operator can do without by safety_checker = false")
+    if missing:
+        raise refused(model, f"its files have no {' and no '.join(missing)}")
+    for part in set(parts(model)) & set(WEIGHTED):
+        if not any(WEIGHTS.fullmatch(file.name) for file in (folder / part).iterdir()):
+            raise refused(model, f"its folder {part} holds no weights")
+
+
+def _checksums(model: Model, folder: Path) -> None:
+    for path, expected in model.sha256.items():
+        if not (folder / path).is_file():
+            raise refused(model, f"{path} is missing")
+        with (folder / path).open("rb") as content:
+            if hashlib.file_digest(content, "sha256").hexdigest() != expected:
+                raise refused(model, f"the sha256 of {path} is not the catalogue's")
+    for file in sorted(folder.glob("*/*")):
+        path = file.relative_to(folder).as_posix()
+        if path not in model.sha256 and (file.suffix in TEXTS or WEIGHTS.fullmatch(file.name)):
+            raise refused(model, f"the catalogue has checksums, but none of {path}")
+
+
+def _whole(model: Model, file: Path) -> None:
+    try:
+        with safe_open(file, framework="numpy"):
+            pass  # compares the header with the length of the file
+    except (SafetensorError, OSError) as error:
+        raise refused(model, f"{file.parent.name}/{file.name} is damaged or cut short ({error})") from error
+
+
+# Fetching
+
+
+def resolve_revision(model: Model) -> str:
+    """The commit that the model's revision (its main branch, if it names none) stands at on the hub now."""
+    with _in_one_sentence(model):
+        return _listing(model)[0]
+
+
+def _fetch(model: Model) -> tuple[Path, str | None]:
+    with _in_one_sentence(model):
+        revision = model.revision or "main"
+        try:
+            files = wanted(_listing(model)[1], parts(model))
+            folder = Path(snapshot_download(model.source, revision=revision, allow_patterns=files))
+        except UNREACHABLE:
+            fetched = try_to_load_from_cache(model.source, "model_index.json", revision=revision)
+            if not isinstance(fetched, str):
+                raise
+            folder = Path(fetched).parent  # what was fetched once serves while the hub is away
+        return folder, folder.name
+
+
+def _listing(model: Model) -> tuple[str, list[str]]:
+    """The commit and the names of its files."""
+    info = HfApi().model_info(model.source, revision=model.revision, timeout=30)
+    assert info.sha
+    return info.sha, [file.rfilename for file in info.siblings or ()]
+
+
+def wanted(files: Iterable[str], parts: Iterable[str]) -> list[str]:
+    """The files to fetch: of weights one kind only, safetensors where there are both."""
+    of_parts = [file for file in files if file.rpartition("/")[0] in set(parts)]
+    weights = [file for file in of_parts if WEIGHTS.fullmatch(file.rpartition("/")[2])]
+    safe = {file.rpartition("/")[0] for file in weights if file.endswith(".safetensors")}
+    chosen = [file for file in weights if file.endswith(".safetensors") or file.rpartition("/")[0] not in safe]
+    return sorted(["model_index.json", *chosen, *(file for file in of_parts if file.endswith(TEXTS))])
+
+
+@contextmanager
+def _in_one_sentence(model: Model) -> Iterator[None]:
+    page = f"https://huggingface.co/{model.source}"
+    try:
+        yield
+    except GatedRepoError as error:
+        raise refused(
+            model, f"the hub gives it only to who accepted its licence: accept it at {page} and set HF_TOKEN"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise refused(model, f"{page} has no revision {model.revision}") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise refused(model, f"{page} does not exist, or needs an HF_TOKEN that may read it") from error
+    except UNREACHABLE as error:
+        raise refused(
+            model, f"the hub cannot be reached to fetch {model.source}: go online, or set its source to a local folder"
+        ) from error
+    except HfHubHTTPError as error:
+        raise refused(model, f"the hub answered {error.response.status_code} for {page}: try again later") from error
+    except OSError as error:
+        raise refused(model, f"{model.source} could not be saved ({error})") from error
