@@ -12,7 +12,7 @@ HOME = Path(__file__).resolve().parent.parent
 CHECKS = (
     "ruff format --check --quiet .",
     "ruff check --quiet .",
-    "lint-imports --no-timing --quiet",
+    "lint-imports --no-logo",
     "mypy --no-error-summary",
 )
 
