@@ -1,7 +1,7 @@
 """Run one written program on a leash: `python -m embedded.leash NAME`, started in the farm's home.
 
-It takes the program's lock, which the program inherits and so holds while it lives; asks the kernel (on Linux) to stop
-the program when its parent dies, so that a killed supervisor or test run leaves nothing behind; and becomes the program.
+It takes the program's lock, which the program inherits and so holds while it lives; asks the kernel (on Linux) to
+stop the program when its parent dies, so that a killed supervisor or test run leaves nothing behind; and becomes it.
 """
 
 import ctypes

@@ -16,7 +16,7 @@ from common.errors import Invalid, Unavailable
 from embedded.processes import private_folder, write_private
 
 LOOPBACK = "127.0.0.1"
-ANYWHERE = "0.0.0.0"  # noqa: S104
+ANYWHERE = "0.0.0.0"
 DATABASE = USER = "huafang"
 S3_ACCOUNT = "farm:s3"
 SERVICES = ("postgres", "valkey", "s3", "api")

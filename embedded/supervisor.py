@@ -1,0 +1,186 @@
+"""Supervisord, kept small: its configuration, its start and stop, and what it says of its processes.
+
+It restarts what dies, rotates the logs and answers over a Unix socket in the farm's home. Knows programs by name only;
+each runs on its leash.
+"""
+
+import hashlib
+import http.client
+import os
+import socket
+import subprocess
+import sys
+import xmlrpc.client
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import Error, Unavailable
+from embedded.processes import (
+    Program,
+    is_alive,
+    leash,
+    lock_file,
+    private_folder,
+    send,
+    take_lock,
+    wait_gone,
+    wait_until,
+)
+
+NAME = "supervisord"
+LONGEST_SOCKET_PATH = 90  # the kernel's limit is 107, and supervisord makes it under a longer name first
+OPTIONS = ("--nodaemon", "--silent", "-c", "run/supervisord.conf")
+LOG_BYTES, LOGS_KEPT = "10MB", 3
+HEAD = f"""[supervisord]
+logfile=logs/{NAME}.log
+logfile_maxbytes={LOG_BYTES}
+logfile_backups={LOGS_KEPT}
+pidfile=run/{NAME}.pid
+childlogdir=logs
+umask=077
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
+[unix_http_server]
+chmod=0700
+"""
+
+
+@dataclass(frozen=True)
+class Process:
+    name: str
+    state: str
+    pid: int | None
+    uptime_s: int
+
+
+def start(home: Path, groups: dict[str, list[Program]]) -> None:
+    """Start supervisord and the first group; groups stop in reverse order, each when the one before it has stopped."""
+    (home / "run" / "supervisord.conf").write_text(configuration(home, groups))
+    lock = take_lock(lock_file(home, NAME), wait_s=5)
+    try:
+        with open(home / "logs" / f"{NAME}.out", "wb") as out:
+            child = subprocess.Popen(
+                [sys.executable, "-P", "-W", "ignore", "-m", "supervisor.supervisord", *OPTIONS],
+                cwd=home,
+                env={**os.environ, "FARM_PYTHON": sys.executable},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                pass_fds=[lock],
+            )
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(child.pid).encode(), 0)
+    finally:
+        os.close(lock)
+    if not wait_until(lambda: answers(home) or child.poll() is not None, 20) or child.poll() is not None:
+        raise Unavailable(f"The supervisor did not start; see {home / 'logs' / NAME}.log and .out.")
+
+
+def configuration(home: Path, groups: dict[str, list[Program]]) -> str:
+    """Names no folder but the socket's: supervisord works in the home, whatever characters its path has."""
+    path = socket_path(home)
+    text = HEAD + f"file={path.relative_to(home) if path.is_relative_to(home) else path}\n"
+    for order, (group, programs) in enumerate(groups.items()):
+        names = ",".join(program.name for program in programs)
+        text += f"[group:{group}]\nprograms={names}\npriority={order}\n"
+        for program in programs:
+            text += program_section(program, autostart=order == 0)
+    return text
+
+
+def program_section(program: Program, autostart: bool) -> str:
+    command = " ".join(['"%(ENV_FARM_PYTHON)s"', *leash(program.name)[1:]])
+    return f"""[program:{program.name}]
+command={command}
+autostart={str(autostart).lower()}
+autorestart=true
+startretries=100
+stopsignal={program.stop_signal}
+stopwaitsecs={program.stop_s}
+killasgroup=true
+redirect_stderr=true
+stdout_logfile=logs/{program.name}.log
+stdout_logfile_maxbytes={LOG_BYTES}
+stdout_logfile_backups={LOGS_KEPT}
+"""
+
+
+def is_running(home: Path) -> bool:
+    return is_alive(home, NAME)
+
+
+def answers(home: Path) -> bool:
+    """Whether it takes orders: it runs and is not about to stop."""
+    try:
+        return bool(ask(home, "getState")["statename"] == "RUNNING")
+    except Unavailable:
+        return False
+
+
+def stop(home: Path) -> None:
+    """Stop all processes in order, then supervisord itself; kill it when that takes too long or it is frozen."""
+    send(home, NAME, "TERM")
+    if not wait_gone(home, NAME, 90):
+        send(home, NAME, "KILL")
+        if not wait_gone(home, NAME, 10):
+            raise Error(f"The supervisor of {home} does not end, not even when killed.")
+
+
+def start_group(home: Path, group: str) -> None:
+    """Start what does not run of the group."""
+    ask(home, "startProcessGroup", group, False)
+
+
+def processes(home: Path) -> list[Process]:
+    return [
+        Process(
+            name=info["name"],
+            state=info["statename"].lower(),
+            pid=info["pid"] or None,
+            uptime_s=info["now"] - info["start"] if info["pid"] else 0,
+        )
+        for info in ask(home, "getAllProcessInfo")
+    ]
+
+
+def ask(home: Path, method: str, *arguments: Any) -> Any:
+    with xmlrpc.client.ServerProxy("http://supervisor", transport=UnixTransport(socket_path(home))) as server:
+        try:
+            return getattr(server.supervisor, method)(*arguments)
+        except (OSError, http.client.HTTPException, xmlrpc.client.Error) as error:
+            raise Unavailable(f"The supervisor of {home} does not answer: {error}.") from error
+
+
+class UnixTransport(xmlrpc.client.Transport):
+    """Supervisor's own transport waits for ever for one that is frozen."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def make_connection(self, host: Any) -> http.client.HTTPConnection:
+        return UnixConnection(self.path)
+
+
+class UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=10)
+        self.path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self.path))
+
+
+def socket_path(home: Path) -> Path:
+    path = home / "run" / "supervisor.sock"
+    if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH:
+        return path
+    name = hashlib.sha256(os.fsencode(home.resolve())).hexdigest()[:16]
+    folder = private_folder(Path(f"/tmp/huafang-{os.geteuid()}-{name}"))
+    if folder.is_symlink() or folder.stat().st_uid != os.geteuid() or folder.stat().st_mode & 0o077:
+        raise Error(f"{folder} belongs to somebody else; remove it, or set HUAFANG_HOME to a shorter path.")
+    return folder / "supervisor.sock"
