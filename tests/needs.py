@@ -7,6 +7,7 @@ test left out, for whatever reason, fails the run: a suite that quietly shrinks 
 import os
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 
@@ -19,11 +20,24 @@ def _has_hanzi() -> bool:
     return bool(subprocess.run(["fc-list", ":lang=zh"], capture_output=True, check=False).stdout)
 
 
+def _has_pip() -> bool:
+    """The Python below the suite's venv, which ./huafang was started with."""
+    python = os.path.realpath(sys.executable)
+    code = "import importlib.util as u, sys; sys.exit(not (u.find_spec('pip') or u.find_spec('ensurepip')))"
+    return subprocess.run([python, "-c", code], check=False).returncode == 0
+
+
+def _may_unshare() -> bool:
+    command = ["unshare", "--user", "--map-root-user", "--mount", "true"]
+    return bool(shutil.which("unshare")) and subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
 # What a test may need: how to see that it is there, and the Debian package that brings it.
 SYSTEM: dict[str, tuple[Callable[[], object], str]] = {
     "chromium": (lambda: shutil.which("chromium"), "chromium"),
     "hanzi": (_has_hanzi, "fonts-wqy-zenhei"),
-    "unshare": (lambda: shutil.which("unshare"), "util-linux"),
+    "pip": (_has_pip, "python3-venv"),
+    "unshare": (_may_unshare, "util-linux"),
 }
 
 
