@@ -273,8 +273,7 @@ class Servers:
                     start_new_session=True,
                 )
         for name in names:
-            child = self.children[name]
-            wait_for_server(self.site, name, lambda child=child: child.poll() is not None)
+            wait_for_server(self.site, name, self.has_ended(name))
 
     def stop(self, *names: str) -> None:
         """Stop these servers, or all of them."""
@@ -288,7 +287,27 @@ class Servers:
                 child.wait(10)
             wait_gone(self.site.home, name, 10)
 
+    def has_ended(self, name: str) -> Callable[[], bool]:
+        return lambda: self.children[name].poll() is not None
+
     def kill(self, name: str) -> None:
         child = self.children.pop(name)
         os.killpg(child.pid, signal.SIGKILL)
         child.wait(10)
+
+
+def keep(home: Path, pid: int) -> None:
+    """Run the three until that process has ended or this one is told to stop; then nothing of them is left."""
+    import psutil
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    try:
+        with Servers(home):
+            print("ready", flush=True)
+            psutil.Process(pid).wait()
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    keep(Path(sys.argv[1]), int(sys.argv[2]))
