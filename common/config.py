@@ -44,6 +44,10 @@ class Settings(BaseSettings):
     drain_s: float = 30
     sweep: bool = True  # off only to prove that messages alone render everything
 
+    # The command line.
+    url: str | None = None  # the farm to talk to; None: the local one
+    key: SecretStr | None = None  # an API key for it; None: the local farm's own
+
     log_level: str = "INFO"
 
     @cached_property

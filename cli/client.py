@@ -1,0 +1,140 @@
+"""A farm over HTTP. Turns what can go wrong into one sentence and an exit code; knows no command.
+
+A submission carries an Idempotency-Key, so it is sent again when the connection is lost and still makes one job.
+"""
+
+import hashlib
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+
+from cli.local import called
+from cli.shell import TIMED_OUT, Failure
+
+Json = dict[str, Any]
+PAUSES = (0.5, 1, 2, 4)  # between tries of a submission, in seconds
+TERMINAL = ("succeeded", "failed", "cancelled")
+POLL_S, LONGEST_POLL_S = 0.2, 1.0
+AWAY_S = 60  # how long a watch bears a farm that does not answer
+
+
+class Away(Failure):
+    """The farm does not answer, or says that it cannot for now: trying again may help."""
+
+
+class Client:
+    def __init__(self, url: str, key: str | None) -> None:
+        self.url = url
+        self.key = key
+        try:
+            self._http = httpx.Client(
+                base_url=url,
+                headers={"Authorization": f"Bearer {key}"} if key else {},
+                timeout=httpx.Timeout(30, connect=5),
+                follow_redirects=True,
+                # No proxy knows the way to this machine.
+                mounts={"all://127.0.0.1": None, "all://localhost": None},
+            )
+        except (httpx.InvalidURL, UnicodeError, ValueError):
+            raise Failure(f"{url} is no address of a farm; it looks like http://127.0.0.1:8000.", 2) from None
+
+    def get(self, path: str, **params: Any) -> Any:
+        return self._json("GET", path, params=params)
+
+    def post(self, path: str, body: Any = None) -> Any:
+        return self._json("POST", path, json=body)
+
+    def delete(self, path: str) -> None:
+        self._send("DELETE", path)
+
+    def pages(self, path: str, limit: int, **params: Any) -> list[Json]:
+        """Up to `limit` entries of a list, however many pages that takes."""
+        found: list[Json] = []
+        cursor: Json = {}
+        while len(found) < limit:
+            page = self.get(path, limit=min(limit - len(found), 200), **params, **cursor)
+            found += page["items"]
+            if not page.get("next_cursor"):
+                break
+            cursor = {"cursor": page["next_cursor"]}
+        return found
+
+    def submit(self, draft: Json, tier: str | None = None) -> Json:
+        """Submit a recipe; the job."""
+        headers = {"Idempotency-Key": str(uuid.uuid4())}
+        return self._patiently(lambda: self._json("POST", "/v1/jobs", json=draft, headers=headers))
+
+    def follow(self, job_id: str, timeout: float | None = None) -> Iterator[Json]:
+        """The job, each time that it has changed, until it has ended. Bears a farm that is away for a while."""
+        deadline = time.monotonic() + timeout if timeout else None
+        etag, pause, away_since = "", POLL_S, None
+        while True:
+            try:
+                answer = self._send("GET", f"/v1/jobs/{job_id}", headers={"If-None-Match": etag} if etag else {})
+                away_since = None
+            except Away:
+                away_since = away_since or time.monotonic()
+                if time.monotonic() - away_since > AWAY_S:
+                    raise
+            else:
+                if answer.status_code != 304:
+                    etag, pause = answer.headers.get("ETag", ""), POLL_S
+                    yield (job := answer.json())
+                    if job["state"] in TERMINAL:
+                        return
+            if deadline and time.monotonic() > deadline:
+                raise Failure(f"The job has not ended in time; it goes on: {called()} jobs watch {job_id}", TIMED_OUT)
+            time.sleep(pause)
+            pause = min(pause * 1.2, LONGEST_POLL_S)
+
+    def download(self, image: Json) -> bytes:
+        """The bytes of a stored image, which are those that the farm says they are."""
+        data: bytes = self._patiently(lambda: self._send("GET", f"/v1/images/{image['id']}/content")).content
+        if hashlib.sha256(data).hexdigest() != image["sha256"]:
+            raise Failure(f"Image {image['id']} arrived damaged: its sha256 is not the one that the farm recorded.")
+        return data
+
+    def _patiently(self, send: Callable[[], Any]) -> Any:
+        for pause in PAUSES:
+            try:
+                return send()
+            except Away:
+                time.sleep(pause)
+        return send()
+
+    def _json(self, method: str, path: str, **request: Any) -> Any:
+        answer = self._send(method, path, **request)
+        try:
+            return answer.json() if answer.content else None
+        except ValueError:
+            raise Failure(f"What answers at {self.url} is not a Huafang farm.") from None
+
+    def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
+        try:
+            answer = self._http.request(method, path, **request)
+        except httpx.TimeoutException:
+            raise Away(f"The farm at {self.url} did not answer in time.", TIMED_OUT) from None
+        except (httpx.TransportError, httpx.InvalidURL, UnicodeError) as error:
+            raise Away(
+                f"The farm at {self.url} cannot be reached ({error}); is it up? See `{called()} status`."
+            ) from None
+        if answer.status_code >= 400:
+            raise refusal(answer)
+        return answer
+
+
+def refusal(answer: httpx.Response) -> Failure:
+    """What the farm says about a request that it does not carry out."""
+    try:
+        problem = answer.json()
+        sentence = problem.get("detail") or problem["title"]
+    except (ValueError, KeyError, AttributeError):
+        sentence = f"The farm answered {answer.status_code} {answer.reason_phrase}."
+    if answer.status_code == 401:
+        sentence += " Give a key with --key or HUAFANG_KEY."
+    if answer.status_code in (429, 503):
+        return Away(sentence)
+    return Failure(sentence, Failure.code_of(answer.status_code))

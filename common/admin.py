@@ -1,0 +1,88 @@
+"""Preparing a farm's database: `python -m common.admin migrate | bootstrap`. The only command line in `common`.
+
+What `huafang admin` starts and compose runs once: it needs no API, so it works before there is one. Prints JSON on
+stdout; what goes wrong is one sentence on stderr and exit code 1, or 5 where there is an admin key already.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from sqlalchemy import Connection, text
+
+from common.config import Settings
+from common.db import connect, migrate, newest_revision, transaction
+from common.errors import Conflict, Error, Invalid, Unavailable
+from common.states import Scope
+from common.tenants import create_key, ensure_tenant
+
+TENANT = "default"
+
+T = TypeVar("T")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m common.admin", description=__doc__)
+    parser.add_argument("command", choices=("migrate", "bootstrap"))
+    parser.add_argument("--wait", type=float, default=0, help="seconds to wait for Postgres")
+    parser.add_argument("--another", action="store_true", help="bootstrap: make a key although there is one")
+    given = parser.parse_args()
+    settings = Settings()
+    try:
+        if given.command == "migrate":
+            print(json.dumps(patiently(given.wait, lambda: migrate_to_newest(settings))))
+        else:
+            print(json.dumps(patiently(given.wait, lambda: bootstrap(settings, another=given.another))))
+    except Error as error:
+        sys.exit(say(error))
+
+
+def migrate_to_newest(settings: Settings) -> dict[str, str | None]:
+    migrate(settings.database_url.get_secret_value())
+    return {"revision": newest_revision()}
+
+
+def bootstrap(settings: Settings, *, another: bool) -> dict[str, str]:
+    """Make the first tenant and its admin key. Raises Conflict when it has one, unless it is to have another."""
+    pepper = settings.key_pepper.get_secret_value()
+    if not pepper:
+        raise Invalid("HUAFANG_KEY_PEPPER is not set: give the farm a long random secret, and never change it.")
+    engine = connect(settings, pool=1)
+    try:
+        with transaction(engine) as connection:
+            tenant = ensure_tenant(connection, TENANT)
+            if not another and has_admin_key(connection):
+                raise Conflict("The farm has an admin key; if it is lost, make another with `--another`.")
+            key = create_key(connection, tenant, "admin", [Scope.ADMIN], pepper)
+    finally:
+        engine.dispose()
+    return {"tenant": TENANT, "key_id": str(key.id), "key": key.secret}
+
+
+def has_admin_key(connection: Connection) -> bool:
+    statement = text("SELECT EXISTS (SELECT FROM api_keys WHERE 'admin' = ANY(scopes) AND revoked_at IS NULL)")
+    return bool(connection.execute(statement).scalar_one())
+
+
+def patiently(seconds: float, do: Callable[[], T]) -> T:
+    """Do it, again and again for that long while Postgres is away."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return do()
+        except Unavailable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+
+
+def say(error: Error) -> int:
+    print(f"huafang: {error.message}", file=sys.stderr)
+    return 5 if isinstance(error, Conflict) else 1
+
+
+if __name__ == "__main__":
+    main()
