@@ -62,8 +62,9 @@ def look_over(model: Model, folder: Path) -> None:
         _checksums(model, folder)
     if not any((folder / "tokenizer" / name).is_file() for name in VOCABULARIES):
         raise refused(model, "its folder tokenizer holds no vocabulary (neither tokenizer.json nor vocab.txt)")
-    for file in folder.glob("*/*.safetensors"):
-        _whole(model, file)
+    for part in weighted(model):
+        for file in weights(folder / part):
+            _whole(model, file)
 
 
 def parts(model: Model) -> tuple[str, ...]:
@@ -71,8 +72,26 @@ def parts(model: Model) -> tuple[str, ...]:
 
 
 def index(folder: Path) -> dict[str, list[str | None]]:
-    """`model_index.json`: the class of each part."""
-    return json.loads((folder / "model_index.json").read_text("utf-8"))
+    """`model_index.json`: the library and the class of each part."""
+    classes = json.loads((folder / "model_index.json").read_text("utf-8"))
+    if not isinstance(classes, dict):
+        raise ValueError("it is not an object")
+    return classes
+
+
+def weighted(model: Model) -> tuple[str, ...]:
+    return tuple(part for part in parts(model) if part in WEIGHTED)
+
+
+def weights(folder: Path) -> list[Path]:
+    """The files that a part is loaded from."""
+    return [folder / name for name in _of_one_kind(file.name for file in folder.iterdir())]
+
+
+def _of_one_kind(names: Iterable[str]) -> list[str]:
+    """Weights as safetensors where there are such, else as pickles; no variants."""
+    found = sorted(name for name in names if WEIGHTS.fullmatch(name))
+    return [name for name in found if name.endswith(".safetensors")] or found
 
 
 def _parts(model: Model, folder: Path) -> None:
@@ -85,8 +104,8 @@ def _parts(model: Model, folder: Path) -> None:
         raise refused(model, "it has no safety checker; the operator can do without by safety_checker = false")
     if missing:
         raise refused(model, f"its files have no {' and no '.join(missing)}")
-    for part in set(parts(model)) & set(WEIGHTED):
-        if not any(WEIGHTS.fullmatch(file.name) for file in (folder / part).iterdir()):
+    for part in weighted(model):
+        if not weights(folder / part):
             raise refused(model, f"its folder {part} holds no weights")
 
 
@@ -104,6 +123,8 @@ def _checksums(model: Model, folder: Path) -> None:
 
 
 def _whole(model: Model, file: Path) -> None:
+    if file.suffix != ".safetensors":
+        return  # a pickle is for torch to read
     try:
         with safe_open(file, framework="numpy"):
             pass  # compares the header with the length of the file
@@ -142,12 +163,13 @@ def _listing(model: Model) -> tuple[str, list[str]]:
 
 
 def wanted(files: Iterable[str], parts: Iterable[str]) -> list[str]:
-    """The files to fetch: of weights one kind only, safetensors where there are both."""
-    of_parts = [file for file in files if file.rpartition("/")[0] in set(parts)]
-    weights = [file for file in of_parts if WEIGHTS.fullmatch(file.rpartition("/")[2])]
-    safe = {file.rpartition("/")[0] for file in weights if file.endswith(".safetensors")}
-    chosen = [file for file in weights if file.endswith(".safetensors") or file.rpartition("/")[0] not in safe]
-    return sorted(["model_index.json", *chosen, *(file for file in of_parts if file.endswith(TEXTS))])
+    """The files to fetch, of all that a repository has."""
+    chosen = ["model_index.json"]
+    for part in parts:
+        names = [name for folder, _, name in (file.rpartition("/") for file in files) if folder == part]
+        chosen += [f"{part}/{name}" for name in names if name.endswith(TEXTS)]
+        chosen += [f"{part}/{name}" for name in _of_one_kind(names)]
+    return chosen
 
 
 @contextmanager

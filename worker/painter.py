@@ -65,5 +65,5 @@ def _kind(device: str) -> Any:
     if device.partition(":")[0] == "stub":
         from worker import stub as kind
     else:
-        from worker import pipeline as kind  # imports torch
+        from worker import pipeline as kind  # type: ignore[no-redef]  # imports torch
     return kind

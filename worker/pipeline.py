@@ -54,8 +54,8 @@ def load(model: Model, device: str = "auto", threads: int | None = None) -> "Dif
     if threads:
         torch.set_num_threads(threads)
     where = torch.device(_choose(device))
-    folder, revision = checkpoint.find(model)
     try:
+        folder, revision = checkpoint.find(model)
         return Diffusers(model, revision, *_assemble(model, folder, where))
     except RenderFailed:
         raise
@@ -155,8 +155,9 @@ def _scheduler(name: str, config: Config) -> Any:
 
 
 def _assemble(model: Model, folder: Path, device: torch.device) -> tuple[Any, Config]:
-    for file in folder.glob("*/*.bin"):
-        _plain_tensors(model, file)
+    for name in checkpoint.weighted(model):
+        for file in checkpoint.weights(folder / name):
+            _plain_tensors(model, file)
     half = model.fp16 and device.type == "cuda"
     dtype = torch.float16 if half else torch.float32
 
@@ -187,7 +188,7 @@ def _assemble(model: Model, folder: Path, device: torch.device) -> tuple[Any, Co
 
 
 def _part(model: Model, kind: Any, folder: Path, dtype: torch.dtype) -> Any:
-    safe = any(folder.glob("*.safetensors"))
+    safe = checkpoint.weights(folder)[0].suffix == ".safetensors"
     is_diffusers = issubclass(kind, diffusers.ModelMixin)
     precision = {"torch_dtype" if is_diffusers else "dtype": dtype}
     part, info = kind.from_pretrained(
@@ -200,6 +201,8 @@ def _part(model: Model, kind: Any, folder: Path, dtype: torch.dtype) -> Any:
 
 def _plain_tensors(model: Model, file: Path) -> None:
     """A pickle can run code. With `weights_only` it cannot, and then nothing but tensors may come out of it."""
+    if file.suffix == ".safetensors":
+        return
     where = f"{file.parent.name}/{file.name}"
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))

@@ -47,23 +47,29 @@ class Stub:
     def paint(self, strokes: Sequence[Stroke], on_step: OnStep) -> list[Picture | RenderFailed]:
         if any("#oom" in stroke.recipe.prompt for stroke in strokes):
             raise OutOfMemory("The stub was asked to run out of memory.")
-        steps = strokes[0].recipe.steps
-        for step in range(1, steps + 1):
-            time.sleep(self.step_s)  # lets other threads run, as a GPU does
-            on_step(step, steps)
-        return [self._picture(stroke) for stroke in strokes]
+        refusals = [self._refusal(stroke) for stroke in strokes]
+        if not all(refusals):
+            steps = strokes[0].recipe.steps
+            for step in range(1, steps + 1):
+                time.sleep(self.step_s)  # lets other threads run, as a GPU does
+                on_step(step, steps)
+        return [refusal or _picture(stroke) for stroke, refusal in zip(strokes, refusals, strict=True)]
 
     def close(self) -> None:
         pass
 
-    def _picture(self, stroke: Stroke) -> Picture | RenderFailed:
+    def _refusal(self, stroke: Stroke) -> PromptRefused | None:
         try:
             prompts.check(stroke.recipe, self.model)
         except PromptTooLong as error:
             return PromptRefused(error.message)
-        if "#nan" in stroke.recipe.prompt:
-            return NanImage("The stub was asked for a picture that is not a number.")
-        return Picture(_pattern(stroke), flagged="#flagged" in stroke.recipe.prompt)
+        return None
+
+
+def _picture(stroke: Stroke) -> Picture | RenderFailed:
+    if "#nan" in stroke.recipe.prompt:
+        return NanImage("The stub was asked for a picture that is not a number.")
+    return Picture(_pattern(stroke), flagged="#flagged" in stroke.recipe.prompt)
 
 
 def _pattern(stroke: Stroke) -> NDArray[np.uint8]:

@@ -1,0 +1,270 @@
+"""What a painter promises, told of every one there is: the stub, random checkpoints of Bert and CLIP, and mini-zh."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common.catalog import SCHEDULERS, Model, read
+from common.errors import Interrupted, NanImage, OutOfMemory, PromptRefused
+from common.prompts import PromptCounter
+from common.recipe import Recipe
+from tests import checkpoints
+from worker import painter
+from worker.painter import Painter, Picture, Stroke
+
+pytestmark = pytest.mark.filterwarnings(  # diffusers' numbers are NumPy's, who will have them changed some day
+    "ignore:__array_:DeprecationWarning", "ignore:invalid value encountered in cast:RuntimeWarning"
+)
+
+MINI = read(Path(__file__).parents[2] / "models" / "catalog.toml").get("mini-zh")
+KINDS = ("stub", "bert", "clip", "mini-zh")
+TROUBLED = ("stub", "bert", "clip")  # those that can be made to fail
+POISON = {"stub": "#nan", "bert": checkpoints.POISON, "clip": checkpoints.POISON}
+ODD = (
+    "红",
+    "😀 ",
+    "[SEP]",
+    "[MASK] ",
+    "Llanfairpwllgwyngyll ",
+    "（，。）",
+    "한국어",
+    "é́ ",
+    "ﬁ㍿",
+    "１２",
+    "\t龘\n",
+    "\ufeff",
+)
+
+Load = Callable[[str], Painter]
+
+
+@pytest.fixture(scope="session")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Load]:
+    loaded: dict[str, Painter] = {}
+
+    def one(kind: str) -> Painter:
+        if kind not in loaded:
+            loaded[kind] = painter.load(*_model(kind, tmp_path_factory), threads=1)
+        return loaded[kind]
+
+    yield one
+    for resident in loaded.values():
+        resident.close()
+
+
+def _model(kind: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, str]:
+    if kind == "stub":
+        return MINI, "stub:0"
+    if kind == "mini-zh":
+        return MINI, "cpu"
+    folder = tmp_path_factory.mktemp(kind)
+    text = "clip" if kind == "clip" else "bert"
+    return checkpoints.entry(checkpoints.make(folder, text, strict=kind == "strict")), "cpu"
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def paints(load: Load, kind: str) -> Painter:
+    return load(kind)
+
+
+def stroke(of: Painter, prompt: str = "红色的圆形", seed: int = 1, **fields: Any) -> Stroke:
+    model = of.model
+    recipe = Recipe(
+        prompt=prompt,
+        negative_prompt=fields.pop("negative_prompt", ""),
+        model=model.name,
+        width=model.width,
+        height=model.height,
+        steps=4,
+        scheduler=model.scheduler,
+        guidance=model.guidance,
+        seeds=(seed,),
+        mode="text2image",
+        format="png",
+    )
+    return Stroke(recipe.model_copy(update=fields), seed)
+
+
+def pictures(of: Painter, *strokes: Stroke) -> list[Any]:
+    """The pixels of each, or the error in its place."""
+    return [p.pixels if isinstance(p, Picture) else p for p in of.paint(strokes, lambda step, steps: None)]
+
+
+def test_every_stroke_becomes_a_picture_of_its_size(paints: Painter) -> None:
+    painted = pictures(paints, *(stroke(paints, seed=seed, width=64, height=128) for seed in (1, 2, 2**64 - 1)))
+    assert [(picture.shape, picture.dtype) for picture in painted] == [((128, 64, 3), np.dtype(np.uint8))] * 3
+
+
+def test_equal_strokes_give_equal_bytes_and_others_do_not(paints: Painter) -> None:
+    strokes = (
+        stroke(paints),
+        stroke(paints),
+        stroke(paints, seed=2),
+        stroke(paints, prompt="蓝色的方形"),
+        stroke(paints, negative_prompt="黑色"),
+    )
+    first, same, *others = (p.tobytes() for p in pictures(paints, *strokes))
+    assert first == same
+    assert len({first, *others}) == 4
+    assert [p.tobytes() for p in pictures(paints, *strokes)] == [first, same, *others]
+
+
+def test_company_moves_no_byte_by_more_than_one_level(paints: Painter) -> None:
+    one = stroke(paints)
+    company = [stroke(paints, prompt="蓝色的方形，白色背景", seed=seed) for seed in range(3)]
+    (alone,) = pictures(paints, one)
+    among = pictures(paints, company[0], one, *company[1:])[1]
+    assert np.abs(alone.astype(int) - among).max() <= 1
+
+
+def test_steps_are_told_from_the_first_to_the_last(paints: Painter) -> None:
+    told: list[tuple[int, int]] = []
+    paints.paint([stroke(paints, steps=5)], lambda step, steps: told.append((step, steps)))
+    steps = told[0][1]
+    assert steps >= 5
+    assert told == [(step, steps) for step in range(1, steps + 1)]
+
+
+def test_what_is_interrupted_leaves_the_painter_as_it_was(paints: Painter) -> None:
+    one = stroke(paints)
+    before = pictures(paints, one)[0]
+
+    def interrupt(step: int, steps: int) -> None:
+        if step == 2:
+            raise Interrupted("Nobody wants it any more.")
+
+    with pytest.raises(Interrupted):
+        paints.paint([one, stroke(paints, seed=2)], interrupt)
+    assert pictures(paints, one)[0].tobytes() == before.tobytes()
+
+
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
+def test_a_prompt_that_is_too_long_is_refused_in_its_place(paints: Painter, field: str) -> None:
+    painted = pictures(paints, stroke(paints), stroke(paints, **{field: "红" * 600}), stroke(paints, seed=2))
+    assert [type(p) for p in painted] == [np.ndarray, PromptRefused, np.ndarray]
+    assert painted[1].message.startswith(f"{field} has ")
+    assert not painted[1].retryable
+
+
+def test_nothing_is_painted_when_no_prompt_fits(paints: Painter) -> None:
+    told: list[int] = []
+    (refusal,) = paints.paint([stroke(paints, "红" * 600)], lambda step, steps: told.append(step))
+    assert isinstance(refusal, PromptRefused)
+    assert told == []
+
+
+@pytest.mark.parametrize("kind", TROUBLED, indirect=True)
+def test_a_poisoned_picture_takes_none_along(paints: Painter, kind: str) -> None:
+    first, last = stroke(paints), stroke(paints, seed=3)
+    healthy = pictures(paints, first, stroke(paints, seed=2), last)
+    painted = pictures(paints, first, stroke(paints, POISON[kind], seed=2), last)
+    assert isinstance(painted[1], NanImage)
+    assert [painted[i].tobytes() for i in (0, 2)] == [healthy[i].tobytes() for i in (0, 2)]
+
+
+@pytest.mark.parametrize("kind", ["stub", "bert"], indirect=True)
+def test_too_little_memory_is_said_and_survived(paints: Painter, kind: str) -> None:
+    more_than_any = {"prompt": "#oom"} if kind == "stub" else {"width": 8_000_000, "height": 8_000_000}
+    with pytest.raises(OutOfMemory):
+        pictures(paints, stroke(paints, **more_than_any))
+    assert isinstance(pictures(paints, stroke(paints))[0], np.ndarray)
+
+
+@pytest.mark.parametrize("kind", ["stub", "strict"])
+def test_what_the_safety_checker_refuses_is_flagged(load: Load, kind: str) -> None:
+    paints = load(kind)
+    painted = paints.paint([stroke(paints, "#flagged")], lambda step, steps: None)
+    assert [picture.flagged for picture in painted if isinstance(picture, Picture)] == [True]
+
+
+def test_nothing_else_is_flagged(paints: Painter) -> None:
+    painted = paints.paint([stroke(paints)], lambda step, steps: None)
+    assert [picture.flagged for picture in painted if isinstance(picture, Picture)] == [False]
+
+
+def test_the_stub_needs_no_torch() -> None:
+    code = "import sys, worker.painter; worker.painter.describe('stub'); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+# Of the checkpoints only
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_every_scheduler_paints_its_own_picture_and_forgets_it(load: Load, steps: int) -> None:
+    paints = load("bert")
+    painted = {}
+    for scheduler in SCHEDULERS:
+        strokes = [stroke(paints, scheduler=scheduler, steps=steps, seed=seed) for seed in (1, 2)]
+        first, again = pictures(paints, *strokes), pictures(paints, *strokes)
+        assert [picture.tobytes() for picture in first] == [picture.tobytes() for picture in again]
+        painted[scheduler] = first[0].tobytes()
+    if steps > 1:
+        assert len(set(painted.values())) == len(SCHEDULERS)
+
+
+@pytest.mark.parametrize("kind", ["bert", "clip", "mini-zh"], indirect=True)
+@pytest.mark.parametrize("odd", ODD)
+def test_the_worker_counts_tokens_as_the_api_does(paints: Painter, odd: str) -> None:
+    """The longest such prompt that the API lets through is painted; one more is refused, with the same count."""
+    limit = paints.model.token_limit
+    counter = PromptCounter(paints.model.tokenizer_file)
+    times = next((n for n in range(1, limit + 2) if counter.count(odd * n) > limit), None)
+    if times is None:  # however often it is said, it is one word
+        assert counter.count(odd * limit) <= 3
+        assert isinstance(pictures(paints, stroke(paints, odd * limit, steps=1))[0], np.ndarray)
+        return
+    fits, refused = pictures(paints, stroke(paints, odd * (times - 1), steps=1), stroke(paints, odd * times, steps=1))
+    assert isinstance(fits, np.ndarray)
+    assert refused.message.startswith(f"prompt has {counter.count(odd * times)} tokens; ")
+
+
+def test_control_tokens_are_read_as_text(load: Load) -> None:
+    """Bert reads no capitals, so these are one prompt, unless [SEP] were more than five letters."""
+    paints = load("bert")
+    one, other = pictures(paints, stroke(paints, "红[SEP]"), stroke(paints, "红[sep]"))
+    assert one.tobytes() == other.tobytes()
+
+
+def test_without_guidance_the_negative_prompt_is_no_matter(load: Load) -> None:
+    paints = load("bert")
+    strokes = [stroke(paints, negative_prompt=text, guidance=1.0) for text in ("", "黑色")]
+    assert len({picture.tobytes() for picture in pictures(paints, *strokes)}) == 1
+
+
+# Of mini-zh only: it draws what the prompt says
+
+COLOURS = {"红": (222, 48, 48), "黄": (252, 218, 60), "绿": (56, 168, 84), "蓝": (48, 100, 214), "白": (250, 250, 248)}
+SAID = {
+    "红色的圆形": ("红", "白"),
+    "蓝色的正方形，白色背景": ("蓝", "白"),
+    "一个绿色的圆形": ("绿", "白"),
+    "黄色的正方形，蓝色背景": ("黄", "蓝"),
+    "红色的正方形，黄色背景": ("红", "黄"),
+}
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "lms", "pndm", "dpm++"])
+def test_mini_zh_draws_what_the_prompts_say(load: Load, scheduler: str) -> None:
+    paints = load("mini-zh")
+    strokes = [stroke(paints, prompt, seed=7, scheduler=scheduler, steps=20) for prompt in SAID]
+    seen = {
+        prompt: (_colour(picture[54:74, 54:74]), _colour(picture[6:16]))
+        for prompt, picture in zip(SAID, pictures(paints, *strokes), strict=True)
+    }
+    assert seen == SAID
+
+
+def _colour(patch: Any) -> str:
+    mean = patch.mean((0, 1))
+    return min(COLOURS, key=lambda name: float(np.linalg.norm(mean - COLOURS[name])))

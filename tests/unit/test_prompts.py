@@ -1,0 +1,85 @@
+"""Prompts are counted as the model's tokenizer counts them, and refused rather than cut."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.catalog import Model, Vocabulary, read
+from common.errors import PromptTooLong
+from common.prompts import PromptCounter, check, warnings
+from common.recipe import Draft, Recipe, resolve
+
+CATALOG = read(Path(__file__).parents[2] / "models" / "catalog.toml")
+MINI = CATALOG.get("mini-zh")
+
+
+def recipe(prompt: str, **fields: Any) -> Recipe:
+    return resolve(Draft(prompt=prompt, model="mini-zh", **fields), CATALOG, "mini-zh", root_seed=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("", 0),
+        ("红色的圆形", 5),
+        ("红色，圆形。", 6),
+        ("[SEP]", 5),  # [ s ##e ##p ]
+        ("😀😀😀", 1),  # one unknown word
+        ("红😀色", 3),
+        ("CAT", 3),  # c ##a ##t
+        ("한국어", 1),
+        ("é", 1),  # read without its accent, as e
+        ("红\u200b\ufeff色", 2),  # characters of no width are none
+    ],
+)
+def test_what_a_text_counts(text: str, tokens: int) -> None:
+    assert PromptCounter(MINI.tokenizer_file).count(text) == tokens + 2  # [CLS] and [SEP] frame it
+
+
+def test_the_longest_prompt_passes_and_one_more_token_does_not() -> None:
+    check(recipe("红" * 46, negative_prompt="黑" * 46), MINI)
+    with pytest.raises(PromptTooLong) as raised:
+        check(recipe("红" * 47), MINI)
+    (error,) = raised.value.fields
+    assert (error.field, error.message) == ("prompt", "has 49 tokens; mini-zh reads at most 48")
+
+
+def test_the_negative_prompt_is_counted_too() -> None:
+    with pytest.raises(PromptTooLong) as raised:
+        check(recipe("红" * 90, negative_prompt="黑" * 80), MINI)
+    assert [error.field for error in raised.value.fields] == ["prompt", "negative_prompt"]
+    assert "82 tokens" in raised.value.message
+
+
+def test_nothing_is_said_of_a_model_that_is_not_on_this_host() -> None:
+    elsewhere = replace(MINI, folder=None, vocabulary=None)
+    check(recipe("红" * 500), elsewhere)
+    assert warnings(recipe("红" * 500), elsewhere) == ()
+
+
+def test_another_tokenizer_in_the_same_place_is_read_again(tmp_path: Path) -> None:
+    model = replace(MINI, folder=tmp_path)
+    file = tmp_path / "tokenizer" / "tokenizer.json"
+    file.parent.mkdir()
+    content = json.loads(MINI.tokenizer_file.read_text("utf-8"))
+    file.write_text(json.dumps(content), "utf-8")
+    check(recipe("红" * 46), model)
+    content["post_processor"] = None
+    file.write_text(json.dumps(content), "utf-8")
+    os.utime(file, ns=(1, 1))
+    check(recipe("红" * 48), model)  # without [CLS] and [SEP]
+
+
+def test_a_prompt_outside_what_a_model_can_draw_gets_its_advice() -> None:
+    assert warnings(recipe("红色的圆形"), MINI) == ()
+    assert warnings(recipe("一只可爱的小猫"), MINI) == (MINI.vocabulary.advice,)
+
+
+def test_words_that_the_tokenizer_does_not_know_are_named() -> None:
+    model: Model = replace(MINI, vocabulary=Vocabulary(("圆",), "only circles"))
+    (line,) = warnings(recipe("红色的圆形 龘 😀 龘"), model)
+    assert line.startswith("mini-zh cannot read 龘 😀 ")
