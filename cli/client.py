@@ -62,7 +62,12 @@ class Client:
             cursor = {"cursor": page["next_cursor"]}
         return found
 
-    def submit(self, draft: Json, tier: str | None = None) -> Json:
+    def dry_run(self, draft: Json) -> Json:
+        """What a recipe would be, and an estimate; nothing is submitted."""
+        found: Json = self._json("POST", "/v1/jobs", json=draft, params={"dry_run": "true"})
+        return found
+
+    def submit(self, draft: Json) -> Json:
         """Submit a recipe; the job."""
         headers = {"Idempotency-Key": str(uuid.uuid4())}
         return self._patiently(lambda: self._json("POST", "/v1/jobs", json=draft, headers=headers))

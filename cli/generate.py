@@ -1,0 +1,92 @@
+"""`huafang generate`: submit a recipe, wait for its pictures, save them."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cli.client import Json
+from cli.shell import Command, Failure, Shell
+from cli.watch import outcome, watch
+
+
+class Size(click.ParamType):
+    name = "WxH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if not (sides := re.fullmatch(r"(\d{1,5})[x×*](\d{1,5})", str(value))):
+            self.fail(f"{value} is no size; write 512x512.", param, ctx)
+        return int(sides[1]), int(sides[2])
+
+
+@click.command(cls=Command)
+@click.argument("prompt")
+@click.option("--count", type=int, help="How many pictures.  [default: 1]")
+@click.option("--seed", type=int, help="Picture i is drawn from seed + i.  [default: drawn by lot]")
+@click.option("--model", help="A name of `huafang models ls`.")
+@click.option("--size", type=Size(), help="Pixels, such as 512x512.")
+@click.option("--steps", type=int, help="Denoising steps.")
+@click.option("--guidance", type=float, help="How closely to follow the prompt.")
+@click.option("--scheduler", help="Such as lms, ddim, euler.")
+@click.option("--negative", "negative_prompt", help="What to keep out of the picture.")
+@click.option("--out", type=click.Path(path_type=Path), default="renders", show_default=True, help="Where to save.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Give up waiting after that many seconds.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be rendered.")
+@click.pass_obj
+def generate(
+    shell: Shell, /, size: tuple[int, int] | None, out: Path, timeout: float | None, dry_run: bool, **fields: Any
+) -> None:
+    """Render PROMPT and download the pictures. What is not given comes from the model's entry in the catalogue."""
+    if size:
+        fields["width"], fields["height"] = size
+    draft = {name: value for name, value in fields.items() if value is not None}
+    check_text(draft)
+    if dry_run:
+        shell.print_record(shell.client.dry_run(draft), {}, name="recipe")
+        return
+    check_folder(out)
+    job = shell.client.submit(draft)
+    for warning in job["warnings"]:
+        shell.note(f"Note: {warning}")
+    job = watch(shell, job["id"], timeout)
+    save(shell, job, out)
+    show(shell, job)
+    if missing := outcome(job):
+        raise missing
+
+
+def check_text(draft: Json) -> None:
+    for name, value in draft.items():
+        if isinstance(value, str) and not value.isprintable() and any("\ud800" <= c <= "\udfff" for c in value):
+            raise Failure(f"The {name} is not valid UTF-8.", 2)
+
+
+def check_folder(out: Path) -> None:
+    """Better now than after the render."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Failure(f"Cannot save pictures in {out}: {error.strerror}.") from None
+
+
+def save(shell: Shell, job: Json, out: Path) -> None:
+    """Download what is stored, each picture checked against its sha256; `path` of an image is then where it lies."""
+    for image in job["images"]:
+        if image["state"] == "stored":
+            path = out / f"{job['id']}-{image['index']}.{image['format']}"
+            data = shell.client.download(image)
+            try:
+                path.write_bytes(data)
+            except OSError as error:
+                raise Failure(f"Cannot save {path}: {error.strerror}.") from None
+            image["path"] = str(path)
+
+
+def show(shell: Shell, job: Json) -> None:
+    if shell.speaks == "json":
+        shell.print_record(job, {})
+        return
+    for image in job["images"]:
+        if "path" in image:
+            click.echo(image["path"])

@@ -1,0 +1,58 @@
+"""`huafang workers`: list, drain, resume."""
+
+import click
+
+from cli.shell import Columns, Group, Row, Shell
+
+
+def speed(worker: Row) -> str:
+    known = worker.get("seconds_per_image") or {}
+    return ", ".join(f"{name} {seconds:.2f} s" for name, seconds in known.items())
+
+
+def of_class(worker: Row) -> str:
+    known = worker.get("class") or {}
+    return " ".join(str(known[part]) for part in ("device", "name", "precision") if known.get(part))
+
+
+ROW: Columns = {
+    "id": lambda worker: worker["id"],
+    "name": lambda worker: worker["name"],
+    "state": lambda worker: worker["state"],
+    "class": of_class,
+    "models": lambda worker: ", ".join(worker.get("models") or ()),
+    "resident": lambda worker: ", ".join(worker.get("resident") or ()),
+    "an image takes": speed,
+    "seen": lambda worker: worker.get("seen_at"),
+    "why": lambda worker: worker.get("reason") or "; ".join((worker.get("refusals") or {}).values()),
+}
+
+
+@click.group(cls=Group)
+def workers() -> None:
+    """The render workers of the farm."""
+
+
+@workers.command()
+@click.pass_obj
+def ls(shell: Shell) -> None:
+    """List render workers: what they are, what they hold, how fast they are."""
+    shell.print_rows(shell.client.get("/v1/workers")["items"], ROW)
+
+
+@workers.command()
+@click.argument("worker_id", metavar="ID")
+@click.pass_obj
+def drain(shell: Shell, worker_id: str) -> None:
+    """Let a worker finish what it holds and claim nothing more."""
+    shell.client.post(f"/v1/workers/{worker_id}/drain")
+    shell.note(f"{worker_id} drains.")
+
+
+@workers.command()
+@click.argument("worker_id", metavar="ID")
+@click.pass_obj
+def resume(shell: Shell, worker_id: str) -> None:
+    """Let a draining worker claim again."""
+    shell.client.post(f"/v1/workers/{worker_id}/resume")
+    shell.note(f"{worker_id} claims again.")
