@@ -2,6 +2,8 @@
 
 import json
 import sys
+import traceback
+from contextlib import suppress
 from dataclasses import asdict
 
 import click
@@ -9,6 +11,7 @@ import click
 from common.config import Settings
 from common.errors import Conflict, Error
 from embedded import farm
+from embedded.site import home_of
 
 
 @click.group()
@@ -70,8 +73,14 @@ def run() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except click.Abort:
+    except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
+    except Exception as error:
+        log = home_of(Settings()) / "logs" / "embedded.log"
+        with suppress(OSError):
+            log.write_text(traceback.format_exc())
+        say(f"The local farm met something unforeseen ({type(error).__name__}); see {log}.")
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -21,11 +21,12 @@ from common.errors import Conflict, NotFound, Unavailable
 from embedded import supervisor
 from embedded.processes import Program, only_one, stop_left_over, write_programs
 from embedded.servers import ANSWERS, create_bucket, server_programs, wait_for_server
-from embedded.site import LOOPBACK, Site, find_site, make_home, prepare_site
+from embedded.site import LOOPBACK, Site, find_site, home_of, make_home, prepare_site
 from embedded.supervisor import Process
 
 PYTHON = (sys.executable, "-P", "-m")
 READY_S = 90
+PATIENCE_S = 10
 DRAIN_S = 40  # a little more than a worker takes to finish what it holds
 
 Say = Callable[[str], None]
@@ -51,37 +52,40 @@ def up(
     say: Say = lambda line: None,
 ) -> Farm:
     """The farm of this home, running: found, repaired or started. A failed start leaves nothing behind."""
-    make_home(settings.home)
-    with alone(settings.home):
-        site = find_running(settings.home)
+    home = home_of(settings)
+    make_home(home)
+    with alone(home):
+        site = find_running(home)
         if site is not None:
             check_same(site, listen, device, workers)
             return bring_up(site, settings, say)
-        site = start_servers(settings, listen or LOOPBACK, device, workers, clients, say)
+        stop_all(home)
         try:
+            site = prepare_site(home, listen or LOOPBACK, device, workers)
+            start_supervisor(site, client_programs(site, settings) if clients is None else list(clients), say)
             return bring_up(site, settings, say)
         except BaseException:
-            stop_all(settings.home)
+            stop_all(home)
             raise
 
 
 def down(settings: Settings) -> None:
     """Stop everything, also what a killed supervisor left: clients first, then servers."""
-    if find_site(settings.home) is None:
-        return
-    with alone(settings.home):
-        stop_all(settings.home)
+    home = home_of(settings)
+    if find_site(home) is not None:
+        with alone(home):
+            stop_all(home)
 
 
 def status(settings: Settings) -> Farm | None:
     """What runs, or None."""
-    site = find_running(settings.home)
+    site = find_running(home_of(settings))
     return None if site is None else describe(site, settings)
 
 
 def environment(settings: Settings) -> dict[str, str]:
     """The variables with which any process of this machine reaches this farm."""
-    site = find_site(settings.home)
+    site = find_site(home_of(settings))
     if site is None:
         raise NotFound(f"There is no local farm in {settings.home}; start one with `./huafang up`.")
     return site.environment(settings)
@@ -90,23 +94,11 @@ def environment(settings: Settings) -> dict[str, str]:
 # The steps
 
 
-def start_servers(
-    settings: Settings,
-    listen: str,
-    device: str | None,
-    workers: int,
-    clients: Sequence[Program] | None,
-    say: Say,
-) -> Site:
-    home = settings.home
-    stop_all(home)
+def start_supervisor(site: Site, clients: list[Program], say: Say) -> None:
     say("starting Postgres, Valkey and S3")
-    site = prepare_site(home, listen, device, workers)
     servers = server_programs(site)
-    clients = list(clients) if clients is not None else client_programs(site, settings)
-    write_programs(home, [*servers, *clients])
-    supervisor.start(home, {"servers": servers, "clients": clients})
-    return site
+    write_programs(site.home, [*servers, *clients])
+    supervisor.start(site.home, {"servers": servers, "clients": clients})
 
 
 def bring_up(site: Site, settings: Settings, say: Say) -> Farm:
@@ -163,7 +155,7 @@ def is_ready(url: str) -> bool:
 
 def patience(site: Site, name: str) -> Callable[[], bool]:
     """Whether a process has been failing for so long that waiting is in vain."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENCE_S
 
     def has_failed() -> bool:
         if time.monotonic() < deadline:

@@ -23,6 +23,8 @@ def main(name: str) -> None:
         lock = take_lock(lock_file(home, name), wait_s=30)
     except BlockingIOError:
         sys.exit(f"{name} is still running, or a child that it left")
+    if program.leaves:
+        Path(program.leaves).unlink(missing_ok=True)
     os.ftruncate(lock, 0)
     os.pwrite(lock, str(os.getpid()).encode(), 0)
     os.set_inheritable(lock, True)

@@ -28,6 +28,7 @@ class Program:
     environment: dict[str, str] = field(default_factory=dict)
     stop_signal: str = "TERM"
     stop_s: int = 15  # after that it is killed
+    leaves: str | None = None  # a file that a killed one leaves and the next one would stumble over
 
 
 def leash(name: str) -> list[str]:

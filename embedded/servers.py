@@ -20,7 +20,6 @@ from common.errors import Unavailable
 from embedded.processes import (
     SIGNALS,
     Program,
-    is_alive,
     leash,
     private_folder,
     wait_gone,
@@ -45,7 +44,6 @@ def postgres(site: Site, durable: bool) -> Program:
     data, prefix = site.home / "postgres", ordinary_user()
     if not (data / "PG_VERSION").exists():
         init_database(site, data, prefix, durable)
-    forget_dead_postmaster(data)
     everyone = "" if site.listen == "127.0.0.1" else "host all all all scram-sha-256\n"
     write_private(data / "pg_hba.conf", f"host all all 127.0.0.1/32 scram-sha-256\n{everyone}")
     give_to_nobody(data, prefix)
@@ -61,7 +59,8 @@ def postgres(site: Site, durable: bool) -> Program:
     }
     arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
     command = (*prefix, str(postgres_bin() / "postgres"), "-D", str(data), *arguments)
-    return Program("postgres", command, {"LC_ALL": "C"}, stop_signal="INT")  # INT: end connections, write, stop
+    # INT: end connections, write, stop. And it would refuse to start while *any* process has a killed one's number.
+    return Program("postgres", command, {"LC_ALL": "C"}, stop_signal="INT", leaves=str(data / "postmaster.pid"))
 
 
 def init_database(site: Site, data: Path, prefix: list[str], durable: bool) -> None:
@@ -80,12 +79,6 @@ def init_database(site: Site, data: Path, prefix: list[str], durable: bool) -> N
     if done.returncode != 0:
         raise did_not_start(site, "postgres")
     draft.rename(data)
-
-
-def forget_dead_postmaster(data: Path) -> None:
-    """Postgres refuses to start while *any* process has the number of one that was killed: the lock knows better."""
-    if not is_alive(data.parent, "postgres"):
-        (data / "postmaster.pid").unlink(missing_ok=True)
 
 
 def postgres_bin() -> Path:

@@ -9,7 +9,6 @@ import shutil
 import socket
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from urllib.parse import quote
 
 from common.config import Settings
 from common.errors import Invalid, Unavailable
@@ -76,6 +75,10 @@ class Site:
         }
 
 
+def home_of(settings: Settings) -> Path:
+    return settings.home.expanduser().absolute()
+
+
 def prepare_site(home: Path, listen: str = LOOPBACK, device: str | None = None, workers: int = 1) -> Site:
     """The site of a farm that is about to start: made at the first time, with new ports for those that are taken."""
     make_home(home)
@@ -120,7 +123,7 @@ def make_home(home: Path) -> None:
 
 def check_address(listen: str) -> None:
     if not can_bind(listen, 0):
-        raise Invalid(f"Cannot listen on {quote(listen)}: it is not an IPv4 address of this machine.")
+        raise Invalid(f"Cannot listen on {listen}: it is not an IPv4 address of this machine.")
 
 
 def choose_ports(listen: str, known: dict[str, int]) -> dict[str, int]:

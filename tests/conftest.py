@@ -127,7 +127,7 @@ def s3_of_run(servers: Site) -> Any:
 def settings(servers: Site, s3_of_run: Any, pytestconfig: pytest.Config, tmp_path: Path) -> Iterator[Settings]:
     """A farm of this test's own: a fresh database, an empty Redis database, an empty bucket, the stub for a device."""
     name, worker = f"test-{uuid.uuid4().hex}", pytestconfig.stash[RUN].worker
-    execute(servers, f'CREATE DATABASE "{name}" TEMPLATE {TEMPLATE}')
+    execute(servers, f'CREATE DATABASE "{name}" TEMPLATE {TEMPLATE} STRATEGY FILE_COPY')
     redis_url = f"redis://:{servers.secrets['valkey']}@{servers.host}:{servers.ports['valkey']}/{worker}"
     with redis.Redis.from_url(redis_url) as client:
         client.flushdb()
