@@ -1,7 +1,7 @@
 """Logs: code says what happened, this file phrases it. One event, one line of `key=value`, one clear sentence.
 
-`tell("image_stored", image=…)` needs `image_stored` below; a test holds the two together. Metrics that the API shows are
-read from the database when they are asked for (`api/routes/health.py`), so they survive every restart.
+`tell("image_stored", image=…)` needs `image_stored` below; a test holds the two together. Metrics that the API shows
+are read from the database when they are asked for (`api/routes/health.py`), so they survive every restart.
 """
 
 import logging
@@ -20,6 +20,7 @@ EVENTS: dict[str, tuple[int, str]] = {
     # services
     "redis_away": (logging.WARNING, "Redis does not answer; the sweep will send again what was not sent."),
     "database_away": (logging.WARNING, "Postgres does not answer; trying again."),
+    "database_back": (logging.INFO, "Postgres is back."),
     "storage_away": (logging.WARNING, "The image store does not answer; pictures wait in memory until it is back."),
     "storage_back": (logging.INFO, "The image store is back."),
     # render workers
@@ -27,12 +28,18 @@ EVENTS: dict[str, tuple[int, str]] = {
     "worker_drains": (logging.INFO, "This worker finishes what it holds and claims nothing more."),
     "worker_stopped": (logging.INFO, "This worker has stopped."),
     "model_loaded": (logging.INFO, "A model is resident."),
+    "model_load_failed": (logging.ERROR, "A model could not be loaded for a reason that nobody foresaw."),
     "model_refused": (logging.ERROR, "This worker will not serve a model."),
     "microbatch_claimed": (logging.DEBUG, "A microbatch was claimed."),
     "microbatch_published": (logging.INFO, "A microbatch was published."),
     "microbatch_released": (logging.INFO, "A microbatch was given back."),
-    "lease_lost": (logging.WARNING, "A lease was lost; its pictures are dropped."),
+    "pictures_dropped": (logging.INFO, "Pictures were deleted: their job was cancelled, or their lease was lost."),
     "image_failed": (logging.WARNING, "An image failed."),
+    "render_failed": (logging.ERROR, "A painter failed for a reason that nobody foresaw."),
+    "store_failed": (logging.ERROR, "A picture could not be stored for a reason that nobody foresaw."),
+    "publish_failed": (logging.ERROR, "Pictures could not be published for a reason that nobody foresaw."),
+    "engine_failed": (logging.ERROR, "The render loop failed for a reason that nobody foresaw; it goes on."),
+    "beat_failed": (logging.ERROR, "A heartbeat failed for a reason that nobody foresaw; the next one follows."),
     # control workers
     "control_started": (logging.INFO, "A control worker started."),
     "leases_rescued": (logging.WARNING, "Leases of lost workers were taken back."),
@@ -47,7 +54,7 @@ def set_up(level: str = "INFO") -> None:
     logging.basicConfig(
         stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True
     )
-    for noisy in ("botocore", "boto3", "urllib3", "httpx", "celery.worker.strategy", "celery.app.trace"):
+    for noisy in ("alembic", "botocore", "boto3", "urllib3", "httpx", "celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

@@ -1,0 +1,165 @@
+"""`python -m worker render` renders on one device; `python -m worker control` sweeps. Puts the parts together."""
+
+import argparse
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import warnings
+from importlib.metadata import version
+from typing import Any
+
+from celery import Celery
+from celery.signals import setup_logging, worker_shutting_down
+from sqlalchemy import Engine as Database
+
+from common import catalog, telemetry
+from common.config import Settings
+from common.db import ACCEPTED_REVISIONS, connect, current_revision, new_id, transaction
+from common.errors import Error, Unavailable
+from common.queue import CONTROL_QUEUE, Messages, celery_app, render_queue
+from common.recipe import canonical
+from common.storage import Storage
+from common.telemetry import tell
+from common.workers import Worker
+from worker import painter, tasks
+from worker.engine import Engine
+from worker.gallery import Gallery, models_to_serve
+from worker.heartbeat import Heartbeat
+from worker.holdings import Holdings
+from worker.news import News
+from worker.outage import Outage
+from worker.store import UPLOADS, Store
+from worker.sweep import Sweep
+
+WAIT_FOR_DATABASE_S = 60
+MICROBATCHES = 8  # that one process holds: one painted, one claimed ahead, the others being stored
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m worker")
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    render_parser = kinds.add_parser("render", help="render on one device")
+    render_parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps or stub")
+    render_parser.add_argument("--models", help="comma-separated names of the catalogue; default: all that fit here")
+    render_parser.add_argument("--name", dest="worker_name", help="what people see; default: host and device")
+    kinds.add_parser("control", help="sweep; needs no device")
+    given = {key: value for key, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    kind = {"render": render, "control": control}[given.pop("kind")]
+    settings = Settings(**given)
+    telemetry.set_up(settings.log_level)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until Celery takes it over
+    try:
+        return kind(settings)
+    except Error as error:
+        print(error.message, file=sys.stderr)
+        return 1
+
+
+def render(settings: Settings) -> int:
+    models = catalog.read(settings.catalog)
+    about = painter.describe(settings.device, settings.torch_threads)
+    served = models_to_serve(settings, models, str(about["device"]))
+    worker_class = {**about, "huafang": version("huafang")}
+    worker_id, name = new_id(), settings.worker_name or f"{socket.gethostname()}-{settings.device}"
+
+    database, own_database = connect(settings, pool=4), connect(settings, pool=1)
+    messages = Messages(settings)
+    wait_for_services(database, messages)
+    postgres, s3 = Outage("database_away", "database_back"), Outage("storage_away", "storage_back")
+    holdings = Holdings(MICROBATCHES)
+    gallery = Gallery(served, settings.device, settings.torch_threads, database)
+    store = Store(database, Storage(settings, connections=UPLOADS), messages, holdings, postgres, s3)
+    texts = {"worker": canonical(worker_class), "software": f"Huafang {version('huafang')}"}
+    engine = Engine(worker_id, settings, database, gallery, holdings, store, postgres, texts)
+
+    def introduce() -> tuple[Worker, bool]:
+        serves = [model.name for model in gallery.servable()]
+        me = Worker(
+            worker_id, name, worker_class, serves, gallery.resident, gallery.refusals(), engine.seconds_per_image
+        )
+        return me, engine.is_ready and bool(serves)
+
+    heartbeat = Heartbeat(settings, own_database, holdings, postgres, introduce, engine.pause)
+    news = News(settings, messages, holdings, lambda: engine.rendering)
+    app = celery_app(settings)
+    tasks.add_render(app, engine, messages)
+    worker_shutting_down.connect(lambda **_: engine.drain(), weak=False)
+
+    tell("worker_started", worker=worker_id, name=name, models=",".join(model.name for model in served))
+    for part in (heartbeat, news, engine):
+        part.start()
+    try:
+        return consume(app, f"render-{worker_id}", [render_queue(model.name) for model in served])
+    finally:
+        painted = engine.close()
+        heartbeat.stop()
+        news.stop()
+        tell("worker_stopped", worker=worker_id)
+        if not painted:  # a model that loads cannot be interrupted: leave without it
+            logging.shutdown()
+            os._exit(0)
+
+
+def control(settings: Settings) -> int:
+    database, messages = connect(settings, pool=2), Messages(settings)
+    wait_for_services(database, messages)
+    sweep, stopping = Sweep(settings, database, messages), threading.Event()
+    app = celery_app(settings)
+    tasks.add_sweep(app, sweep)
+    thread = threading.Thread(target=sweep.run, args=(stopping,), name="sweep", daemon=True)
+    if settings.sweep:
+        thread.start()
+    tell("control_started", sweeps=settings.sweep)
+    try:
+        return consume(app, f"control-{new_id()}", [CONTROL_QUEUE])
+    finally:
+        stopping.set()
+        if settings.sweep:
+            thread.join(10)
+
+
+def wait_for_services(database: Database, messages: Messages) -> None:
+    """Wait for Postgres. Raises Unavailable if it does not come, or if it or Redis is not as the farm needs it."""
+    deadline, outage = time.monotonic() + WAIT_FOR_DATABASE_S, Outage("database_away", "database_back")
+
+    def revision() -> str | None:
+        with transaction(database) as connection:
+            return current_revision(connection)
+
+    found = outage.insist(revision, unless=lambda: time.monotonic() > deadline)
+    if found not in ACCEPTED_REVISIONS:
+        raise Unavailable(
+            f"The database is at revision {found or 'none'}, and this worker needs {' or '.join(ACCEPTED_REVISIONS)}; "
+            "run `huafang admin migrate`."
+        )
+    policy = messages.eviction_policy()
+    if policy not in (None, "noeviction"):  # None: away; the farm gets along without it
+        raise Unavailable(f"Redis' maxmemory-policy is {policy}, which loses messages; set it to noeviction.")
+
+
+def consume(app: Celery, name: str, queues: list[str]) -> int:
+    """Run Celery until it is told to stop. Threads, for CUDA and torch do not survive a fork."""
+    setup_logging.connect(lambda **_: None, weak=False)  # `telemetry` has done it
+    # It tells of a lost Redis with a traceback every few seconds; `Messages` does so in one line.
+    logging.getLogger("celery.worker.consumer.consumer").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", message=".*superuser privileges")  # JSON only: nothing that it warns of
+    worker: Any = app.Worker(
+        hostname=f"{name}@{socket.gethostname()}",
+        pool="threads",
+        concurrency=1,
+        queues=queues,
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=True,
+        quiet=True,
+    )
+    worker.start()
+    return int(worker.exitcode or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

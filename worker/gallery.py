@@ -1,0 +1,119 @@
+"""The models that this worker serves: which is in memory, and which it refuses and why. Holds one painter at a time.
+
+Loads and closes painters, so it belongs to the engine's painting thread; everybody may read. A hub model is loaded at
+the revision that the first worker of the farm recorded, so that all paint with the same weights.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from sqlalchemy import Engine
+
+from common import workers
+from common.catalog import Catalog, Model
+from common.config import Settings
+from common.db import transaction
+from common.errors import ModelRefused, RenderFailed, Unavailable
+from common.telemetry import tell
+from worker import painter
+from worker.painter import Painter
+
+ACCELERATORS = ("cuda", "mps")
+RETRY_S = 300  # a refused model of the hub may be within reach later; a folder does not mend itself
+
+
+@dataclass(frozen=True)
+class Refusal:
+    reason: str
+    until: float  # by the monotonic clock
+
+
+def models_to_serve(settings: Settings, catalog: Catalog, device_kind: str) -> list[Model]:
+    """The models named in the settings, or all that this device can be expected to serve; the default one first.
+
+    A model of the hub is a large download that no CPU would paint with in useful time: there it must be named.
+    """
+    if settings.model_names:
+        return [catalog.get(name) for name in settings.model_names]
+    has_hub = device_kind in (*ACCELERATORS, "stub")
+    default = catalog.default_gpu if device_kind in ACCELERATORS else catalog.default
+    models = [model for model in catalog.models.values() if model.folder or has_hub]
+    return sorted(models, key=lambda model: model.name != (settings.default_model or default))
+
+
+class Gallery:
+    def __init__(self, models: Sequence[Model], device: str, threads: int | None, database: Engine) -> None:
+        self._models = {model.name: model for model in models}
+        self._device = device
+        self._threads = threads
+        self._database = database
+        self._painter: Painter | None = None
+        self._refusals: dict[str, Refusal] = {}
+        self.longest_load_s = 0.0
+
+    @property
+    def resident(self) -> tuple[str, ...]:
+        resident = self._painter
+        return (resident.model.name,) if resident else ()
+
+    def servable(self) -> list[Model]:
+        """All but those refused lately."""
+        refused = self.refusals()
+        return [model for name, model in self._models.items() if name not in refused]
+
+    def refusals(self) -> dict[str, str]:
+        now = time.monotonic()
+        return {name: refusal.reason for name, refusal in list(self._refusals.items()) if now < refusal.until}
+
+    def painter(self, name: str) -> Painter:
+        """The painter of a model, loaded if need be in place of the one there was.
+
+        Raises ModelRefused, and remembers it; Unavailable when Postgres cannot say which revision to load.
+        """
+        if self._painter and self._painter.model.name == name:
+            return self._painter
+        if self._painter:
+            self._painter.close()
+            self._painter = None
+        model, began = self._models[name], time.monotonic()
+        try:
+            self._painter = self._load(model)
+        except Unavailable:
+            raise
+        except RenderFailed as error:
+            raise self._refuse(model, error.message) from error
+        except Exception as error:  # whatever it is, the other models go on
+            tell("model_load_failed", exc_info=True, model=name)
+            reason = f"The model {name} is refused: it cannot be loaded ({type(error).__name__})."
+            raise self._refuse(model, reason) from error
+        seconds = time.monotonic() - began
+        self.longest_load_s = max(seconds, self.longest_load_s)
+        self._refusals.pop(name, None)
+        tell("model_loaded", model=name, revision=self._painter.revision, seconds=seconds)
+        return self._painter
+
+    def close(self) -> None:
+        if self._painter:
+            self._painter.close()
+            self._painter = None
+
+    def _load(self, model: Model) -> Painter:
+        if model.folder or model.revision or self._device.startswith("stub"):
+            return painter.load(model, self._device, self._threads)
+        with transaction(self._database) as connection:
+            recorded = workers.recorded_revision(connection, model.name, model.source)
+        loaded = painter.load(replace(model, revision=recorded), self._device, self._threads)
+        if recorded or not loaded.revision:
+            return loaded
+        with transaction(self._database) as connection:
+            recorded = workers.record_revision(connection, model.name, model.source, loaded.revision)
+        if recorded == loaded.revision:
+            return loaded
+        loaded.close()  # another worker was first, with another commit
+        return painter.load(replace(model, revision=recorded), self._device, self._threads)
+
+    def _refuse(self, model: Model, reason: str) -> ModelRefused:
+        self._refusals[model.name] = Refusal(reason, time.monotonic() + (float("inf") if model.folder else RETRY_S))
+        tell("model_refused", model=model.name, reason=reason)
+        return ModelRefused(reason)

@@ -1,0 +1,84 @@
+"""The heartbeat of a render worker: renews all its leases in one statement, says that it lives, hears what is asked.
+
+It has a database connection of its own, so that no full pool and no slow publish can cost a lease; while Postgres is
+away it goes on trying, and the fence decides afterwards.
+"""
+
+import threading
+from collections.abc import Callable
+
+from sqlalchemy import Engine as Database
+
+from common import claims, workers
+from common.config import Settings
+from common.db import transaction
+from common.errors import Unavailable
+from common.states import WorkerState
+from common.telemetry import tell
+from common.workers import Worker
+from worker.holdings import Holdings
+from worker.outage import Outage
+
+RETRY_S = 1.0
+
+
+class Heartbeat:
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        holdings: Holdings,
+        outage: Outage,
+        introduce: Callable[[], tuple[Worker, bool]],
+        pause: Callable[[bool], None],
+    ) -> None:
+        """`introduce` says what this worker is now, and whether it is ready; `pause` hears whether it is to drain."""
+        self._settings = settings
+        self._database = database
+        self._holdings = holdings
+        self._outage = outage
+        self._introduce = introduce
+        self._pause = pause
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop, and say goodbye if Postgres hears it."""
+        self._stopping.set()
+        self._thread.join(10)
+        worker, _ = self._introduce()
+        try:
+            with transaction(self._database) as connection:
+                workers.stop(connection, worker.id, "it was told to stop")
+        except Unavailable:
+            pass  # the sweep will notice its silence
+
+    def beat(self) -> None:
+        """Raises Unavailable while Postgres is away."""
+        abandoned, leases = self._holdings.abandoned(), self._holdings.leases()
+        if abandoned or leases:
+            with transaction(self._database) as connection:
+                for lease_id in abandoned:
+                    claims.release(connection, lease_id)
+                held = claims.renew(connection, leases, self._settings.lease_s)
+            self._holdings.given_back(abandoned)
+            self._holdings.renewed(leases, held)
+        worker, ready = self._introduce()
+        with transaction(self._database) as connection:
+            state = workers.beat(connection, worker, ready=ready)
+        self._pause(state == WorkerState.DRAINING)
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            pause = self._settings.beat_s
+            try:
+                with self._outage.noticed():
+                    self.beat()
+            except Unavailable:
+                pause = min(RETRY_S, pause)
+            except Exception:
+                tell("beat_failed", exc_info=True)
+            self._stopping.wait(pause)

@@ -1,0 +1,28 @@
+"""The page to read first: the two tasks that Celery runs. A message only wakes; Postgres decides what there is to do.
+
+    render   on the queue of each model that a render worker serves: render what waits, for about half a minute
+    sweep    on the control queue: repair once, now
+
+What the tasks do is in `worker.engine` (the render loop) and `worker.sweep`. A lost message costs seconds, a spare one
+costs one look at the queue. Importing this loads no torch.
+"""
+
+from celery import Celery
+
+from common.queue import CONTROL_QUEUE, Messages
+from worker.engine import WORK_S, Engine
+from worker.sweep import Sweep
+
+
+def add_render(app: Celery, engine: Engine, messages: Messages) -> None:
+    @app.task(name="render")
+    def render(model: str, job: str | None = None, tier: str | None = None) -> None:
+        """Claim and render while there is work, whichever job the message named; then hand the turn back to Celery."""
+        if engine.work(WORK_S):
+            messages.wake(model)
+
+
+def add_sweep(app: Celery, sweep: Sweep) -> None:
+    @app.task(name="sweep", queue=CONTROL_QUEUE)
+    def sweep_once() -> None:
+        sweep.once()
