@@ -110,15 +110,17 @@ def _parts(model: Model, folder: Path) -> None:
 
 
 def _checksums(model: Model, folder: Path) -> None:
-    for path, expected in model.sha256.items():
+    here = ("model_index.json", *(f"{part}/" for part in parts(model)))
+    expected = {path: sha256 for path, sha256 in model.sha256.items() if path.startswith(here)}
+    for path, sha256 in expected.items():
         if not (folder / path).is_file():
             raise refused(model, f"{path} is missing")
         with (folder / path).open("rb") as content:
-            if hashlib.file_digest(content, "sha256").hexdigest() != expected:
+            if hashlib.file_digest(content, "sha256").hexdigest() != sha256:
                 raise refused(model, f"the sha256 of {path} is not the catalogue's")
-    for file in sorted(folder.glob("*/*")):
-        path = file.relative_to(folder).as_posix()
-        if path not in model.sha256 and (file.suffix in TEXTS or WEIGHTS.fullmatch(file.name)):
+    loaded = [f"{part}/{file.name}" for part in parts(model) for file in sorted((folder / part).iterdir())]
+    for path in ("model_index.json", *loaded):
+        if path not in expected and (path.endswith(TEXTS) or WEIGHTS.fullmatch(path.rpartition("/")[2])):
             raise refused(model, f"the catalogue has checksums, but none of {path}")
 
 
@@ -190,6 +192,8 @@ def _in_one_sentence(model: Model) -> Iterator[None]:
             model, f"the hub cannot be reached to fetch {model.source}: go online, or set its source to a local folder"
         ) from error
     except HfHubHTTPError as error:
-        raise refused(model, f"the hub answered {error.response.status_code} for {page}: try again later") from error
+        raise refused(
+            model, f"the hub answered {error.response.status_code} for {page}: try again later, or look at HF_TOKEN"
+        ) from error
     except OSError as error:
         raise refused(model, f"{model.source} could not be saved ({error})") from error

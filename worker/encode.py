@@ -73,10 +73,7 @@ def _note(texts: Mapping[str, str]) -> bytes:
 
 
 def _opencv(extension: str, pixels: NDArray[np.uint8], *options: tuple[int, int]) -> bytes:
-    done, file = cv2.imencode(
-        extension,
-        cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR),
-        [number for option in options for number in option],
-    )
+    flat = [number for option in options for number in option]
+    done, file = cv2.imencode(extension, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), flat)
     assert done
     return file.tobytes()

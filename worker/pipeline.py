@@ -20,7 +20,7 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from common import prompts
 from common.catalog import Model
-from common.errors import NanImage, OutOfMemory, PromptRefused, RenderFailed
+from common.errors import Invalid, NanImage, OutOfMemory, PromptRefused, RenderFailed
 from worker import checkpoint
 from worker.painter import OnStep, Picture, Stroke
 
@@ -66,10 +66,11 @@ def load(model: Model, device: str = "auto", threads: int | None = None) -> "Dif
 
 
 def describe(device: str = "auto", threads: int | None = None) -> dict[str, str | int | None]:
-    kind = _choose(device).partition(":")[0]
+    chosen = _choose(device)
+    kind = chosen.partition(":")[0]
     return {
         "device": kind,
-        "name": torch.cuda.get_device_name() if kind == "cuda" else torch.backends.cpu.get_cpu_capability(),
+        "name": torch.cuda.get_device_name(chosen) if kind == "cuda" else torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "precision": "fp16" if kind == "cuda" else "fp32",
@@ -207,13 +208,11 @@ def _plain_tensors(model: Model, file: Path) -> None:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
-        raise checkpoint.refused(
-            model, f"{where} is a pickle of more than plain tensors, which could run code"
-        ) from error
+        raise checkpoint.refused(model, f"{where} is no pickle of plain tensors: it could run code") from error
     except (RuntimeError, EOFError, OSError) as error:
         raise checkpoint.refused(model, f"{where} is damaged or cut short ({_first_line(error)})") from error
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise checkpoint.refused(model, f"{where} is a pickle of more than plain tensors")
+        raise checkpoint.refused(model, f"{where} is no pickle of plain tensors")
 
 
 def _tokenizer(model: Model, folder: Path, text_encoder: Any) -> Any:
@@ -237,11 +236,13 @@ def _feature_extractor(folder: Path) -> Any:
 
 
 def _choose(device: str) -> str:
-    if device != "auto":
-        return device
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    found = [kind for kind, is_there in there.items() if is_there]
+    if device == "auto":
+        return found[0]
+    if device.partition(":")[0] not in found:
+        raise Invalid(f"There is no device {device} here, only {', '.join(found)}.")
+    return device
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

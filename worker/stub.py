@@ -1,7 +1,7 @@
 """A painter without a model: a gradient and noise from the prompt and the seed. All but the GPU can be tried with it.
 
 The device is `stub`, or `stub:SECONDS` for the time that one denoising step is to take. Needs no torch. A prompt can
-ask for trouble: see TROUBLE. Knows nothing of what a prompt means.
+ask for trouble: see FLAGGED. Knows nothing of what a prompt means.
 """
 
 import hashlib
@@ -13,20 +13,10 @@ from numpy.typing import NDArray
 
 from common import prompts
 from common.catalog import Model
-from common.errors import (
-    NanImage,
-    OutOfMemory,
-    PromptRefused,
-    PromptTooLong,
-    RenderFailed,
-)
+from common.errors import NanImage, OutOfMemory, PromptRefused, PromptTooLong, RenderFailed
 from worker.painter import OnStep, Picture, Stroke
 
-TROUBLE = (
-    "#flagged",
-    "#nan",
-    "#oom",
-)  # what a prompt may contain to be flagged, broken, or too much for the memory
+FLAGGED, NAN, OOM = "#flagged", "#nan", "#oom"  # in a prompt: flagged, broken, or too much for the memory
 STEP_S = 0.001
 
 
@@ -45,7 +35,7 @@ class Stub:
         self.step_s = step_s
 
     def paint(self, strokes: Sequence[Stroke], on_step: OnStep) -> list[Picture | RenderFailed]:
-        if any("#oom" in stroke.recipe.prompt for stroke in strokes):
+        if any(OOM in stroke.recipe.prompt for stroke in strokes):
             raise OutOfMemory("The stub was asked to run out of memory.")
         refusals = [self._refusal(stroke) for stroke in strokes]
         if not all(refusals):
@@ -67,9 +57,9 @@ class Stub:
 
 
 def _picture(stroke: Stroke) -> Picture | RenderFailed:
-    if "#nan" in stroke.recipe.prompt:
+    if NAN in stroke.recipe.prompt:
         return NanImage("The stub was asked for a picture that is not a number.")
-    return Picture(_pattern(stroke), flagged="#flagged" in stroke.recipe.prompt)
+    return Picture(_pattern(stroke), flagged=FLAGGED in stroke.recipe.prompt)
 
 
 def _pattern(stroke: Stroke) -> NDArray[np.uint8]:

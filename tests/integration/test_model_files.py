@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from common.errors import ModelRefused
+from common.errors import Invalid, ModelRefused
 from common.recipe import Recipe
 from tests import checkpoints
 from worker import pipeline
@@ -80,10 +80,18 @@ def test_without_a_safety_checker_only_if_the_operator_says_so(folder: Path) -> 
 
 
 def test_its_own_checksums_let_a_model_pass(folder: Path) -> None:
-    painted(folder, sha256=checksums(folder))
+    good = checksums(folder)
+    painted(folder, sha256=good)
+    shutil.rmtree(folder / "safety_checker")
+    painted(folder, sha256=good, safety_checker=False)
 
 
 # What is refused
+
+
+def test_a_device_that_is_not_there_is_named() -> None:
+    with pytest.raises(Invalid, match="There is no device warp:9 here, only"):
+        pipeline.describe("warp:9")
 
 
 def change(file: Path, **values: Any) -> None:
@@ -136,8 +144,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: change(f / "model_index.json", text_encoder=["transformers", "T5EncoderModel"]),
         "its text encoder is a T5EncoderModel",
     ),
-    "numbers in a pickle": (lambda f: pickled(f, {"a": torch.zeros(1), "b": 1}), "more than plain tensors"),
-    "a list in a pickle": (lambda f: pickled(f, [torch.zeros(1)]), "more than plain tensors"),
+    "numbers in a pickle": (lambda f: pickled(f, {"a": torch.zeros(1), "b": 1}), "no pickle of plain tensors"),
+    "a list in a pickle": (lambda f: pickled(f, [torch.zeros(1)]), "no pickle of plain tensors"),
 }
 
 
