@@ -29,6 +29,8 @@ class Client:
     def __init__(self, url: str, key: str | None) -> None:
         self.url = url
         self.key = key
+        if key and not (key.isascii() and key.isprintable()):
+            raise Failure("The API key is none: it has characters that no key has.", 3)
         try:
             self._http = httpx.Client(
                 base_url=url,
