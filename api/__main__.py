@@ -1,0 +1,50 @@
+"""`python -m api`: serve the API until a signal ends it."""
+
+import argparse
+import socket
+
+import uvicorn
+
+from api.app import create_app
+from common import telemetry
+from common.config import Settings
+from common.errors import Error
+
+STOP_S = 20  # for requests in flight
+
+
+class Server(uvicorn.Server):
+    """Lets those go who wait for a job before it waits for them."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self.config.app.state.farm.waiting_room.close()  # type: ignore[union-attr]
+        await super().shutdown(sockets)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m api", description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    arguments = parser.parse_args()
+    settings = Settings()
+    telemetry.set_up(settings.log_level)
+    try:
+        app = create_app(settings)
+    except Error as error:
+        raise SystemExit(error.message) from None
+    config = uvicorn.Config(
+        app,
+        host=arguments.host,
+        port=arguments.port,
+        log_config=None,
+        access_log=False,
+        proxy_headers=True,
+        forwarded_allow_ips=settings.trusted_proxies,
+        timeout_graceful_shutdown=STOP_S,
+    )
+    telemetry.tell("api_started", host=arguments.host, port=arguments.port)
+    Server(config).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The API as one object: which parts it is made of, and how they start and stop. Routes are in `routes/`."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+import anyio.to_thread
+from fastapi import FastAPI
+from sqlalchemy import Engine
+
+from api.deps import Farm
+from api.errors import Problem, add_handlers
+from api.metrics import RequestMetrics
+from api.middleware import Passage
+from api.reading import find_ended
+from api.routes import health, jobs
+from api.waiting import WaitingRoom
+from common import catalog
+from common.config import Settings
+from common.db import connect, transaction
+from common.queue import Messages
+from common.storage import Storage
+
+THREADS = 16  # requests at work in the database at once: more only wait for each other
+SPARE_CONNECTIONS = 4  # for what works beside them: the waiting room's poll, readiness
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The API of the farm that these settings describe. Connects to nothing before the first request."""
+    farm = make_farm(settings)
+    app = FastAPI(
+        title="Huafang",
+        summary="A render farm for Chinese text-to-image diffusion.",
+        version="0.1.0",
+        lifespan=lifespan,
+        responses={"4XX": {"model": Problem, "description": "The request cannot be carried out as it is."}},
+        telemetry={"tracing": False, "metrics": False, "logs": False},
+    )
+    app.state.farm = farm
+    app.state.metrics = RequestMetrics()
+    app.add_middleware(Passage, metrics=app.state.metrics)
+    add_handlers(app)
+    for noun in (jobs, health):
+        app.include_router(noun.router)
+    return app
+
+
+def make_farm(settings: Settings) -> Farm:
+    engine = connect(settings, pool=THREADS + SPARE_CONNECTIONS)
+    known = catalog.read(settings.catalog)
+    farm = Farm(
+        settings=settings,
+        engine=engine,
+        reader=engine.execution_options(isolation_level="AUTOCOMMIT"),
+        messages=Messages(settings),
+        storage=Storage(settings),
+        catalog=known,
+        waiting_room=WaitingRoom(settings.redis_url.get_secret_value(), ended=lambda ids: ended(engine, ids)),
+    )
+    known.get(farm.default_model)  # a default that the catalogue lacks is said now, not at the first request
+    return farm
+
+
+def ended(engine: Engine, job_ids: list[UUID]) -> list[UUID]:
+    with transaction(engine) as connection:
+        return find_ended(connection, job_ids)
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    farm: Farm = app.state.farm
+    anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+    farm.waiting_room.open()
+    yield
+    await farm.waiting_room.close()
+    farm.engine.dispose()

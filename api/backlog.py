@@ -1,0 +1,44 @@
+"""What waits and what runs, by model and tier, for the queue page and the metrics. Cheap whatever the backlog: lanes
+count what is open, and only leases that are open or just ended are looked at.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Row, text
+
+LONGEST_LEASE_S = 900  # a lease that ended in the last minute was claimed no longer ago than this
+
+
+def read_backlog(connection: Connection) -> Sequence[Row[Any]]:
+    """Rows of model, tier, waiting, running, oldest_s (null: nothing waits), stored_last_minute."""
+    return connection.execute(BACKLOG, {"since": id_of_time(time.time() - LONGEST_LEASE_S)}).all()
+
+
+def id_of_time(seconds: float) -> UUID:
+    """Less than any UUIDv7 made later."""
+    return UUID(int=int(seconds * 1000) << 80)
+
+
+BACKLOG = text("""
+    WITH facts AS (
+        SELECT model, tier, open, 0 AS running, 0 AS stored, head.created_at
+        FROM lanes LEFT JOIN LATERAL (
+            SELECT jobs.created_at FROM images JOIN jobs ON jobs.id = images.job_id
+            WHERE images.lane_id = lanes.id AND images.state = 'queued' AND images.lease_id IS NULL
+                AND images.not_before IS NULL
+            ORDER BY images.id LIMIT 1) AS head ON true
+        WHERE lanes.open > 0
+        UNION ALL
+        SELECT model, tier, 0, (images.state = 'running')::int,
+               (images.state = 'stored' AND images.finished_at > now() - interval '1 minute')::int, NULL
+        FROM leases CROSS JOIN LATERAL unnest(leases.image_ids) AS held(id)
+        JOIN images ON images.id = held.id AND images.lease_id = leases.id
+        JOIN lanes ON lanes.id = images.lane_id
+        WHERE leases.ended_at IS NULL OR (leases.id > :since AND leases.ended_at > now() - interval '1 minute'))
+    SELECT model, tier, greatest(sum(open) - sum(running), 0)::bigint AS waiting, sum(running) AS running,
+           extract(epoch FROM now() - min(created_at))::float AS oldest_s, sum(stored) AS stored_last_minute
+    FROM facts GROUP BY model, tier ORDER BY model, tier
+""")

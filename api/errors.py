@@ -1,0 +1,135 @@
+"""What a client is told when a request fails: every error of the API as `application/problem+json` (RFC 9457).
+
+Knows how each kind of exception reads over HTTP, and nothing of what caused it. Nobody is ever shown a traceback.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from common.errors import Error, FieldError, Unavailable
+from common.telemetry import tell
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_S = 2
+CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}
+# Where pydantic's own words would leave a reader guessing.
+SENTENCES = {
+    "extra_forbidden": "is not a field that is known here",
+    "missing": "is missing",
+    "string_unicode": "is not Unicode text: it has half of a surrogate pair",
+    "finite_number": "must be a number, not NaN or infinity",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+}
+
+
+class WrongField(BaseModel):
+    field: str = Field(examples=["steps"])
+    message: str = Field(examples=["is 1000; it must be 1 to 150"])
+
+
+class Problem(BaseModel):
+    """Why a request was not carried out."""
+
+    type: str = Field(examples=["about:blank"])
+    title: str = Field(examples=["Unprocessable Entity"])
+    status: int = Field(examples=[422])
+    detail: str = Field(description="One sentence for people.", examples=["steps is 1000; it must be 1 to 150."])
+    code: str = Field(description="The same for programs.", examples=["invalid"])
+    errors: list[WrongField] = Field(description="The fields that are wrong.")
+    request_id: str | None = Field(examples=["019c2f6e-7d53-7c1e-a0f2-5b8f0d6d1c11"])
+
+
+def add_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(Error, tell_error)
+    app.add_exception_handler(RequestValidationError, tell_invalid)
+    app.add_exception_handler(HTTPException, tell_http)
+
+
+async def tell_error(request: Request, error: Exception) -> Response:
+    """An error of the domain."""
+    assert isinstance(error, Error)
+    headers = {}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, Unavailable):
+        headers["Retry-After"] = str(RETRY_AFTER_S)
+        tell("request_unavailable", request=request_id(request), path=request.url.path, reason=error.message)
+    return problem(request, error.status, error.code, error.message, error.fields, headers)
+
+
+async def tell_invalid(request: Request, error: Exception) -> Response:
+    """A request that does not have the shape of its route: each field that is wrong, by its name."""
+    assert isinstance(error, RequestValidationError)
+    found = error.errors()
+    if any(one["type"] == "json_invalid" for one in found):
+        reason = found[0].get("ctx", {}).get("error", "it cannot be read")
+        wrong = [FieldError("body", f"is not JSON: {reason}")]
+        return problem(request, 400, "not_json", f"The body is not JSON: {reason}.", wrong)
+    if isinstance(error.body, bytes) and error.body:  # left unread, since it does not say that it is JSON
+        wrong = [FieldError("Content-Type", "must be application/json")]
+        return problem(request, 415, CODES[415], "Content-Type must be application/json.", wrong)
+    wrong = [field_error(one) for one in found]
+    return problem(request, 422, "invalid", "; ".join(f"{e.field} {e.message}" for e in wrong) + ".", wrong)
+
+
+async def tell_http(request: Request, error: Exception) -> Response:
+    """What the router refuses: no such path, no such method, a body that is too large or cannot be read."""
+    assert isinstance(error, HTTPException)
+    detail = f"There is nothing at {request.url.path}." if error.status_code == 404 else str(error.detail)
+    code = CODES.get(error.status_code, "invalid" if error.status_code < 500 else "error")
+    wrong = [FieldError("body", detail)] if error.status_code in (400, 413) else []
+    return problem(request, error.status_code, code, detail, wrong, error.headers)
+
+
+def tell_unforeseen(request: Request) -> Response:
+    """A fault of ours, inside an `except`: the log has the traceback, the client the id to find it by."""
+    tell("request_failed", exc_info=True, request=request_id(request), path=request.url.path)
+    return problem(request, 500, "error", "The farm failed for a reason that nobody foresaw; its log has more.")
+
+
+def problem(
+    request: Request,
+    status: int,
+    code: str,
+    detail: str,
+    errors: Sequence[FieldError] = (),
+    headers: Mapping[str, str] | None = None,
+    **more: Any,
+) -> Response:
+    content = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "errors": [{"field": error.field, "message": error.message} for error in errors],
+        "request_id": request_id(request),
+        **more,
+    }
+    # A lone surrogate of the request, quoted in a message, comes out as the JSON escape that it was.
+    body = json.dumps(content, ensure_ascii=False).encode("utf-8", "backslashreplace")
+    return Response(body, status, headers, MEDIA_TYPE)
+
+
+def request_id(request: Request) -> str | None:
+    return getattr(request.state, "request_id", None)
+
+
+def field_error(error: Mapping[str, Any]) -> FieldError:
+    """One of pydantic's errors. Its place starts with where the value was: body, query, path or header."""
+    where, *path = error["loc"]
+    name = ".".join(str(part) for part in path) or where
+    return FieldError(name.title() if where == "header" else name, SENTENCES.get(error["type"], said(error["msg"])))
+
+
+def said(message: str) -> str:
+    """`Input should be greater than 0` → `should be greater than 0`."""
+    return message.removeprefix("Input ").removeprefix("Value error, ")

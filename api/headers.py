@@ -1,0 +1,54 @@
+"""The request headers that this API gives a meaning to, and how they are read."""
+
+import hashlib
+import re
+from typing import Annotated
+
+from fastapi import Header, Request, Response
+from pydantic import BaseModel, Field
+
+from common.errors import FieldError, Invalid
+
+LONGEST_WAIT_S = 60
+WAIT = re.compile(r"wait\s*=\s*\"?([^\s;\"]*)\"?\s*(;.*)?", re.IGNORECASE)
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        description="1 to 255 printable ASCII characters. For 24 hours, the same request under it gives the same job, "
+        "and another request is an error.",
+        examples=["3c9b1f6e-red-circle"],
+    ),
+    Field(pattern=r"^[\x20-\x7e]{1,255}$"),
+]
+
+Prefer = Annotated[
+    str | None,
+    Header(description="`wait=1` to `wait=60`: answer once the job has ended, or after so many seconds."),
+]
+
+
+def seconds_to_wait(prefer: str | None) -> int:
+    """What `Prefer: wait=N` asks for; 0 when it does not. Other preferences are none of ours."""
+    for preference in (prefer or "").split(","):
+        if asked := WAIT.fullmatch(preference.strip()):
+            if re.fullmatch(r"[0-9]{1,2}", asked[1]) and 1 <= int(asked[1]) <= LONGEST_WAIT_S:
+                return int(asked[1])
+            error = FieldError("Prefer", f"asks to wait={asked[1]}; it must be 1 to {LONGEST_WAIT_S}")
+            raise Invalid(f"Prefer {error.message}.", fields=(error,))
+    return 0
+
+
+def with_etag(request: Request, shape: BaseModel) -> Response:
+    """The shape and its ETag; 304 for a client that has it already."""
+    body = shape.model_dump_json().encode()
+    headers = {"ETag": f'W/"{hashlib.sha256(body).hexdigest()[:32]}"', "Cache-Control": "private, no-cache"}
+    if is_known(request, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    return Response(body, headers=headers, media_type="application/json")
+
+
+def is_known(request: Request, etag: str) -> bool:
+    """Whether If-None-Match names it; weak and strong are the same here (RFC 9110)."""
+    known = [one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(",")]
+    return etag.removeprefix("W/") in known or known == ["*"]

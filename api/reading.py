@@ -1,0 +1,202 @@
+"""Jobs and images as their tenant sees them. Reads only; what changes a state is in `common.jobs` and `common.claims`.
+
+However many jobs a page has, it costs the same few queries: the jobs with their images, and, for those that wait, how
+many images are ahead of them and who could render them.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Row, text
+
+from api.crew import read_crew
+from api.shapes import Image, ImageError, Job, JobError, LoneImage, Recipe, Timings
+from common.claims import WAITING
+from common.errors import NotFound, RenderFailed
+from common.states import ImageState, JobState, Tier
+
+FARTHEST = 1000  # images ahead are counted up to here
+RETRYABLE = {error.code: error.retryable for error in RenderFailed.__subclasses__()}
+
+
+@dataclass(frozen=True)
+class Search:
+    """Which jobs of a tenant. `before`: only those that are older than this one."""
+
+    limit: int
+    before: UUID | None = None
+    state: JobState | None = None
+    model: str | None = None
+    tier: Tier | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    q: str | None = None
+
+
+def find_job(connection: Connection, tenant_id: UUID, job_id: UUID, base_url: str) -> Job:
+    """Raises NotFound when the tenant has no such job."""
+    found = _read(connection, base_url, "id = :job", {"tenant": tenant_id, "job": job_id, "limit": 1})
+    if not found:
+        raise NotFound(f"There is no job {job_id}.")
+    return found[0]
+
+
+def find_jobs(connection: Connection, tenant_id: UUID, search: Search, base_url: str) -> list[Job]:
+    """A page of jobs, newest first."""
+    chosen = {name: value for name, value in vars(search).items() if value is not None}
+    filters = [FILTERS[name] for name in chosen if name in FILTERS]
+    if search.state in (JobState.QUEUED, JobState.RUNNING):
+        filters.append("finished_at IS NULL")  # the index of open jobs
+    return _read(connection, base_url, " AND ".join(filters) or "true", {"tenant": tenant_id, **chosen})
+
+
+def find_image(connection: Connection, tenant_id: UUID, image_id: UUID, base_url: str) -> tuple[LoneImage, str | None]:
+    """An image, and its key in storage once it is stored. Raises NotFound when the tenant has no such image."""
+    row = connection.execute(READ_IMAGE, {"tenant": tenant_id, "image": image_id}).first()
+    if row is None:
+        raise NotFound(f"There is no image {image_id}.")
+    return LoneImage(job_id=row.job_id, **_image(row.image, row.recipe, base_url)), row.key
+
+
+def find_ended(connection: Connection, job_ids: Iterable[UUID]) -> list[UUID]:
+    """Those of these jobs that have ended."""
+    return list(connection.execute(READ_ENDED, {"jobs": list(job_ids)}).scalars())
+
+
+def _read(connection: Connection, base_url: str, filters: str, parameters: Mapping[str, Any]) -> list[Job]:
+    rows = connection.execute(text(READ_JOBS.format(filters=filters)), parameters).all()
+    jobs = [_job(row, base_url) for row in rows]
+    _say_why_they_wait(connection, [job for job in jobs if _waits(job)])
+    return jobs
+
+
+def _waits(job: Job) -> bool:
+    return not job.has_ended and all(image.state != ImageState.RUNNING for image in job.images)
+
+
+def _say_why_they_wait(connection: Connection, jobs: Sequence[Job]) -> None:
+    if not jobs:
+        return
+    crew = read_crew(connection)
+    places = {row.job_id: row for row in connection.execute(PLACES, {"jobs": [job.id for job in jobs]})}
+    for job in jobs:
+        place, rate = places[job.id], crew.images_per_second(job.recipe.model)
+        job.waiting_for = crew.why(job.recipe.model, backs_off=place.backs_off)
+        job.position = place.ahead
+        if rate and place.ahead is not None and place.ahead < FARTHEST:
+            job.eta_seconds = round((place.ahead + place.open) / rate, 1)
+
+
+def _job(row: Row[Any], base_url: str) -> Job:
+    images: list[dict[str, Any]] = row.images
+    seen = [image for image in images if image["worker"]]
+    return Job(
+        id=row.id,
+        state=row.state,
+        tier=row.tier,
+        parent_id=row.parent_id,
+        recipe=Recipe.model_validate(row.recipe),
+        images=[Image(**_image(image, row.recipe, base_url)) for image in images],
+        warnings=row.warnings,
+        error=_job_error(row),
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        timings=Timings(
+            wait_s=(row.started_at - row.created_at).total_seconds() if row.started_at else None,
+            render_s=_seconds(image["render_ms"] for image in images),
+            store_s=_seconds(image["store_ms"] for image in images),
+        ),
+        worker=max(seen, key=lambda image: image["started_at"])["worker"] if seen else None,
+    )
+
+
+def _image(image: Mapping[str, Any], recipe: Mapping[str, Any], base_url: str) -> dict[str, Any]:
+    is_stored = image["state"] == ImageState.STORED
+    code = image["error_code"] if image["state"] == ImageState.FAILED else None
+    return {
+        "id": image["id"],
+        "index": image["index"],
+        "state": image["state"],
+        "attempts": image["attempts"],
+        "seed": recipe["seeds"][image["index"]],
+        "width": recipe["width"],
+        "height": recipe["height"],
+        "format": recipe["format"],
+        "bytes": image["bytes"],
+        "sha256": image["sha256"],
+        "url": f"{base_url}v1/images/{image['id']}/content" if is_stored else None,
+        "error": ImageError(code=code, message=image["error_message"] or "") if code else None,
+    }
+
+
+def _job_error(row: Row[Any]) -> JobError | None:
+    if row.state != JobState.FAILED or row.error_code is None:
+        return None
+    return JobError(code=row.error_code, message=row.error_message or "", retryable=RETRYABLE.get(row.error_code, True))
+
+
+def _seconds(milliseconds: Iterable[int | None]) -> float | None:
+    known = [value for value in milliseconds if value is not None]
+    return sum(known) / 1000 if known else None
+
+
+FILTERS = {
+    "before": "id < :before",
+    "state": "state = cast(:state AS job_state)",
+    "model": "model = :model",
+    "tier": "tier = cast(:tier AS tier)",
+    "created_after": "created_at > :created_after",
+    "created_before": "created_at < :created_before",
+    "q": "strpos(lower(recipe ->> 'prompt'), lower(:q)) > 0",
+}
+
+IMAGE_JSON = """json_build_object(
+    'id', images.id, 'index', images.index, 'state', images.state, 'attempts', images.attempts, 'bytes', images.bytes,
+    'sha256', images.sha256, 'error_code', images.error_code, 'error_message', images.error_message,
+    'render_ms', images.render_ms, 'store_ms', images.store_ms, 'started_at', images.started_at,
+    'worker', workers.name)"""
+
+# A claimed image that has not started is nobody's yet: its lease may still give it back.
+WORKER = """
+    LEFT JOIN leases ON leases.id = images.lease_id AND images.state <> 'queued'
+    LEFT JOIN workers ON workers.id = leases.worker_id"""
+
+READ_JOBS = f"""
+    SELECT page.*, drawn.images FROM (
+        SELECT * FROM jobs WHERE tenant_id = :tenant AND {{filters}} ORDER BY id DESC LIMIT :limit) AS page
+    CROSS JOIN LATERAL (
+        SELECT json_agg({IMAGE_JSON} ORDER BY images.index) AS images
+        FROM images {WORKER} WHERE images.job_id = page.id) AS drawn
+    ORDER BY page.id DESC
+"""
+
+READ_IMAGE = text(f"""
+    SELECT jobs.id AS job_id, jobs.recipe, images.key, {IMAGE_JSON} AS image
+    FROM images JOIN jobs ON jobs.id = images.job_id {WORKER}
+    WHERE images.id = :image AND jobs.tenant_id = :tenant
+""")
+
+READ_ENDED = text("SELECT id FROM jobs WHERE id = ANY(:jobs) AND finished_at IS NOT NULL")
+
+# Ahead of a job is what waits in a higher tier of its model, and what is older in its own. Fair shares may move it.
+PLACES = text(f"""
+    WITH mine AS MATERIALIZED (
+        SELECT job_id, min(lane_id) AS lane_id, count(*) FILTER (WHERE finished_at IS NULL) AS open,
+               (array_agg(id ORDER BY id) FILTER (WHERE {WAITING}))[1] AS head,
+               bool_or(not_before IS NOT NULL) AND NOT bool_or({WAITING}) AS backs_off
+        FROM images WHERE job_id = ANY(:jobs) GROUP BY job_id)
+    SELECT mine.job_id, mine.open, mine.backs_off, CASE WHEN mine.backs_off THEN NULL ELSE (
+        SELECT count(*) FROM (
+            SELECT FROM lanes CROSS JOIN LATERAL (
+                SELECT FROM images WHERE images.lane_id = lanes.id AND {WAITING}
+                    AND images.id < CASE WHEN lanes.tier < lane.tier THEN 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid
+                                         ELSE mine.head END
+                ORDER BY images.id LIMIT {FARTHEST}) AS one
+            WHERE lanes.model = lane.model AND lanes.open > 0 AND lanes.tier <= lane.tier
+            LIMIT {FARTHEST}) AS all_of_them) END AS ahead
+    FROM mine JOIN lanes AS lane ON lane.id = mine.lane_id
+""")

@@ -1,0 +1,95 @@
+"""Whether this process lives, whether it can work, and the metrics of the farm."""
+
+import asyncio
+from collections.abc import Callable
+
+import anyio
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, Field
+
+from api.deps import Farm, TheFarm
+from api.errors import RETRY_AFTER_S, Problem, problem
+from common.db import ACCEPTED_REVISIONS, current_revision, transaction
+from common.errors import Error, FieldError, Unavailable
+
+router = APIRouter(tags=["health"])
+
+PATIENCE_S = 2.0
+
+
+class Alive(BaseModel):
+    status: str = Field(examples=["alive"])
+
+
+class Ready(BaseModel):
+    status: str = Field(examples=["ready"])
+    checks: dict[str, str] = Field(examples=[{"postgres": "ok", "migrations": "ok", "redis": "ok", "s3": "ok"}])
+
+
+@router.get("/healthz", operation_id="readHealth", summary="Does the process live?", response_model=Alive)
+async def read_health() -> Response:
+    """Asks nobody."""
+    return Response('{"status":"alive"}', media_type="application/json")
+
+
+@router.get(
+    "/readyz",
+    operation_id="readReadiness",
+    summary="Can it work?",
+    response_model=Ready,
+    responses={503: {"model": Problem, "description": "Which service keeps it from working."}},
+)
+async def read_readiness(farm: TheFarm, request: Request) -> Response:
+    """Postgres, its migrations, Redis and the image store, each within two seconds."""
+    limiter = anyio.CapacityLimiter(len(CHECKS))  # of its own: to be ready is not to have a thread free
+    results = await asyncio.gather(*(outcome(farm, check, limiter) for check in CHECKS.values()))
+    checks = dict(zip(CHECKS, results, strict=True))
+    wrong = [FieldError(name, result) for name, result in checks.items() if result != "ok"]
+    if wrong:
+        detail = "; ".join(f"{error.field}: {error.message}" for error in wrong)
+        return problem(request, 503, "not_ready", detail, wrong, {"Retry-After": str(RETRY_AFTER_S)}, checks=checks)
+    return Response(Ready(status="ready", checks=checks).model_dump_json(), media_type="application/json")
+
+
+async def outcome(farm: Farm, check: Callable[[Farm], None], limiter: anyio.CapacityLimiter) -> str:
+    try:
+        with anyio.fail_after(PATIENCE_S):
+            await anyio.to_thread.run_sync(check, farm, limiter=limiter, abandon_on_cancel=True)
+    except TimeoutError:
+        return "It did not answer in time."
+    except Error as error:
+        return error.message
+    return "ok"
+
+
+def check_postgres(farm: Farm) -> None:
+    with transaction(farm.reader) as connection:
+        connection.exec_driver_sql("SELECT 1")
+
+
+def check_migrations(farm: Farm) -> None:
+    with transaction(farm.reader) as connection:
+        revision = current_revision(connection)
+    if revision not in ACCEPTED_REVISIONS:
+        accepted = ", ".join(ACCEPTED_REVISIONS)
+        raise Unavailable(f"The database is at revision {revision}, this code works with {accepted}; migrate it.")
+
+
+def check_redis(farm: Farm) -> None:
+    policy = farm.messages.eviction_policy()
+    if policy is None:
+        raise Unavailable("Redis is away.")
+    if policy != "noeviction":
+        raise Unavailable(f"Redis runs with maxmemory-policy {policy} and may lose messages; set noeviction.")
+
+
+def check_storage(farm: Farm) -> None:
+    farm.storage.check()
+
+
+CHECKS: dict[str, Callable[[Farm], None]] = {
+    "postgres": check_postgres,
+    "migrations": check_migrations,
+    "redis": check_redis,
+    "s3": check_storage,
+}

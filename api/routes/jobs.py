@@ -1,0 +1,282 @@
+"""Jobs over HTTP: submit, look, list, cancel, retry. `common.jobs` does it, `api.reading` shows it."""
+
+import base64
+import hashlib
+import secrets
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Body, Query, Request, Response
+from pydantic import AwareDatetime, BaseModel, Field
+from starlette.concurrency import run_in_threadpool
+
+from api.crew import read_crew
+from api.deps import BaseUrl, Farm, JobsReader, JobsWriter, RequestId, TheFarm
+from api.headers import IdempotencyKey, Prefer, seconds_to_wait, with_etag
+from api.reading import Search, find_job, find_jobs
+from api.shapes import Job, Progress, Recipe
+from common import jobs, prompts, recipe
+from common.db import new_id, transaction
+from common.errors import Invalid, Unavailable
+from common.recipe import canonical
+from common.states import JobState, Tier
+from common.telemetry import tell
+from common.tenants import Caller
+
+router = APIRouter(tags=["jobs"])
+
+ROUTE = "POST /v1/jobs"
+LARGEST_LOT = 2**53  # root seeds drawn by lot: below it a seed survives every JSON reader
+
+EXAMPLES = {
+    "short": {"summary": "The least", "value": {"prompt": "红色的圆形"}},
+    "full": {
+        "summary": "All that one may say",
+        "value": {
+            "prompt": "女孩们打开了另一世界的大门",
+            "negative_prompt": "水印",
+            "model": "zh-v0",
+            "width": 512,
+            "height": 512,
+            "steps": 50,
+            "scheduler": "lms",
+            "guidance": 7.5,
+            "count": 4,
+            "seed": 42,
+            "format": "png",
+            "tier": "interactive",
+        },
+    },
+}
+
+
+class Submission(recipe.Draft):
+    """What to draw, and how urgently. What is left out comes from the model's entry in the catalogue."""
+
+    tier: Tier = Tier.STANDARD
+
+
+class Estimate(BaseModel):
+    images: int
+    seconds: float | None = Field(description="In pipeline calls on the workers that are up; null: nobody knows.")
+
+
+class DryRun(BaseModel):
+    """What a submission would become."""
+
+    recipe: Recipe
+    estimate: Estimate
+    warnings: list[str]
+
+
+class JobPage(BaseModel):
+    items: list[Job]
+    next_cursor: str | None = Field(description="For `cursor`, to get the next page; null on the last one.")
+
+
+@router.post(
+    "/v1/jobs",
+    operation_id="submitJob",
+    summary="Submit a job",
+    status_code=201,
+    response_model=Job,
+    response_description="The job.",
+    responses={200: {"model": Job | DryRun, "description": "It has ended within `Prefer: wait`, or `dry_run`."}},
+)
+async def submit_job(
+    submission: Annotated[Submission, Body(openapi_examples=EXAMPLES)],
+    caller: JobsWriter,
+    farm: TheFarm,
+    base_url: BaseUrl,
+    request_id: RequestId,
+    dry_run: Annotated[bool, Query(description="Only say what would be drawn; nothing is stored.")] = False,
+    idempotency_key: IdempotencyKey = None,
+    prefer: Prefer = None,
+) -> Response:
+    wait_s = seconds_to_wait(prefer)
+    root_seed = secrets.randbelow(LARGEST_LOT)
+    if dry_run:
+        return answer(await run_in_threadpool(try_out, farm, submission, root_seed), 200)
+    once = once_of(submission, idempotency_key)
+    job, is_new = await run_in_threadpool(submit, farm, caller, submission, once, root_seed, request_id, base_url)
+    if wait_s and not job.has_ended:
+        await farm.waiting_room.wait(job.id, wait_s)
+        job = await run_in_threadpool(look_again, farm, caller, job, base_url)
+    headers = {"Location": f"{base_url}v1/jobs/{job.id}"}
+    if not is_new:
+        headers["Idempotency-Replayed"] = "true"
+    if wait_s:
+        headers["Preference-Applied"] = f"wait={wait_s}"
+    return answer(job, 200 if wait_s and job.has_ended else 201, headers)
+
+
+def submit(
+    farm: Farm,
+    caller: Caller,
+    submission: Submission,
+    once: jobs.Once | None,
+    root_seed: int,
+    request_id: str,
+    base_url: str,
+) -> tuple[Job, bool]:
+    """The job of this submission, and whether it is new: committed first, then sent."""
+    drawn, warnings = resolve(farm, submission, root_seed)
+    job_id = new_id()
+    with transaction(farm.engine) as connection:
+        earlier = jobs.submit_once(connection, caller.tenant_id, once, job_id) if once else None
+        if earlier is None:
+            jobs.submit(
+                connection,
+                caller.tenant_id,
+                drawn,
+                tier=submission.tier,
+                warnings=warnings,
+                request_id=request_id,
+                job_id=job_id,
+            )
+        job = find_job(connection, caller.tenant_id, earlier or job_id, base_url)
+    if earlier is None:
+        farm.messages.wake(drawn.model, job_id=job_id, tier=submission.tier)
+        tell("job_submitted", job=job_id, tenant=caller.tenant_id, images=drawn.count, request=request_id)
+    return job, earlier is None
+
+
+def try_out(farm: Farm, submission: Submission, root_seed: int) -> DryRun:
+    drawn, warnings = resolve(farm, submission, root_seed)
+    with transaction(farm.reader) as connection:
+        rate = read_crew(connection).images_per_second(drawn.model)
+    seconds = round(drawn.count / rate, 1) if rate else None
+    return DryRun(
+        recipe=Recipe.model_validate(drawn.model_dump()),
+        estimate=Estimate(images=drawn.count, seconds=seconds),
+        warnings=list(warnings),
+    )
+
+
+def resolve(farm: Farm, submission: Submission, root_seed: int) -> tuple[recipe.Recipe, tuple[str, ...]]:
+    """The complete recipe and its warnings. Raises Invalid for all that no worker could draw."""
+    drawn = recipe.resolve(submission, farm.catalog, farm.default_model, root_seed)
+    model = farm.catalog.get(drawn.model)
+    prompts.check(drawn, model)
+    return drawn, prompts.warnings(drawn, model)
+
+
+def look_again(farm: Farm, caller: Caller, job: Job, base_url: str) -> Job:
+    """The job as it is by now; as it was, while the database is away: what was committed is not taken back."""
+    try:
+        with transaction(farm.reader) as connection:
+            job = find_job(connection, caller.tenant_id, job.id, base_url)
+    except Unavailable:
+        return job
+    return with_progress(farm, [job])[0]
+
+
+def once_of(submission: Submission, key: str | None) -> jobs.Once | None:
+    if key is None:
+        return None
+    body = canonical(submission.model_dump(mode="json", exclude_unset=True))
+    return jobs.Once(ROUTE, key, hashlib.sha256(body.encode()).hexdigest())
+
+
+@router.get(
+    "/v1/jobs/{job_id}",
+    operation_id="readJob",
+    summary="Look at a job",
+    response_model=Job,
+    responses={304: {"description": "It is as `If-None-Match` says."}},
+)
+def read_job(job_id: UUID, caller: JobsReader, farm: TheFarm, base_url: BaseUrl, request: Request) -> Response:
+    with transaction(farm.reader) as connection:
+        job = find_job(connection, caller.tenant_id, job_id, base_url)
+    return with_etag(request, with_progress(farm, [job])[0])
+
+
+class Filters(BaseModel):
+    """Which jobs, and how many of them."""
+
+    state: JobState | None = None
+    model: str | None = Field(default=None, pattern=r"^[^\x00]*$", examples=["mini-zh"])
+    tier: Tier | None = None
+    created_after: AwareDatetime | None = Field(default=None, examples=["2026-11-01T00:00:00Z"])
+    created_before: AwareDatetime | None = None
+    q: str | None = Field(
+        default=None, pattern=r"^[^\x00]*$", max_length=200, description="Words that the prompt contains."
+    )
+    cursor: str | None = Field(default=None, description="`next_cursor` of the page before.")
+    limit: int = Field(default=50, ge=1, le=200)
+
+
+@router.get("/v1/jobs", operation_id="listJobs", summary="List jobs, newest first", response_model=JobPage)
+def list_jobs(
+    filters: Annotated[Filters, Query()],
+    caller: JobsReader,
+    farm: TheFarm,
+    base_url: BaseUrl,
+    request: Request,
+) -> Response:
+    chosen = filters.model_dump(exclude={"cursor", "limit"})
+    # One more than was asked for shows whether there is another page.
+    search = Search(limit=filters.limit + 1, before=read_cursor(filters.cursor), **chosen)
+    with transaction(farm.reader) as connection:
+        found = find_jobs(connection, caller.tenant_id, search, base_url)
+    page = JobPage(items=with_progress(farm, found[: filters.limit]), next_cursor=None)
+    headers = {}
+    if len(found) > filters.limit:
+        page.next_cursor = write_cursor(page.items[-1].id)
+        headers["Link"] = f'<{request.url.include_query_params(cursor=page.next_cursor)}>; rel="next"'
+    return answer(page, 200, headers)
+
+
+@router.post("/v1/jobs/{job_id}/cancel", operation_id="cancelJob", summary="Cancel a job", response_model=Job)
+def cancel_job(job_id: UUID, caller: JobsWriter, farm: TheFarm, base_url: BaseUrl) -> Response:
+    """A job that has ended stays as it is."""
+    with transaction(farm.engine) as connection:
+        is_cancelled_now = jobs.cancel(connection, job_id, caller.tenant_id)
+        job = find_job(connection, caller.tenant_id, job_id, base_url)
+    if is_cancelled_now:
+        farm.messages.announce_cancelled(job_id)
+        tell("job_cancelled", job=job_id, tenant=caller.tenant_id)
+    return answer(job, 200)
+
+
+@router.post(
+    "/v1/jobs/{job_id}/retry",
+    operation_id="retryJob",
+    summary="Submit the recipe of a job that has ended again",
+    status_code=201,
+    response_model=Job,
+)
+def retry_job(job_id: UUID, caller: JobsWriter, farm: TheFarm, base_url: BaseUrl, request_id: RequestId) -> Response:
+    """A new job, with the same recipe and seeds; it names its parent."""
+    with transaction(farm.engine) as connection:
+        again = jobs.retry(connection, job_id, caller.tenant_id, request_id)
+        job = find_job(connection, caller.tenant_id, again.id, base_url)
+    farm.messages.wake(again.model, job_id=again.id, tier=again.tier)
+    tell("job_submitted", job=again.id, tenant=caller.tenant_id, images=len(job.images), request=request_id)
+    return answer(job, 201, {"Location": f"{base_url}v1/jobs/{job.id}"})
+
+
+def with_progress(farm: Farm, found: list[Job]) -> list[Job]:
+    """The same jobs; those that run say how far they have come, if Redis knows. Never inside a transaction."""
+    running = {job.id: job for job in found if job.state == JobState.RUNNING}
+    for job_id, (step, steps) in farm.messages.progress(list(running)).items():
+        running[job_id].progress = Progress(step=step, steps=steps)
+    return found
+
+
+def answer(shape: BaseModel, status: int, headers: dict[str, str] | None = None) -> Response:
+    return Response(shape.model_dump_json(), status, headers, "application/json")
+
+
+def write_cursor(job_id: UUID) -> str:
+    return base64.urlsafe_b64encode(job_id.bytes).decode().rstrip("=")
+
+
+def read_cursor(cursor: str | None) -> UUID | None:
+    """Raises Invalid for anything but what `write_cursor` made."""
+    if cursor is None:
+        return None
+    try:
+        return UUID(bytes=base64.urlsafe_b64decode(cursor.encode("ascii") + b"=="))
+    except ValueError:
+        raise Invalid.field("cursor", "is not one that this farm gave out") from None
