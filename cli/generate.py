@@ -7,8 +7,19 @@ from typing import Any
 import click
 
 from cli.client import Json
-from cli.shell import Command, Failure, Shell
+from cli.shell import Columns, Command, Failure, Shell
 from cli.watch import outcome, watch
+
+TRIED_OUT: Columns = {
+    "prompt": lambda found: found["recipe"]["prompt"],
+    "model": lambda found: found["recipe"]["model"],
+    "size": lambda found: f"{found['recipe']['width']}×{found['recipe']['height']}",
+    "steps": lambda found: f"{found['recipe']['steps']} of {found['recipe']['scheduler']}",
+    "guidance": lambda found: found["recipe"]["guidance"],
+    "seeds": lambda found: " ".join(map(str, found["recipe"]["seeds"])),
+    "takes": lambda found: f"{found['estimate']['seconds']} s" if found["estimate"]["seconds"] else None,
+    "note": lambda found: " ".join(found["warnings"]),
+}
 
 
 class Size(click.ParamType):
@@ -43,8 +54,7 @@ def generate(
     draft = {name: value for name, value in fields.items() if value is not None}
     check_text(draft)
     if dry_run:
-        shell.print_record(shell.client.dry_run(draft), {}, name="recipe")
-        return
+        return shell.print_record(shell.client.dry_run(draft), TRIED_OUT, name="recipe")
     check_folder(out)
     job = shell.client.submit(draft)
     for warning in job["warnings"]:

@@ -4,12 +4,13 @@ A command is imported when it is called, so that `huafang --help` costs no more 
 `python -m api | worker | embedded | common.admin`; all others talk HTTP (`cli.client`). Knows no command's options.
 """
 
+import io
 import sys
 import tempfile
 import traceback
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import click
 from click.shell_completion import CompletionItem
@@ -71,6 +72,9 @@ def huafang() -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     shell = Shell()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without hanzi is no reason to fail
     try:
         code = huafang.main(arguments, prog_name="huafang", obj=shell, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -99,6 +103,3 @@ def keep_traceback() -> Path:
     with tempfile.NamedTemporaryFile("w", prefix="huafang-", suffix=".log", delete=False) as file:
         traceback.print_exc(file=file)
     return Path(file.name)
-
-
-__all__: list[Any] = ["huafang", "main"]

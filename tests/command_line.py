@@ -1,4 +1,4 @@
-"""Calling `huafang` from a test: here, or as the process that a person starts. And a farm that answers as it is told."""
+"""Calling `huafang` from a test, here or as a process of its own; and a farm that answers as it is told."""
 
 import json
 import subprocess
@@ -68,7 +68,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Say:
-    """An answer; `None` for a body that is cut off by closing the connection before any of it."""
+    """An answer."""
 
     status: int = 200
     body: Any = field(default_factory=dict)

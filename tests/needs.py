@@ -35,6 +35,7 @@ def _may_unshare() -> bool:
 # What a test may need: how to see that it is there, and the Debian package that brings it.
 SYSTEM: dict[str, tuple[Callable[[], object], str]] = {
     "chromium": (lambda: shutil.which("chromium"), "chromium"),
+    "curl": (lambda: shutil.which("curl"), "curl"),
     "hanzi": (_has_hanzi, "fonts-wqy-zenhei"),
     "pip": (_has_pip, "python3-venv"),
     "unshare": (_may_unshare, "util-linux"),

@@ -63,7 +63,9 @@ def test_what_is_no_farm_is_said_in_a_sentence(call: CommandLine, said: Say) -> 
     assert "bug" not in done.err
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "nonsense", "http://", "ftp://there", "http://[", "http://☃.a b"])
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:1", "nonsense", "http://", "ftp://there", "http://[", "http://☃.a b"]
+)
 def test_an_address_where_nothing_answers(call: CommandLine, url: str) -> None:
     done = call("--url", url, "models", "ls")
     assert done.code in (1, 2)
@@ -73,7 +75,7 @@ def test_an_address_where_nothing_answers(call: CommandLine, url: str) -> None:
 
 def test_a_lost_connection_makes_one_job(call: CommandLine) -> None:
     """The answer to a submission is lost: it is sent again under the same Idempotency-Key."""
-    lost = []
+    lost: list[Asked] = []
 
     def answer(asked: Asked) -> Say:
         if asked.method == "POST" and len(lost) < 2:

@@ -1,0 +1,197 @@
+"""The command line and the examples against a real local farm, whose worker paints from the seed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.command_line import HUAFANG, Done, start
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+Call = Callable[..., Done]
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A farm that is up, and the variables with which the command line finds it by itself."""
+    home = tmp_path_factory.mktemp("home")
+    environment = {"HUAFANG_HOME": str(home), "HOME": str(home), "PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
+    done = start("up", "--device", "stub", environment=environment)
+    assert done.code == 0, done.err
+    yield environment
+    assert start("down", environment=environment).code == 0
+
+
+@pytest.fixture
+def call(environment: dict[str, str], tmp_path: Path) -> Call:
+    def call(*arguments: str, **variables: str) -> Done:
+        return start(*arguments, environment=environment | variables, cwd=tmp_path)
+
+    return call
+
+
+def test_a_second_up_finds_the_first(call: Call) -> None:
+    before, after = call("status", "--format=json").json, call("up", "--format=json").json
+    assert after["url"] == before["url"]
+    assert {p["name"]: p["pid"] for p in after["processes"]} == {p["name"]: p["pid"] for p in before["processes"]}
+    assert {p["name"] for p in after["processes"]} >= {"postgres", "valkey", "s3", "api", "control", "worker-1"}
+    assert "HUAFANG_KEY_PEPPER" not in call("up", "--format=json").out
+
+
+def test_up_makes_a_key_again_when_it_was_lost(call: Call, environment: dict[str, str]) -> None:
+    key = Path(environment["HUAFANG_HOME"]) / "admin-key"
+    key.write_text("huaf_of_another_farm\n")
+    assert call("models", "ls").code == 3
+    assert call("up").code == 0
+    assert call("models", "ls").code == 0
+    assert key.stat().st_mode & 0o777 == 0o600
+
+
+def test_generate(call: Call, tmp_path: Path) -> None:
+    done = call("generate", "红色的圆形", "--count=2", "--seed=7", "--size=64x128", "--steps=3", "--format=json")
+    assert done.code == 0, done.err
+    job = done.json
+    assert (job["recipe"]["width"], job["recipe"]["height"], job["recipe"]["seeds"]) == (64, 128, [7, 8])
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png")) == sorted(
+        image["path"] for image in job["images"]
+    )
+    shown = call("jobs", "show", job["id"], "--format=json").json
+    assert [image["sha256"] for image in shown["images"]] == [image["sha256"] for image in job["images"]]
+
+
+def test_generate_passes_warnings_and_refusals_on(call: Call) -> None:
+    warned = call("generate", "小猫", "--steps=1", "--format=human")
+    assert warned.code == 0
+    assert "mini-zh is a toy" in warned.err
+    refused = call("generate", "红色的圆形", "--steps=0")
+    assert (refused.code, refused.out) == (2, "")
+    assert "steps" in refused.err
+    assert call("generate", "红色的圆形", "--model=sdxl").code == 2
+
+
+def test_a_dry_run_makes_no_job(call: Call) -> None:
+    before = len(call("jobs", "ls", "--format=json").json)
+    done = call("generate", "红色的圆形", "--dry-run", "--format=json")
+    assert done.json["recipe"]["steps"] == 20
+    assert len(call("jobs", "ls", "--format=json").json) == before
+
+
+def test_jobs(call: Call) -> None:
+    job = call("generate", "绿色的三角形", "--steps=1", "--format=json").json
+    assert call("jobs", "ls", "--limit=1", "--format=quiet").out.split() == [job["id"]]
+    assert job["id"] in call("jobs", "ls", "--state=succeeded", "--format=human").out
+    assert "绿色的三角形" in call("jobs", "show", job["id"], "--format=human").out
+    again = call("jobs", "retry", job["id"], "--format=json").json[0]
+    assert again["parent_id"] == job["id"]
+    assert call("jobs", "watch", again["id"], "--format=json").json["state"] == "succeeded"
+    assert call("jobs", "cancel", again["id"], "--format=json").json[0]["state"] == "succeeded"
+    assert call("jobs", "show", "019aa000-0000-7000-8000-000000000000").code == 4
+
+
+def test_a_drained_farm_waits_is_cancelled_and_resumes(call: Call, environment: dict[str, str], tmp_path: Path) -> None:
+    (worker,) = [each for each in call("workers", "ls", "--format=json").json if each["state"] == "ready"]
+    assert call("workers", "drain", worker["id"]).code == 0
+    try:
+        # Ctrl-C while it waits: it says how to go on, and that works.
+        child = subprocess.Popen(
+            [*HUAFANG, "generate", "红色的圆形"], env=environment, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+        )
+        assert child.stderr
+        line = child.stderr.readline()
+        assert "queued" in line
+        child.send_signal(signal.SIGINT)
+        said = child.stderr.read()
+        assert child.wait(20) == 130
+        job_id = line.split()[0]
+        assert f"jobs watch {job_id}" in said
+        assert "Traceback" not in said
+
+        assert call("jobs", "watch", job_id, "--timeout=0.2").code == 7
+        assert call("jobs", "cancel", job_id, "--format=json").json[0]["state"] == "cancelled"
+        assert call("jobs", "watch", job_id).code == 1
+        assert call("doctor", "--format=human").code == 1
+    finally:
+        assert call("workers", "resume", worker["id"]).code == 0
+    assert call("generate", "红色的圆形", "--steps=1").code == 0
+
+
+def test_doctor_finds_a_whole_farm_well(call: Call) -> None:
+    done = call("doctor", "--render", "--format=json")
+    assert done.code == 0, done.out
+    found = {finding["about"]: finding["verdict"] for finding in done.json}
+    assert {name: found[name] for name in ("api", "key", "worker", "render", "postgres", "mini-zh")} == dict.fromkeys(
+        ("api", "key", "worker", "render", "postgres", "mini-zh"), "ok"
+    )
+
+
+def test_models(call: Call) -> None:
+    assert call("models", "ls", "--format=quiet").out.split() == ["zh-v0", "mini-zh"]
+    assert "CreativeML OpenRAIL-M" in call("models", "ls", "--format=human").out
+
+
+def test_keys(call: Call) -> None:
+    made = call("keys", "create", "--name=reader", "--scope=jobs:read", "--format=json").json
+    assert call("jobs", "ls", HUAFANG_KEY=made["key"]).code == 0
+    assert call("generate", "红色的圆形", HUAFANG_KEY=made["key"]).code == 3
+    assert call("keys", "ls", HUAFANG_KEY=made["key"]).code == 3
+    assert made["key"] not in call("keys", "ls", "--format=human").out
+    assert call("keys", "revoke", made["id"]).code == 0
+    assert call("jobs", "ls", HUAFANG_KEY=made["key"]).code == 3
+
+
+def test_bootstrap_prints_one_key_once(call: Call, environment: dict[str, str]) -> None:
+    told = subprocess.run(
+        [sys.executable, "-P", "-m", "embedded", "status", "--json"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    variables = json.loads(told.stdout)["environment"]
+    refused = call("admin", "bootstrap", **variables)
+    assert (refused.code, refused.out) == (5, "")
+    another = call("admin", "bootstrap", "--another", **variables).json
+    assert call("keys", "ls", HUAFANG_KEY=another["key"]).code == 0
+    assert call("admin", "migrate", **variables).code == 0
+    without = call("admin", "bootstrap", **{**variables, "HUAFANG_KEY_PEPPER": ""})
+    assert without.code == 1
+    assert "HUAFANG_KEY_PEPPER" in without.err
+
+
+def test_migrating_without_a_database_is_one_sentence(call: Call) -> None:
+    done = call("admin", "migrate", "--wait=0", HUAFANG_DATABASE_URL="postgresql://nobody@127.0.0.1:1/nothing")
+    assert done.code == 1
+    assert len(done.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        pytest.param(["sh", EXAMPLES / "submit.sh"], marks=pytest.mark.needs("curl"), id="submit.sh"),
+        pytest.param([sys.executable, EXAMPLES / "submit.py"], id="submit.py"),
+    ],
+)
+def test_examples(call: Call, environment: dict[str, str], tmp_path: Path, example: list) -> None:
+    """As examples/README.md says to run them."""
+    url = call("status", "--format=quiet").out.strip()
+    key = call("keys", "create", "--name=examples", "--format=quiet").out.strip()
+    done = subprocess.run(
+        [*example, "蓝色的星形"],
+        env=environment | {"HUAFANG_URL": url, "HUAFANG_KEY": key, "NO_PROXY": "127.0.0.1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / done.stdout.strip()).read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,158 @@
+"""The demo, as a newcomer calls it: in an empty home, twice, with what it prints pasted into a shell."""
+
+import hashlib
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from tests.command_line import Done, start
+
+COLOURS = {
+    "red": (225, 35, 35),
+    "yellow": (250, 210, 50),
+    "blue": (35, 95, 215),
+    "green": (45, 165, 80),
+    "purple": (130, 60, 180),
+    "white": (253, 253, 253),
+}
+# What each prompt of the demo says: the colour at a place of the picture, as fractions of its width and height.
+SAYS = {
+    "红色的圆形": {(0.5, 0.5): "red", (0.06, 0.06): "white"},
+    "一个蓝色的正方形，黄色背景": {(0.5, 0.5): "blue", (0.06, 0.06): "yellow", (0.94, 0.94): "yellow"},
+    "绿色的三角形": {(0.5, 0.55): "green", (0.06, 0.06): "white"},
+    "左边一个黄色的星形，右边一个紫色的心形": {(0.26, 0.5): "yellow", (0.74, 0.5): "purple"},
+}
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A person's: an empty HOME and next to no variables."""
+    home = tmp_path_factory.mktemp("home")
+    environment = {"HOME": str(home), "PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
+    yield environment
+    start("down", environment=environment)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("somewhere")
+
+
+@pytest.fixture(scope="module")
+def first(environment: dict[str, str], folder: Path) -> dict[str, Any]:
+    done = start("demo", "--format=json", environment=environment, cwd=folder, timeout=200)
+    assert done.code == 0, done.err
+    return dict(done.json)
+
+
+@pytest.fixture(scope="module")
+def second(first: dict[str, Any], environment: dict[str, str], folder: Path) -> Done:
+    """The demo again, as a person sees it."""
+    return start("demo", environment=environment, cwd=folder, timeout=100)
+
+
+def colour_at(picture: Image.Image, x: float, y: float) -> str:
+    """The nearest colour to the mean of a patch of 7 × 7."""
+    pixels = np.asarray(picture.convert("RGB"), dtype=float)
+    row, column = int(y * pixels.shape[0]), int(x * pixels.shape[1])
+    patch = pixels[row - 3 : row + 4, column - 3 : column + 4].reshape(-1, 3).mean(0)
+    return min(COLOURS, key=lambda name: float(np.abs(patch - COLOURS[name]).sum()))
+
+
+def get(url: str, path: str, key: str) -> httpx.Response:
+    """A plain client's way, past the command line's."""
+    with httpx.Client(trust_env=False, follow_redirects=True, timeout=30) as client:
+        return client.get(url + path, headers={"Authorization": f"Bearer {key}"}).raise_for_status()
+
+
+def key_of(environment: dict[str, str]) -> str:
+    return (Path(environment["HOME"]) / ".local/share/huafang/admin-key").read_text().strip()
+
+
+def test_the_pictures_show_what_the_prompts_say(first: dict[str, Any], folder: Path) -> None:
+    assert len(first["pictures"]) >= 4
+    assert {picture["prompt"] for picture in first["pictures"]} == SAYS.keys()
+    for drawn in first["pictures"]:
+        with Image.open(folder / drawn["path"]) as picture:
+            seen = {place: colour_at(picture, *place) for place in SAYS[drawn["prompt"]]}
+        assert seen == SAYS[drawn["prompt"]], drawn["prompt"]
+
+
+def test_file_row_and_stored_bytes_are_the_same(
+    first: dict[str, Any], folder: Path, environment: dict[str, str]
+) -> None:
+    for drawn in first["pictures"]:
+        row = get(first["url"], f"/v1/images/{drawn['id']}", key_of(environment)).json()
+        stored = get(first["url"], f"/v1/images/{drawn['id']}/content", key_of(environment)).content
+        in_file = hashlib.sha256((folder / drawn["path"]).read_bytes()).hexdigest()
+        assert in_file == hashlib.sha256(stored).hexdigest() == row["sha256"] == drawn["sha256"]
+
+
+def test_a_second_demo_finds_the_farm_and_draws_the_same(first: dict[str, Any], second: Done, folder: Path) -> None:
+    assert second.code == 0, second.err
+    for drawn in first["pictures"]:
+        # The same bytes, in a file of the new job.
+        (line,) = [line for line in second.out.splitlines() if line.startswith(drawn["sha256"])]
+        path = line.split("  ")[1]
+        assert path != drawn["path"]
+        assert hashlib.sha256((folder / path).read_bytes()).hexdigest() == drawn["sha256"]
+
+
+def test_it_says_what_a_newcomer_needs(second: Done) -> None:
+    for prompt in SAYS:
+        assert prompt in second.out
+    for said in ("toy", "zh-v0", "HF_TOKEN", "down", " s "):
+        assert said in second.out
+    assert "Traceback" not in second.err
+
+
+@pytest.mark.needs("curl")
+def test_the_curl_works_when_pasted(second: Done, environment: dict[str, str], folder: Path) -> None:
+    pasted = "curl" + second.out.rpartition("\ncurl")[2]
+    done = subprocess.run(
+        ["sh", "-c", pasted], env=environment, cwd=folder, capture_output=True, text=True, timeout=90, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    job = json.loads(done.stdout)
+    assert (job["state"], job["images"][0]["state"]) == ("succeeded", "stored")
+
+
+def test_secrets_are_private(first: dict[str, Any], environment: dict[str, str]) -> None:
+    home = Path(environment["HOME"]) / ".local/share/huafang"
+    for name in ("admin-key", "farm.json"):
+        assert (home / name).stat().st_mode & 0o777 == 0o600
+    assert key_of(environment) not in json.dumps(first)
+
+
+def test_down_leaves_no_process_and_no_port(second: Done, environment: dict[str, str]) -> None:
+    """The last test of this file: it takes the farm away."""
+    farm = start("status", "--format=json", environment=environment).json
+    processes = [psutil.Process(process["pid"]) for process in farm["processes"]]
+    processes += [child for process in processes for child in process.children(recursive=True)]
+    processes += [parent for process in processes[:1] for parent in process.parents()[:1]]
+    ports = json.loads((Path(environment["HOME"]) / ".local/share/huafang/farm.json").read_text())["ports"]
+    assert all(is_open(port) for port in ports.values())
+
+    assert start("down", environment=environment).code == 0
+
+    assert [process for process in processes if process.is_running()] == []
+    assert [name for name, port in ports.items() if is_open(port)] == []
+    assert start("status", environment=environment).code == 4
+    assert start("down", environment=environment).code == 0
+
+
+def is_open(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
