@@ -134,13 +134,15 @@ def find_pip(folder: Path) -> list[str] | None:
 
 def configure_uv(pip: list[str] | None) -> None:
     listed = subprocess.run([*pip, "config", "list"], capture_output=True, text=True).stdout if pip else ""
-    found = dict(re.findall(r"^(?:global|install)\.([\w-]+)=(.+)$", listed, re.MULTILINE))
+    found = dict(re.findall(r"^(?:nothing)\.([\w-]+)=(.+)$", listed, re.MULTILINE))
     for name, (variable, between) in PIP_TO_UV.items():
         value = os.environ.get("PIP_" + name.upper().replace("-", "_")) or ast.literal_eval(found.get(name, "''"))
         if value and variable not in os.environ:
             os.environ[variable] = between.join(value.split())
     # pip takes the best version of all indexes; uv would stop at the first that knows the name.
     os.environ.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
+    if not os.access(Path.home(), os.W_OK):
+        os.environ.setdefault("UV_NO_CACHE", "1")
 
 
 def get_uv(pip: list[str] | None, folder: Path, uv: Path) -> None:
@@ -263,7 +265,8 @@ if __name__ == "__main__":
         say(str(stop))
         sys.exit(1)
     except OSError as error:
-        say(explain(str(error)) if DISK_FULL.search(str(error)) or NETWORK.search(str(error)) else f"{error}.")
+        known = DISK_FULL.search(str(error)) or NETWORK.search(str(error))
+        say(explain(str(error)) if known else f"{error.strerror or error}: {error.filename}.")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

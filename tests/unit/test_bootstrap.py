@@ -158,14 +158,18 @@ def test_new_pins_and_test_install_again(copy: Copy) -> None:
     copy.start()
     with (copy.folder / "constraints.txt").open("a") as file:
         file.write("# changed\n")
-    copy.start()
     copy.start("test")  # there is no suite in the copy: what counts is what was installed for it
     copy.start()
-    assert [call.rpartition(" ")[2] for call in copy.diary()] == [
-        ".[worker,local]",
-        ".[worker,local]",
-        ".[worker,local,dev]",
-    ]
+    assert [call.rpartition(" ")[2] for call in copy.diary()] == [".[worker,local]", ".[worker,local,dev]"]
+
+
+def test_another_python_is_another_install(copy: Copy, tmp_path: Path) -> None:
+    other = tmp_path / "bin" / "other-python"
+    other.symlink_to(PYTHON)
+    copy.start()
+    copy.start(HUAFANG_PYTHON=str(other))
+    copy.start(HUAFANG_PYTHON="")  # what was chosen once stays
+    assert len(copy.diary()) == 2
 
 
 def test_an_interrupted_install_is_done_again(copy: Copy) -> None:
