@@ -16,6 +16,11 @@ STOP_S = 20  # for requests in flight
 class Server(uvicorn.Server):
     """Lets those go who wait for a job before it waits for them."""
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            telemetry.tell("api_started", host=self.config.host, port=self.config.port)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await self.config.app.state.farm.waiting_room.close()  # type: ignore[union-attr]
         await super().shutdown(sockets)
@@ -37,12 +42,12 @@ def main() -> None:
         host=arguments.host,
         port=arguments.port,
         log_config=None,
+        log_level="warning",
         access_log=False,
         proxy_headers=True,
         forwarded_allow_ips=settings.trusted_proxies,
         timeout_graceful_shutdown=STOP_S,
     )
-    telemetry.tell("api_started", host=arguments.host, port=arguments.port)
     Server(config).run()
 
 

@@ -2,18 +2,20 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 from uuid import UUID
 
 import anyio.to_thread
 from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
 from sqlalchemy import Engine
 
 from api.deps import Farm
-from api.errors import Problem, add_handlers
-from api.metrics import RequestMetrics
+from api.errors import MEDIA_TYPE, Problem, add_handlers
+from api.metrics import FarmMetrics, RequestMetrics
 from api.middleware import Passage
 from api.reading import find_ended
-from api.routes import health, jobs
+from api.routes import health, images, jobs, keys, models, queue, workers
 from api.waiting import WaitingRoom
 from common import catalog
 from common.config import Settings
@@ -22,13 +24,26 @@ from common.queue import Messages
 from common.storage import Storage
 
 THREADS = 16  # requests at work in the database at once: more only wait for each other
+THUMBNAIL_THREADS = 4
 SPARE_CONNECTIONS = 4  # for what works beside them: the waiting room's poll, readiness
+
+
+class Api(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """FastAPI's description, with errors declared as the problems that they are."""
+        document = super().openapi()
+        for operations in document["paths"].values():
+            for operation in operations.values():
+                for status, response in operation["responses"].items():
+                    if status[0] in "45" and "application/json" in response["content"]:
+                        response["content"][MEDIA_TYPE] = response["content"].pop("application/json")
+        return document
 
 
 def create_app(settings: Settings) -> FastAPI:
     """The API of the farm that these settings describe. Connects to nothing before the first request."""
     farm = make_farm(settings)
-    app = FastAPI(
+    app = Api(
         title="Huafang",
         summary="A render farm for Chinese text-to-image diffusion.",
         version="0.1.0",
@@ -37,10 +52,12 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.farm = farm
-    app.state.metrics = RequestMetrics()
-    app.add_middleware(Passage, metrics=app.state.metrics)
+    app.state.thumbnail_limiter = anyio.CapacityLimiter(THUMBNAIL_THREADS)
+    app.state.registry = CollectorRegistry()
+    app.state.registry.register(FarmMetrics(farm.reader))
+    app.add_middleware(Passage, metrics=RequestMetrics(app.state.registry))
     add_handlers(app)
-    for noun in (jobs, health):
+    for noun in (jobs, images, models, queue, workers, keys, health):
         app.include_router(noun.router)
     return app
 

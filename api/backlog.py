@@ -13,7 +13,7 @@ LONGEST_LEASE_S = 900  # a lease that ended in the last minute was claimed no lo
 
 
 def read_backlog(connection: Connection) -> Sequence[Row[Any]]:
-    """Rows of model, tier, waiting, running, oldest_s (null: nothing waits), stored_last_minute."""
+    """Rows of model, tier, waiting, running, oldest_s (null: nothing waits), images_per_minute."""
     return connection.execute(BACKLOG, {"since": id_of_time(time.time() - LONGEST_LEASE_S)}).all()
 
 
@@ -38,7 +38,7 @@ BACKLOG = text("""
         JOIN images ON images.id = held.id AND images.lease_id = leases.id
         JOIN lanes ON lanes.id = images.lane_id
         WHERE leases.ended_at IS NULL OR (leases.id > :since AND leases.ended_at > now() - interval '1 minute'))
-    SELECT model, tier, greatest(sum(open) - sum(running), 0)::bigint AS waiting, sum(running) AS running,
-           extract(epoch FROM now() - min(created_at))::float AS oldest_s, sum(stored) AS stored_last_minute
+    SELECT model, tier, greatest(sum(open) - sum(running), 0)::bigint AS waiting, sum(running)::bigint AS running,
+           extract(epoch FROM now() - min(created_at))::float AS oldest_s, sum(stored)::bigint AS images_per_minute
     FROM facts GROUP BY model, tier ORDER BY model, tier
 """)

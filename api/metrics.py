@@ -1,19 +1,31 @@
-"""Requests, counted as they pass. What Prometheus is shown of the farm itself is in `routes/health.py`."""
+"""What Prometheus is shown: requests, counted as they pass, and the farm, read from the database at each scrape."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.metrics_core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from sqlalchemy import Engine, text
 from starlette.types import Scope
+
+from api.backlog import read_backlog
+from common.db import transaction
+from common.errors import Unavailable
+
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 class RequestMetrics:
     """By method, route and status. One object an application, so that two in one process do not mix."""
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
+    def __init__(self, registry: CollectorRegistry) -> None:
         self._requests = Counter(
-            "huafang_http_requests", "Requests answered.", ["method", "route", "status"], registry=self.registry
+            "huafang_http_requests", "Requests answered.", ["method", "route", "status"], registry=registry
         )
         self._seconds = Histogram(
-            "huafang_http_request_seconds", "Time to answer.", ["method", "route"], registry=self.registry
+            "huafang_http_request_seconds", "Time to answer.", ["method", "route"], registry=registry
         )
 
     def observe(self, scope: Scope, status: int, seconds: float) -> None:
@@ -24,4 +36,42 @@ class RequestMetrics:
         self._seconds.labels(method, route).observe(seconds)
 
 
-METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+@dataclass(frozen=True)
+class FarmMetrics(Collector):
+    """The farm as the database sees it now; while that is away, only that it is."""
+
+    engine: Engine
+
+    def describe(self) -> list[GaugeMetricFamily]:
+        return []  # nothing is asked of the database before the first scrape
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        up = GaugeMetricFamily("huafang_database_up", "Whether the database answers.")
+        try:
+            with transaction(self.engine) as connection:
+                backlog = read_backlog(connection)
+                jobs = connection.execute(OPEN_JOBS).all()
+                workers = connection.execute(WORKERS).all()
+        except Unavailable:
+            up.add_metric([], 0)
+            yield up
+            return
+        up.add_metric([], 1)
+        yield up
+        yield gauge("jobs_open", "Jobs that have not ended.", ["state"], jobs)
+        waiting = [(row.model, row.tier, row.waiting) for row in backlog]
+        yield gauge("images_waiting", "Images that wait for a worker.", ["model", "tier"], waiting)
+        running = [(row.model, row.tier, row.running) for row in backlog]
+        yield gauge("images_running", "Images that are being rendered.", ["model", "tier"], running)
+        yield gauge("workers", "Render workers.", ["state"], workers)
+
+
+def gauge(name: str, meaning: str, labels: list[str], rows: Iterable[Any]) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(f"huafang_{name}", meaning, labels=labels)
+    for *values, number in rows:
+        family.add_metric(values, number)
+    return family
+
+
+OPEN_JOBS = text("SELECT state, count(*) FROM jobs WHERE finished_at IS NULL GROUP BY state")
+WORKERS = text("SELECT state, count(*) FROM workers GROUP BY state")

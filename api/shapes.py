@@ -1,13 +1,68 @@
 """What the API answers with, where more than one route does: jobs, images, recipes. Values only."""
 
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, Field, computed_field
+from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from common import recipe
 from common.states import ImageState, JobState, Tier
+
+
+def example(value: dict[str, Any]) -> ConfigDict:
+    """The configuration of a shape that shows this one in the documentation."""
+    return ConfigDict(json_schema_extra={"examples": [value]})
+
+
+IMAGE: dict[str, Any] = {
+    "id": "019c2f6e-7d53-7c1e-a0f2-5b8f0d6d1c11",
+    "index": 0,
+    "state": "stored",
+    "attempts": 1,
+    "seed": 42,
+    "width": 512,
+    "height": 512,
+    "format": "png",
+    "bytes": 412_307,
+    "sha256": "5f0c3d6d8f1e0a7a4b2f8f6f4b1d9f3c0e6a7b8c9d0e1f2a3b4c5d6e7f8091a2",
+    "url": "http://127.0.0.1:8000/v1/images/019c2f6e-7d53-7c1e-a0f2-5b8f0d6d1c11/content",
+    "error": None,
+}
+RECIPE: dict[str, Any] = {
+    "prompt": "女孩们打开了另一世界的大门",
+    "negative_prompt": "",
+    "model": "zh-v0",
+    "width": 512,
+    "height": 512,
+    "steps": 50,
+    "scheduler": "lms",
+    "guidance": 7.5,
+    "seeds": [42],
+    "mode": "text2image",
+    "format": "png",
+    "count": 1,
+}
+JOB: dict[str, Any] = {
+    "id": "019c2f6e-7d50-7b1a-8f3e-2c4d5e6f7081",
+    "state": "succeeded",
+    "tier": "standard",
+    "batch_id": None,
+    "parent_id": None,
+    "recipe": RECIPE,
+    "images": [IMAGE],
+    "progress": None,
+    "position": None,
+    "eta_seconds": None,
+    "waiting_for": None,
+    "warnings": [],
+    "error": None,
+    "created_at": "2026-11-22T08:00:00Z",
+    "started_at": "2026-11-22T08:00:01.5Z",
+    "finished_at": "2026-11-22T08:00:06Z",
+    "timings": {"wait_s": 1.5, "render_s": 4.1, "store_s": 0.2},
+    "worker": "gpu-1 cuda:0",
+}
 
 
 class Recipe(recipe.Recipe):
@@ -48,6 +103,8 @@ class Image(BaseModel):
 class LoneImage(Image):
     """One picture, and the job that it belongs to."""
 
+    model_config = example(IMAGE | {"job_id": JOB["id"]})
+
     job_id: UUID
 
 
@@ -73,6 +130,8 @@ class Timings(BaseModel):
 
 class Job(BaseModel):
     """A recipe that the farm carries out."""
+
+    model_config = example(JOB)
 
     id: UUID
     state: JobState

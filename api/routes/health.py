@@ -5,10 +5,13 @@ from collections.abc import Callable
 
 import anyio
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, Field
+from fastapi.responses import PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
 
 from api.deps import Farm, TheFarm
 from api.errors import RETRY_AFTER_S, Problem, problem
+from api.shapes import example
 from common.db import ACCEPTED_REVISIONS, current_revision, transaction
 from common.errors import Error, FieldError, Unavailable
 
@@ -18,18 +21,30 @@ PATIENCE_S = 2.0
 
 
 class Alive(BaseModel):
-    status: str = Field(examples=["alive"])
+    model_config = example({"status": "alive"})
+
+    status: str
 
 
 class Ready(BaseModel):
-    status: str = Field(examples=["ready"])
-    checks: dict[str, str] = Field(examples=[{"postgres": "ok", "migrations": "ok", "redis": "ok", "s3": "ok"}])
+    model_config = example(
+        {"status": "ready", "checks": {"postgres": "ok", "migrations": "ok", "redis": "ok", "s3": "ok"}}
+    )
+
+    status: str
+    checks: dict[str, str]
 
 
 @router.get("/healthz", operation_id="readHealth", summary="Does the process live?", response_model=Alive)
 async def read_health() -> Response:
     """Asks nobody."""
     return Response('{"status":"alive"}', media_type="application/json")
+
+
+@router.get("/metrics", operation_id="readMetrics", summary="Metrics for Prometheus", response_class=PlainTextResponse)
+def read_metrics(request: Request) -> Response:
+    """Requests of this process; jobs, images and workers of the whole farm."""
+    return Response(generate_latest(request.app.state.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get(

@@ -14,7 +14,7 @@ from api.crew import read_crew
 from api.deps import BaseUrl, Farm, JobsReader, JobsWriter, RequestId, TheFarm
 from api.headers import IdempotencyKey, Prefer, seconds_to_wait, with_etag
 from api.reading import Search, find_job, find_jobs
-from api.shapes import Job, Progress, Recipe
+from api.shapes import JOB, RECIPE, Job, Progress, Recipe, example
 from common import jobs, prompts, recipe
 from common.db import new_id, transaction
 from common.errors import Invalid, Unavailable
@@ -64,12 +64,16 @@ class Estimate(BaseModel):
 class DryRun(BaseModel):
     """What a submission would become."""
 
+    model_config = example({"recipe": RECIPE, "estimate": {"images": 1, "seconds": 4.2}, "warnings": []})
+
     recipe: Recipe
     estimate: Estimate
     warnings: list[str]
 
 
 class JobPage(BaseModel):
+    model_config = example({"items": [JOB], "next_cursor": "AZwvbn1Qexqpnyxnb3CB"})
+
     items: list[Job]
     next_cursor: str | None = Field(description="For `cursor`, to get the next page; null on the last one.")
 

@@ -1,0 +1,80 @@
+"""API keys over HTTP: an administrator makes, lists and revokes those of the own tenant."""
+
+from datetime import datetime
+from uuid import UUID
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import select
+
+from api.deps import Admin, TheFarm
+from api.shapes import example
+from common import tenants
+from common.db import transaction
+from common.states import Scope
+from common.tables import api_keys as table
+
+router = APIRouter(tags=["keys"])
+
+
+class NewKey(BaseModel):
+    """What a key is called, and what it may do; `admin` may do everything."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1, max_length=100, pattern=r"^[^\x00]*$", examples=["the web shop"])
+    scopes: list[Scope] = Field(min_length=1, max_length=len(Scope), examples=[["jobs:read", "jobs:write"]])
+
+
+KEY = {
+    "id": "019c2f5f-1111-7222-8333-444455556666",
+    "name": "the web shop",
+    "scopes": ["jobs:read", "jobs:write"],
+    "created_at": "2026-11-22T06:00:00Z",
+    "revoked_at": None,
+}
+
+
+class Key(BaseModel):
+    id: UUID
+    name: str
+    scopes: list[str]
+    created_at: datetime
+    revoked_at: datetime | None
+
+
+class KeyWithSecret(Key):
+    model_config = example(KEY | {"secret": "huaf_ExDxfhBO4NaaMcl-r6-7gAXTF6ouSXkj6TiEkresTt4"})
+
+    secret: str = Field(description="Shown this once; the farm keeps only its HMAC.")
+
+
+class Keys(BaseModel):
+    model_config = example({"items": [KEY]})
+
+    items: list[Key]
+
+
+@router.post("/v1/keys", operation_id="createKey", summary="Make an API key", status_code=201)
+def create_key(new: NewKey, caller: Admin, farm: TheFarm) -> KeyWithSecret:
+    scopes = list(dict.fromkeys(new.scopes))
+    with transaction(farm.engine) as connection:
+        pepper = farm.settings.key_pepper.get_secret_value()
+        key = tenants.create_key(connection, caller.tenant_id, new.name, scopes, pepper)
+        row = connection.execute(select(table).where(table.c.id == key.id)).one()
+    return KeyWithSecret.model_validate({**row._mapping, "secret": key.secret})
+
+
+@router.get("/v1/keys", operation_id="listKeys", summary="List the API keys, revoked ones too")
+def list_keys(caller: Admin, farm: TheFarm) -> Keys:
+    with transaction(farm.reader) as connection:
+        rows = connection.execute(select(table).where(table.c.tenant_id == caller.tenant_id).order_by(table.c.id))
+        return Keys(items=[Key.model_validate(dict(row._mapping)) for row in rows])
+
+
+@router.delete("/v1/keys/{key_id}", operation_id="revokeKey", summary="Revoke an API key", status_code=204)
+def revoke_key(key_id: UUID, caller: Admin, farm: TheFarm) -> Response:
+    """At once, and for good. Revoking it again changes nothing."""
+    with transaction(farm.engine) as connection:
+        tenants.revoke_key(connection, caller.tenant_id, key_id)
+    return Response(status_code=204)

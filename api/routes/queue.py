@@ -1,0 +1,49 @@
+"""The queue over HTTP: how much waits and runs on the whole farm, for whoever may view it."""
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+
+from api.backlog import read_backlog
+from api.deps import TheFarm, Viewer
+from api.shapes import example
+from common.db import transaction
+from common.states import Tier
+
+router = APIRouter(tags=["farm"])
+
+
+DEPTH = {"waiting": 1200, "running": 8, "oldest_s": 84.5, "images_per_minute": 96}
+
+
+class Depth(BaseModel):
+    """Counted in images."""
+
+    waiting: int
+    running: int
+    oldest_s: float | None = Field(description="How long ago the oldest job that waits was submitted.")
+    images_per_minute: int = Field(description="Stored within the last minute.")
+
+
+class LaneDepth(Depth):
+    model: str
+    tier: Tier
+
+
+class Queue(Depth):
+    model_config = example({**DEPTH, "by_model_and_tier": [{**DEPTH, "model": "zh-v0", "tier": "bulk"}]})
+
+    by_model_and_tier: list[LaneDepth]
+
+
+@router.get("/v1/queue", operation_id="readQueue", summary="See how much waits and runs")
+def read_queue(caller: Viewer, farm: TheFarm) -> Queue:
+    with transaction(farm.reader) as connection:
+        rows = read_backlog(connection)
+    depths = [LaneDepth.model_validate(row, from_attributes=True) for row in rows]
+    return Queue(
+        waiting=sum(depth.waiting for depth in depths),
+        running=sum(depth.running for depth in depths),
+        oldest_s=max((depth.oldest_s for depth in depths if depth.oldest_s is not None), default=None),
+        images_per_minute=sum(depth.images_per_minute for depth in depths),
+        by_model_and_tier=depths,
+    )
