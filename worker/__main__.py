@@ -1,4 +1,4 @@
-"""`python -m worker render` renders on one device; `python -m worker control` sweeps. Puts the parts together."""
+"""`python -m worker render` renders on one device; `python -m worker control` sweeps."""
 
 import argparse
 import logging
@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 import warnings
-from importlib.metadata import version
 from typing import Any
 
 from celery import Celery
@@ -21,22 +20,13 @@ from common.config import Settings
 from common.db import ACCEPTED_REVISIONS, connect, current_revision, new_id, transaction
 from common.errors import Error, Unavailable
 from common.queue import CONTROL_QUEUE, Messages, celery_app, render_queue
-from common.recipe import canonical
-from common.storage import Storage
 from common.telemetry import tell
-from common.workers import Worker
-from worker import painter, tasks
-from worker.engine import Engine
-from worker.gallery import Gallery, models_to_serve
-from worker.heartbeat import Heartbeat
-from worker.holdings import Holdings
-from worker.news import News
+from worker import tasks
 from worker.outage import Outage
-from worker.store import UPLOADS, Store
+from worker.render_worker import RenderWorker
 from worker.sweep import Sweep
 
 WAIT_FOR_DATABASE_S = 60
-MICROBATCHES = 8  # that one process holds: one painted, one claimed ahead, the others being stored
 
 
 def main(arguments: list[str]) -> int:
@@ -60,46 +50,16 @@ def main(arguments: list[str]) -> int:
 
 
 def render(settings: Settings) -> int:
-    models = catalog.read(settings.catalog)
-    about = painter.describe(settings.device, settings.torch_threads)
-    served = models_to_serve(settings, models, str(about["device"]))
-    worker_class = {**about, "huafang": version("huafang")}
-    worker_id, name = new_id(), settings.worker_name or f"{socket.gethostname()}-{settings.device}"
-
-    database, own_database = connect(settings, pool=4), connect(settings, pool=1)
-    messages = Messages(settings)
-    wait_for_services(database, messages)
-    postgres, s3 = Outage("database_away", "database_back"), Outage("storage_away", "storage_back")
-    holdings = Holdings(MICROBATCHES)
-    gallery = Gallery(served, settings.device, settings.torch_threads, database)
-    store = Store(database, Storage(settings, connections=UPLOADS), messages, holdings, postgres, s3)
-    texts = {"worker": canonical(worker_class), "software": f"Huafang {version('huafang')}"}
-    engine = Engine(worker_id, settings, database, gallery, holdings, store, postgres, texts)
-
-    def introduce() -> tuple[Worker, bool]:
-        serves = [model.name for model in gallery.servable()]
-        me = Worker(
-            worker_id, name, worker_class, serves, gallery.resident, gallery.refusals(), engine.seconds_per_image
-        )
-        return me, engine.is_ready and bool(serves)
-
-    heartbeat = Heartbeat(settings, own_database, holdings, postgres, introduce, engine.pause)
-    news = News(settings, messages, holdings, lambda: engine.rendering)
+    worker = RenderWorker(settings, catalog.read(settings.catalog))
+    wait_for_services(worker.database, worker.messages)
     app = celery_app(settings)
-    tasks.add_render(app, engine, messages)
-    worker_shutting_down.connect(lambda **_: engine.drain(), weak=False)
-
-    tell("worker_started", worker=worker_id, name=name, models=",".join(model.name for model in served))
-    for part in (heartbeat, news, engine):
-        part.start()
+    tasks.add_render(app, worker.engine, worker.messages)
+    worker_shutting_down.connect(lambda **_: worker.engine.drain(), weak=False)
     try:
-        return consume(app, f"render-{worker_id}", [render_queue(model.name) for model in served])
+        worker.start()
+        return consume(app, f"render-{worker.id}", [render_queue(name) for name in worker.models])
     finally:
-        painted = engine.close()
-        heartbeat.stop()
-        news.stop()
-        tell("worker_stopped", worker=worker_id)
-        if not painted:  # a model that loads cannot be interrupted: leave without it
+        if not worker.stop():  # a model that is being loaded cannot be interrupted: leave without it
             logging.shutdown()
             os._exit(0)
 

@@ -26,7 +26,7 @@ from worker.gallery import Gallery
 from worker.holdings import Holdings
 from worker.outage import Outage
 from worker.painter import OnStep, Painter, Picture, Stroke
-from worker.store import Painted, Store, facts
+from worker.store import Painted, Store
 
 WORK_S = 30.0  # how long one call of work() goes on
 CLAIM_AHEAD_S = (
@@ -86,6 +86,7 @@ class Engine:
         self._brush = ThreadPoolExecutor(1, "paint")
         self._one_at_a_time = threading.Lock()
         self._claims = 0
+        self._in_hand: dict[UUID, Microbatch] = {}  # claimed, and not yet handed over or given back
         self._paused = False
         self._draining = threading.Event()
         self._leave_at = float("inf")
@@ -104,14 +105,16 @@ class Engine:
 
     def drain(self) -> None:
         """For good: claim nothing more, and give back what cannot be finished in the time there is. Returns at once."""
-        self._leave_at = time.monotonic() + self._settings.drain_s
-        self._draining.set()
+        if not self._draining.is_set():
+            self._leave_at = time.monotonic() + self._settings.drain_s
+            self._draining.set()
 
     def close(self) -> bool:
         """Wait until the drain is over, the stored pictures published; False if the painter was still busy then."""
         self.drain()
         left = max(self._leave_at - time.monotonic(), 0) + 1
-        self._own_thread.join(left) if self._own_thread.ident else None
+        if self._own_thread.is_alive():
+            self._own_thread.join(left)
         self._store.close(max(self._leave_at - time.monotonic(), 1))
         closing = self._brush.submit(self.gallery.close)
         self._brush.shutdown(wait=False)
@@ -156,11 +159,15 @@ class Engine:
                 ahead = None
                 if self._begin(current):
                     painting = self._brush.submit(self._paint, current)
-                    ahead = self._claim_ahead(current, painting, until)
-                    self._hand_over(current, painting)
+                    try:
+                        ahead = self._claim_ahead(current, painting, until)
+                    finally:
+                        self._hand_over(current, painting)
                 current = ahead or self._claim(until)
             return time.monotonic() >= until and not self.claims_nothing
         finally:
+            for microbatch in list(self._in_hand.values()):  # only after an exception
+                self._give_back(microbatch, "the engine failed")
             self.rendering = None
             self._one_at_a_time.release()
 
@@ -190,7 +197,8 @@ class Engine:
             return None
         self._claims += 1
         self._holdings.take(microbatch)
-        tell("microbatch_claimed", worker=self.worker_id, **facts(microbatch))
+        self._in_hand[lease_id] = microbatch
+        tell("microbatch_claimed", **self._store.facts(microbatch))
         return Rendering(microbatch)
 
     def _claim_ahead(self, current: Rendering, painting: "Future[Painted]", until: float) -> Rendering | None:
@@ -239,16 +247,18 @@ class Engine:
         rendering.images = tuple(image for image in microbatch.images if image.id in wanted)
 
     def _give_back(self, microbatch: Microbatch, reason: str) -> bool:
+        self._in_hand.pop(microbatch.lease_id, None)
         self._store.give_back(microbatch, reason)
         return False
 
     def _hand_over(self, rendering: Rendering, painting: "Future[Painted]") -> None:
         try:
             self._store.accept(painting.result())
+            self._in_hand.pop(rendering.microbatch.lease_id, None)
         except Interrupted as error:
             self._give_back(rendering.microbatch, error.message)
         except Exception:
-            tell("engine_failed", exc_info=True, worker=self.worker_id, **facts(rendering.microbatch))
+            tell("engine_failed", exc_info=True, **self._store.facts(rendering.microbatch))
             self._give_back(rendering.microbatch, "the engine failed")
 
     # In the painting thread

@@ -48,7 +48,8 @@ class Heartbeat:
     def stop(self) -> None:
         """Stop, and say goodbye if Postgres hears it."""
         self._stopping.set()
-        self._thread.join(10)
+        if self._thread.is_alive():
+            self._thread.join(10)
         worker, _ = self._introduce()
         try:
             with transaction(self._database) as connection:

@@ -47,7 +47,8 @@ class News:
     def stop(self) -> None:
         self._stopping.set()
         for thread in self._threads:
-            thread.join(6)
+            if thread.is_alive():
+                thread.join(6)
 
     def _hear(self) -> None:
         while not self._stopping.is_set():

@@ -43,6 +43,7 @@ class Painted:
 class Store:
     def __init__(
         self,
+        worker_id: UUID,
         database: Engine,
         storage: Storage,
         messages: Messages,
@@ -50,6 +51,7 @@ class Store:
         database_outage: Outage,
         storage_outage: Outage,
     ) -> None:
+        self._worker_id = worker_id
         self._database = database
         self._storage = storage
         self._messages = messages
@@ -73,13 +75,25 @@ class Store:
             self._holdings.let_go(microbatch.lease_id)
         except Unavailable:
             self._holdings.abandon(microbatch.lease_id)
-        tell("microbatch_released", **facts(microbatch), reason=reason)
+        tell("microbatch_released", **self.facts(microbatch), reason=reason)
 
     def close(self, seconds: float) -> None:
         """Finish what was accepted; what cannot be finished in that time is given back."""
         self._close_at = time.monotonic() + seconds
         self._uploads.shutdown()
         self._publisher.shutdown()
+
+    def facts(self, microbatch: Microbatch) -> dict[str, Any]:
+        """What every log line about a microbatch says."""
+        requests = {image.request_id: None for image in microbatch.images if image.request_id}
+        return {
+            "worker": self._worker_id,
+            "lease": microbatch.lease_id,
+            "model": microbatch.model,
+            "images": len(microbatch.images),
+            "jobs": ",".join({str(image.job_id): None for image in microbatch.images}),
+            "request_id": ",".join(requests) or None,
+        }
 
     # One picture
 
@@ -98,7 +112,7 @@ class Store:
         except Unavailable:
             return None
         except Exception as error:
-            tell("store_failed", exc_info=True, **facts(painted.microbatch), image=image.id)
+            tell("store_failed", exc_info=True, **self.facts(painted.microbatch), image=image.id)
             return self._failed(painted, image, RenderFailed(f"The picture could not be stored ({error})."))
         store_ms = round(1000 * (time.monotonic() - began))
         return Outcome(image.id, ImageState.STORED, key, digest, size, render_ms, store_ms)
@@ -124,6 +138,7 @@ class Store:
     def _failed(self, painted: Painted, image: Image, error: RenderFailed) -> Outcome:
         tell(
             "image_failed",
+            worker=self._worker_id,
             image=image.id,
             job=image.job_id,
             request_id=image.request_id,
@@ -158,12 +173,12 @@ class Store:
         except Unavailable:
             return self._holdings.abandon(microbatch.lease_id)
         except Exception:
-            tell("publish_failed", exc_info=True, **facts(microbatch))
+            tell("publish_failed", exc_info=True, **self.facts(microbatch))
             return self.give_back(microbatch, "its pictures could not be published")
-        self._holdings.let_go(microbatch.lease_id)
-        tell("microbatch_published", **facts(microbatch), visible=len(published.images))
+        tell("microbatch_published", **self.facts(microbatch), visible=len(published.images))
         self._messages.announce_ended(published.ended_jobs)
         self._discard(microbatch, [o.key for o in outcomes if o.key and o.image_id not in published.images])
+        self._holdings.let_go(microbatch.lease_id)
 
     def _publish_once(self, lease_id: UUID, outcomes: list[Outcome]) -> Published:
         with transaction(self._database) as connection:
@@ -178,16 +193,4 @@ class Store:
                 self._storage.delete(keys)
         except Unavailable:
             pass
-        tell("pictures_dropped", **facts(microbatch), pictures=len(keys))
-
-
-def facts(microbatch: Microbatch) -> dict[str, Any]:
-    """What every log line about a microbatch says."""
-    requests = {image.request_id: None for image in microbatch.images if image.request_id}
-    return {
-        "lease": microbatch.lease_id,
-        "model": microbatch.model,
-        "images": len(microbatch.images),
-        "jobs": ",".join({str(image.job_id): None for image in microbatch.images}),
-        "request_id": ",".join(requests) or None,
-    }
+        tell("pictures_dropped", **self.facts(microbatch), pictures=len(keys))

@@ -1,0 +1,83 @@
+"""What the tests of the worker start and ask: workers in this process or as processes of their own, and the bucket."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import boto3
+from botocore.config import Config
+
+from common.config import Settings
+from common.states import TERMINAL_JOB
+from embedded.farm import variables
+from tests.stories import Story
+
+T = TypeVar("T")
+
+QUICK = {"HUAFANG_LEASE_S": "1.5", "HUAFANG_BEAT_S": "0.3", "HUAFANG_SWEEP_S": "0.3"}
+
+
+def until(condition: Callable[[], T], seconds: float = 40) -> T:
+    """Wait until it is true, and say what it was then."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"waited {seconds:g} s in vain"
+        time.sleep(0.02)
+    return value
+
+
+def until_ended(story: Story, *jobs: Any, seconds: float = 40) -> list[str]:
+    """Wait until these jobs have ended, and say how."""
+    until(lambda: all(story.job(job).state in TERMINAL_JOB for job in jobs), seconds)
+    return [story.job(job).state for job in jobs]
+
+
+@contextmanager
+def running(folder: Path, settings: Settings, *arguments: str, **changes: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`python -m worker …` with these settings. Its log is `log_of` the process; it ends with the block."""
+    environment = {**os.environ, **variables(settings), **{f"HUAFANG_{key}": value for key, value in changes.items()}}
+    path = folder / f"worker-{time.monotonic_ns()}.log"
+    with path.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "worker", *arguments], env=environment, stdout=log, stderr=log
+        )
+    LOGS[process.pid] = path
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+LOGS: dict[int, Path] = {}
+
+
+def log_of(process: subprocess.Popen[bytes]) -> str:
+    return LOGS[process.pid].read_text()
+
+
+def bucket_of(settings: Settings) -> dict[str, bytes]:
+    """All that the store holds, by key."""
+    client = boto3.client(
+        "s3",
+        endpoint_url=settings.s3_endpoint_url,
+        region_name=settings.s3_region,
+        aws_access_key_id=settings.s3_access_key,
+        aws_secret_access_key=settings.s3_secret_key.get_secret_value(),
+        config=Config(signature_version="s3v4", s3={"addressing_style": "path"}),
+    )
+    listing = client.list_objects_v2(Bucket=settings.s3_bucket).get("Contents", [])
+    return {
+        item["Key"]: client.get_object(Bucket=settings.s3_bucket, Key=item["Key"])["Body"].read() for item in listing
+    }
+
+
+def ready_workers(story: Story) -> list[Mapping[str, Any]]:
+    with story.database.connect() as connection:
+        rows = connection.exec_driver_sql("SELECT * FROM workers WHERE state = 'ready' ORDER BY id").mappings()
+        return list(rows)

@@ -1,0 +1,77 @@
+"""One render worker: the engine and what lives beside it, put together, started and stopped. Knows no Celery.
+
+engine      claims, paints, hands over           store   encodes, uploads, publishes
+heartbeat   renews the leases, hears of drains   news    hears of cancellations, tells of progress
+"""
+
+import socket
+from importlib.metadata import version
+
+from common.catalog import Catalog
+from common.config import Settings
+from common.db import connect, new_id
+from common.queue import Messages
+from common.recipe import canonical
+from common.storage import Storage
+from common.telemetry import tell
+from common.workers import Worker
+from worker import painter
+from worker.engine import Engine
+from worker.gallery import Gallery, models_to_serve
+from worker.heartbeat import Heartbeat
+from worker.holdings import Holdings
+from worker.news import News
+from worker.outage import Outage
+from worker.store import UPLOADS, Store
+
+MICROBATCHES = 8  # that one process holds: one painted, one claimed ahead, the others on their way to the store
+
+
+class RenderWorker:
+    def __init__(self, settings: Settings, catalog: Catalog) -> None:
+        about = painter.describe(settings.device, settings.torch_threads)
+        self.id = new_id()
+        self.name = settings.worker_name or f"{socket.gethostname()}-{settings.device}"
+        self.worker_class = {**about, "huafang": version("huafang")}
+        models = models_to_serve(settings, catalog, str(about["device"]))
+        self.models = tuple(model.name for model in models)
+
+        self.database = connect(settings, pool=4)
+        self.messages = Messages(settings)
+        self.holdings = Holdings(MICROBATCHES)
+        self.gallery = Gallery(models, settings.device, settings.torch_threads, self.database)
+        postgres, s3 = Outage("database_away", "database_back"), Outage("storage_away", "storage_back")
+        storage = Storage(settings, connections=UPLOADS)
+        self.store = Store(self.id, self.database, storage, self.messages, self.holdings, postgres, s3)
+        texts = {"worker": canonical(self.worker_class), "software": f"Huafang {version('huafang')}"}
+        self.engine = Engine(self.id, settings, self.database, self.gallery, self.holdings, self.store, postgres, texts)
+        own_connection = connect(settings, pool=1)
+        self.heartbeat = Heartbeat(settings, own_connection, self.holdings, postgres, self.introduce, self.engine.pause)
+        self.news = News(settings, self.messages, self.holdings, lambda: self.engine.rendering)
+
+    def introduce(self) -> tuple[Worker, bool]:
+        """What this worker says of itself at each beat, and whether it is ready."""
+        serves = [model.name for model in self.gallery.servable()]
+        about = Worker(
+            self.id,
+            self.name,
+            self.worker_class,
+            serves,
+            self.gallery.resident,
+            self.gallery.refusals(),
+            self.engine.seconds_per_image,
+        )
+        return about, self.engine.is_ready and bool(serves)
+
+    def start(self) -> None:
+        tell("worker_started", worker=self.id, name=self.name, models=",".join(self.models))
+        for part in (self.heartbeat, self.news, self.engine):
+            part.start()
+
+    def stop(self) -> bool:
+        """Drain and say goodbye; False if the painter was still busy when the time was up."""
+        painted = self.engine.close()
+        self.heartbeat.stop()
+        self.news.stop()
+        tell("worker_stopped", worker=self.id)
+        return painted
