@@ -134,7 +134,7 @@ def find_pip(folder: Path) -> list[str] | None:
 
 def configure_uv(pip: list[str] | None) -> None:
     listed = subprocess.run([*pip, "config", "list"], capture_output=True, text=True).stdout if pip else ""
-    found = dict(re.findall(r"^(?:nothing)\.([\w-]+)=(.+)$", listed, re.MULTILINE))
+    found = dict(re.findall(r"^(?:global|install)\.([\w-]+)=(.+)$", listed, re.MULTILINE))
     for name, (variable, between) in PIP_TO_UV.items():
         value = os.environ.get("PIP_" + name.upper().replace("-", "_")) or ast.literal_eval(found.get(name, "''"))
         if value and variable not in os.environ:
