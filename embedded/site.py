@@ -152,6 +152,6 @@ def address_of_this_machine() -> str:
         try:
             probe.connect(("192.0.2.1", 9))
         except OSError:
-            return socket.gethostname()
+            return LOOPBACK  # no network: nobody could join
         address: str = probe.getsockname()[0]
         return address
