@@ -23,7 +23,6 @@ from common.queue import CONTROL_QUEUE, Messages, celery_app, render_queue
 from common.telemetry import tell
 from worker import tasks
 from worker.outage import Outage
-from worker.render_worker import RenderWorker
 from worker.sweep import Sweep
 
 WAIT_FOR_DATABASE_S = 60
@@ -50,6 +49,8 @@ def main(arguments: list[str]) -> int:
 
 
 def render(settings: Settings) -> int:
+    from worker.render_worker import RenderWorker  # here, for a control worker has none of what it needs
+
     worker = RenderWorker(settings, catalog.read(settings.catalog))
     wait_for_services(worker.database, worker.messages)
     app = celery_app(settings)

@@ -7,18 +7,24 @@ What the tasks do is in `worker.engine` (the render loop) and `worker.sweep`. A 
 costs one look at the queue. Importing this loads no torch.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from celery import Celery
 
 from common.queue import CONTROL_QUEUE, Messages
-from worker.engine import WORK_S, Engine
 from worker.sweep import Sweep
+
+if TYPE_CHECKING:  # a control worker has none of what the engine needs
+    from worker.engine import Engine
 
 
 def add_render(app: Celery, engine: Engine, messages: Messages) -> None:
     @app.task(name="render")
     def render(model: str, job: str | None = None, tier: str | None = None) -> None:
         """Claim and render while there is work, whichever job the message named; then hand the turn back to Celery."""
-        if engine.work(WORK_S):
+        if engine.work():
             messages.wake(model)
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from importlib.metadata import packages_distributions, requires
@@ -83,6 +84,19 @@ def test_an_install_brings_all_that_a_package_imports(package: str, extras: tupl
     there = installed_with(*extras)
     missing = {name for name in imports(package) if not there & set(map(canonicalize_name, owners.get(name, [])))}
     assert missing == set()
+
+
+def test_the_api_and_a_control_worker_start_without_the_worker_extra() -> None:
+    """deploy/api.Dockerfile runs both, and what makes an image large is not in it."""
+    blocked = {
+        module
+        for module, names in packages_distributions().items()
+        if not installed_with() & {*map(canonicalize_name, names)}
+    }
+    wanted_there = "import api.app, api.__main__, worker.__main__, worker.sweep, worker.tasks"
+    code = f"import sys; sys.modules.update(dict.fromkeys({sorted(blocked)})); {wanted_there}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=HOME, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_dependency_is_used() -> None:
