@@ -48,7 +48,7 @@ def demo(shell: Shell, out: Path, timeout: float) -> None:
     check_folder(out)
     farm = start(shell.settings, None, None, None)
     shell.url = farm["url"]
-    shell.note(f"rendering {len(PROMPTS)} prompts with {MODEL}")
+    shell.note(f"rendering {len(PROMPTS)} prompts with {MODEL}; the first waits until a worker has loaded it")
     jobs = [shell.client.submit({"prompt": p, "model": MODEL, "seed": seed}) for p, seed in PROMPTS.items()]
     pictures = [picture for job in jobs for picture in finish(shell, job, out, timeout)]
     show(shell, farm, pictures)

@@ -40,9 +40,9 @@ def create(shell: Shell, name: str, scopes: tuple[str, ...]) -> None:
             "id": lambda key: key["id"],
             "name": lambda key: key["name"],
             "scopes": lambda key: ", ".join(key["scopes"]),
-            "key": lambda key: key["key"],
+            "secret": lambda key: key["secret"],
         },
-        name="key",
+        name="secret",
     )
     shell.note("Keep it now: it is not shown again.")
 

@@ -52,7 +52,7 @@ def read_key(home: Path) -> str | None:
 def make_key(settings: Settings, environment: dict[str, str]) -> str:
     """Make an admin key in the farm that this environment leads to, and keep it."""
     made = run("common.admin", "bootstrap", "--another", "--wait=30", environment=environment)
-    key = str(made["key"])
+    key = str(made["secret"])
     draft = key_file(settings.home).with_suffix(".new")
     draft.unlink(missing_ok=True)
     with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:

@@ -18,10 +18,11 @@ VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
 
 ROW: Columns = {
     "model": lambda model: model["name"],
-    "default": lambda model: "default" if model.get("default") else "",
-    "size": lambda model: f"{model['width']}×{model['height']}",
-    "steps": lambda model: f"{model['steps']} of {model['scheduler']}",
-    "guidance": lambda model: model["guidance"],
+    "": lambda model: "default" if model["is_default"] else "",
+    "served by": lambda model: ", ".join(model["availability"]["workers"]) or "no worker",
+    "size": lambda model: f"{model['defaults']['width']}×{model['defaults']['height']}",
+    "steps": lambda model: f"{model['defaults']['steps']} of {model['defaults']['scheduler']}",
+    "guidance": lambda model: model["defaults"]["guidance"],
     "licence": lambda model: model["licence"],
     "description": lambda model: model["description"],
 }
@@ -89,11 +90,11 @@ def reported(shell: Shell, model: Model) -> str:
     """What the farm's workers say of a model that is on the hub."""
     hub = f"its files come from the hub ({model.source}) when a worker first needs them"
     try:
-        workers = shell.client.get("/v1/workers")["items"]
+        known = {each["name"]: each["availability"] for each in shell.client.get("/v1/models")["items"]}
     except Failure:
         return f"{hub}; no farm answers that could know more (`{called()} up`)"
-    resident = [worker["name"] for worker in workers if model.name in (worker.get("resident") or ())]
-    refusals = [worker["refusals"][model.name] for worker in workers if model.name in (worker.get("refusals") or {})]
-    if resident:
-        return f"resident in {', '.join(resident)}"
-    return f"{hub}; {refusals[0] if refusals else 'no worker holds it now'}"
+    availability = known.get(model.name, {"resident_on": [], "refusals": []})
+    if availability["resident_on"]:
+        return f"resident on {', '.join(availability['resident_on'])}"
+    refusals = [f"{each['worker']} says: {each['reason']}" for each in availability["refusals"]]
+    return refusals[0] if refusals else f"{hub}; no worker holds it now"

@@ -59,7 +59,7 @@ def bootstrap(settings: Settings, *, another: bool) -> dict[str, str]:
             key = create_key(connection, tenant, "admin", [Scope.ADMIN], pepper)
     finally:
         engine.dispose()
-    return {"tenant": TENANT, "key_id": str(key.id), "key": key.secret}
+    return {"tenant": TENANT, "id": str(key.id), "secret": key.secret}
 
 
 def has_admin_key(connection: Connection) -> bool:

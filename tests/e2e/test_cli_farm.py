@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command_line import HUAFANG, Done, start
+from tests.command_line import HUAFANG, CommandLine, Done, start
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -24,6 +24,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     """A farm that is up, and the variables with which the command line finds it by itself."""
     home = tmp_path_factory.mktemp("home")
     environment = {"HUAFANG_HOME": str(home), "HOME": str(home), "PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
+    environment["HUAFANG_MODELS"] = "mini-zh"  # so a job of zh-v0 waits
     done = start("up", "--device", "stub", environment=environment)
     assert done.code == 0, done.err
     yield environment
@@ -31,26 +32,39 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
 
 
 @pytest.fixture
-def call(environment: dict[str, str], tmp_path: Path) -> Call:
+def call(
+    environment: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Call:
+    """Calls what talks HTTP, in this process."""
+    monkeypatch.chdir(tmp_path)
+
     def call(*arguments: str, **variables: str) -> Done:
-        return start(*arguments, environment=environment | variables, cwd=tmp_path)
+        with monkeypatch.context() as here:
+            for name, value in (environment | variables).items():
+                here.setenv(name, value)
+            return CommandLine(capsys)(*arguments)
 
     return call
 
 
-def test_a_second_up_finds_the_first(call: Call) -> None:
-    before, after = call("status", "--format=json").json, call("up", "--format=json").json
+def test_a_second_up_finds_the_first(environment: dict[str, str]) -> None:
+    before = start("status", "--format=json", environment=environment).json
+    again = start("up", "--format=json", environment=environment)
+    after = again.json
     assert after["url"] == before["url"]
     assert {p["name"]: p["pid"] for p in after["processes"]} == {p["name"]: p["pid"] for p in before["processes"]}
     assert {p["name"] for p in after["processes"]} >= {"postgres", "valkey", "s3", "api", "control", "worker-1"}
-    assert "HUAFANG_KEY_PEPPER" not in call("up", "--format=json").out
+    assert "PEPPER" not in again.out
 
 
 def test_up_makes_a_key_again_when_it_was_lost(call: Call, environment: dict[str, str]) -> None:
     key = Path(environment["HUAFANG_HOME"]) / "admin-key"
     key.write_text("huaf_of_another_farm\n")
     assert call("models", "ls").code == 3
-    assert call("up").code == 0
+    assert start("up", environment=environment).code == 0
     assert call("models", "ls").code == 0
     assert key.stat().st_mode & 0o777 == 0o600
 
@@ -96,31 +110,41 @@ def test_jobs(call: Call) -> None:
     assert call("jobs", "show", "019aa000-0000-7000-8000-000000000000").code == 4
 
 
-def test_a_drained_farm_waits_is_cancelled_and_resumes(call: Call, environment: dict[str, str], tmp_path: Path) -> None:
-    (worker,) = [each for each in call("workers", "ls", "--format=json").json if each["state"] == "ready"]
-    assert call("workers", "drain", worker["id"]).code == 0
-    try:
-        # Ctrl-C while it waits: it says how to go on, and that works.
-        child = subprocess.Popen(
-            [*HUAFANG, "generate", "红色的圆形"], env=environment, stderr=subprocess.PIPE, text=True, cwd=tmp_path
-        )
-        assert child.stderr
-        line = child.stderr.readline()
-        assert "queued" in line
-        child.send_signal(signal.SIGINT)
-        said = child.stderr.read()
-        assert child.wait(20) == 130
-        job_id = line.split()[0]
-        assert f"jobs watch {job_id}" in said
-        assert "Traceback" not in said
+def test_an_interrupted_wait_says_how_to_go_on(call: Call, environment: dict[str, str], tmp_path: Path) -> None:
+    child = subprocess.Popen(
+        [*HUAFANG, "generate", "女孩", "--model=zh-v0"],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert child.stderr
+    line = child.stderr.readline()
+    assert "queued: No worker" in line
+    child.send_signal(signal.SIGINT)
+    said = child.stderr.read()
+    assert child.wait(20) == 130
+    job_id = line.split()[0]
+    assert f"jobs watch {job_id}" in said
+    assert "Traceback" not in said
 
-        assert call("jobs", "watch", job_id, "--timeout=0.2").code == 7
-        assert call("jobs", "cancel", job_id, "--format=json").json[0]["state"] == "cancelled"
-        assert call("jobs", "watch", job_id).code == 1
-        assert call("doctor", "--format=human").code == 1
-    finally:
-        assert call("workers", "resume", worker["id"]).code == 0
-    assert call("generate", "红色的圆形", "--steps=1").code == 0
+    assert call("jobs", "watch", job_id, "--timeout=0.2").code == 7
+    assert call("jobs", "cancel", job_id, "--format=json").json[0]["state"] == "cancelled"
+    assert call("jobs", "watch", job_id).code == 1
+
+
+def test_workers_drain_and_resume(call: Call) -> None:
+    def states() -> dict[str, str]:
+        return {each["id"]: each["state"] for each in call("workers", "ls", "--format=json").json}
+
+    ((worker, state),) = states().items()
+    assert state == "ready"
+    assert call("workers", "drain", worker).code == 0
+    assert states() == {worker: "draining"}
+    assert call("doctor", "--format=human").code == 1
+    assert call("workers", "resume", worker).code == 0
+    assert states() == {worker: "ready"}
+    assert call("workers", "drain", "019aa000-0000-7000-8000-000000000000").code == 4
 
 
 def test_doctor_finds_a_whole_farm_well(call: Call) -> None:
@@ -139,12 +163,12 @@ def test_models(call: Call) -> None:
 
 def test_keys(call: Call) -> None:
     made = call("keys", "create", "--name=reader", "--scope=jobs:read", "--format=json").json
-    assert call("jobs", "ls", HUAFANG_KEY=made["key"]).code == 0
-    assert call("generate", "红色的圆形", HUAFANG_KEY=made["key"]).code == 3
-    assert call("keys", "ls", HUAFANG_KEY=made["key"]).code == 3
-    assert made["key"] not in call("keys", "ls", "--format=human").out
+    assert call("jobs", "ls", HUAFANG_KEY=made["secret"]).code == 0
+    assert call("generate", "红色的圆形", HUAFANG_KEY=made["secret"]).code == 3
+    assert call("keys", "ls", HUAFANG_KEY=made["secret"]).code == 3
+    assert made["secret"] not in call("keys", "ls", "--format=human").out
     assert call("keys", "revoke", made["id"]).code == 0
-    assert call("jobs", "ls", HUAFANG_KEY=made["key"]).code == 3
+    assert call("jobs", "ls", HUAFANG_KEY=made["secret"]).code == 3
 
 
 def test_bootstrap_prints_one_key_once(call: Call, environment: dict[str, str]) -> None:
@@ -157,18 +181,19 @@ def test_bootstrap_prints_one_key_once(call: Call, environment: dict[str, str]) 
         check=True,
     )
     variables = json.loads(told.stdout)["environment"]
-    refused = call("admin", "bootstrap", **variables)
+    refused = start("admin", "bootstrap", environment=variables)
     assert (refused.code, refused.out) == (5, "")
-    another = call("admin", "bootstrap", "--another", **variables).json
-    assert call("keys", "ls", HUAFANG_KEY=another["key"]).code == 0
-    assert call("admin", "migrate", **variables).code == 0
-    without = call("admin", "bootstrap", **{**variables, "HUAFANG_KEY_PEPPER": ""})
+    another = start("admin", "bootstrap", "--another", environment=variables).json
+    assert call("keys", "ls", HUAFANG_KEY=another["secret"]).code == 0
+    assert start("admin", "migrate", environment=variables).code == 0
+    without = start("admin", "bootstrap", environment=variables | {"HUAFANG_KEY_PEPPER": ""})
     assert without.code == 1
     assert "HUAFANG_KEY_PEPPER" in without.err
 
 
-def test_migrating_without_a_database_is_one_sentence(call: Call) -> None:
-    done = call("admin", "migrate", "--wait=0", HUAFANG_DATABASE_URL="postgresql://nobody@127.0.0.1:1/nothing")
+def test_migrating_without_a_database_is_one_sentence() -> None:
+    nowhere = {"HUAFANG_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/nothing"}
+    done = start("admin", "migrate", "--wait=0", environment=nowhere)
     assert done.code == 1
     assert len(done.err.splitlines()) == 1
 

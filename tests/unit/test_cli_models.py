@@ -67,12 +67,12 @@ def test_of_a_model_on_the_hub_the_workers_know(call: CommandLine) -> None:
     alone = call("models", "verify", "zh-v0")
     assert (alone.code, alone.json[0]["verdict"]) == (0, "not here")
 
-    refusal = {"zh-v0": "The model zh-v0 is refused: accept its licence."}
-    worker = {"name": "gpu-1", "resident": ["mini-zh"], "refusals": refusal}
-    with farm_that(lambda asked: Say(body={"items": [worker]})) as farm:
+    availability: dict = {"resident_on": [], "refusals": [{"worker": "gpu-1", "reason": "accept its licence"}]}
+    model = {"name": "zh-v0", "availability": availability}
+    with farm_that(lambda asked: Say(body={"items": [model]})) as farm:
         assert "accept its licence" in call("--url", farm.url, "models", "verify", "zh-v0").json[0]["details"][0]
-        worker |= {"resident": ["zh-v0"], "refusals": {}}
-        assert "resident in gpu-1" in call("--url", farm.url, "models", "verify", "zh-v0").json[0]["details"][0]
+        availability |= {"resident_on": ["gpu-1"], "refusals": []}
+        assert "resident on gpu-1" in call("--url", farm.url, "models", "verify", "zh-v0").json[0]["details"][0]
 
 
 def test_a_model_that_is_not_in_the_catalogue(call: CommandLine) -> None:
