@@ -34,7 +34,7 @@ def folder(template: Path, tmp_path: Path) -> Path:
     return shutil.copytree(template, tmp_path / "tiny")
 
 
-def painted(folder: Path, **changes: Any) -> bytes:
+def painted(folder: Path, scheduler: str = "pndm", **changes: Any) -> bytes:
     model = checkpoints.entry(folder, **changes)
     painter = pipeline.load(model, "cpu", threads=1)
     recipe = Recipe(
@@ -44,7 +44,7 @@ def painted(folder: Path, **changes: Any) -> bytes:
         width=64,
         height=64,
         steps=2,
-        scheduler="pndm",
+        scheduler=scheduler,
         guidance=5.0,
         seeds=(1,),
         mode="text2image",
@@ -69,8 +69,9 @@ def refusal(folder: Path, **changes: Any) -> str:
 
 @pytest.mark.parametrize("form", [checkpoints.as_pickles, checkpoints.as_in_2022])
 def test_older_layouts_paint_the_same_picture(folder: Path, form: Callable[[Path], Path]) -> None:
-    today = painted(folder)
-    assert painted(form(folder)) == today
+    today = [painted(folder, scheduler) for scheduler in ("pndm", "ddim")]
+    form(folder)
+    assert [painted(folder, scheduler) for scheduler in ("pndm", "ddim")] == today
 
 
 def test_without_a_safety_checker_only_if_the_operator_says_so(folder: Path) -> None:
