@@ -15,7 +15,7 @@ SCHEDULERS = ("ddim", "ddpm", "deis", "dpm++", "dpm++_sde", "euler", "euler_a", 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a model can draw, declared by its entry: `words`, any of which a prompt needs, and `advice` if it has none."""
+    """What a model can draw, by its entry: `words`, any of which a prompt needs, and `advice` if it has none."""
 
     words: tuple[str, ...]
     advice: str
@@ -23,7 +23,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Model:
-    """One entry. Sizes are pixels; `max_pixels` bounds width × height; `microbatch` is the images in one pipeline call."""
+    """One entry. Sizes are pixels; `max_pixels` bounds width × height; `microbatch` is the images in one call."""
 
     name: str
     source: str

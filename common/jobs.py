@@ -131,8 +131,8 @@ def forget_old_keys(connection: Connection) -> int:
     return connection.execute(FORGET_KEYS, {"hours": IDEMPOTENCY_HOURS}).rowcount
 
 
-# One statement each. SETTLE follows a CTE `ended(job_id, lane_id, state, error_code, error_message)` of images that have
-# just ended: it lowers what is open in their jobs and lanes, and ends the jobs that reach zero.
+# One statement each. SETTLE follows a CTE `ended(job_id, lane_id, state, error_code, error_message)` of images that
+# have just ended: it lowers what is open in their jobs and lanes, and ends the jobs that reach zero.
 
 SETTLE = f"""
     tally AS (

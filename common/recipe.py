@@ -1,7 +1,7 @@
 """The recipe: what to draw. Pure values; resolving a draft against the catalogue is the only logic here.
 
-A `Draft` is what a user writes, most of it optional; a `Recipe` is complete and frozen, and says everything that decides
-a picture. Knows nothing of tenants, jobs or where pictures go.
+A `Draft` is what a user writes, most of it optional; a `Recipe` is complete and frozen, and says everything that
+decides a picture. Knows nothing of tenants, jobs or where pictures go.
 """
 
 import hashlib

@@ -8,8 +8,8 @@ The farm runs while this does: the old code before it, both during it, the new c
 - Add the new revision to ACCEPTED_REVISIONS in common/db.py; take the old one out one release later.
 """
 
-from alembic import op
 import sqlalchemy as sa
+from alembic import op
 ${imports if imports else ""}
 
 revision = ${repr(up_revision)}
