@@ -19,7 +19,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started:
-            telemetry.tell("api_started", host=self.config.host, port=self.config.port)
+            host, port, *_ = self.servers[0].sockets[0].getsockname()
+            telemetry.tell("api_started", host=host, port=port)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await self.config.app.state.farm.waiting_room.close()  # type: ignore[union-attr]

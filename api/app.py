@@ -35,8 +35,8 @@ class Api(FastAPI):
         for operations in document["paths"].values():
             for operation in operations.values():
                 for status, response in operation["responses"].items():
-                    if status[0] in "45" and "application/json" in response["content"]:
-                        response["content"][MEDIA_TYPE] = response["content"].pop("application/json")
+                    if status[0] in "45":
+                        response["content"] = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
         return document
 
 
@@ -48,7 +48,10 @@ def create_app(settings: Settings) -> FastAPI:
         summary="A render farm for Chinese text-to-image diffusion.",
         version="0.1.0",
         lifespan=lifespan,
-        responses={"4XX": {"model": Problem, "description": "The request cannot be carried out as it is."}},
+        responses={
+            "4XX": {"model": Problem, "description": "The request cannot be carried out as it is."},
+            503: {"model": Problem, "description": "A service is away; `Retry-After` says when to try again."},
+        },
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.farm = farm

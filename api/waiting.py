@@ -31,6 +31,11 @@ class WaitingRoom:
         self._closed = False
         self._tasks: list[asyncio.Task[None]] = []
 
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return sum(len(events) for events in self._waiting.values())
+
     async def wait(self, job_id: UUID, seconds: float) -> None:
         """Wait until the job has ended, the time is up, or the room is closed."""
         if self._closed:

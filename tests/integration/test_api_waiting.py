@@ -1,0 +1,167 @@
+"""`Prefer: wait`: requests that wait for a job to end, many at once, with Redis and without."""
+
+import asyncio
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import Engine
+
+from api.waiting import WaitingRoom
+from common import tenants
+from common.config import Settings
+from common.db import new_id, transaction
+from common.queue import Messages
+from common.states import ImageState, Scope
+from tests.serving import PROMPT, Api, serving
+from tests.stories import Story
+
+NO_REDIS = "redis://127.0.0.1:1/0"
+
+
+def end_all(story: Story, messages: Messages | None) -> int:
+    """Render whatever waits, as a worker does; how many jobs that ended."""
+    ended = 0
+    while microbatch := story.claim(capacity=64):
+        story.start(microbatch)
+        jobs = story.publish(microbatch).ended_jobs
+        ended += len(jobs)
+        if messages:
+            messages.announce_ended(jobs)
+    return ended
+
+
+@pytest.mark.parametrize("redis", ["up", "away"])
+def test_who_waits_is_answered_when_the_job_ends(settings: Settings, database: Engine, redis: str) -> None:
+    story = Story(database)
+    if redis == "away":
+        settings = settings.model_copy(update={"redis_url": type(settings.redis_url)(NO_REDIS)})
+    with serving(settings, database) as api, api.client() as client:
+        worker = threading.Thread(target=wait_and_end, args=(story, None if redis == "away" else Messages(settings)))
+        worker.start()
+        answer = client.post("/v1/jobs", json=PROMPT, headers={"Prefer": "wait=30"})
+        worker.join()
+        assert (answer.status_code, answer.json()["state"]) == (200, "succeeded")
+        assert answer.headers["Preference-Applied"] == "wait=30"
+        assert answer.json()["images"][0]["url"]
+
+
+def wait_and_end(story: Story, messages: Messages | None) -> None:
+    stop = threading.Event()
+    while not end_all(story, messages):
+        stop.wait(0.02)
+
+
+def test_a_job_that_takes_longer_is_answered_as_it_is(api: Api, client: httpx.Client, story: Story) -> None:
+    answer = client.post("/v1/jobs", json=PROMPT, headers={"Prefer": "respond-async, wait=1"})
+    assert (answer.status_code, answer.json()["state"]) == (201, "queued")
+    assert answer.headers["Location"].endswith(answer.json()["id"])
+
+
+def test_a_repeated_submission_waits_too(api: Api, client: httpx.Client, story: Story) -> None:
+    headers = {"Idempotency-Key": "k"}
+    first = client.post("/v1/jobs", json=PROMPT, headers=headers)
+    end_all(story, None)
+    again = client.post("/v1/jobs", json=PROMPT, headers=headers | {"Prefer": "wait=60"})
+    assert (again.status_code, again.json()["id"]) == (200, first.json()["id"])
+    assert again.headers["Idempotency-Replayed"] == "true"
+
+
+def test_two_hundred_who_wait_hold_neither_threads_nor_connections(api: Api, story: Story, settings: Settings) -> None:
+    farm = api.app.state.farm
+    with api.client() as client:
+        key = client.headers["Authorization"]
+
+    async def tell() -> tuple[list[httpx.Response], list[int], int]:
+        limits = httpx.Limits(max_connections=None)
+        headers = {"Authorization": key, "Prefer": "wait=60"}
+        options: dict[str, Any] = {"base_url": api.url, "limits": limits, "timeout": 60, "trust_env": False}
+        async with httpx.AsyncClient(headers=headers, **options) as client:
+            posts = [asyncio.create_task(client.post("/v1/jobs", json=PROMPT)) for _ in range(200)]
+            while farm.waiting_room.waiting < 200:
+                assert not any(post.done() for post in posts)
+                await asyncio.sleep(0.02)
+            in_use = farm.engine.pool.checkedout()
+            # They answer while everybody waits, though there are far fewer threads than waiters.
+            paths = ["/healthz", "/readyz", "/v1/jobs?limit=1"] * 20
+            others = [(await client.get(path, timeout=10)).status_code for path in paths]
+            await asyncio.to_thread(end_all, story, Messages(settings))
+            return await asyncio.gather(*posts), others, in_use
+
+    answers, others, in_use = asyncio.run(tell())
+    assert set(others) == {200}
+    assert in_use <= 1  # the poll
+    assert {answer.status_code for answer in answers} == {200}
+    assert {answer.json()["state"] for answer in answers} == {"succeeded"}
+    assert farm.waiting_room.waiting == 0
+
+
+def test_one_poll_serves_all_who_wait() -> None:
+    asked: list[list[Any]] = []
+    jobs = [new_id() for _ in range(50)]
+
+    def ended(job_ids: list[Any]) -> list[Any]:
+        asked.append(job_ids)
+        return job_ids
+
+    async def all_wait() -> None:
+        room = WaitingRoom(NO_REDIS, ended)
+        room.open()
+        await asyncio.gather(*(room.wait(job, 30) for job in jobs))
+        await room.close()
+
+    asyncio.run(all_wait())
+    assert [set(job_ids) for job_ids in asked] == [set(jobs)]
+
+
+def test_the_subscription_comes_back_by_itself(settings: Settings) -> None:
+    """The connection is cut; the news after that is heard all the same. The poll never finds anything here."""
+    messages, job = Messages(settings), new_id()
+
+    async def story() -> None:
+        room = WaitingRoom(settings.redis_url.get_secret_value(), ended=lambda _: [])
+        room.open()
+        for _ in range(2):
+            waiter = asyncio.create_task(room.wait(job, 60))
+            while not waiter.done():
+                await asyncio.to_thread(messages.announce_ended, [job])
+                await asyncio.sleep(0.05)
+            for client in messages._redis.client_list(_type="pubsub"):
+                messages._redis.client_kill_filter(_id=client["id"])
+        await room.close()
+
+    asyncio.run(asyncio.wait_for(story(), 30))
+
+
+def test_a_server_that_stops_lets_those_go_who_wait(farm_env: dict[str, str], settings: Settings, story: Story) -> None:
+    with transaction(story.database) as connection:
+        tenant = tenants.ensure_tenant(connection, "somebody")
+        pepper = settings.key_pepper.get_secret_value()
+        key = tenants.create_key(connection, tenant, "k", [Scope.ADMIN], pepper)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "api", "--port", "0"], env=farm_env, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stderr
+        port = next(line.split("port=")[1].split()[0] for line in process.stderr if "api_started" in line)
+        answers: list[httpx.Response] = []
+
+        def wait() -> None:
+            headers = {"Authorization": f"Bearer {key.secret}", "Prefer": "wait=60"}
+            url = f"http://127.0.0.1:{port}/v1/jobs"
+            answers.append(httpx.post(url, json=PROMPT, headers=headers, timeout=60, trust_env=False))
+
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        next(line for line in process.stderr if "job_submitted" in line)
+        process.terminate()
+        waiter.join(20)
+        assert [answer.status_code for answer in answers] == [201]
+        assert process.wait(20) in (0, -15)
+    finally:
+        process.kill()
+        process.wait(10)
+    assert story.images(answers[0].json()["id"])[0].state == ImageState.QUEUED
