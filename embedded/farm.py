@@ -28,6 +28,8 @@ PYTHON = (sys.executable, "-P", "-m")
 READY_S = 90
 PATIENCE_S = 10
 DRAIN_S = 40  # a little more than a worker takes to finish what it holds
+# torch's threads spin while they wait; on cores that others use too that makes rendering many times slower.
+PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 Say = Callable[[str], None]
 
@@ -124,7 +126,7 @@ def stop_all(home: Path) -> None:
 
 def client_programs(site: Site, settings: Settings) -> list[Program]:
     shared = {**variables(settings), **site.environment(settings), **without_proxy(site)}
-    of_worker = {**shared, "HUAFANG_DEVICE": site.device} if site.device else shared
+    of_worker = {**shared, **PATIENT, **({"HUAFANG_DEVICE": site.device} if site.device else {})}
     address = ("--host", site.listen, "--port", str(site.ports["api"]))
     return [
         Program("api", (*PYTHON, "api", *address), shared, stop_s=DRAIN_S),
