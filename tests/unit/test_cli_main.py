@@ -79,7 +79,9 @@ def test_shell_completion() -> None:
     assert inside.out == "plain,cancel\n"
 
 
-@pytest.mark.parametrize("arguments", [["nonsense"], ["jobs", "ls", "--nonsense"], ["generate"], ["--format=xml", "up"]])
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["jobs", "ls", "--nonsense"], ["generate"], ["--format=xml", "up"]]
+)
 def test_usage_errors_exit_2(call: CommandLine, arguments: list[str]) -> None:
     done = call(*arguments)
     assert (done.code, done.out) == (2, "")
