@@ -26,6 +26,7 @@ import urllib.parse
 import urllib.request
 import zipfile
 from pathlib import Path
+from typing import IO
 
 UV = "0.13.9"
 EXTRAS = {"run": "worker,local", "dev": "worker,local,dev"}
@@ -77,7 +78,7 @@ def main(need: str, wanted: str) -> None:
         remember(need, wanted)
 
 
-def take(lock) -> None:
+def take(lock: IO[str]) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -147,6 +148,7 @@ def configure_uv(pip: list[str] | None) -> None:
 
 def get_uv(pip: list[str] | None, folder: Path, uv: Path) -> None:
     if pip:
+        os.environ["PIP_REQUIRE_VIRTUALENV"] = "0"  # nothing is installed outside of one
         options = ["--quiet", "--no-deps", "--only-binary=:all:", "--retries=1"]
         call([*pip, "download", *options, f"--dest={folder}", f"uv=={UV}"])
         wheel = next(folder.glob("uv-*.whl"))
