@@ -16,6 +16,7 @@ from urllib.error import URLError
 
 from pydantic import SecretStr
 
+from common import catalog
 from common.config import Settings
 from common.errors import Conflict, NotFound, Unavailable
 from embedded import supervisor
@@ -25,6 +26,7 @@ from embedded.site import LOOPBACK, Site, find_site, home_of, make_home, prepare
 from embedded.supervisor import Process
 
 PYTHON = (sys.executable, "-P", "-m")
+NVIDIA = Path("/dev/nvidiactl")  # there where the driver is; torch would take seconds to say so
 READY_S = 90
 PATIENCE_S = 10
 DRAIN_S = 40  # a little more than a worker takes to finish what it holds
@@ -125,7 +127,8 @@ def stop_all(home: Path) -> None:
 
 
 def client_programs(site: Site, settings: Settings) -> list[Program]:
-    shared = {**variables(settings), **site.environment(settings), **without_proxy(site)}
+    default = {"HUAFANG_DEFAULT_MODEL": default_model(site, settings)}
+    shared = {**variables(settings), **default, **site.environment(settings), **without_proxy(site)}
     of_worker = {**shared, **PATIENT, **({"HUAFANG_DEVICE": site.device} if site.device else {})}
     address = ("--host", site.listen, "--port", str(site.ports["api"]))
     return [
@@ -136,6 +139,13 @@ def client_programs(site: Site, settings: Settings) -> list[Program]:
             for number in range(1, site.workers + 1)
         ),
     ]
+
+
+def default_model(site: Site, settings: Settings) -> str:
+    """What a request that names no model gets: the catalogue has one for machines with a GPU, one for all others."""
+    known, device = catalog.read(settings.catalog), site.device or settings.device
+    has_gpu = device.startswith(("cuda", "mps")) or (device == "auto" and NVIDIA.exists())
+    return settings.default_model or (known.default_gpu if has_gpu else known.default)
 
 
 def wait_for_api(site: Site) -> None:

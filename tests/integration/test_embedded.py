@@ -320,3 +320,14 @@ def test_postgres_runs_as_nobody_where_user_namespaces_are_closed(
     monkeypatch.setattr(servers, "ordinary_user", servers.nobody)
     with Servers(tmp_path) as started:
         assert psutil.Process(started.children["postgres"].pid).uids().effective == servers.NOBODY
+
+
+def test_the_default_model_is_the_one_for_this_kind_of_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver, here = tmp_path / "nvidiactl", Site(tmp_path)
+    monkeypatch.setattr(farm, "NVIDIA", driver)
+    assert farm.default_model(here, Settings()) == "mini-zh"
+    assert farm.default_model(replace(here, device="cuda:1"), Settings()) == "zh-v0"
+    driver.touch()
+    assert farm.default_model(here, Settings()) == "zh-v0"
+    assert farm.default_model(replace(here, device="stub"), Settings()) == "mini-zh"
+    assert farm.default_model(here, Settings(default_model="other")) == "other"
