@@ -24,9 +24,27 @@ def run(suite: Path, *options: str, **environment: str) -> subprocess.CompletedP
     (suite / "test_suite.py").write_text(SUITE)
     (suite / "pytest.ini").write_text("[pytest]\nmarkers = needs\n")
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "tests.needs", "-c", suite / "pytest.ini", *options, suite],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "xdist",
+            "-p",
+            "tests.needs",
+            "-c",
+            suite / "pytest.ini",
+            *options,
+            suite,
+        ],
         cwd=HOME,
-        env={**os.environ, "PATH": "/nonexistent", "HUAFANG_TEST_STRICT": "", **environment},
+        env={
+            **os.environ,
+            "PATH": "/nonexistent",
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+            "HUAFANG_TEST_STRICT": "",
+            **environment,
+        },
         capture_output=True,
         text=True,
         timeout=60,
