@@ -19,7 +19,7 @@ from tests.stories import Story
 
 T = TypeVar("T")
 
-QUICK = {"HUAFANG_LEASE_S": "1.5", "HUAFANG_BEAT_S": "0.3", "HUAFANG_SWEEP_S": "0.3"}
+QUICK = {"LEASE_S": "1.5", "BEAT_S": "0.3", "SWEEP_S": "0.3"}
 
 
 def until(condition: Callable[[], T], seconds: float = 40) -> T:

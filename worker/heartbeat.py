@@ -19,7 +19,7 @@ from common.workers import Worker
 from worker.holdings import Holdings
 from worker.outage import Outage
 
-RETRY_S = 1.0
+SOON_S = 1.0  # until the next beat of a worker that is not ready, or that Postgres did not hear
 
 
 class Heartbeat:
@@ -57,8 +57,8 @@ class Heartbeat:
         except Unavailable:
             pass  # the sweep will notice its silence
 
-    def beat(self) -> None:
-        """Raises Unavailable while Postgres is away."""
+    def beat(self) -> bool:
+        """Whether this worker was ready. Raises Unavailable while Postgres is away."""
         abandoned, leases = self._holdings.abandoned(), self._holdings.leases()
         if abandoned or leases:
             with transaction(self._database) as connection:
@@ -71,15 +71,16 @@ class Heartbeat:
         with transaction(self._database) as connection:
             state = workers.beat(connection, worker, ready=ready)
         self._pause(state == WorkerState.DRAINING)
+        return ready
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            pause = self._settings.beat_s
+            ready = False
             try:
                 with self._outage.noticed():
-                    self.beat()
+                    ready = self.beat()
             except Unavailable:
-                pause = min(RETRY_S, pause)
+                pass
             except Exception:
                 tell("beat_failed", exc_info=True)
-            self._stopping.wait(pause)
+            self._stopping.wait(self._settings.beat_s if ready else min(SOON_S, self._settings.beat_s))
