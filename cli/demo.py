@@ -15,7 +15,7 @@ import click
 from cli.client import Json
 from cli.farm import start
 from cli.generate import check_folder, save
-from cli.local import called, key_file
+from cli.local import called, key_file, read_key
 from cli.shell import Columns, Command, Failure, Shell, print_table
 from cli.watch import outcome, watch
 
@@ -39,7 +39,7 @@ TABLE: Columns = {
 
 @click.command(cls=Command)
 @click.option("--out", type=click.Path(path_type=Path), default="renders", show_default=True, help="Where to save.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=300, help="Seconds a picture may take.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=600, help="Seconds a picture may take.")
 @click.pass_obj
 def demo(shell: Shell, out: Path, timeout: float) -> None:
     """Set up a local farm, render a few Chinese prompts, show where the pictures are. Leaves the farm up."""
@@ -47,7 +47,7 @@ def demo(shell: Shell, out: Path, timeout: float) -> None:
         shell.format = "human"  # a demo speaks to people, whatever it is piped into
     check_folder(out)
     farm = start(shell.settings, None, None, None)
-    shell.url = farm["url"]
+    shell.url, shell.key = farm["url"], read_key(shell.settings.home)
     shell.note(f"rendering {len(PROMPTS)} prompts with {MODEL}; the first waits until a worker has loaded it")
     jobs = [shell.client.submit({"prompt": p, "model": MODEL, "seed": seed}) for p, seed in PROMPTS.items()]
     pictures = [picture for job in jobs for picture in finish(shell, job, out, timeout)]
@@ -86,8 +86,8 @@ def show(shell: Shell, farm: dict[str, Any], pictures: list[dict[str, Any]]) -> 
 with a GPU, accept the licence at https://huggingface.co/svjack/Stable-Diffusion-FineTuned-zh-v0, and then:
 
   {called()} down
-  HF_TOKEN=hf_… HUAFANG_DEFAULT_MODEL=zh-v0 {called()} up --device cuda
-  {called()} generate 女孩们打开了另一世界的大门
+  HF_TOKEN=hf_… {called()} up --device cuda
+  {called()} generate --model zh-v0 女孩们打开了另一世界的大门
 
 The farm stays up at {farm["url"]} ({called()} down stops it; its data and logs are in {farm["home"]}).
 Ask it for a picture by HTTP:

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class Finding:
 def doctor(shell: Shell, render: bool) -> None:
     """Check this machine and the farm; say what to do about what is wrong. Exit code 1 where something fails."""
     findings = []
-    for finding in [*this_machine(shell), *the_farm(shell, render)]:
+    for finding in chain(this_machine(shell), the_farm(shell, render)):
         findings.append(finding)
         if shell.speaks == "human":
             verdict = click.style(f"{finding.verdict:<5}", COLOURS[finding.verdict])
@@ -131,9 +132,9 @@ def services(client: Client) -> Iterator[Finding]:
     try:
         client.get("/readyz")
     except Failure as failure:
-        yield Finding("fail", "api", failure.message)
+        yield Finding("fail", "farm", failure.message)
         return
-    yield Finding("ok", "api", f"ready at {client.url}")
+    yield Finding("ok", "farm", f"ready at {client.url}")
     try:
         client.get("/v1/models")
     except Failure as failure:

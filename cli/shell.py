@@ -111,9 +111,9 @@ def print_table(rows: Sequence[Row], columns: Columns) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for title in columns:
-        table.add_column(title, overflow="fold")
+        table.add_column(title, overflow="fold", no_wrap=title == "id")  # an id is there to be copied
     for row in rows:
         table.add_row(*(Text(shorten(value(row))) for value in columns.values()))
     # A file has no width: there, nothing is folded.

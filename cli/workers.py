@@ -5,13 +5,17 @@ import click
 from cli.shell import Columns, Group, Row, Shell
 
 
-def speed(worker: Row) -> str:
-    known = worker.get("seconds_per_image") or {}
-    return ", ".join(f"{name} {seconds:.2f} s" for name, seconds in known.items())
+def models(worker: Row) -> str:
+    """A line for each model that it serves: whether it is in memory, and how long an image takes."""
+    speeds = worker["seconds_per_image"]
+    return "\n".join(
+        " ".join([name, *["resident"] * (name in worker["resident"]), *[f"{speeds[name]:.2f}s"] * (name in speeds)])
+        for name in worker["models"]
+    )
 
 
 def of_class(worker: Row) -> str:
-    known = worker.get("class") or {}
+    known = worker["class"]
     return " ".join(str(known[part]) for part in ("device", "name", "precision") if known.get(part))
 
 
@@ -20,11 +24,8 @@ ROW: Columns = {
     "name": lambda worker: worker["name"],
     "state": lambda worker: worker["state"],
     "class": of_class,
-    "models": lambda worker: ", ".join(worker.get("models") or ()),
-    "resident": lambda worker: ", ".join(worker.get("resident") or ()),
-    "an image takes": speed,
-    "seen": lambda worker: worker.get("seen_at"),
-    "why": lambda worker: worker.get("reason") or "; ".join((worker.get("refusals") or {}).values()),
+    "models": models,
+    "why": lambda worker: "\n".join(filter(None, [worker["reason"], *worker["refusals"].values()])),
 }
 
 

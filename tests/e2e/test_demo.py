@@ -59,8 +59,9 @@ def first(environment: dict[str, str], folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def second(first: dict[str, Any], environment: dict[str, str], folder: Path) -> Done:
-    """The demo again, as a person sees it."""
-    return start("demo", environment=environment, cwd=folder, timeout=100)
+    """The demo again, as a person sees it who works with another farm too."""
+    other = {"HUAFANG_URL": "http://127.0.0.1:1", "HUAFANG_KEY": "huaf_of_another_farm"}
+    return start("demo", environment=environment | other, cwd=folder, timeout=100)
 
 
 def pixels_of(file: Path) -> np.ndarray:
