@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -80,7 +81,7 @@ class Client:
         etag, pause, away_since = "", POLL_S, None
         while True:
             try:
-                answer = self._send("GET", f"/v1/jobs/{job_id}", headers={"If-None-Match": etag} if etag else {})
+                answer = self._send("GET", path("jobs", job_id), headers={"If-None-Match": etag} if etag else {})
                 away_since = None
             except Away:
                 away_since = away_since or time.monotonic()
@@ -131,6 +132,11 @@ class Client:
         if answer.status_code >= 400:
             raise refusal(answer)
         return answer
+
+
+def path(*parts: str) -> str:
+    """`/v1/…`, whatever a person gives for an id."""
+    return "/v1/" + "/".join(quote(part, safe="") for part in parts)
 
 
 def refusal(answer: httpx.Response) -> Failure:

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from cli.client import Json
+from cli.client import Json, path
 from cli.shell import PARTLY, Columns, Failure, Group, Row, Shell
 from cli.watch import outcome, watch
 from common.states import JobState, Tier
@@ -90,7 +90,7 @@ def ls(shell: Shell, /, limit: int, **filters: str | None) -> None:
 @click.pass_obj
 def show(shell: Shell, job_id: str) -> None:
     """Show a job and its pictures."""
-    print_job(shell, shell.client.get(path(job_id)))
+    print_job(shell, shell.client.get(path("jobs", job_id)))
 
 
 @jobs.command("watch")
@@ -127,7 +127,7 @@ def each(shell: Shell, ids: tuple[str, ...], verb: str) -> None:
     failures: list[Failure] = []
     for job_id in ids:
         try:
-            done.append(shell.client.post(f"{path(job_id)}/{verb}"))
+            done.append(shell.client.post(path("jobs", job_id, verb)))
         except Failure as failure:
             failures.append(failure)
             if len(ids) > 1:
@@ -138,12 +138,6 @@ def each(shell: Shell, ids: tuple[str, ...], verb: str) -> None:
         raise Failure(f"{len(failures)} of {len(ids)} were not possible.", PARTLY if done else failures[0].exit_code)
     if failures:
         raise failures[0]
-
-
-def path(job_id: str) -> str:
-    from urllib.parse import quote
-
-    return f"/v1/jobs/{quote(job_id, safe='')}"
 
 
 def print_job(shell: Shell, job: Json) -> None:

@@ -2,6 +2,7 @@
 
 import click
 
+from cli.client import path
 from cli.shell import Columns, Group, Shell
 from common.states import Scope
 
@@ -59,5 +60,5 @@ def ls(shell: Shell) -> None:
 @click.pass_obj
 def revoke(shell: Shell, key_id: str) -> None:
     """End a key; what uses it is refused from now on."""
-    shell.client.delete(f"/v1/keys/{key_id}")
+    shell.client.delete(path("keys", key_id))
     shell.note(f"{key_id} is revoked.")

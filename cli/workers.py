@@ -2,16 +2,19 @@
 
 import click
 
+from cli.client import path
 from cli.shell import Columns, Group, Row, Shell
 
 
-def models(worker: Row) -> str:
-    """A line for each model that it serves: whether it is in memory, and how long an image takes."""
-    speeds = worker["seconds_per_image"]
-    return "\n".join(
-        " ".join([name, *["resident"] * (name in worker["resident"]), *[f"{speeds[name]:.2f}s"] * (name in speeds)])
-        for name in worker["models"]
-    )
+def serves(worker: Row) -> str:
+    """A line for each model: whether it is in memory, and how long an image takes."""
+    return "\n".join(model_line(worker, name) for name in worker["models"])
+
+
+def model_line(worker: Row, name: str) -> str:
+    resident = " resident" if name in worker["resident"] else ""
+    seconds = worker["seconds_per_image"].get(name)
+    return name + resident + (f" {seconds:.2f} s" if seconds else "")
 
 
 def of_class(worker: Row) -> str:
@@ -24,7 +27,7 @@ ROW: Columns = {
     "name": lambda worker: worker["name"],
     "state": lambda worker: worker["state"],
     "class": of_class,
-    "models": models,
+    "models": serves,
     "why": lambda worker: "\n".join(filter(None, [worker["reason"], *worker["refusals"].values()])),
 }
 
@@ -46,7 +49,7 @@ def ls(shell: Shell) -> None:
 @click.pass_obj
 def drain(shell: Shell, worker_id: str) -> None:
     """Let a worker finish what it holds and claim nothing more."""
-    shell.client.post(f"/v1/workers/{worker_id}/drain")
+    shell.client.post(path("workers", worker_id, "drain"))
     shell.note(f"{worker_id} drains.")
 
 
@@ -55,5 +58,5 @@ def drain(shell: Shell, worker_id: str) -> None:
 @click.pass_obj
 def resume(shell: Shell, worker_id: str) -> None:
     """Let a draining worker claim again."""
-    shell.client.post(f"/v1/workers/{worker_id}/resume")
+    shell.client.post(path("workers", worker_id, "resume"))
     shell.note(f"{worker_id} claims again.")

@@ -8,10 +8,14 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
+from alembic.util import CommandError
+from psycopg.errors import UndefinedTable
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import ArgumentError, ProgrammingError
 
 from common.config import Settings
 from common.db import connect, migrate, newest_revision, transaction
@@ -32,17 +36,20 @@ def main() -> None:
     given = parser.parse_args()
     settings = Settings()
     try:
-        if given.command == "migrate":
-            print(json.dumps(patiently(given.wait, lambda: migrate_to_newest(settings))))
-        else:
-            print(json.dumps(patiently(given.wait, lambda: bootstrap(settings, another=given.another))))
+        with in_one_sentence():
+            if given.command == "migrate":
+                done = patiently(given.wait, lambda: migrate_to_newest(settings))
+            else:
+                done = patiently(given.wait, lambda: bootstrap(settings, another=given.another))
+            print(json.dumps(done))
     except Error as error:
-        sys.exit(say(error))
+        print(f"huafang: {error.message}", file=sys.stderr)
+        sys.exit(5 if isinstance(error, Conflict) else 1)
 
 
-def migrate_to_newest(settings: Settings) -> dict[str, str | None]:
+def migrate_to_newest(settings: Settings) -> dict[str, str]:
     migrate(settings.database_url.get_secret_value())
-    return {"revision": newest_revision()}
+    return {"revision": str(newest_revision())}
 
 
 def bootstrap(settings: Settings, *, another: bool) -> dict[str, str]:
@@ -79,9 +86,19 @@ def patiently(seconds: float, do: Callable[[], T]) -> T:
             time.sleep(0.5)
 
 
-def say(error: Error) -> int:
-    print(f"huafang: {error.message}", file=sys.stderr)
-    return 5 if isinstance(error, Conflict) else 1
+@contextmanager
+def in_one_sentence() -> Iterator[None]:
+    """What only the operator of a database can make go wrong, as an error of ours."""
+    try:
+        yield
+    except (ArgumentError, ModuleNotFoundError) as error:  # no URL, or one of another kind of database
+        raise Invalid("HUAFANG_DATABASE_URL must look like postgresql://user:password@host:port/database.") from error
+    except ProgrammingError as error:
+        if isinstance(error.orig, UndefinedTable):
+            raise Invalid("The database has no tables yet: run `huafang admin migrate` first.") from error
+        raise Invalid(f"The database refuses: {str(error.orig).splitlines()[0]}.") from error
+    except CommandError as error:  # a revision that this code does not know
+        raise Invalid(f"The database cannot be migrated by this version: {error}.") from error
 
 
 if __name__ == "__main__":

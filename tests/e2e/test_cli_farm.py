@@ -139,6 +139,9 @@ def test_workers_drain_and_resume(call: Call) -> None:
 
     ((worker, state),) = states().items()
     assert state == "ready"
+    shown = call("workers", "ls", "--format=human").out
+    assert worker in shown
+    assert "mini-zh resident" in shown
     assert call("workers", "drain", worker).code == 0
     assert states() == {worker: "draining"}
     assert call("doctor", "--format=human").code == 1
