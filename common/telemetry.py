@@ -19,6 +19,7 @@ EVENTS: dict[str, tuple[int, str]] = {
     "request_unavailable": (logging.WARNING, "A request was answered with 503: a service of the farm is away."),
     # services
     "redis_away": (logging.WARNING, "Redis does not answer; the sweep will send again what was not sent."),
+    "redis_back": (logging.INFO, "Redis is back."),
     "database_away": (logging.WARNING, "Postgres does not answer; trying again."),
     "database_back": (logging.INFO, "Postgres is back."),
     "storage_away": (logging.WARNING, "The image store does not answer; pictures wait in memory until it is back."),
@@ -27,6 +28,7 @@ EVENTS: dict[str, tuple[int, str]] = {
     "worker_started": (logging.INFO, "A render worker started."),
     "worker_drains": (logging.INFO, "This worker finishes what it holds and claims nothing more."),
     "worker_stopped": (logging.INFO, "This worker has stopped."),
+    "nothing_to_serve": (logging.ERROR, "This worker refuses every model that it was to serve; it renders nothing."),
     "model_loaded": (logging.INFO, "A model is resident."),
     "model_load_failed": (logging.ERROR, "A model could not be loaded for a reason that nobody foresaw."),
     "model_refused": (logging.ERROR, "This worker will not serve a model."),

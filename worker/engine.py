@@ -4,28 +4,28 @@
        └── ahead: in the last moments of `paint`
 
 `work()` runs the loop in the thread of its caller: Celery's, woken by a message, or the engine's own, which tries at
-every beat so that a deaf Redis only slows the farm. Painters live in one painting thread. Knows neither Celery nor S3.
+every beat so that a deaf Redis only slows the farm. Painting has a thread of its own (`worker.brush`).
 """
 
 import threading
 import time
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
+from functools import partial
 from uuid import UUID
 
 from sqlalchemy import Engine as Database
 
 from common import claims
-from common.claims import Image, Microbatch, Offer
+from common.claims import Microbatch, Offer
 from common.config import Settings
 from common.db import new_id, transaction
 from common.errors import Interrupted, RenderFailed, Unavailable
 from common.telemetry import tell
+from worker.brush import Brush, Rendering
 from worker.gallery import Gallery
 from worker.holdings import Holdings
 from worker.outage import Outage
-from worker.painter import OnStep, Painter, Picture, Stroke
 from worker.store import Painted, Store
 
 WORK_S = 30.0  # how long one call of work() goes on
@@ -37,29 +37,6 @@ LOWER_TIER_EVERY = 20  # one microbatch in so many goes to the oldest lower tier
 PATIENCE_S = 30.0
 
 
-class Rendering:
-    """One microbatch between its claim and its last denoising step."""
-
-    def __init__(self, microbatch: Microbatch) -> None:
-        self.microbatch = microbatch
-        self.images: tuple[Image, ...] | None = None  # that were wanted when the lease started; None: not started
-        self.step, self.steps = 0, 0
-        self._began = time.monotonic()
-        self._ends = float("inf")  # as far as one can tell
-
-    def begin(self, expected_s: float | None) -> None:
-        self._began = time.monotonic()
-        self._ends = self._began + expected_s if expected_s is not None else float("inf")
-
-    def advance(self, step: int, steps: int) -> None:
-        now = time.monotonic()
-        self.step, self.steps = step, steps
-        self._ends = now + (now - self._began) / step * (steps - step)
-
-    def seconds_left(self) -> float:
-        return self._ends - time.monotonic()
-
-
 class Engine:
     def __init__(
         self,
@@ -67,23 +44,20 @@ class Engine:
         settings: Settings,
         database: Database,
         gallery: Gallery,
+        brush: Brush,
         holdings: Holdings,
         store: Store,
         database_outage: Outage,
-        texts: Mapping[str, str],
     ) -> None:
         self.worker_id = worker_id
         self.gallery = gallery
-        self.seconds_per_image: dict[str, float] = {}
-        self.rendering: Rendering | None = None
         self.is_ready = False  # has a model in memory, or tried
         self._settings = settings
         self._database = database
         self._holdings = holdings
         self._store = store
         self._database_outage = database_outage
-        self._texts = dict(texts)
-        self._brush = ThreadPoolExecutor(1, "paint")
+        self._brush = brush
         self._one_at_a_time = threading.Lock()
         self._claims = 0
         self._in_hand: dict[UUID, Microbatch] = {}  # claimed, and not yet handed over or given back
@@ -116,9 +90,7 @@ class Engine:
         if self._own_thread.is_alive():
             self._own_thread.join(left)
         self._store.close(max(self._leave_at - time.monotonic(), 1))
-        closing = self._brush.submit(self.gallery.close)
-        self._brush.shutdown(wait=False)
-        return not wait_for([closing], timeout=1).not_done
+        return self._brush.close()
 
     @property
     def claims_nothing(self) -> bool:
@@ -134,16 +106,21 @@ class Engine:
                 is_more = False
             if not is_more:
                 self._draining.wait(self._settings.beat_s)
+        tell("worker_drains", worker=self.worker_id)
 
     def _preload(self) -> None:
         """Have a model in memory before the first job: the first one that is not refused."""
         for model in self.gallery.servable():
             try:
-                self._brush.submit(self.gallery.painter, model.name).result()
+                self._load(model.name)
                 break
+            except Interrupted:
+                return
             except (RenderFailed, Unavailable):
                 continue
         self.is_ready = True
+        if not self.gallery.servable():
+            tell("nothing_to_serve", worker=self.worker_id)
 
     # The loop
 
@@ -158,7 +135,7 @@ class Engine:
             while current:
                 ahead = None
                 if self._begin(current):
-                    painting = self._brush.submit(self._paint, current)
+                    painting = self._brush.paint(current, partial(self._check, current.microbatch.lease_id))
                     try:
                         ahead = self._claim_ahead(current, painting, until)
                     finally:
@@ -168,7 +145,6 @@ class Engine:
         finally:
             for microbatch in list(self._in_hand.values()):  # only after an exception
                 self._give_back(microbatch, "the engine failed")
-            self.rendering = None
             self._one_at_a_time.release()
 
     def _claim(self, until: float) -> Rendering | None:
@@ -224,13 +200,21 @@ class Engine:
             return self._give_back(microbatch, "this worker drains")
         try:
             if microbatch.model not in self.gallery.resident:
-                self._brush.submit(self.gallery.painter, microbatch.model).result()
+                self._load(microbatch.model)
         except (RenderFailed, Unavailable) as error:
             return self._give_back(microbatch, error.message)
         self._start(rendering)
         if not rendering.images:
             return self._give_back(microbatch, "none of its images can be started now")
         return True
+
+    def _load(self, model: str) -> None:
+        """Make a model resident. Raises Interrupted in a drain: nobody can stop a load, but nobody need wait for it."""
+        loading = self._brush.load(model)
+        while wait_for([loading], timeout=0.2).not_done:
+            if self._draining.is_set():
+                raise Interrupted("this worker drains")
+        loading.result()
 
     def _start(self, rendering: Rendering) -> None:
         """Start the lease, once. Nothing of it can be rendered while Postgres is away."""
@@ -251,6 +235,14 @@ class Engine:
         self._store.give_back(microbatch, reason)
         return False
 
+    def _check(self, lease_id: UUID) -> None:
+        """At every step, in the painting thread: raises Interrupted when it is better to stop."""
+        if not self._holdings.wanted(lease_id):
+            raise Interrupted("nobody wants its images any more")
+        rendering = self._brush.rendering
+        if rendering and time.monotonic() + rendering.seconds_left() > self._leave_at:
+            raise Interrupted("this worker drains and would not finish it in time")
+
     def _hand_over(self, rendering: Rendering, painting: "Future[Painted]") -> None:
         try:
             self._store.accept(painting.result())
@@ -260,45 +252,3 @@ class Engine:
         except Exception:
             tell("engine_failed", exc_info=True, **self._store.facts(rendering.microbatch))
             self._give_back(rendering.microbatch, "the engine failed")
-
-    # In the painting thread
-
-    def _paint(self, rendering: Rendering) -> Painted:
-        microbatch, images = rendering.microbatch, rendering.images or ()
-        painter = self.gallery.painter(microbatch.model)
-        expected = self.seconds_per_image.get(microbatch.model)
-        rendering.begin(expected * len(images) if expected is not None else None)
-        self.rendering = rendering
-
-        def on_step(step: int, steps: int) -> None:
-            rendering.advance(step, steps)
-            if not self._holdings.wanted(microbatch.lease_id):
-                raise Interrupted("nobody wants its images any more")
-            if time.monotonic() + rendering.seconds_left() > self._leave_at:
-                raise Interrupted("this worker drains and would not finish it in time")
-
-        began = time.monotonic()
-        pictures = self._pictures(painter, images, on_step)
-        seconds = time.monotonic() - began
-        self._measure(microbatch.model, seconds / len(images))
-        texts = {**self._texts, "revision": painter.revision} if painter.revision else self._texts
-        return Painted(microbatch, list(zip(images, pictures, strict=True)), seconds, texts)
-
-    def _pictures(self, painter: Painter, images: tuple[Image, ...], on_step: OnStep) -> list[Picture | RenderFailed]:
-        """What breaks a whole microbatch is tried again image by image, so that one cannot take the others along."""
-        strokes = [Stroke(image.recipe, image.seed) for image in images]
-        try:
-            return painter.paint(strokes, on_step)
-        except Interrupted:
-            raise
-        except Exception as error:
-            if len(images) > 1:
-                return [picture for image in images for picture in self._pictures(painter, (image,), on_step)]
-            if isinstance(error, RenderFailed):
-                return [error]
-            tell("render_failed", exc_info=True, worker=self.worker_id, image=images[0].id, job=images[0].job_id)
-            return [RenderFailed(f"The painter failed ({type(error).__name__}).")]
-
-    def _measure(self, model: str, seconds: float) -> None:
-        known = self.seconds_per_image.get(model, seconds)
-        self.seconds_per_image = {**self.seconds_per_image, model: 0.7 * known + 0.3 * seconds}

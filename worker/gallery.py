@@ -14,7 +14,7 @@ from common import workers
 from common.catalog import Catalog, Model
 from common.config import Settings
 from common.db import transaction
-from common.errors import ModelRefused, RenderFailed, Unavailable
+from common.errors import Invalid, ModelRefused, RenderFailed, Unavailable
 from common.telemetry import tell
 from worker import painter
 from worker.painter import Painter
@@ -33,12 +33,15 @@ def models_to_serve(settings: Settings, catalog: Catalog, device_kind: str) -> l
     """The models named in the settings, or all that this device can be expected to serve; the default one first.
 
     A model of the hub is a large download that no CPU would paint with in useful time: there it must be named.
+    Raises UnknownModel, or Invalid when there are none.
     """
     if settings.model_names:
         return [catalog.get(name) for name in settings.model_names]
     has_hub = device_kind in (*ACCELERATORS, "stub")
     default = catalog.default_gpu if device_kind in ACCELERATORS else catalog.default
     models = [model for model in catalog.models.values() if model.folder or has_hub]
+    if not models:
+        raise Invalid(f"No model of {settings.catalog} is for a {device_kind}; name those to serve in HUAFANG_MODELS.")
     return sorted(models, key=lambda model: model.name != (settings.default_model or default))
 
 
@@ -82,11 +85,12 @@ class Gallery:
         except Unavailable:
             raise
         except RenderFailed as error:
-            raise self._refuse(model, error.message) from error
+            is_final = isinstance(error, ModelRefused) and model.folder is not None
+            raise self._refuse(model, error.message, is_final) from error
         except Exception as error:  # whatever it is, the other models go on
             tell("model_load_failed", exc_info=True, model=name)
             reason = f"The model {name} is refused: it cannot be loaded ({type(error).__name__})."
-            raise self._refuse(model, reason) from error
+            raise self._refuse(model, reason, model.folder is not None) from error
         seconds = time.monotonic() - began
         self.longest_load_s = max(seconds, self.longest_load_s)
         self._refusals.pop(name, None)
@@ -113,7 +117,7 @@ class Gallery:
         loaded.close()  # another worker was first, with another commit
         return painter.load(replace(model, revision=recorded), self._device, self._threads)
 
-    def _refuse(self, model: Model, reason: str) -> ModelRefused:
-        self._refusals[model.name] = Refusal(reason, time.monotonic() + (float("inf") if model.folder else RETRY_S))
+    def _refuse(self, model: Model, reason: str, is_final: bool) -> ModelRefused:
+        self._refusals[model.name] = Refusal(reason, float("inf") if is_final else time.monotonic() + RETRY_S)
         tell("model_refused", model=model.name, reason=reason)
         return ModelRefused(reason)

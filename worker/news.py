@@ -12,8 +12,9 @@ from redis.exceptions import RedisError
 
 from common.config import Settings
 from common.queue import UNWANTED_CHANNEL, Messages
-from worker.engine import Rendering
+from worker.brush import Rendering
 from worker.holdings import Holdings
+from worker.outage import Outage
 
 PROGRESS_S = 0.5
 RECONNECT_S = 1.0
@@ -34,6 +35,7 @@ class News:
         self._messages = messages
         self._holdings = holdings
         self._rendering = rendering
+        self._outage = Outage("redis_away", "redis_back")
         self._stopping = threading.Event()
         self._threads = [
             threading.Thread(target=self._hear, name="cancellations", daemon=True),
@@ -53,13 +55,18 @@ class News:
     def _hear(self) -> None:
         while not self._stopping.is_set():
             try:
-                with self._redis.pubsub(ignore_subscribe_messages=True) as channel:
-                    channel.subscribe(UNWANTED_CHANNEL)
-                    while not self._stopping.is_set():
-                        if message := channel.get_message(timeout=0.5):
-                            self._holdings.cancelled(_ids(message["data"]))
-            except (RedisError, OSError):
+                self._listen()
+            except (RedisError, OSError) as error:
+                self._outage.began(type(error).__name__)
                 self._stopping.wait(RECONNECT_S)
+
+    def _listen(self) -> None:
+        with self._redis.pubsub(ignore_subscribe_messages=True) as channel:
+            channel.subscribe(UNWANTED_CHANNEL)
+            self._outage.ended()
+            while not self._stopping.is_set():
+                if message := channel.get_message(timeout=0.5):
+                    self._holdings.cancelled(_ids(message["data"]))
 
     def _report(self) -> None:
         told: tuple[Rendering, int] | None = None

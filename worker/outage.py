@@ -30,8 +30,14 @@ class Outage:
         try:
             yield
         except Unavailable as error:
-            self._now(True, reason=error.message)
+            self.began(error.message)
             raise
+        self.ended()
+
+    def began(self, reason: str) -> None:
+        self._now(True, reason=reason)
+
+    def ended(self) -> None:
         self._now(False)
 
     def insist(self, action: Callable[[], T], unless: Callable[[], bool]) -> T:

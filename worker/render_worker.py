@@ -1,7 +1,10 @@
-"""One render worker: the engine and what lives beside it, put together, started and stopped. Knows no Celery.
+"""One render worker: its parts put together, started and stopped.
 
-engine      claims, paints, hands over           store   encodes, uploads, publishes
-heartbeat   renews the leases, hears of drains   news    hears of cancellations, tells of progress
+    engine     claims, begins, hands over            store   encodes, uploads, publishes
+    brush      loads and paints                      news    hears of cancellations, tells of progress
+    heartbeat  renews the leases, hears of drains
+
+Knows no Celery.
 """
 
 import socket
@@ -16,6 +19,7 @@ from common.storage import Storage
 from common.telemetry import tell
 from common.workers import Worker
 from worker import painter
+from worker.brush import Brush
 from worker.engine import Engine
 from worker.gallery import Gallery, models_to_serve
 from worker.heartbeat import Heartbeat
@@ -42,12 +46,15 @@ class RenderWorker:
         self.gallery = Gallery(models, settings.device, settings.torch_threads, self.database)
         postgres, s3 = Outage("database_away", "database_back"), Outage("storage_away", "storage_back")
         storage = Storage(settings, connections=UPLOADS)
-        self.store = Store(self.id, self.database, storage, self.messages, self.holdings, postgres, s3)
         texts = {"worker": canonical(self.worker_class), "software": f"Huafang {version('huafang')}"}
-        self.engine = Engine(self.id, settings, self.database, self.gallery, self.holdings, self.store, postgres, texts)
+        self.brush = Brush(self.gallery, texts)
+        self.store = Store(self.id, self.database, storage, self.messages, self.holdings, postgres, s3)
+        self.engine = Engine(
+            self.id, settings, self.database, self.gallery, self.brush, self.holdings, self.store, postgres
+        )
         own_connection = connect(settings, pool=1)
         self.heartbeat = Heartbeat(settings, own_connection, self.holdings, postgres, self.introduce, self.engine.pause)
-        self.news = News(settings, self.messages, self.holdings, lambda: self.engine.rendering)
+        self.news = News(settings, self.messages, self.holdings, lambda: self.brush.rendering)
 
     def introduce(self) -> tuple[Worker, bool]:
         """What this worker says of itself at each beat, and whether it is ready."""
@@ -59,7 +66,7 @@ class RenderWorker:
             serves,
             self.gallery.resident,
             self.gallery.refusals(),
-            self.engine.seconds_per_image,
+            self.brush.seconds_per_image,
         )
         return about, self.engine.is_ready and bool(serves)
 

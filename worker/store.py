@@ -104,7 +104,7 @@ class Store:
             return self._failed(painted, image, picture)
         if picture.flagged:
             return Outcome(image.id, ImageState.FLAGGED, render_ms=render_ms)
-        if not self._is_wanted(painted.microbatch, image):
+        if self._is_late() or not self._is_wanted(painted.microbatch, image):
             return None
         began = time.monotonic()
         try:

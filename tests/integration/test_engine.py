@@ -69,7 +69,7 @@ def expire_leases(story: Story) -> None:
 
 
 def until_painting(worker: RenderWorker, step: int = 2) -> None:
-    until(lambda: worker.engine.rendering and worker.engine.rendering.step >= step)
+    until(lambda: worker.brush.rendering and worker.brush.rendering.step >= step)
 
 
 # What is rendered
@@ -166,7 +166,7 @@ def test_a_cancelled_job_frees_the_worker_within_a_step(
         worker.news.start()
     working = aside.submit(work, worker)
     until_painting(worker)
-    rendering = worker.engine.rendering
+    rendering = worker.brush.rendering
     with transaction(story.database) as connection:
         jobs.cancel(connection, job)
     if news == "redis":
@@ -223,7 +223,7 @@ def test_a_lost_lease_stops_the_painting_at_the_next_beat(
     worker = make_worker(device=SLOW)
     working = aside.submit(work, worker)
     until_painting(worker)
-    rendering = worker.engine.rendering
+    rendering = worker.brush.rendering
     expire_leases(story)
     story.rescue()
     worker.heartbeat.beat()
@@ -301,7 +301,7 @@ def test_a_drain_gives_back_at_once_what_it_cannot_finish(
     worker = make_worker(device=SLOW, drain_s=1)
     working = aside.submit(work, worker)
     until_painting(worker)
-    rendering = worker.engine.rendering
+    rendering = worker.brush.rendering
     worker.engine.drain()
     working.result(30)
     assert rendering.step < 75  # it did not wait for the time to be up
