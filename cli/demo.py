@@ -1,12 +1,13 @@
 """`huafang demo`: from nothing to pictures. Starts the local farm, renders, saves, and says what to try next.
 
-    start the farm ──► submit the prompts ──► wait ──► save, and compare sha256s ──► show
+    start the farm ──► wait for a worker ──► submit the prompts ──► wait ──► save, and compare sha256s ──► show
 
 Leaves the farm up. A second run finds it and draws the same pictures again, as new jobs.
 """
 
 import hashlib
 import shlex
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from cli.client import Json
 from cli.farm import start
 from cli.generate import check_folder, save
 from cli.local import called, key_file, read_key
-from cli.shell import Columns, Command, Failure, Shell, print_table
+from cli.shell import TIMED_OUT, Columns, Command, Failure, Shell, print_table
 from cli.watch import outcome, watch
 
 MODEL = "mini-zh"
@@ -39,7 +40,7 @@ TABLE: Columns = {
 
 @click.command(cls=Command)
 @click.option("--out", type=click.Path(path_type=Path), default="renders", show_default=True, help="Where to save.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=600, help="Seconds a picture may take.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=600, help="Seconds to wait at most.")
 @click.pass_obj
 def demo(shell: Shell, out: Path, timeout: float) -> None:
     """Set up a local farm, render a few Chinese prompts, show where the pictures are. Leaves the farm up."""
@@ -48,10 +49,26 @@ def demo(shell: Shell, out: Path, timeout: float) -> None:
     check_folder(out)
     farm = start(shell.settings, None, None, None)
     shell.url, shell.key = farm["url"], read_key(shell.settings.home)
-    shell.note(f"rendering {len(PROMPTS)} prompts with {MODEL}; the first waits until a worker has loaded it")
+    wait_for_worker(shell, farm, timeout)
+    shell.note(f"rendering {len(PROMPTS)} prompts with {MODEL}")
     jobs = [shell.client.submit({"prompt": p, "model": MODEL, "seed": seed}) for p, seed in PROMPTS.items()]
     pictures = [picture for job in jobs for picture in finish(shell, job, out, timeout)]
     show(shell, farm, pictures)
+
+
+def wait_for_worker(shell: Shell, farm: dict[str, Any], timeout: float) -> None:
+    """Loading a model takes a while at the first start; a worker that cannot is better said than waited for."""
+    deadline = time.monotonic() + timeout
+    told = False
+    while not any(w["state"] == "ready" and MODEL in w["models"] for w in shell.client.get("/v1/workers")["items"]):
+        if not told:
+            shell.note("waiting for a worker to be ready")
+            told = True
+        if time.monotonic() > deadline:
+            raise Failure(
+                f"No worker is ready to draw with {MODEL}; {farm['home']}/logs/worker-1.log says why.", TIMED_OUT
+            )
+        time.sleep(0.2)
 
 
 def finish(shell: Shell, job: Json, out: Path, timeout: float) -> list[dict[str, Any]]:

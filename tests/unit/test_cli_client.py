@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from cli.demo import wait_for_worker
+from cli.shell import Failure, Shell
 from tests.command_line import HANG_UP, Asked, CommandLine, Say, farm_that
 
 PICTURE = b"a picture"
@@ -216,3 +218,19 @@ def test_a_folder_that_cannot_be_is_said_before_the_render(call: CommandLine, tm
         done = call("--url", farm.url, "generate", "红色的圆形", "--out", "file/renders")
     assert done.code == 1
     assert farm.asked == []
+
+
+def test_a_demo_without_a_worker_gives_up_and_says_where_to_look() -> None:
+    states = ["starting", "ready"]
+    worker = {"models": ["mini-zh"]}
+    with farm_that(lambda asked: Say(body={"items": [worker | {"state": states.pop(0)}]})) as farm:
+        shell = Shell()
+        shell.url = farm.url
+        wait_for_worker(shell, {"home": "/the/home"}, timeout=30)
+    assert states == []
+    with farm_that(lambda asked: Say(body={"items": [worker | {"state": "stopped"}]})) as farm:
+        shell = Shell()
+        shell.url = farm.url
+        with pytest.raises(Failure, match="/the/home/logs") as gave_up:
+            wait_for_worker(shell, {"home": "/the/home"}, timeout=0)
+    assert gave_up.value.exit_code == 7
