@@ -1,0 +1,128 @@
+"""What the farm asks of an image store, of every store that it is tried with: Swift (the local farm's) and moto.
+
+What moto does not check (expired and unsigned links) is asked of Swift alone.
+"""
+
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+from uuid import uuid4
+
+import httpx
+import pytest
+from moto.server import ThreadedMotoServer
+from pydantic import SecretStr
+
+from common.config import Settings
+from common.errors import NotFound, Unavailable
+from common.storage import Storage, image_key
+
+PNG = b"\x89PNG\r\n" + bytes(range(256)) * 400
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture(params=["swift", "moto"])
+def of_store(request: pytest.FixtureRequest) -> Settings:
+    """Settings whose bucket may not be there yet."""
+    if request.param == "swift":
+        settings: Settings = request.getfixturevalue("settings")
+        return settings.model_copy(update={"s3_bucket": f"new-{uuid4().hex}"})
+    url = request.getfixturevalue("moto")
+    return Settings(s3_endpoint_url=url, s3_bucket=f"b-{uuid4().hex}", s3_access_key="a", s3_secret_key="s")
+
+
+@pytest.fixture
+def store(of_store: Settings) -> Storage:
+    storage = Storage(of_store)
+    storage.ensure_bucket()
+    return storage
+
+
+def key() -> str:
+    return image_key(uuid4(), 0, uuid4(), "png")
+
+
+def test_bytes_come_back_as_they_went_in(store: Storage) -> None:
+    here = key()
+    store.put(here, PNG, "image/png")
+    assert store.get(here) == PNG
+    store.put(here, b"", "image/png")
+    assert store.get(here) == b""
+
+
+def test_what_is_not_there_is_said_to_be_so(store: Storage) -> None:
+    with pytest.raises(NotFound):
+        store.get(key())
+
+
+def test_deleting_is_final_and_may_be_repeated(store: Storage) -> None:
+    here, there = key(), key()
+    store.put(here, PNG, "image/png")
+    for _ in range(2):
+        store.delete([here, there])
+    with pytest.raises(NotFound):
+        store.get(here)
+
+
+def test_a_link_gives_the_bytes_and_their_media_type_to_anyone(store: Storage) -> None:
+    here = key()
+    store.put(here, PNG, "image/webp")
+    answer = httpx.get(store.link(here))
+    assert (answer.status_code, answer.content, answer.headers["content-type"]) == (200, PNG, "image/webp")
+
+
+def test_links_start_with_the_public_address_and_end_within_a_quarter_of_an_hour(of_store: Settings) -> None:
+    link = urlsplit(Storage(of_store.model_copy(update={"s3_public_url": "https://pictures.example"})).link(key()))
+    assert (link.scheme, link.netloc) == ("https", "pictures.example")
+    assert link.path.startswith(f"/{of_store.s3_bucket}/images/")
+    assert int(parse_qs(link.query)["X-Amz-Expires"][0]) <= 900
+
+
+def test_a_bucket_is_made_once(of_store: Settings) -> None:
+    storage = Storage(of_store)
+    with pytest.raises(NotFound):
+        storage.check()
+    storage.ensure_bucket()
+    storage.ensure_bucket()
+    storage.check()
+
+
+def test_a_store_that_is_away_is_unavailable(of_store: Settings) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        away = Storage(of_store.model_copy(update={"s3_endpoint_url": url}), attempts=1)
+        for call in (away.check, lambda: away.get("k"), lambda: away.put("k", b"", "image/png")):
+            with pytest.raises(Unavailable, match="away"):
+                call()
+
+
+def put_with(settings: Settings, **change: Any) -> None:
+    Storage(settings.model_copy(update=change), attempts=1).put("k", b"x", "image/png")
+
+
+def test_swift_refuses_wrong_credentials(settings: Settings) -> None:
+    with pytest.raises(Unavailable, match="credentials"):
+        put_with(settings, s3_secret_key=SecretStr("wrong"))
+
+
+def test_swift_honours_only_signed_links_and_only_in_time(settings: Settings) -> None:
+    storage, here = Storage(settings), key()
+    storage.put(here, PNG, "image/png")
+    link = storage.link(here, seconds=1)
+    assert httpx.get(link.partition("?")[0]).status_code in (400, 403)
+    assert httpx.get(link.replace("Signature=", "Signature=0")).status_code == 403
+    deadline = time.monotonic() + 10
+    while (status := httpx.get(link).status_code) == 200 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert status == 403
