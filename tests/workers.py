@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import UUID
 
 import boto3
 from botocore.config import Config
+from sqlalchemy import text
 
 from common.config import Settings
-from common.states import TERMINAL_JOB
 from embedded.farm import variables
 from tests.stories import Story
 
@@ -31,10 +32,16 @@ def until(condition: Callable[[], T], seconds: float = 40) -> T:
     return value
 
 
-def until_ended(story: Story, *jobs: Any, seconds: float = 40) -> list[str]:
+def until_ended(story: Story, *jobs: UUID, seconds: float = 40) -> list[str]:
     """Wait until these jobs have ended, and say how."""
-    until(lambda: all(story.job(job).state in TERMINAL_JOB for job in jobs), seconds)
-    return [story.job(job).state for job in jobs]
+    statement = text("SELECT state FROM jobs WHERE id = ANY(:jobs) AND finished_at IS NOT NULL")
+
+    def ended() -> list[str]:
+        with story.database.connect() as connection:
+            return list(connection.execute(statement, {"jobs": list(jobs)}).scalars())
+
+    until(lambda: len(ended()) == len(jobs), seconds)
+    return ended()
 
 
 @contextmanager
