@@ -23,7 +23,7 @@ from common.db import connect, transaction
 from common.queue import Messages
 from common.storage import Storage
 
-THREADS = 16  # requests at work in the database at once: more only wait for each other
+THREADS = 8  # requests at work in the database at once: more only wait for each other
 THUMBNAIL_THREADS = 4
 SPARE_CONNECTIONS = 4  # for what works beside them: the waiting room's poll, readiness
 

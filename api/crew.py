@@ -1,29 +1,41 @@
 """The workers that are alive, and what they say about a model: who serves it, who refuses it, how fast it is drawn."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Connection, text
 
 from api.shapes import WaitingFor
 from common.states import WorkerState
 
 
 @dataclass(frozen=True)
+class Member:
+    name: str
+    state: WorkerState
+    models: Sequence[str]
+    resident: Sequence[str]
+    refusals: Mapping[str, str]
+    seconds_per_image: Mapping[str, float]
+
+
 class Crew:
-    workers: Sequence[Row[Any]]
+    """`members`: the answer to MEMBERS_JSON."""
 
-    def serving(self, model: str) -> list[Row[Any]]:
-        return [worker for worker in self.workers if model in worker.models]
+    def __init__(self, members: Iterable[Mapping[str, Any]] | None) -> None:
+        self.members = [Member(**member) for member in members or ()]
 
-    def refusing(self, model: str) -> list[Row[Any]]:
-        return [worker for worker in self.workers if model in worker.refusals]
+    def serving(self, model: str) -> list[Member]:
+        return [member for member in self.members if model in member.models]
+
+    def refusing(self, model: str) -> list[Member]:
+        return [member for member in self.members if model in member.refusals]
 
     def images_per_second(self, model: str) -> float | None:
         """How fast the workers that take new work draw this model together; None while none has measured it."""
-        taking = [worker for worker in self.serving(model) if worker.state == WorkerState.READY]
-        speeds = [1 / seconds for worker in taking if (seconds := worker.seconds_per_image.get(model))]
+        taking = [member for member in self.serving(model) if member.state == WorkerState.READY]
+        speeds = [1 / seconds for member in taking if (seconds := member.seconds_per_image.get(model))]
         return sum(speeds) or None
 
     def why(self, model: str, *, backs_off: bool) -> WaitingFor:
@@ -34,23 +46,23 @@ class Crew:
                 first = refusing[0]
                 return WaitingFor(code="model_refused", message=f"{first.name} refuses it: {first.refusals[model]}")
             return WaitingFor(code="no_worker", message=f"No worker that is up serves {model}.")
-        if all(worker.state == WorkerState.DRAINING for worker in serving):
+        if all(member.state == WorkerState.DRAINING for member in serving):
             return WaitingFor(code="draining", message=f"Every worker that serves {model} is draining.")
         if backs_off:
             return WaitingFor(code="backing_off", message="An attempt failed; it is tried again shortly.")
         return WaitingFor(code="workers_busy", message=f"It waits for its turn on {names(serving)}.")
 
 
-def names(workers: Sequence[Row[Any]]) -> str:
-    shown = ", ".join(worker.name for worker in workers[:3])
-    return f"{shown} and {len(workers) - 3} more" if len(workers) > 3 else shown
+def names(members: Sequence[Member]) -> str:
+    shown = ", ".join(member.name for member in members[:3])
+    return f"{shown} and {len(members) - 3} more" if len(members) > 3 else shown
 
 
 def read_crew(connection: Connection) -> Crew:
-    return Crew(connection.execute(ALIVE).all())
+    return Crew(connection.execute(text(MEMBERS_JSON)).scalar())
 
 
-ALIVE = text("""
-    SELECT id, name, state, models, resident, refusals, seconds_per_image FROM workers
-    WHERE state <> 'stopped' ORDER BY name, id
-""")
+MEMBERS_JSON = """
+    SELECT json_agg(member) FROM (
+        SELECT name, state, models, resident, refusals, seconds_per_image FROM workers
+        WHERE state <> 'stopped' ORDER BY name, id) AS member"""

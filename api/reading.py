@@ -1,18 +1,19 @@
 """Jobs and images as their tenant sees them. Reads only; what changes a state is in `common.jobs` and `common.claims`.
 
-However many jobs a page has, it costs the same few queries: the jobs with their images, and, for those that wait, how
-many images are ahead of them and who could render them.
+However many jobs a page has, it is one query: the jobs with their images and, for those that wait, how many images are
+ahead of them. The first that waits brings along the crew, who could render it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Connection, Row, TextClause, text
 
-from api.crew import read_crew
+from api.crew import MEMBERS_JSON, Crew
 from api.shapes import Image, ImageError, Job, JobError, LoneImage, Recipe, Timings
 from common.claims import WAITING
 from common.errors import NotFound, RenderFailed
@@ -67,27 +68,27 @@ def find_ended(connection: Connection, job_ids: Iterable[UUID]) -> list[UUID]:
 
 
 def _read(connection: Connection, base_url: str, filters: str, parameters: Mapping[str, Any]) -> list[Job]:
-    rows = connection.execute(text(READ_JOBS.format(filters=filters)), parameters).all()
+    rows = connection.execute(statement(filters), parameters).all()
     jobs = [_job(row, base_url) for row in rows]
-    _say_why_they_wait(connection, [job for job in jobs if _waits(job)])
+    crew = Crew(next((row.crew for row in rows if row.crew), None))
+    for job, row in zip(jobs, rows, strict=True):
+        if row.waits:
+            _say_why_it_waits(job, row, crew)
     return jobs
 
 
-def _waits(job: Job) -> bool:
-    return not job.has_ended and all(image.state != ImageState.RUNNING for image in job.images)
+@lru_cache
+def statement(filters: str) -> TextClause:
+    return text(READ_JOBS.format(filters=filters))
 
 
-def _say_why_they_wait(connection: Connection, jobs: Sequence[Job]) -> None:
-    if not jobs:
-        return
-    crew = read_crew(connection)
-    places = {row.job_id: row for row in connection.execute(PLACES, {"jobs": [job.id for job in jobs]})}
-    for job in jobs:
-        place, rate = places[job.id], crew.images_per_second(job.recipe.model)
-        job.waiting_for = crew.why(job.recipe.model, backs_off=place.backs_off)
-        job.position = place.ahead
-        if rate and place.ahead is not None and place.ahead < FARTHEST:
-            job.eta_seconds = round((place.ahead + place.open) / rate, 1)
+def _say_why_it_waits(job: Job, row: Row[Any], crew: Crew) -> None:
+    backs_off = row.head is None and row.backs_off
+    job.waiting_for = crew.why(job.recipe.model, backs_off=backs_off)
+    job.position = None if backs_off else row.ahead
+    rate = crew.images_per_second(job.recipe.model)
+    if rate and job.position is not None and job.position < FARTHEST:
+        job.eta_seconds = round((job.position + row.open) / rate, 1)
 
 
 def _job(row: Row[Any], base_url: str) -> Job:
@@ -165,12 +166,31 @@ WORKER = """
     LEFT JOIN leases ON leases.id = images.lease_id AND images.state <> 'queued'
     LEFT JOIN workers ON workers.id = leases.worker_id"""
 
+# Ahead of a job is what waits in a higher tier of its model, and what is older in its own. Fair shares may move it.
+AHEAD = f"""
+    SELECT count(*) AS ahead FROM (
+        SELECT FROM lanes AS mine
+        JOIN lanes ON lanes.model = mine.model AND lanes.tier <= mine.tier AND lanes.open > 0
+        CROSS JOIN LATERAL (
+            SELECT FROM images WHERE images.lane_id = lanes.id AND {WAITING}
+                AND images.id < CASE WHEN lanes.tier < mine.tier THEN 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid
+                                     ELSE drawn.head END
+            ORDER BY images.id LIMIT {FARTHEST}) AS image
+        WHERE mine.id = drawn.lane_id LIMIT {FARTHEST}) AS images_ahead"""
+
+# One snapshot: a job and its images never contradict each other.
 READ_JOBS = f"""
-    SELECT page.*, drawn.images FROM (
+    SELECT page.*, drawn.*, place.ahead,
+           CASE WHEN drawn.waits AND row_number() OVER (PARTITION BY drawn.waits) = 1 THEN ({MEMBERS_JSON}) END AS crew
+    FROM (
         SELECT * FROM jobs WHERE tenant_id = :tenant AND {{filters}} ORDER BY id DESC LIMIT :limit) AS page
     CROSS JOIN LATERAL (
-        SELECT json_agg({IMAGE_JSON} ORDER BY images.index) AS images
+        SELECT json_agg({IMAGE_JSON} ORDER BY images.index) AS images, min(images.lane_id) AS lane_id,
+               page.finished_at IS NULL AND NOT bool_or(images.state = 'running') AS waits,
+               bool_or(images.not_before IS NOT NULL) AS backs_off,
+               (array_agg(images.id ORDER BY images.id) FILTER (WHERE {WAITING}))[1] AS head
         FROM images {WORKER} WHERE images.job_id = page.id) AS drawn
+    LEFT JOIN LATERAL ({AHEAD}) AS place ON drawn.waits
     ORDER BY page.id DESC
 """
 
@@ -181,22 +201,3 @@ READ_IMAGE = text(f"""
 """)
 
 READ_ENDED = text("SELECT id FROM jobs WHERE id = ANY(:jobs) AND finished_at IS NOT NULL")
-
-# Ahead of a job is what waits in a higher tier of its model, and what is older in its own. Fair shares may move it.
-PLACES = text(f"""
-    WITH mine AS MATERIALIZED (
-        SELECT job_id, min(lane_id) AS lane_id, count(*) FILTER (WHERE finished_at IS NULL) AS open,
-               (array_agg(id ORDER BY id) FILTER (WHERE {WAITING}))[1] AS head,
-               bool_or(not_before IS NOT NULL) AND NOT bool_or({WAITING}) AS backs_off
-        FROM images WHERE job_id = ANY(:jobs) GROUP BY job_id)
-    SELECT mine.job_id, mine.open, mine.backs_off, CASE WHEN mine.backs_off THEN NULL ELSE (
-        SELECT count(*) FROM (
-            SELECT FROM lanes CROSS JOIN LATERAL (
-                SELECT FROM images WHERE images.lane_id = lanes.id AND {WAITING}
-                    AND images.id < CASE WHEN lanes.tier < lane.tier THEN 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid
-                                         ELSE mine.head END
-                ORDER BY images.id LIMIT {FARTHEST}) AS one
-            WHERE lanes.model = lane.model AND lanes.open > 0 AND lanes.tier <= lane.tier
-            LIMIT {FARTHEST}) AS all_of_them) END AS ahead
-    FROM mine JOIN lanes AS lane ON lane.id = mine.lane_id
-""")

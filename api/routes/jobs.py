@@ -138,6 +138,8 @@ def submit(
                 request_id=request_id,
                 job_id=job_id,
             )
+    # Read after the commit: until then others of this lane wait.
+    with transaction(farm.reader) as connection:
         job = find_job(connection, caller.tenant_id, earlier or job_id, base_url)
     if earlier is None:
         farm.messages.wake(drawn.model, job_id=job_id, tier=submission.tier)

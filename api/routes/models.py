@@ -141,9 +141,9 @@ def shape(entry: Entry, crew: Crew, default: str) -> Model:
             schedulers=list(SCHEDULERS),
         ),
         availability=Availability(
-            available=any(worker.state != WorkerState.DRAINING for worker in serving),
-            workers=[worker.name for worker in serving],
-            resident_on=[worker.name for worker in serving if entry.name in worker.resident],
-            refusals=[Refusal(worker=worker.name, reason=worker.refusals[entry.name]) for worker in refusing],
+            available=any(member.state != WorkerState.DRAINING for member in serving),
+            workers=[member.name for member in serving],
+            resident_on=[member.name for member in serving if entry.name in member.resident],
+            refusals=[Refusal(worker=member.name, reason=member.refusals[entry.name]) for member in refusing],
         ),
     )
