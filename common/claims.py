@@ -5,7 +5,8 @@
                   └───► rescue       or dies, and the sweep takes its images back
 
 A lease changes only images whose row names it: its id is the fence. A claimed image stays `queued` until its lease
-starts; only then does the attempt count. Nothing here renders, stores or sends.
+starts; only then does the attempt count. An image whose started lease was lost is *suspect*: it may be what killed the
+worker, so it is claimed alone from then on. Nothing here renders, stores or sends.
 """
 
 import json
@@ -19,6 +20,7 @@ from sqlalchemy import Connection, Row, text
 from common.jobs import SETTLE, lock_of_images
 from common.recipe import Recipe
 from common.states import ImageState
+from common.storage import image_key
 
 MAX_ATTEMPTS = 3
 BACKOFF_S = 2.0  # before the second attempt; doubled for each further one, with jitter
@@ -53,11 +55,15 @@ class Image:
 
 @dataclass(frozen=True)
 class Microbatch:
-    """The images that one lease holds, compatible with each other and so for one pipeline call."""
+    """The images that one lease holds, compatible with each other and so for one pipeline call.
+
+    `suspect`: its one image was in a worker that died. Better store whatever else this worker holds before it starts.
+    """
 
     lease_id: UUID
     model: str
     images: tuple[Image, ...]
+    suspect: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,7 @@ def claim(connection: Connection, offer: Offer, lease_id: UUID, lease_s: float) 
     if not rows:
         return None
     connection.execute(CHARGE, {"first": rows[0].first_tenant, "tenants": [row.tenant_id for row in rows]})
-    return Microbatch(lease_id, rows[0].model, tuple(_image(row) for row in rows))
+    return Microbatch(lease_id, rows[0].model, tuple(_image(row) for row in rows), rows[0].suspect)
 
 
 def start(connection: Connection, microbatch: Microbatch) -> frozenset[UUID]:
@@ -130,8 +136,7 @@ def publish(connection: Connection, lease_id: UUID, outcomes: Sequence[Outcome])
 
     An image that another lease holds by now, or that was cancelled, is left alone.
     """
-    connection.execute(LOCK_LEASE, {"lease": lease_id})
-    lock_of_images(connection, [outcome.image_id for outcome in outcomes])
+    _lock(connection, lease_id)
     parameters = {
         "lease": lease_id,
         "attempts": MAX_ATTEMPTS,
@@ -148,7 +153,7 @@ def publish(connection: Connection, lease_id: UUID, outcomes: Sequence[Outcome])
 
 def release(connection: Connection, lease_id: UUID) -> int:
     """Give the unfinished images of a lease back to the queue, the attempt not counted; how many."""
-    connection.execute(LOCK_LEASE, {"lease": lease_id})
+    _lock(connection, lease_id)
     released = connection.execute(RELEASE, {"lease": lease_id}).rowcount
     connection.execute(END_LEASE, {"lease": lease_id, "outcome": "released"})
     return released
@@ -186,9 +191,29 @@ def ready(connection: Connection) -> int:
     return connection.execute(READY).rowcount
 
 
+def leftovers(connection: Connection, grace_s: float, limit: int = 100) -> dict[UUID, list[str]]:
+    """For leases that ended longer ago than that: the keys under which they may have stored what no image shows."""
+    found: dict[UUID, list[str]] = {}
+    for row in connection.execute(LEFTOVERS, {"grace": grace_s, "limit": limit}):
+        keys = found.setdefault(row.lease_id, [])
+        if row.job_id is not None:
+            keys.append(image_key(row.job_id, row._mapping["index"], row.lease_id, row.format))
+    return found
+
+
+def cleaned(connection: Connection, lease_ids: Sequence[UUID]) -> None:
+    """Note that nothing lies in storage any more that these leases stored and no image shows."""
+    connection.execute(CLEANED, {"leases": list(lease_ids)})
+
+
 def models_with_idle_workers(connection: Connection, beat_s: float) -> list[str]:
     """The models that have images waiting beside a worker that serves them, holds no lease and was heard of lately."""
     return list(connection.execute(WAKEABLE, {"lately": 3 * beat_s}).scalars())
+
+
+def _lock(connection: Connection, lease_id: UUID) -> None:
+    image_ids = connection.execute(LOCK_LEASE, {"lease": lease_id}).scalar()
+    lock_of_images(connection, image_ids or [])
 
 
 def _image(row: Row[Any]) -> Image:
@@ -196,9 +221,11 @@ def _image(row: Row[Any]) -> Image:
     return Image(row.id, row.job_id, index, row.attempts, Recipe.model_validate(row.recipe), row.request_id)
 
 
-# One statement each. WAITING is what the partial index `images_waiting_idx` holds.
+# One statement each. WAITING is what the partial index `images_waiting_idx` holds. Suspects are few: as many as dead
+# leases held, so to step over them keeps a claim flat.
 
 WAITING = "images.state = 'queued' AND images.lease_id IS NULL AND images.not_before IS NULL"
+SUSPECT = "images.error_code IS NOT DISTINCT FROM 'worker_lost'"
 BACKOFF = "now() + make_interval(secs => :backoff * 2 ^ (images.attempts - 1) * (0.5 + random()))"
 
 CLAIM = text(f"""
@@ -206,13 +233,13 @@ CLAIM = text(f"""
         SELECT * FROM unnest(cast(:models AS text[]), cast(:capacities AS int[])) AS offer(model, capacity)),
     clock AS (SELECT coalesce(max(served_from), 0) AS time FROM tenants),
     waiting AS MATERIALIZED (
-        SELECT lanes.*, offer.capacity, head.id AS head, greatest(tenants.served, clock.time) AS share,
+        SELECT lanes.*, offer.capacity, head.id AS head, head.suspect, greatest(tenants.served, clock.time) AS share,
                CASE WHEN lanes.model = ANY(cast(:resident AS text[])) THEN 1
                     WHEN head.created_at < now() - make_interval(secs => :patience) THEN 0
                     ELSE 2 END AS preference
         FROM lanes JOIN offer USING (model) JOIN tenants ON tenants.id = lanes.tenant_id CROSS JOIN clock
         CROSS JOIN LATERAL (
-            SELECT images.id, jobs.created_at FROM images JOIN jobs ON jobs.id = images.job_id
+            SELECT images.id, {SUSPECT} AS suspect, jobs.created_at FROM images JOIN jobs ON jobs.id = images.job_id
             WHERE images.lane_id = lanes.id AND {WAITING} ORDER BY images.id LIMIT 1) AS head
         WHERE lanes.open > 0),
     turn AS (SELECT id, :lower AND tier > (SELECT min(tier) FROM waiting) AS is_lower FROM waiting),
@@ -222,14 +249,20 @@ CLAIM = text(f"""
     company AS MATERIALIZED (
         SELECT waiting.id, first.capacity FROM waiting JOIN first USING (compatibility)
         ORDER BY waiting.id = first.id DESC, waiting.tier, waiting.share, waiting.head),
+    alone AS MATERIALIZED (
+        SELECT images.id FROM images JOIN first ON images.id = first.head
+        WHERE first.suspect AND {WAITING} FOR NO KEY UPDATE OF images SKIP LOCKED),
     picked AS MATERIALIZED (
+        SELECT id FROM alone
+        UNION ALL
         SELECT image.id FROM company CROSS JOIN LATERAL (
-            SELECT images.id FROM images WHERE images.lane_id = company.id AND {WAITING}
+            SELECT images.id FROM images WHERE images.lane_id = company.id AND {WAITING} AND NOT {SUSPECT}
             ORDER BY images.id LIMIT company.capacity FOR NO KEY UPDATE SKIP LOCKED) AS image
+        WHERE NOT EXISTS (SELECT FROM alone)
         LIMIT (SELECT capacity FROM first)),
     taken AS (
         UPDATE images SET lease_id = :lease FROM picked WHERE images.id = picked.id
-        RETURNING images.id, images.job_id, images.lane_id, images.index, images.attempts),
+        RETURNING images.id, images.job_id, images.lane_id, images.index, images.attempts, {SUSPECT} AS suspect),
     lease AS (
         INSERT INTO leases (id, worker_id, image_ids, expires_at)
         SELECT :lease, :worker, array_agg(id ORDER BY id), now() + make_interval(secs => :seconds)
@@ -251,11 +284,17 @@ CHARGE = text("""
     FROM charge JOIN locked USING (id) CROSS JOIN clock WHERE tenants.id = charge.id
 """)
 
-LOCK_LEASE = text("SELECT id FROM leases WHERE id = :lease FOR NO KEY UPDATE")
+LOCK_LEASE = text("SELECT image_ids FROM leases WHERE id = :lease FOR NO KEY UPDATE")
 
+# Unclean unless all of it is visible: also again, when a revived worker comes late. What never started stored nothing.
 END_LEASE = text("""
-    UPDATE leases SET ended_at = now(), outcome = cast(:outcome AS lease_outcome)
-    WHERE id = :lease AND ended_at IS NULL
+    UPDATE leases SET
+        ended_at = coalesce(ended_at, now()), outcome = coalesce(outcome, cast(:outcome AS lease_outcome)),
+        unclean = started_at IS NOT NULL AND EXISTS (
+            SELECT FROM unnest(image_ids) AS held(id) WHERE NOT EXISTS (
+                SELECT FROM images
+                WHERE images.id = held.id AND images.lease_id = leases.id AND images.state IN ('stored', 'flagged')))
+    WHERE id = :lease
 """)
 
 START_LEASE = text("""
@@ -336,19 +375,33 @@ RESCUE = text(f"""
             lease_id = CASE WHEN is_last THEN lease_id END,
             not_before = CASE WHEN state = 'running' AND NOT is_last THEN {BACKOFF} END,
             finished_at = CASE WHEN is_last THEN now() END,
-            error_code = CASE WHEN state = 'running' THEN 'worker_lost' END,
-            error_message = CASE WHEN state = 'running' THEN 'The worker that rendered it was lost.' END
+            error_code = CASE WHEN state = 'running' THEN 'worker_lost' ELSE error_code END,
+            error_message = CASE WHEN state = 'running' THEN 'The worker that rendered it was lost.'
+                                 ELSE error_message END
         FROM verdict
         WHERE images.id = verdict.id AND lease_id = ANY(:leases) AND state IN ('queued', 'running')
         RETURNING images.id, job_id, lane_id, images.state, error_code, error_message),
     ended AS (SELECT * FROM changed WHERE state = 'failed'),
     {SETTLE},
-    closed AS (UPDATE leases SET ended_at = now(), outcome = 'lost' WHERE id = ANY(:leases))
+    closed AS (
+        UPDATE leases SET ended_at = now(), outcome = 'lost', unclean = started_at IS NOT NULL
+        WHERE id = ANY(:leases))
     SELECT (SELECT count(*) FROM changed) AS images,
            (SELECT array_agg(id) FROM settled WHERE finished_at IS NOT NULL) AS ended_jobs
 """)
 
 READY = text("UPDATE images SET not_before = NULL WHERE not_before <= now()")
+
+LEFTOVERS = text("""
+    SELECT lease.id AS lease_id, images.job_id, images.index, jobs.recipe ->> 'format' AS format
+    FROM (SELECT id, image_ids FROM leases WHERE unclean AND ended_at < now() - make_interval(secs => :grace)
+          ORDER BY ended_at LIMIT :limit) AS lease
+    LEFT JOIN images ON images.id = ANY(lease.image_ids)
+        AND NOT (images.state = 'stored' AND images.lease_id = lease.id)
+    LEFT JOIN jobs ON jobs.id = images.job_id
+""")
+
+CLEANED = text("UPDATE leases SET unclean = false WHERE id = ANY(:leases) AND ended_at IS NOT NULL")
 
 WAKEABLE = text(f"""
     SELECT DISTINCT lanes.model FROM lanes JOIN workers ON lanes.model = ANY(workers.models)

@@ -1,6 +1,7 @@
 """Jobs: submit, cancel, retry, settle. With `claims.py` beside it, the only code that changes the state of anything.
 
     submit ──► queued ──► running ──► succeeded | failed        (an image starts; its last image ends)
+                  ├──────────┴──────► failed                    (expire: its deadline has passed)
                   └──────────┴──────► cancelled                 (by its tenant or the operator)
 
 Every function takes an open connection and leaves the COMMIT, and what is sent to Redis after it, to its caller.
@@ -49,8 +50,12 @@ def submit(
     parent_id: UUID | None = None,
     request_id: str | None = None,
     job_id: UUID | None = None,
+    expires_after_s: float | None = None,
 ) -> Job:
-    """Insert a job and its images, queued in the lane of its tenant, tier and compatibility."""
+    """Insert a job and its images, queued in the lane of its tenant, tier and compatibility.
+
+    What is not done after `expires_after_s` is given up: see `expire`.
+    """
     job = Job(job_id or new_id(), tenant_id, recipe.model, tier)
     connection.execute(
         INSERT_JOB,
@@ -63,6 +68,7 @@ def submit(
             "warnings": list(warnings),
             "count": recipe.count,
             "request": request_id,
+            "expires": expires_after_s,
             "model": recipe.model,
             "compatibility": recipe.compatibility,
             "images": [new_id() for _ in recipe.seeds],
@@ -101,7 +107,7 @@ def cancel(connection: Connection, job_id: UUID, tenant_id: UUID | None = None) 
 
 
 def retry(connection: Connection, job_id: UUID, tenant_id: UUID, request_id: str | None = None) -> Job:
-    """Submit the recipe of a job that has ended as a new job that names its parent.
+    """Submit the recipe of a job that has ended as a new job that names its parent. It has no deadline.
 
     Raises NotFound, or Conflict while the job has not ended.
     """
@@ -121,6 +127,15 @@ def retry(connection: Connection, job_id: UUID, tenant_id: UUID, request_id: str
     )
 
 
+def expire(connection: Connection) -> list[UUID]:
+    """Fail the jobs whose deadline has passed, with `expired`; which. What they have stored stays.
+
+    Leaves out those that somebody changes this moment: they are found again at the next sweep.
+    """
+    overdue = connection.execute(LOCK_OVERDUE).scalars().all()
+    return list(connection.execute(EXPIRE, {"jobs": overdue}).scalars()) if overdue else []
+
+
 def lock_of_images(connection: Connection, image_ids: list[UUID]) -> None:
     """Lock the jobs of these images, in the order that keeps two workers from waiting for each other."""
     connection.execute(LOCK_JOBS_OF_IMAGES, {"images": image_ids})
@@ -132,32 +147,37 @@ def forget_old_keys(connection: Connection) -> int:
 
 
 # One statement each. SETTLE follows a CTE `ended(job_id, lane_id, state, error_code, error_message)` of images that
-# have just ended: it lowers what is open in their jobs and lanes, and ends the jobs that reach zero.
+# have just ended: it lowers what is open in their jobs and lanes, and ends the jobs that reach zero. A job's error is
+# that of the image that failed last.
+
+LOWER_LANES = """
+    lane_tally AS (SELECT lane_id, count(*) AS images FROM ended GROUP BY lane_id),
+    lane_lock AS MATERIALIZED (
+        SELECT id FROM lanes WHERE id IN (SELECT lane_id FROM lane_tally) ORDER BY id FOR NO KEY UPDATE),
+    lowered AS (
+        UPDATE lanes SET open = lanes.open - lane_tally.images
+        FROM lane_tally JOIN lane_lock ON lane_lock.id = lane_tally.lane_id WHERE lanes.id = lane_tally.lane_id)
+"""
 
 SETTLE = f"""
     tally AS (
-        SELECT job_id, lane_id, count(*) AS images, count(*) FILTER (WHERE state = 'failed') AS failed,
+        SELECT job_id, count(*) AS images, count(*) FILTER (WHERE state = 'failed') AS failed,
                min(error_code) FILTER (WHERE state = 'failed') AS error_code,
                min(error_message) FILTER (WHERE state = 'failed') AS error_message
-        FROM ended GROUP BY job_id, lane_id),
+        FROM ended GROUP BY job_id),
     settled AS (
         UPDATE jobs SET
             open = jobs.open - tally.images,
             failed = jobs.failed + tally.failed,
-            error_code = coalesce(jobs.error_code, tally.error_code),
-            error_message = coalesce(jobs.error_message, tally.error_message),
+            error_code = coalesce(tally.error_code, jobs.error_code),
+            error_message = coalesce(tally.error_message, jobs.error_message),
             state = CASE WHEN jobs.open > tally.images THEN jobs.state
                          WHEN jobs.failed + tally.failed > 0 THEN '{JobState.FAILED}'::job_state
                          ELSE '{JobState.SUCCEEDED}'::job_state END,
             finished_at = CASE WHEN jobs.open > tally.images THEN NULL ELSE now() END
         FROM tally WHERE jobs.id = tally.job_id AND jobs.finished_at IS NULL
         RETURNING jobs.id, jobs.state, jobs.finished_at),
-    lane_tally AS (SELECT lane_id, sum(images) AS images FROM tally GROUP BY lane_id),
-    lane_lock AS MATERIALIZED (
-        SELECT id FROM lanes WHERE id IN (SELECT lane_id FROM lane_tally) ORDER BY id FOR NO KEY UPDATE),
-    lowered AS (
-        UPDATE lanes SET open = lanes.open - lane_tally.images
-        FROM lane_tally JOIN lane_lock ON lane_lock.id = lane_tally.lane_id WHERE lanes.id = lane_tally.lane_id)
+    {LOWER_LANES}
 """
 
 INSERT_JOB = text("""
@@ -167,9 +187,9 @@ INSERT_JOB = text("""
         ON CONFLICT (tenant_id, tier, compatibility) DO UPDATE SET open = lanes.open + excluded.open
         RETURNING id),
     job AS (
-        INSERT INTO jobs (id, tenant_id, parent_id, tier, recipe, warnings, count, open, request_id)
+        INSERT INTO jobs (id, tenant_id, parent_id, tier, recipe, warnings, count, open, request_id, deadline)
         VALUES (:job, :tenant, :parent, cast(:tier AS tier), cast(:recipe AS jsonb), cast(:warnings AS text[]),
-                :count, :count, :request)
+                :count, :count, :request, now() + make_interval(secs => cast(:expires AS double precision)))
         RETURNING id)
     INSERT INTO images (id, job_id, lane_id, index)
     SELECT image.id, job.id, lane.id, image.position - 1
@@ -201,15 +221,28 @@ LOCK_JOBS_OF_IMAGES = text("""
     ORDER BY id FOR NO KEY UPDATE
 """)
 
-CANCEL = text("""
+CANCEL = text(f"""
     WITH job AS (
         UPDATE jobs SET state = 'cancelled', open = 0, finished_at = now()
         WHERE id = :job AND state IN ('queued', 'running') RETURNING id),
     ended AS (
         UPDATE images SET state = 'cancelled', finished_at = now(), not_before = NULL FROM job
         WHERE images.job_id = job.id AND images.state IN ('queued', 'running') RETURNING images.lane_id),
-    lowered AS (
-        UPDATE lanes SET open = lanes.open - tally.images
-        FROM (SELECT lane_id, count(*) AS images FROM ended GROUP BY lane_id) AS tally WHERE lanes.id = tally.lane_id)
+    {LOWER_LANES}
     SELECT id FROM job
+""")
+
+LOCK_OVERDUE = text("""
+    SELECT id FROM jobs WHERE deadline <= now() AND finished_at IS NULL
+    ORDER BY deadline LIMIT 100 FOR NO KEY UPDATE SKIP LOCKED
+""")
+
+EXPIRE = text(f"""
+    WITH ended AS (
+        UPDATE images SET state = 'failed', finished_at = now(), not_before = NULL, error_code = 'expired',
+            error_message = 'The deadline of the job passed before this image was done.'
+        WHERE job_id = ANY(:jobs) AND state IN ('queued', 'running')
+        RETURNING job_id, lane_id, state, error_code, error_message),
+    {SETTLE}
+    SELECT id FROM settled
 """)

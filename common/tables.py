@@ -7,6 +7,7 @@ that door. Rows are locked leases first, then jobs, images, lanes, tenants, each
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     Computed,
@@ -106,6 +107,7 @@ jobs = Table(
     Column("created_at", Moment, nullable=False, server_default=func.now()),
     Column("started_at", Moment),
     Column("finished_at", Moment),
+    Column("deadline", Moment),  # not done by then, it fails with `expired`
     CheckConstraint("count > 0", name="count"),
     CheckConstraint("open BETWEEN 0 AND count", name="open"),
     CheckConstraint("(finished_at IS NOT NULL) = (state IN ('succeeded', 'failed', 'cancelled'))", name="finished"),
@@ -113,6 +115,7 @@ jobs = Table(
     Index("jobs_tenant_id_idx", "tenant_id", "id"),
     Index("jobs_parent_id_idx", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
     Index("jobs_open_idx", "tenant_id", "id", postgresql_where=text("finished_at IS NULL")),
+    Index("jobs_deadline_idx", "deadline", postgresql_where=text("deadline IS NOT NULL AND finished_at IS NULL")),
     postgresql_with={"fillfactor": "85"},
 )
 
@@ -170,8 +173,10 @@ leases = Table(
     Column("expires_at", Moment, nullable=False),  # never indexed: renewing it must stay a HOT update
     Column("ended_at", Moment),
     Column("outcome", lease_outcome_enum),
+    Column("unclean", Boolean, nullable=False, server_default="true"),  # may have stored what no image shows
     CheckConstraint("(ended_at IS NULL) = (outcome IS NULL)", name="ended"),
     Index("leases_open_idx", "worker_id", postgresql_where=text("ended_at IS NULL")),
+    Index("leases_unclean_idx", "ended_at", postgresql_where=text("unclean AND ended_at IS NOT NULL")),
     Index("leases_image_ids_idx", "image_ids", postgresql_using="gin"),
     postgresql_with={"fillfactor": "70"},
 )

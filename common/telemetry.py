@@ -45,6 +45,8 @@ EVENTS: dict[str, tuple[int, str]] = {
     # control workers
     "control_started": (logging.INFO, "A control worker started."),
     "leases_rescued": (logging.WARNING, "Leases of lost workers were taken back."),
+    "jobs_expired": (logging.INFO, "Jobs ended at their deadline before they were done."),
+    "leftovers_deleted": (logging.INFO, "What lost leases may have stored was deleted."),
     "workers_pruned": (logging.WARNING, "Workers were not heard of any more."),
     "models_woken": (logging.INFO, "Work waits beside idle workers; they were woken."),
     "sweep_failed": (logging.ERROR, "The sweep failed; it tries again."),

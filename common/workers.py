@@ -7,6 +7,7 @@ register ──► starting ──► ready ──► draining ──► stopped
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -29,8 +30,16 @@ class Worker:
     seconds_per_image: Mapping[str, float] = field(default_factory=dict)
 
 
-def beat(connection: Connection, worker: Worker, *, ready: bool) -> WorkerState:
-    """Say that this worker is alive and what it holds; the state that the farm wants it to be in.
+@dataclass(frozen=True)
+class Heard:
+    """What a beat is answered: the state that the farm wants the worker to be in, and the database's clock."""
+
+    state: WorkerState
+    now: datetime
+
+
+def beat(connection: Connection, worker: Worker, *, ready: bool) -> Heard:
+    """Say that this worker is alive and what it holds.
 
     The first beat registers it. Draining, once asked for, stays; a worker that was pruned by mistake comes back.
     """
@@ -44,7 +53,8 @@ def beat(connection: Connection, worker: Worker, *, ready: bool) -> WorkerState:
         "seconds": json.dumps(dict(worker.seconds_per_image)),
         "state": WorkerState.READY if ready else WorkerState.STARTING,
     }
-    return WorkerState(connection.execute(BEAT, parameters).scalar_one())
+    row = connection.execute(BEAT, parameters).one()
+    return Heard(WorkerState(row.state), row.now)
 
 
 def drain(connection: Connection, worker_id: UUID, reason: str) -> None:
@@ -94,7 +104,7 @@ BEAT = text("""
         seconds_per_image = excluded.seconds_per_image, seen_at = now(),
         state = CASE WHEN old.state = 'draining' THEN old.state ELSE excluded.state END,
         reason = CASE WHEN old.state = 'draining' THEN old.reason END
-    RETURNING state
+    RETURNING state, clock_timestamp() AS now
 """)
 
 DRAIN = text("UPDATE workers SET state = 'draining', reason = :reason WHERE id = :id AND state <> 'stopped'")

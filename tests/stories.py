@@ -34,10 +34,12 @@ class Story:
                 connection.execute(text("UPDATE tenants SET weight = :w WHERE id = :t"), {"w": weight, "t": tenant})
         return tenant
 
-    def submit(self, tenant: str = "somebody", tier: Tier = Tier.STANDARD, **fields: Any) -> UUID:
-        tenant_id = self.tenant(tenant)
+    def submit(
+        self, tenant: str = "somebody", tier: Tier = Tier.STANDARD, expires_after_s: float | None = None, **fields: Any
+    ) -> UUID:
+        tenant_id, recipe = self.tenant(tenant), self.recipe(**fields)
         with transaction(self.database) as connection:
-            return jobs.submit(connection, tenant_id, self.recipe(**fields), tier=tier).id
+            return jobs.submit(connection, tenant_id, recipe, tier=tier, expires_after_s=expires_after_s).id
 
     def claim(
         self,
@@ -85,6 +87,25 @@ class Story:
     def rescue(self) -> Rescued:
         with transaction(self.database) as connection:
             return claims.rescue(connection, lease_s=0)
+
+    def cancel(self, job_id: UUID) -> bool:
+        with transaction(self.database) as connection:
+            return jobs.cancel(connection, job_id)
+
+    def expire(self) -> list[UUID]:
+        with transaction(self.database) as connection:
+            return jobs.expire(connection)
+
+    def leftovers(self, grace_s: float = -1) -> dict[UUID, list[str]]:
+        with transaction(self.database) as connection:
+            return claims.leftovers(connection, grace_s)
+
+    def die(self, microbatch: Microbatch) -> Rescued:
+        """Let a lease expire, and rescue what it held."""
+        with transaction(self.database) as connection:
+            expire = text("UPDATE leases SET expires_at = now() - interval '1 s' WHERE id = :lease")
+            connection.execute(expire, {"lease": microbatch.lease_id})
+        return self.rescue()
 
     def skip_backoff(self) -> None:
         with transaction(self.database) as connection:

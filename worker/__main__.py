@@ -20,6 +20,7 @@ from common.config import Settings
 from common.db import ACCEPTED_REVISIONS, connect, current_revision, new_id, transaction
 from common.errors import Error, Unavailable
 from common.queue import CONTROL_QUEUE, Messages, celery_app, render_queue
+from common.storage import Storage
 from common.telemetry import tell
 from worker import tasks
 from worker.outage import Outage
@@ -66,9 +67,9 @@ def render(settings: Settings) -> int:
 
 
 def control(settings: Settings) -> int:
-    database, messages = connect(settings, pool=2), Messages(settings)
+    database, messages = connect(settings, pool=3), Messages(settings)
     wait_for_services(database, messages)
-    sweep, stopping = Sweep(settings, database, messages), threading.Event()
+    sweep, stopping = Sweep(settings, database, messages, Storage(settings, attempts=1)), threading.Event()
     app = celery_app(settings)
     tasks.add_sweep(app, sweep)
     thread = threading.Thread(target=sweep.run, args=(stopping,), name="sweep", daemon=True)

@@ -61,16 +61,17 @@ class Heartbeat:
         """Whether this worker was ready. Raises Unavailable while Postgres is away."""
         abandoned, leases = self._holdings.abandoned(), self._holdings.leases()
         if abandoned or leases:
-            with transaction(self._database) as connection:
-                for lease_id in abandoned:
+            for lease_id in abandoned:
+                with transaction(self._database) as connection:
                     claims.release(connection, lease_id)
+            with transaction(self._database) as connection:
                 held = claims.renew(connection, leases, self._settings.lease_s)
             self._holdings.given_back(abandoned)
             self._holdings.renewed(leases, held)
         worker, ready = self._introduce()
         with transaction(self._database) as connection:
-            state = workers.beat(connection, worker, ready=ready)
-        self._pause(state == WorkerState.DRAINING)
+            heard = workers.beat(connection, worker, ready=ready)
+        self._pause(heard.state == WorkerState.DRAINING)
         return ready
 
     def _run(self) -> None:

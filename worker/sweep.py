@@ -1,14 +1,17 @@
 """The sweep: every few seconds, in every control worker, what was lost on the way is put right.
 
 Each step is a transaction of its own and safe in many copies at once; one that fails does not stop the others.
-Decides nothing itself: the statements are those of `claims`, `workers` and `jobs`.
+Leftover bytes are deleted by a thread of its own: a slow image store must not hold up a rescue. Decides nothing itself:
+the statements are those of `claims`, `workers` and `jobs`.
 """
 
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+from sqlalchemy import Connection
 from sqlalchemy import Engine as Database
 
 from common import claims, jobs, workers
@@ -16,36 +19,42 @@ from common.config import Settings
 from common.db import transaction
 from common.errors import Unavailable
 from common.queue import Messages
+from common.storage import Storage
 from common.telemetry import tell
 from worker.outage import Outage
+
+CLEAN_AFTER_LEASES = 4  # lease times after its end: a worker that was cut off may still have been uploading
 
 
 class Sweep:
     def __init__(
-        self, settings: Settings, database: Database, messages: Messages, clock: Callable[[], float] = time.monotonic
+        self,
+        settings: Settings,
+        database: Database,
+        messages: Messages,
+        storage: Storage,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._database = database
         self._messages = messages
+        self._storage = storage
         self._clock = clock
         self._outage = Outage("database_away", "database_back")
+        self._storage_outage = Outage("storage_away", "storage_back")
         self._rescued_at = clock()
         self._no_rescue_before = 0.0
 
     def run(self, stopping: threading.Event) -> None:
-        while not stopping.is_set():
-            self.once()
-            stopping.wait(self._settings.sweep_s * random.uniform(0.7, 1.3))  # so that copies do not march in step
+        threading.Thread(target=self._repeat, args=(stopping, self.clean), name="clean", daemon=True).start()
+        self._repeat(stopping, self.once)
 
     def once(self) -> None:
-        for step in (self.rescue, self.ready, self.wake, self.prune, self.forget_keys):
-            try:
-                with self._outage.noticed():
-                    step()
-            except Unavailable:
-                continue
-            except Exception:
-                tell("sweep_failed", exc_info=True, step=step.__name__)
+        for step in (self.rescue, self.expire, self.ready, self.wake, self.prune, self.forget_keys):
+            self._attempt(step)
+
+    def clean(self) -> None:
+        self._attempt(self.delete_leftovers)
 
     def rescue(self) -> None:
         """Take back the images of dead leases; not soon after a gap, for that may have stopped heartbeats too."""
@@ -55,30 +64,69 @@ class Sweep:
         if now < self._no_rescue_before:
             self._rescued_at = now
             return
-        with transaction(self._database) as connection:
+        with self._transaction() as connection:
             rescued = claims.rescue(connection, self._settings.lease_s)
         self._rescued_at = now
         if rescued.leases:
             tell("leases_rescued", leases=len(rescued.leases), images=rescued.images, ended=len(rescued.ended_jobs))
             self._messages.announce_ended(rescued.ended_jobs)
 
+    def expire(self) -> None:
+        """Fail jobs whose deadline has passed, and tell those who render them to stop."""
+        with self._transaction() as connection:
+            expired = jobs.expire(connection)
+        if expired:
+            tell("jobs_expired", jobs=",".join(map(str, expired)))
+            for job_id in expired:
+                self._messages.announce_cancelled(job_id)
+
     def ready(self) -> None:
-        with transaction(self._database) as connection:
+        with self._transaction() as connection:
             claims.ready(connection)
 
     def wake(self) -> None:
-        with transaction(self._database) as connection:
+        with self._transaction() as connection:
             models = claims.models_with_idle_workers(connection, self._settings.beat_s)
         if [model for model in models if self._messages.wake(model)]:
             tell("models_woken", models=",".join(models))
 
     def prune(self) -> None:
         silence = 3 * max(self._settings.lease_s, self._settings.beat_s)
-        with transaction(self._database) as connection:
+        with self._transaction() as connection:
             pruned = workers.prune(connection, silence)
         if pruned:
             tell("workers_pruned", workers=",".join(map(str, pruned)))
 
     def forget_keys(self) -> None:
-        with transaction(self._database) as connection:
+        with self._transaction() as connection:
             jobs.forget_old_keys(connection)
+
+    def delete_leftovers(self) -> None:
+        """Delete what dead leases may have stored and no image shows: lease by lease, so a failure costs little."""
+        with self._transaction() as connection:
+            leftovers = claims.leftovers(connection, CLEAN_AFTER_LEASES * self._settings.lease_s)
+        for lease_id, keys in leftovers.items():
+            with self._storage_outage.noticed():
+                self._storage.delete(keys)
+            with self._transaction() as connection:
+                claims.cleaned(connection, [lease_id])
+        if leftovers:
+            tell("leftovers_deleted", leases=len(leftovers), keys=sum(map(len, leftovers.values())))
+
+    def _repeat(self, stopping: threading.Event, act: Callable[[], None]) -> None:
+        while not stopping.is_set():
+            act()
+            stopping.wait(self._settings.sweep_s * random.uniform(0.7, 1.3))  # so that copies do not march in step
+
+    def _attempt(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except Unavailable:
+            pass
+        except Exception:
+            tell("sweep_failed", exc_info=True, step=step.__name__)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        with self._outage.noticed(), transaction(self._database) as connection:
+            yield connection

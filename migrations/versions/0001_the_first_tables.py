@@ -29,6 +29,7 @@ def upgrade() -> None:
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("outcome", sa.Enum("published", "released", "lost", name="lease_outcome"), nullable=True),
+        sa.Column("unclean", sa.Boolean(), server_default="true", nullable=False),
         sa.CheckConstraint("(ended_at IS NULL) = (outcome IS NULL)", name=op.f("leases_ended_check")),
         sa.PrimaryKeyConstraint("id", name=op.f("leases_pkey")),
         postgresql_with={"fillfactor": "70"},
@@ -36,6 +37,13 @@ def upgrade() -> None:
     op.create_index("leases_image_ids_idx", "leases", ["image_ids"], unique=False, postgresql_using="gin")
     op.create_index(
         "leases_open_idx", "leases", ["worker_id"], unique=False, postgresql_where=sa.text("ended_at IS NULL")
+    )
+    op.create_index(
+        "leases_unclean_idx",
+        "leases",
+        ["ended_at"],
+        unique=False,
+        postgresql_where=sa.text("unclean AND ended_at IS NOT NULL"),
     )
     op.create_table(
         "revisions",
@@ -131,6 +139,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("deadline", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint(
             "(finished_at IS NOT NULL) = (state IN ('succeeded', 'failed', 'cancelled'))",
             name=op.f("jobs_finished_check"),
@@ -144,6 +153,13 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["tenant_id"], ["tenants.id"], name=op.f("jobs_tenant_id_fkey")),
         sa.PrimaryKeyConstraint("id", name=op.f("jobs_pkey")),
         postgresql_with={"fillfactor": "85"},
+    )
+    op.create_index(
+        "jobs_deadline_idx",
+        "jobs",
+        ["deadline"],
+        unique=False,
+        postgresql_where=sa.text("deadline IS NOT NULL AND finished_at IS NULL"),
     )
     op.create_index(
         "jobs_open_idx", "jobs", ["tenant_id", "id"], unique=False, postgresql_where=sa.text("finished_at IS NULL")

@@ -2,14 +2,16 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from uuid import UUID
 
 import pytest
 from sqlalchemy import text
 
 from common import claims, jobs, workers
-from common.claims import Outcome
+from common.claims import Image, Microbatch, Outcome
 from common.db import new_id, transaction
 from common.states import ImageState, JobState, Tier
+from common.storage import image_key
 from tests.stories import Story
 
 
@@ -159,11 +161,11 @@ def test_an_expired_lease_is_rescued_and_its_hand_changes_nothing_more(story: St
     assert story.publish(zombie).images == frozenset()
     assert {(image.state, image.attempts) for image in story.images(job)} == {(ImageState.QUEUED, 1)}
     story.skip_backoff()
-    heir = story.started()
+    heirs = [story.started(), story.started()]
     assert story.publish(zombie).images == frozenset()
-    assert len(story.publish(heir).images) == 2
-    keys = {image.key for image in story.images(job)}
-    assert all(str(heir.lease_id) in key for key in keys)
+    assert [len(story.publish(heir).images) for heir in heirs] == [1, 1]
+    for heir, image in zip(heirs, story.images(job), strict=True):
+        assert str(heir.lease_id) in image.key
 
 
 def test_a_lease_that_never_started_is_rescued_uncounted(story: Story) -> None:
@@ -261,15 +263,15 @@ def test_workers_that_idle_beside_waiting_work_are_found(story: Story) -> None:
 def test_a_drained_worker_stays_so_until_it_is_resumed(story: Story) -> None:
     worker = workers.Worker(new_id(), "w", {}, ["mini-zh"])
     with transaction(story.database) as connection:
-        assert workers.beat(connection, worker, ready=False) == "starting"
-        assert workers.beat(connection, worker, ready=True) == "ready"
+        assert workers.beat(connection, worker, ready=False).state == "starting"
+        assert workers.beat(connection, worker, ready=True).state == "ready"
         workers.drain(connection, worker.id, "by hand")
-        assert workers.beat(connection, worker, ready=True) == "draining"
+        assert workers.beat(connection, worker, ready=True).state == "draining"
         workers.resume(connection, worker.id)
-        assert workers.beat(connection, worker, ready=True) == "ready"
+        assert workers.beat(connection, worker, ready=True).state == "ready"
         connection.execute(text("UPDATE workers SET seen_at = now() - interval '1 minute'"))
         assert workers.prune(connection, silence_s=45) == [worker.id]
-        assert workers.beat(connection, worker, ready=True) == "ready"  # only slow, not dead
+        assert workers.beat(connection, worker, ready=True).state == "ready"  # only slow, not dead
 
 
 def test_the_first_recorded_revision_is_everybodys(story: Story) -> None:
@@ -278,3 +280,129 @@ def test_the_first_recorded_revision_is_everybodys(story: Story) -> None:
         assert workers.record_revision(connection, "zh-v0", "o/n", "aaa") == "aaa"
         assert workers.record_revision(connection, "zh-v0", "o/n", "bbb") == "aaa"
         assert workers.record_revision(connection, "zh-v0", "o/other", "ccc") == "ccc"
+
+
+def test_what_was_lost_with_a_worker_is_rendered_alone(story: Story) -> None:
+    """The poison takes nobody along twice: neither those that died with it nor those that never met it."""
+    lost = story.submit(count=3)
+    story.die(story.started())
+    fresh = story.submit(tenant="other", count=3)
+    assert {image.job_id for image in story.claim(capacity=1).images} == {fresh}  # the others back off
+    story.skip_backoff()
+    microbatches = [story.started() for _ in range(4)]
+    company = [m for m in microbatches if len(m.images) > 1]
+    assert [{image.job_id for image in microbatch.images} for microbatch in company] == [{fresh}]
+    alone = [m for m in microbatches if m not in company]
+    assert [(image.job_id, image.index) for m in alone for image in m.images] == [(lost, 0), (lost, 1), (lost, 2)]
+    assert [microbatch.suspect for microbatch in microbatches] == [microbatch in alone for microbatch in microbatches]
+    for microbatch in alone:
+        story.publish(microbatch)
+    assert story.job(lost).state == JobState.SUCCEEDED
+
+
+def test_suspects_are_left_out_where_others_come_first(story: Story) -> None:
+    fresh, lost = story.submit(count=2), story.submit(tenant="other", count=2)
+    with story.database.begin() as connection:
+        connection.execute(text("UPDATE images SET error_code = 'worker_lost' WHERE job_id = :j"), {"j": lost})
+        connection.execute(
+            text("UPDATE images SET error_code = 'worker_lost' WHERE job_id = :j AND index = 1"), {"j": fresh}
+        )
+    sizes = [len(story.claim().images) for _ in range(4)]
+    assert sizes == [1, 1, 1, 1]
+    assert story.claim() is None
+
+
+def test_a_suspect_that_somebody_else_takes_this_moment_keeps_nobody_idle(story: Story) -> None:
+    story.submit(count=1)
+    story.die(story.started())
+    story.skip_backoff()
+    fresh = story.submit(count=2)
+    with story.database.begin() as connection:
+        connection.execute(text("SELECT id FROM images WHERE error_code = 'worker_lost' FOR NO KEY UPDATE"))
+        assert {image.job_id for image in story.claim().images} == {fresh}
+
+
+def test_suspicion_outlives_what_proves_nothing_and_ends_with_another_error(story: Story) -> None:
+    job = story.submit(count=2)
+    story.die(story.started())
+    story.skip_backoff()
+    story.release(story.started())
+    story.die(story.claim())  # it never started
+    assert len(story.claim().images) == 1
+    story.publish(story.started(), state=ImageState.FAILED, error_code="nan_image", retryable=True)
+    story.skip_backoff()
+    assert [image.error_code for image in story.images(job)] == ["worker_lost", "nan_image"]
+    assert not story.claim().suspect
+
+
+def test_the_pause_before_the_next_attempt_doubles_and_varies(story: Story) -> None:
+    job = story.submit(count=8)
+    for shortest, longest in ((1, 3), (2, 6)):
+        story.publish(story.started(), state=ImageState.FAILED, error_code="nan_image", retryable=True)
+        with story.database.connect() as connection:
+            ended_at = connection.execute(text("SELECT max(ended_at) FROM leases")).scalar_one()
+        pauses = [(image.not_before - ended_at).total_seconds() for image in story.images(job)]
+        assert shortest <= min(pauses) < max(pauses) <= longest
+        story.skip_backoff()
+
+
+def leftover(microbatch: Microbatch, *images: Image) -> dict[UUID, set[str]]:
+    return {microbatch.lease_id: {image_key(i.job_id, i.index, microbatch.lease_id, "png") for i in images}}
+
+
+def leftovers(story: Story) -> dict[UUID, set[str]]:
+    return {lease: set(keys) for lease, keys in story.leftovers().items()}
+
+
+def test_a_lease_that_published_everything_or_never_started_leaves_nothing_over(story: Story) -> None:
+    story.submit(count=5)
+    story.publish(story.started(capacity=1))
+    story.publish(story.started(capacity=1), state=ImageState.FLAGGED)
+    story.publish(again := story.started(capacity=1))
+    story.publish(again)
+    story.release(story.claim(capacity=1))
+    story.die(story.claim(capacity=1))
+    story.claim()
+    assert leftovers(story) == {}
+
+
+def test_what_a_dead_lease_may_have_stored_can_be_named(story: Story) -> None:
+    story.submit(count=2)
+    story.submit(tenant="other", count=1)
+    lost = story.started()
+    assert leftovers(story) == {}  # it lives
+    story.die(lost)
+    assert leftovers(story) == leftover(lost, *lost.images)
+    assert story.leftovers(grace_s=60) == {}  # it may still be uploading
+    story.skip_backoff()
+    story.publish(story.started())  # an heir stored one: under a key of its own
+    assert leftovers(story) == leftover(lost, *lost.images)
+    with transaction(story.database) as connection:
+        claims.cleaned(connection, [lost.lease_id])
+    assert leftovers(story) == {}
+    story.publish(lost)  # it was frozen, uploads late, and publishes in vain
+    assert leftovers(story) == leftover(lost, *lost.images)
+
+
+def test_leftovers_never_name_what_an_image_shows(story: Story) -> None:
+    story.submit(count=2)
+    cancelled = story.submit(count=1)
+    microbatch = story.started()
+    story.cancel(cancelled)
+    story.publish(microbatch)
+    assert leftovers(story) == leftover(microbatch, microbatch.images[2])
+    with transaction(story.database) as connection:
+        claims.cleaned(connection, [microbatch.lease_id])
+    given_back = story.submit(count=1)
+    started = story.started()
+    story.release(started)
+    assert leftovers(story) == leftover(started, *started.images)
+    assert story.images(given_back)[0].state == ImageState.QUEUED
+
+
+def test_a_beat_tells_the_time_of_the_database(story: Story) -> None:
+    with transaction(story.database) as connection:
+        before = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+        heard = workers.beat(connection, workers.Worker(new_id(), "w", {}, []), ready=True)
+        after = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+    assert before < heard.now < after

@@ -1,6 +1,7 @@
 """Jobs are submitted, cancelled, retried and settled; the database itself refuses what the code must never do."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from uuid import UUID
 
 import pytest
@@ -83,6 +84,62 @@ def test_a_key_belongs_to_one_body_for_a_day(story: Story) -> None:
         connection.execute(text("UPDATE idempotency_keys SET created_at = now() - interval '25 hours'"))
         assert jobs.submit_once(connection, tenant, jobs.Once("route", "key", "two"), second) is None
         assert jobs.forget_old_keys(connection) == 1  # the one on the other route
+
+
+def test_a_job_that_is_not_done_by_its_deadline_fails_and_keeps_what_it_stored(story: Story) -> None:
+    job, lasting, endless = (story.submit(count=3, expires_after_s=seconds) for seconds in (-1, 3600, None))
+    started = story.started(capacity=2)
+    story.publish(replace(started, images=started.images[:1]))  # the second goes back to the queue
+    story.publish(story.started(capacity=1), state=ImageState.FAILED, error_code="nan_image", retryable=True)
+    running = story.started(capacity=2)
+    assert {image.job_id for image in running.images} == {job, lasting}
+    assert story.expire() == [job]
+    assert [(image.state, image.error_code, image.not_before) for image in story.images(job)] == [
+        (ImageState.STORED, None, None),
+        (ImageState.FAILED, "expired", None),
+        (ImageState.FAILED, "expired", None),
+    ]
+    ended = story.job(job)
+    assert (ended.state, ended.open, ended.failed, ended.error_code) == (JobState.FAILED, 0, 2, "expired")
+    assert "deadline" in ended.error_message
+    assert story.lane_counts() == {"standard": 6}
+    assert len(story.renew(running)[running.lease_id]) == 1
+    assert len(story.publish(running).images) == 1
+    assert story.job(job).failed == 2
+    assert story.expire() == []
+    assert {story.job(other).state for other in (lasting, endless)} == {JobState.RUNNING, JobState.QUEUED}
+
+
+def test_a_deadline_changes_nothing_that_has_ended(story: Story) -> None:
+    done, cancelled = story.submit(expires_after_s=-1), story.submit(expires_after_s=-1)
+    story.publish(story.started(capacity=1))
+    story.cancel(cancelled)
+    assert story.expire() == []
+    assert [story.job(job).state for job in (done, cancelled)] == [JobState.SUCCEEDED, JobState.CANCELLED]
+
+
+def test_an_expired_job_says_so_whatever_else_went_wrong(story: Story) -> None:
+    job = story.submit(count=2, expires_after_s=-1)
+    story.publish(story.started(capacity=1), state=ImageState.FAILED, error_code="prompt_too_long")
+    story.expire()
+    assert (story.job(job).error_code, story.job(job).failed) == ("expired", 2)
+
+
+def test_a_job_that_somebody_holds_expires_at_the_next_sweep(story: Story) -> None:
+    held, other = story.submit(expires_after_s=-1), story.submit(expires_after_s=-1)
+    with story.database.begin() as connection:
+        connection.execute(text("SELECT id FROM jobs WHERE id = :j FOR NO KEY UPDATE"), {"j": held})
+        assert story.expire() == [other]
+    assert story.expire() == [held]
+
+
+def test_a_retry_of_an_expired_job_has_no_deadline(story: Story) -> None:
+    job = story.submit(expires_after_s=-1)
+    story.expire()
+    with transaction(story.database) as connection:
+        again = jobs.retry(connection, job, story.tenant())
+    assert story.expire() == []
+    assert story.job(again.id).deadline is None
 
 
 @pytest.mark.parametrize(

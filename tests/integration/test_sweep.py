@@ -10,13 +10,15 @@ import redis
 from sqlalchemy import text
 
 from common import workers
+from common.claims import Microbatch
 from common.config import Settings
 from common.db import new_id, transaction
-from common.queue import ENDED_CHANNEL, Messages, render_queue
+from common.queue import ENDED_CHANNEL, UNWANTED_CHANNEL, Messages, render_queue
 from common.states import ImageState, JobState, WorkerState
+from common.storage import Storage, image_key
 from common.workers import Worker
 from tests.stories import Story
-from tests.workers import until
+from tests.workers import bucket_of, until
 from worker.sweep import Sweep
 
 LEASE_S = 0.4
@@ -42,7 +44,7 @@ def quick(settings: Settings) -> Settings:
 
 @pytest.fixture
 def sweep(quick: Settings, story: Story, clock: Clock) -> Sweep:
-    return Sweep(quick, story.database, Messages(quick), clock)
+    return Sweep(quick, story.database, Messages(quick), Storage(quick), clock)
 
 
 @pytest.fixture
@@ -54,6 +56,17 @@ def client(settings: Settings) -> Iterator[redis.Redis]:
 def expire(story: Story) -> None:
     with story.database.begin() as connection:
         connection.execute(text("UPDATE leases SET expires_at = now() - interval '1 s'"))
+
+
+def age_leases(story: Story) -> None:
+    with story.database.begin() as connection:
+        connection.execute(text("UPDATE leases SET ended_at = ended_at - interval '1 hour'"))
+
+
+def upload(microbatch: Microbatch, settings: Settings) -> None:
+    for image in microbatch.images:
+        key = image_key(image.job_id, image.index, microbatch.lease_id, "png")
+        Storage(settings).put(key, b"x", "image/png")
 
 
 def use_up_attempts(story: Story) -> None:
@@ -181,9 +194,62 @@ def test_many_sweeps_at_once_do_as_one(story: Story, quick: Settings) -> None:
     stopping = threading.Event()
     with ThreadPoolExecutor(3) as pool:
         for _ in range(3):
-            pool.submit(Sweep(quick, story.database, Messages(quick)).run, stopping)
+            pool.submit(Sweep(quick, story.database, Messages(quick), Storage(quick)).run, stopping)
         try:
             until(lambda: not open_leases(story), 10)
         finally:
             stopping.set()
     assert {(i.state, i.attempts) for job in jobs for i in story.images(job)} == {(ImageState.QUEUED, 1)}
+
+
+def test_jobs_end_at_their_deadline_and_those_who_render_them_hear_of_it(
+    story: Story, sweep: Sweep, client: redis.Redis
+) -> None:
+    job = story.submit(expires_after_s=-1)
+    story.started()
+    heard: set[str] = set()
+
+    def listen() -> bool:
+        message = channel.get_message(timeout=0.1)
+        if message and str(job) in message["data"]:
+            heard.add(message["channel"])
+        return heard == {ENDED_CHANNEL, UNWANTED_CHANNEL}
+
+    with client.pubsub() as channel:
+        channel.subscribe(ENDED_CHANNEL, UNWANTED_CHANNEL)
+        until(lambda: (channel.get_message(timeout=5) or {}).get("data") == 2, 5)
+        sweep.once()
+        until(listen, 5)
+    assert (story.job(job).state, story.job(job).error_code) == (JobState.FAILED, "expired")
+
+
+def test_what_a_dead_lease_stored_is_deleted_and_what_is_visible_stays(
+    story: Story, sweep: Sweep, quick: Settings
+) -> None:
+    job = story.submit(count=2)
+    upload(lost := story.started(), quick)
+    story.die(lost)
+    story.skip_backoff()
+    for heir in (story.started(), story.started()):
+        upload(heir, quick)
+        story.publish(heir)
+    sweep.clean()
+    assert len(bucket_of(quick)) == 4  # too soon: the lost worker may still be uploading
+    age_leases(story)
+    sweep.clean()
+    assert bucket_of(quick).keys() == {image.key for image in story.images(job)}
+    assert story.leftovers() == {}
+
+
+def test_a_store_that_is_away_costs_the_sweep_nothing_but_the_cleaning(
+    story: Story, quick: Settings, clock: Clock
+) -> None:
+    away = quick.model_copy(update={"s3_endpoint_url": "http://127.0.0.1:9"})
+    story.submit()
+    story.die(story.started())
+    age_leases(story)
+    sweep = Sweep(quick, story.database, Messages(quick), Storage(away, attempts=1), clock)
+    sweep.clean()
+    assert len(story.leftovers()) == 1
+    Sweep(quick, story.database, Messages(quick), Storage(quick), clock).clean()
+    assert story.leftovers() == {}
