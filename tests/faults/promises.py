@@ -1,0 +1,191 @@
+"""The promises P1–P8 as questions that must have no answer: asked of the database, of the bucket and of the witness."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from common.claims import MAX_ATTEMPTS
+from common.storage import sha256
+from tests.faults.farm import BUCKET, Farm
+from tests.faults.load import Witness
+
+PROMISES = {
+    "P1": "every job answered 201 has ended",
+    "P2": "nothing is stuck",
+    "P3": "each image is visible once, its bytes are those of its row",
+    "P4": "a stale lease changes nothing",
+    "P5": "terminal is final",
+    "P6": "at most 3 attempts, and poison takes no neighbour along",
+    "P7": "cancelled shows at once, and no image appears later",
+    "P8": "same Idempotency-Key, same job",
+    "API": "no answer is a 500",
+}
+
+
+@dataclass
+class Findings:
+    broken: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    orphans: int = 0  # objects in the bucket that no row names
+    unlucky: int = 0  # innocent images that lost three workers to the storm
+
+    def note(self, promise: str, lines: Iterable[object]) -> None:
+        self.broken[promise].extend(map(str, lines))
+
+
+def judge(farm: Farm, witness: Witness, stuck: Sequence[str], postgres_away: Sequence[tuple[float, float]]) -> Findings:
+    found = Findings()
+    for promise, lines in witness.contradictions.items():
+        found.note(promise, lines)
+    jobs = {str(row["id"]): row for row in farm.query("SELECT id, state, finished_at FROM jobs")}
+    told = witness.jobs
+    found.note("P1", (f"job {id} is not there" for id in told if id not in jobs))
+    found.note("P1", (f"job {id} is {job['state']}" for id, job in jobs.items() if job["finished_at"] is None))
+    found.note("P2", stuck)
+    for promise, statement in MUST_BE_EMPTY:
+        found.note(promise, (dict(row) for row in farm.query(statement)))
+    read_back(farm, found)
+    judge_failures(farm, witness, found, postgres_away)
+    keyed = farm.query("SELECT key, job_id, tenants.name FROM idempotency_keys JOIN tenants ON tenants.id = tenant_id")
+    for row in keyed:
+        ids = witness.keys.get((row["name"], row["key"]), set())
+        if ids != {str(row["job_id"])}:
+            found.note("P8", [f"key {row['key']} has job {row['job_id']}, and its users were told of {sorted(ids)}"])
+    return found
+
+
+MUST_BE_EMPTY = (
+    ("P2", "SELECT id, expires_at FROM leases WHERE ended_at IS NULL AND expires_at < now() - interval '10 s'"),
+    (
+        "P3",
+        "SELECT id, count(*) AS times FROM storm_changes WHERE noun = 'image' AND new_state = 'stored'"
+        " AND old_state <> 'stored' GROUP BY id HAVING count(*) > 1",
+    ),
+    ("P3", "SELECT key FROM images WHERE key IS NOT NULL GROUP BY key HAVING count(*) > 1"),
+    ("P4", "SELECT id, key, lease_id FROM images WHERE state = 'stored' AND strpos(key, lease_id::text) = 0"),
+    (
+        "P4",
+        "SELECT changes.id, changes.new_state, leases.outcome FROM storm_changes AS changes"
+        " JOIN leases ON leases.id = changes.new_lease WHERE noun = 'image' AND new_state IN ('stored', 'flagged')"
+        " AND leases.outcome IS DISTINCT FROM 'published'",
+    ),
+    (
+        "P4",
+        "SELECT id, old_lease, new_lease, new_state FROM storm_changes WHERE noun = 'image'"
+        " AND old_lease <> new_lease",  # only by way of the queue, where an image has no lease
+    ),
+    (
+        "P5",
+        "SELECT noun, id, old_state, new_state FROM storm_changes"
+        " WHERE old_state IN ('stored', 'flagged', 'failed', 'cancelled', 'succeeded')",
+    ),
+    ("P5", "SELECT id, state FROM jobs WHERE (finished_at IS NULL) <> (open > 0)"),
+    ("P6", f"SELECT id, attempts FROM images WHERE attempts > {MAX_ATTEMPTS}"),
+    ("P6", "SELECT id FROM images WHERE state = 'failed' AND (error_code IS NULL OR error_message IS NULL)"),
+    ("P6", "SELECT id FROM jobs WHERE state = 'failed' AND error_code IS NULL"),
+    (
+        "P7",
+        "SELECT images.id, images.state FROM images JOIN jobs ON jobs.id = job_id WHERE jobs.state = 'cancelled'"
+        " AND (images.finished_at IS NULL OR images.finished_at > jobs.finished_at)",
+    ),
+)
+
+
+def read_back(farm: Farm, found: Findings) -> None:
+    """Every image that is visible: its bytes, hashed."""
+    rows = farm.query("SELECT id, key, sha256, bytes FROM images WHERE state = 'stored'")
+
+    def problem(row: dict[str, Any]) -> str | None:
+        try:
+            data = farm.s3.get_object(Bucket=BUCKET, Key=row["key"])["Body"].read()
+        except Exception as error:
+            return f"image {row['id']}: {type(error).__name__} at {row['key']}"
+        is_right = (sha256(data), len(data)) == (row["sha256"], row["bytes"])
+        return None if is_right else f"image {row['id']}: other bytes at {row['key']}"
+
+    with ThreadPoolExecutor(8) as pool:
+        found.note("P3", filter(None, pool.map(problem, rows)))
+    known = {row["key"] for row in rows}
+    found.orphans = sum(key not in known for key in keys_of(farm))
+
+
+def keys_of(farm: Farm) -> Iterable[str]:
+    for page in farm.s3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
+        for item in page.get("Contents", ()):
+            yield item["Key"]
+
+
+def judge_failures(farm: Farm, witness: Witness, found: Findings, postgres_away: Sequence[tuple[float, float]]) -> None:
+    """Who failed had a reason of its own, or three times the bad luck to be with a worker that the storm took."""
+    asked = {"poison": "worker_lost", "out_of_memory": "out_of_memory"}
+    failed = farm.query("SELECT id, job_id, error_code FROM images WHERE state = 'failed'")
+    suspects = {
+        row["id"] for row in farm.query("SELECT images.id FROM images JOIN jobs ON jobs.id = job_id" + POISONED)
+    }
+    lost = defaultdict(list)
+    for lease in farm.query(LOST):
+        for image in lease["image_ids"]:
+            lost[image].append(lease)
+    kinds = {id: job.kind for id, job in witness.jobs.items()}
+    for row in failed:
+        kind, leases = kinds.get(str(row["job_id"]), "plain"), lost[row["id"]]
+        if kind in asked:
+            if row["error_code"] != asked[kind]:
+                found.note("P6", [f"image {row['id']} of a job that is {kind} failed with {row['error_code']}"])
+            continue
+        with_poison = sum(bool(suspects & set(lease["image_ids"])) for lease in leases)
+        without_cause = sum(not has_cause(farm, lease, postgres_away) for lease in leases)
+        if row["error_code"] != "worker_lost":
+            found.note("P6", [f"innocent image {row['id']} failed with {row['error_code']}"])
+        elif with_poison > 1:
+            found.note("P6", [f"image {row['id']} was dragged along by poison, {with_poison} times"])
+        elif without_cause > 1:
+            found.note("P6", [f"image {row['id']} failed with worker_lost, and {without_cause} workers were well"])
+        else:
+            found.unlucky += 1
+    for job in witness.jobs.values():
+        if job.kind in asked:
+            state = farm.query("SELECT state FROM jobs WHERE id = %s", job.id)
+            if state and state[0]["state"] not in ("failed", "cancelled"):
+                found.note("P6", [f"job {job.id} is {job.kind}, and {state[0]['state']}"])
+
+
+POISONED = " WHERE jobs.recipe ->> 'prompt' LIKE '%%#poison%%'"
+
+LOST = """
+    SELECT workers.name, image_ids, extract(epoch FROM claimed_at)::float AS claimed,
+           extract(epoch FROM ended_at)::float AS ended
+    FROM leases LEFT JOIN workers ON workers.id = worker_id WHERE outcome = 'lost'
+"""
+
+
+def has_cause(farm: Farm, lease: dict[str, Any], postgres_away: Sequence[tuple[float, float]]) -> bool:
+    """Whether its worker was killed or frozen meanwhile, or Postgres out of reach."""
+    harms = [(harm.began, harm.ended) for harm in farm.harms if harm.name == lease["name"]]
+    return any(began < lease["ended"] and ended > lease["claimed"] for began, ended in [*harms, *postgres_away])
+
+
+def figures(farm: Farm) -> dict[str, Any]:
+    """What it cost: leases by outcome, renders, and how many of those nobody saw."""
+    outcomes = Counter(
+        {row["outcome"]: row["n"] for row in farm.query("SELECT outcome, count(*) AS n FROM leases GROUP BY 1")}
+    )
+    (row,) = farm.query(RENDERS)
+    wasted = row["started"] - row["visible"] - row["refused"]
+    return {
+        "leases": {str(outcome): count for outcome, count in outcomes.items()},
+        "renders_started": row["started"],
+        "images_visible": row["visible"],
+        "renders_wasted": wasted,
+        "wasted_percent": round(100 * wasted / max(row["started"], 1), 2),
+        "jobs": {row["state"]: row["n"] for row in farm.query("SELECT state, count(*) AS n FROM jobs GROUP BY 1")},
+    }
+
+
+RENDERS = """
+    SELECT count(*) FILTER (WHERE old_state = 'queued' AND new_state = 'running') AS started,
+           count(*) FILTER (WHERE new_state IN ('stored', 'flagged')) AS visible,
+           count(*) FILTER (WHERE new_state = 'failed' AND images.error_code <> 'worker_lost') AS refused
+    FROM storm_changes LEFT JOIN images USING (id) WHERE noun = 'image'
+"""

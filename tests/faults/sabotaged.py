@@ -1,0 +1,244 @@
+"""A process of the farm with traps in it: `python -m tests.faults.sabotaged worker …` runs `python -m worker …`.
+
+The product knows nothing of this. Its functions are wrapped before it starts: a wrapped one looks for a trap, a file
+that the storm sets, and the first process that comes by takes it and dies there, or freezes, or fails. STORM_SABOTAGE
+breaks the product for good, to prove that the storm notices.
+"""
+
+import ctypes
+import datetime
+import io
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+TRAPS = Path(os.environ["STORM_TRAPS"])
+ME = os.environ["STORM_NAME"]
+POISON = "#poison"  # in a prompt: whoever paints it dies
+HOUR = 3600.0
+
+
+def main(program: str, arguments: list[str]) -> int:
+    die_with_the_storm()
+    if ME.startswith(("stub", "mini")):
+        shift_the_clock()
+    set_traps()
+    if sabotage := os.environ.get("STORM_SABOTAGE"):
+        SABOTAGES[sabotage]()
+    if program == "worker":
+        from worker.__main__ import main as work
+
+        return work(arguments)
+    from api.__main__ import main as serve
+
+    sys.argv = ["api", *arguments]
+    serve()
+    return 0
+
+
+def die_with_the_storm() -> None:
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        sys.exit("the storm is over")
+
+
+# Traps
+
+
+def take(trap: str) -> bool:
+    """Whether the trap was set; it is not any more. Of several processes one gets it."""
+    try:
+        os.rename(TRAPS / trap, TRAPS / "sprung" / f"{trap}.{ME}.{time.monotonic_ns()}")
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def note(event: str) -> None:
+    (TRAPS / "sprung" / f"{event}.{ME}.{time.monotonic_ns()}").touch()
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+
+
+def before(owner: Any, function: str, trap: str, spring: Callable[[], None] = die) -> None:
+    def around(original: Callable[..., Any], *args: Any, **named: Any) -> Any:
+        if take(trap):
+            spring()
+        return original(*args, **named)
+
+    wrap(owner, function, around)
+
+
+def after(owner: Any, function: str, trap: str) -> None:
+    def around(original: Callable[..., Any], *args: Any, **named: Any) -> Any:
+        result = original(*args, **named)
+        if take(trap):
+            die()
+        return result
+
+    wrap(owner, function, around)
+
+
+def wrap(owner: Any, function: str, around: Callable[..., Any]) -> None:
+    original = getattr(owner, function)
+    setattr(owner, function, lambda *args, **named: around(original, *args, **named))
+
+
+def set_traps() -> None:
+    from common import claims, jobs
+    from common.queue import Messages
+    from common.storage import Storage
+
+    wrap(Messages, "wake", dying_before_the_message)
+    after(claims, "claim", "die_claiming")  # before its COMMIT
+    before(claims, "start", "die_claimed")  # claimed, not started
+    before(claims, "publish", "die_stored")  # bytes stored, not published
+    before(claims, "publish", "freeze_stored", lambda: os.kill(os.getpid(), signal.SIGSTOP))
+    after(claims, "publish", "die_publishing")  # before its COMMIT
+    before(Messages, "announce_ended", "die_published")  # after its COMMIT
+    after(claims, "rescue", "die_rescuing")  # before its COMMIT
+    after(jobs, "cancel", "die_cancelling")  # before its COMMIT
+    wrap(Storage, "put", dying_in_the_middle)
+    if ME.startswith(("stub", "mini")):
+        from worker import painter
+
+        wrap(painter, "load", treacherous)
+
+
+def dying_before_the_message(wake: Callable[..., Any], *args: Any, job_id: Any = None, **named: Any) -> Any:
+    if job_id and take("die_committed"):
+        die()
+    return wake(*args, job_id=job_id, **named)
+
+
+def dying_in_the_middle(put: Callable[..., Any], storage: Any, key: str, data: bytes, media_type: str) -> Any:
+    return put(storage, key, Fatal(data) if take("die_uploading") else data, media_type)
+
+
+class Fatal(io.BytesIO):
+    """A body that kills who sends more than half of it; reading it for its checksum is harmless."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if is_being_sent() and self.tell() >= len(self.getbuffer()) // 2:
+            die()
+        return super().read(min(size or 4096, 4096) if size and size > 0 else -1)
+
+
+def is_being_sent() -> bool:
+    frame = sys._getframe(2)
+    while frame.f_back and not frame.f_code.co_filename.endswith("common/storage.py"):
+        if frame.f_code.co_filename.endswith(("http/client.py", "urllib3/util/request.py")):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def treacherous(load: Callable[..., Any], *args: Any, **named: Any) -> Any:
+    """A painter that dies of a poisonous prompt, in the middle of any other, or runs out of memory."""
+    from common.errors import OutOfMemory
+
+    painter = load(*args, **named)
+    paint = painter.paint
+
+    def paint_with_traps(strokes: Any, on_step: Callable[[int, int], None], *rest: Any, **more: Any) -> Any:
+        if take("out_of_memory"):
+            raise OutOfMemory("The storm took the memory away.")
+        poisoned = any(POISON in stroke.recipe.prompt for stroke in strokes)
+
+        def on_step_with_traps(step: int, steps: int) -> None:
+            on_step(step, steps)
+            if poisoned:
+                note("poisoned")
+                die()
+            if take("die_painting"):
+                die()
+
+        return paint(strokes, on_step_with_traps, *rest, **more)
+
+    painter.paint = paint_with_traps
+    return painter
+
+
+# The clock
+
+
+def shift_the_clock() -> None:
+    """While the file `clock.NAME` is there, this process lives an hour ahead. The monotonic clock goes on as ever."""
+    import psycopg  # noqa: F401 (first: compiled code wants the class as it was)
+
+    real_time, real_ns, real = time.time, time.time_ns, datetime.datetime
+    flag = str(TRAPS / f"clock.{ME}")
+
+    def shift() -> float:
+        return HOUR if os.path.exists(flag) else 0.0
+
+    class Shifted(real):  # type: ignore[valid-type, misc]
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> Any:
+            return real.now(tz) + datetime.timedelta(seconds=shift())
+
+        @classmethod
+        def utcnow(cls) -> Any:
+            return real.now(datetime.UTC).replace(tzinfo=None) + datetime.timedelta(seconds=shift())
+
+    time.time = lambda: real_time() + shift()
+    time.time_ns = lambda: real_ns() + int(shift() * 1e9)
+    datetime.datetime = Shifted  # type: ignore[misc]
+
+
+# Sabotage
+
+
+def without_fence() -> None:
+    """Any lease may publish any image that is being rendered."""
+    from sqlalchemy import text
+
+    from common import claims
+
+    broken = claims.PUBLISH.text.replace("AND images.lease_id = :lease AND images.state", "AND images.state")
+    assert broken != claims.PUBLISH.text, "the fence is written differently now"
+    claims.PUBLISH = text(broken)
+
+
+def without_heartbeat() -> None:
+    """Says that leases are renewed, and renews none."""
+    from common import claims
+
+    def renew(connection: Any, lease_ids: Any, lease_s: float) -> Any:
+        rows = connection.execute(claims.WANTED, {"leases": list(lease_ids)}).all()
+        return {lease: frozenset(row.image_id for row in rows if row.lease_id == lease) for lease in lease_ids}
+
+    claims.renew = renew
+
+
+def without_order() -> None:
+    """Says that bytes are stored, publishes, and stores them later."""
+    from common.storage import Storage
+
+    put = Storage.put
+
+    def put_later(storage: Any, *args: Any) -> None:
+        threading.Timer(2.0, lambda: put(storage, *args)).start()
+
+    Storage.put = put_later  # type: ignore[assignment, method-assign]
+
+
+SABOTAGES: dict[str, Callable[[], None]] = {
+    "fence": without_fence,
+    "heartbeat": without_heartbeat,
+    "order": without_order,
+    "sweep": lambda: None,  # HUAFANG_SWEEP=false does it
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2:]))
