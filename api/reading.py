@@ -93,7 +93,7 @@ def _say_why_it_waits(job: Job, row: Row[Any], crew: Crew) -> None:
 
 def _job(row: Row[Any], base_url: str) -> Job:
     images: list[dict[str, Any]] = row.images
-    seen = [image for image in images if image["worker"]]
+    seen = [image for image in images if image["worker"] and image["started_at"]]  # cancelled before it began: nobody's
     return Job(
         id=row.id,
         state=row.state,
