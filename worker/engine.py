@@ -29,9 +29,7 @@ from worker.outage import Outage
 from worker.store import Painted, Store
 
 WORK_S = 30.0  # how long one call of work() goes on
-CLAIM_AHEAD_S = (
-    0.3  # before the end of a microbatch: time enough for a claim, too little for a better choice to come up
-)
+CLAIM_AHEAD_S = 0.3  # before the end of a microbatch: enough for a claim, too little for a better one to come up
 START_AHEAD_S = 0.05
 LOWER_TIER_EVERY = 20  # one microbatch in so many goes to the oldest lower tier
 PATIENCE_S = 30.0
