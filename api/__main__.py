@@ -4,6 +4,7 @@ import argparse
 import socket
 
 import uvicorn
+from fastapi import FastAPI
 
 from api.app import create_app
 from common import telemetry
@@ -27,6 +28,22 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+def make_server(app: FastAPI, settings: Settings, host: str, port: int) -> Server:
+    """Port 0: any that is free."""
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=True,
+        forwarded_allow_ips=settings.trusted_proxies,
+        timeout_graceful_shutdown=STOP_S,
+    )
+    return Server(config)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m api", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
@@ -38,18 +55,7 @@ def main() -> None:
         app = create_app(settings)
     except Error as error:
         raise SystemExit(error.message) from None
-    config = uvicorn.Config(
-        app,
-        host=arguments.host,
-        port=arguments.port,
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        proxy_headers=True,
-        forwarded_allow_ips=settings.trusted_proxies,
-        timeout_graceful_shutdown=STOP_S,
-    )
-    Server(config).run()
+    make_server(app, settings, arguments.host, arguments.port).run()
 
 
 if __name__ == "__main__":

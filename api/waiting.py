@@ -16,6 +16,7 @@ from starlette.concurrency import run_in_threadpool
 
 from common.errors import Unavailable
 from common.queue import ENDED_CHANNEL
+from common.telemetry import tell
 
 POLL_S = 1.0
 RECONNECT_S = 1.0
@@ -92,8 +93,12 @@ class WaitingRoom:
         while True:
             await asyncio.sleep(POLL_S)
             if self._waiting:
-                with suppress(Unavailable):
+                try:
                     self._tell(await run_in_threadpool(self._ended, list(self._waiting)))
+                except Unavailable:
+                    pass  # whoever submits is told so
+                except Exception:
+                    tell("request_failed", exc_info=True, path="the waiting room's poll")
 
 
 def ids_in(data: str) -> list[UUID]:

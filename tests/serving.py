@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
-import uvicorn
 from fastapi import FastAPI
 from sqlalchemy import Engine
 
-from api.__main__ import Server
+from api.__main__ import make_server
 from api.app import create_app
 from common import tenants
 from common.config import Settings
@@ -44,7 +43,7 @@ class Api:
 @contextmanager
 def serving(settings: Settings, database: Engine) -> Iterator[Api]:
     app = create_app(settings)
-    server = Server(uvicorn.Config(app, port=0, log_config=None, access_log=False, timeout_graceful_shutdown=5))
+    server = make_server(app, settings, "127.0.0.1", 0)
     thread = threading.Thread(target=server.run, name="api")
     thread.start()
     try:

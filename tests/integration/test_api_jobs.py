@@ -7,14 +7,14 @@ from typing import Any
 import httpx
 import pytest
 from redis import Redis
-from sqlalchemy import event, text
+from sqlalchemy import Engine, event, text
 
 from common import workers
 from common.config import Settings
 from common.db import new_id, transaction
 from common.queue import ENDED_CHANNEL, UNWANTED_CHANNEL
 from common.states import ImageState, Scope, Tier
-from tests.serving import PROMPT, Api
+from tests.serving import PROMPT, Api, serving
 from tests.stories import Story
 
 JOB_KEYS = """
@@ -348,8 +348,11 @@ def test_a_key_may_do_what_its_scopes_say(api: Api) -> None:
             assert stranger.get("/v1/jobs", headers=headers).status_code == 401
 
 
-def test_a_proxy_that_is_trusted_says_where_clients_see_the_farm(api: Api) -> None:
-    with api.client() as client:
+@pytest.mark.parametrize(("trusted", "scheme"), [("127.0.0.1", "https"), ("192.0.2.1", "http")])
+def test_only_a_proxy_that_is_trusted_says_where_clients_see_the_farm(
+    settings: Settings, database: Engine, trusted: str, scheme: str
+) -> None:
+    with serving(settings.model_copy(update={"trusted_proxies": trusted}), database) as api, api.client() as client:
         headers = {"X-Forwarded-Proto": "https", "Host": "farm.example"}
         answer = client.post("/v1/jobs", json=PROMPT, headers=headers)
-        assert answer.headers["Location"].startswith("https://farm.example/v1/jobs/")
+    assert answer.headers["Location"].startswith(f"{scheme}://farm.example/v1/jobs/")
