@@ -68,6 +68,7 @@ class Messages:
             settings.redis_url.get_secret_value(), socket_timeout=0.5, socket_connect_timeout=0.5, decode_responses=True
         )
         self._quiet_until = 0.0
+        self._is_away = False
 
     def wake(self, model: str, *, job_id: UUID | None = None, tier: str | None = None) -> bool:
         """Wake a worker that serves this model. The message names the job that was the occasion, if one was."""
@@ -127,6 +128,11 @@ class Messages:
             send()
         except (RedisError, OperationalError, OSError) as error:
             self._quiet_until = time.monotonic() + QUIET_S
-            tell("redis_away", reason=type(error).__name__)
+            if not self._is_away:
+                self._is_away = True
+                tell("redis_away", reason=type(error).__name__)
             return False
+        if self._is_away:
+            self._is_away = False
+            tell("redis_back")
         return True
