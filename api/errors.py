@@ -114,9 +114,7 @@ def problem(
         "request_id": request_id(request),
         **more,
     }
-    # A lone surrogate of the request, quoted in a message, comes out as the JSON escape that it was.
-    body = json.dumps(content, ensure_ascii=False).encode("utf-8", "backslashreplace")
-    return Response(body, status, headers, MEDIA_TYPE)
+    return Response(json.dumps(content, ensure_ascii=False), status, headers, MEDIA_TYPE)
 
 
 def request_id(request: Request) -> str | None:

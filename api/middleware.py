@@ -10,14 +10,12 @@ from fastapi import Request
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.errors import CODES, problem, tell_unforeseen
+from api.errors import tell_unforeseen
 from api.metrics import RequestMetrics
 from common.db import new_id
-from common.errors import FieldError
 
 MAX_BODY_BYTES = 1_000_000
 REQUEST_ID = re.compile(r"[A-Za-z0-9._~:/+=@-]{1,128}")
-TOO_LARGE = f"is over the limit of {MAX_BODY_BYTES:,} bytes"
 
 
 class Passage:
@@ -41,12 +39,7 @@ class Passage:
             await send(message)
 
         try:
-            if declared_length(request) > MAX_BODY_BYTES:
-                wrong = [FieldError("body", TOO_LARGE)]
-                refusal = problem(request, 413, CODES[413], f"The body {TOO_LARGE}.", wrong)
-                await refusal(scope, receive, send_with_id)
-            else:
-                await self.app(scope, limited(receive), send_with_id)
+            await self.app(scope, limited(receive), send_with_id)
         except Exception:
             answer = tell_unforeseen(request)
             if not status:
@@ -60,11 +53,6 @@ def given_or_new_id(request: Request) -> str:
     return given if REQUEST_ID.fullmatch(given) else str(new_id())
 
 
-def declared_length(request: Request) -> int:
-    length = request.headers.get("content-length", "0")
-    return int(length) if length.isascii() and length.isdigit() else 0
-
-
 def limited(receive: Receive) -> Receive:
     """The same, but ends the request once the body has passed the limit."""
     total = 0
@@ -74,7 +62,7 @@ def limited(receive: Receive) -> Receive:
         message = await receive()
         total += len(message.get("body", b""))
         if total > MAX_BODY_BYTES:
-            raise HTTPException(413, TOO_LARGE)
+            raise HTTPException(413, f"The body is over the limit of {MAX_BODY_BYTES:,} bytes.")
         return message
 
     return receive_limited

@@ -72,7 +72,7 @@ class DryRun(BaseModel):
 
 
 class JobPage(BaseModel):
-    model_config = example({"items": [JOB], "next_cursor": "AZwvbn1Qexqpnyxnb3CB"})
+    model_config = example({"items": [JOB], "next_cursor": "AZwvbn1QexqPPixNXm9wgQ"})
 
     items: list[Job]
     next_cursor: str | None = Field(description="For `cursor`, to get the next page; null on the last one.")
@@ -138,13 +138,12 @@ def submit(
                 request_id=request_id,
                 job_id=job_id,
             )
-    # Read after the commit: until then others of this lane wait.
-    with transaction(farm.reader) as connection:
-        job = find_job(connection, caller.tenant_id, earlier or job_id, base_url)
     if earlier is None:
         farm.messages.wake(drawn.model, job_id=job_id, tier=submission.tier)
         tell("job_submitted", job=job_id, tenant=caller.tenant_id, images=drawn.count, request=request_id)
-    return job, earlier is None
+    # Not inside the transaction: until its commit, others that submit to this lane wait.
+    with transaction(farm.reader) as connection:
+        return find_job(connection, caller.tenant_id, earlier or job_id, base_url), earlier is None
 
 
 def try_out(farm: Farm, submission: Submission, root_seed: int) -> DryRun:
@@ -260,7 +259,7 @@ def retry_job(job_id: UUID, caller: JobsWriter, farm: TheFarm, base_url: BaseUrl
         again = jobs.retry(connection, job_id, caller.tenant_id, request_id)
         job = find_job(connection, caller.tenant_id, again.id, base_url)
     farm.messages.wake(again.model, job_id=again.id, tier=again.tier)
-    tell("job_submitted", job=again.id, tenant=caller.tenant_id, images=len(job.images), request=request_id)
+    tell("job_submitted", job=again.id, tenant=caller.tenant_id, images=job.recipe.count, request=request_id)
     return answer(job, 201, {"Location": f"{base_url}v1/jobs/{job.id}"})
 
 

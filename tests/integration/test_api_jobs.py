@@ -181,6 +181,7 @@ def test_a_waiting_job_says_why_it_waits(client: httpx.Client, story: Story) -> 
 def test_position_counts_what_is_ahead_in_the_same_model(api: Api, client: httpx.Client, story: Story) -> None:
     up(story, seconds_per_image={"mini-zh": 2.0})
     story.submit(tenant="another", count=3)
+    story.submit(tenant="another", count=6, tier=Tier.BULK)
     story.submit(count=4, steps=9)
     mine = submit(client, count=2)
     story.submit(count=5)
