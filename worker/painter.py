@@ -18,6 +18,10 @@ from common.recipe import Recipe
 OnStep = Callable[[int, int], None]
 
 
+class DeviceLost(Exception):
+    """The device, or this process's hold on it, is broken: whatever is painted next fails too. Ends the process."""
+
+
 @dataclass(frozen=True)
 class Stroke:
     """One image to paint: a recipe and the seed of this image of it."""
@@ -42,7 +46,9 @@ class Painter(Protocol):
         """One pipeline call: a picture, or why there is none, for each stroke in its place.
 
         The recipes must share their `compatibility`. Calls `on_step(step, steps)` after every denoising step, from 1
-        up; what that raises (Interrupted) leaves the painter usable. Raises OutOfMemory for all strokes together.
+        up; what that raises (Interrupted) leaves the painter usable. Raises OutOfMemory for all strokes together, and
+        DeviceLost when nothing can be painted in this process any more. NanImage is said of what the model cannot
+        paint in full precision either.
         """
         ...
 

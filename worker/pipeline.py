@@ -22,7 +22,7 @@ from common import prompts
 from common.catalog import Model
 from common.errors import Invalid, NanImage, OutOfMemory, PromptRefused, RenderFailed
 from worker import checkpoint
-from worker.painter import OnStep, Picture, Stroke
+from worker.painter import DeviceLost, OnStep, Picture, Stroke
 
 Config = dict[str, Any]
 TEXT_ENCODERS = ("BertModel", "CLIPTextModel")
@@ -44,6 +44,20 @@ SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "unipc": (diffusers.UniPCMultistepScheduler, {}),
 }
 
+# What CUDA, cuBLAS and cuDNN say when nothing can be computed in this process any more.
+LOST = (
+    "device-side assert",
+    "illegal memory access",
+    "illegal instruction",
+    "misaligned address",
+    "unspecified launch failure",
+    "uncorrectable ecc error",
+    "cublas_status_execution_failed",
+    "cublas_status_internal_error",
+    "cudnn_status_execution_failed",
+    "cudnn_status_internal_error",
+)
+
 for library in (transformers, diffusers):  # what they warn of is checked here, and refused in words of our own
     library.utils.logging.set_verbosity_error()
     library.utils.logging.disable_progress_bar()
@@ -62,6 +76,8 @@ def load(model: Model, device: str = "auto", threads: int | None = None) -> "Dif
     except Exception as error:  # whatever a damaged or foreign file makes the libraries raise
         if _is_out_of_memory(error):
             raise OutOfMemory(f"The model {model.name} does not fit into the memory of {where}.") from error
+        if _is_lost(error):
+            raise DeviceLost(_first_line(error)) from error
         raise checkpoint.refused(model, f"it cannot be loaded ({_first_line(error)})") from error
 
 
@@ -88,7 +104,12 @@ class Diffusers:
     def paint(self, strokes: Sequence[Stroke], on_step: OnStep) -> list[Picture | RenderFailed]:
         refusals = [self._refusal(stroke) for stroke in strokes]
         fitting = [stroke for stroke, refusal in zip(strokes, refusals, strict=True) if refusal is None]
-        painted = iter(self._paint(fitting, on_step) if fitting else ())
+        try:
+            painted = iter(self._paint(fitting, on_step) if fitting else ())
+        except RuntimeError as error:
+            if _is_lost(error):
+                raise DeviceLost(_first_line(error)) from error
+            raise
         return [refusal or next(painted) for refusal in refusals]
 
     def close(self) -> None:
@@ -105,6 +126,27 @@ class Diffusers:
         return None
 
     def _paint(self, strokes: Sequence[Stroke], on_step: OnStep) -> list[Picture | RenderFailed]:
+        painted = self._once(strokes, on_step)
+        broken = [place for place, picture in enumerate(painted) if isinstance(picture, NanImage)]
+        if broken and self._pipe.unet.dtype == torch.float16:
+            again = self._precisely([strokes[place] for place in broken], on_step)
+            for place, picture in zip(broken, again, strict=False):
+                painted[place] = picture
+        return painted
+
+    def _precisely(self, strokes: Sequence[Stroke], on_step: OnStep) -> list[Picture | RenderFailed]:
+        """In fp32, one by one, for it takes twice the memory; none when there is not even that."""
+        try:
+            self._pipe.to(torch.float32)
+            return [picture for stroke in strokes for picture in self._once([stroke], on_step)]
+        except (RuntimeError, OutOfMemory) as error:
+            if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+                raise
+            return []
+        finally:
+            self._pipe.to(torch.float16)  # exactly what it was: every number of fp16 is one of fp32
+
+    def _once(self, strokes: Sequence[Stroke], on_step: OnStep) -> list[Picture | RenderFailed]:
         output = self._call(strokes, on_step)
         if output is None:  # only now, for until here the traceback held the tensors
             _free_memory()
@@ -253,6 +295,11 @@ def _is_out_of_memory(error: BaseException) -> bool:
         or "can't allocate memory" in said
         or "not enough memory" in said
     )
+
+
+def _is_lost(error: BaseException) -> bool:
+    said = str(error).lower()
+    return any(sentence in said for sentence in LOST)
 
 
 def _free_memory() -> None:

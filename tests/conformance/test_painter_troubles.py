@@ -1,0 +1,65 @@
+"""What a painter of diffusers does when its device fails it, shown with a tiny checkpoint on the CPU."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common.errors import NanImage
+from tests import checkpoints
+from tests.conformance.test_painters import pictures, stroke
+from worker import painter
+from worker.painter import DeviceLost
+from worker.pipeline import Diffusers
+
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")
+
+
+@pytest.fixture
+def paints(tmp_path: Path) -> Iterator[Diffusers]:
+    loaded = painter.load(checkpoints.entry(checkpoints.make(tmp_path, "bert")), "cpu", threads=1)
+    assert isinstance(loaded, Diffusers)
+    yield loaded
+    loaded.close()
+
+
+def test_what_half_precision_cannot_paint_is_painted_in_full_and_only_once(paints: Diffusers) -> None:
+    with torch.no_grad():
+        paints._pipe.vae.post_quant_conv.weight *= 3e4  # what it decodes goes beyond the numbers of fp16
+    paints._pipe.to(torch.float16)
+    told: list[int] = []
+    strokes = [stroke(paints), stroke(paints, checkpoints.POISON)]
+    painted = paints.paint(strokes, lambda step, steps: told.append(step))
+    assert [isinstance(picture, NanImage) for picture in painted] == [False, True]
+    assert told.count(1) == 3  # both in half precision, then each in full
+    assert paints._pipe.unet.dtype == paints._pipe.vae.dtype == torch.float16
+
+
+def test_full_precision_paints_nothing_twice(paints: Diffusers) -> None:
+    told: list[int] = []
+    (picture,) = paints.paint([stroke(paints, checkpoints.POISON)], lambda step, steps: told.append(step))
+    assert isinstance(picture, NanImage)
+    assert told.count(1) == 1
+
+
+@pytest.mark.parametrize("said", ["device-side assert triggered", "an illegal memory access was encountered"])
+def test_a_device_that_is_lost_is_said_to_be(paints: Diffusers, said: str) -> None:
+    def fail(*_: object) -> None:
+        raise torch.AcceleratorError(f"CUDA error: {said}\nCompile with TORCH_USE_CUDA_DSA")
+
+    paints._pipe.unet.register_forward_pre_hook(fail)
+    with pytest.raises(DeviceLost, match=said):
+        pictures(paints, stroke(paints))
+
+
+def test_another_failure_is_no_lost_device(paints: Diffusers) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    hook = paints._pipe.unet.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="mat1"):
+        pictures(paints, stroke(paints))
+    hook.remove()
+    assert isinstance(pictures(paints, stroke(paints))[0], np.ndarray)
