@@ -44,6 +44,12 @@ class Settings(BaseSettings):
     drain_s: float = 30
     sweep: bool = True  # off only to prove that messages alone render everything
 
+    # How long a phase of a worker's work may take before it ends itself. On a CPU the first three count tenfold.
+    load_limit_s: float = 600  # of a model in a folder; of one that may have to be downloaded, many times that
+    step_limit_s: float = 120
+    decode_limit_s: float = 120
+    store_limit_s: float = 300  # to encode a picture, or to try once to store or to publish
+
     # The command line.
     url: str | None = None  # the farm to talk to; None: the local one
     key: SecretStr | None = None  # an API key for it; None: the local farm's own

@@ -33,7 +33,7 @@ def connect(settings: Settings, *, pool: int = 10, statement_timeout_s: float = 
         max_overflow=0,
         pool_timeout=10,
         pool_pre_ping=True,
-        pool_recycle=1800,
+        pool_recycle=1800 if pool > 1 else -1,  # one alone is reserved: there may be no other to be had
         connect_args={
             "connect_timeout": 5,
             "keepalives_idle": 10,

@@ -19,6 +19,7 @@ EVENTS: dict[str, tuple[int, str]] = {
     "request_unavailable": (logging.WARNING, "A request was answered with 503: a service of the farm is away."),
     # services
     "redis_away": (logging.WARNING, "Redis does not answer; the sweep will send again what was not sent."),
+    "redis_evicts": (logging.ERROR, "Redis may lose messages by its maxmemory-policy; set it to noeviction."),
     "redis_back": (logging.INFO, "Redis is back."),
     "database_away": (logging.WARNING, "Postgres does not answer; trying again."),
     "database_back": (logging.INFO, "Postgres is back."),
@@ -27,6 +28,9 @@ EVENTS: dict[str, tuple[int, str]] = {
     # render workers
     "worker_started": (logging.INFO, "A render worker started."),
     "worker_drains": (logging.INFO, "This worker finishes what it holds and claims nothing more."),
+    "clock_wrong": (logging.ERROR, "The clock of this machine is not the database's; this worker drains until it is."),
+    "clock_right": (logging.INFO, "The clock of this machine is the database's again; this worker goes on."),
+    "worker_ends_itself": (logging.CRITICAL, "This process cannot go on and ends; its supervisor starts a new one."),
     "worker_stopped": (logging.INFO, "This worker has stopped."),
     "nothing_to_serve": (logging.ERROR, "This worker refuses every model that it was to serve; it renders nothing."),
     "model_loaded": (logging.INFO, "A model is resident."),
@@ -36,6 +40,7 @@ EVENTS: dict[str, tuple[int, str]] = {
     "microbatch_published": (logging.INFO, "A microbatch was published."),
     "microbatch_released": (logging.INFO, "A microbatch was given back."),
     "pictures_dropped": (logging.INFO, "Pictures were deleted: their job was cancelled, or their lease was lost."),
+    "memory_short": (logging.WARNING, "Memory ran out; fewer images are painted at once for a while."),
     "image_failed": (logging.WARNING, "An image failed."),
     "render_failed": (logging.ERROR, "A painter failed for a reason that nobody foresaw."),
     "store_failed": (logging.ERROR, "A picture could not be stored for a reason that nobody foresaw."),

@@ -32,9 +32,10 @@ class Worker:
 
 @dataclass(frozen=True)
 class Heard:
-    """What a beat is answered: the state that the farm wants the worker to be in, and the database's clock."""
+    """What a beat is answered: the state that the farm wants the worker to be in and why, and the database's clock."""
 
     state: WorkerState
+    reason: str | None
     now: datetime
 
 
@@ -54,7 +55,7 @@ def beat(connection: Connection, worker: Worker, *, ready: bool) -> Heard:
         "state": WorkerState.READY if ready else WorkerState.STARTING,
     }
     row = connection.execute(BEAT, parameters).one()
-    return Heard(WorkerState(row.state), row.now)
+    return Heard(WorkerState(row.state), row.reason, row.now)
 
 
 def drain(connection: Connection, worker_id: UUID, reason: str) -> None:
@@ -104,7 +105,7 @@ BEAT = text("""
         seconds_per_image = excluded.seconds_per_image, seen_at = now(),
         state = CASE WHEN old.state = 'draining' THEN old.state ELSE excluded.state END,
         reason = CASE WHEN old.state = 'draining' THEN old.reason END
-    RETURNING state, clock_timestamp() AS now
+    RETURNING state, reason, clock_timestamp() AS now
 """)
 
 DRAIN = text("UPDATE workers SET state = 'draining', reason = :reason WHERE id = :id AND state <> 'stopped'")

@@ -4,16 +4,21 @@ What it is given to do it answers with a Future. Knows nothing of Postgres, of s
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
+from contextlib import contextmanager
 
+from common.catalog import Model
 from common.claims import Image, Microbatch
-from common.errors import Interrupted, RenderFailed
+from common.errors import Interrupted, OutOfMemory, RenderFailed
 from common.telemetry import tell
 from worker.gallery import Gallery
-from worker.painter import OnStep, Painter, Picture, Stroke
+from worker.painter import DeviceLost, OnStep, Painter, Picture, Stroke
 from worker.store import Painted
+from worker.watchdog import Watchdog
+
+SHORT_S = 600  # for so long fewer images are painted at once after memory ran out: it may have been somebody else's
 
 
 class Rendering:
@@ -40,21 +45,28 @@ class Rendering:
 
 
 class Brush:
-    def __init__(self, gallery: Gallery, texts: Mapping[str, str]) -> None:
+    def __init__(self, gallery: Gallery, watchdog: Watchdog, texts: Mapping[str, str]) -> None:
         """`texts` go into every picture's file, beside its recipe."""
         self.seconds_per_image: dict[str, float] = {}  # model → lately measured
         self.rendering: Rendering | None = None  # the one being painted, or the last one
         self._gallery = gallery
+        self._watchdog = watchdog
+        self._short: dict[str, tuple[int, float]] = {}  # model → images at once, and until when
         self._texts = dict(texts)
         self._thread = ThreadPoolExecutor(1, "paint")
 
     def load(self, model: str) -> "Future[Painter]":
         """Make a model resident. Fails with ModelRefused, or Unavailable."""
-        return self._thread.submit(self._gallery.painter, model)
+        return self._thread.submit(self._load, model)
 
     def paint(self, rendering: Rendering, check: Callable[[], None]) -> "Future[Painted]":
         """Paint a started microbatch. `check` is called at every step; what it raises (Interrupted) stops it."""
         return self._thread.submit(self._paint, rendering, check)
+
+    def capacity(self, model: Model) -> int:
+        """The images of one pipeline call: those of the catalogue, or as many as fitted when memory ran out lately."""
+        images, until = self._short.get(model.name, (model.microbatch, 0.0))
+        return images if time.monotonic() < until else model.microbatch
 
     def close(self) -> bool:
         """Close the painter; False if it is still busy: nobody can stop a model from being loaded."""
@@ -64,19 +76,26 @@ class Brush:
 
     # In the thread
 
+    def _load(self, model: str) -> Painter:
+        with self._ending_with_the_device():
+            return self._gallery.painter(model)
+
     def _paint(self, rendering: Rendering, check: Callable[[], None]) -> Painted:
         microbatch, images = rendering.microbatch, rendering.images or ()
-        painter = self._gallery.painter(microbatch.model)
+        painter = self._load(microbatch.model)
         expected = self.seconds_per_image.get(microbatch.model)
         rendering.begin(expected * len(images) if expected is not None else None)
         self.rendering = rendering
 
-        def on_step(step: int, steps: int) -> None:
-            rendering.advance(step, steps)
-            check()
-
         began = time.monotonic()
-        pictures = _pictures(painter, images, on_step)
+        with self._ending_with_the_device(), self._watchdog.watches("step") as begins:
+
+            def on_step(step: int, steps: int) -> None:
+                begins("decode" if step == steps else "step")
+                rendering.advance(step, steps)
+                check()
+
+            pictures = self._pictures(painter, images, on_step)
         seconds = time.monotonic() - began
         self._measure(microbatch.model, seconds / len(images))
         texts = {**self._texts, "revision": painter.revision} if painter.revision else self._texts
@@ -86,18 +105,43 @@ class Brush:
         known = self.seconds_per_image.get(model, seconds)
         self.seconds_per_image = {**self.seconds_per_image, model: 0.7 * known + 0.3 * seconds}
 
+    def _pictures(self, painter: Painter, images: tuple[Image, ...], on_step: OnStep) -> list[Picture | RenderFailed]:
+        """What breaks a whole microbatch is tried again in parts, so that one image cannot take the others along."""
+        parts, painted = [images], list[Picture | RenderFailed]()
+        largest, was_short = 1, False
+        while parts:
+            part = parts.pop(0)
+            try:
+                painted += painter.paint([Stroke(image.recipe, image.seed) for image in part], on_step)
+                largest = max(largest, len(part))
+            except (Interrupted, DeviceLost):
+                raise
+            except Exception as error:
+                if len(part) == 1:
+                    painted.append(_failure(part[0], error))
+                    continue
+                is_short = isinstance(error, OutOfMemory)
+                was_short |= is_short
+                size = len(part) // 2 if is_short else 1
+                parts[:0] = [part[at : at + size] for at in range(0, len(part), size)]
+        if was_short:
+            self._remember(painter.model, largest)
+        return painted
 
-def _pictures(painter: Painter, images: tuple[Image, ...], on_step: OnStep) -> list[Picture | RenderFailed]:
-    """What breaks a whole microbatch is tried again image by image, so that one cannot take the others along."""
-    strokes = [Stroke(image.recipe, image.seed) for image in images]
-    try:
-        return painter.paint(strokes, on_step)
-    except Interrupted:
-        raise
-    except Exception as error:
-        if len(images) > 1:
-            return [picture for image in images for picture in _pictures(painter, (image,), on_step)]
-        if isinstance(error, RenderFailed):
-            return [error]
-        tell("render_failed", exc_info=True, image=images[0].id, job=images[0].job_id)
-        return [RenderFailed(f"The painter failed ({type(error).__name__}).")]
+    def _remember(self, model: Model, images: int) -> None:
+        self._short[model.name] = images, time.monotonic() + SHORT_S
+        tell("memory_short", model=model.name, images=images)
+
+    @contextmanager
+    def _ending_with_the_device(self) -> Iterator[None]:
+        try:
+            yield
+        except DeviceLost as error:
+            self._watchdog.end(str(error))
+
+
+def _failure(image: Image, error: Exception) -> RenderFailed:
+    if isinstance(error, RenderFailed):
+        return error
+    tell("render_failed", exc_info=True, image=image.id, job=image.job_id)
+    return RenderFailed(f"The painter failed ({type(error).__name__}).")

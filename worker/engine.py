@@ -58,10 +58,11 @@ class Engine:
         self._brush = brush
         self._one_at_a_time = threading.Lock()
         self._claims = 0
-        self._in_hand: dict[UUID, Microbatch] = {}  # claimed, and not yet handed over or given back
+        self._in_hand: dict[UUID, Rendering] = {}  # claimed, and not yet handed over or given back
         self._paused = False
+        self._ends = False
         self._draining = threading.Event()
-        self._leave_at = float("inf")
+        self._paused_until = self._drained_until = float("inf")  # when what is not finished is given back
         self._own_thread = threading.Thread(target=self._try_at_every_beat, name="idle", daemon=True)
 
     # Life
@@ -70,29 +71,46 @@ class Engine:
         self._own_thread.start()
 
     def pause(self, paused: bool) -> None:
-        """Claim nothing more until further notice; what is held is finished."""
-        if paused and not self._paused:
-            tell("worker_drains", worker=self.worker_id)
+        """Drain until further notice: claim nothing more, give back what cannot be finished in the time there is."""
+        if paused == self._paused:
+            return
+        self._paused_until = time.monotonic() + self._settings.drain_s if paused else float("inf")
         self._paused = paused
+        if paused:
+            tell("worker_drains", worker=self.worker_id)
 
     def drain(self) -> None:
-        """For good: claim nothing more, and give back what cannot be finished in the time there is. Returns at once."""
-        if not self._draining.is_set():
-            self._leave_at = time.monotonic() + self._settings.drain_s
+        """Drain for good; asked a second time, give back at once what is not finished. Returns at once."""
+        if self._draining.is_set():
+            self._drained_until = time.monotonic()
+            self._store.hurry()
+        else:
+            self._drained_until = time.monotonic() + self._settings.drain_s
             self._draining.set()
+
+    def end(self) -> None:
+        """This process is about to end. What is being painted is lost with it, and counts; the rest is given back."""
+        self._ends = True
+        for rendering in list(self._in_hand.values()):
+            if rendering is not self._brush.rendering:
+                self._give_back(rendering.microbatch, "this worker ends itself")
 
     def close(self) -> bool:
         """Wait until the drain is over, the stored pictures published; False if the painter was still busy then."""
-        self.drain()
-        left = max(self._leave_at - time.monotonic(), 0) + 1
-        if self._own_thread.is_alive():
-            self._own_thread.join(left)
+        if not self._draining.is_set():
+            self.drain()
+        while self._own_thread.is_alive() and time.monotonic() < self._leave_at + 1:
+            self._own_thread.join(0.1)
         self._store.close(max(self._leave_at - time.monotonic(), 1))
         return self._brush.close()
 
     @property
+    def _leave_at(self) -> float:
+        return min(self._paused_until, self._drained_until)
+
+    @property
     def claims_nothing(self) -> bool:
-        return self._paused or self._draining.is_set()
+        return self._paused or self._ends or self._draining.is_set()
 
     def _try_at_every_beat(self) -> None:
         self._preload()
@@ -141,8 +159,8 @@ class Engine:
                 current = ahead or self._claim(until)
             return time.monotonic() >= until and not self.claims_nothing
         finally:
-            for microbatch in list(self._in_hand.values()):  # only after an exception
-                self._give_back(microbatch, "the engine failed")
+            for rendering in list(self._in_hand.values()):  # only after an exception
+                self._give_back(rendering.microbatch, "the engine failed")
             self._one_at_a_time.release()
 
     def _claim(self, until: float) -> Rendering | None:
@@ -150,7 +168,7 @@ class Engine:
         while not self._holdings.wait_for_room(min(0.2, max(until - time.monotonic(), 0))):
             if self.claims_nothing or time.monotonic() >= until:
                 return None
-        capacity = {model.name: model.microbatch for model in self.gallery.servable()}
+        capacity = {model.name: self._brush.capacity(model) for model in self.gallery.servable()}
         if not capacity or self.claims_nothing or time.monotonic() >= until:
             return None
         offer = Offer(
@@ -171,9 +189,9 @@ class Engine:
             return None
         self._claims += 1
         self._holdings.take(microbatch)
-        self._in_hand[lease_id] = microbatch
+        rendering = self._in_hand[lease_id] = Rendering(microbatch)
         tell("microbatch_claimed", **self._store.facts(microbatch))
-        return Rendering(microbatch)
+        return rendering
 
     def _claim_ahead(self, current: Rendering, painting: "Future[Painted]", until: float) -> Rendering | None:
         """In the last moments of a microbatch claim the next, and start it too if its model is the one at hand."""
@@ -181,30 +199,38 @@ class Engine:
         if not self._holdings.wait_for_room(0):
             return None
         ahead = self._claim(until)
-        if ahead and ahead.microbatch.model in self.gallery.resident:
+        is_suspect = current.microbatch.suspect or (ahead and ahead.microbatch.suspect)
+        if ahead and not is_suspect and ahead.microbatch.model in self.gallery.resident:
             self._wait_until_nearly_done(current, painting, START_AHEAD_S)
-            if not self._draining.is_set():
+            if not self.claims_nothing:
                 self._start(ahead)
         return ahead
 
     def _wait_until_nearly_done(self, current: Rendering, painting: "Future[Painted]", seconds: float) -> None:
-        while not painting.done() and not self._draining.is_set() and (left := current.seconds_left()) > seconds:
+        while not painting.done() and not self.claims_nothing and (left := current.seconds_left()) > seconds:
             wait_for([painting], timeout=min(max(left - seconds, 0.002), 0.1))
 
     def _begin(self, rendering: Rendering) -> bool:
         """Make the model resident and start the lease. False when there is nothing to paint: it was given back."""
         microbatch = rendering.microbatch
-        if self._draining.is_set():
-            return self._give_back(microbatch, "this worker drains")
         try:
-            if microbatch.model not in self.gallery.resident:
+            if microbatch.model not in self.gallery.resident and not self.claims_nothing:
                 self._load(microbatch.model)
         except (RenderFailed, Unavailable) as error:
             return self._give_back(microbatch, error.message)
+        if microbatch.suspect:
+            self._wait_until_others_landed(microbatch.lease_id)
+        if self.claims_nothing:
+            return self._give_back(microbatch, "this worker drains")
         self._start(rendering)
         if not rendering.images:
             return self._give_back(microbatch, "none of its images can be started now")
         return True
+
+    def _wait_until_others_landed(self, lease_id: UUID) -> None:
+        """What may kill this process shall find nothing in it that was rendered in vain."""
+        while not self.claims_nothing and not self._holdings.wait_until_only(lease_id, 0.2):
+            pass
 
     def _load(self, model: str) -> None:
         """Make a model resident. Raises Interrupted in a drain: nobody can stop a load, but nobody need wait for it."""
@@ -242,6 +268,10 @@ class Engine:
             raise Interrupted("this worker drains and would not finish it in time")
 
     def _hand_over(self, rendering: Rendering, painting: "Future[Painted]") -> None:
+        while wait_for([painting], timeout=0.1).not_done:
+            if time.monotonic() > self._leave_at:  # nobody can stop it in the middle of a step, or need wait for it
+                self._give_back(rendering.microbatch, "this worker drains and did not finish it in time")
+                return
         try:
             self._store.accept(painting.result())
             self._in_hand.pop(rendering.microbatch.lease_id, None)

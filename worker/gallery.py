@@ -17,9 +17,11 @@ from common.db import transaction
 from common.errors import Invalid, ModelRefused, RenderFailed, Unavailable
 from common.telemetry import tell
 from worker import painter
-from worker.painter import Painter
+from worker.painter import DeviceLost, Painter
+from worker.watchdog import Watchdog
 
 ACCELERATORS = ("cuda", "mps")
+DOWNLOAD_TIMES = 24  # a model of the hub may have to be fetched first, and takes that many times longer at most
 RETRY_S = 300  # a refused model of the hub may be within reach later; a folder does not mend itself
 
 
@@ -46,11 +48,14 @@ def models_to_serve(settings: Settings, catalog: Catalog, device_kind: str) -> l
 
 
 class Gallery:
-    def __init__(self, models: Sequence[Model], device: str, threads: int | None, database: Engine) -> None:
+    def __init__(
+        self, models: Sequence[Model], device: str, threads: int | None, database: Engine, watchdog: Watchdog
+    ) -> None:
         self._models = {model.name: model for model in models}
         self._device = device
         self._threads = threads
         self._database = database
+        self._watchdog = watchdog
         self._painter: Painter | None = None
         self._refusals: dict[str, Refusal] = {}
         self.longest_load_s = 0.0
@@ -81,8 +86,9 @@ class Gallery:
             self._painter = None
         model, began = self._models[name], time.monotonic()
         try:
-            self._painter = self._load(model)
-        except Unavailable:
+            with self._watchdog.watches("load", 1 if model.folder else DOWNLOAD_TIMES):
+                self._painter = self._load(model)
+        except (Unavailable, DeviceLost):
             raise
         except RenderFailed as error:
             is_final = isinstance(error, ModelRefused) and model.folder is not None

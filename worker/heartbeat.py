@@ -5,6 +5,7 @@ away it goes on trying, and the fence decides afterwards.
 """
 
 import threading
+import time
 from collections.abc import Callable
 
 from sqlalchemy import Engine as Database
@@ -15,7 +16,8 @@ from common.db import transaction
 from common.errors import Unavailable
 from common.states import WorkerState
 from common.telemetry import tell
-from common.workers import Worker
+from common.workers import Heard, Worker
+from worker.clock import Clock
 from worker.holdings import Holdings
 from worker.outage import Outage
 
@@ -39,13 +41,15 @@ class Heartbeat:
         self._outage = outage
         self._introduce = introduce
         self._pause = pause
+        self._clock = Clock()
+        self._complaint: str | None = None  # for which this worker drains, of its own accord
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
+    def stop(self, reason: str = "it was told to stop") -> None:
         """Stop, and say goodbye if Postgres hears it."""
         self._stopping.set()
         if self._thread.is_alive():
@@ -53,7 +57,7 @@ class Heartbeat:
         worker, _ = self._introduce()
         try:
             with transaction(self._database) as connection:
-                workers.stop(connection, worker.id, "it was told to stop")
+                workers.stop(connection, worker.id, reason)
         except Unavailable:
             pass  # the sweep will notice its silence
 
@@ -69,10 +73,27 @@ class Heartbeat:
             self._holdings.given_back(abandoned)
             self._holdings.renewed(leases, held)
         worker, ready = self._introduce()
+        before = time.time()
         with transaction(self._database) as connection:
             heard = workers.beat(connection, worker, ready=ready)
-        self._pause(heard.state == WorkerState.DRAINING)
+        self._clock.compare(before, heard.now.timestamp(), time.time())
+        self._pause(heard.state == WorkerState.DRAINING or self._clock.is_wrong)
+        self._answer_for_the_clock(worker, heard)
         return ready
+
+    def _answer_for_the_clock(self, worker: Worker, heard: Heard) -> None:
+        """Drain while the clock is wrong. Go on when it is right again, unless it is somebody else's drain by then."""
+        if self._clock.is_wrong and heard.state != WorkerState.DRAINING:
+            self._complaint = self._clock.complaint()
+            with transaction(self._database) as connection:
+                workers.drain(connection, worker.id, self._complaint)
+            tell("clock_wrong", worker=worker.id, off_s=self._clock.off_s)
+        elif self._complaint and self._clock.is_right_again:
+            if heard.reason == self._complaint:
+                with transaction(self._database) as connection:
+                    workers.resume(connection, worker.id)
+            self._complaint = None
+            tell("clock_right", worker=worker.id)
 
     def _run(self) -> None:
         while not self._stopping.is_set():

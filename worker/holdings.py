@@ -81,6 +81,11 @@ class Holdings:
         with self._changed:
             return self._changed.wait_for(lambda: len(self._held) < self._limit, seconds)
 
+    def wait_until_only(self, lease_id: UUID, seconds: float) -> bool:
+        """Wait until all but this lease have landed."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._held.keys() <= {lease_id}, seconds)
+
     def wait_until_empty(self, seconds: float) -> bool:
         with self._changed:
             return self._changed.wait_for(lambda: not self._held, seconds)

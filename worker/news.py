@@ -12,11 +12,13 @@ from redis.exceptions import RedisError
 
 from common.config import Settings
 from common.queue import UNWANTED_CHANNEL, Messages
+from common.telemetry import tell
 from worker.brush import Rendering
 from worker.holdings import Holdings
 from worker.outage import Outage
 
 PROGRESS_S = 0.5
+POLICY_S = 5.0  # Redis can be told to evict at any time
 RECONNECT_S = 1.0
 
 
@@ -40,6 +42,7 @@ class News:
         self._threads = [
             threading.Thread(target=self._hear, name="cancellations", daemon=True),
             threading.Thread(target=self._report, name="progress", daemon=True),
+            threading.Thread(target=self._watch_policy, name="policy", daemon=True),
         ]
 
     def start(self) -> None:
@@ -76,6 +79,14 @@ class News:
                 told = (rendering, rendering.step)
                 jobs = {image.job_id for image in rendering.images or ()}
                 self._messages.report_progress(jobs, rendering.step, rendering.steps)
+
+    def _watch_policy(self) -> None:
+        told = None
+        while not self._stopping.wait(POLICY_S):
+            policy = self._messages.eviction_policy()
+            if policy not in (None, "noeviction", told):
+                tell("redis_evicts", policy=policy)
+            told = policy or told
 
 
 def _ids(text: str) -> set[UUID]:

@@ -2,7 +2,7 @@
 
     engine     claims, begins, hands over            store   encodes, uploads, publishes
     brush      loads and paints                      news    hears of cancellations, tells of progress
-    heartbeat  renews the leases, hears of drains
+    heartbeat  renews the leases, hears of drains        watchdog  ends the process when something hangs
 
 Knows no Celery.
 """
@@ -27,6 +27,7 @@ from worker.holdings import Holdings
 from worker.news import News
 from worker.outage import Outage
 from worker.store import UPLOADS, Store
+from worker.watchdog import FAREWELL_S, Watchdog, limits
 
 MICROBATCHES = 8  # that one process holds: one painted, one claimed ahead, the others on their way to the store
 
@@ -43,12 +44,13 @@ class RenderWorker:
         self.database = connect(settings, pool=4)
         self.messages = Messages(settings)
         self.holdings = Holdings(MICROBATCHES)
-        self.gallery = Gallery(models, settings.device, settings.torch_threads, self.database)
+        self.watchdog = Watchdog(limits(settings, str(about["device"])), self.say_farewell)
+        self.gallery = Gallery(models, settings.device, settings.torch_threads, self.database, self.watchdog)
         postgres, s3 = Outage("database_away", "database_back"), Outage("storage_away", "storage_back")
         storage = Storage(settings, connections=UPLOADS)
         texts = {"worker": canonical(self.worker_class), "software": f"Huafang {version('huafang')}"}
-        self.brush = Brush(self.gallery, texts)
-        self.store = Store(self.id, self.database, storage, self.messages, self.holdings, postgres, s3)
+        self.brush = Brush(self.gallery, self.watchdog, texts)
+        self.store = Store(self.id, self.database, storage, self.messages, self.holdings, postgres, s3, self.watchdog)
         self.engine = Engine(
             self.id, settings, self.database, self.gallery, self.brush, self.holdings, self.store, postgres
         )
@@ -72,7 +74,7 @@ class RenderWorker:
 
     def start(self) -> None:
         tell("worker_started", worker=self.id, name=self.name, models=",".join(self.models))
-        for part in (self.heartbeat, self.news, self.engine):
+        for part in (self.watchdog, self.heartbeat, self.news, self.engine):
             part.start()
 
     def stop(self) -> bool:
@@ -82,3 +84,9 @@ class RenderWorker:
         self.news.stop()
         tell("worker_stopped", worker=self.id)
         return painted
+
+    def say_farewell(self, reason: str) -> None:
+        """Before this process ends itself: give back what has not started, store what is painted."""
+        self.engine.end()
+        self.heartbeat.stop(reason)
+        self.store.close(FAREWELL_S / 2)

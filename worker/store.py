@@ -26,6 +26,7 @@ from worker.encode import encode
 from worker.holdings import Holdings
 from worker.outage import Outage
 from worker.painter import Picture
+from worker.watchdog import Watchdog
 
 UPLOADS = 3  # pictures encoded and uploaded at the same time
 
@@ -50,6 +51,7 @@ class Store:
         holdings: Holdings,
         database_outage: Outage,
         storage_outage: Outage,
+        watchdog: Watchdog,
     ) -> None:
         self._worker_id = worker_id
         self._database = database
@@ -58,6 +60,7 @@ class Store:
         self._holdings = holdings
         self._database_outage = database_outage
         self._storage_outage = storage_outage
+        self._watchdog = watchdog
         self._uploads = ThreadPoolExecutor(UPLOADS, "upload")
         self._publisher = ThreadPoolExecutor(1, "publish")
         self._close_at = float("inf")
@@ -79,9 +82,13 @@ class Store:
 
     def close(self, seconds: float) -> None:
         """Finish what was accepted; what cannot be finished in that time is given back."""
-        self._close_at = time.monotonic() + seconds
+        self._close_at = min(self._close_at, time.monotonic() + seconds)
         self._uploads.shutdown()
         self._publisher.shutdown()
+
+    def hurry(self) -> None:
+        """Begin nothing more: what is not stored by now is given back."""
+        self._close_at = time.monotonic()
 
     def facts(self, microbatch: Microbatch) -> dict[str, Any]:
         """What every log line about a microbatch says."""
@@ -121,7 +128,8 @@ class Store:
         recipe = image.recipe
         # Nothing of the job: the same recipe and seed give the same bytes on the same worker.
         own = {"recipe": canonical(recipe.model_dump(mode="json")), "index": str(image.index), "seed": str(image.seed)}
-        data = encode(picture.pixels, recipe.format, {**own, **painted.texts})
+        with self._watchdog.watches("store"):
+            data = encode(picture.pixels, recipe.format, {**own, **painted.texts})
         key = image_key(image.job_id, image.index, painted.microbatch.lease_id, recipe.format)
         self._storage_outage.insist(
             lambda: self._put(key, data, MEDIA_TYPES[recipe.format]),
@@ -131,7 +139,8 @@ class Store:
 
     def _put(self, key: str, data: bytes, media_type: str) -> None:
         try:
-            self._storage.put(key, data, media_type)
+            with self._watchdog.watches("store"):
+                self._storage.put(key, data, media_type)
         except NotFound as error:
             raise Unavailable(f"The bucket {self._storage.bucket} is not there.") from error
 
@@ -181,7 +190,7 @@ class Store:
         self._holdings.let_go(microbatch.lease_id)
 
     def _publish_once(self, lease_id: UUID, outcomes: list[Outcome]) -> Published:
-        with transaction(self._database) as connection:
+        with self._watchdog.watches("store"), transaction(self._database) as connection:
             return claims.publish(connection, lease_id, outcomes)
 
     def _discard(self, microbatch: Microbatch, keys: list[str]) -> None:

@@ -1,10 +1,12 @@
 """A painter without a model: a gradient and noise from the prompt and the seed. All but the GPU can be tried with it.
 
 The device is `stub`, or `stub:SECONDS` for the time that one denoising step is to take. Needs no torch. A prompt can
-ask for trouble: see FLAGGED. Knows nothing of what a prompt means.
+ask for trouble, to try what becomes of it: see FLAGGED and HANG. Knows nothing of what a prompt means.
 """
 
 import hashlib
+import os
+import signal
 import time
 from collections.abc import Sequence
 
@@ -14,9 +16,10 @@ from numpy.typing import NDArray
 from common import prompts
 from common.catalog import Model
 from common.errors import NanImage, OutOfMemory, PromptRefused, PromptTooLong, RenderFailed
-from worker.painter import OnStep, Picture, Stroke
+from worker.painter import DeviceLost, OnStep, Picture, Stroke
 
 FLAGGED, NAN, OOM = "#flagged", "#nan", "#oom"  # in a prompt: flagged, broken, or too much for the memory
+HANG, DIE, LOST = "#hang", "#die", "#lost"  # at the first step: for ever, by SIGKILL, or the device is lost
 STEP_S = 0.001
 
 
@@ -42,6 +45,7 @@ class Stub:
             steps = strokes[0].recipe.steps
             for step in range(1, steps + 1):
                 time.sleep(self.step_s)  # lets other threads run, as a GPU does
+                _trouble("\n".join(stroke.recipe.prompt for stroke in strokes))
                 on_step(step, steps)
         return [refusal or _picture(stroke) for stroke, refusal in zip(strokes, refusals, strict=True)]
 
@@ -54,6 +58,15 @@ class Stub:
         except PromptTooLong as error:
             return PromptRefused(error.message)
         return None
+
+
+def _trouble(prompts: str) -> None:
+    if DIE in prompts:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if LOST in prompts:
+        raise DeviceLost("The stub was asked to lose its device.")
+    while HANG in prompts:
+        time.sleep(1)
 
 
 def _picture(stroke: Stroke) -> Picture | RenderFailed:
