@@ -39,7 +39,7 @@ STUBS, APIS, CONTROLS = 3, 2, 2
 BUCKET = "storm"
 TENANTS = ("红", "黄", "蓝")
 CONNECTIONS = 100  # that Postgres allows: few enough to be used up
-START_S = 60
+START_S = 180
 RESTART_S = 0.2
 
 
@@ -153,7 +153,7 @@ class Farm:
         return [
             *(Child(f"api-{n}", [*api, str(port)], shared) for n, port in enumerate(self.api_ports, 1)),
             *(Child(f"control-{n}", ["worker", "control"], shared) for n in range(1, CONTROLS + 1)),
-            *(Child(f"stub-{n}", [*worker, "--device", "stub:0.02"], shared) for n in range(1, STUBS + 1)),
+            *(Child(f"stub-{n}", [*worker, "--device", "stub:0.03"], shared) for n in range(1, STUBS + 1)),
             Child("mini-1", [*worker, "--device", "cpu", "--models", "mini-zh"], shared),
         ]
 
@@ -279,6 +279,11 @@ class Farm:
     def sprung(self, name: str) -> list[str]:
         """Who took this trap, once a time."""
         return [path.name.split(".")[1] for path in sorted((self.traps / "sprung").glob(f"{name}.*"))]
+
+    def poisonings(self) -> list[tuple[str, str, float]]:
+        """Which poison killed whom, when."""
+        paths = (self.traps / "sprung").glob("poisoned by *")
+        return [(path.name.split(".")[0], path.name.split(".")[1], path.stat().st_mtime) for path in paths]
 
     def said(self, name: str, words: str) -> int:
         """How often a server's log says this."""

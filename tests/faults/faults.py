@@ -57,12 +57,11 @@ Fault = Callable[[Scene], int]
 
 @dataclass
 class Tally:
-    """How often a fault was done, how many it hit, and when it was over."""
+    """How often a fault was done, how many it hit, and when."""
 
     injected: int = 0
     hit: int = 0
-    healed: list[float] = field(default_factory=list)
-    windows: list[tuple[float, float]] = field(default_factory=list)
+    windows: list[tuple[float, float]] = field(default_factory=list)  # from when to when
 
 
 PROCESSES: dict[str, Fault] = {}
@@ -149,10 +148,10 @@ def clock_shifted(scene: Scene) -> int:
 
 @process
 def poison(scene: Scene) -> int:
-    before = len(scene.farm.sprung("poisoned"))
+    before = len(scene.farm.sprung("poisoned by *"))
     scene.load.do(scene.load.poison(), 120)
-    scene.until(lambda: len(scene.farm.sprung("poisoned")) > before, NOTICE_S)
-    return len(scene.farm.sprung("poisoned")) - before
+    scene.until(lambda: len(scene.farm.sprung("poisoned by *")) > before, NOTICE_S)
+    return len(scene.farm.sprung("poisoned by *")) - before
 
 
 @process

@@ -5,6 +5,7 @@ contradicts itself is written down here, and judged in `promises`.
 """
 
 import asyncio
+import itertools
 import random
 import threading
 import time
@@ -27,7 +28,7 @@ POISON, OUT_OF_MEMORY = "#poison", "#oom"  # in a prompt: what `sabotaged` dies 
 
 PROMPTS = ("红色的圆形", "蓝色的三角形", "黄色的星形", "绿色的房子", "白色的月亮", "紫色的心形")
 REQUEST_S = 10.0
-CANCELLED_SHARE, KEYLESS_SHARE, MISMATCH_SHARE, SLOW_SHARE = 0.06, 0.05, 0.03, 0.02
+CANCELLED_SHARE, KEYLESS_SHARE, MISMATCH_SHARE, SLOW_SHARE = 0.06, 0.05, 0.03, 0.04
 
 
 @dataclass
@@ -94,6 +95,7 @@ class Load:
         self._thread = threading.Thread(target=self._run, name="load", daemon=True)
         self._pending: set[asyncio.Task[Any]] = set()
         self._drivers: Future[Any] | None = None
+        self._poisons = itertools.count(1)
 
     def start(self) -> None:
         self._thread.start()
@@ -154,7 +156,7 @@ class Load:
         body, tenant, kind = self.recipe(), self._random.choice(TENANTS), "plain"
         is_cancelled, pause, mismatch = chance() < CANCELLED_SHARE, 2 * chance() ** 2, chance() < MISMATCH_SHARE
         if chance() < SLOW_SHARE:
-            kind, body = "slow", {**body, "model": "zh-v0", "steps": 150, "count": 1, "tier": Tier.INTERACTIVE}
+            kind, body = "slow", {**body, "model": "zh-v0", "steps": 150, "count": 1}  # longer than a lease
         key = None if chance() < KEYLESS_SHARE else str(uuid4())
         job = await self.submit(body, tenant, kind, key)
         if job and mismatch and key:
@@ -225,7 +227,7 @@ class Load:
 
     async def poison(self) -> list[Json]:
         """A poisonous job and neighbours that share its microbatch, if they can."""
-        return await self._with_neighbours(POISON, "poison")
+        return await self._with_neighbours(f"{POISON}{next(self._poisons)}", "poison")
 
     async def out_of_memory(self) -> list[Json]:
         """A job too large for the device, and its neighbours."""

@@ -21,13 +21,13 @@ PROMISES = {
     "P7": "cancelled shows at once, and no image appears later",
     "P8": "same Idempotency-Key, same job",
     "API": "no answer is a 500",
+    "S3": "nothing lies in the bucket that no image shows",
 }
 
 
 @dataclass
 class Findings:
     broken: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    orphans: int = 0  # objects in the bucket that no row names
     unlucky: int = 0  # innocent images that lost three workers to the storm
 
     def note(self, promise: str, lines: Iterable[object]) -> None:
@@ -107,7 +107,7 @@ def read_back(farm: Farm, found: Findings) -> None:
     with ThreadPoolExecutor(8) as pool:
         found.note("P3", filter(None, pool.map(problem, rows)))
     known = {row["key"] for row in rows}
-    found.orphans = sum(key not in known for key in keys_of(farm))
+    found.note("S3", (key for key in keys_of(farm) if key not in known))
 
 
 def keys_of(farm: Farm) -> Iterable[str]:
@@ -120,10 +120,7 @@ def judge_failures(farm: Farm, witness: Witness, found: Findings, postgres_away:
     """Who failed had a reason of its own, or three times the bad luck to be with a worker that the storm took."""
     asked = {"poison": "worker_lost", "out_of_memory": "out_of_memory"}
     failed = farm.query("SELECT id, job_id, error_code FROM images WHERE state = 'failed'")
-    suspects = {
-        row["id"] for row in farm.query("SELECT images.id FROM images JOIN jobs ON jobs.id = job_id" + POISONED)
-    }
-    lost = defaultdict(list)
+    poisonings, lost = farm.poisonings(), defaultdict(list)
     for lease in farm.query(LOST):
         for image in lease["image_ids"]:
             lost[image].append(lease)
@@ -134,12 +131,12 @@ def judge_failures(farm: Farm, witness: Witness, found: Findings, postgres_away:
             if row["error_code"] != asked[kind]:
                 found.note("P6", [f"image {row['id']} of a job that is {kind} failed with {row['error_code']}"])
             continue
-        with_poison = sum(bool(suspects & set(lease["image_ids"])) for lease in leases)
+        poisons = Counter(poison for poison, name, at in poisonings for lease in leases if was_held(lease, name, at))
         without_cause = sum(not has_cause(farm, lease, postgres_away) for lease in leases)
         if row["error_code"] != "worker_lost":
             found.note("P6", [f"innocent image {row['id']} failed with {row['error_code']}"])
-        elif with_poison > 1:
-            found.note("P6", [f"image {row['id']} was dragged along by poison, {with_poison} times"])
+        elif max(poisons.values(), default=0) > 1:
+            found.note("P6", [f"image {row['id']} was taken along: {dict(poisons)}"])
         elif without_cause > 1:
             found.note("P6", [f"image {row['id']} failed with worker_lost, and {without_cause} workers were well"])
         else:
@@ -151,41 +148,18 @@ def judge_failures(farm: Farm, witness: Witness, found: Findings, postgres_away:
                 found.note("P6", [f"job {job.id} is {job.kind}, and {state[0]['state']}"])
 
 
-POISONED = " WHERE jobs.recipe ->> 'prompt' LIKE '%%#poison%%'"
-
 LOST = """
     SELECT workers.name, image_ids, extract(epoch FROM claimed_at)::float AS claimed,
            extract(epoch FROM ended_at)::float AS ended
-    FROM leases LEFT JOIN workers ON workers.id = worker_id WHERE outcome = 'lost'
+    FROM leases LEFT JOIN workers ON workers.id = worker_id WHERE outcome = 'lost' AND leases.started_at IS NOT NULL
 """
+
+
+def was_held(lease: dict[str, Any], name: str, at: float) -> bool:
+    return bool(lease["name"] == name and lease["claimed"] < at < lease["ended"])
 
 
 def has_cause(farm: Farm, lease: dict[str, Any], postgres_away: Sequence[tuple[float, float]]) -> bool:
     """Whether its worker was killed or frozen meanwhile, or Postgres out of reach."""
     harms = [(harm.began, harm.ended) for harm in farm.harms if harm.name == lease["name"]]
     return any(began < lease["ended"] and ended > lease["claimed"] for began, ended in [*harms, *postgres_away])
-
-
-def figures(farm: Farm) -> dict[str, Any]:
-    """What it cost: leases by outcome, renders, and how many of those nobody saw."""
-    outcomes = Counter(
-        {row["outcome"]: row["n"] for row in farm.query("SELECT outcome, count(*) AS n FROM leases GROUP BY 1")}
-    )
-    (row,) = farm.query(RENDERS)
-    wasted = row["started"] - row["visible"] - row["refused"]
-    return {
-        "leases": {str(outcome): count for outcome, count in outcomes.items()},
-        "renders_started": row["started"],
-        "images_visible": row["visible"],
-        "renders_wasted": wasted,
-        "wasted_percent": round(100 * wasted / max(row["started"], 1), 2),
-        "jobs": {row["state"]: row["n"] for row in farm.query("SELECT state, count(*) AS n FROM jobs GROUP BY 1")},
-    }
-
-
-RENDERS = """
-    SELECT count(*) FILTER (WHERE old_state = 'queued' AND new_state = 'running') AS started,
-           count(*) FILTER (WHERE new_state IN ('stored', 'flagged')) AS visible,
-           count(*) FILTER (WHERE new_state = 'failed' AND images.error_code <> 'worker_lost') AS refused
-    FROM storm_changes LEFT JOIN images USING (id) WHERE noun = 'image'
-"""

@@ -9,6 +9,7 @@ import ctypes
 import datetime
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -19,7 +20,7 @@ from typing import Any
 
 TRAPS = Path(os.environ["STORM_TRAPS"])
 ME = os.environ["STORM_NAME"]
-POISON = "#poison"  # in a prompt: whoever paints it dies
+POISON = re.compile(r"#poison\d*")  # in a prompt: whoever paints it dies
 HOUR = 3600.0
 
 
@@ -152,12 +153,12 @@ def treacherous(load: Callable[..., Any], *args: Any, **named: Any) -> Any:
     def paint_with_traps(strokes: Any, on_step: Callable[[int, int], None], *rest: Any, **more: Any) -> Any:
         if take("out_of_memory"):
             raise OutOfMemory("The storm took the memory away.")
-        poisoned = any(POISON in stroke.recipe.prompt for stroke in strokes)
+        poisons = [poison[0] for stroke in strokes if (poison := POISON.search(stroke.recipe.prompt))]
 
         def on_step_with_traps(step: int, steps: int) -> None:
             on_step(step, steps)
-            if poisoned:
-                note("poisoned")
+            for poison in poisons:
+                note(f"poisoned by {poison}")
                 die()
             if take("die_painting"):
                 die()

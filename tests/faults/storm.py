@@ -21,7 +21,9 @@ from typing import Any
 from tests.faults.farm import Farm, Rhythm, make_home, write_json
 from tests.faults.faults import PROCESSES, SERVICES, Fault, Scene, Tally
 from tests.faults.load import Load, Witness
-from tests.faults.promises import PROMISES, Findings, figures, judge
+from tests.faults.promises import judge
+from tests.faults.report import describe, say
+from worker.sweep import CLEAN_AFTER_LEASES
 
 GAP_S = (0.3, 2.0)  # between two faults of a kind
 EXTENSION_S = 90.0  # for faults that have not hit yet
@@ -73,7 +75,6 @@ class Storm:
             tally.hit += lane[name](scene)
         except Exception as error:
             self.troubles.append(f"{name}: {type(error).__name__}: {error}")
-        tally.healed.append(time.time())
         tally.windows.append((began, time.time()))
         print(f"  {name}: {tally.hit}", file=sys.stderr, flush=True)
 
@@ -100,33 +101,14 @@ class Storm:
                 stuck |= {f"{w} idle beside work for {m}" for (w, m), t in idle_since.items() if now - t > STUCK_S}
                 stuck |= {f"lease {row['id']} is past its end" for row in self.farm.query(OVERDUE)}
             time.sleep(0.3)
-        time.sleep(2 * self.farm.rhythm.beat_s)  # what publishes last also cleans up
         return sorted(stuck)
 
-    # Figures
-
-    def recoveries(self) -> dict[str, dict[str, float]]:
-        """Seconds, and leases: from the end of a fault to the first image published after it, at worst."""
-        report = {}
-        for name, tally in self.tallies.items():
-            seconds = [s for healed in tally.healed if (s := self._first_publish(healed)) is not None]
-            if seconds:
-                report[name] = self._worst(seconds)
-        lost = [
-            row["seconds"]
-            for harm in self.farm.harms
-            for row in self.farm.query(LOST_BY, *([harm.began] * 3), harm.name)
-        ]
-        if lost:
-            report["lease of a dead or frozen worker taken back"] = self._worst(lost)
-        return report
-
-    def _worst(self, seconds: list[float]) -> dict[str, float]:
-        return {"seconds": round(max(seconds), 1), "leases": round(max(seconds) / self.farm.rhythm.lease_s, 1)}
-
-    def _first_publish(self, since: float) -> float | None:
-        (row,) = self.farm.query(FIRST_PUBLISH, since)
-        return None if row["at"] is None else float(row["at"]) - since
+    def wait_for_cleaning(self) -> None:
+        """Until the sweep has deleted what dead leases left, or has had the time for it twice."""
+        patience = 2 * CLEAN_AFTER_LEASES * self.farm.rhythm.lease_s + 10
+        deadline = time.monotonic() + patience
+        while self.farm.query("SELECT id FROM leases WHERE unclean LIMIT 1") and time.monotonic() < deadline:
+            time.sleep(0.3)
 
 
 STATE = """
@@ -143,16 +125,6 @@ IDLE_BESIDE_WORK = """
 """
 
 OVERDUE = "SELECT id FROM leases WHERE ended_at IS NULL AND expires_at < now() - interval '10 s'"
-
-FIRST_PUBLISH = """
-    SELECT extract(epoch FROM min(at))::float AS at FROM storm_changes
-    WHERE new_state = 'stored' AND at >= to_timestamp(%s)
-"""
-
-LOST_BY = """
-    SELECT extract(epoch FROM ended_at)::float - %s AS seconds FROM leases JOIN workers ON workers.id = worker_id
-    WHERE outcome = 'lost' AND claimed_at < to_timestamp(%s) AND ended_at > to_timestamp(%s) AND workers.name = %s
-"""
 
 
 def run(given: argparse.Namespace) -> dict[str, Any]:
@@ -171,68 +143,26 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
         raged = time.monotonic() - began
         unanswered = load.finish(320)
         stuck = storm.wait_for_quiet()
+        storm.wait_for_cleaning()
         load.close()
         away = [
             window for name, tally in storm.tallies.items() if name.startswith("postgres") for window in tally.windows
         ]
         findings = judge(farm, witness, stuck, away)
         findings.note("P1", [f"{unanswered} requests were never answered"] * bool(unanswered))
-        report = describe(given, storm, findings, {"storm_s": round(raged), "total_s": round(time.monotonic() - began)})
+        times = {"storm_s": round(raged), "total_s": round(time.monotonic() - began)}
+        report = {"command": command_of(given), **times, **describe(farm, witness, findings, storm.tallies)}
+        report["troubles"] = storm.troubles
         write_json(home / "report.json", report)
         return report
     finally:
         farm.stop()
 
 
-def describe(given: argparse.Namespace, storm: Storm, findings: Findings, times: dict[str, int]) -> dict[str, Any]:
-    broken = {promise: findings.broken.get(promise, []) for promise in PROMISES}
-    never_hit = [name for name, tally in storm.tallies.items() if not tally.hit]
-    witness = storm.load.witness
-    return {
-        "command": f"python -m tests.faults.storm --jobs {given.jobs} --minutes {given.minutes:g} --seed {given.seed}",
-        **times,
-        "lease_s": storm.farm.rhythm.lease_s,
-        "promises": {promise: len(lines) for promise, lines in broken.items()},
-        "examples": {promise: lines[:10] for promise, lines in broken.items() if lines},
-        "faults": {name: {"injected": t.injected, "hit": t.hit} for name, t in sorted(storm.tallies.items())},
-        "never_hit": never_hit,
-        "recovery": storm.recoveries(),
-        **figures(storm.farm),
-        "jobs_answered_201": len(witness.jobs),
-        "requests": dict(witness.counts),
-        "network": {name: dict(proxy.touched) for name, proxy in storm.farm.network.proxies.items()},
-        "restarts": {name: child.starts - 1 for name, child in storm.farm.children.items()},
-        "orphan_objects": findings.orphans,
-        "failed_by_bad_luck": findings.unlucky,
-        "troubles": storm.troubles,
-        "logs": str(storm.farm.home),
-        "ok": not any(broken.values()) and not never_hit,
-    }
-
-
-def say(report: dict[str, Any]) -> None:
-    print(f"{report['command']}: {report['jobs_answered_201']} jobs, {report['total_s']} s; logs in {report['logs']}")
-    for promise, sentence in PROMISES.items():
-        print(f"{promise:>4} {report['promises'][promise]:>5} violations   {sentence}")
-        for example in report["examples"].get(promise, []):
-            print(f"           {example}")
-    print(f"\n{'fault':<42} {'injected':>8} {'hit':>6}   until the first image after it, at worst")
-    for name, tally in report["faults"].items():
-        recovery = report["recovery"].get(name)
-        worst = f"{recovery['seconds']} s = {recovery['leases']} leases" if recovery else ""
-        print(f"{name:<42} {tally['injected']:>8} {tally['hit']:>6}   {worst}")
-    for name in ("jobs", "leases", "requests", "restarts", "network", "recovery"):
-        if name == "recovery":
-            continue
-        print(f"{name}: {json.dumps(report[name], ensure_ascii=False)}")
-    print(
-        f"renders: {report['renders_started']} started, {report['images_visible']} visible,"
-        f" {report['renders_wasted']} wasted ({report['wasted_percent']} %)"
-    )
-    print(f"orphan objects: {report['orphan_objects']}; failed by bad luck: {report['failed_by_bad_luck']}")
-    for line in [*report["troubles"], *(f"never hit: {name}" for name in report["never_hit"])]:
-        print(line)
-    print("every promise was kept" if report["ok"] else "NOT every promise was kept, or a fault hit nobody")
+def command_of(given: argparse.Namespace) -> str:
+    command = f"python -m tests.faults.storm --jobs {given.jobs} --minutes {given.minutes:g} --seed {given.seed}"
+    only = f" --faults {','.join(given.faults)}" if given.faults else ""
+    return command + only + (f" --sabotage {given.sabotage}" if given.sabotage else "")
 
 
 def main(arguments: list[str]) -> int:
