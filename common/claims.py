@@ -286,14 +286,14 @@ CHARGE = text("""
 
 LOCK_LEASE = text("SELECT image_ids FROM leases WHERE id = :lease FOR NO KEY UPDATE")
 
-# Unclean unless all of it is visible: also again, when a revived worker comes late. What never started stored nothing.
+# Unclean unless all of it is stored: also again, when a revived worker comes late. What never started stored nothing.
 END_LEASE = text("""
     UPDATE leases SET
         ended_at = coalesce(ended_at, now()), outcome = coalesce(outcome, cast(:outcome AS lease_outcome)),
         unclean = started_at IS NOT NULL AND EXISTS (
             SELECT FROM unnest(image_ids) AS held(id) WHERE NOT EXISTS (
                 SELECT FROM images
-                WHERE images.id = held.id AND images.lease_id = leases.id AND images.state IN ('stored', 'flagged')))
+                WHERE images.id = held.id AND images.lease_id = leases.id AND images.state = 'stored'))
     WHERE id = :lease
 """)
 

@@ -17,6 +17,8 @@ from common.storage import image_key, sha256
 
 CATALOG = read(Path(__file__).parents[1] / "models" / "catalog.toml")
 
+EXPIRE_LEASE = text("UPDATE leases SET expires_at = now() - interval '1 s' WHERE id = :lease AND ended_at IS NULL")
+
 
 class Story:
     def __init__(self, database: Engine) -> None:
@@ -103,8 +105,7 @@ class Story:
     def die(self, microbatch: Microbatch) -> Rescued:
         """Let a lease expire, and rescue what it held."""
         with transaction(self.database) as connection:
-            expire = text("UPDATE leases SET expires_at = now() - interval '1 s' WHERE id = :lease")
-            connection.execute(expire, {"lease": microbatch.lease_id})
+            connection.execute(EXPIRE_LEASE, {"lease": microbatch.lease_id})
         return self.rescue()
 
     def skip_backoff(self) -> None:
