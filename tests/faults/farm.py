@@ -268,6 +268,12 @@ class Farm:
         )
         return sorted(row["name"] for row in rows)
 
+    def save_tables(self) -> None:
+        """What a violation is understood by, afterwards."""
+        for table in ("images", "jobs", "leases", "workers", "storm_changes"):
+            write_json(self.home / f"{table}.json", self.query(f"SELECT * FROM {table}"))
+        write_json(self.home / "harms.json", [vars(harm) for harm in self.harms])
+
     # Traps
 
     def set_trap(self, name: str) -> None:

@@ -177,13 +177,22 @@ def cancelled_while_running(scene: Scene) -> int:
     return int(load.do(load.cancel(job["id"], "红"), 120))
 
 
+@process
+def api_killed_while_cancelling(scene: Scene) -> int:
+    """Before its COMMIT; the user, unanswered, cancels again."""
+    farm, before = scene.farm, len(scene.farm.sprung("die_cancelling"))
+    farm.set_trap("die_cancelling")
+    cancelled_while_running(scene)
+    farm.unset_trap("die_cancelling")
+    return len(farm.sprung("die_cancelling")) - before
+
+
 def at_the_point(trap: str) -> Fault:
     return lambda scene: int(spring(scene, trap) is not None)
 
 
 PROCESSES |= {
     "api_killed_after_commit_before_message": at_the_point("die_committed"),
-    "api_killed_while_cancelling": at_the_point("die_cancelling"),
     "worker_killed_before_its_claim_commits": at_the_point("die_claiming"),
     "worker_killed_between_claim_and_start": at_the_point("die_claimed"),
     "worker_killed_while_painting": at_the_point("die_painting"),

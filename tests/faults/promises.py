@@ -118,7 +118,7 @@ def keys_of(farm: Farm) -> Iterable[str]:
 
 def judge_failures(farm: Farm, witness: Witness, found: Findings, postgres_away: Sequence[tuple[float, float]]) -> None:
     """Who failed had a reason of its own, or three times the bad luck to be with a worker that the storm took."""
-    asked = {"poison": "worker_lost", "out_of_memory": "out_of_memory"}
+    asked = {"poison": ("worker_lost",), "out_of_memory": ("out_of_memory", "worker_lost")}
     failed = farm.query("SELECT id, job_id, error_code FROM images WHERE state = 'failed'")
     poisonings, lost = farm.poisonings(), defaultdict(list)
     for lease in farm.query(LOST):
@@ -128,7 +128,7 @@ def judge_failures(farm: Farm, witness: Witness, found: Findings, postgres_away:
     for row in failed:
         kind, leases = kinds.get(str(row["job_id"]), "plain"), lost[row["id"]]
         if kind in asked:
-            if row["error_code"] != asked[kind]:
+            if row["error_code"] not in asked[kind]:
                 found.note("P6", [f"image {row['id']} of a job that is {kind} failed with {row['error_code']}"])
             continue
         poisons = Counter(poison for poison, name, at in poisonings for lease in leases if was_held(lease, name, at))

@@ -154,6 +154,8 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
         report = {"command": command_of(given), **times, **describe(farm, witness, findings, storm.tallies)}
         report["troubles"] = storm.troubles
         write_json(home / "report.json", report)
+        if not report["ok"]:
+            farm.save_tables()
         return report
     finally:
         farm.stop()

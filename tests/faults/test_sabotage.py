@@ -1,0 +1,29 @@
+"""A storm that cannot fail proves nothing: with one part of the farm broken on purpose, it must say which promise."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.faults.test_storm import storm
+
+FREEZING = "frozen_between_store_and_publish,worker_frozen,s3_errors"
+KILLING = "worker_killed,worker_killed_while_painting,redis_emptied"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("sabotage", "faults", "promise"),
+    [
+        ("fence", FREEZING, "P4"),  # a revived worker publishes what another renders by now
+        ("sweep", KILLING, "P1"),  # nobody takes back what a dead worker held
+        ("heartbeat", "redis_emptied", "P6"),  # what takes longer than a lease is lost, by workers that are well
+        ("order", "s3_errors,worker_killed", "P3"),  # what was published has no bytes
+    ],
+)
+def test_a_sabotaged_farm_breaks_its_promises(tmp_path: Path, sabotage: str, faults: str, promise: str) -> None:
+    arguments = ("--jobs", "100", "--minutes", "0.7", "--seed", "3", "--sabotage", sabotage, "--faults", faults)
+    report = storm(tmp_path, *arguments, seconds=840)
+    assert promise in report["examples"]
+    assert report["jobs_answered_201"] >= 100
+    assert not report["ok"]

@@ -1,0 +1,30 @@
+"""The short form of the storm: every fault, a few hundred jobs, three-second leases, no promise broken."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HOME = Path(__file__).resolve().parents[2]
+
+
+def storm(home: Path, *arguments: str, seconds: float) -> dict[str, Any]:
+    """A storm of its own, in a process of its own: the servers it kills are nobody else's."""
+    command = [sys.executable, "-m", "tests.faults.storm", "--json", "--home", str(home), *arguments]
+    done = subprocess.run(command, cwd=HOME, capture_output=True, text=True, timeout=seconds)
+    assert done.stdout, done.stderr[-4000:]
+    report: dict[str, Any] = json.loads(done.stdout)
+    assert done.returncode == (0 if report["ok"] else 1)
+    return report
+
+
+@pytest.mark.timeout(900)
+def test_every_promise_is_kept_in_a_storm_that_hits(tmp_path: Path) -> None:
+    report = storm(tmp_path, "--jobs", "240", "--minutes", "1.5", "--seed", "7", seconds=840)
+    assert report["examples"] == {}
+    assert report["never_hit"] == []
+    assert report["jobs_answered_201"] >= 240
+    assert report["ok"]
