@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
     kind = {"render": render, "control": control}[given.pop("kind")]
     settings = Settings(**given)
     telemetry.set_up(settings.log_level)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # until Celery takes it over
+    signal.signal(signal.SIGTERM, leave)  # until Celery takes it over
     try:
         return kind(settings)
     except Error as error:
@@ -61,9 +61,15 @@ def render(settings: Settings) -> int:
         worker.start()
         return consume(app, f"render-{worker.id}", [render_queue(name) for name in worker.models])
     finally:
+        signal.signal(signal.SIGTERM, lambda *_: worker.engine.drain())  # a second one hurries
         if not worker.stop():  # a model that is being loaded cannot be interrupted: leave without it
             logging.shutdown()
             os._exit(0)
+
+
+def leave(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # whoever tidies up now must not be left halfway
+    sys.exit(0)
 
 
 def control(settings: Settings) -> int:

@@ -18,9 +18,9 @@ from common.queue import Messages
 from common.states import JobState
 from common.storage import Storage, sha256
 from embedded.servers import Servers, create_bucket
-from tests.stories import Story
+from tests.stories import CATALOG, Story
 from tests.workers import QUICK, log_of, ready_workers, running, until, until_ended
-from worker.render_worker import MICROBATCHES
+from worker.render_worker import MICROBATCHES, RenderWorker
 
 NEVER = {"LEASE_S": "600", "BEAT_S": "600"}  # so that no idle try can stand in for a message
 
@@ -192,3 +192,25 @@ def test_a_redis_that_may_evict_messages_is_refused(own: Settings, tmp_path: Pat
             assert log_of(worker).splitlines()[-1].startswith("Redis' maxmemory-policy is allkeys-lru")
         finally:
             client.config_set("maxmemory-policy", "noeviction")
+
+
+def test_a_redis_that_begins_to_evict_messages_is_complained_of_once(
+    own: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("worker.news.POLICY_S", 0.02)
+    worker = RenderWorker(own, CATALOG)
+    with redis.Redis.from_url(own.redis_url.get_secret_value()) as client:
+
+        def looks() -> int:
+            return int(client.info("commandstats")["cmdstat_info"]["calls"])
+
+        try:
+            client.config_set("maxmemory-policy", "allkeys-lru")
+            worker.news.start()
+            until(lambda: "redis_evicts policy=allkeys-lru" in caplog.text)
+            before = looks()
+            until(lambda: looks() > before + 40)  # some of them are ours
+            assert caplog.text.count("redis_evicts") == 1
+        finally:
+            client.config_set("maxmemory-policy", "noeviction")
+            worker.stop()
