@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from common.errors import FieldError, Invalid
 
 LONGEST_WAIT_S = 60
+LONGEST_LIFE_S = 7 * 24 * 3600
 WAIT = re.compile(r"wait\s*=\s*\"?([^\s;\"]*)\"?\s*(;.*)?", re.IGNORECASE)
 
 IdempotencyKey = Annotated[
@@ -26,6 +27,25 @@ Prefer = Annotated[
     str | None,
     Header(description="`wait=1` to `wait=60`: answer once the job has ended, or after so many seconds."),
 ]
+
+CancelAfter = Annotated[
+    str | None,
+    Header(
+        description=f"Seconds, 1 to {LONGEST_LIFE_S}. What has not ended by then fails with `expired`; what was stored "
+        "stays.",
+        examples=["3600"],
+    ),
+]
+
+
+def seconds_to_live(cancel_after: str | None) -> int | None:
+    """What `Cancel-After` asks for. Raises Invalid when it is no number of seconds, or too many."""
+    if cancel_after is None:
+        return None
+    if re.fullmatch(r"[0-9]{1,9}", cancel_after) and 1 <= int(cancel_after) <= LONGEST_LIFE_S:
+        return int(cancel_after)
+    error = FieldError("Cancel-After", f"must be 1 to {LONGEST_LIFE_S} seconds, a whole number")
+    raise Invalid(f"Cancel-After {error.message}.", fields=(error,))
 
 
 def seconds_to_wait(prefer: str | None) -> int:

@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.crew import read_crew
 from api.deps import BaseUrl, Farm, JobsReader, JobsWriter, RequestId, TheFarm
-from api.headers import IdempotencyKey, Prefer, seconds_to_wait, with_etag
+from api.headers import CancelAfter, IdempotencyKey, Prefer, seconds_to_live, seconds_to_wait, with_etag
 from api.reading import Search, find_job, find_jobs
 from api.shapes import JOB, RECIPE, Job, Progress, Recipe, example
 from common import jobs, prompts, recipe
@@ -96,13 +96,16 @@ async def submit_job(
     dry_run: Annotated[bool, Query(description="Only say what would be drawn; nothing is stored.")] = False,
     idempotency_key: IdempotencyKey = None,
     prefer: Prefer = None,
+    cancel_after: CancelAfter = None,
 ) -> Response:
-    wait_s = seconds_to_wait(prefer)
+    wait_s, life_s = seconds_to_wait(prefer), seconds_to_live(cancel_after)
     root_seed = secrets.randbelow(LARGEST_LOT)
     if dry_run:
         return answer(await run_in_threadpool(try_out, farm, submission, root_seed), 200)
     once = once_of(submission, idempotency_key)
-    job, is_new = await run_in_threadpool(submit, farm, caller, submission, once, root_seed, request_id, base_url)
+    job, is_new = await run_in_threadpool(
+        submit, farm, caller, submission, once, life_s, root_seed, request_id, base_url
+    )
     if wait_s and not job.has_ended:
         await farm.waiting_room.wait(job.id, wait_s)
         job = await run_in_threadpool(look_again, farm, caller, job, base_url)
@@ -119,6 +122,7 @@ def submit(
     caller: Caller,
     submission: Submission,
     once: jobs.Once | None,
+    life_s: int | None,
     root_seed: int,
     request_id: str,
     base_url: str,
@@ -137,6 +141,7 @@ def submit(
                 warnings=warnings,
                 request_id=request_id,
                 job_id=job_id,
+                expires_after_s=life_s,
             )
     if earlier is None:
         farm.messages.wake(drawn.model, job_id=job_id, tier=submission.tier)
