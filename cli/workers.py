@@ -3,7 +3,7 @@
 import click
 
 from cli.client import path
-from cli.shell import Columns, Group, Row, Shell
+from cli.shell import Columns, Failure, Group, Row, Shell
 
 
 def serves(worker: Row) -> str:
@@ -45,18 +45,29 @@ def ls(shell: Shell) -> None:
 
 
 @workers.command()
-@click.argument("worker_id", metavar="ID")
+@click.argument("worker", metavar="NAME")
 @click.pass_obj
-def drain(shell: Shell, worker_id: str) -> None:
-    """Let a worker finish what it holds and claim nothing more."""
-    shell.client.post(path("workers", worker_id, "drain"))
-    shell.note(f"{worker_id} drains.")
+def drain(shell: Shell, worker: str) -> None:
+    """Let a worker, named by its name or id, finish what it has in hand and claim nothing more."""
+    shell.client.post(path("workers", find(shell, worker), "drain"))
+    shell.note(f"{worker} drains.")
 
 
 @workers.command()
-@click.argument("worker_id", metavar="ID")
+@click.argument("worker", metavar="NAME")
 @click.pass_obj
-def resume(shell: Shell, worker_id: str) -> None:
-    """Let a draining worker claim again."""
-    shell.client.post(path("workers", worker_id, "resume"))
-    shell.note(f"{worker_id} claims again.")
+def resume(shell: Shell, worker: str) -> None:
+    """Let a draining worker, named by its name or id, claim again."""
+    shell.client.post(path("workers", find(shell, worker), "resume"))
+    shell.note(f"{worker} claims again.")
+
+
+def find(shell: Shell, worker: str) -> str:
+    """The id of a live worker. Several of one name are told apart by their ids only."""
+    alive = [known for known in shell.client.get("/v1/workers")["items"] if known["state"] != "stopped"]
+    ids = [known["id"] for known in alive if worker in (known["id"], known["name"])]
+    if not ids:
+        raise Failure(f"There is no live worker {worker}.", 4)
+    if len(ids) > 1:
+        raise Failure(f"{len(ids)} workers are called {worker}; name one by its id: {', '.join(ids)}.", 2)
+    return str(ids[0])
