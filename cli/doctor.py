@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from cli.client import Client
+from cli.drill import kill_a_worker
 from cli.local import called, embedded, find_farm, local_url
 from cli.models import problems
 from cli.shell import Command, Failure, Shell
@@ -36,11 +37,12 @@ class Finding:
 
 @click.command(cls=Command)
 @click.option("--render", is_flag=True, help="Let the farm draw a picture too.")
+@click.option("--drill", is_flag=True, help="Kill a worker of the local farm in the middle of a job: nothing is lost.")
 @click.pass_obj
-def doctor(shell: Shell, render: bool) -> None:
+def doctor(shell: Shell, render: bool, drill: bool) -> None:
     """Check this machine and the farm; say what to do about what is wrong. Exit code 1 where something fails."""
     findings = []
-    for finding in chain(this_machine(shell), the_farm(shell, render)):
+    for finding in chain(this_machine(shell), the_farm(shell, render, drill)):
         findings.append(finding)
         if shell.speaks == "human":
             verdict = click.style(f"{finding.verdict:<5}", COLOURS[finding.verdict])
@@ -98,12 +100,13 @@ def catalogue(shell: Shell) -> Iterator[Finding]:
             yield Finding("fail", model.name, "; ".join(wrong)) if wrong else Finding("ok", model.name, "whole")
 
 
-def the_farm(shell: Shell, render: bool) -> Iterator[Finding]:
+def the_farm(shell: Shell, render: bool, drill: bool) -> Iterator[Finding]:
     try:
         url, key = find_farm(shell.settings, shell.url, shell.key)
     except Failure as failure:
         yield Finding("warn", "farm", failure.message)
         return
+    farm = None
     if url == local_url(shell.settings.home):
         farm = embedded("status")
         if farm is None:
@@ -117,6 +120,8 @@ def the_farm(shell: Shell, render: bool) -> Iterator[Finding]:
         yield from workers(client)
         if render:
             yield a_picture(shell)
+        if drill:
+            yield from a_drill(shell, farm)
 
 
 def processes(farm: dict[str, Any]) -> Iterator[Finding]:
@@ -156,6 +161,18 @@ def workers(client: Client) -> Iterator[Finding]:
         yield Finding("ok", "worker", f"{worker['name']} is {worker['state']}")
         for model, why in (worker.get("refusals") or {}).items():
             yield Finding("warn", "worker", f"{worker['name']} does not serve {model}: {why}")
+
+
+def a_drill(shell: Shell, farm: dict[str, Any] | None) -> Iterator[Finding]:
+    if farm is None:
+        yield Finding("fail", "drill", "only workers of the local farm can be killed, and this is another")
+        return
+    pids = {process["name"]: process["pid"] for process in farm["processes"]}
+    try:
+        for said in kill_a_worker(shell, pids):
+            yield Finding("ok", "drill", said)
+    except Failure as failure:
+        yield Finding("fail", "drill", failure.message)
 
 
 def a_picture(shell: Shell) -> Finding:

@@ -130,14 +130,12 @@ def client_programs(site: Site, settings: Settings) -> list[Program]:
     default = {"HUAFANG_DEFAULT_MODEL": default_model(site, settings)}
     shared = {**variables(settings), **default, **site.environment(settings), **without_proxy(site)}
     of_worker = {**shared, **PATIENT, **({"HUAFANG_DEVICE": site.device} if site.device else {})}
+    names = [f"worker-{number}" for number in range(1, site.workers + 1)]
     address = ("--host", site.listen, "--port", str(site.ports["api"]))
     return [
         Program("api", (*PYTHON, "api", *address), shared, stop_s=DRAIN_S),
         Program("control", (*PYTHON, "worker", "control"), shared, stop_s=DRAIN_S),
-        *(
-            Program(f"worker-{number}", (*PYTHON, "worker", "render"), of_worker, stop_s=DRAIN_S)
-            for number in range(1, site.workers + 1)
-        ),
+        *(Program(name, (*PYTHON, "worker", "render", "--name", name), of_worker, stop_s=DRAIN_S) for name in names),
     ]
 
 

@@ -142,7 +142,7 @@ def test_workers_drain_and_resume(call: Call) -> None:
     shown = call("workers", "ls", "--format=human").out
     assert worker in shown
     assert "mini-zh resident" in shown
-    assert call("workers", "drain", worker).code == 0
+    assert call("workers", "drain", "worker-1").code == 0
     assert states() == {worker: "draining"}
     assert call("doctor", "--format=human").code == 1
     assert call("workers", "resume", worker).code == 0
