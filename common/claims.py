@@ -222,7 +222,7 @@ def _image(row: Row[Any]) -> Image:
 
 
 # One statement each. WAITING is what the partial index `images_waiting_idx` holds. Suspects are few: as many as dead
-# leases held, so to step over them keeps a claim flat.
+# leases held, so to step over them keeps a claim flat. ANY(ARRAY()) keeps the planner from scanning the whole table.
 
 WAITING = "images.state = 'queued' AND images.lease_id IS NULL AND images.not_before IS NULL"
 SUSPECT = "images.error_code IS NOT DISTINCT FROM 'worker_lost'"
@@ -261,7 +261,7 @@ CLAIM = text(f"""
         WHERE NOT EXISTS (SELECT FROM alone)
         LIMIT (SELECT capacity FROM first)),
     taken AS (
-        UPDATE images SET lease_id = :lease FROM picked WHERE images.id = picked.id
+        UPDATE images SET lease_id = :lease WHERE id = ANY(ARRAY(SELECT id FROM picked))
         RETURNING images.id, images.job_id, images.lane_id, images.index, images.attempts, {SUSPECT} AS suspect),
     lease AS (
         INSERT INTO leases (id, worker_id, image_ids, expires_at)
