@@ -71,7 +71,7 @@ class Child:
         self.arguments = arguments
         self.environment = dict(environment)
         self.process: subprocess.Popen[bytes] | None = None
-        self.starts = 0
+        self.started = 0.0
 
     def send(self, number: int) -> bool:
         """Whether there was somebody to hear it."""
@@ -198,7 +198,7 @@ class Farm:
         if child.process is not None:
             self.harm(child.name, f"exit {child.process.returncode}", time.time() - 0.1, time.time())
             time.sleep(RESTART_S)
-        child.starts += 1
+        child.started = time.time()
         arguments = [*child.arguments, *(["--name", child.name] if "render" in child.arguments else [])]
         with open(self.home / "processes" / f"{child.name}.log", "ab") as log:
             child.process = subprocess.Popen(
@@ -259,14 +259,14 @@ class Farm:
         rows = self.query("SELECT id, name FROM workers WHERE state = 'ready' ORDER BY started_at")
         return {row["name"]: row["id"] for row in rows}
 
-    def busy_workers(self, *, started: bool = True) -> list[str]:
-        """Names of the living workers that hold a lease, of which something is rendered or stored just now."""
+    def busy_workers(self) -> list[str]:
+        """Names of the workers that hold a started lease, not of those whose dead predecessors do."""
         rows = self.query(
-            "SELECT DISTINCT workers.name FROM leases JOIN workers ON workers.id = leases.worker_id"
-            " WHERE leases.ended_at IS NULL AND expires_at > now() AND workers.state <> 'stopped'"
-            + (" AND leases.started_at IS NOT NULL" if started else "")
+            "SELECT DISTINCT workers.name, extract(epoch FROM workers.started_at)::float AS started"
+            " FROM leases JOIN workers ON workers.id = leases.worker_id"
+            " WHERE leases.ended_at IS NULL AND leases.started_at IS NOT NULL AND expires_at > now()"
         )
-        return sorted(row["name"] for row in rows)
+        return sorted(row["name"] for row in rows if row["started"] > self.children[row["name"]].started)
 
     def save_tables(self) -> None:
         """What a violation is understood by, afterwards."""

@@ -195,6 +195,7 @@ class Load:
 
     async def cancel(self, job_id: str, tenant: str) -> bool:
         """Whether it was this that ended the job. A look right afterwards must show it."""
+        self.witness.counts["cancels"] += 1
         asked_at = time.monotonic()
         answer = await self._request("POST", f"/v1/jobs/{job_id}/cancel", tenant)
         if answer is None or answer.status_code != 200:

@@ -1,6 +1,7 @@
 """What a storm has to say: violations, faults done and hit, recovery in lease times, and what it cost."""
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import median
@@ -76,7 +77,7 @@ def figures(farm: Farm) -> dict[str, Any]:
     leases = farm.query("SELECT outcome, count(*) AS n FROM leases GROUP BY 1 ORDER BY 1")
     jobs = farm.query("SELECT state, count(*) AS n FROM jobs GROUP BY 1 ORDER BY 1")
     (row,) = farm.query(RENDERS)
-    wasted = row["started"] - row["visible"] - row["refused"]
+    wasted = row["started"] - row["visible"] - row["refused"] - row["unwanted"]
     return {
         "jobs": {row["state"]: row["n"] for row in jobs},
         "leases": {str(row["outcome"]): row["n"] for row in leases},
@@ -108,6 +109,25 @@ def say(report: Mapping[str, Any]) -> None:
     print("every promise was kept" if report["ok"] else "NOT every promise was kept, or a fault hit nobody")
 
 
+def print_markdown(report: Mapping[str, Any]) -> None:
+    """The tables of docs/reliability.md."""
+    print(f"`{report['command']}`\n")
+    print("| promise | | violations |\n|---|---|---|")
+    for promise, sentence in PROMISES.items():
+        print(f"| {promise} | {sentence} | {report['promises'][promise]} |")
+    print("\n| fault | done | hit | first image after it, median (worst) | goal |\n|---|---|---|---|---|")
+    for name, tally in [*report["faults"].items(), (TAKEN_BACK, None)]:
+        recovery = report["recovery"].get(name)
+        seconds = f"{recovery['median_s']} s ({recovery['worst_s']} s)" if recovery else ""
+        counts = f"{tally['injected']} | {tally['hit']}" if tally else " | "
+        print(f"| {name.replace('_', ' ')} | {counts} | {seconds} | {GOALS.get(name, '')} |")
+    print(
+        f"\n{report['jobs_answered_201']} jobs, {report['images_visible']} images visible; {report['renders_started']}"
+        f" renders started, {report['renders_wasted']} in vain ({report['wasted_percent']} %). Leases of"
+        f" {report['lease_s']:g} s: {report['leases']}. Jobs: {report['jobs']}."
+    )
+
+
 def said(report: Mapping[str, Any], name: str) -> str:
     recovery = report["recovery"].get(name)
     goal = f" (goal: {GOALS[name]})" if name in GOALS else ""
@@ -127,6 +147,11 @@ LOST_BY = """
 RENDERS = """
     SELECT count(*) FILTER (WHERE old_state = 'queued' AND new_state = 'running') AS started,
            count(*) FILTER (WHERE new_state IN ('stored', 'flagged')) AS visible,
+           count(*) FILTER (WHERE old_state = 'running' AND new_state = 'cancelled') AS unwanted,
            count(*) FILTER (WHERE new_state = 'failed' AND images.error_code <> 'worker_lost') AS refused
     FROM storm_changes LEFT JOIN images USING (id) WHERE noun = 'image'
 """
+
+
+if __name__ == "__main__":  # python -m tests.faults.report < report.json
+    print_markdown(json.load(sys.stdin))

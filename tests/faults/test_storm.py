@@ -28,3 +28,12 @@ def test_every_promise_is_kept_in_a_storm_that_hits(tmp_path: Path) -> None:
     assert report["never_hit"] == []
     assert report["jobs_answered_201"] >= 240
     assert report["ok"]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_nothing_is_rendered_in_vain_in_good_weather(tmp_path: Path) -> None:
+    report = storm(tmp_path, "--jobs", "60", "--minutes", "0.3", "--seed", "7", "--faults", "none", seconds=540)
+    assert report["ok"]
+    assert report["jobs_answered_201"] == 60
+    assert (report["renders_wasted"], report["leases"].get("lost", 0)) == (0, 0)
