@@ -99,9 +99,9 @@ class Engine:
         """Wait until the drain is over, the stored pictures published; False if the painter was still busy then."""
         if not self._draining.is_set():
             self.drain()
-        while self._own_thread.is_alive() and time.monotonic() < self._leave_at + 1:
+        while self._own_thread.is_alive() and time.monotonic() < self._drained_until + 1:
             self._own_thread.join(0.1)
-        self._store.close(max(self._leave_at - time.monotonic(), 1))
+        self._store.close(max(self._drained_until - time.monotonic(), 1))
         return self._brush.close()
 
     @property
