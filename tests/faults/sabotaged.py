@@ -201,13 +201,30 @@ def shift_the_clock() -> None:
 
 def without_fence() -> None:
     """Any lease may publish any image that is being rendered."""
-    from sqlalchemy import text
-
     from common import claims
 
-    broken = claims.PUBLISH.text.replace("AND images.lease_id = :lease AND images.state", "AND images.state")
-    assert broken != claims.PUBLISH.text, "the fence is written differently now"
-    claims.PUBLISH = text(broken)
+    claims.PUBLISH = replaced(claims.PUBLISH, "AND images.lease_id = :lease ", "")
+
+
+def without_cancel() -> None:
+    """Ends the job, and lets its images go on."""
+    from common import jobs
+
+    jobs.CANCEL = replaced(jobs.CANCEL, "AND images.state IN ('queued', 'running')", "AND false")
+
+
+def replaced(statement: Any, words: str, others: str) -> Any:
+    from sqlalchemy import text
+
+    assert words in statement.text, "this is written differently now"
+    return text(statement.text.replace(words, others))
+
+
+def without_keys() -> None:
+    """Takes no Idempotency-Key for taken."""
+    from common import jobs
+
+    jobs.submit_once = lambda *_: None
 
 
 def without_heartbeat() -> None:
@@ -235,6 +252,8 @@ def without_order() -> None:
 
 SABOTAGES: dict[str, Callable[[], None]] = {
     "fence": without_fence,
+    "cancel": without_cancel,
+    "keys": without_keys,
     "heartbeat": without_heartbeat,
     "order": without_order,
     "sweep": lambda: None,  # HUAFANG_SWEEP=false does it

@@ -25,6 +25,7 @@ from tests.faults.promises import judge
 from tests.faults.report import describe, say
 from worker.sweep import CLEAN_AFTER_LEASES
 
+SABOTAGES = ("cancel", "fence", "heartbeat", "keys", "order", "sweep")  # what `sabotaged` can do
 GAP_S = (0.3, 2.0)  # between two faults of a kind
 EXTENSION_S = 90.0  # for faults that have not hit yet
 STILL_S = 45.0  # without any change, a farm with open jobs is stuck
@@ -180,7 +181,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--faults", type=lambda names: names.split(","), default=(), help="only these, comma-separated, or `none`"
     )
-    parser.add_argument("--sabotage", choices=("fence", "sweep", "heartbeat", "order"), help="break the farm first")
+    parser.add_argument("--sabotage", choices=SABOTAGES, help="break the farm first")
     parser.add_argument("--home", type=Path, default=Path(tempfile.gettempdir()), help="where the farm and its logs go")
     given = parser.parse_args(arguments)
     report = run(given)

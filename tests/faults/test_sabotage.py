@@ -18,6 +18,8 @@ KILLING = "worker_killed,worker_killed_while_painting,redis_emptied"
         ("fence", FREEZING, "P4"),  # a revived worker publishes what another renders by now
         ("sweep", KILLING, "P1"),  # nobody takes back what a dead worker held
         ("heartbeat", "redis_emptied", "P6"),  # what takes longer than a lease is lost, by workers that are well
+        ("cancel", "cancelled_while_running", "P7"),  # the images of a cancelled job go on
+        ("keys", "fifty_duplicates,worker_frozen", "P8"),  # each duplicate makes a job of its own
         ("order", "s3_errors,worker_killed", "P3"),  # what was published has no bytes
     ],
 )

@@ -1,0 +1,49 @@
+"""What the storm's witness makes of answers that contradict each other."""
+
+import time
+from typing import Any
+
+import pytest
+
+from tests.faults.load import Witness
+
+IMAGE = {"id": "i", "state": "stored", "sha256": "a"}
+
+
+def job(job_state: str, **image: Any) -> dict[str, Any]:
+    return {"id": "j", "state": job_state, "images": [IMAGE | image], "recipe": {"prompt": "红色的圆形"}}
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "promise"),
+    [
+        (job("succeeded"), job("running"), "P5"),
+        (job("succeeded"), job("succeeded", sha256="b"), "P5"),
+        (job("failed"), job("succeeded"), "P5"),
+        (job("cancelled", state="cancelled", sha256=None), job("cancelled"), "P7"),
+        (job("cancelled"), job("running"), "P7"),
+    ],
+)
+def test_an_end_that_changes_breaks_a_promise(first: dict[str, Any], then: dict[str, Any], promise: str) -> None:
+    witness = Witness()
+    witness.saw(first, time.monotonic())
+    witness.saw(then, time.monotonic())
+    assert list(witness.contradictions) == [promise]
+
+
+def test_an_answer_to_an_older_question_is_no_contradiction() -> None:
+    witness, before = Witness(), time.monotonic()
+    witness.saw(job("running"), before)
+    witness.saw(job("succeeded"), before)
+    witness.saw(job("running"), before)
+    assert not witness.contradictions
+
+
+def test_two_jobs_under_one_key_break_a_promise() -> None:
+    witness = Witness()
+    witness.told(job("queued"), "红", "key", "plain")
+    witness.told(job("queued"), "红", "key", "plain")
+    witness.told(job("queued") | {"id": "other"}, "黄", "key", "plain")
+    assert not witness.contradictions
+    witness.told(job("queued") | {"id": "other"}, "红", "key", "plain")
+    assert list(witness.contradictions) == ["P8"]
