@@ -47,6 +47,7 @@ def celery_app(settings: Settings, *, socket_timeout: float = 10) -> Celery:
         worker_redirect_stdouts=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        broker_channel_error_retry=True,  # a full Redis answers with an error: no reason for a worker to end
         broker_transport_options={
             "socket_timeout": socket_timeout,
             "socket_connect_timeout": min(3, socket_timeout),
