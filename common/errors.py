@@ -102,7 +102,10 @@ class OutOfMemory(RenderFailed):
 
 
 class NanImage(RenderFailed):
+    """The model painted numbers that are none, in fp32 too: it would do so again."""
+
     code = "nan_image"
+    retryable = False
 
 
 class WorkerLost(RenderFailed):

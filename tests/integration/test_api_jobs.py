@@ -170,7 +170,7 @@ def test_a_waiting_job_says_why_it_waits(client: httpx.Client, story: Story) -> 
     assert why()[0] == "draining"
     with transaction(story.database) as connection:
         workers.resume(connection, story.worker_id)
-    story.publish(story.started(), ImageState.FAILED, error_code="nan_image", error_message="", retryable=True)
+    story.publish(story.started(), ImageState.FAILED, error_code="out_of_memory", error_message="", retryable=True)
     assert why()[0] == "backing_off"
     story.skip_backoff()
     assert why()[0] == "workers_busy"

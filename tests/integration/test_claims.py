@@ -125,13 +125,13 @@ def test_an_image_that_the_outcomes_forgot_goes_back(story: Story) -> None:
 def test_a_failure_that_can_be_cured_is_tried_three_times(story: Story) -> None:
     job = story.submit(count=1)
     for attempt in (1, 2, 3):
-        story.publish(story.started(), state=ImageState.FAILED, error_code="nan_image", retryable=True)
+        story.publish(story.started(), state=ImageState.FAILED, error_code="out_of_memory", retryable=True)
         image = story.images(job)[0]
         assert image.attempts == attempt
         assert (image.state == ImageState.QUEUED and image.not_before is not None) == (attempt < 3)
         assert story.claim() is None  # backing off, or ended
         story.skip_backoff()
-    assert (story.job(job).state, story.job(job).error_code) == (JobState.FAILED, "nan_image")
+    assert (story.job(job).state, story.job(job).error_code) == (JobState.FAILED, "out_of_memory")
 
 
 def test_a_failure_that_cannot_be_cured_is_final_and_spares_its_neighbours(story: Story) -> None:
@@ -329,16 +329,16 @@ def test_suspicion_outlives_what_proves_nothing_and_ends_with_another_error(stor
     story.release(story.started())
     story.die(story.claim())  # it never started
     assert len(story.claim().images) == 1
-    story.publish(story.started(), state=ImageState.FAILED, error_code="nan_image", retryable=True)
+    story.publish(story.started(), state=ImageState.FAILED, error_code="out_of_memory", retryable=True)
     story.skip_backoff()
-    assert [image.error_code for image in story.images(job)] == ["worker_lost", "nan_image"]
+    assert [image.error_code for image in story.images(job)] == ["worker_lost", "out_of_memory"]
     assert not story.claim().suspect
 
 
 def test_the_pause_before_the_next_attempt_doubles_and_varies(story: Story) -> None:
     job = story.submit(count=8)
     for shortest, longest in ((1, 3), (2, 6)):
-        story.publish(story.started(), state=ImageState.FAILED, error_code="nan_image", retryable=True)
+        story.publish(story.started(), state=ImageState.FAILED, error_code="out_of_memory", retryable=True)
         with story.database.connect() as connection:
             ended_at = connection.execute(text("SELECT max(ended_at) FROM leases")).scalar_one()
         pauses = [(image.not_before - ended_at).total_seconds() for image in story.images(job)]

@@ -90,7 +90,7 @@ def test_a_job_that_is_not_done_by_its_deadline_fails_and_keeps_what_it_stored(s
     job, lasting, endless = (story.submit(count=3, expires_after_s=seconds) for seconds in (-1, 3600, None))
     started = story.started(capacity=2)
     story.publish(replace(started, images=started.images[:1]))  # the second goes back to the queue
-    story.publish(story.started(capacity=1), state=ImageState.FAILED, error_code="nan_image", retryable=True)
+    story.publish(story.started(capacity=1), state=ImageState.FAILED, error_code="out_of_memory", retryable=True)
     running = story.started(capacity=2)
     assert {image.job_id for image in running.images} == {job, lasting}
     assert story.expire() == [job]

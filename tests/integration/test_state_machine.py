@@ -324,7 +324,7 @@ class Farm(RuleBasedStateMachine):
             "stored": lambda image: self.story.outcome(image, hand.lease_id),
             "flagged": lambda image: Outcome(image.id, ImageState.FLAGGED),
             "failed": lambda image: Outcome(image.id, ImageState.FAILED, error_code="refused"),
-            "again": lambda image: Outcome(image.id, ImageState.FAILED, error_code="nan_image", retryable=True),
+            "again": lambda image: Outcome(image.id, ImageState.FAILED, error_code="out_of_memory", retryable=True),
         }
         pairs = zip(hand.images, ends, strict=False)
         return [made[end](image) for image, end in pairs if end != "forgotten"]

@@ -136,7 +136,7 @@ def test_after_a_gap_of_its_own_nothing_is_rescued_for_a_while(story: Story, swe
 
 def test_images_whose_back_off_is_over_can_be_claimed(story: Story, sweep: Sweep) -> None:
     story.submit()
-    story.publish(story.started(), state=ImageState.FAILED, error_code="nan_image", retryable=True)
+    story.publish(story.started(), state=ImageState.FAILED, error_code="out_of_memory", retryable=True)
     sweep.once()
     assert story.claim() is None
     with story.database.begin() as connection:
