@@ -422,6 +422,7 @@ def farm(database: Engine) -> Iterator[Callable[[], Farm]]:
     engine.dispose()
 
 
+@pytest.mark.timeout(400)  # many short stories: as long as its machine is slow
 def test_whatever_happens_in_whatever_order_the_promises_hold(farm: Callable[[], Farm]) -> None:
     run_state_machine_as_test(farm, settings=ENOUGH)
 
