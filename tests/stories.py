@@ -135,6 +135,10 @@ class Story:
             rows = connection.execute(text("SELECT tier, sum(open) FROM lanes GROUP BY tier")).all()
         return {str(tier): int(total) for tier, total in rows}
 
+    def rows(self, statement: str, **parameters: Any) -> list[Row[Any]]:
+        with self.database.connect() as connection:
+            return list(connection.execute(text(statement), parameters))
+
     def count(self, table: str) -> int:
         with self.database.connect() as connection:
             return int(connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one())

@@ -32,7 +32,6 @@ WORK_S = 30.0  # how long one call of work() goes on
 CLAIM_AHEAD_S = 0.3  # before the end of a microbatch: enough for a claim, too little for a better one to come up
 START_AHEAD_S = 0.05
 LOWER_TIER_EVERY = 20  # one microbatch in so many goes to the oldest lower tier
-PATIENCE_S = 30.0
 
 
 class Engine:
@@ -175,7 +174,7 @@ class Engine:
             self.worker_id,
             capacity,
             self.gallery.resident,
-            max(PATIENCE_S, 4 * self.gallery.longest_load_s),
+            self.gallery.patience_s,
             lower_tier=self._claims % LOWER_TIER_EVERY == LOWER_TIER_EVERY - 1,
         )
         lease_id = new_id()

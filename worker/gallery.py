@@ -20,6 +20,8 @@ from worker import painter
 from worker.painter import DeviceLost, Painter
 from worker.watchdog import Watchdog
 
+PATIENCE_S = 30.0
+FOR_EVER_S = 1e9
 ACCELERATORS = ("cuda", "mps")
 DOWNLOAD_TIMES = 24  # a model of the hub may have to be fetched first, and takes that many times longer at most
 RETRY_S = 300  # a refused model of the hub may be within reach later; a folder does not mend itself
@@ -58,7 +60,14 @@ class Gallery:
         self._watchdog = watchdog
         self._painter: Painter | None = None
         self._refusals: dict[str, Refusal] = {}
-        self.longest_load_s = 0.0
+        self._longest_load_s = 0.0
+        self._resident_since = 0.0
+
+    @property
+    def patience_s(self) -> float:
+        """How long images of other models wait before the resident one makes room; for ever while it only just came."""
+        patience = max(PATIENCE_S, 4 * self._longest_load_s)
+        return patience if time.monotonic() - self._resident_since > patience else FOR_EVER_S
 
     @property
     def resident(self) -> tuple[str, ...]:
@@ -98,7 +107,8 @@ class Gallery:
             reason = f"The model {name} is refused: it cannot be loaded ({type(error).__name__})."
             raise self._refuse(model, reason, model.folder is not None) from error
         seconds = time.monotonic() - began
-        self.longest_load_s = max(seconds, self.longest_load_s)
+        self._longest_load_s = max(seconds, self._longest_load_s)
+        self._resident_since = time.monotonic()
         self._refusals.pop(name, None)
         tell("model_loaded", model=name, revision=self._painter.revision, seconds=seconds)
         return self._painter

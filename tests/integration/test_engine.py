@@ -4,6 +4,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
@@ -73,6 +74,24 @@ def until_painting(worker: RenderWorker, step: int = 2) -> None:
 
 
 # What is rendered
+
+
+def test_a_model_that_only_just_came_stays_though_others_have_waited_long(
+    story: Story, make_worker: MakeWorker
+) -> None:
+    for steps in (1, 2, 3):
+        for model in ("mini-zh", "zh-v0"):
+            story.submit(model=model, width=64, height=64, steps=steps)
+    with story.database.begin() as connection:
+        connection.execute(text("UPDATE jobs SET created_at = now() - interval '1 hour'"))
+    work(make_worker())
+    models = [
+        story.job(image.job_id).model
+        for lease in leases(story)
+        for image in story.rows("SELECT job_id FROM images WHERE lease_id = :id", id=lease.id)
+    ]
+    assert len(models) == 6
+    assert sum(before != after for before, after in pairwise(models)) == 1
 
 
 def test_a_job_is_rendered_stored_and_published(story: Story, settings: Settings, make_worker: MakeWorker) -> None:
