@@ -7,6 +7,7 @@ channels are Redis-wide: what one test publishes, a test of another worker could
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,9 @@ TEMPLATE = "template_of_tests"
 # What this machine says about a farm must not reach the tests.
 for name in [name for name in os.environ if name.startswith("HUAFANG_") and not name.startswith("HUAFANG_TEST_")]:
     del os.environ[name]
+
+# What a shell starts in the background inherits an ignored Ctrl-C; the programs that tests start need theirs.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)
