@@ -17,9 +17,13 @@ from sqlalchemy import text
 from common.config import Settings
 from embedded.farm import variables
 from tests.stories import Story
+from worker.render_worker import RenderWorker
 
 T = TypeVar("T")
 
+MakeWorker = Callable[..., RenderWorker]
+
+SLOW = "stub:0.03"  # seconds a step
 QUICK = {"LEASE_S": "1.5", "BEAT_S": "0.3", "SWEEP_S": "0.3"}
 
 

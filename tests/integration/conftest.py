@@ -1,6 +1,8 @@
 """What integration tests start from, beside the servers of `tests/conftest.py`."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import pytest
@@ -8,7 +10,9 @@ from sqlalchemy import Engine
 
 from common.config import Settings
 from tests.serving import Api, serving
-from tests.stories import Story
+from tests.stories import CATALOG, Story
+from tests.workers import MakeWorker
+from worker.render_worker import RenderWorker
 
 
 @pytest.fixture
@@ -27,3 +31,26 @@ def client(api: Api) -> Iterator[httpx.Client]:
     """A client of the tenant `somebody`, who may do everything."""
     with api.client() as client:
         yield client
+
+
+@pytest.fixture
+def make_worker(settings: Settings) -> Iterator[MakeWorker]:
+    """Workers whose threads rest until they are started: a test calls `engine.work()` and `heartbeat.beat()`."""
+    made = []
+
+    def make(**changes: Any) -> RenderWorker:
+        worker = RenderWorker(settings.model_copy(update={"drain_s": 5, **changes}), CATALOG)
+        made.append(worker)
+        return worker
+
+    yield make
+    for worker in made:
+        worker.stop()
+        worker.database.dispose()
+
+
+@pytest.fixture
+def aside() -> Iterator[ThreadPoolExecutor]:
+    """A thread for what the test watches from outside."""
+    with ThreadPoolExecutor(2) as pool:
+        yield pool

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
@@ -21,36 +21,10 @@ from common.recipe import canonical
 from common.states import ImageState, JobState, Tier
 from common.storage import sha256
 from tests.stories import CATALOG, Story
-from tests.workers import bucket_of, ready_workers, until
+from tests.workers import SLOW, MakeWorker, bucket_of, ready_workers, until
 from worker.painter import OnStep, Picture, Stroke
 from worker.render_worker import RenderWorker
 from worker.stub import Stub
-
-SLOW = "stub:0.03"  # seconds a step
-MakeWorker = Callable[..., RenderWorker]
-
-
-@pytest.fixture
-def make_worker(settings: Settings) -> Iterator[MakeWorker]:
-    """Workers whose threads rest until they are started: a test calls `engine.work()` and `heartbeat.beat()`."""
-    made = []
-
-    def make(**changes: Any) -> RenderWorker:
-        worker = RenderWorker(settings.model_copy(update={"drain_s": 5, **changes}), CATALOG)
-        made.append(worker)
-        return worker
-
-    yield make
-    for worker in made:
-        worker.stop()
-        worker.database.dispose()
-
-
-@pytest.fixture
-def aside() -> Iterator[ThreadPoolExecutor]:
-    """A thread for what the test watches from outside."""
-    with ThreadPoolExecutor(2) as pool:
-        yield pool
 
 
 def work(worker: RenderWorker, seconds: float = 30) -> None:

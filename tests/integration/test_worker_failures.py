@@ -3,7 +3,7 @@
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,38 +19,12 @@ from common.db import transaction
 from common.errors import OutOfMemory, RenderFailed
 from common.states import ImageState, JobState, WorkerState
 from tests.stories import CATALOG, Story
-from tests.workers import QUICK, log_of, running, until, until_ended
+from tests.workers import QUICK, SLOW, MakeWorker, log_of, running, until, until_ended
 from worker.clock import RIGHT_BEATS, Clock
 from worker.painter import OnStep, Picture, Stroke
 from worker.render_worker import RenderWorker
 from worker.stub import Stub
 from worker.watchdog import EXIT_CODE
-
-SLOW = "stub:0.03"  # seconds a step
-MakeWorker = Callable[..., RenderWorker]
-
-
-@pytest.fixture
-def make_worker(settings: Settings) -> Iterator[MakeWorker]:
-    """Workers whose threads rest: a test calls `engine.work()` and `heartbeat.beat()`."""
-    made = []
-
-    def make(**changes: Any) -> RenderWorker:
-        worker = RenderWorker(settings.model_copy(update={"drain_s": 5, **changes}), CATALOG)
-        made.append(worker)
-        return worker
-
-    yield make
-    for worker in made:
-        worker.stop()
-        worker.database.dispose()
-
-
-@pytest.fixture
-def aside() -> Iterator[ThreadPoolExecutor]:
-    """A thread for what the test watches from outside."""
-    with ThreadPoolExecutor(2) as pool:
-        yield pool
 
 
 def work(worker: RenderWorker) -> None:
