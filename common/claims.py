@@ -241,7 +241,7 @@ CLAIM = text(f"""
         CROSS JOIN LATERAL (
             SELECT images.id, {SUSPECT} AS suspect, jobs.created_at FROM images JOIN jobs ON jobs.id = images.job_id
             WHERE images.lane_id = lanes.id AND {WAITING} ORDER BY images.id LIMIT 1) AS head
-        WHERE lanes.open > 0),
+        WHERE lanes.open > 0 AND NOT lanes.closed),
     turn AS (SELECT id, :lower AND tier > (SELECT min(tier) FROM waiting) AS is_lower FROM waiting),
     first AS MATERIALIZED (
         SELECT waiting.* FROM waiting JOIN turn USING (id)
@@ -304,7 +304,9 @@ START_LEASE = text("""
 START_IMAGES = text("""
     WITH started AS (
         UPDATE images SET state = 'running', attempts = attempts + 1, started_at = now()
-        WHERE id = ANY(:images) AND lease_id = :lease AND state = 'queued' RETURNING id, job_id),
+        WHERE id = ANY(:images) AND lease_id = :lease AND state = 'queued'
+            AND NOT EXISTS (SELECT FROM lanes WHERE lanes.id = images.lane_id AND lanes.closed)
+        RETURNING id, job_id),
     job AS (
         UPDATE jobs SET state = 'running', started_at = now()
         WHERE id IN (SELECT job_id FROM started) AND state = 'queued')
@@ -405,7 +407,7 @@ CLEANED = text("UPDATE leases SET unclean = false WHERE id = ANY(:leases) AND en
 
 WAKEABLE = text(f"""
     SELECT DISTINCT lanes.model FROM lanes JOIN workers ON lanes.model = ANY(workers.models)
-    WHERE lanes.open > 0 AND workers.state IN ('starting', 'ready')
+    WHERE lanes.open > 0 AND NOT lanes.closed AND workers.state IN ('starting', 'ready')
         AND workers.seen_at > now() - make_interval(secs => :lately)
         AND NOT EXISTS (SELECT FROM leases WHERE leases.worker_id = workers.id AND leases.ended_at IS NULL)
         AND EXISTS (SELECT FROM images WHERE images.lane_id = lanes.id AND {WAITING})

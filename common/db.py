@@ -22,7 +22,7 @@ from common.errors import Unavailable
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 # Revisions whose tables this code works with, so that a rolling upgrade can migrate before the last old process stops.
-ACCEPTED_REVISIONS = ("0001",)
+ACCEPTED_REVISIONS = ("0002",)
 
 
 def connect(settings: Settings, *, pool: int = 10, statement_timeout_s: float = 30) -> Engine:

@@ -5,9 +5,10 @@
                   └──────────┴──────► cancelled                 (by its tenant or the operator)
 
 Every function takes an open connection and leaves the COMMIT, and what is sent to Redis after it, to its caller.
-Rows are locked leases first, then jobs, then images, then lanes, each by id.
+Rows are locked leases first, then batches, jobs, images, lanes, each by id.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -77,14 +78,14 @@ def submit(
     return job
 
 
-def submit_once(connection: Connection, tenant_id: UUID, once: Once, job_id: UUID) -> UUID | None:
-    """Take an Idempotency-Key for a job that is about to be submitted: None, or the job that took it before.
+def submit_once(connection: Connection, tenant_id: UUID, once: Once, made_id: UUID) -> UUID | None:
+    """Take an Idempotency-Key for a job or batch that is about to be made: None, or the one that took it before.
 
     Of several at once, the first to commit has it and the others wait for that. Raises IdempotencyMismatch when the
     key came with another body in the last 24 hours.
     """
     parameters = {"tenant": tenant_id, "route": once.route, "key": once.key, "hours": IDEMPOTENCY_HOURS}
-    taken = connection.execute(TAKE_KEY, parameters | {"fingerprint": once.fingerprint, "job": job_id}).first()
+    taken = connection.execute(TAKE_KEY, parameters | {"fingerprint": once.fingerprint, "made": made_id}).first()
     if taken:
         return None
     earlier = connection.execute(READ_KEY, parameters).one()
@@ -92,7 +93,7 @@ def submit_once(connection: Connection, tenant_id: UUID, once: Once, job_id: UUI
         raise IdempotencyMismatch(
             "This Idempotency-Key was used with another request in the last 24 hours; use a new key."
         )
-    return UUID(str(earlier.job_id))
+    return UUID(str(earlier.made_id))
 
 
 def cancel(connection: Connection, job_id: UUID, tenant_id: UUID | None = None) -> bool:
@@ -103,7 +104,12 @@ def cancel(connection: Connection, job_id: UUID, tenant_id: UUID | None = None) 
     lock = connection.execute(LOCK_JOB, {"job": job_id, "tenant": tenant_id}).first()
     if lock is None:
         raise NotFound(f"There is no job {job_id}.")
-    return connection.execute(CANCEL, {"job": job_id}).first() is not None
+    return bool(cancel_locked(connection, [job_id]))
+
+
+def cancel_locked(connection: Connection, job_ids: Sequence[UUID]) -> list[UUID]:
+    """Cancel those of these jobs that have not ended, and their images; which. They are locked already, by id."""
+    return list(connection.execute(CANCEL, {"jobs": list(job_ids)}).scalars())
 
 
 def retry(connection: Connection, job_id: UUID, tenant_id: UUID, request_id: str | None = None) -> Job:
@@ -151,11 +157,17 @@ def forget_old_keys(connection: Connection) -> int:
 # that of the image that failed last.
 
 LOWER_LANES = """
-    lane_tally AS (SELECT lane_id, count(*) AS images FROM ended GROUP BY lane_id),
+    lane_tally AS (
+        SELECT lane_id, count(*) AS images, count(*) FILTER (WHERE state = 'stored') AS stored,
+               count(*) FILTER (WHERE state = 'flagged') AS flagged, count(*) FILTER (WHERE state = 'failed') AS failed,
+               count(*) FILTER (WHERE state = 'cancelled') AS cancelled
+        FROM ended GROUP BY lane_id),
     lane_lock AS MATERIALIZED (
         SELECT id FROM lanes WHERE id IN (SELECT lane_id FROM lane_tally) ORDER BY id FOR NO KEY UPDATE),
     lowered AS (
-        UPDATE lanes SET open = lanes.open - lane_tally.images
+        UPDATE lanes SET open = lanes.open - lane_tally.images, stored = lanes.stored + lane_tally.stored,
+            flagged = lanes.flagged + lane_tally.flagged, failed = lanes.failed + lane_tally.failed,
+            cancelled = lanes.cancelled + lane_tally.cancelled
         FROM lane_tally JOIN lane_lock ON lane_lock.id = lane_tally.lane_id WHERE lanes.id = lane_tally.lane_id)
 """
 
@@ -184,7 +196,7 @@ INSERT_JOB = text("""
     WITH lane AS (
         INSERT INTO lanes (tenant_id, tier, model, compatibility, open)
         VALUES (:tenant, cast(:tier AS tier), :model, :compatibility, :count)
-        ON CONFLICT (tenant_id, tier, compatibility) DO UPDATE SET open = lanes.open + excluded.open
+        ON CONFLICT (tenant_id, tier, compatibility, batch_id) DO UPDATE SET open = lanes.open + excluded.open
         RETURNING id),
     job AS (
         INSERT INTO jobs (id, tenant_id, parent_id, tier, recipe, warnings, count, open, request_id, deadline)
@@ -197,16 +209,16 @@ INSERT_JOB = text("""
 """)
 
 TAKE_KEY = text("""
-    INSERT INTO idempotency_keys AS old (tenant_id, route, key, fingerprint, job_id)
-    VALUES (:tenant, :route, :key, :fingerprint, :job)
+    INSERT INTO idempotency_keys AS old (tenant_id, route, key, fingerprint, made_id)
+    VALUES (:tenant, :route, :key, :fingerprint, :made)
     ON CONFLICT (tenant_id, route, key) DO UPDATE
-        SET fingerprint = excluded.fingerprint, job_id = excluded.job_id, created_at = now()
+        SET fingerprint = excluded.fingerprint, made_id = excluded.made_id, created_at = now()
         WHERE old.created_at < now() - make_interval(hours => :hours)
-    RETURNING job_id
+    RETURNING made_id
 """)
 
 READ_KEY = text("""
-    SELECT fingerprint, job_id FROM idempotency_keys WHERE tenant_id = :tenant AND route = :route AND key = :key
+    SELECT fingerprint, made_id FROM idempotency_keys WHERE tenant_id = :tenant AND route = :route AND key = :key
 """)
 
 FORGET_KEYS = text("DELETE FROM idempotency_keys WHERE created_at < now() - make_interval(hours => :hours)")
@@ -224,10 +236,10 @@ LOCK_JOBS_OF_IMAGES = text("""
 CANCEL = text(f"""
     WITH job AS (
         UPDATE jobs SET state = 'cancelled', open = 0, finished_at = now()
-        WHERE id = :job AND state IN ('queued', 'running') RETURNING id),
+        WHERE id = ANY(:jobs) AND state IN ('queued', 'running') RETURNING id),
     ended AS (
         UPDATE images SET state = 'cancelled', finished_at = now(), not_before = NULL FROM job
-        WHERE images.job_id = job.id AND images.state IN ('queued', 'running') RETURNING images.lane_id),
+        WHERE images.job_id = job.id AND images.state IN ('queued', 'running') RETURNING images.lane_id, images.state),
     {LOWER_LANES}
     SELECT id FROM job
 """)

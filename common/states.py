@@ -31,6 +31,16 @@ class WorkerState(StrEnum):
     STOPPED = "stopped"  # said goodbye, or was not heard of for too long
 
 
+class BatchState(StrEnum):
+    """Follows from what a batch's row says of it, in this order; the database computes it."""
+
+    ENDED = "ended"  # every image has ended, or its prompts cannot be rendered
+    PAUSED = "paused"  # nothing of it is claimed until it is resumed
+    RUNNING = "running"  # all its jobs are there
+    EXPANDING = "expanding"  # its prompts become jobs, which are rendered already
+    CHECKING = "checking"  # its prompts are read for the first time
+
+
 class Tier(StrEnum):
     """How urgent a job is, most urgent first: a higher tier's images are claimed before a lower one's."""
 
@@ -44,6 +54,7 @@ class Scope(StrEnum):
 
     JOBS_READ = "jobs:read"
     JOBS_WRITE = "jobs:write"
+    BATCHES_WRITE = "batches:write"
     VIEWER = "viewer"
     ADMIN = "admin"
 

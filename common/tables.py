@@ -1,7 +1,7 @@
 """The tables, as SQLAlchemy Core sees them. The migrations make them; `alembic check` holds the two together.
 
 Whoever changes a state does it in `common.jobs` or `common.claims`; the enums and CHECKs here are the second lock on
-that door. Rows are locked leases first, then jobs, images, lanes, tenants, each by id.
+that door. Rows are locked leases first, then batches, jobs, images, lanes, tenants, each by id.
 """
 
 from sqlalchemy import (
@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from common.states import ImageState, JobState, Tier, WorkerState
+from common.states import BatchState, ImageState, JobState, Tier, WorkerState
 
 metadata = MetaData(
     naming_convention={
@@ -46,6 +46,7 @@ tier_enum = Enum(Tier, name="tier", values_callable=lambda e: [m.value for m in 
 image_state_enum = Enum(ImageState, name="image_state", values_callable=lambda e: [m.value for m in e])
 job_state_enum = Enum(JobState, name="job_state", values_callable=lambda e: [m.value for m in e])
 worker_state_enum = Enum(WorkerState, name="worker_state", values_callable=lambda e: [m.value for m in e])
+batch_state_enum = Enum(BatchState, name="batch_state", values_callable=lambda e: [m.value for m in e])
 lease_outcome_enum = Enum("published", "released", "lost", name="lease_outcome")
 
 tenants = Table(
@@ -73,6 +74,62 @@ api_keys = Table(
     Column("revoked_at", Moment),
 )
 
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False),
+    Column("format", Text, nullable=False),  # jsonl or txt; its bytes are in storage
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("created_at", Moment, nullable=False, server_default=func.now()),
+    Index("uploads_tenant_id_idx", "tenant_id", "id"),
+)
+
+# How far a batch has come: its file is read up to `offset`, and the jobs of places below `jobs` are there. What has
+# become of their images its lanes count.
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False),
+    Column("upload_id", Uuid, ForeignKey("uploads.id"), nullable=False),
+    Column("name", Text, nullable=False, server_default=""),
+    Column("tier", tier_enum, nullable=False),
+    Column("plan", JSONB, nullable=False),  # how a prompt becomes a recipe
+    Column(
+        "state",
+        batch_state_enum,
+        Computed(
+            "CASE WHEN finished_at IS NOT NULL THEN 'ended'::batch_state"
+            " WHEN paused_at IS NOT NULL THEN 'paused'::batch_state"
+            " WHEN expanded_at IS NOT NULL THEN 'running'::batch_state"
+            " WHEN checked_at IS NOT NULL THEN 'expanding'::batch_state ELSE 'checking'::batch_state END",
+            persisted=True,
+        ),
+        nullable=False,
+    ),
+    Column("prompts", BigInteger),  # in its file; unknown until it is checked
+    Column("offset", BigInteger, nullable=False, server_default="0"),
+    Column("line", BigInteger, nullable=False, server_default="0"),
+    Column("jobs", BigInteger, nullable=False, server_default="0"),
+    Column("images", BigInteger, nullable=False, server_default="0"),
+    Column("settled", BigInteger, nullable=False, server_default="0"),  # of a cancelled one: places that are done with
+    Column("error_code", Text),
+    Column("error_message", Text),
+    Column("request_id", Text),
+    Column("created_at", Moment, nullable=False, server_default=func.now()),
+    Column("touched_at", Moment, nullable=False, server_default=func.now()),  # when a control worker was last at it
+    Column("checked_at", Moment),
+    Column("expanded_at", Moment),
+    Column("paused_at", Moment),
+    Column("cancelled_at", Moment),
+    Column("finished_at", Moment),
+    CheckConstraint("expanded_at IS NULL OR (checked_at IS NOT NULL AND jobs = prompts)", name="expanded"),
+    Index("batches_tenant_id_idx", "tenant_id", "id"),
+    Index("batches_open_idx", "id", postgresql_where=text("finished_at IS NULL")),
+)
+
 lanes = Table(
     "lanes",
     metadata,
@@ -81,10 +138,17 @@ lanes = Table(
     Column("tier", tier_enum, nullable=False),
     Column("model", Text, nullable=False),
     Column("compatibility", Text, nullable=False),
-    Column("open", BigInteger, nullable=False),  # images that have not ended
+    Column("batch_id", Uuid, ForeignKey("batches.id")),
+    Column("closed", Boolean, nullable=False, server_default="false"),  # nothing of it is claimed or started
+    Column("open", BigInteger, nullable=False),  # images that have not ended; those that have, by how:
+    Column("stored", BigInteger, nullable=False, server_default="0"),
+    Column("flagged", BigInteger, nullable=False, server_default="0"),
+    Column("failed", BigInteger, nullable=False, server_default="0"),
+    Column("cancelled", BigInteger, nullable=False, server_default="0"),
     CheckConstraint("open >= 0", name="open"),
-    UniqueConstraint("tenant_id", "tier", "compatibility"),
+    UniqueConstraint("tenant_id", "tier", "compatibility", "batch_id", postgresql_nulls_not_distinct=True),
     Index("lanes_open_idx", "model", postgresql_where=text("open > 0")),
+    Index("lanes_batch_id_idx", "batch_id", postgresql_where=text("batch_id IS NOT NULL")),
 )
 
 jobs = Table(
@@ -93,6 +157,8 @@ jobs = Table(
     Column("id", Uuid, primary_key=True),
     Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False),
     Column("parent_id", Uuid, ForeignKey("jobs.id")),
+    Column("batch_id", Uuid, ForeignKey("batches.id")),
+    Column("place", BigInteger),  # in its batch
     Column("tier", tier_enum, nullable=False),
     Column("state", job_state_enum, nullable=False, server_default=JobState.QUEUED),
     Column("recipe", JSONB, nullable=False),
@@ -112,7 +178,10 @@ jobs = Table(
     CheckConstraint("open BETWEEN 0 AND count", name="open"),
     CheckConstraint("(finished_at IS NOT NULL) = (state IN ('succeeded', 'failed', 'cancelled'))", name="finished"),
     CheckConstraint("(open = 0) = (state IN ('succeeded', 'failed', 'cancelled'))", name="settled"),
+    CheckConstraint("(batch_id IS NULL) = (place IS NULL)", name="place"),
     Index("jobs_tenant_id_idx", "tenant_id", "id"),
+    Index("jobs_batch_id_idx", "batch_id", "place", unique=True, postgresql_where=text("batch_id IS NOT NULL")),
+    Index("jobs_running_idx", "batch_id", postgresql_where=text("state = 'running' AND batch_id IS NOT NULL")),
     Index("jobs_parent_id_idx", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
     Index("jobs_open_idx", "tenant_id", "id", postgresql_where=text("finished_at IS NULL")),
     Index("jobs_deadline_idx", "deadline", postgresql_where=text("deadline IS NOT NULL AND finished_at IS NULL")),
@@ -191,6 +260,7 @@ workers = Table(
     Column("resident", ARRAY(Text), nullable=False, server_default="{}"),  # that are in its memory
     Column("refusals", JSONB, nullable=False, server_default="{}"),  # model → why it will not serve it
     Column("seconds_per_image", JSONB, nullable=False, server_default="{}"),  # model → lately measured
+    Column("capacity", JSONB, nullable=False, server_default="{}"),  # model → images of one pipeline call
     Column("state", worker_state_enum, nullable=False, server_default=WorkerState.STARTING),
     Column("reason", Text),  # why it drains or stopped
     Column("started_at", Moment, nullable=False, server_default=func.now()),
@@ -208,6 +278,16 @@ revisions = Table(
     Column("recorded_at", Moment, nullable=False, server_default=func.now()),
 )
 
+capacities = Table(
+    "capacities",
+    metadata,
+    Column("worker_class", Text, primary_key=True),  # a digest of it: found once for all workers of a class
+    Column("model", Text, primary_key=True),
+    Column("images", Integer, nullable=False),
+    Column("found_at", Moment, nullable=False, server_default=func.now()),
+    CheckConstraint("images > 0", name="images"),
+)
+
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,
@@ -215,6 +295,6 @@ idempotency_keys = Table(
     Column("route", Text, primary_key=True),
     Column("key", Text, primary_key=True),
     Column("fingerprint", Text, nullable=False),
-    Column("job_id", Uuid, nullable=False),
+    Column("made_id", Uuid, nullable=False),  # the job or batch that the request made
     Column("created_at", Moment, nullable=False, server_default=func.now(), index=True),
 )

@@ -47,11 +47,11 @@ def judge(farm: Farm, witness: Witness, stuck: Sequence[str], postgres_away: Seq
         found.note(promise, (dict(row) for row in farm.query(statement)))
     read_back(farm, found)
     judge_failures(farm, witness, found, postgres_away)
-    keyed = farm.query("SELECT key, job_id, tenants.name FROM idempotency_keys JOIN tenants ON tenants.id = tenant_id")
+    keyed = farm.query("SELECT key, made_id, tenants.name FROM idempotency_keys JOIN tenants ON tenants.id = tenant_id")
     for row in keyed:
         ids = witness.keys.get((row["name"], row["key"]), set())
-        if ids != {str(row["job_id"])}:
-            found.note("P8", [f"key {row['key']} has job {row['job_id']}, and its users were told of {sorted(ids)}"])
+        if ids != {str(row["made_id"])}:
+            found.note("P8", [f"key {row['key']} has job {row['made_id']}, and its users were told of {sorted(ids)}"])
     return found
 
 
