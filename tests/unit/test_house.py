@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 HOME = Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((HOME / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
-OURS = {"api", "cli", "common", "embedded", "migrations", "models", "tests", "training", "worker"}
+OURS = {"api", "bench", "cli", "common", "embedded", "migrations", "models", "tests", "training", "worker"}
 EXTRAS = PROJECT["optional-dependencies"]
 
 # What is declared though no line of ours names it, and who wants it.
@@ -71,7 +71,7 @@ def test_no_dependency_ships_one_of_our_names() -> None:
 def test_every_package_is_in_the_wheel() -> None:
     found = {path.parent.name for path in HOME.glob("*/__init__.py")}
     shipped = set(PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"])
-    assert found - {"tests", "training"} <= shipped
+    assert found - {"bench", "tests", "training"} <= shipped
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_the_api_and_a_control_worker_start_without_the_worker_extra() -> None:
 
 
 def test_every_dependency_is_used() -> None:
-    text = "\n".join(path.read_text() for package in OURS - {"tests"} for path in sources(package))
+    text = "\n".join(path.read_text() for package in OURS - {"bench", "tests"} for path in sources(package))
     modules: dict[str, list[str]] = {}
     for module, names in packages_distributions().items():
         for name in names:
