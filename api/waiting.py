@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
 
 from common.errors import Unavailable
-from common.queue import ENDED_CHANNEL
+from common.queue import CHANGED_CHANNEL
 from common.telemetry import tell
 
 POLL_S = 1.0
@@ -83,22 +83,25 @@ class WaitingRoom:
             health_check_interval=5,
         )
         async with redis, redis.pubsub() as news:
-            await news.subscribe(ENDED_CHANNEL)
+            await news.subscribe(CHANGED_CHANNEL)
             while True:
                 message = await news.get_message(ignore_subscribe_messages=True, timeout=5)
                 if message:
-                    self._tell(ids_in(message["data"]))
+                    await self._look_at([job for job in ids_in(message["data"]) if job in self._waiting])
 
     async def _poll(self) -> None:
         while True:
             await asyncio.sleep(POLL_S)
-            if self._waiting:
-                try:
-                    self._tell(await run_in_threadpool(self._ended, list(self._waiting)))
-                except Unavailable:
-                    pass  # whoever submits is told so
-                except Exception:
-                    tell("request_failed", exc_info=True, path="the waiting room's poll")
+            await self._look_at(list(self._waiting))
+
+    async def _look_at(self, job_ids: list[UUID]) -> None:
+        if job_ids:
+            try:
+                self._tell(await run_in_threadpool(self._ended, job_ids))
+            except Unavailable:
+                pass  # whoever submits is told so
+            except Exception:
+                tell("request_failed", exc_info=True, path="the waiting room's poll")
 
 
 def ids_in(data: str) -> list[UUID]:

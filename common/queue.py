@@ -18,7 +18,8 @@ from common.config import Settings
 from common.telemetry import tell
 
 CONTROL_QUEUE = "control"
-ENDED_CHANNEL = "huafang:ended"  # ids of jobs that ended
+CHANGED_CHANNEL = "huafang:changed"  # ids of jobs that started, got a picture or ended: their rows say more
+PROGRESS_CHANNEL = "huafang:progress"  # step/steps, and the ids of the jobs that have come so far
 UNWANTED_CHANNEL = "huafang:cancelled"  # ids of jobs that were cancelled
 MESSAGE_EXPIRES_S = 300
 QUIET_S = 2.0  # after a failure Redis is left alone for that long, so that a submission never waits twice
@@ -85,21 +86,36 @@ class Messages:
             )
         )
 
-    def announce_ended(self, job_ids: Iterable[UUID]) -> bool:
-        """Tell those who wait that these jobs have ended."""
-        return self._publish(ENDED_CHANNEL, job_ids)
+    def announce_changed(self, job_ids: Iterable[UUID]) -> bool:
+        """Tell those who watch that these jobs have started, got a picture, or ended."""
+        return self._publish(CHANGED_CHANNEL, job_ids)
 
     def announce_cancelled(self, job_id: UUID) -> bool:
-        """Tell those who wait, and those who render, that this job was cancelled."""
-        return self._publish(UNWANTED_CHANNEL, [job_id]) and self._publish(ENDED_CHANNEL, [job_id])
+        """Tell those who watch, and those who render, that this job was cancelled."""
+        return self._publish(UNWANTED_CHANNEL, [job_id]) and self._publish(CHANGED_CHANNEL, [job_id])
+
+    def advance(self, batch_id: UUID) -> bool:
+        """Have a control worker check, expand or settle a batch."""
+        return self._try(
+            lambda: self._app.send_task(
+                "advance",
+                kwargs={"batch": str(batch_id)},
+                queue=CONTROL_QUEUE,
+                expires=MESSAGE_EXPIRES_S,
+                retry=False,
+                ignore_result=True,
+            )
+        )
 
     def report_progress(self, job_ids: Iterable[UUID], step: int, steps: int) -> bool:
-        """Remember, for a while, which denoising step these jobs have come to."""
+        """Tell those who watch which denoising step these jobs have come to; who asks later is told too, for a while."""
+        ids = [str(job_id) for job_id in job_ids]
 
         def send() -> None:
             pipeline = self._redis.pipeline(transaction=False)
-            for job_id in job_ids:
+            for job_id in ids:
                 pipeline.set(f"huafang:progress:{job_id}", f"{step}/{steps}", ex=PROGRESS_EXPIRES_S)
+            pipeline.publish(PROGRESS_CHANNEL, " ".join([f"{step}/{steps}", *ids]))
             pipeline.execute()
 
         return self._try(send)

@@ -1,10 +1,14 @@
-"""News over Redis beside Celery's messages: cancellations come in, progress goes out. Losing any of it costs time only.
+"""News over Redis beside Celery's messages: cancellations come in; what changed, and progress, go out.
 
-The heartbeat learns of cancellations too, a beat later; nobody waits for progress.
+Losing any of it costs time only: the heartbeat learns of cancellations too, a beat later, and who watches a job looks at
+its row every second. Has threads of its own: however slow Redis is, nothing that renders or stores waits for it.
 """
 
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from uuid import UUID
 
 from redis import Redis
@@ -17,7 +21,7 @@ from worker.brush import Rendering
 from worker.holdings import Holdings
 from worker.outage import Outage
 
-PROGRESS_S = 0.5
+PROGRESS_S = 0.1  # at most ten times a second, however quick the steps are
 POLICY_S = 5.0  # Redis can be told to evict at any time
 RECONNECT_S = 1.0
 
@@ -37,17 +41,23 @@ class News:
         self._messages = messages
         self._holdings = holdings
         self._rendering = rendering
+        self._changed: SimpleQueue[set[UUID]] = SimpleQueue()
+        self._told: tuple[Rendering, int] | None = None  # the rendering that was told of last, and its step
         self._outage = Outage("redis_away", "redis_back")
         self._stopping = threading.Event()
         self._threads = [
             threading.Thread(target=self._hear, name="cancellations", daemon=True),
-            threading.Thread(target=self._report, name="progress", daemon=True),
+            threading.Thread(target=self._tell, name="progress", daemon=True),
             threading.Thread(target=self._watch_policy, name="policy", daemon=True),
         ]
 
     def start(self) -> None:
         for thread in self._threads:
             thread.start()
+
+    def changed(self, job_ids: Iterable[UUID]) -> None:
+        """Have those told who watch these jobs. Returns at once."""
+        self._changed.put(set(job_ids))
 
     def stop(self) -> None:
         self._stopping.set()
@@ -71,14 +81,35 @@ class News:
                 if message := channel.get_message(timeout=0.5):
                     self._holdings.cancelled(_ids(message["data"]))
 
+    def _tell(self) -> None:
+        report_at = 0.0
+        while not self._stopping.is_set():
+            self._messages.announce_changed(self._changes(PROGRESS_S))
+            if time.monotonic() >= report_at:
+                report_at = time.monotonic() + PROGRESS_S
+                self._report()
+        self._messages.announce_changed(self._changes(0))
+
+    def _changes(self, seconds: float) -> set[UUID]:
+        """All jobs that have changed since the last time; waits so long for the first."""
+        changes: set[UUID] = set()
+        with suppress(Empty):
+            changes |= self._changed.get(timeout=seconds)
+            while True:
+                changes |= self._changed.get_nowait()
+        return changes
+
     def _report(self) -> None:
-        told: tuple[Rendering, int] | None = None
-        while not self._stopping.wait(PROGRESS_S):
-            rendering = self._rendering()
-            if rendering and rendering.step and (rendering, rendering.step) != told:
-                told = (rendering, rendering.step)
-                jobs = {image.job_id for image in rendering.images or ()}
-                self._messages.report_progress(jobs, rendering.step, rendering.steps)
+        """Tell how far the microbatch at hand has come; of a new one, that its jobs have started."""
+        rendering = self._rendering()
+        if rendering is None or (rendering, rendering.step) == self._told:
+            return
+        jobs = {image.job_id for image in rendering.images or ()}
+        if self._told is None or self._told[0] is not rendering:
+            self._messages.announce_changed(jobs)
+        self._told = (rendering, rendering.step)
+        if rendering.step:
+            self._messages.report_progress(jobs, rendering.step, rendering.steps)
 
     def _watch_policy(self) -> None:
         told = None

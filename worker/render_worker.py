@@ -1,7 +1,7 @@
 """One render worker: its parts put together, started and stopped.
 
     engine     claims, begins, hands over            store   encodes, uploads, publishes
-    brush      loads and paints                      news    hears of cancellations, tells of progress
+    brush      loads and paints                      news    hears of cancellations, tells who watches
     heartbeat  renews the leases, hears of drains        watchdog  ends the process when something hangs
 
 Knows no Celery.
@@ -50,13 +50,15 @@ class RenderWorker:
         storage = Storage(settings, connections=UPLOADS)
         texts = {"worker": canonical(self.worker_class), "software": f"Huafang {version('huafang')}"}
         self.brush = Brush(self.gallery, self.watchdog, texts)
-        self.store = Store(self.id, self.database, storage, self.messages, self.holdings, postgres, s3, self.watchdog)
+        self.news = News(settings, self.messages, self.holdings, lambda: self.brush.rendering)
+        self.store = Store(
+            self.id, self.database, storage, self.news.changed, self.holdings, postgres, s3, self.watchdog
+        )
         self.engine = Engine(
             self.id, settings, self.database, self.gallery, self.brush, self.holdings, self.store, postgres
         )
         own_connection = connect(settings, pool=1)
         self.heartbeat = Heartbeat(settings, own_connection, self.holdings, postgres, self.introduce, self.engine.pause)
-        self.news = News(settings, self.messages, self.holdings, lambda: self.brush.rendering)
 
     def introduce(self) -> tuple[Worker, bool]:
         """What this worker says of itself at each beat, and whether it is ready."""

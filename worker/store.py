@@ -5,7 +5,7 @@ store or Postgres is away, pictures wait here until it is back or their lease is
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,6 @@ from common import claims
 from common.claims import Image, Microbatch, Outcome, Published
 from common.db import transaction
 from common.errors import NotFound, RenderFailed, Unavailable
-from common.queue import Messages
 from common.recipe import canonical
 from common.states import ImageState
 from common.storage import MEDIA_TYPES, Storage, image_key, sha256
@@ -47,16 +46,17 @@ class Store:
         worker_id: UUID,
         database: Engine,
         storage: Storage,
-        messages: Messages,
+        announce: Callable[[Iterable[UUID]], None],
         holdings: Holdings,
         database_outage: Outage,
         storage_outage: Outage,
         watchdog: Watchdog,
     ) -> None:
+        """`announce` is told whose pictures were published; it must not block."""
         self._worker_id = worker_id
         self._database = database
         self._storage = storage
-        self._messages = messages
+        self._announce = announce
         self._holdings = holdings
         self._database_outage = database_outage
         self._storage_outage = storage_outage
@@ -185,7 +185,7 @@ class Store:
             tell("publish_failed", exc_info=True, **self.facts(microbatch))
             return self.give_back(microbatch, "its pictures could not be published")
         tell("microbatch_published", **self.facts(microbatch), visible=len(published.images))
-        self._messages.announce_ended(published.ended_jobs)
+        self._announce(image.job_id for image in microbatch.images)
         self._discard(microbatch, [o.key for o in outcomes if o.key and o.image_id not in published.images])
         self._holdings.let_go(microbatch.lease_id)
 

@@ -2,7 +2,7 @@
 
 Each step is a transaction of its own and safe in many copies at once; one that fails does not stop the others.
 Leftover bytes are deleted by a thread of its own: a slow image store must not hold up a rescue. Decides nothing itself:
-the statements are those of `claims`, `workers` and `jobs`.
+the statements are those of `claims`, `jobs`, `batches` and `workers`.
 """
 
 import random
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from sqlalchemy import Connection
 from sqlalchemy import Engine as Database
 
-from common import claims, jobs, workers
+from common import batches, claims, jobs, workers
 from common.config import Settings
 from common.db import transaction
 from common.errors import Unavailable
@@ -23,6 +23,7 @@ from common.storage import Storage
 from common.telemetry import tell
 from worker.outage import Outage
 
+BATCH_SILENCE_S = 10.0  # longer than one chunk takes
 CLEAN_AFTER_LEASES = 4  # lease times after its end: a worker that was cut off may still have been uploading
 
 
@@ -50,7 +51,16 @@ class Sweep:
         self._repeat(stopping, self.once)
 
     def once(self) -> None:
-        for step in (self.rescue, self.expire, self.ready, self.wake, self.prune, self.forget_keys):
+        for step in (
+            self.rescue,
+            self.expire,
+            self.ready,
+            self.wake,
+            self.advance,
+            self.end_batches,
+            self.prune,
+            self.forget_keys,
+        ):
             self._attempt(step)
 
     def clean(self) -> None:
@@ -69,7 +79,7 @@ class Sweep:
         self._rescued_at = now
         if rescued.leases:
             tell("leases_rescued", leases=len(rescued.leases), images=rescued.images, ended=len(rescued.ended_jobs))
-            self._messages.announce_ended(rescued.ended_jobs)
+            self._messages.announce_changed(rescued.ended_jobs)
 
     def expire(self) -> None:
         """Fail jobs whose deadline has passed, and tell those who render them to stop."""
@@ -89,6 +99,17 @@ class Sweep:
             models = claims.models_with_idle_workers(connection, self._settings.beat_s)
         if [model for model in models if self._messages.wake(model)]:
             tell("models_woken", models=",".join(models))
+
+    def advance(self) -> None:
+        """Send again for batches that nobody is at: the message, or who was at it, was lost."""
+        with self._transaction() as connection:
+            unattended = batches.unattended(connection, BATCH_SILENCE_S)
+        for batch_id in unattended:
+            self._messages.advance(batch_id)
+
+    def end_batches(self) -> None:
+        with self._transaction() as connection:
+            batches.end(connection)
 
     def prune(self) -> None:
         silence = 3 * max(self._settings.lease_s, self._settings.beat_s)

@@ -105,13 +105,14 @@ def set_traps() -> None:
     before(claims, "publish", "die_stored")  # bytes stored, not published
     before(claims, "publish", "freeze_stored", lambda: os.kill(os.getpid(), signal.SIGSTOP))
     after(claims, "publish", "die_publishing")  # before its COMMIT
-    before(Messages, "announce_ended", "die_published")  # after its COMMIT
     after(claims, "rescue", "die_rescuing")  # before its COMMIT
     after(jobs, "cancel", "die_cancelling")  # before its COMMIT
     wrap(Storage, "put", dying_in_the_middle)
     if ME.startswith(("stub", "mini")):
         from worker import painter
+        from worker.news import News
 
+        before(News, "changed", "die_published")  # after the COMMIT of a publish
         wrap(painter, "load", treacherous)
 
 

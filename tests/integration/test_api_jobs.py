@@ -12,7 +12,7 @@ from sqlalchemy import Engine, event, text
 from common import workers
 from common.config import Settings
 from common.db import new_id, transaction
-from common.queue import ENDED_CHANNEL, UNWANTED_CHANNEL
+from common.queue import CHANGED_CHANNEL, UNWANTED_CHANNEL
 from common.states import ImageState, Scope, Tier
 from tests.serving import PROMPT, Api, serving
 from tests.stories import Story
@@ -273,14 +273,14 @@ def test_a_page_of_many_jobs_takes_as_many_queries_as_one(api: Api, client: http
 def test_cancelling_is_told_to_workers_and_can_be_repeated(client: httpx.Client, settings: Settings) -> None:
     job = submit(client, count=2)
     with Redis.from_url(settings.redis_url.get_secret_value(), decode_responses=True) as redis, redis.pubsub() as news:
-        news.subscribe(UNWANTED_CHANNEL, ENDED_CHANNEL)
+        news.subscribe(UNWANTED_CHANNEL, CHANGED_CHANNEL)
         answers = [client.post(f"/v1/jobs/{job['id']}/cancel") for _ in range(2)]
         heard: list[str] = []
         for message in iter(partial(news.get_message, timeout=5), None):
             heard += [message["channel"]] if message["data"] == job["id"] else []
             if len(heard) == 2:
                 break
-    assert heard == [UNWANTED_CHANNEL, ENDED_CHANNEL]
+    assert heard == [UNWANTED_CHANNEL, CHANGED_CHANNEL]
     assert [answer.status_code for answer in answers] == [200, 200]
     assert [answer.json()["state"] for answer in answers] == ["cancelled"] * 2
     assert {image["state"] for image in answers[0].json()["images"]} == {"cancelled"}

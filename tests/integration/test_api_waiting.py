@@ -31,7 +31,7 @@ def end_all(story: Story, messages: Messages | None) -> int:
         jobs = story.publish(microbatch).ended_jobs
         ended += len(jobs)
         if messages:
-            messages.announce_ended(jobs)
+            messages.announce_changed(jobs)
     return ended
 
 
@@ -121,15 +121,16 @@ def test_one_poll_serves_all_who_wait() -> None:
 def test_the_subscription_comes_back_by_itself(settings: Settings) -> None:
     """The connection is cut; the news after that is heard all the same. The poll never finds anything here."""
     messages, job = Messages(settings), new_id()
+    heard: list[Any] = []
     redis = Redis.from_url(settings.redis_url.get_secret_value())
 
     async def story() -> None:
-        room = WaitingRoom(settings.redis_url.get_secret_value(), ended=lambda _: [])
+        room = WaitingRoom(settings.redis_url.get_secret_value(), ended=lambda ids: heard.extend(ids) or heard)
         room.open()
         for _ in range(2):
             waiter = asyncio.create_task(room.wait(job, 60))
             while not waiter.done():
-                await asyncio.to_thread(messages.announce_ended, [job])
+                await asyncio.to_thread(messages.announce_changed, [job])
                 await asyncio.sleep(0.05)
             for client in redis.client_list(_type="pubsub"):
                 if client["db"] == str(redis.get_connection_kwargs()["db"]):  # the rest are other tests'

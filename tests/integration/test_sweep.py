@@ -13,7 +13,7 @@ from common import workers
 from common.claims import Microbatch
 from common.config import Settings
 from common.db import new_id, transaction
-from common.queue import ENDED_CHANNEL, UNWANTED_CHANNEL, Messages, render_queue
+from common.queue import CHANGED_CHANNEL, UNWANTED_CHANNEL, Messages, render_queue
 from common.states import ImageState, JobState, WorkerState
 from common.storage import Storage, image_key
 from common.workers import Worker
@@ -110,7 +110,7 @@ def test_a_job_that_ends_by_a_rescue_is_announced(story: Story, sweep: Sweep, cl
     use_up_attempts(story)
     expire(story)
     with client.pubsub(ignore_subscribe_messages=True) as channel:
-        channel.subscribe(ENDED_CHANNEL)
+        channel.subscribe(CHANGED_CHANNEL)
         channel.get_message(timeout=5)
         until_swept(sweep, lambda: story.job(job).state == JobState.FAILED)
         heard = until(lambda: channel.get_message(timeout=0.1), 5)
@@ -213,10 +213,10 @@ def test_jobs_end_at_their_deadline_and_those_who_render_them_hear_of_it(
         message = channel.get_message(timeout=0.1)
         if message and str(job) in message["data"]:
             heard.add(message["channel"])
-        return heard == {ENDED_CHANNEL, UNWANTED_CHANNEL}
+        return heard == {CHANGED_CHANNEL, UNWANTED_CHANNEL}
 
     with client.pubsub() as channel:
-        channel.subscribe(ENDED_CHANNEL, UNWANTED_CHANNEL)
+        channel.subscribe(CHANGED_CHANNEL, UNWANTED_CHANNEL)
         until(lambda: (channel.get_message(timeout=5) or {}).get("data") == 2, 5)
         sweep.once()
         until(listen, 5)
