@@ -13,21 +13,13 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
-from common.errors import Error, FieldError, Unavailable
+from common.errors import Error, FieldError, Invalid, Unavailable
+from common.recipe import sentence
 from common.telemetry import tell
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 2
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}
-# Where pydantic's own words would leave a reader guessing.
-SENTENCES = {
-    "extra_forbidden": "is not a field that is known here",
-    "missing": "is missing",
-    "string_unicode": "is not Unicode text: it has half of a surrogate pair",
-    "finite_number": "must be a number, not NaN or infinity",
-    "int_type": "must be a whole number",
-    "float_type": "must be a number",
-}
 
 
 class WrongField(BaseModel):
@@ -77,7 +69,7 @@ async def tell_invalid(request: Request, error: Exception) -> Response:
         wrong = [FieldError("Content-Type", "must be application/json")]
         return problem(request, 415, CODES[415], "Content-Type must be application/json.", wrong)
     wrong = [field_error(one) for one in found]
-    return problem(request, 422, "invalid", "; ".join(f"{e.field} {e.message}" for e in wrong) + ".", wrong)
+    return problem(request, 422, "invalid", Invalid.of(wrong).message, wrong)
 
 
 async def tell_http(request: Request, error: Exception) -> Response:
@@ -125,9 +117,4 @@ def field_error(error: Mapping[str, Any]) -> FieldError:
     """One of pydantic's errors. Its place starts with where the value was: body, query, path or header."""
     where, *path = error["loc"]
     name = ".".join(str(part) for part in path) or where
-    return FieldError(name.title() if where == "header" else name, SENTENCES.get(error["type"], said(error["msg"])))
-
-
-def said(message: str) -> str:
-    """`Input should be greater than 0` → `should be greater than 0`."""
-    return message.removeprefix("Input ").removeprefix("Value error, ")
+    return FieldError(name.title() if where == "header" else name, sentence(error))

@@ -15,6 +15,7 @@ The text of an error is one sentence for the person who reads it: what is wrong 
 Pure: no I/O, and no knowledge of HTTP beyond the status number.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -46,6 +47,11 @@ class Invalid(Error):
     @classmethod
     def field(cls, field: str, message: str) -> "Invalid":
         return cls(f"{field}: {message}", fields=(FieldError(field, message),))
+
+    @classmethod
+    def of(cls, wrong: Sequence[FieldError]) -> "Invalid":
+        """One sentence about all the fields that are wrong."""
+        return cls("; ".join(f"{e.field} {e.message}" for e in wrong) + ".", fields=tuple(wrong))
 
 
 class PromptTooLong(Invalid):

@@ -6,14 +6,25 @@ decides a picture. Knows nothing of tenants, jobs or where pictures go.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StringConstraints, ValidationError
 
 from common.catalog import SCHEDULERS, Catalog, Model
 from common.errors import FieldError, Invalid
 
 T = TypeVar("T")
+
+# Where pydantic's own words would leave a reader guessing.
+SENTENCES = {
+    "extra_forbidden": "is not a field that is known here",
+    "missing": "is missing",
+    "string_unicode": "is not Unicode text: it has half of a surrogate pair",
+    "finite_number": "must be a number, not NaN or infinity",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+}
 
 MAX_SEED = 2**64 - 1
 MAX_PROMPT_CHARACTERS = 8_000
@@ -95,8 +106,8 @@ def resolve(draft: Draft, catalog: Catalog, default_model: str, root_seed: int) 
     scheduler, negative = draft.scheduler or model.scheduler, _or(draft.negative_prompt, model.negative_prompt)
 
     wrong = [
-        *_prompt_errors("prompt", draft.prompt, empty_allowed=False),
-        *_prompt_errors("negative_prompt", negative, empty_allowed=True),
+        *prompt_errors("prompt", draft.prompt, empty_allowed=False),
+        *prompt_errors("negative_prompt", negative, empty_allowed=True),
         *_size_errors(width, height, model),
         *_range_errors("steps", steps, 1, model.max_steps),
         *_range_errors("guidance", guidance, 0, MAX_GUIDANCE),
@@ -104,7 +115,7 @@ def resolve(draft: Draft, catalog: Catalog, default_model: str, root_seed: int) 
         *_seed_errors(draft, model),
     ]
     if wrong:
-        raise Invalid("; ".join(f"{e.field} {e.message}" for e in wrong) + ".", fields=tuple(wrong))
+        raise Invalid.of(wrong)
     first = _or(draft.seed, root_seed)
     seeds = draft.seeds or tuple((first + i) % (MAX_SEED + 1) for i in range(draft.count))
     return Recipe(
@@ -126,7 +137,18 @@ def _or(value: T | None, default: T) -> T:
     return default if value is None else value
 
 
-def _prompt_errors(field: str, text: str, *, empty_allowed: bool) -> list[FieldError]:
+def wrong_fields(error: ValidationError) -> list[FieldError]:
+    """What pydantic found wrong, in sentences for people."""
+    return [FieldError(".".join(map(str, one["loc"])), sentence(one)) for one in error.errors()]
+
+
+def sentence(error: Mapping[str, Any]) -> str:
+    """`Input should be greater than 0` → `should be greater than 0`."""
+    said = str(error["msg"]).removeprefix("Input ").removeprefix("Value error, ")
+    return SENTENCES.get(error["type"], said)
+
+
+def prompt_errors(field: str, text: str, *, empty_allowed: bool) -> list[FieldError]:
     if not text.strip() and not empty_allowed:
         return [FieldError(field, "is empty")]
     if "\0" in text:

@@ -1,19 +1,25 @@
 """The image store: bytes in, bytes out, links, and where an image lies. Speaks S3; knows no job and no state."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 from uuid import UUID
 
 import boto3
+from boto3.exceptions import S3UploadFailedError
+from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from urllib3.exceptions import HTTPError
 
 from common.config import Settings
-from common.errors import NotFound, Unavailable
+from common.errors import Error, NotFound, Unavailable
 
 MEDIA_TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
+BLOCK_BYTES = 1_000_000
+IN_PARTS = TransferConfig(multipart_chunksize=8_000_000, max_concurrency=2)
 LINK_S = 900  # how long a presigned link is good for
 
 T = TypeVar("T")
@@ -24,8 +30,17 @@ def image_key(job_id: UUID, index: int, lease_id: UUID, image_format: str) -> st
     return f"images/{job_id}/{index}-{lease_id}.{image_format}"
 
 
+def upload_key(upload_id: UUID, upload_format: str) -> str:
+    """Where a file that a user uploaded lies."""
+    return f"uploads/{upload_id}.{upload_format}"
+
+
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+class EndOfFile(Error):
+    """The offset is at or behind the end."""
 
 
 class Storage:
@@ -46,6 +61,24 @@ class Storage:
     def get(self, key: str) -> bytes:
         """The bytes under a key. Raises NotFound when there are none."""
         return bytes(self._do(lambda: self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read()))
+
+    def put_file(self, key: str, file: BinaryIO, media_type: str) -> None:
+        """Store a file of any size from its current position on, in parts, so that memory stays small."""
+        extra = {"ContentType": media_type}
+        self._do(lambda: self._client.upload_fileobj(file, self.bucket, key, ExtraArgs=extra, Config=IN_PARTS))
+
+    @contextmanager
+    def open(self, key: str, offset: int = 0) -> Iterator[Iterator[bytes]]:
+        """The bytes under a key from an offset on, in blocks of 1 MB. Raises NotFound when there are none."""
+        try:
+            body = self._do(
+                lambda: self._client.get_object(Bucket=self.bucket, Key=key, Range=f"bytes={offset}-")["Body"]
+            )
+        except EndOfFile:
+            yield iter(())
+            return
+        with closing(body):
+            yield iter(lambda: bytes(self._do(lambda: body.read(BLOCK_BYTES))), b"")
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete what is there under these keys; what is not there is no error."""
@@ -78,10 +111,12 @@ class Storage:
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             if status == 404:
                 raise NotFound("The image store has nothing under this key.") from error
+            if status == 416:
+                raise EndOfFile("There is nothing from this offset on.") from error
             if status == 403:
                 raise Unavailable("The image store refuses these credentials; check HUAFANG_S3_ACCESS_KEY.") from error
             raise Unavailable(f"The image store answered with an error ({status}).") from error
-        except (BotoCoreError, OSError) as error:
+        except (BotoCoreError, HTTPError, S3UploadFailedError, OSError) as error:
             raise Unavailable("The image store is away; try again shortly.") from error
 
 

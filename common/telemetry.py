@@ -14,6 +14,8 @@ EVENTS: dict[str, tuple[int, str]] = {
     # the API
     "api_started": (logging.INFO, "The API listens."),
     "job_submitted": (logging.INFO, "A job was submitted."),
+    "batch_submitted": (logging.INFO, "A batch was submitted."),
+    "batch_changed": (logging.INFO, "A batch was paused, resumed or cancelled."),
     "job_cancelled": (logging.INFO, "A job was cancelled."),
     "request_failed": (logging.ERROR, "A request failed for a reason that nobody foresaw."),
     "request_unavailable": (logging.WARNING, "A request was answered with 503: a service of the farm is away."),
@@ -54,6 +56,8 @@ EVENTS: dict[str, tuple[int, str]] = {
     "leftovers_deleted": (logging.INFO, "What lost leases may have stored was deleted."),
     "workers_pruned": (logging.WARNING, "Workers were not heard of any more."),
     "models_woken": (logging.INFO, "Work waits beside idle workers; they were woken."),
+    "batch_expanded": (logging.INFO, "Jobs of a batch were made from its prompts."),
+    "batch_refused": (logging.WARNING, "A batch has prompts that cannot be rendered, and was refused."),
     "sweep_failed": (logging.ERROR, "The sweep failed; it tries again."),
 }
 

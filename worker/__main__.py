@@ -1,4 +1,4 @@
-"""`python -m worker render` renders on one device; `python -m worker control` sweeps."""
+"""`python -m worker render` renders on one device; `python -m worker control` sweeps and expands batches."""
 
 import argparse
 import logging
@@ -23,6 +23,7 @@ from common.queue import CONTROL_QUEUE, Messages, celery_app, render_queue
 from common.storage import Storage
 from common.telemetry import tell
 from worker import tasks
+from worker.expander import Expander
 from worker.outage import Outage
 from worker.sweep import Sweep
 
@@ -36,7 +37,7 @@ def main(arguments: list[str]) -> int:
     render_parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps or stub")
     render_parser.add_argument("--models", help="comma-separated names of the catalogue; default: all that fit here")
     render_parser.add_argument("--name", dest="worker_name", help="what people see; default: host and device")
-    kinds.add_parser("control", help="sweep; needs no device")
+    kinds.add_parser("control", help="sweep, and expand batches; needs no device")
     given = {key: value for key, value in vars(parser.parse_args(arguments)).items() if value is not None}
     kind = {"render": render, "control": control}[given.pop("kind")]
     settings = Settings(**given)
@@ -75,9 +76,12 @@ def leave(*_: object) -> None:
 def control(settings: Settings) -> int:
     database, messages = connect(settings, pool=3), Messages(settings)
     wait_for_services(database, messages)
-    sweep, stopping = Sweep(settings, database, messages, Storage(settings, attempts=1)), threading.Event()
+    storage, stopping = Storage(settings, attempts=1), threading.Event()
+    sweep = Sweep(settings, database, messages, storage)
     app = celery_app(settings)
     tasks.add_sweep(app, sweep)
+    expander = Expander(database, storage, messages, catalog.read(settings.catalog))
+    tasks.add_advance(app, expander, messages)
     thread = threading.Thread(target=sweep.run, args=(stopping,), name="sweep", daemon=True)
     if settings.sweep:
         thread.start()

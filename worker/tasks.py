@@ -1,19 +1,23 @@
-"""The page to read first: the two tasks that Celery runs. A message only wakes; Postgres decides what there is to do.
+"""The page to read first: the three tasks that Celery runs. A message only wakes; Postgres decides what there is to do.
 
     render   on the queue of each model that a render worker serves: render what waits, for about half a minute
     sweep    on the control queue: repair once, now
+    advance  on the control queue: check, expand or settle a batch, for some seconds
 
-What the tasks do is in `worker.engine` (the render loop) and `worker.sweep`. A lost message costs seconds, a spare one
-costs one look at the queue. Importing this loads no torch.
+What the tasks do is in `worker.engine` (the render loop), `worker.sweep` and `worker.expander`. A lost message costs
+seconds, a spare one costs one look at the queue. Importing this loads no torch.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from celery import Celery
 
+from common.errors import Unavailable
 from common.queue import CONTROL_QUEUE, Messages
+from worker.expander import Expander
 from worker.sweep import Sweep
 
 if TYPE_CHECKING:  # a control worker has none of what the engine needs
@@ -32,3 +36,14 @@ def add_sweep(app: Celery, sweep: Sweep) -> None:
     @app.task(name="sweep", queue=CONTROL_QUEUE)
     def sweep_once() -> None:
         sweep.once()
+
+
+def add_advance(app: Celery, expander: Expander, messages: Messages) -> None:
+    @app.task(name="advance", queue=CONTROL_QUEUE)
+    def advance(batch: str) -> None:
+        """Do what the batch needs next, then hand the turn back to Celery; other batches wait too."""
+        try:
+            if expander.work(UUID(batch)):
+                messages.advance(UUID(batch))
+        except Unavailable:
+            pass  # the sweep comes back to it

@@ -1,0 +1,403 @@
+"""Batches: many jobs from one file of prompts. Pause, resume and cancel act on all of them at once, through its lanes.
+
+    submit ──► checking ──► expanding ──► running ──► ended    its file is read twice: to check it, then to expand it
+                   ├───────────┴────────────┴──► paused        and back: its lanes are closed, and opened again
+                   └───────────┴────────────┴──► cancelled     its lanes are closed for good, its jobs settled in chunks
+
+The file is read a chunk at a time. Each chunk is one transaction that moves the row's `offset` on, fenced by the offset
+that it began at, so any control worker can go on where another stopped, and two at once do nothing twice. Nothing here
+reads a file or sends a message; how its prompts become recipes is `plan`'s.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Row, TextClause, text
+
+from common.db import new_id
+from common.errors import Conflict, NotFound
+from common.jobs import cancel_locked
+from common.plan import Plan
+from common.recipe import Recipe, canonical
+from common.states import Tier
+
+SETTLE_IMAGES = 5000  # of a cancelled batch in one transaction
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file in storage. `format` is jsonl or txt."""
+
+    id: UUID
+    format: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What expanding a batch needs to know, as of now. `offset`, `line`: how far its file is read."""
+
+    id: UUID
+    tenant_id: UUID
+    tier: Tier
+    plan: Plan
+    upload: Upload
+    is_checked: bool
+    is_expanded: bool
+    is_cancelled: bool
+    offset: int
+    line: int
+    jobs: int
+    request_id: str | None
+
+    def after(self, chunk: "Chunk") -> "Batch":
+        """The same, as it is once the chunk was checked or expanded."""
+        jobs = self.jobs + len(chunk.recipes) if self.is_checked else self.jobs
+        return replace(self, offset=chunk.offset, line=chunk.line, jobs=jobs)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A part of the file: where it ends, and the recipes of its prompts with what there is to warn of."""
+
+    offset: int
+    line: int
+    is_last: bool
+    recipes: Sequence[tuple[Recipe, tuple[str, ...]]]
+
+
+def record_upload(connection: Connection, tenant_id: UUID, upload: Upload) -> None:
+    """Note a file that is in storage by now."""
+    connection.execute(INSERT_UPLOAD, vars(upload) | {"tenant": tenant_id})
+
+
+def submit(
+    connection: Connection,
+    tenant_id: UUID,
+    upload_id: UUID,
+    plan: Plan,
+    *,
+    tier: Tier = Tier.BULK,
+    name: str = "",
+    request_id: str | None = None,
+    batch_id: UUID | None = None,
+) -> UUID:
+    """Insert a batch, to be checked and expanded. Raises NotFound when the tenant has no such upload."""
+    batch_id = batch_id or new_id()
+    parameters = {
+        "batch": batch_id,
+        "tenant": tenant_id,
+        "upload": upload_id,
+        "plan": canonical(plan.model_dump(mode="json")),
+        "tier": tier.value,
+        "name": name,
+        "request": request_id,
+    }
+    if connection.execute(INSERT_BATCH, parameters).rowcount == 0:
+        raise NotFound(f"There is no upload {upload_id}.")
+    return batch_id
+
+
+def pause(connection: Connection, batch_id: UUID, tenant_id: UUID) -> None:
+    """Claim nothing more of a batch; what is being rendered is finished. Raises NotFound, or Conflict if it ended."""
+    _change(connection, PAUSE, batch_id, tenant_id)
+    connection.execute(SET_LANES, {"batch": batch_id, "closed": True})
+
+
+def resume(connection: Connection, batch_id: UUID, tenant_id: UUID) -> list[str]:
+    """Let a paused batch go on; the models that it has work for. Raises NotFound, or Conflict if it ended."""
+    _change(connection, RESUME, batch_id, tenant_id)
+    return list(connection.execute(SET_LANES, {"batch": batch_id, "closed": False}).scalars())
+
+
+def close(connection: Connection, batch_id: UUID, tenant_id: UUID) -> None:
+    """Cancel a batch, first half: nothing of it can be claimed or started from the COMMIT on.
+
+    `cancel_in_hand` must follow in a transaction of its own: whoever publishes now holds jobs and wants lanes.
+    Raises NotFound, or Conflict if it has ended. Again is no error.
+    """
+    _change(connection, CLOSE, batch_id, tenant_id)
+    connection.execute(SET_LANES, {"batch": batch_id, "closed": True})
+
+
+def cancel_in_hand(connection: Connection, batch_id: UUID) -> list[UUID]:
+    """Cancel a batch, second half: cancel the jobs that run or are in a worker's hands; which. The others: `settle`."""
+    in_hand = connection.execute(LOCK_IN_HAND, {"batch": batch_id}).scalars().all()
+    return cancel_locked(connection, in_hand)
+
+
+def settle(connection: Connection, batch_id: UUID) -> bool:
+    """Cancel the next 5,000 images or so of a cancelled batch; True while there are more. Safe in many copies."""
+    batch = connection.execute(LOCK_TO_SETTLE, {"batch": batch_id}).first()
+    if batch is None:
+        return False
+    until = batch.settled + max(1, SETTLE_IMAGES * batch.jobs // max(batch.images, 1))
+    here = {"batch": batch_id, "start": batch.settled, "until": until}
+    cancel_locked(connection, connection.execute(LOCK_PLACES, here).scalars().all())
+    connection.execute(SETTLED, here)
+    return bool(until < batch.jobs)
+
+
+def end(connection: Connection) -> list[UUID]:
+    """End the batches whose images have all ended; which."""
+    return list(connection.execute(END).scalars())
+
+
+def unattended(connection: Connection, silence_s: float) -> list[UUID]:
+    """The batches that have to be checked, expanded or settled, and that nobody has been at for that long."""
+    return list(connection.execute(UNATTENDED, {"silence": silence_s}).scalars())
+
+
+def read(connection: Connection, batch_id: UUID) -> Batch | None:
+    """A batch that has not ended."""
+    row = connection.execute(READ, {"batch": batch_id}).first()
+    return _batch(row) if row else None
+
+
+def note_checked(connection: Connection, batch: Batch, chunk: Chunk) -> bool:
+    """Note that a chunk was checked; the last one begins the expansion. False if somebody else was faster."""
+    return connection.execute(CHECKED, _here(batch) | _there(chunk)).rowcount > 0
+
+
+def refuse(connection: Connection, batch: Batch, code: str, message: str) -> bool:
+    """End a batch, for its prompts cannot be rendered. False as above.
+
+    What the catalogue allowed when it was checked and no longer allows now ends it in its midst: cancelled.
+    """
+    is_mine = connection.execute(REFUSE, _here(batch) | {"code": code, "message": message}).rowcount > 0
+    if is_mine:
+        connection.execute(SET_LANES, {"batch": batch.id, "closed": True})
+    return is_mine
+
+
+def expand(connection: Connection, batch: Batch, chunk: Chunk) -> bool:
+    """Insert the jobs of a chunk. False if somebody else was faster, or nobody wants them any more."""
+    locked = connection.execute(LOCK_TO_EXPAND, _here(batch)).first()
+    if locked is None:
+        return False
+    drawn = [recipe for recipe, _ in chunk.recipes]
+    lanes = _lanes(connection, batch, drawn, closed=locked.paused_at is not None)
+    ids = [new_id() for _ in drawn]
+    raw: Any = connection.connection.driver_connection
+    with raw.cursor() as cursor:
+        with cursor.copy(COPY_JOBS) as copy:
+            for place, (job_id, (recipe, warnings)) in enumerate(zip(ids, chunk.recipes, strict=True), batch.jobs):
+                values = recipe.model_dump(mode="json")
+                copy.write_row(
+                    (
+                        job_id,
+                        batch.tenant_id,
+                        batch.id,
+                        place,
+                        batch.tier.value,
+                        canonical(values),
+                        list(warnings),
+                        recipe.count,
+                        recipe.count,
+                        batch.request_id,
+                    )
+                )
+        with cursor.copy(COPY_IMAGES) as copy:
+            for job_id, recipe in zip(ids, drawn, strict=True):
+                lane = lanes[recipe.compatibility]
+                for index in range(recipe.count):
+                    copy.write_row((new_id(), job_id, lane, index))
+    opened = Counter[int]()
+    for recipe in drawn:
+        opened[lanes[recipe.compatibility]] += recipe.count
+    # Only now: until the COMMIT nobody can publish in these lanes.
+    connection.execute(OPEN_LANES, {"lanes": list(opened), "images": list(opened.values())})
+    added = {"jobs": len(drawn), "images": opened.total()}
+    connection.execute(EXPANDED, _here(batch) | _there(chunk) | added)
+    return True
+
+
+def _lanes(connection: Connection, batch: Batch, recipes: Iterable[Recipe], *, closed: bool) -> dict[str, int]:
+    """The lanes of these recipes, by compatibility, made where there are none."""
+    found = {}
+    for compatibility, model in sorted({(recipe.compatibility, recipe.model) for recipe in recipes}):
+        lane = {
+            "tenant": batch.tenant_id,
+            "tier": batch.tier.value,
+            "model": model,
+            "compatibility": compatibility,
+            "batch": batch.id,
+            "closed": closed,
+        }
+        connection.execute(MAKE_LANE, lane)
+        found[compatibility] = int(connection.execute(FIND_LANE, lane).scalar_one())
+    return found
+
+
+def _change(connection: Connection, statement: TextClause, batch_id: UUID, tenant_id: UUID) -> None:
+    mine = {"batch": batch_id, "tenant": tenant_id}
+    if connection.execute(statement, mine).rowcount:
+        return
+    state = connection.execute(STATE, mine).first()
+    if state is None:
+        raise NotFound(f"There is no batch {batch_id}.")
+    ended = "was cancelled" if state.cancelled_at else "has ended"
+    raise Conflict(f"Batch {batch_id} {ended}.")
+
+
+def _here(batch: Batch) -> dict[str, Any]:
+    return {"batch": batch.id, "here": batch.offset, "jobs_here": batch.jobs}
+
+
+def _there(chunk: Chunk) -> dict[str, Any]:
+    return {
+        "offset": chunk.offset,
+        "line": chunk.line,
+        "is_last": chunk.is_last,
+        "prompts": len(chunk.recipes),
+    }
+
+
+def _batch(row: Row[Any]) -> Batch:
+    return Batch(
+        id=row.id,
+        tenant_id=row.tenant_id,
+        tier=Tier(row.tier),
+        plan=Plan.model_validate(row.plan),
+        upload=Upload(row.upload_id, row.format, row.bytes, row.sha256),
+        is_checked=row.checked_at is not None,
+        is_expanded=row.expanded_at is not None,
+        is_cancelled=row.cancelled_at is not None,
+        offset=row.offset,
+        line=row.line,
+        jobs=row.jobs,
+        request_id=row.request_id,
+    )
+
+
+# One statement each. HERE is the fence of a chunk: whoever finds the batch further on was overtaken.
+
+HERE = 'id = :batch AND "offset" = :here AND jobs = :jobs_here AND cancelled_at IS NULL AND finished_at IS NULL'
+
+INSERT_UPLOAD = text("""
+    INSERT INTO uploads (id, tenant_id, format, bytes, sha256) VALUES (:id, :tenant, :format, :bytes, :sha256)
+""")
+
+INSERT_BATCH = text("""
+    INSERT INTO batches (id, tenant_id, upload_id, name, tier, plan, request_id)
+    SELECT :batch, tenant_id, id, :name, cast(:tier AS tier), cast(:plan AS jsonb), :request
+    FROM uploads WHERE id = :upload AND tenant_id = :tenant
+""")
+
+STATE = text("SELECT cancelled_at FROM batches WHERE id = :batch AND tenant_id = :tenant")
+
+PAUSE = text("""
+    UPDATE batches SET paused_at = coalesce(paused_at, now())
+    WHERE id = :batch AND tenant_id = :tenant AND cancelled_at IS NULL AND finished_at IS NULL
+""")
+
+RESUME = text("""
+    UPDATE batches SET paused_at = NULL
+    WHERE id = :batch AND tenant_id = :tenant AND cancelled_at IS NULL AND finished_at IS NULL
+""")
+
+CLOSE = text("""
+    UPDATE batches SET cancelled_at = coalesce(cancelled_at, now()), paused_at = NULL
+    WHERE id = :batch AND tenant_id = :tenant AND (finished_at IS NULL OR cancelled_at IS NOT NULL)
+""")
+
+SET_LANES = text("""
+    UPDATE lanes SET closed = :closed
+    WHERE id = ANY(ARRAY(SELECT id FROM lanes WHERE batch_id = :batch ORDER BY id FOR NO KEY UPDATE))
+    RETURNING model
+""")
+
+# What runs, and what a lease holds that is about to start: its start may be under way, and holds the job's lock.
+LOCK_IN_HAND = text("""
+    WITH held AS (
+        SELECT images.job_id FROM leases JOIN images ON images.id = ANY(leases.image_ids)
+        WHERE leases.ended_at IS NULL AND images.lane_id = ANY(ARRAY(SELECT id FROM lanes WHERE batch_id = :batch)))
+    SELECT id FROM jobs
+    WHERE id = ANY(ARRAY(
+        SELECT id FROM jobs WHERE batch_id = :batch AND state = 'running' UNION SELECT job_id FROM held))
+    ORDER BY id FOR NO KEY UPDATE
+""")
+
+LOCK_TO_SETTLE = text("""
+    SELECT settled, jobs, images FROM batches
+    WHERE id = :batch AND cancelled_at IS NOT NULL AND finished_at IS NULL AND settled < jobs
+    FOR NO KEY UPDATE SKIP LOCKED
+""")
+
+LOCK_PLACES = text("""
+    SELECT id FROM jobs
+    WHERE id = ANY(ARRAY(SELECT id FROM jobs WHERE batch_id = :batch AND place >= :start AND place < :until))
+        AND finished_at IS NULL
+    ORDER BY id FOR NO KEY UPDATE
+""")
+
+SETTLED = text("UPDATE batches SET settled = least(:until, jobs), touched_at = now() WHERE id = :batch")
+
+END = text("""
+    UPDATE batches SET finished_at = now(), paused_at = NULL
+    WHERE finished_at IS NULL AND (expanded_at IS NOT NULL OR cancelled_at IS NOT NULL)
+        AND NOT EXISTS (SELECT FROM lanes WHERE lanes.batch_id = batches.id AND lanes.open > 0)
+    RETURNING id
+""")
+
+UNATTENDED = text("""
+    SELECT id FROM batches
+    WHERE finished_at IS NULL AND touched_at < now() - make_interval(secs => :silence)
+        AND CASE WHEN cancelled_at IS NULL THEN expanded_at IS NULL ELSE settled < jobs END
+    ORDER BY id LIMIT 100
+""")
+
+READ = text("""
+    SELECT batches.*, uploads.format, uploads.bytes, uploads.sha256
+    FROM batches JOIN uploads ON uploads.id = upload_id WHERE batches.id = :batch AND finished_at IS NULL
+""")
+
+CHECKED = text(f"""
+    UPDATE batches SET
+        "offset" = CASE WHEN :is_last THEN 0 ELSE :offset END, line = CASE WHEN :is_last THEN 0 ELSE :line END,
+        prompts = coalesce(prompts, 0) + :prompts, checked_at = CASE WHEN :is_last THEN now() END, touched_at = now()
+    WHERE {HERE} AND checked_at IS NULL
+""")
+
+REFUSE = text(f"""
+    UPDATE batches SET error_code = :code, error_message = :message, paused_at = NULL,
+        finished_at = CASE WHEN jobs = 0 THEN now() END, cancelled_at = CASE WHEN jobs > 0 THEN now() END
+    WHERE {HERE} AND expanded_at IS NULL
+""")
+
+LOCK_TO_EXPAND = text(f"""
+    SELECT paused_at FROM batches WHERE {HERE} AND checked_at IS NOT NULL AND expanded_at IS NULL
+    FOR NO KEY UPDATE SKIP LOCKED
+""")
+
+EXPANDED = text(f"""
+    UPDATE batches SET "offset" = :offset, line = :line, jobs = jobs + :jobs, images = images + :images,
+        expanded_at = CASE WHEN :is_last THEN now() END, touched_at = now()
+    WHERE {HERE}
+""")
+
+MAKE_LANE = text("""
+    INSERT INTO lanes (tenant_id, tier, model, compatibility, batch_id, closed, open)
+    VALUES (:tenant, cast(:tier AS tier), :model, :compatibility, :batch, :closed, 0)
+    ON CONFLICT (tenant_id, tier, compatibility, batch_id) DO NOTHING
+""")
+
+FIND_LANE = text("SELECT id FROM lanes WHERE batch_id = :batch AND compatibility = :compatibility")
+
+OPEN_LANES = text("""
+    WITH locked AS MATERIALIZED (
+        SELECT id FROM lanes WHERE id = ANY(cast(:lanes AS bigint[])) ORDER BY id FOR NO KEY UPDATE)
+    UPDATE lanes SET open = lanes.open + added.images
+    FROM unnest(cast(:lanes AS bigint[]), cast(:images AS bigint[])) AS added(id, images) JOIN locked USING (id)
+    WHERE lanes.id = added.id
+""")
+
+COPY_JOBS = """
+    COPY jobs (id, tenant_id, batch_id, place, tier, recipe, warnings, count, open, request_id) FROM STDIN
+"""
+
+COPY_IMAGES = "COPY images (id, job_id, lane_id, index) FROM STDIN"

@@ -1,0 +1,299 @@
+"""A batch from its file of prompts to its last image: checked, expanded, rendered, paused, cancelled, interrupted."""
+
+import io
+import json
+from collections.abc import Iterable
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import Row
+
+from common import batches
+from common.batches import Upload
+from common.config import Settings
+from common.db import new_id, transaction
+from common.errors import Conflict, NotFound
+from common.plan import Plan
+from common.queue import Messages
+from common.states import ImageState, Tier
+from common.storage import Storage, sha256, upload_key
+from tests.stories import CATALOG, Story
+from worker import expander
+from worker.expander import Expander
+
+PLAN = Plan(defaults={"model": "mini-zh", "steps": 2}, images_per_prompt=2, seed=100)
+PROMPTS = [f"红色的圆形 {n}" for n in range(10)]
+
+
+class BatchStory(Story):
+    """A story, and the control worker in it."""
+
+    def __init__(self, story: Story, settings: Settings) -> None:
+        super().__init__(story.database)
+        self.storage = Storage(settings)
+        self.storage.ensure_bucket()
+        self.expander = Expander(self.database, self.storage, Messages(settings), CATALOG)
+
+    def upload(self, data: bytes, format: str = "txt", tenant: str = "somebody") -> UUID:
+        upload = Upload(new_id(), format, len(data), sha256(data))
+        self.storage.put_file(upload_key(upload.id, format), io.BytesIO(data), "text/plain")
+        tenant_id = self.tenant(tenant)
+        with transaction(self.database) as connection:
+            batches.record_upload(connection, tenant_id, upload)
+        return upload.id
+
+    def batch_of(self, prompts: Iterable[str] = PROMPTS, plan: Plan = PLAN, tenant: str = "somebody") -> UUID:
+        upload, tenant_id = self.upload("\n".join(prompts).encode(), tenant=tenant), self.tenant(tenant)
+        with transaction(self.database) as connection:
+            return batches.submit(connection, tenant_id, upload, plan, tier=Tier.BULK, name="a batch")
+
+    def batch_of_lines(self, *rows: Any, plan: Plan = PLAN) -> UUID:
+        text = "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows)
+        upload, tenant_id = self.upload(text.encode(), "jsonl"), self.tenant()
+        with transaction(self.database) as connection:
+            return batches.submit(connection, tenant_id, upload, plan)
+
+    def expanded(self, *args: Any, **more: Any) -> UUID:
+        batch_id = self.batch_of(*args, **more)
+        assert not self.expander.work(batch_id, 60)
+        return batch_id
+
+    def pause(self, batch_id: UUID) -> None:
+        with transaction(self.database) as connection:
+            batches.pause(connection, batch_id, self.tenant())
+
+    def resume(self, batch_id: UUID) -> list[str]:
+        with transaction(self.database) as connection:
+            return batches.resume(connection, batch_id, self.tenant())
+
+    def close(self, batch_id: UUID) -> None:
+        with transaction(self.database) as connection:
+            batches.close(connection, batch_id, self.tenant())
+
+    def cancel_batch(self, batch_id: UUID) -> list[UUID]:
+        self.close(batch_id)
+        with transaction(self.database) as connection:
+            return batches.cancel_in_hand(connection, batch_id)
+
+    def end(self) -> list[UUID]:
+        with transaction(self.database) as connection:
+            return batches.end(connection)
+
+    def batch(self, batch_id: UUID) -> Row[Any]:
+        return self.rows("SELECT * FROM batches WHERE id = :id", id=batch_id)[0]
+
+    def jobs_of(self, batch_id: UUID) -> list[Row[Any]]:
+        return self.rows("SELECT * FROM jobs WHERE batch_id = :id ORDER BY place", id=batch_id)
+
+    def lanes_of(self, batch_id: UUID) -> list[Row[Any]]:
+        return self.rows("SELECT * FROM lanes WHERE batch_id = :id ORDER BY id", id=batch_id)
+
+
+@pytest.fixture
+def farm(story: Story, settings: Settings) -> BatchStory:
+    return BatchStory(story, settings)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expander, "CHUNK_IMAGES", 6)  # three prompts
+    monkeypatch.setattr(expander, "CHECK_PROMPTS", 4)
+    monkeypatch.setattr(batches, "SETTLE_IMAGES", 6)
+
+
+def test_a_file_of_prompts_becomes_jobs_in_its_order(farm: BatchStory, small_chunks: None) -> None:
+    batch_id = farm.expanded()
+    batch, jobs = farm.batch(batch_id), farm.jobs_of(batch_id)
+    assert (batch.state, batch.prompts, batch.jobs, batch.images) == ("running", 10, 10, 20)
+    assert [job.recipe["prompt"] for job in jobs] == PROMPTS
+    assert [job.recipe["seeds"] for job in jobs] == [[100 + 2 * n, 101 + 2 * n] for n in range(10)]
+    assert {(job.tier, job.count, job.open, job.model) for job in jobs} == {("bulk", 2, 2, "mini-zh")}
+    assert farm.count("images") == 20
+    assert [lane.open for lane in farm.lanes_of(batch_id)] == [20]
+
+
+def test_its_images_are_claimed_and_its_lanes_count_how_they_end(farm: BatchStory) -> None:
+    batch_id = farm.expanded()
+    farm.publish(farm.started(capacity=8))
+    failed = farm.started(capacity=8)
+    farm.publish(failed, ImageState.FAILED, error_code="nan_image", error_message="no numbers")
+    farm.publish(farm.started(capacity=2), ImageState.FLAGGED)
+    (lane,) = farm.lanes_of(batch_id)
+    assert (lane.open, lane.stored, lane.failed, lane.flagged, lane.cancelled) == (2, 8, 8, 2, 0)
+    assert farm.end() == []
+    farm.publish(farm.started(capacity=8))
+    assert farm.end() == [batch_id]
+    assert farm.batch(batch_id).state == "ended"
+
+
+def test_lines_may_say_more_than_a_prompt(farm: BatchStory) -> None:
+    plan = Plan(defaults={"model": "mini-zh", "steps": 2, "width": 64, "height": 64}, images_per_prompt=3, seed=7)
+    batch_id = farm.batch_of_lines(
+        {"prompt": "红色的圆形"},
+        "",
+        {"prompt": "绿色的圆形", "steps": 3, "seed": 5},
+        {"prompt": "蓝色的圆形", "seeds": [9]},
+        plan=plan,
+    )
+    farm.expander.work(batch_id, 60)
+    recipes = [job.recipe for job in farm.jobs_of(batch_id)]
+    assert [(recipe["steps"], recipe["seeds"]) for recipe in recipes] == [(2, [7, 8, 9]), (3, [5, 6, 7]), (2, [9])]
+    assert [lane.open for lane in farm.lanes_of(batch_id)] == [4, 3]
+
+
+def test_wrong_lines_are_named_before_anything_is_expanded(farm: BatchStory, small_chunks: None) -> None:
+    batch_id = farm.batch_of_lines(
+        {"prompt": "红色的圆形"},
+        {"prompt": "红" * 600},
+        '{"prompt": ',
+        "7",
+        {"prompt": "红色的圆形", "step": 3},
+        {"prompt": " "},
+    )
+    assert not farm.expander.work(batch_id, 60)
+    batch = farm.batch(batch_id)
+    assert (batch.state, batch.error_code, batch.jobs) == ("ended", "invalid", 0)
+    assert "Line 2: prompt has 602 tokens; mini-zh reads at most" in batch.error_message
+    assert "Line 3: it is not JSON. Line 4: it is not a JSON object" in batch.error_message
+    assert farm.count("jobs") == 0
+
+
+@pytest.mark.parametrize("data", [b"", b"\n \n\n", b"\xff\xfe\x00"])
+def test_a_file_without_prompts_is_refused(farm: BatchStory, data: bytes) -> None:
+    upload = farm.upload(data)
+    with transaction(farm.database) as connection:
+        batch_id = batches.submit(connection, farm.tenant(), upload, PLAN)
+    farm.expander.work(batch_id, 60)
+    batch = farm.batch(batch_id)
+    assert (batch.state, batch.error_code) == ("ended", "invalid")
+    assert batch.error_message in ("Its file has no prompts.", "Line 1: it is not UTF-8.")
+
+
+def test_a_file_that_is_gone_ends_its_batch(farm: BatchStory) -> None:
+    batch_id = farm.batch_of()
+    upload = farm.batch(batch_id).upload_id
+    farm.storage.delete([upload_key(upload, "txt")])
+    farm.expander.work(batch_id, 60)
+    assert "not in the image store any more" in farm.batch(batch_id).error_message
+
+
+def test_another_control_worker_goes_on_where_one_stopped(farm: BatchStory, small_chunks: None) -> None:
+    """Whatever moment one is killed at: time is up after every chunk."""
+    batch_id, turns = farm.batch_of(), 0
+    while farm.expander.work(batch_id, 1e-9) and turns < 20:
+        turns += 1
+        if turns == 2:
+            assert farm.batch(batch_id).state == "checking"
+    assert turns >= 6
+    assert [job.recipe["prompt"] for job in farm.jobs_of(batch_id)] == PROMPTS
+
+
+def test_two_at_once_expand_nothing_twice(farm: BatchStory, small_chunks: None) -> None:
+    batch_id = farm.batch_of()
+    while not farm.batch(batch_id).checked_at:
+        farm.expander.work(batch_id, 1e-9)
+    with transaction(farm.database) as connection:
+        seen = batches.read(connection, batch_id)
+    farm.expander.work(batch_id, 1e-9)  # the other one, faster
+    chunk = next(farm.expander._chunks(seen))
+    with transaction(farm.database) as connection:
+        assert not batches.expand(connection, seen, chunk)
+    assert len(farm.jobs_of(batch_id)) == farm.batch(batch_id).jobs == 3
+
+
+def test_a_paused_batch_rests_and_others_go_first(farm: BatchStory) -> None:
+    batch_id, other = farm.expanded(), farm.submit(tier=Tier.BULK)
+    farm.pause(batch_id)
+    assert farm.batch(batch_id).state == "paused"
+    assert {image.job_id for image in farm.started().images} == {other}
+    assert farm.claim() is None
+    assert farm.resume(batch_id) == ["mini-zh"]
+    assert farm.batch(batch_id).state == "running"
+    assert len(farm.started(capacity=8).images) == 8
+
+
+def test_what_was_claimed_before_a_pause_is_not_started_after_it(farm: BatchStory) -> None:
+    batch_id = farm.expanded()
+    microbatch = farm.claim()
+    farm.pause(batch_id)
+    assert farm.start(microbatch) == frozenset()
+    farm.release(microbatch)
+    farm.resume(batch_id)
+    assert {image.attempts for image in farm.claim().images} == {0}
+
+
+def test_a_batch_paused_early_is_expanded_but_not_rendered(farm: BatchStory, small_chunks: None) -> None:
+    batch_id = farm.batch_of()
+    farm.pause(batch_id)
+    farm.expander.work(batch_id, 60)
+    assert (farm.batch(batch_id).state, farm.batch(batch_id).jobs) == ("paused", 10)
+    assert farm.claim() is None
+
+
+def test_cancelling_closes_at_once_and_settles_in_chunks(farm: BatchStory, small_chunks: None) -> None:
+    batch_id = farm.expanded()
+    running, held = farm.started(capacity=2), farm.claim(capacity=2)
+    stored = farm.started(capacity=1)
+    farm.publish(stored)  # half of a job, which runs on without a lease
+    assert len(farm.cancel_batch(batch_id)) == 3
+    assert farm.claim() is None
+    assert farm.start(held) == frozenset()
+    assert farm.publish(running).images == frozenset()
+    assert farm.rows("SELECT FROM jobs WHERE state = 'running'") == []
+    assert not farm.end()
+    with transaction(farm.database) as connection:
+        assert batches.settle(connection, batch_id)
+    assert not farm.expander.work(batch_id, 60)
+    assert farm.end() == [batch_id]
+    assert {job.state for job in farm.jobs_of(batch_id)} == {"cancelled"}
+    (lane,) = farm.lanes_of(batch_id)
+    assert (lane.open, lane.stored, lane.cancelled) == (0, 1, 19)
+
+
+def test_a_batch_cancelled_early_is_not_expanded_further(farm: BatchStory, small_chunks: None) -> None:
+    batch_id = farm.batch_of()
+    while not farm.batch(batch_id).jobs:
+        farm.expander.work(batch_id, 1e-9)
+    farm.cancel_batch(batch_id)
+    assert not farm.expander.work(batch_id, 60)
+    assert [job.state for job in farm.jobs_of(batch_id)] == ["cancelled"] * 3
+    assert farm.end() == [batch_id]
+
+
+def test_what_has_ended_cannot_be_changed(farm: BatchStory) -> None:
+    batch_id = farm.expanded(["红色的圆形"])
+    farm.publish(farm.started())
+    farm.end()
+    for change in (farm.pause, farm.resume, farm.cancel_batch):
+        with pytest.raises(Conflict, match="has ended"):
+            change(batch_id)
+    cancelled = farm.expanded()
+    farm.cancel_batch(cancelled)
+    farm.cancel_batch(cancelled)
+    with pytest.raises(Conflict, match="was cancelled"):
+        farm.resume(cancelled)
+
+
+def test_a_tenant_has_only_its_own(farm: BatchStory) -> None:
+    batch_id = farm.expanded(tenant="another")
+    for change in (farm.pause, farm.resume, farm.cancel_batch):
+        with pytest.raises(NotFound):
+            change(batch_id)
+    upload = farm.upload(b"x", tenant="another")
+    with pytest.raises(NotFound), transaction(farm.database) as connection:
+        batches.submit(connection, farm.tenant(), upload, PLAN)
+
+
+def test_the_sweep_finds_whom_nobody_attends_to(farm: BatchStory) -> None:
+    batch_id, done = farm.batch_of(), farm.expanded()
+    with transaction(farm.database) as connection:
+        assert batches.unattended(connection, 3600) == []
+        assert batches.unattended(connection, -1) == [batch_id]
+    farm.close(done)  # and whoever was to go on was killed
+    with transaction(farm.database) as connection:
+        assert batches.unattended(connection, -1) == [batch_id, done]
+    farm.expander.work(batch_id, 60)
+    farm.expander.work(done, 60)
+    with transaction(farm.database) as connection:
+        assert batches.unattended(connection, -1) == []

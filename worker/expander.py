@@ -1,0 +1,129 @@
+"""What batches need of a control worker: their files checked and expanded, the jobs of cancelled ones settled.
+
+One chunk after the other, each in a transaction of its own that another control worker may be the first to commit; so
+it can end at any moment, and any other goes on. The statements are those of `common.batches`.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from uuid import UUID
+
+from sqlalchemy import Engine as Database
+
+from common import batches, prompts
+from common.batches import Batch, Chunk
+from common.catalog import Catalog
+from common.db import transaction
+from common.errors import Invalid, NotFound
+from common.plan import Planner
+from common.queue import Messages
+from common.recipe import Recipe
+from common.storage import Storage, upload_key
+from common.telemetry import tell
+from worker.prompt_file import Line, lines
+
+CHUNK_IMAGES = 8000
+CHECK_PROMPTS = 5000
+SHOWN = 20  # wrong prompts that are named; the others would be wrong for the same reasons
+WORK_S = 5.0  # at one batch, then it is the next one's turn
+JOBS_PER_MESSAGE = 1000
+
+
+class Expander:
+    def __init__(self, database: Database, storage: Storage, messages: Messages, catalog: Catalog) -> None:
+        self._database = database
+        self._storage = storage
+        self._messages = messages
+        self._catalog = catalog
+
+    def work(self, batch_id: UUID, seconds: float = WORK_S) -> bool:
+        """Do what the batch needs next for so long; True when there is more to do.
+
+        Raises Unavailable when Postgres or the image store is away: nothing is lost, the sweep comes back to it.
+        """
+        until = time.monotonic() + seconds
+        while self._go_on(batch_id, until):
+            if time.monotonic() > until:
+                return True
+        return False
+
+    def _go_on(self, batch_id: UUID, until: float) -> bool:
+        """One step, or as many as the time allows; False when there is nothing more to do here."""
+        with transaction(self._database) as connection:
+            batch = batches.read(connection, batch_id)
+        if batch and batch.is_cancelled:
+            with transaction(self._database) as connection:
+                return batches.settle(connection, batch_id)
+        return batch is not None and not batch.is_expanded and self._read_on(batch, until)
+
+    def _read_on(self, batch: Batch, until: float) -> bool:
+        """Check or expand chunk after chunk while the time lasts; False when somebody else is at it, or it is over."""
+        act = self._expand if batch.is_checked else self._check
+        try:
+            for chunk in self._chunks(batch):
+                if not act(batch, chunk):
+                    return False
+                if chunk.is_last or time.monotonic() > until:
+                    return True
+                batch = batch.after(chunk)
+            raise Invalid("Its file has no prompts.")
+        except NotFound:
+            return self._refuse(batch, "Its file is not in the image store any more.")
+        except Invalid as error:
+            return self._refuse(batch, error.message)
+
+    def _check(self, batch: Batch, chunk: Chunk) -> bool:
+        with transaction(self._database) as connection:
+            return batches.note_checked(connection, batch, chunk)
+
+    def _expand(self, batch: Batch, chunk: Chunk) -> bool:
+        with transaction(self._database) as connection:
+            is_mine = batches.expand(connection, batch, chunk)
+        if is_mine:
+            for model, jobs in Counter(recipe.model for recipe, _ in chunk.recipes).items():
+                for _ in range(-(-jobs // JOBS_PER_MESSAGE)):
+                    self._messages.wake(model)
+            tell("batch_expanded", batch=batch.id, jobs=len(chunk.recipes), line=chunk.line)
+        return is_mine
+
+    def _refuse(self, batch: Batch, reason: str) -> bool:
+        with transaction(self._database) as connection:
+            batches.refuse(connection, batch, Invalid.code, reason)
+        tell("batch_refused", batch=batch.id, reason=reason)
+        return True
+
+    # From lines to recipes
+
+    def _chunks(self, batch: Batch) -> Iterator[Chunk]:
+        planner = Planner(batch.plan, self._catalog)
+        size = max(1, CHUNK_IMAGES // batch.plan.images_per_prompt) if batch.is_checked else CHECK_PROMPTS
+        place = batch.jobs
+        with self._storage.open(upload_key(batch.upload.id, batch.upload.format), batch.offset) as blocks:
+            found = lines(blocks, batch.offset, batch.line)
+            ahead = list(islice(found, 1))
+            while ahead:
+                here = [*ahead, *islice(found, size - 1)]
+                ahead = list(islice(found, 1))
+                yield Chunk(here[-1].end, here[-1].number, not ahead, self._recipes(batch, planner, here, place))
+                place += len(here)
+
+    def _recipes(
+        self, batch: Batch, planner: Planner, here: list[Line], place: int
+    ) -> list[tuple[Recipe, tuple[str, ...]]]:
+        """Raises Invalid, which names the first lines that are wrong."""
+        recipes, wrong = list[tuple[Recipe, tuple[str, ...]]](), list[str]()
+        for line in here:
+            try:
+                recipe = planner.recipe(line.fields(batch.upload.format), place + len(recipes))
+                model = self._catalog.get(recipe.model)
+                if not batch.is_checked:
+                    prompts.check(recipe, model)
+                recipes.append((recipe, prompts.warnings(recipe, model) if batch.is_checked else ()))
+            except Invalid as error:
+                wrong.append(f"Line {line.number}: {error.message}")
+        if wrong:
+            more = [f"{len(wrong) - SHOWN} more near them."] if len(wrong) > SHOWN else []
+            raise Invalid(" ".join(wrong[:SHOWN] + more))
+        return recipes
