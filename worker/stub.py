@@ -43,9 +43,10 @@ class Stub:
             raise OutOfMemory("The stub was asked to run out of memory.")
         refusals = [self._refusal(stroke) for stroke in strokes]
         if not all(refusals):
-            steps = strokes[0].recipe.steps
+            steps, began = strokes[0].recipe.steps, time.monotonic()
             for step in range(1, steps + 1):
-                time.sleep(self.step_s)  # lets other threads run, as a GPU does
+                # Lets other threads run, as a GPU does; and as there, a step that was noticed late delays none.
+                time.sleep(max(began + step * self.step_s - time.monotonic(), 0))
                 _trouble("\n".join(stroke.recipe.prompt for stroke in strokes))
                 on_step(step, steps)
         return [refusal or _picture(stroke) for stroke, refusal in zip(strokes, refusals, strict=True)]

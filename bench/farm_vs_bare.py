@@ -1,0 +1,116 @@
+"""What is left of a GPU's throughput when a whole farm stands around it. `bare` is a loop of pipeline calls that throws
+its pictures away: all that the device can give. `farm` is the product: jobs submitted over HTTP, Celery's messages,
+leases in Postgres, PNGs of 400 KB and more in the store, a row an image, a control worker beside it; what counts is
+what became visible, in the steady middle, by the database's clock. `naive` and `serial` are Celery workers as one writes
+them first: bench/peers.py. The GPU is a fake one that lets other threads run, as a GPU does: 600 or 200 ms for a
+microbatch of 8 at 512×512. The embedded store takes 10 ms of one of the two cores for each picture, so the farm is
+shown with a store that answers at once, too. The last two sides paint with mini-zh on a CPU, where painting and storing
+want the same cores.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from secrets import token_hex
+from typing import Any
+
+from bench import load, peers
+from bench.farm import Farm, farm, wait_until
+from bench.frame import Figures, Goal, Options, Sides
+from common import catalog
+from common.config import SHIPPED_CATALOG
+from common.db import connect
+from common.recipe import Draft, resolve
+from embedded.farm import variables
+from worker import painter
+from worker.painter import Stroke
+
+GOALS = (
+    Goal("farm, 600 ms", "bare, 600 ms", at_least=0.97),
+    Goal("farm, instant store, 600 ms", "bare, 600 ms"),
+    Goal("naive, 600 ms", "bare, 600 ms"),
+    Goal("serial, 600 ms", "bare, 600 ms"),
+    Goal("farm, 200 ms", "bare, 200 ms", at_least=0.95),
+    Goal("farm, instant store, 200 ms", "bare, 200 ms"),
+    Goal("naive, 200 ms", "bare, 200 ms"),
+    Goal("serial, 200 ms", "bare, 200 ms"),
+    Goal("farm, mini-zh", "bare, mini-zh"),
+)
+
+MINI = {"model": "mini-zh", "width": 128, "height": 128, "steps": 20}
+
+
+@contextmanager
+def sides(options: Options) -> Iterator[Sides]:
+    seconds = 4.0 if options.quick else 24.0  # of painting, a side and round
+    with (
+        farm() as the_farm,
+        the_farm.api(the_farm.settings) as url,
+        the_farm.control(the_farm.settings),
+        the_farm.instant_store() as instant,
+    ):
+        found: dict[str, Any] = {}
+        for ms in (600, 200):
+            device, count = f"stub:{ms / 1000 / peers.STEPS}", round(seconds / (ms / 1000))
+            found |= {
+                f"bare, {ms} ms": partial(bare, device, count, peers.RECIPE),
+                f"farm, {ms} ms": partial(whole_farm, the_farm, url, device, count, peers.RECIPE),
+                f"farm, instant store, {ms} ms": partial(
+                    whole_farm, the_farm, url, device, count, peers.RECIPE, S3_ENDPOINT_URL=instant
+                ),
+                f"naive, {ms} ms": partial(peer, the_farm, "naive", ms / 1000, count),
+                f"serial, {ms} ms": partial(peer, the_farm, "serial", ms / 1000, count),
+            }
+        count = 5 if options.quick else 12
+        yield found | {
+            "bare, mini-zh": partial(bare, "cpu", count, MINI),
+            "farm, mini-zh": partial(whole_farm, the_farm, url, "cpu", count, MINI),
+        }
+
+
+def bare(device: str, microbatches: int, recipe: dict[str, Any]) -> Figures:
+    """Pipeline calls, one after the other; the first one warms up and does not count."""
+    known = catalog.read(SHIPPED_CATALOG)
+    the_recipe = resolve(Draft(prompt="红色的圆形", **recipe), known, recipe["model"], root_seed=0)
+    brush = painter.load(known.get(recipe["model"]), device, threads=1)
+    strokes = [Stroke(the_recipe, seed) for seed in range(peers.MICROBATCH)]
+    brush.paint(strokes, lambda step, steps: None)
+    began = time.monotonic()
+    for _ in range(microbatches):
+        brush.paint(strokes, lambda step, steps: None)
+    seconds = time.monotonic() - began
+    brush.close()
+    return {"images/s": microbatches * len(strokes) / seconds}
+
+
+def whole_farm(
+    the_farm: Farm, url: str, device: str, microbatches: int, recipe: dict[str, Any], **changes: str
+) -> Figures:
+    database = connect(the_farm.settings, pool=1)
+    since, key = load.now(database), the_farm.key(database)
+    load.submit(url, key, peers.MICROBATCH * microbatches, **recipe)
+    with the_farm.worker(the_farm.settings, device, "--models", recipe["model"], TORCH_THREADS="1", **changes):
+        load.wait_until_done(database, 180)
+    found = load.steady(database, since)
+    database.dispose()
+    return found
+
+
+def peer(the_farm: Farm, kind: str, microbatch_s: float, microbatches: int) -> Figures:
+    """As long as the others, as far as its slowness lets one guess."""
+    settings, run = the_farm.settings, token_hex(4)
+    app, address = peers.app_of(settings.redis_url.get_secret_value()), settings.database_url.get_secret_value()
+    images = peers.MICROBATCH * max(microbatches // 3, 5)
+    seeds = list(range(images))
+    messages: list[Any] = seeds
+    if kind == "serial":
+        messages = [seeds[at : at + peers.MICROBATCH] for at in range(0, images, peers.MICROBATCH)]
+    peers.make_table(address)
+    for message in messages:
+        app.send_task(kind, args=[run, message], queue="peers")
+    with the_farm.program("bench.peers", **variables(settings), BENCH_MICROBATCH_S=str(microbatch_s)):
+        wait_until(lambda: len(peers.moments(address, kind, run)) == images, seconds=180)
+    moments = [moment.timestamp() for moment in peers.moments(address, kind, run)]
+    size = 1 if kind == "naive" else peers.MICROBATCH
+    return {"images/s": load.rate([(moments[at], size) for at in range(size - 1, images, size)])}
