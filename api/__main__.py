@@ -5,13 +5,23 @@ import socket
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.app import create_app
+from api.routes.events import HANG_UP
 from common import telemetry
 from common.config import Settings
 from common.errors import Error
 
 STOP_S = 20  # for requests in flight
+
+
+class Protocol(HttpToolsProtocol):
+    """Lets a response hang up at once: a polite close waits until the reader has taken all, and he may never."""
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {HANG_UP: {"now": self.transport.abort}}
 
 
 class Server(uvicorn.Server):
@@ -34,6 +44,7 @@ def make_server(app: FastAPI, settings: Settings, host: str, port: int) -> Serve
         app,
         host=host,
         port=port,
+        http=Protocol,
         log_config=None,
         log_level="warning",
         access_log=False,

@@ -1,7 +1,8 @@
 """The API as one object: which parts it is made of, and how they start and stop. Routes are in `routes/`."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -14,8 +15,9 @@ from api.deps import Farm
 from api.errors import MEDIA_TYPE, Problem, add_handlers
 from api.metrics import FarmMetrics, RequestMetrics
 from api.middleware import Passage
-from api.reading import find_ended
-from api.routes import health, images, jobs, keys, models, queue, workers
+from api.reading import Mark, find_changed, with_progress
+from api.routes import events, health, images, jobs, keys, models, queue, workers
+from api.shapes import Job
 from api.waiting import WaitingRoom
 from common import catalog
 from common.config import Settings
@@ -60,30 +62,35 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.registry.register(FarmMetrics(farm.reader))
     app.add_middleware(Passage, metrics=RequestMetrics(app.state.registry))
     add_handlers(app)
-    for noun in (jobs, images, models, queue, workers, keys, health):
+    for noun in (jobs, events, images, models, queue, workers, keys, health):
         app.include_router(noun.router)
     return app
 
 
 def make_farm(settings: Settings) -> Farm:
     engine = connect(settings, pool=THREADS + SPARE_CONNECTIONS)
+    reader = engine.execution_options(isolation_level="AUTOCOMMIT")
+    messages = Messages(settings)
     known = catalog.read(settings.catalog)
     farm = Farm(
         settings=settings,
         engine=engine,
-        reader=engine.execution_options(isolation_level="AUTOCOMMIT"),
-        messages=Messages(settings),
+        reader=reader,
+        messages=messages,
         storage=Storage(settings),
         catalog=known,
-        waiting_room=WaitingRoom(settings.redis_url.get_secret_value(), ended=lambda ids: ended(engine, ids)),
+        waiting_room=WaitingRoom(settings.redis_url.get_secret_value(), look=partial(look, reader, messages)),
     )
     known.get(farm.default_model)  # a default that the catalogue lacks is said now, not at the first request
     return farm
 
 
-def ended(engine: Engine, job_ids: list[UUID]) -> list[UUID]:
-    with transaction(engine) as connection:
-        return find_ended(connection, job_ids)
+def look(reader: Engine, messages: Messages, known: Mapping[UUID, Mark | None]) -> dict[UUID, tuple[Mark, Job]]:
+    """Those of these jobs that are not as they are known."""
+    with transaction(reader) as connection:
+        found = find_changed(connection, known)
+    with_progress(messages, [job for _, job in found.values()])
+    return found
 
 
 @asynccontextmanager

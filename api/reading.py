@@ -14,12 +14,14 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, TextClause, text
 
 from api.crew import MEMBERS_JSON, Crew
-from api.shapes import Image, ImageError, Job, JobError, LoneImage, Recipe, Timings
+from api.shapes import Image, ImageError, Job, JobError, LoneImage, Progress, Recipe, Timings
 from common.claims import WAITING
 from common.errors import NotFound, RenderFailed
-from common.states import ImageState, JobState, Tier
+from common.queue import Messages
+from common.states import TERMINAL_JOB, ImageState, JobState, Tier
 
 FARTHEST = 1000  # images ahead are counted up to here
+Mark = tuple[JobState, int]  # the state of a job and how many of its images are open: what changes with its news
 RETRYABLE = {error.code: error.retryable for error in RenderFailed.__subclasses__()}
 
 
@@ -39,7 +41,9 @@ class Search:
 
 def find_job(connection: Connection, tenant_id: UUID, job_id: UUID, base_url: str) -> Job:
     """Raises NotFound when the tenant has no such job."""
-    found = _read(connection, base_url, "id = :job", {"tenant": tenant_id, "job": job_id, "limit": 1})
+    found = _read(
+        connection, base_url, "tenant_id = :tenant AND id = :job", {"tenant": tenant_id, "job": job_id, "limit": 1}
+    )
     if not found:
         raise NotFound(f"There is no job {job_id}.")
     return found[0]
@@ -48,10 +52,10 @@ def find_job(connection: Connection, tenant_id: UUID, job_id: UUID, base_url: st
 def find_jobs(connection: Connection, tenant_id: UUID, search: Search, base_url: str) -> list[Job]:
     """A page of jobs, newest first."""
     chosen = {name: value for name, value in vars(search).items() if value is not None}
-    filters = [FILTERS[name] for name in chosen if name in FILTERS]
+    filters = ["tenant_id = :tenant", *(FILTERS[name] for name in chosen if name in FILTERS)]
     if search.state in (JobState.QUEUED, JobState.RUNNING):
         filters.append("finished_at IS NULL")  # the index of open jobs
-    return _read(connection, base_url, " AND ".join(filters) or "true", {"tenant": tenant_id, **chosen})
+    return _read(connection, base_url, " AND ".join(filters), {"tenant": tenant_id, **chosen})
 
 
 def find_image(connection: Connection, tenant_id: UUID, image_id: UUID, base_url: str) -> tuple[LoneImage, str | None]:
@@ -62,9 +66,29 @@ def find_image(connection: Connection, tenant_id: UUID, image_id: UUID, base_url
     return LoneImage(job_id=row.job_id, **_image(row.image, row.recipe, base_url)), row.key
 
 
-def find_ended(connection: Connection, job_ids: Iterable[UUID]) -> list[UUID]:
-    """Those of these jobs that have ended."""
-    return list(connection.execute(READ_ENDED, {"jobs": list(job_ids)}).scalars())
+def find_changed(connection: Connection, known: Mapping[UUID, Mark | None]) -> dict[UUID, tuple[Mark, Job]]:
+    """Those of these jobs that are not as they are known, of whatever tenant; their links have no address yet."""
+    marks = {row.id: (row.state, row.open) for row in connection.execute(READ_MARKS, {"jobs": list(known)})}
+    changed = [job_id for job_id, mark in marks.items() if mark != known[job_id]]
+    jobs = _read(connection, "", "id = ANY(:jobs)", {"jobs": changed, "limit": len(changed)}) if changed else []
+    return {job.id: (marks[job.id], job) for job in jobs}
+
+
+def has_ended(connection: Connection, tenant_id: UUID, job_id: UUID) -> bool:
+    """Raises NotFound when the tenant has no such job."""
+    state = connection.execute(READ_STATE, {"tenant": tenant_id, "job": job_id}).scalar()
+    if state is None:
+        raise NotFound(f"There is no job {job_id}.")
+    return state in TERMINAL_JOB
+
+
+def with_progress(messages: Messages, found: Iterable[Job]) -> list[Job]:
+    """The same jobs; those that run say how far they have come, if Redis knows. Never inside a transaction."""
+    jobs = list(found)
+    running = {job.id: job for job in jobs if job.state == JobState.RUNNING}
+    for job_id, (step, steps) in messages.progress(list(running)).items():
+        running[job_id].progress = Progress(step=step, steps=steps)
+    return jobs
 
 
 def _read(connection: Connection, base_url: str, filters: str, parameters: Mapping[str, Any]) -> list[Job]:
@@ -184,7 +208,7 @@ READ_JOBS = f"""
     SELECT page.*, drawn.*, place.ahead,
            CASE WHEN drawn.waits AND row_number() OVER (PARTITION BY drawn.waits) = 1 THEN ({MEMBERS_JSON}) END AS crew
     FROM (
-        SELECT * FROM jobs WHERE tenant_id = :tenant AND {{filters}} ORDER BY id DESC LIMIT :limit) AS page
+        SELECT * FROM jobs WHERE {{filters}} ORDER BY id DESC LIMIT :limit) AS page
     CROSS JOIN LATERAL (
         SELECT json_agg({IMAGE_JSON} ORDER BY images.index) AS images, min(images.lane_id) AS lane_id,
                page.finished_at IS NULL AND NOT bool_or(images.state = 'running') AS waits,
@@ -201,4 +225,5 @@ READ_IMAGE = text(f"""
     WHERE images.id = :image AND jobs.tenant_id = :tenant
 """)
 
-READ_ENDED = text("SELECT id FROM jobs WHERE id = ANY(:jobs) AND finished_at IS NOT NULL")
+READ_MARKS = text("SELECT id, state, open FROM jobs WHERE id = ANY(:jobs)")
+READ_STATE = text("SELECT state FROM jobs WHERE id = :job AND tenant_id = :tenant")

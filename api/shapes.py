@@ -99,6 +99,10 @@ class Image(BaseModel):
     url: str | None = Field(description="Redirects to the bytes, once they are stored.")
     error: ImageError | None
 
+    def at(self, base_url: str) -> "Image":
+        """The same, with a link that begins with this address."""
+        return self.model_copy(update={"url": f"{base_url}{self.url}"}) if self.url else self
+
 
 class LoneImage(Image):
     """One picture, and the job that it belongs to."""
@@ -155,3 +159,7 @@ class Job(BaseModel):
     @property
     def has_ended(self) -> bool:
         return self.finished_at is not None
+
+    def at(self, base_url: str) -> "Job":
+        """The same, with links that begin with this address."""
+        return self.model_copy(update={"images": [image.at(base_url) for image in self.images]})

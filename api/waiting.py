@@ -1,72 +1,153 @@
-"""The waiting room: requests that wait for a job to end. One subscription and one poll a second serve all of them.
+"""The waiting room: whoever waits for news of a job. One subscription and one poll a second serve all of them.
 
-A waiter holds neither a thread nor a database connection. Redis brings the news at once; while it is away, the poll
-does within a second.
+One who waits holds neither a thread nor a database connection, and there is no queue of news for anybody: of each job
+the latest is known, and who wakes sees what of it is new to him. Redis says which rows to look at; the row is the
+truth. While Redis is away the poll finds everything but progress within a second.
 """
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from uuid import UUID
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
 
+from api.events import Account
+from api.reading import Mark
+from api.shapes import Job, Progress
 from common.errors import Unavailable
-from common.queue import CHANGED_CHANNEL
+from common.queue import CHANGED_CHANNEL, PROGRESS_CHANNEL
 from common.telemetry import tell
 
 POLL_S = 1.0
+PROGRESS_S = 0.1  # at most ten times a second, however many workers render a job
 RECONNECT_S = 1.0
+STEP = re.compile(r"([0-9]{1,6})/([0-9]{1,6})")
+
+Look = Callable[[Mapping[UUID, Mark | None]], Mapping[UUID, tuple[Mark, Job]]]
+
+
+class Watched:
+    """The latest that is known of a job, for all who wait for news of it."""
+
+    def __init__(self) -> None:
+        self.job: Job | None = None  # its links have no address yet
+        self.mark: Mark | None = None
+        self.progress: Progress | None = None
+        self.watchers: set[Watcher] = set()
+        self._accounts: dict[str, Account] = {}
+        self._told_at = 0.0
+        self._will_tell: asyncio.TimerHandle | None = None
+
+    def learn(self, job: Job, mark: Mark) -> None:
+        self.job, self.mark = job, mark
+        self.progress = self.progress or job.progress
+        self._accounts.clear()
+        self.tell()
+
+    def advance(self, progress: Progress) -> None:
+        self.progress = progress
+        if self._will_tell is None:
+            loop = asyncio.get_running_loop()
+            self._will_tell = loop.call_at(max(self._told_at + PROGRESS_S, loop.time()), self._tell_progress)
+
+    def account(self, base_url: str) -> Account | None:
+        if self.job and base_url not in self._accounts:
+            self._accounts[base_url] = Account(self.job, base_url)
+        return self._accounts.get(base_url)
+
+    def tell(self) -> None:
+        for watcher in self.watchers:
+            watcher.wake()
+
+    def _tell_progress(self) -> None:
+        self._will_tell, self._told_at = None, asyncio.get_running_loop().time()
+        self.tell()
+
+
+class Watcher:
+    """One who waits for news of a job."""
+
+    def __init__(self, watched: Watched) -> None:
+        self.watched = watched
+        self.is_sent_away = False
+        self._news = asyncio.Event()
+
+    async def news(self, seconds: float) -> bool:
+        """Whether there was any within that time."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._news.wait()
+        except TimeoutError:
+            return False
+        self._news.clear()
+        return True
+
+    def wake(self) -> None:
+        self._news.set()
 
 
 class WaitingRoom:
-    """`ended` says which of some jobs have ended; it may block, and runs in a thread."""
+    """`look` reads those of some jobs that are not as they are known; it may block, and runs in a thread."""
 
-    def __init__(self, redis_url: str, ended: Callable[[list[UUID]], Iterable[UUID]]) -> None:
+    def __init__(self, redis_url: str, look: Look) -> None:
         self._redis_url = redis_url
-        self._ended = ended
-        self._waiting: defaultdict[UUID, set[asyncio.Event]] = defaultdict(set)
+        self._look = look
+        self._watched: dict[UUID, Watched] = {}
+        self._suspects: set[UUID] = set()  # whose rows may have changed
+        self._suspicion = asyncio.Event()
         self._closed = False
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def waiting(self) -> int:
         """How many wait."""
-        return sum(len(events) for events in self._waiting.values())
+        return sum(len(watched.watchers) for watched in self._watched.values())
 
-    async def wait(self, job_id: UUID, seconds: float) -> None:
-        """Wait until the job has ended, the time is up, or the room is closed."""
-        if self._closed:
-            return
-        event = asyncio.Event()
-        self._waiting[job_id].add(event)
+    async def wait(self, job_id: UUID, seconds: float) -> Job | None:
+        """The job once it has ended; None when the time is up or the room is closed."""
+        with self.watch(job_id) as watcher, suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not watcher.is_sent_away:
+                    if (job := watcher.watched.job) and job.has_ended:
+                        return job
+                    await watcher.news(seconds)
+        return None
+
+    @contextmanager
+    def watch(self, job_id: UUID) -> Iterator[Watcher]:
+        """Wait for news of a job, from what is known of it at first. Whether one may is for the caller to know."""
+        watched = self._watched.setdefault(job_id, Watched())
+        watcher = Watcher(watched)
+        watcher.is_sent_away = self._closed
+        watched.watchers.add(watcher)
+        self._suspect({job_id})
         try:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(event.wait(), seconds)
+            yield watcher
         finally:
-            self._waiting[job_id].discard(event)
-            if not self._waiting[job_id]:
-                del self._waiting[job_id]
+            watched.watchers.discard(watcher)
+            if not watched.watchers:
+                self._watched.pop(job_id, None)
 
     def open(self) -> None:
-        """Begin to listen and to poll. For the start of the event loop."""
-        self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._poll())]
+        """Begin to listen and to look. For the start of the event loop."""
+        self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._keep_looking())]
 
     async def close(self) -> None:
         """Send everybody away: a server that stops has no time to wait."""
         self._closed = True
-        self._tell(list(self._waiting))
+        for watched in self._watched.values():
+            for watcher in watched.watchers:
+                watcher.is_sent_away = True
+            watched.tell()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _tell(self, job_ids: Iterable[UUID]) -> None:
-        for job_id in job_ids:
-            for event in self._waiting.get(job_id, ()):
-                event.set()
+    # What Redis says
 
     async def _listen(self) -> None:
         while True:
@@ -83,31 +164,60 @@ class WaitingRoom:
             health_check_interval=5,
         )
         async with redis, redis.pubsub() as news:
-            await news.subscribe(CHANGED_CHANNEL)
+            await news.subscribe(CHANGED_CHANNEL, PROGRESS_CHANNEL)
             while True:
                 message = await news.get_message(ignore_subscribe_messages=True, timeout=5)
-                if message:
-                    await self._look_at([job for job in ids_in(message["data"]) if job in self._waiting])
+                if message and message["channel"] == CHANGED_CHANNEL:
+                    self._suspect(ids_in(message["data"]))
+                elif message:
+                    self._advance(message["data"])
 
-    async def _poll(self) -> None:
+    def _advance(self, message: str) -> None:
+        step, _, ids = message.partition(" ")
+        if found := STEP.fullmatch(step):
+            progress = Progress(step=int(found[1]), steps=int(found[2]))
+            for job_id in ids_in(ids) & self._watched.keys():
+                self._watched[job_id].advance(progress)
+
+    # What the rows say
+
+    def _suspect(self, job_ids: set[UUID]) -> None:
+        self._suspects |= job_ids & self._watched.keys()
+        if self._suspects:
+            self._suspicion.set()
+
+    async def _keep_looking(self) -> None:
+        """Look at the rows that may have changed, at once, and at all of them every second: one look at a time."""
+        clock = asyncio.get_running_loop().time
+        poll_at = clock() + POLL_S
         while True:
-            await asyncio.sleep(POLL_S)
-            await self._look_at(list(self._waiting))
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(poll_at):
+                    await self._suspicion.wait()
+            self._suspicion.clear()
+            if clock() >= poll_at:
+                self._suspects, poll_at = set(self._watched), clock() + POLL_S
+            suspects, self._suspects = self._suspects, set()
+            await self._look_at({job_id: self._watched[job_id].mark for job_id in suspects & self._watched.keys()})
 
-    async def _look_at(self, job_ids: list[UUID]) -> None:
-        if job_ids:
-            try:
-                self._tell(await run_in_threadpool(self._ended, job_ids))
-            except Unavailable:
-                pass  # whoever submits is told so
-            except Exception:
-                tell("request_failed", exc_info=True, path="the waiting room's poll")
+    async def _look_at(self, known: Mapping[UUID, Mark | None]) -> None:
+        if not known:
+            return
+        try:
+            found = await run_in_threadpool(self._look, known)
+        except Unavailable:
+            return  # whoever submits is told so
+        except Exception:
+            return tell("request_failed", exc_info=True, path="the waiting room's poll")
+        for job_id, (mark, job) in found.items():
+            if watched := self._watched.get(job_id):
+                watched.learn(job, mark)
 
 
-def ids_in(data: str) -> list[UUID]:
+def ids_in(data: str) -> set[UUID]:
     """The ids in a message; what is none is no concern of ours."""
-    found = []
+    found = set()
     for word in data.split():
         with suppress(ValueError):
-            found.append(UUID(word))
+            found.add(UUID(word))
     return found

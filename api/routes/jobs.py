@@ -13,8 +13,8 @@ from starlette.concurrency import run_in_threadpool
 from api.crew import read_crew
 from api.deps import BaseUrl, Farm, JobsReader, JobsWriter, RequestId, TheFarm
 from api.headers import CancelAfter, IdempotencyKey, Prefer, seconds_to_live, seconds_to_wait, with_etag
-from api.reading import Search, find_job, find_jobs
-from api.shapes import JOB, RECIPE, Job, Progress, Recipe, example
+from api.reading import Search, find_job, find_jobs, with_progress
+from api.shapes import JOB, RECIPE, Job, Recipe, example
 from common import jobs, prompts, recipe
 from common.db import new_id, transaction
 from common.errors import Unavailable
@@ -107,8 +107,8 @@ async def submit_job(
         submit, farm, caller, submission, once, life_s, root_seed, request_id, base_url
     )
     if wait_s and not job.has_ended:
-        await farm.waiting_room.wait(job.id, wait_s)
-        job = await run_in_threadpool(look_again, farm, caller, job, base_url)
+        ended = await farm.waiting_room.wait(job.id, wait_s)
+        job = ended.at(base_url) if ended else await run_in_threadpool(look_again, farm, caller, job, base_url)
     headers = {"Location": f"{base_url}v1/jobs/{job.id}"}
     if not is_new:
         headers["Idempotency-Replayed"] = "true"
@@ -178,7 +178,7 @@ def look_again(farm: Farm, caller: Caller, job: Job, base_url: str) -> Job:
             job = find_job(connection, caller.tenant_id, job.id, base_url)
     except Unavailable:
         return job
-    return with_progress(farm, [job])[0]
+    return with_progress(farm.messages, [job])[0]
 
 
 def once_of(submission: Submission, key: str | None) -> jobs.Once | None:
@@ -198,7 +198,7 @@ def once_of(submission: Submission, key: str | None) -> jobs.Once | None:
 def read_job(job_id: UUID, caller: JobsReader, farm: TheFarm, base_url: BaseUrl, request: Request) -> Response:
     with transaction(farm.reader) as connection:
         job = find_job(connection, caller.tenant_id, job_id, base_url)
-    return with_etag(request, with_progress(farm, [job])[0])
+    return with_etag(request, with_progress(farm.messages, [job])[0])
 
 
 class Filters(BaseModel):
@@ -231,7 +231,7 @@ def list_jobs(
     search = Search(limit=filters.limit + 1, before=read_cursor(filters.cursor), **chosen)
     with transaction(farm.reader) as connection:
         found = find_jobs(connection, caller.tenant_id, search, base_url)
-    page = JobPage(items=with_progress(farm, found[: filters.limit]), next_cursor=None)
+    page = JobPage(items=with_progress(farm.messages, found[: filters.limit]), next_cursor=None)
     headers = {}
     if len(found) > filters.limit:
         page.next_cursor = write_cursor(page.items[-1].id)
@@ -266,14 +266,6 @@ def retry_job(job_id: UUID, caller: JobsWriter, farm: TheFarm, base_url: BaseUrl
     farm.messages.wake(again.model, job_id=again.id, tier=again.tier)
     tell("job_submitted", job=again.id, tenant=caller.tenant_id, images=job.recipe.count, request=request_id)
     return answer(job, 201, {"Location": f"{base_url}v1/jobs/{job.id}"})
-
-
-def with_progress(farm: Farm, found: list[Job]) -> list[Job]:
-    """The same jobs; those that run say how far they have come, if Redis knows. Never inside a transaction."""
-    running = {job.id: job for job in found if job.state == JobState.RUNNING}
-    for job_id, (step, steps) in farm.messages.progress(list(running)).items():
-        running[job_id].progress = Progress(step=step, steps=steps)
-    return found
 
 
 def answer(shape: BaseModel, status: int, headers: dict[str, str] | None = None) -> Response:

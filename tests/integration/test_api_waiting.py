@@ -4,13 +4,17 @@ import asyncio
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
 from redis import Redis
 from sqlalchemy import Engine
 
+from api.reading import Mark, find_changed
+from api.shapes import Job
 from api.waiting import WaitingRoom
 from common import tenants
 from common.config import Settings
@@ -100,41 +104,53 @@ def test_two_hundred_who_wait_hold_neither_threads_nor_connections(api: Api, sto
     assert farm.waiting_room.waiting == 0
 
 
-def test_one_poll_serves_all_who_wait() -> None:
-    asked: list[list[Any]] = []
-    jobs = [new_id() for _ in range(50)]
+def test_one_poll_serves_all_who_wait(story: Story) -> None:
+    asked: list[set[Any]] = []
+    jobs = [story.submit() for _ in range(50)]
+    wait_and_end(story, None)
 
-    def ended(job_ids: list[Any]) -> list[Any]:
-        asked.append(job_ids)
-        return job_ids
+    def look(known: Mapping[UUID, Mark | None]) -> dict[UUID, tuple[Mark, Job]]:
+        asked.append(set(known))
+        with transaction(story.database) as connection:
+            return find_changed(connection, known)
 
-    async def all_wait() -> None:
-        room = WaitingRoom(NO_REDIS, ended)
+    async def all_wait() -> list[Job | None]:
+        room = WaitingRoom(NO_REDIS, look)
+        waiting = [asyncio.create_task(room.wait(job, 30)) for job in jobs]
+        await asyncio.sleep(0)
         room.open()
-        await asyncio.gather(*(room.wait(job, 30) for job in jobs))
+        found = await asyncio.gather(*waiting)
         await room.close()
+        return found
 
-    asyncio.run(all_wait())
-    assert [set(job_ids) for job_ids in asked] == [set(jobs)]
+    assert [job.state if job else None for job in asyncio.run(all_wait())] == ["succeeded"] * 50
+    assert asked == [set(jobs)]
 
 
-def test_the_subscription_comes_back_by_itself(settings: Settings) -> None:
-    """The connection is cut; the news after that is heard all the same. The poll never finds anything here."""
+def test_the_subscription_comes_back_by_itself(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection is cut; the news after that is heard all the same."""
+    monkeypatch.setattr("api.waiting.POLL_S", 1000)
     messages, job = Messages(settings), new_id()
-    heard: list[Any] = []
     redis = Redis.from_url(settings.redis_url.get_secret_value())
+    asked = 0
+
+    def look(known: Mapping[UUID, Mark | None]) -> dict[UUID, tuple[Mark, Job]]:
+        nonlocal asked
+        asked += 1
+        return {}
 
     async def story() -> None:
-        room = WaitingRoom(settings.redis_url.get_secret_value(), ended=lambda ids: heard.extend(ids) or heard)
+        room = WaitingRoom(settings.redis_url.get_secret_value(), look)
         room.open()
-        for _ in range(2):
-            waiter = asyncio.create_task(room.wait(job, 60))
-            while not waiter.done():
-                await asyncio.to_thread(messages.announce_changed, [job])
-                await asyncio.sleep(0.05)
-            for client in redis.client_list(_type="pubsub"):
-                if client["db"] == str(redis.get_connection_kwargs()["db"]):  # the rest are other tests'
-                    redis.client_kill_filter(_id=client["id"])
+        with room.watch(job):
+            for _ in range(2):
+                before = asked
+                while asked < before + 2:  # the first look is for who has just come
+                    await asyncio.to_thread(messages.announce_changed, [job])
+                    await asyncio.sleep(0.05)
+                for client in redis.client_list(_type="pubsub"):
+                    if client["db"] == str(redis.get_connection_kwargs()["db"]):  # the rest are other tests'
+                        redis.client_kill_filter(_id=client["id"])
         await room.close()
 
     asyncio.run(asyncio.wait_for(story(), 30))
