@@ -4,6 +4,7 @@ import io
 import json
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
@@ -31,8 +32,26 @@ def texts(data: bytes, format: str) -> Any:
     return json.loads(b"".join(part for name, part in picture.applist if name == "COM"))
 
 
-def test_a_png_keeps_every_pixel() -> None:
-    assert (np.asarray(opened(encode(PIXELS, "png", TEXTS))) == PIXELS).all()
+@pytest.fixture(params=["isal", "zlib"])
+def deflating_by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What deflates a PNG: isal, or where it has no wheel the standard library."""
+    if request.param == "zlib":
+        monkeypatch.setattr("worker.encode.isal_zlib", None)
+    else:
+        pytest.importorskip("isal")
+
+
+@pytest.mark.usefixtures("deflating_by")
+@pytest.mark.parametrize(("height", "width"), [(40, 56), (1, 1), (1, 56), (40, 1)])
+def test_a_png_keeps_every_pixel(height: int, width: int) -> None:
+    part = PIXELS[:height, 5 : 5 + width]  # not in one piece in memory
+    assert (np.asarray(opened(encode(part, "png", TEXTS))) == part).all()
+
+
+def test_a_png_is_whole_in_the_eyes_of_others() -> None:
+    """Pillow is lenient; OpenCV reads with libpng, and it shall have nothing to complain of."""
+    file = np.frombuffer(encode(PIXELS, "png", TEXTS), np.uint8)
+    assert (cv2.cvtColor(cv2.imdecode(file, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB) == PIXELS).all()
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -54,11 +73,13 @@ def test_a_text_may_be_longer_than_a_segment(format: str) -> None:
     assert texts(encode(PIXELS, format, long), format) == long
 
 
+@pytest.mark.usefixtures("deflating_by")
 @pytest.mark.parametrize("format", FORMATS)
 def test_equal_pictures_are_equal_bytes(format: str) -> None:
     assert encode(PIXELS, format, TEXTS) == encode(PIXELS.copy(), format, dict(TEXTS))
 
 
+@pytest.mark.usefixtures("deflating_by")
 def test_a_png_is_about_as_small_as_pillows() -> None:
     """On what looks like a photograph: structure at every scale, and grain."""
     rng = np.random.default_rng(0)
