@@ -1,3 +1,3 @@
 """The benches, in the order in which docs/performance.md shows them: one module of this folder each."""
 
-BENCHES = ("farm_vs_bare", "scaling")
+BENCHES = ("farm_vs_bare", "scaling", "queue")

@@ -13,7 +13,6 @@ from bench.farm import wait_until
 from common.db import transaction
 
 CLIENTS = 8
-PER_JOB = 4  # images
 COLOURS = ("红", "黄", "蓝", "绿", "紫")
 SHAPES = ("圆形", "正方形", "三角形", "星形", "心形")
 
@@ -24,12 +23,12 @@ def now(database: Engine) -> datetime:
         return moment
 
 
-def submit(url: str, key: str, images: int, **recipe: Any) -> None:
+def submit(url: str, key: str, images: int, per_job: int = 4, **recipe: Any) -> None:
     """Jobs of a few images each, over HTTP, as several clients would."""
 
     def post(number: int) -> None:
         prompt = f"{COLOURS[number % 5]}色的{SHAPES[number // 5 % 5]}"
-        body = {"prompt": prompt, "count": min(PER_JOB, images - number * PER_JOB), "seed": number * PER_JOB, **recipe}
+        body = {"prompt": prompt, "count": min(per_job, images - number * per_job), "seed": number * per_job, **recipe}
         client.post("/v1/jobs", json=body).raise_for_status()
 
     headers = {"Authorization": f"Bearer {key}"}
@@ -37,7 +36,7 @@ def submit(url: str, key: str, images: int, **recipe: Any) -> None:
         httpx.Client(base_url=url, headers=headers, timeout=30, trust_env=False) as client,
         ThreadPoolExecutor(CLIENTS) as clients,
     ):
-        list(clients.map(post, range(-(-images // PER_JOB))))
+        list(clients.map(post, range(-(-images // per_job))))
 
 
 def wait_until_done(database: Engine, seconds: float) -> None:
