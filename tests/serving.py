@@ -11,7 +11,7 @@ import httpx
 from fastapi import FastAPI
 from sqlalchemy import Engine
 
-from api.__main__ import make_server
+from api.__main__ import Server, make_server
 from api.app import create_app
 from common import tenants
 from common.config import Settings
@@ -27,6 +27,7 @@ class Api:
     app: FastAPI
     settings: Settings
     database: Engine
+    server: Server
 
     def client(self, tenant: str = "somebody", scopes: Sequence[Scope] = (Scope.ADMIN,)) -> httpx.Client:
         """A client with a new key of this tenant."""
@@ -53,7 +54,7 @@ def serving(settings: Settings, database: Engine) -> Iterator[Api]:
             assert time.monotonic() < deadline, "The API did not start in time."
             time.sleep(0.005)
         port = server.servers[0].sockets[0].getsockname()[1]
-        yield Api(f"http://127.0.0.1:{port}", app, settings, database)
+        yield Api(f"http://127.0.0.1:{port}", app, settings, database, server)
     finally:
         server.should_exit = True
         thread.join(30)
