@@ -12,6 +12,7 @@ reads a file or sends a message; how its prompts become recipes is `plan`'s.
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -70,9 +71,10 @@ class Chunk:
     recipes: Sequence[tuple[Recipe, tuple[str, ...]]]
 
 
-def record_upload(connection: Connection, tenant_id: UUID, upload: Upload) -> None:
-    """Note a file that is in storage by now."""
-    connection.execute(INSERT_UPLOAD, vars(upload) | {"tenant": tenant_id})
+def record_upload(connection: Connection, tenant_id: UUID, upload: Upload) -> datetime:
+    """Note a file that is in storage by now; when that was."""
+    noted: datetime = connection.execute(INSERT_UPLOAD, vars(upload) | {"tenant": tenant_id}).scalar_one()
+    return noted
 
 
 def submit(
@@ -280,6 +282,7 @@ HERE = 'id = :batch AND "offset" = :here AND jobs = :jobs_here AND cancelled_at 
 
 INSERT_UPLOAD = text("""
     INSERT INTO uploads (id, tenant_id, format, bytes, sha256) VALUES (:id, :tenant, :format, :bytes, :sha256)
+    RETURNING created_at
 """)
 
 INSERT_BATCH = text("""

@@ -36,6 +36,7 @@ class Settings(BaseSettings):
     # The API.
     key_pepper: SecretStr = SecretStr("")  # mixed into the HMAC of every API key; never change it
     trusted_proxies: str = "127.0.0.1"  # whose X-Forwarded-* headers are believed; * for all
+    upload_limit: int = 2_000_000_000  # bytes of one file
 
     # Rhythm.
     lease_s: float = 15

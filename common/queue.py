@@ -90,9 +90,9 @@ class Messages:
         """Tell those who watch that these jobs have started, got a picture, or ended."""
         return self._publish(CHANGED_CHANNEL, job_ids)
 
-    def announce_cancelled(self, job_id: UUID) -> bool:
-        """Tell those who watch, and those who render, that this job was cancelled."""
-        return self._publish(UNWANTED_CHANNEL, [job_id]) and self._publish(CHANGED_CHANNEL, [job_id])
+    def announce_cancelled(self, job_ids: Sequence[UUID]) -> bool:
+        """Tell those who watch, and those who render, that these jobs were cancelled."""
+        return self._publish(UNWANTED_CHANNEL, job_ids) and self._publish(CHANGED_CHANNEL, job_ids)
 
     def advance(self, batch_id: UUID) -> bool:
         """Have a control worker check, expand or settle a batch."""

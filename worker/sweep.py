@@ -87,8 +87,7 @@ class Sweep:
             expired = jobs.expire(connection)
         if expired:
             tell("jobs_expired", jobs=",".join(map(str, expired)))
-            for job_id in expired:
-                self._messages.announce_cancelled(job_id)
+            self._messages.announce_cancelled(expired)
 
     def ready(self) -> None:
         with self._transaction() as connection:

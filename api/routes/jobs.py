@@ -246,7 +246,7 @@ def cancel_job(job_id: UUID, caller: JobsWriter, farm: TheFarm, base_url: BaseUr
         is_cancelled_now = jobs.cancel(connection, job_id, caller.tenant_id)
         job = find_job(connection, caller.tenant_id, job_id, base_url)
     if is_cancelled_now:
-        farm.messages.announce_cancelled(job_id)
+        farm.messages.announce_cancelled([job_id])
         tell("job_cancelled", job=job_id, tenant=caller.tenant_id)
     return answer(job, 200)
 

@@ -163,7 +163,7 @@ def test_a_cancelled_job_frees_the_worker_within_a_step(
     with transaction(story.database) as connection:
         jobs.cancel(connection, job)
     if news == "redis":
-        until(lambda: Messages(settings).announce_cancelled(job))
+        until(lambda: Messages(settings).announce_cancelled([job]))
     else:
         worker.heartbeat.beat()
     until(lambda: not worker.holdings.wanted(rendering.microbatch.lease_id))
