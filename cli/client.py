@@ -4,6 +4,7 @@ A submission carries an Idempotency-Key, so it is sent again when the connection
 """
 
 import hashlib
+import json
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ PAUSES = (0.5, 1, 2, 4)  # between tries of a submission, in seconds
 TERMINAL = ("succeeded", "failed", "cancelled")
 POLL_S, LONGEST_POLL_S = 0.2, 1.0
 AWAY_S = 60  # how long a watch bears a farm that does not answer
+SILENCE_S = 20  # how long it bears a stream that brings nothing: there is a ping every 15 s
 
 
 class Away(Failure):
@@ -76,27 +78,57 @@ class Client:
         return self._patiently(lambda: self._json("POST", "/v1/jobs", json=draft, headers=headers))
 
     def follow(self, job_id: str, timeout: float | None = None) -> Iterator[Json]:
-        """The job, each time that it has changed, until it has ended. Bears a farm that is away for a while."""
-        deadline = time.monotonic() + timeout if timeout else None
-        etag, pause, away_since = "", POLL_S, None
+        """The job, each time that it has changed, until it has ended. Bears a farm that is away for a while.
+
+        Listens to its events. Where there are none, or they break off, or the time is nearly up, it asks now and then.
+        """
+        deadline = time.monotonic() + timeout if timeout else float("inf")
+        etag, pause, away_since, has_events = "", POLL_S, None, True
         while True:
             try:
                 answer = self._send("GET", path("jobs", job_id), headers={"If-None-Match": etag} if etag else {})
                 away_since = None
-            except Away:
-                away_since = away_since or time.monotonic()
-                if time.monotonic() - away_since > AWAY_S:
-                    raise
-            else:
                 if answer.status_code != 304:
                     etag, pause = answer.headers.get("ETag", ""), POLL_S
                     yield (job := answer.json())
                     if job["state"] in TERMINAL:
                         return
-            if deadline and time.monotonic() > deadline:
+                if has_events and time.monotonic() < deadline - SILENCE_S:
+                    has_events = False
+                    for told in self._as_told(job, deadline - SILENCE_S):
+                        has_events = True
+                        yield told
+                        if told["state"] in TERMINAL:
+                            return
+            except Away:
+                away_since = away_since or time.monotonic()
+                if time.monotonic() - away_since > AWAY_S:
+                    raise
+            if time.monotonic() > deadline:
                 raise Failure(f"The job has not ended in time; it goes on: {called()} jobs watch {job_id}", TIMED_OUT)
             time.sleep(pause)
             pause = min(pause * 1.2, LONGEST_POLL_S)
+
+    def _as_told(self, job: Json, until: float) -> Iterator[Json]:
+        """The job after each of its events. Ends when they break off: its row can be asked for."""
+        address, timeout = path("jobs", job["id"], "events"), httpx.Timeout(5, read=SILENCE_S)
+        event: dict[str, str] = {}
+        try:
+            with self._http.stream("GET", address, timeout=timeout) as answer:
+                if answer.status_code != 200 or "text/event-stream" not in answer.headers.get("Content-Type", ""):
+                    return
+                for line in answer.iter_lines():
+                    if line.startswith(":"):  # a ping: why it waits may be another reason by now
+                        yield (job := self.get(path("jobs", job["id"])))
+                    elif line:
+                        name, _, event[name] = line.partition(": ")
+                    elif "event" in event:
+                        yield (job := changed(job, event["event"], json.loads(event["data"])))
+                        event = {}
+                    if time.monotonic() > until:
+                        return
+        except httpx.TransportError:
+            return
 
     def download(self, image: Json) -> bytes:
         """The bytes of a stored image, which are those that the farm says they are."""
@@ -132,6 +164,20 @@ class Client:
         if answer.status_code >= 400:
             raise refusal(answer)
         return answer
+
+
+def changed(job: Json, event: str, news: Json) -> Json:
+    """The job after an event."""
+    match event:
+        case "state" if news["state"] not in TERMINAL:  # else the end follows, with all that belongs to it
+            return job | news
+        case "progress":
+            return job | {"progress": news}
+        case "image":
+            return job | {"images": [news if image["index"] == news["index"] else image for image in job["images"]]}
+        case "end":
+            return news
+    return job
 
 
 def path(*parts: str) -> str:

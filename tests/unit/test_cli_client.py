@@ -154,6 +154,52 @@ def test_a_watch_bears_a_farm_that_is_away_for_a_moment(call: CommandLine) -> No
     assert answers == []
 
 
+def events(*told: tuple[str, dict] | str) -> Say:
+    """A stream; a word is a comment in it."""
+    lines = [
+        f": {one}\n\n" if isinstance(one, str) else f"event: {one[0]}\ndata: {json.dumps(one[1])}\n\n" for one in told
+    ]
+    return Say(body="".join(["retry: 1000\n\n", *lines]).encode(), headers={"Content-Type": "text/event-stream"})
+
+
+def test_a_watch_listens_and_asks_once(call: CommandLine) -> None:
+    told = events(
+        ("state", {"state": "running"}),
+        ("progress", {"step": 3, "steps": 20}),
+        ("state", {"state": "succeeded"}),
+        ("image", job()["images"][0]),
+        ("end", job()),
+    )
+    with farm_that(lambda asked: told if asked.path.endswith("/events") else Say(body=job("queued", "queued"))) as farm:
+        done = call("--url", farm.url, "--key", "huaf_given", "--format", "json", "jobs", "watch", "the-job")
+    assert (done.code, done.json) == (0, job())
+    assert [line.split()[1] for line in done.err.splitlines()] == ["queued", "running", "succeeded"]
+    assert [asked.path for asked in farm.asked] == ["/v1/jobs/the-job", "/v1/jobs/the-job/events"]
+
+
+def test_a_watch_asks_again_when_its_stream_breaks_off(call: CommandLine) -> None:
+    answers = [
+        Say(body=job("queued", "queued")),
+        events(("state", {"state": "running"})),
+        Say(body=job("running", "running")),
+        events("ping"),
+        Say(body=job("running", "running")),  # for the ping
+        Say(body=job()),
+    ]
+    with farm_that(lambda asked: answers.pop(0)) as farm:
+        done = call("--url", farm.url, "--format", "json", "jobs", "watch", "the-job")
+    assert (done.code, done.json["state"], answers) == (0, "succeeded", [])
+
+
+@pytest.mark.parametrize("no_stream", [Say(404, {"title": "Not Found", "detail": "Nothing."}), Say(body={}), HANG_UP])
+def test_a_watch_does_without_a_stream(call: CommandLine, no_stream: Say) -> None:
+    answers = [job("queued", "queued"), job("running", "running"), job()]
+    with farm_that(lambda asked: no_stream if asked.path.endswith("/events") else Say(body=answers.pop(0))) as farm:
+        done = call("--url", farm.url, "--format", "json", "jobs", "watch", "the-job")
+    assert (done.code, done.json["state"], answers) == (0, "succeeded", [])
+    assert [asked.path for asked in farm.asked].count("/v1/jobs/the-job/events") == 1
+
+
 def test_a_watch_that_takes_too_long_says_how_to_go_on(call: CommandLine) -> None:
     with farm_that(lambda asked: Say(body=job("queued", "queued"))) as farm:
         done = call("--url", farm.url, "jobs", "watch", "the-job", "--timeout", "0.01")
