@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, TextClause, text
 
 from api.crew import MEMBERS_JSON, Crew
-from api.shapes import Image, ImageError, Job, JobError, LoneImage, Progress, Recipe, Timings
+from api.shapes import Image, ImageError, Job, JobError, LoneImage, Progress, Recipe, Timings, WaitingFor
 from common.claims import WAITING
 from common.errors import NotFound, RenderFailed
 from common.queue import Messages
@@ -33,6 +33,7 @@ class Search:
     before: UUID | None = None
     state: JobState | None = None
     model: str | None = None
+    batch: UUID | None = None
     tier: Tier | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
@@ -50,12 +51,14 @@ def find_job(connection: Connection, tenant_id: UUID, job_id: UUID, base_url: st
 
 
 def find_jobs(connection: Connection, tenant_id: UUID, search: Search, base_url: str) -> list[Job]:
-    """A page of jobs, newest first."""
+    """A page of jobs, newest first; those of a batch by their place in it, which has an index."""
     chosen = {name: value for name, value in vars(search).items() if value is not None}
-    filters = ["tenant_id = :tenant", *(FILTERS[name] for name in chosen if name in FILTERS)]
+    by_place = PLACE_FILTERS if search.batch else {}
+    filters = ["tenant_id = :tenant", *((FILTERS | by_place)[name] for name in chosen if name in FILTERS)]
     if search.state in (JobState.QUEUED, JobState.RUNNING):
         filters.append("finished_at IS NULL")  # the index of open jobs
-    return _read(connection, base_url, " AND ".join(filters), {"tenant": tenant_id, **chosen})
+    order = "place" if search.batch else "id"
+    return _read(connection, base_url, " AND ".join(filters), {"tenant": tenant_id, **chosen}, order)
 
 
 def find_image(connection: Connection, tenant_id: UUID, image_id: UUID, base_url: str) -> tuple[LoneImage, str | None]:
@@ -91,8 +94,10 @@ def with_progress(messages: Messages, found: Iterable[Job]) -> list[Job]:
     return jobs
 
 
-def _read(connection: Connection, base_url: str, filters: str, parameters: Mapping[str, Any]) -> list[Job]:
-    rows = connection.execute(statement(filters), parameters).all()
+def _read(
+    connection: Connection, base_url: str, filters: str, parameters: Mapping[str, Any], order: str = "id"
+) -> list[Job]:
+    rows = connection.execute(statement(filters, order), parameters).all()
     jobs = [_job(row, base_url) for row in rows]
     crew = Crew(next((row.crew for row in rows if row.crew), None))
     for job, row in zip(jobs, rows, strict=True):
@@ -102,11 +107,14 @@ def _read(connection: Connection, base_url: str, filters: str, parameters: Mappi
 
 
 @lru_cache
-def statement(filters: str) -> TextClause:
-    return text(READ_JOBS.format(filters=filters))
+def statement(filters: str, order: str) -> TextClause:
+    return text(READ_JOBS.format(filters=filters, order=order))
 
 
 def _say_why_it_waits(job: Job, row: Row[Any], crew: Crew) -> None:
+    if row.batch_cancelled_at or row.batch_paused_at:
+        job.waiting_for = BATCH_CANCELLED if row.batch_cancelled_at else BATCH_PAUSED
+        return
     backs_off = row.head is None and row.backs_off
     job.waiting_for = crew.why(job.recipe.model, backs_off=backs_off)
     job.position = None if backs_off else row.ahead
@@ -122,6 +130,7 @@ def _job(row: Row[Any], base_url: str) -> Job:
         id=row.id,
         state=row.state,
         tier=row.tier,
+        batch_id=row.batch_id,
         parent_id=row.parent_id,
         recipe=Recipe.model_validate(row.recipe),
         images=[Image(**_image(image, row.recipe, base_url)) for image in images],
@@ -171,6 +180,7 @@ def _seconds(milliseconds: Iterable[int | None]) -> float | None:
 
 FILTERS = {
     "before": "id < :before",
+    "batch": "batch_id = :batch",
     "state": "state = cast(:state AS job_state)",
     "model": "model = :model",
     "tier": "tier = cast(:tier AS tier)",
@@ -178,6 +188,11 @@ FILTERS = {
     "created_before": "created_at < :created_before",
     "q": "strpos(lower(recipe ->> 'prompt'), lower(:q)) > 0",
 }
+
+PLACE_FILTERS = {"before": "place < (SELECT place FROM jobs WHERE id = :before AND batch_id = :batch)"}
+
+BATCH_PAUSED = WaitingFor(code="batch_paused", message="Its batch is paused.")
+BATCH_CANCELLED = WaitingFor(code="batch_cancelled", message="Its batch was cancelled; so will it be in a moment.")
 
 IMAGE_JSON = """json_build_object(
     'id', images.id, 'index', images.index, 'state', images.state, 'attempts', images.attempts, 'bytes', images.bytes,
@@ -206,9 +221,10 @@ AHEAD = f"""
 # One snapshot: a job and its images never contradict each other.
 READ_JOBS = f"""
     SELECT page.*, drawn.*, place.ahead,
+           batches.paused_at AS batch_paused_at, batches.cancelled_at AS batch_cancelled_at,
            CASE WHEN drawn.waits AND row_number() OVER (PARTITION BY drawn.waits) = 1 THEN ({MEMBERS_JSON}) END AS crew
     FROM (
-        SELECT * FROM jobs WHERE {{filters}} ORDER BY id DESC LIMIT :limit) AS page
+        SELECT * FROM jobs WHERE {{filters}} ORDER BY {{order}} DESC LIMIT :limit) AS page
     CROSS JOIN LATERAL (
         SELECT json_agg({IMAGE_JSON} ORDER BY images.index) AS images, min(images.lane_id) AS lane_id,
                page.finished_at IS NULL AND NOT bool_or(images.state = 'running') AS waits,
@@ -216,7 +232,8 @@ READ_JOBS = f"""
                (array_agg(images.id ORDER BY images.id) FILTER (WHERE {WAITING}))[1] AS head
         FROM images {WORKER} WHERE images.job_id = page.id) AS drawn
     LEFT JOIN LATERAL ({AHEAD}) AS place ON drawn.waits
-    ORDER BY page.id DESC
+    LEFT JOIN batches ON batches.id = page.batch_id
+    ORDER BY page.{{order}} DESC
 """
 
 READ_IMAGE = text(f"""

@@ -122,7 +122,9 @@ class Progress(BaseModel):
 class WaitingFor(BaseModel):
     """Why a job waits."""
 
-    code: Literal["no_worker", "model_refused", "workers_busy", "backing_off", "draining"]
+    code: Literal[
+        "no_worker", "model_refused", "workers_busy", "backing_off", "draining", "batch_paused", "batch_cancelled"
+    ]
     message: str
 
 
@@ -140,7 +142,7 @@ class Job(BaseModel):
     id: UUID
     state: JobState
     tier: Tier
-    batch_id: UUID | None = None
+    batch_id: UUID | None = Field(default=None, description="The batch that it was made for.")
     parent_id: UUID | None = Field(description="The job that this one retries.")
     recipe: Recipe
     images: list[Image]

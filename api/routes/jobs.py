@@ -1,6 +1,5 @@
 """Jobs over HTTP: submit, look, list, cancel, retry. `common.jobs` does it, `api.reading` shows it."""
 
-import base64
 import hashlib
 import secrets
 from typing import Annotated
@@ -13,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from api.crew import read_crew
 from api.deps import BaseUrl, Farm, JobsReader, JobsWriter, RequestId, TheFarm
 from api.headers import CancelAfter, IdempotencyKey, Prefer, seconds_to_live, seconds_to_wait, with_etag
+from api.paging import NEXT_CURSOR, Paging, next_link
 from api.reading import Search, find_job, find_jobs, with_progress
 from api.shapes import JOB, RECIPE, Job, Recipe, example
 from common import jobs, prompts, recipe
@@ -75,7 +75,7 @@ class JobPage(BaseModel):
     model_config = example({"items": [JOB], "next_cursor": "AZwvbn1QexqPPixNXm9wgQ"})
 
     items: list[Job]
-    next_cursor: str | None = Field(description="For `cursor`, to get the next page; null on the last one.")
+    next_cursor: str | None = Field(description=NEXT_CURSOR)
 
 
 @router.post(
@@ -201,21 +201,18 @@ def read_job(job_id: UUID, caller: JobsReader, farm: TheFarm, base_url: BaseUrl,
     return with_etag(request, with_progress(farm.messages, [job])[0])
 
 
-class Filters(BaseModel):
+class Filters(Paging):
     """Which jobs, and how many of them."""
 
     state: JobState | None = None
     model: str | None = Field(default=None, pattern=r"^[^\x00]*$", examples=["mini-zh"])
+    batch: UUID | None = Field(default=None, description="Jobs of this batch, its last prompt first.")
     tier: Tier | None = None
     created_after: AwareDatetime | None = Field(default=None, examples=["2026-11-01T00:00:00Z"])
     created_before: AwareDatetime | None = None
     q: str | None = Field(
         default=None, pattern=r"^[^\x00]*$", max_length=200, description="Words that the prompt contains."
     )
-    cursor: str | None = Field(
-        default=None, pattern=r"^[A-Za-z0-9_-]{22}$", description="`next_cursor` of the page before."
-    )
-    limit: int = Field(default=50, ge=1, le=200)
 
 
 @router.get("/v1/jobs", operation_id="listJobs", summary="List jobs, newest first", response_model=JobPage)
@@ -227,16 +224,11 @@ def list_jobs(
     request: Request,
 ) -> Response:
     chosen = filters.model_dump(exclude={"cursor", "limit"})
-    # One more than was asked for shows whether there is another page.
-    search = Search(limit=filters.limit + 1, before=read_cursor(filters.cursor), **chosen)
+    search = Search(limit=filters.limit + 1, before=filters.before, **chosen)
     with transaction(farm.reader) as connection:
-        found = find_jobs(connection, caller.tenant_id, search, base_url)
-    page = JobPage(items=with_progress(farm.messages, found[: filters.limit]), next_cursor=None)
-    headers = {}
-    if len(found) > filters.limit:
-        page.next_cursor = write_cursor(page.items[-1].id)
-        headers["Link"] = f'<{request.url.include_query_params(cursor=page.next_cursor)}>; rel="next"'
-    return answer(page, 200, headers)
+        found, cursor = filters.cut(find_jobs(connection, caller.tenant_id, search, base_url))
+    page = JobPage(items=with_progress(farm.messages, found), next_cursor=cursor)
+    return answer(page, 200, next_link(request, cursor))
 
 
 @router.post("/v1/jobs/{job_id}/cancel", operation_id="cancelJob", summary="Cancel a job", response_model=Job)
@@ -270,11 +262,3 @@ def retry_job(job_id: UUID, caller: JobsWriter, farm: TheFarm, base_url: BaseUrl
 
 def answer(shape: BaseModel, status: int, headers: dict[str, str] | None = None) -> Response:
     return Response(shape.model_dump_json(), status, headers, "application/json")
-
-
-def write_cursor(job_id: UUID) -> str:
-    return base64.urlsafe_b64encode(job_id.bytes).decode().rstrip("=")
-
-
-def read_cursor(cursor: str | None) -> UUID | None:
-    return UUID(bytes=base64.urlsafe_b64decode(f"{cursor}==")) if cursor else None
