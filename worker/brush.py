@@ -1,6 +1,6 @@
 """The painting thread: loads models and paints microbatches, one after the other. Painters never leave it.
 
-What it is given to do it answers with a Future. Knows nothing of Postgres, of storing, or of what comes next.
+What it is given to do waits in its queue and is answered with a Future. Knows nothing of Postgres or of storing.
 """
 
 import time
@@ -27,6 +27,7 @@ class Rendering:
     def __init__(self, microbatch: Microbatch) -> None:
         self.microbatch = microbatch
         self.images: tuple[Image, ...] | None = None  # that were wanted when the lease started; None: not started
+        self.painting: Future[Painted] | None = None  # None: not yet given to the brush
         self.step, self.steps = 0, 0
         self._began = time.monotonic()
         self._ends = float("inf")  # as far as one can tell
@@ -59,9 +60,12 @@ class Brush:
         """Make a model resident. Fails with ModelRefused, or Unavailable."""
         return self._thread.submit(self._load, model)
 
-    def paint(self, rendering: Rendering, check: Callable[[], None]) -> "Future[Painted]":
-        """Paint a started microbatch. `check` is called at every step; what it raises (Interrupted) stops it."""
-        return self._thread.submit(self._paint, rendering, check)
+    def paint(self, rendering: Rendering, check: Callable[[], None]) -> None:
+        """Paint a started microbatch, right after the one at hand if there is one; `painting` tells what came of it.
+
+        `check` is called at every step; what it raises (Interrupted) stops it.
+        """
+        rendering.painting = self._thread.submit(self._paint, rendering, check)
 
     def capacity(self, model: Model) -> int:
         """The images of one pipeline call: those of the catalogue, or as many as fitted when memory ran out lately."""

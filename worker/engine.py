@@ -1,7 +1,8 @@
 """The render loop of one device: claim ahead, render, hand over to be stored while the next one renders.
 
     claim ──► begin ──► paint ──► hand over        `begin` loads the model if need be, and starts the lease
-       └── ahead: in the last moments of `paint`
+       └── ahead: in the last moments of `paint`; what is ready for the brush then waits in the brush's own queue, so
+           that the device goes from one microbatch to the next without a word from anybody
 
 `work()` runs the loop in the thread of its caller: Celery's, woken by a message, or the engine's own, which tries at
 every beat so that a deaf Redis only slows the farm. Painting has a thread of its own (`worker.brush`).
@@ -9,7 +10,6 @@ every beat so that a deaf Redis only slows the farm. Painting has a thread of it
 
 import threading
 import time
-from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
 from functools import partial
 from uuid import UUID
@@ -26,11 +26,11 @@ from worker.brush import Brush, Rendering
 from worker.gallery import Gallery
 from worker.holdings import Holdings
 from worker.outage import Outage
-from worker.store import Painted, Store
+from worker.store import Store
 
 WORK_S = 30.0  # how long one call of work() goes on
 CLAIM_AHEAD_S = 0.3  # before the end of a microbatch: enough for a claim, too little for a better one to come up
-START_AHEAD_S = 0.05
+START_AHEAD_S = 0.1  # three commits of a slow disk; whatever is started counts as an attempt if this process dies
 LOWER_TIER_EVERY = 20  # one microbatch in so many goes to the oldest lower tier
 
 
@@ -149,12 +149,11 @@ class Engine:
             current = self._claim(until)
             while current:
                 ahead = None
-                if self._begin(current):
-                    painting = self._brush.paint(current, partial(self._check, current.microbatch.lease_id))
+                if current.painting or self._begin(current):
                     try:
-                        ahead = self._claim_ahead(current, painting, until)
+                        ahead = self._claim_ahead(current, until)
                     finally:
-                        self._hand_over(current, painting)
+                        self._hand_over(current)
                 current = ahead or self._claim(until)
             return time.monotonic() >= until and not self.claims_nothing
         finally:
@@ -192,20 +191,22 @@ class Engine:
         tell("microbatch_claimed", **self._store.facts(microbatch))
         return rendering
 
-    def _claim_ahead(self, current: Rendering, painting: "Future[Painted]", until: float) -> Rendering | None:
-        """In the last moments of a microbatch claim the next, and start it too if its model is the one at hand."""
-        self._wait_until_nearly_done(current, painting, CLAIM_AHEAD_S)
+    def _claim_ahead(self, current: Rendering, until: float) -> Rendering | None:
+        """In the last moments of a microbatch claim the next; have it painted right after if its model is at hand."""
+        self._wait_until_nearly_done(current, CLAIM_AHEAD_S)
         if not self._holdings.wait_for_room(0):
             return None
         ahead = self._claim(until)
         is_suspect = current.microbatch.suspect or (ahead and ahead.microbatch.suspect)
         if ahead and not is_suspect and ahead.microbatch.model in self.gallery.resident:
-            self._wait_until_nearly_done(current, painting, START_AHEAD_S)
+            self._wait_until_nearly_done(current, START_AHEAD_S)
             if not self.claims_nothing:
                 self._start(ahead)
         return ahead
 
-    def _wait_until_nearly_done(self, current: Rendering, painting: "Future[Painted]", seconds: float) -> None:
+    def _wait_until_nearly_done(self, current: Rendering, seconds: float) -> None:
+        painting = current.painting
+        assert painting
         while not painting.done() and not self.claims_nothing and (left := current.seconds_left()) > seconds:
             wait_for([painting], timeout=min(max(left - seconds, 0.002), 0.1))
 
@@ -240,7 +241,7 @@ class Engine:
         loading.result()
 
     def _start(self, rendering: Rendering) -> None:
-        """Start the lease, once. Nothing of it can be rendered while Postgres is away."""
+        """Start the lease, once, and have painted what is wanted of it: nothing while Postgres is away."""
         if rendering.images is not None:
             return
         rendering.images = ()
@@ -252,21 +253,24 @@ class Engine:
             return
         self._holdings.keep(microbatch.lease_id, wanted)
         rendering.images = tuple(image for image in microbatch.images if image.id in wanted)
+        if rendering.images:
+            self._brush.paint(rendering, partial(self._check, rendering))
 
     def _give_back(self, microbatch: Microbatch, reason: str) -> bool:
         self._in_hand.pop(microbatch.lease_id, None)
         self._store.give_back(microbatch, reason)
         return False
 
-    def _check(self, lease_id: UUID) -> None:
+    def _check(self, rendering: Rendering) -> None:
         """At every step, in the painting thread: raises Interrupted when it is better to stop."""
-        if not self._holdings.wanted(lease_id):
+        if not self._holdings.wanted(rendering.microbatch.lease_id):
             raise Interrupted("nobody wants its images any more")
-        rendering = self._brush.rendering
-        if rendering and time.monotonic() + rendering.seconds_left() > self._leave_at:
+        if time.monotonic() + rendering.seconds_left() > self._leave_at:
             raise Interrupted("this worker drains and would not finish it in time")
 
-    def _hand_over(self, rendering: Rendering, painting: "Future[Painted]") -> None:
+    def _hand_over(self, rendering: Rendering) -> None:
+        painting = rendering.painting
+        assert painting
         while wait_for([painting], timeout=0.1).not_done:
             if time.monotonic() > self._leave_at:  # nobody can stop it in the middle of a step, or need wait for it
                 self._give_back(rendering.microbatch, "this worker drains and did not finish it in time")

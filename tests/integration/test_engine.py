@@ -24,6 +24,7 @@ from tests.stories import CATALOG, Story
 from tests.workers import SLOW, MakeWorker, bucket_of, ready_workers, until
 from worker.painter import OnStep, Picture, Stroke
 from worker.render_worker import RenderWorker
+from worker.store import Painted
 from worker.stub import Stub
 
 
@@ -122,6 +123,23 @@ def test_the_next_microbatch_is_started_before_the_last_is_published(story: Stor
     assert first.claimed_at < second.claimed_at < first.ended_at
     assert second.claimed_at < third.claimed_at < second.ended_at
     assert second.started_at < first.ended_at
+
+
+def test_the_device_goes_on_while_the_last_pictures_are_handed_over(
+    story: Story, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    story.submit(count=16, steps=10)
+    worker = make_worker(device=SLOW)
+    accept = worker.store.accept
+
+    def accept_late(painted: Painted) -> None:
+        monkeypatch.undo()
+        until(lambda: worker.brush.rendering.microbatch is not painted.microbatch, 10)
+        accept(painted)
+
+    monkeypatch.setattr(worker.store, "accept", accept_late)
+    work(worker)
+    assert [lease.outcome for lease in leases(story)] == ["published", "published"]
 
 
 def test_what_is_claimed_at_the_end_of_the_turn_is_nothing(story: Story, make_worker: MakeWorker) -> None:
