@@ -123,10 +123,10 @@ class Farm:
             yield
 
     @contextmanager
-    def api(self, settings: Settings) -> Iterator[str]:
+    def api(self, settings: Settings, module: str = "api") -> Iterator[str]:
         """The address of an API that answers."""
         port = free_port()
-        with self.program("api", "--port", str(port), **variables(settings)) as process:
+        with self.program(module, "--port", str(port), **variables(settings)) as process:
             url = f"http://{LOOPBACK}:{port}"
             wait_until(lambda: answers(f"{url}/healthz"), process)
             yield url

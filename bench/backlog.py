@@ -1,0 +1,62 @@
+"""A large backlog for benches: batches whose jobs were copied in by the product's own code, without a file to read."""
+
+from collections.abc import Iterator
+from itertools import islice
+from uuid import UUID
+
+from sqlalchemy import Engine, text
+
+from common import batches, catalog, tenants
+from common.batches import Chunk, Upload
+from common.config import SHIPPED_CATALOG
+from common.db import new_id, transaction
+from common.plan import Plan, Planner
+from common.recipe import Recipe
+from common.states import Tier
+
+PER_JOB = 4  # images
+CHUNK_JOBS = 5000
+MODEL = "zh-v0"
+
+
+def fill(database: Engine, tenant: str, images: int, tier: Tier = Tier.BULK, steps: int = 20) -> UUID:
+    """A batch of so many images that wait, 4 to a job; all are compatible."""
+    plan = Plan(
+        defaults={"model": MODEL, "steps": steps, "width": 512, "height": 512}, images_per_prompt=PER_JOB, seed=0
+    )
+    with transaction(database) as connection:
+        tenant_id = tenants.ensure_tenant(connection, tenant)
+        upload = Upload(new_id(), "txt", 0, "")
+        batches.record_upload(connection, tenant_id, upload)
+        batch_id = batches.submit(connection, tenant_id, upload.id, plan, tier=tier)
+        batch = batches.read(connection, batch_id)
+        assert batch
+        drawn = recipes(plan, images // PER_JOB)
+        batches.note_checked(connection, batch, Chunk(0, 0, True, []))
+        connection.execute(PROMPTS, {"batch": batch_id, "prompts": images // PER_JOB})
+    while True:
+        with transaction(database) as connection:
+            batch = batches.read(connection, batch_id)
+            assert batch
+            chunk = [(recipe, ()) for recipe in islice(drawn, CHUNK_JOBS)]
+            end = batch.jobs + len(chunk)
+            is_last = end >= images // PER_JOB
+            batches.expand(connection, batch, Chunk(end, end, is_last, chunk))
+        if is_last:
+            return batch_id
+
+
+def recipes(plan: Plan, prompts: int) -> Iterator[Recipe]:
+    planner = Planner(plan, catalog.read(SHIPPED_CATALOG))
+    for place in range(prompts):
+        yield planner.recipe({"prompt": f"第{place}幅画，山水之间的一座小亭"}, place)
+
+
+def settle_down(database: Engine) -> None:
+    """What autovacuum would have done before long."""
+    with database.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM ANALYZE"))
+        connection.execute(text("CHECKPOINT"))
+
+
+PROMPTS = text("UPDATE batches SET prompts = :prompts WHERE id = :batch")
