@@ -188,7 +188,6 @@ def expand(connection: Connection, batch: Batch, chunk: Chunk) -> bool:
     with raw.cursor() as cursor:
         with cursor.copy(COPY_JOBS) as copy:
             for place, (job_id, (recipe, warnings)) in enumerate(zip(ids, chunk.recipes, strict=True), batch.jobs):
-                values = recipe.model_dump(mode="json")
                 copy.write_row(
                     (
                         job_id,
@@ -196,7 +195,7 @@ def expand(connection: Connection, batch: Batch, chunk: Chunk) -> bool:
                         batch.id,
                         place,
                         batch.tier.value,
-                        canonical(values),
+                        recipe.model_dump_json(),
                         list(warnings),
                         recipe.count,
                         recipe.count,

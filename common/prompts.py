@@ -4,6 +4,8 @@ Knows no more of a model than its `tokenizer.json` (no torch); where that is not
 worker checks.
 """
 
+import time
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,6 +14,16 @@ from tokenizers import Tokenizer
 from common.catalog import Model
 from common.errors import FieldError, PromptTooLong
 from common.recipe import Recipe
+
+LOOK_AGAIN_S = 1.0  # a model may be imported while this process runs
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A text as a model reads it: its tokens, with the two that frame every text, and the words it has no token for."""
+
+    tokens: int
+    unknown: tuple[str, ...]
 
 
 class PromptCounter:
@@ -22,24 +34,23 @@ class PromptCounter:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
-        self._unknown = getattr(self._tokenizer.model, "unk_token", None)
+        self._unknown = self._tokenizer.token_to_id(getattr(self._tokenizer.model, "unk_token", None) or "")
+        self.read = lru_cache(maxsize=4096)(self._read)  # a prompt is asked about twice, a negative one by every job
 
-    def count(self, text: str) -> int:
-        """Tokens, with the two that frame every text."""
-        return len(self._tokenizer.encode(text).ids)
-
-    def unknown(self, text: str) -> tuple[str, ...]:
-        """The words that the model has no token for, in their order, each once."""
-        read = self._tokenizer.encode(text)
-        spans = [span for token, span in zip(read.tokens, read.offsets, strict=True) if token == self._unknown]
-        return tuple(dict.fromkeys(text[start:end] for start, end in spans))
+    def _read(self, text: str) -> Reading:
+        found = self._tokenizer.encode(text)
+        ids = found.ids
+        if self._unknown not in ids:
+            return Reading(len(ids), ())
+        spans = [span for id, span in zip(ids, found.offsets, strict=True) if id == self._unknown]
+        return Reading(len(ids), tuple(dict.fromkeys(text[start:end] for start, end in spans)))
 
 
 def check(recipe: Recipe, model: Model) -> None:
     """Raises PromptTooLong, which names the field, the count and the limit."""
     if (counter := counter_of(model)) is None:
         return
-    counts = {field: counter.count(getattr(recipe, field)) for field in ("prompt", "negative_prompt")}
+    counts = {field: counter.read(getattr(recipe, field)).tokens for field in ("prompt", "negative_prompt")}
     wrong = tuple(
         FieldError(field, too_long(count, model.name, model.token_limit))
         for field, count in counts.items()
@@ -58,15 +69,22 @@ def warnings(recipe: Recipe, model: Model) -> tuple[str, ...]:
     lines = []
     if model.vocabulary and not any(word in recipe.prompt for word in model.vocabulary.words):
         lines.append(model.vocabulary.advice)
-    if (counter := counter_of(model)) and (unknown := counter.unknown(recipe.prompt)):
+    if (counter := counter_of(model)) and (unknown := counter.read(recipe.prompt).unknown):
         lines.append(f"{model.name} cannot read {' '.join(unknown)} and draws the prompt as if it were not there.")
     return tuple(lines)
 
 
 def counter_of(model: Model) -> PromptCounter | None:
     """The counter of a model whose tokenizer is on this host."""
-    file = model.tokenizer_file
-    return _counter(file, file.stat().st_mtime_ns) if file else None
+    seen, counter = _seen.get(model.folder, (0.0, None))
+    if time.monotonic() - seen > LOOK_AGAIN_S:
+        file = model.tokenizer_file
+        counter = _counter(file, file.stat().st_mtime_ns) if file else None
+        _seen[model.folder] = time.monotonic(), counter
+    return counter
+
+
+_seen: dict[Path | None, tuple[float, PromptCounter | None]] = {}  # a million prompts ask, and the file rarely changes
 
 
 @lru_cache(maxsize=64)

@@ -7,6 +7,8 @@ it can end at any moment, and any other goes on. The statements are those of `co
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from uuid import UUID
 
@@ -62,12 +64,13 @@ class Expander:
         """Check or expand chunk after chunk while the time lasts; False when somebody else is at it, or it is over."""
         act = self._expand if batch.is_checked else self._check
         try:
-            for chunk in self._chunks(batch):
-                if not act(batch, chunk):
-                    return False
-                if chunk.is_last or time.monotonic() > until:
-                    return True
-                batch = batch.after(chunk)
+            with self._chunks(batch) as chunks:
+                for chunk in chunks:
+                    if not act(batch, chunk):
+                        return False
+                    if chunk.is_last or time.monotonic() > until:
+                        return True
+                    batch = batch.after(chunk)
             raise Invalid("Its file has no prompts.")
         except NotFound:
             return self._refuse(batch, "Its file is not in the image store any more.")
@@ -96,18 +99,31 @@ class Expander:
 
     # From lines to recipes
 
-    def _chunks(self, batch: Batch) -> Iterator[Chunk]:
+    @contextmanager
+    def _chunks(self, batch: Batch) -> Iterator[Iterator[Chunk]]:
+        """The chunks from where the batch stands; the next one is made while Postgres works at the last one."""
+        key = upload_key(batch.upload.id, batch.upload.format)
+        with self._storage.open(key, batch.offset) as blocks, ThreadPoolExecutor(1, "read ahead") as ahead:
+            chunks = self._made(batch, blocks)
+
+            def in_turn() -> Iterator[Chunk]:
+                coming = ahead.submit(next, chunks, None)
+                while chunk := coming.result():
+                    coming = ahead.submit(next, chunks, None)
+                    yield chunk
+
+            yield in_turn()
+
+    def _made(self, batch: Batch, blocks: Iterator[bytes]) -> Iterator[Chunk]:
         planner = Planner(batch.plan, self._catalog)
         size = max(1, CHUNK_IMAGES // batch.plan.images_per_prompt) if batch.is_checked else CHECK_PROMPTS
-        place = batch.jobs
-        with self._storage.open(upload_key(batch.upload.id, batch.upload.format), batch.offset) as blocks:
-            found = lines(blocks, batch.offset, batch.line)
-            ahead = list(islice(found, 1))
-            while ahead:
-                here = [*ahead, *islice(found, size - 1)]
-                ahead = list(islice(found, 1))
-                yield Chunk(here[-1].end, here[-1].number, not ahead, self._recipes(batch, planner, here, place))
-                place += len(here)
+        place, found = batch.jobs, lines(blocks, batch.offset, batch.line)
+        first = list(islice(found, 1))
+        while first:
+            here = [*first, *islice(found, size - 1)]
+            first = list(islice(found, 1))
+            yield Chunk(here[-1].end, here[-1].number, not first, self._recipes(batch, planner, here, place))
+            place += len(here)
 
     def _recipes(
         self, batch: Batch, planner: Planner, here: list[Line], place: int

@@ -196,8 +196,8 @@ def test_two_at_once_expand_nothing_twice(farm: BatchStory, small_chunks: None) 
     with transaction(farm.database) as connection:
         seen = batches.read(connection, batch_id)
     farm.expander.work(batch_id, 1e-9)  # the other one, faster
-    chunk = next(farm.expander._chunks(seen))
-    with transaction(farm.database) as connection:
+    with farm.expander._chunks(seen) as chunks, transaction(farm.database) as connection:
+        chunk = next(chunks)
         assert not batches.expand(connection, seen, chunk)
     assert len(farm.jobs_of(batch_id)) == farm.batch(batch_id).jobs == 3
 

@@ -37,7 +37,7 @@ def recipe(prompt: str, **fields: Any) -> Recipe:
     ],
 )
 def test_what_a_text_counts(text: str, tokens: int) -> None:
-    assert PromptCounter(MINI.tokenizer_file).count(text) == tokens + 2  # [CLS] and [SEP] frame it
+    assert PromptCounter(MINI.tokenizer_file).read(text).tokens == tokens + 2  # [CLS] and [SEP] frame it
 
 
 def test_the_longest_prompt_passes_and_one_more_token_does_not() -> None:
@@ -61,7 +61,8 @@ def test_nothing_is_said_of_a_model_that_is_not_on_this_host() -> None:
     assert warnings(recipe("红" * 500), elsewhere) == ()
 
 
-def test_another_tokenizer_in_the_same_place_is_read_again(tmp_path: Path) -> None:
+def test_another_tokenizer_in_the_same_place_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("common.prompts.LOOK_AGAIN_S", -1)
     model = replace(MINI, folder=tmp_path)
     file = tmp_path / "tokenizer" / "tokenizer.json"
     file.parent.mkdir()
