@@ -16,7 +16,7 @@ from api.errors import MEDIA_TYPE, Problem, add_handlers
 from api.metrics import FarmMetrics, RequestMetrics
 from api.middleware import Passage
 from api.reading import Mark, find_changed, with_progress
-from api.routes import events, health, images, jobs, keys, models, queue, workers
+from api.routes import batches, events, health, images, jobs, keys, models, queue, uploads, workers
 from api.shapes import Job
 from api.waiting import WaitingRoom
 from common import catalog
@@ -27,6 +27,7 @@ from common.storage import Storage
 
 THREADS = 8  # requests at work in the database at once: more only wait for each other
 THUMBNAIL_THREADS = 4
+UPLOAD_THREADS = 4
 SPARE_CONNECTIONS = 4  # for what works beside them: the waiting room's poll, readiness
 
 
@@ -60,9 +61,11 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.thumbnail_limiter = anyio.CapacityLimiter(THUMBNAIL_THREADS)
     app.state.registry = CollectorRegistry()
     app.state.registry.register(FarmMetrics(farm.reader))
-    app.add_middleware(Passage, metrics=RequestMetrics(app.state.registry))
+    app.state.upload_limiter = anyio.CapacityLimiter(UPLOAD_THREADS)
+    limits = {uploads.PATH: settings.upload_limit, batches.PATH: batches.MAX_BODY_BYTES}
+    app.add_middleware(Passage, metrics=RequestMetrics(app.state.registry), limits=limits)
     add_handlers(app)
-    for noun in (jobs, events, images, models, queue, workers, keys, health):
+    for noun in (jobs, events, uploads, batches, images, models, queue, workers, keys, health):
         app.include_router(noun.router)
     return app
 

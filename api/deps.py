@@ -69,6 +69,7 @@ def who_may(scope: Scope) -> Callable[[Caller], Awaitable[Caller]]:
 
 JobsReader = Annotated[Caller, Depends(who_may(Scope.JOBS_READ))]
 JobsWriter = Annotated[Caller, Depends(who_may(Scope.JOBS_WRITE))]
+BatchesWriter = Annotated[Caller, Depends(who_may(Scope.BATCHES_WRITE))]
 Viewer = Annotated[Caller, Depends(who_may(Scope.VIEWER))]
 Admin = Annotated[Caller, Depends(who_may(Scope.ADMIN))]
 

@@ -5,6 +5,7 @@ Plain ASGI, since Starlette's BaseHTTPMiddleware runs each request in a task gro
 
 import re
 import time
+from collections.abc import Mapping
 
 from fastapi import Request
 from starlette.exceptions import HTTPException
@@ -14,14 +15,17 @@ from api.errors import tell_unforeseen
 from api.metrics import RequestMetrics
 from common.db import new_id
 
-MAX_BODY_BYTES = 1_000_000
+MAX_BODY_BYTES = 1_000_000  # of a request to a path that has no limit of its own
 REQUEST_ID = re.compile(r"[A-Za-z0-9._~:/+=@-]{1,128}")
 
 
 class Passage:
-    def __init__(self, app: ASGIApp, metrics: RequestMetrics) -> None:
+    """`limits`: the paths whose bodies may have more, or fewer, bytes than others."""
+
+    def __init__(self, app: ASGIApp, metrics: RequestMetrics, limits: Mapping[str, int]) -> None:
         self.app = app
         self.metrics = metrics
+        self.limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -39,7 +43,8 @@ class Passage:
             await send(message)
 
         try:
-            await self.app(scope, limited(receive), send_with_id)
+            limit = self.limits.get(scope["path"], MAX_BODY_BYTES)
+            await self.app(scope, limited(receive, limit, declared_bytes(request)), send_with_id)
         except Exception:
             answer = tell_unforeseen(request)
             if not status:
@@ -53,16 +58,22 @@ def given_or_new_id(request: Request) -> str:
     return given if REQUEST_ID.fullmatch(given) else str(new_id())
 
 
-def limited(receive: Receive) -> Receive:
-    """The same, but ends the request once the body has passed the limit."""
+def declared_bytes(request: Request) -> int:
+    """0 where the request does not say how long its body is."""
+    declared = request.headers.get("content-length", "")
+    return int(declared) if re.fullmatch(r"[0-9]{1,18}", declared) else 0
+
+
+def limited(receive: Receive, limit: int, declared: int) -> Receive:
+    """The same, but ends the request once the body has passed the limit, or at once if it says that it will."""
     total = 0
 
     async def receive_limited() -> Message:
         nonlocal total
         message = await receive()
         total += len(message.get("body", b""))
-        if total > MAX_BODY_BYTES:
-            raise HTTPException(413, f"The body is over the limit of {MAX_BODY_BYTES:,} bytes.")
+        if max(total, declared) > limit:
+            raise HTTPException(413, f"The body is over the limit of {limit:,} bytes.")
         return message
 
     return receive_limited

@@ -20,6 +20,7 @@ from common.errors import Error, NotFound, Unavailable
 MEDIA_TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
 BLOCK_BYTES = 1_000_000
 IN_PARTS = TransferConfig(multipart_chunksize=8_000_000, max_concurrency=2)
+IN_PARTS.max_in_memory_upload_chunks = 2  # ten, where nobody says so, and boto3 has no argument to say it by
 LINK_S = 900  # how long a presigned link is good for
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from api import shapes
 from api.app import create_app
 from api.headers import seconds_to_wait
 from api.paging import write_cursor
-from api.routes import health, jobs, keys, models, queue, workers
+from api.routes import batches, health, jobs, keys, models, queue, uploads, workers
 from common.config import Settings
 from common.errors import Invalid
 
@@ -65,6 +65,9 @@ def shown(document: dict[str, Any], schema: dict[str, Any]) -> bool:
         shapes.LoneImage,
         jobs.JobPage,
         jobs.DryRun,
+        batches.Batch,
+        batches.BatchPage,
+        uploads.Upload,
         health.Alive,
         health.Ready,
         models.Models,
@@ -92,6 +95,8 @@ def without_computed(value: Any) -> Any:
 def test_examples_of_submissions_are_submissions() -> None:
     for example in jobs.EXAMPLES.values():
         assert jobs.Submission.model_validate(example["value"])
+    for example in batches.EXAMPLES.values():
+        assert batches.BatchDraft.model_validate(example["value"])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,171 @@
+"""Batches as their tenant sees them. Reads only; what changes one is in `common.batches`.
+
+However many a page has, it is one query, and none that grows with a batch: what has become of its images its lanes
+count, and what runs is looked up by the open leases. A cancelled batch is shown as it is going to be: ended, and
+cancelled what was open, though a control worker is still settling its jobs.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from pydantic import BaseModel, Field
+from sqlalchemy import Connection, Row, text
+
+from api.crew import MEMBERS_JSON, Crew
+from api.shapes import example
+from common.errors import NotFound
+from common.states import BatchState, Tier
+
+BATCH: dict[str, Any] = {
+    "id": "019c2f6e-7d50-7b1a-8f3e-2c4d5e6f7081",
+    "name": "doors, first try",
+    "state": "running",
+    "tier": "bulk",
+    "model": "zh-v0",
+    "images_per_prompt": 4,
+    "seed": 42,
+    "defaults": {"model": "zh-v0", "steps": 30},
+    "upload_id": "019c2f6e-7d40-7c3d-9a1f-0d5b6c7e8f90",
+    "prompts": 1000,
+    "jobs": 1000,
+    "images": {"total": 4000, "open": 3100, "stored": 897, "flagged": 1, "failed": 2, "cancelled": 0},
+    "running": 8,
+    "eta_seconds": 1550.0,
+    "error": None,
+    "created_at": "2026-11-22T08:00:00Z",
+    "expanded_at": "2026-11-22T08:00:02Z",
+    "paused_at": None,
+    "cancelled_at": None,
+    "finished_at": None,
+}
+
+
+class Images(BaseModel):
+    """How many images of a batch are in which state."""
+
+    total: int | None = Field(description="Null until all its jobs are there.")
+    open: int = Field(description="That have not ended.")
+    stored: int
+    flagged: int
+    failed: int
+    cancelled: int
+
+
+class BatchError(BaseModel):
+    code: str = Field(examples=["invalid"])
+    message: str = Field(examples=["Line 7: it is not JSON."])
+
+
+class Batch(BaseModel):
+    """Jobs that were submitted together."""
+
+    model_config = example(BATCH)
+
+    id: UUID
+    name: str
+    state: BatchState
+    tier: Tier
+    model: str = Field(description="Of all prompts that name none themselves.")
+    images_per_prompt: int
+    seed: int = Field(description="Of the first image; the others count on from it.")
+    defaults: dict[str, Any] = Field(description="What its recipes have in common.")
+    upload_id: UUID
+    prompts: int | None = Field(description="In its file, as far as it is checked.")
+    jobs: int = Field(description="That are made of its prompts by now.")
+    images: Images
+    running: int = Field(description="Images that are being rendered now.")
+    eta_seconds: float | None = Field(description="Until it has probably ended; null while nobody knows.")
+    error: BatchError | None = Field(description="Why its prompts cannot be rendered.")
+    created_at: datetime
+    expanded_at: datetime | None = Field(description="When all its jobs were there.")
+    paused_at: datetime | None
+    cancelled_at: datetime | None
+    finished_at: datetime | None = Field(description="When all its images had ended, and their jobs.")
+
+
+def find_batch(connection: Connection, tenant_id: UUID, batch_id: UUID) -> Batch:
+    """Raises NotFound when the tenant has no such batch."""
+    found = _read(connection, {"tenant": tenant_id, "batch": batch_id, "before": None, "limit": 1})
+    if not found:
+        raise NotFound(f"There is no batch {batch_id}.")
+    return found[0]
+
+
+def find_batches(connection: Connection, tenant_id: UUID, before: UUID | None, limit: int) -> list[Batch]:
+    """A page of batches, newest first: those that are older than the one of `before`."""
+    return _read(connection, {"tenant": tenant_id, "batch": None, "before": before, "limit": limit})
+
+
+def _read(connection: Connection, parameters: Mapping[str, Any]) -> list[Batch]:
+    rows = connection.execute(READ_BATCHES, parameters).all()
+    crew = Crew(next((row.crew for row in rows if row.crew), None))
+    return [_batch(row, crew) for row in rows]
+
+
+def _batch(row: Row[Any], crew: Crew) -> Batch:
+    plan, is_cancelled = row.plan, row.cancelled_at is not None
+    shown_open = 0 if is_cancelled else row.open
+    state = BatchState.ENDED if is_cancelled else BatchState(row.state)
+    return Batch(
+        id=row.id,
+        name=row.name,
+        state=state,
+        tier=row.tier,
+        model=plan["defaults"]["model"],
+        images_per_prompt=plan["images_per_prompt"],
+        seed=plan["seed"],
+        defaults=plan["defaults"],
+        upload_id=row.upload_id,
+        prompts=row.prompts,
+        jobs=row.jobs,
+        images=Images(
+            total=row.images if row.expanded_at or state == BatchState.ENDED else None,
+            open=shown_open,
+            stored=row.stored,
+            flagged=row.flagged,
+            failed=row.failed,
+            cancelled=row.cancelled + row.open - shown_open,
+        ),
+        running=row.running,
+        eta_seconds=_eta(row, crew) if state == BatchState.RUNNING else None,
+        error=BatchError(code=row.error_code, message=row.error_message) if row.error_code else None,
+        created_at=row.created_at,
+        expanded_at=row.expanded_at,
+        paused_at=row.paused_at,
+        cancelled_at=row.cancelled_at,
+        finished_at=row.finished_at,
+    )
+
+
+def _eta(row: Row[Any], crew: Crew) -> float | None:
+    """As if it had the workers for itself."""
+    rate = crew.images_per_second(row.plan["defaults"]["model"])
+    return round(row.open / rate, 1) if rate else None
+
+
+READ_BATCHES = text(f"""
+    WITH page AS MATERIALIZED (
+        SELECT * FROM batches
+        WHERE tenant_id = :tenant AND (id = :batch OR cast(:batch AS uuid) IS NULL)
+            AND (id < :before OR cast(:before AS uuid) IS NULL)
+        ORDER BY id DESC LIMIT :limit),
+    hands AS MATERIALIZED (
+        SELECT lanes.batch_id, count(*) AS running
+        FROM leases
+        JOIN images ON images.id = ANY(leases.image_ids) AND images.lease_id = leases.id AND images.state = 'running'
+        JOIN lanes ON lanes.id = images.lane_id
+        WHERE leases.ended_at IS NULL AND lanes.batch_id = ANY(ARRAY(SELECT id FROM page))
+        GROUP BY lanes.batch_id)
+    SELECT page.*, counted.*, coalesce(hands.running, 0) AS running,
+           CASE WHEN row_number() OVER (ORDER BY page.id DESC) = 1 THEN ({MEMBERS_JSON}) END AS crew
+    FROM page
+    CROSS JOIN LATERAL (
+        SELECT coalesce(sum(open), 0)::bigint AS open, coalesce(sum(stored), 0)::bigint AS stored,
+               coalesce(sum(flagged), 0)::bigint AS flagged, coalesce(sum(failed), 0)::bigint AS failed,
+               coalesce(sum(cancelled), 0)::bigint AS cancelled
+        FROM lanes WHERE lanes.batch_id = page.id) AS counted
+    LEFT JOIN hands ON hands.batch_id = page.id
+    ORDER BY page.id DESC
+""")
