@@ -45,9 +45,16 @@ class Account:
             image.index: image.at(base_url).model_dump_json() for image in job.images if image.state in DECIDED
         }
         self._end = event("end", job.at(base_url).model_dump_json(), END) if job.has_ended else b""
+        self._asked: tuple[Bookmark, Progress | None] | None = None
+        self._answer = b"", Bookmark()
 
     def after(self, bookmark: Bookmark, progress: Progress | None) -> tuple[bytes, Bookmark]:
-        """All that is new to a reader, and his bookmark after it."""
+        """All that is new to a reader, and his bookmark after it. Most readers ask the same, one after the other."""
+        if (bookmark, progress) != self._asked:
+            self._asked, self._answer = (bookmark, progress), self._tell(bookmark, progress)
+        return self._answer
+
+    def _tell(self, bookmark: Bookmark, progress: Progress | None) -> tuple[bytes, Bookmark]:
         said = []
         if bookmark.state != self._state:
             bookmark = replace(bookmark, state=self._state)
