@@ -12,11 +12,12 @@ from uuid import UUID
 
 import httpx
 import pytest
+from redis import Redis
 from sqlalchemy import Engine
 
 from common.config import Settings
 from common.db import new_id
-from common.queue import Messages
+from common.queue import PROGRESS_CHANNEL, Messages
 from common.states import ImageState, Scope
 from tests.serving import Api, serving
 from tests.stories import Story
@@ -193,17 +194,23 @@ def test_progress_comes_at_most_ten_times_a_second_and_the_latest_last(
 
 
 def test_a_worker_tells_of_its_start_its_steps_and_its_end(
-    client: httpx.Client, story: Story, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
+    client: httpx.Client, story: Story, settings: Settings, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With no help from the poll. Its steps are quicker than it may tell."""
+    """With no help from the poll. Its steps are quicker than it may tell, and than anybody is told."""
     monkeypatch.setattr("api.waiting.POLL_S", 1000)
     job = story.submit(steps=100)
     worker = make_worker(device="stub:0.01")
-    with following(client, job) as follower:
+    redis = Redis.from_url(settings.redis_url.get_secret_value(), decode_responses=True)
+    with redis, redis.pubsub() as channel, following(client, job) as follower:
+        channel.subscribe(PROGRESS_CHANNEL)
         assert follower.next().data == {"state": "queued"}
         worker.news.start()
         worker.engine.work(0.01)
         events = list(follower)
+        reported = 0
+        while message := channel.get_message(timeout=0.2):
+            reported += str(job) in str(message["data"])
+    assert 2 <= reported < 40
     steps = [event.data["step"] for event in events if event.name == "progress"]
     assert [name for name in names(events) if name != "progress"] == ["state", "state", "image", "end"]
     assert names(events)[:2] == ["state", "progress"]
