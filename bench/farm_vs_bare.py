@@ -9,7 +9,7 @@ want the same cores.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from secrets import token_hex
@@ -19,7 +19,7 @@ from bench import load, peers
 from bench.farm import Farm, farm, wait_until
 from bench.frame import Figures, Goal, Options, Sides
 from common import catalog
-from common.config import SHIPPED_CATALOG
+from common.config import Settings
 from common.db import connect
 from common.recipe import Draft, resolve
 from embedded.farm import variables
@@ -36,61 +36,74 @@ GOALS = (
     Goal("naive, 200 ms", "bare, 200 ms"),
     Goal("serial, 200 ms", "bare, 200 ms"),
     Goal("farm, mini-zh", "bare, mini-zh"),
+    Goal("farm, random SD 1.x", "bare, random SD 1.x", at_least=0.97),
+    Goal("farm, instant store, random SD 1.x", "bare, random SD 1.x"),
 )
 
-MINI = {"model": "mini-zh", "width": 128, "height": 128, "steps": 20}
+Recipe = dict[str, Any]
+MINI: Recipe = {"model": "mini-zh", "width": 128, "height": 128, "steps": 20}
 
 
 @contextmanager
 def sides(options: Options) -> Iterator[Sides]:
     seconds = 4.0 if options.quick else 24.0  # of painting, a side and round
-    with (
-        farm() as the_farm,
-        the_farm.api(the_farm.settings) as url,
-        the_farm.control(the_farm.settings),
-        the_farm.instant_store() as instant,
-    ):
-        found: dict[str, Any] = {}
-        for ms in (600, 200):
-            device, count = f"stub:{ms / 1000 / peers.STEPS}", round(seconds / (ms / 1000))
-            found |= {
-                f"bare, {ms} ms": partial(bare, device, count, peers.RECIPE),
-                f"farm, {ms} ms": partial(whole_farm, the_farm, url, device, count, peers.RECIPE),
-                f"farm, instant store, {ms} ms": partial(
-                    whole_farm, the_farm, url, device, count, peers.RECIPE, S3_ENDPOINT_URL=instant
-                ),
-                f"naive, {ms} ms": partial(peer, the_farm, "naive", ms / 1000, count),
-                f"serial, {ms} ms": partial(peer, the_farm, "serial", ms / 1000, count),
-            }
-        count = 5 if options.quick else 12
-        yield found | {
-            "bare, mini-zh": partial(bare, "cpu", count, MINI),
-            "farm, mini-zh": partial(whole_farm, the_farm, url, "cpu", count, MINI),
-        }
+    with farm() as the_farm:
+        settings = the_farm.settings
+        if options.device != "stub":
+            from bench import random_model  # imports torch
+
+            settings = settings.model_copy(update={"catalog": random_model.write(the_farm.site.home)})
+        with the_farm.api(settings) as url, the_farm.control(settings), the_farm.instant_store() as instant:
+            pair = partial(both, the_farm, settings, url, instant)
+            if options.device != "stub":
+                yield pair("random SD 1.x", options.device, 4 if options.quick else 20, random_model.RECIPE)
+                return
+            found: dict[str, Callable[[], Figures]] = {}
+            for ms in (600, 200):
+                device, count = f"stub:{ms / 1000 / peers.STEPS}", round(seconds / (ms / 1000))
+                found |= pair(f"{ms} ms", device, count, peers.RECIPE)
+                for kind in ("naive", "serial"):
+                    found[f"{kind}, {ms} ms"] = partial(peer, the_farm, kind, ms / 1000, count)
+            mini = pair("mini-zh", "cpu", 5 if options.quick else 12, MINI)
+            yield found | {side: run for side, run in mini.items() if "instant" not in side}
 
 
-def bare(device: str, microbatches: int, recipe: dict[str, Any]) -> Figures:
+def both(
+    the_farm: Farm, settings: Settings, url: str, instant: str, name: str, device: str, count: int, recipe: Recipe
+) -> dict[str, Callable[[], Figures]]:
+    """The bare loop and the farm, with either store, on one device."""
+    run = partial(whole_farm, the_farm, settings, url, device, count, recipe)
+    return {
+        f"bare, {name}": partial(bare, settings, device, count, recipe),
+        f"farm, {name}": run,
+        f"farm, instant store, {name}": partial(run, S3_ENDPOINT_URL=instant),
+    }
+
+
+def bare(settings: Settings, device: str, microbatches: int, recipe: Recipe) -> Figures:
     """Pipeline calls, one after the other; the first one warms up and does not count."""
-    known = catalog.read(SHIPPED_CATALOG)
-    the_recipe = resolve(Draft(prompt="红色的圆形", **recipe), known, recipe["model"], root_seed=0)
-    brush = painter.load(known.get(recipe["model"]), device, threads=1)
+    known = catalog.read(settings.catalog)
+    name = str(recipe["model"])
+    the_recipe = resolve(Draft.model_validate({"prompt": "红色的圆形", **recipe}), known, name, root_seed=0)
+    pipeline = painter.load(known.get(name), device, threads=1)
     strokes = [Stroke(the_recipe, seed) for seed in range(peers.MICROBATCH)]
-    brush.paint(strokes, lambda step, steps: None)
+    pipeline.paint(strokes, lambda step, steps: None)
     began = time.monotonic()
     for _ in range(microbatches):
-        brush.paint(strokes, lambda step, steps: None)
+        pipeline.paint(strokes, lambda step, steps: None)
     seconds = time.monotonic() - began
-    brush.close()
+    pipeline.close()
     return {"images/s": microbatches * len(strokes) / seconds}
 
 
 def whole_farm(
-    the_farm: Farm, url: str, device: str, microbatches: int, recipe: dict[str, Any], **changes: str
+    the_farm: Farm, settings: Settings, url: str, device: str, microbatches: int, recipe: Recipe, **changes: str
 ) -> Figures:
-    database = connect(the_farm.settings, pool=1)
+    """Jobs submitted at once, then rendered by a worker that is started for them."""
+    database = connect(settings, pool=1)
     since, key = load.now(database), the_farm.key(database)
     load.submit(url, key, peers.MICROBATCH * microbatches, **recipe)
-    with the_farm.worker(the_farm.settings, device, "--models", recipe["model"], TORCH_THREADS="1", **changes):
+    with the_farm.worker(settings, device, "--models", str(recipe["model"]), TORCH_THREADS="1", **changes):
         load.wait_until_done(database, 180)
     found = load.steady(database, since)
     database.dispose()

@@ -11,6 +11,7 @@ import io
 import os
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
 import boto3
 import psycopg
@@ -26,7 +27,7 @@ from worker.encode import encode
 from worker.painter import Picture, Stroke
 
 MODEL, STEPS, MICROBATCH = "zh-v0", 20, 8
-RECIPE = {"model": MODEL, "width": 512, "height": 512, "steps": STEPS}
+RECIPE: dict[str, Any] = {"model": MODEL, "width": 512, "height": 512, "steps": STEPS}
 CATALOG = catalog.read(SHIPPED_CATALOG)
 TABLE = "CREATE TABLE IF NOT EXISTS peer_pictures (key text PRIMARY KEY, stored_at timestamptz NOT NULL)"
 INSERT = "INSERT INTO peer_pictures VALUES (%s, clock_timestamp())"
