@@ -6,7 +6,7 @@ from uuid import UUID
 
 from sqlalchemy import Engine, text
 
-from common import batches, catalog, tenants
+from common import batches, catalog, expansion, tenants
 from common.batches import Chunk, Upload
 from common.config import SHIPPED_CATALOG
 from common.db import new_id, transaction
@@ -38,10 +38,10 @@ def fill(database: Engine, tenant: str, images: int, tier: Tier = Tier.BULK, ste
         with transaction(database) as connection:
             batch = batches.read(connection, batch_id)
             assert batch
-            chunk = [(recipe, ()) for recipe in islice(drawn, CHUNK_JOBS)]
+            chunk = list(islice(drawn, CHUNK_JOBS))
             end = batch.jobs + len(chunk)
             is_last = end >= images // PER_JOB
-            batches.expand(connection, batch, Chunk(end, end, is_last, chunk))
+            expansion.expand(connection, batch, Chunk(end, end, is_last, chunk))
         if is_last:
             return batch_id
 

@@ -9,8 +9,7 @@ that it began at, so any control worker can go on where another stopped, and two
 reads a file or sends a message; how its prompts become recipes is `plan`'s.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -25,6 +24,7 @@ from common.plan import Plan
 from common.recipe import Recipe, canonical
 from common.states import Tier
 
+SHOWN_WARNINGS = 20
 SETTLE_IMAGES = 5000  # of a cancelled batch in one transaction
 
 
@@ -63,12 +63,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A part of the file: where it ends, and the recipes of its prompts with what there is to warn of."""
+    """A part of the file: where it ends, the recipes of its prompts and, when it is checked, what to warn of."""
 
     offset: int
     line: int
     is_last: bool
-    recipes: Sequence[tuple[Recipe, tuple[str, ...]]]
+    recipes: Sequence[Recipe]
+    warnings: Sequence[str] = ()
 
 
 def record_upload(connection: Connection, tenant_id: UUID, upload: Upload) -> datetime:
@@ -162,7 +163,7 @@ def read(connection: Connection, batch_id: UUID) -> Batch | None:
 
 def note_checked(connection: Connection, batch: Batch, chunk: Chunk) -> bool:
     """Note that a chunk was checked; the last one begins the expansion. False if somebody else was faster."""
-    return connection.execute(CHECKED, _here(batch) | _there(chunk)).rowcount > 0
+    return connection.execute(CHECKED, here(batch) | there(chunk)).rowcount > 0
 
 
 def refuse(connection: Connection, batch: Batch, code: str, message: str) -> bool:
@@ -170,68 +171,10 @@ def refuse(connection: Connection, batch: Batch, code: str, message: str) -> boo
 
     What the catalogue allowed when it was checked and no longer allows now ends it in its midst: cancelled.
     """
-    is_mine = connection.execute(REFUSE, _here(batch) | {"code": code, "message": message}).rowcount > 0
+    is_mine = connection.execute(REFUSE, here(batch) | {"code": code, "message": message}).rowcount > 0
     if is_mine:
         connection.execute(SET_LANES, {"batch": batch.id, "closed": True})
     return is_mine
-
-
-def expand(connection: Connection, batch: Batch, chunk: Chunk) -> bool:
-    """Insert the jobs of a chunk. False if somebody else was faster, or nobody wants them any more."""
-    locked = connection.execute(LOCK_TO_EXPAND, _here(batch)).first()
-    if locked is None:
-        return False
-    drawn = [recipe for recipe, _ in chunk.recipes]
-    lanes = _lanes(connection, batch, drawn, closed=locked.paused_at is not None)
-    ids = [new_id() for _ in drawn]
-    raw: Any = connection.connection.driver_connection
-    with raw.cursor() as cursor:
-        with cursor.copy(COPY_JOBS) as copy:
-            for place, (job_id, (recipe, warnings)) in enumerate(zip(ids, chunk.recipes, strict=True), batch.jobs):
-                copy.write_row(
-                    (
-                        job_id,
-                        batch.tenant_id,
-                        batch.id,
-                        place,
-                        batch.tier.value,
-                        recipe.model_dump_json(),
-                        list(warnings),
-                        recipe.count,
-                        recipe.count,
-                        batch.request_id,
-                    )
-                )
-        with cursor.copy(COPY_IMAGES) as copy:
-            for job_id, recipe in zip(ids, drawn, strict=True):
-                lane = lanes[recipe.compatibility]
-                for index in range(recipe.count):
-                    copy.write_row((new_id(), job_id, lane, index))
-    opened = Counter[int]()
-    for recipe in drawn:
-        opened[lanes[recipe.compatibility]] += recipe.count
-    # Only now: until the COMMIT nobody can publish in these lanes.
-    connection.execute(OPEN_LANES, {"lanes": list(opened), "images": list(opened.values())})
-    added = {"jobs": len(drawn), "images": opened.total()}
-    connection.execute(EXPANDED, _here(batch) | _there(chunk) | added)
-    return True
-
-
-def _lanes(connection: Connection, batch: Batch, recipes: Iterable[Recipe], *, closed: bool) -> dict[str, int]:
-    """The lanes of these recipes, by compatibility, made where there are none."""
-    found = {}
-    for compatibility, model in sorted({(recipe.compatibility, recipe.model) for recipe in recipes}):
-        lane = {
-            "tenant": batch.tenant_id,
-            "tier": batch.tier.value,
-            "model": model,
-            "compatibility": compatibility,
-            "batch": batch.id,
-            "closed": closed,
-        }
-        connection.execute(MAKE_LANE, lane)
-        found[compatibility] = int(connection.execute(FIND_LANE, lane).scalar_one())
-    return found
 
 
 def _change(connection: Connection, statement: TextClause, batch_id: UUID, tenant_id: UUID) -> None:
@@ -245,16 +188,20 @@ def _change(connection: Connection, statement: TextClause, batch_id: UUID, tenan
     raise Conflict(f"Batch {batch_id} {ended}.")
 
 
-def _here(batch: Batch) -> dict[str, Any]:
+def here(batch: Batch) -> dict[str, Any]:
+    """The parameters of HERE."""
     return {"batch": batch.id, "here": batch.offset, "jobs_here": batch.jobs}
 
 
-def _there(chunk: Chunk) -> dict[str, Any]:
+def there(chunk: Chunk) -> dict[str, Any]:
+    """How far the file is read after this chunk."""
     return {
         "offset": chunk.offset,
         "line": chunk.line,
         "is_last": chunk.is_last,
         "prompts": len(chunk.recipes),
+        "warned": len(chunk.warnings),
+        "warnings": list(chunk.warnings[:SHOWN_WARNINGS]),
     }
 
 
@@ -361,7 +308,9 @@ READ = text("""
 CHECKED = text(f"""
     UPDATE batches SET
         "offset" = CASE WHEN :is_last THEN 0 ELSE :offset END, line = CASE WHEN :is_last THEN 0 ELSE :line END,
-        prompts = coalesce(prompts, 0) + :prompts, checked_at = CASE WHEN :is_last THEN now() END, touched_at = now()
+        prompts = coalesce(prompts, 0) + :prompts,
+        warned = warned + :warned, warnings = (warnings || cast(:warnings AS text[]))[1 : {SHOWN_WARNINGS}],
+        checked_at = CASE WHEN :is_last THEN now() END, touched_at = now()
     WHERE {HERE} AND checked_at IS NULL
 """)
 
@@ -370,36 +319,3 @@ REFUSE = text(f"""
         finished_at = CASE WHEN jobs = 0 THEN now() END, cancelled_at = CASE WHEN jobs > 0 THEN now() END
     WHERE {HERE} AND expanded_at IS NULL
 """)
-
-LOCK_TO_EXPAND = text(f"""
-    SELECT paused_at FROM batches WHERE {HERE} AND checked_at IS NOT NULL AND expanded_at IS NULL
-    FOR NO KEY UPDATE SKIP LOCKED
-""")
-
-EXPANDED = text(f"""
-    UPDATE batches SET "offset" = :offset, line = :line, jobs = jobs + :jobs, images = images + :images,
-        expanded_at = CASE WHEN :is_last THEN now() END, touched_at = now()
-    WHERE {HERE}
-""")
-
-MAKE_LANE = text("""
-    INSERT INTO lanes (tenant_id, tier, model, compatibility, batch_id, closed, open)
-    VALUES (:tenant, cast(:tier AS tier), :model, :compatibility, :batch, :closed, 0)
-    ON CONFLICT (tenant_id, tier, compatibility, batch_id) DO NOTHING
-""")
-
-FIND_LANE = text("SELECT id FROM lanes WHERE batch_id = :batch AND compatibility = :compatibility")
-
-OPEN_LANES = text("""
-    WITH locked AS MATERIALIZED (
-        SELECT id FROM lanes WHERE id = ANY(cast(:lanes AS bigint[])) ORDER BY id FOR NO KEY UPDATE)
-    UPDATE lanes SET open = lanes.open + added.images
-    FROM unnest(cast(:lanes AS bigint[]), cast(:images AS bigint[])) AS added(id, images) JOIN locked USING (id)
-    WHERE lanes.id = added.id
-""")
-
-COPY_JOBS = """
-    COPY jobs (id, tenant_id, batch_id, place, tier, recipe, warnings, count, open, request_id) FROM STDIN
-"""
-
-COPY_IMAGES = "COPY images (id, job_id, lane_id, index) FROM STDIN"

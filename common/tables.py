@@ -115,6 +115,8 @@ batches = Table(
     Column("jobs", BigInteger, nullable=False, server_default="0"),
     Column("images", BigInteger, nullable=False, server_default="0"),
     Column("settled", BigInteger, nullable=False, server_default="0"),  # of a cancelled one: places that are done with
+    Column("warned", BigInteger, nullable=False, server_default="0"),  # prompts that there is something to warn of
+    Column("warnings", ARRAY(Text), nullable=False, server_default="{}"),  # of the first of them
     Column("error_code", Text),
     Column("error_message", Text),
     Column("request_id", Text),

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from sqlalchemy import Engine as Database
 
-from common import batches, prompts
+from common import batches, expansion, prompts
 from common.batches import Batch, Chunk
 from common.catalog import Catalog
 from common.db import transaction
@@ -83,9 +83,9 @@ class Expander:
 
     def _expand(self, batch: Batch, chunk: Chunk) -> bool:
         with transaction(self._database) as connection:
-            is_mine = batches.expand(connection, batch, chunk)
+            is_mine = expansion.expand(connection, batch, chunk)
         if is_mine:
-            for model, jobs in Counter(recipe.model for recipe, _ in chunk.recipes).items():
+            for model, jobs in Counter(recipe.model for recipe in chunk.recipes).items():
                 for _ in range(-(-jobs // JOBS_PER_MESSAGE)):
                     self._messages.wake(model)
             tell("batch_expanded", batch=batch.id, jobs=len(chunk.recipes), line=chunk.line)
@@ -122,24 +122,24 @@ class Expander:
         while first:
             here = [*first, *islice(found, size - 1)]
             first = list(islice(found, 1))
-            yield Chunk(here[-1].end, here[-1].number, not first, self._recipes(batch, planner, here, place))
+            recipes, warnings = self._recipes(batch, planner, here, place)
+            yield Chunk(here[-1].end, here[-1].number, not first, recipes, warnings)
             place += len(here)
 
-    def _recipes(
-        self, batch: Batch, planner: Planner, here: list[Line], place: int
-    ) -> list[tuple[Recipe, tuple[str, ...]]]:
-        """Raises Invalid, which names the first lines that are wrong."""
-        recipes, wrong = list[tuple[Recipe, tuple[str, ...]]](), list[str]()
+    def _recipes(self, batch: Batch, planner: Planner, here: list[Line], place: int) -> tuple[list[Recipe], list[str]]:
+        """Their tokens are counted when they are checked, once. Raises Invalid, which names the first wrong lines."""
+        recipes, warnings, wrong = list[Recipe](), list[str](), list[str]()
         for line in here:
             try:
                 recipe = planner.recipe(line.fields(batch.upload.format), place + len(recipes))
-                model = self._catalog.get(recipe.model)
                 if not batch.is_checked:
+                    model = self._catalog.get(recipe.model)
                     prompts.check(recipe, model)
-                recipes.append((recipe, prompts.warnings(recipe, model) if batch.is_checked else ()))
+                    warnings += (f"Line {line.number}: {warning}" for warning in prompts.warnings(recipe, model)[:1])
+                recipes.append(recipe)
             except Invalid as error:
                 wrong.append(f"Line {line.number}: {error.message}")
         if wrong:
             more = [f"{len(wrong) - SHOWN} more near them."] if len(wrong) > SHOWN else []
             raise Invalid(" ".join(wrong[:SHOWN] + more))
-        return recipes
+        return recipes, warnings

@@ -54,8 +54,9 @@ def upgrade() -> None:
         sa.Column("prompts", sa.BigInteger()),
         *(
             sa.Column(name, sa.BigInteger(), server_default="0", nullable=False)
-            for name in ("offset", "line", "jobs", "images", "settled")
+            for name in ("offset", "line", "jobs", "images", "settled", "warned")
         ),
+        sa.Column("warnings", sa.ARRAY(sa.Text()), server_default="{}", nullable=False),
         sa.Column("error_code", sa.Text()),
         sa.Column("error_message", sa.Text()),
         sa.Column("request_id", sa.Text()),

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import Row
 
-from common import batches
+from common import batches, expansion
 from common.batches import Upload
 from common.config import Settings
 from common.db import new_id, transaction
@@ -142,6 +142,22 @@ def test_lines_may_say_more_than_a_prompt(farm: BatchStory) -> None:
     assert [lane.open for lane in farm.lanes_of(batch_id)] == [4, 3]
 
 
+def test_prompts_that_a_model_cannot_read_are_counted(farm: BatchStory, small_chunks: None) -> None:
+    batch_id = farm.expanded(["红色的圆形", "红色的圆形🦊", *["红色的圆形"] * 5, "蓝色的圆形🐼"])
+    batch = farm.batch(batch_id)
+    assert (batch.warned, batch.jobs) == (2, 8)
+    assert [warning[:6] for warning in batch.warnings] == ["Line 2", "Line 8"]
+    assert "cannot read 🦊" in batch.warnings[0]
+
+
+def test_any_text_is_copied_as_it_is(farm: BatchStory) -> None:
+    """COPY has its own ideas of backslashes, tabs and line ends."""
+    texts = ["红\\n\\N\\.", "红\t色\r的", '红"色"的\n圆形', "\\", "红\\t\u2028🦊"]
+    batch_id = farm.batch_of_lines(*({"prompt": one} for one in texts))
+    assert not farm.expander.work(batch_id, 60)
+    assert [job.recipe["prompt"] for job in farm.jobs_of(batch_id)] == texts
+
+
 def test_wrong_lines_are_named_before_anything_is_expanded(farm: BatchStory, small_chunks: None) -> None:
     batch_id = farm.batch_of_lines(
         {"prompt": "红色的圆形"},
@@ -198,7 +214,7 @@ def test_two_at_once_expand_nothing_twice(farm: BatchStory, small_chunks: None) 
     farm.expander.work(batch_id, 1e-9)  # the other one, faster
     with farm.expander._chunks(seen) as chunks, transaction(farm.database) as connection:
         chunk = next(chunks)
-        assert not batches.expand(connection, seen, chunk)
+        assert not expansion.expand(connection, seen, chunk)
     assert len(farm.jobs_of(batch_id)) == farm.batch(batch_id).jobs == 3
 
 
