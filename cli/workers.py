@@ -7,14 +7,14 @@ from cli.shell import Columns, Failure, Group, Row, Shell
 
 
 def serves(worker: Row) -> str:
-    """A line for each model: whether it is in memory, and how long an image takes."""
+    """A line for each model: whether it is in memory, how many images go together, and how long one takes."""
     return "\n".join(model_line(worker, name) for name in worker["models"])
 
 
 def model_line(worker: Row, name: str) -> str:
     resident = " resident" if name in worker["resident"] else ""
-    seconds = worker["seconds_per_image"].get(name)
-    return name + resident + (f" {seconds:.2f} s" if seconds else "")
+    capacity, seconds = worker.get("capacity", {}).get(name), worker["seconds_per_image"].get(name)
+    return name + resident + (f" ×{capacity}" if capacity else "") + (f" {seconds:.2f} s" if seconds else "")
 
 
 def of_class(worker: Row) -> str:

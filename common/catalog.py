@@ -11,6 +11,7 @@ from typing import Any
 from common.errors import Invalid, UnknownModel
 
 SCHEDULERS = ("ddim", "ddpm", "deis", "dpm++", "dpm++_sde", "euler", "euler_a", "heun", "kdpm2", "lms", "pndm", "unipc")
+PRECISIONS = ("fp32", "fp16", "bf16")
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,12 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Model:
-    """One entry. Sizes are pixels; `max_pixels` bounds width × height; `microbatch` is the images in one call."""
+    """One entry. Sizes are pixels; `max_pixels` bounds width × height.
+
+    `microbatch` is the images in one call; None: as many as each class of worker finds to be best. `precision` is what
+    an accelerator computes in, `compile` whether the worker compiles the model: both move pixels, and every picture
+    names them.
+    """
 
     name: str
     source: str
@@ -42,10 +48,11 @@ class Model:
     max_pixels: int = 1024 * 1024
     max_steps: int = 150
     max_count: int = 64
-    microbatch: int = 8
+    microbatch: int | None = None
     token_limit: int = 512
     safety_checker: bool = True
-    fp16: bool = True
+    precision: str = "fp16"
+    compile: bool = False
     negative_prompt: str = ""
     sha256: dict[str, str] = field(default_factory=dict)
     vocabulary: Vocabulary | None = None
@@ -95,6 +102,10 @@ def _model(name: str, entry: dict[str, Any], base: Path) -> Model:
     model = Model(name=name, folder=folder if folder.is_dir() or _is_path(values["source"]) else None, **values)
     if model.scheduler not in SCHEDULERS:
         raise TypeError(f"{name} names the scheduler {model.scheduler!r}")
+    if model.precision not in PRECISIONS:
+        raise TypeError(f"{name} names the precision {model.precision!r}, not one of {', '.join(PRECISIONS)}")
+    if model.microbatch is not None and model.microbatch < 1:
+        raise TypeError(f"{name} has a microbatch of {model.microbatch}")
     return model
 
 

@@ -3,7 +3,7 @@
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import ByteSize, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 SHIPPED_CATALOG = Path(__file__).resolve().parent.parent / "models" / "catalog.toml"
@@ -32,6 +32,7 @@ class Settings(BaseSettings):
     models: str = ""  # comma-separated names this worker serves; empty: all of the catalogue
     worker_name: str | None = None  # shown to people; None: host and device
     torch_threads: int | None = None  # None: what torch finds
+    model_memory: ByteSize | None = None  # of all models it holds, as 10GB; None: half of a GPU's, a quarter of the RAM
 
     # The API.
     key_pepper: SecretStr = SecretStr("")  # mixed into the HMAC of every API key; never change it

@@ -28,6 +28,7 @@ class Worker:
     resident: Sequence[str] = ()
     refusals: Mapping[str, str] = field(default_factory=dict)
     seconds_per_image: Mapping[str, float] = field(default_factory=dict)
+    capacity: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ def beat(connection: Connection, worker: Worker, *, ready: bool) -> Heard:
         "resident": list(worker.resident),
         "refusals": json.dumps(dict(worker.refusals)),
         "seconds": json.dumps(dict(worker.seconds_per_image)),
+        "capacity": json.dumps(dict(worker.capacity)),
         "state": WorkerState.READY if ready else WorkerState.STARTING,
     }
     row = connection.execute(BEAT, parameters).one()
@@ -91,18 +93,31 @@ def recorded_revision(connection: Connection, model: str, source: str) -> str | 
     return connection.execute(READ_REVISION, {"model": model, "source": source}).scalar()
 
 
+def record_capacity(connection: Connection, worker_class: str, model: str, images: int) -> int:
+    """Record what the first worker of a class (a digest of it) found a model's capacity to be; what all of it use."""
+    parameters = {"class": worker_class, "model": model, "images": images}
+    connection.execute(RECORD_CAPACITY, parameters)
+    return int(connection.execute(READ_CAPACITY, parameters).scalar_one())
+
+
+def recorded_capacity(connection: Connection, worker_class: str, model: str) -> int | None:
+    """The capacity that was recorded for a model on this class of workers, if one was."""
+    return connection.execute(READ_CAPACITY, {"class": worker_class, "model": model}).scalar()
+
+
 def _set_state(connection: Connection, statement: Any, worker_id: UUID, reason: str | None) -> None:
     if connection.execute(statement, {"id": worker_id, "reason": reason}).rowcount == 0:
         raise NotFound(f"There is no live worker {worker_id}.")
 
 
 BEAT = text("""
-    INSERT INTO workers AS old (id, name, class, models, resident, refusals, seconds_per_image, state)
+    INSERT INTO workers AS old (id, name, class, models, resident, refusals, seconds_per_image, capacity,
+                                state)
     VALUES (:id, :name, cast(:class AS jsonb), cast(:models AS text[]), cast(:resident AS text[]),
-            cast(:refusals AS jsonb), cast(:seconds AS jsonb), cast(:state AS worker_state))
+            cast(:refusals AS jsonb), cast(:seconds AS jsonb), cast(:capacity AS jsonb), cast(:state AS worker_state))
     ON CONFLICT (id) DO UPDATE SET
         models = excluded.models, resident = excluded.resident, refusals = excluded.refusals,
-        seconds_per_image = excluded.seconds_per_image, seen_at = now(),
+        seconds_per_image = excluded.seconds_per_image, capacity = excluded.capacity, seen_at = now(),
         state = CASE WHEN old.state = 'draining' THEN old.state ELSE excluded.state END,
         reason = CASE WHEN old.state = 'draining' THEN old.reason END
     RETURNING state, reason, clock_timestamp() AS now
@@ -128,3 +143,9 @@ RECORD_REVISION = text("""
 """)
 
 READ_REVISION = text("SELECT revision FROM revisions WHERE model = :model AND source = :source")
+
+RECORD_CAPACITY = text("""
+    INSERT INTO capacities (worker_class, model, images) VALUES (:class, :model, :images) ON CONFLICT DO NOTHING
+""")
+
+READ_CAPACITY = text("SELECT images FROM capacities WHERE worker_class = :class AND model = :model")

@@ -8,11 +8,15 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any
 
 from common.catalog import Model
 from common.claims import Image, Microbatch
 from common.errors import Interrupted, OutOfMemory, RenderFailed
+from common.recipe import canonical
 from common.telemetry import tell
+from worker.capacity import at_size
 from worker.gallery import Gallery
 from worker.painter import DeviceLost, OnStep, Painter, Picture, Stroke
 from worker.store import Painted
@@ -31,29 +35,37 @@ class Rendering:
         self.step, self.steps = 0, 0
         self._began = time.monotonic()
         self._ends = float("inf")  # as far as one can tell
+        self._done, self._part = (
+            0.0,
+            1.0,
+        )  # of all of it: what is painted, and what the current call of the painter paints
 
     def begin(self, expected_s: float | None) -> None:
         self._began = time.monotonic()
         self._ends = self._began + expected_s if expected_s is not None else float("inf")
 
+    def begin_part(self, done: float, part: float) -> None:
+        self._done, self._part = done, part
+
     def advance(self, step: int, steps: int) -> None:
         now = time.monotonic()
         self.step, self.steps = step, steps
-        self._ends = now + (now - self._began) / step * (steps - step)
+        done = self._done + self._part * step / steps
+        self._ends = now + (now - self._began) / done * (1 - done)
 
     def seconds_left(self) -> float:
         return self._ends - time.monotonic()
 
 
 class Brush:
-    def __init__(self, gallery: Gallery, watchdog: Watchdog, texts: Mapping[str, str]) -> None:
-        """`texts` go into every picture's file, beside its recipe."""
+    def __init__(self, gallery: Gallery, watchdog: Watchdog, worker_class: Mapping[str, Any]) -> None:
+        """The class of this worker goes into every picture's file, beside its recipe."""
         self.seconds_per_image: dict[str, float] = {}  # model → lately measured
         self.rendering: Rendering | None = None  # the one being painted, or the last one
         self._gallery = gallery
         self._watchdog = watchdog
         self._short: dict[str, tuple[int, float]] = {}  # model → images at once, and until when
-        self._texts = dict(texts)
+        self._class = dict(worker_class)
         self._thread = ThreadPoolExecutor(1, "paint")
 
     def load(self, model: str) -> "Future[Painter]":
@@ -68,9 +80,10 @@ class Brush:
         rendering.painting = self._thread.submit(self._paint, rendering, check)
 
     def capacity(self, model: Model) -> int:
-        """The images of one pipeline call: those of the catalogue, or as many as fitted when memory ran out lately."""
-        images, until = self._short.get(model.name, (model.microbatch, 0.0))
-        return images if time.monotonic() < until else model.microbatch
+        """The images of one call at the usual size: of the gallery, or as many as fitted when memory ran out lately."""
+        capacity = self._gallery.capacity(model)
+        images, until = self._short.get(model.name, (capacity, 0.0))
+        return min(images, capacity) if time.monotonic() < until else capacity
 
     def close(self) -> bool:
         """Close the painter; False if it is still busy: nobody can stop a model from being loaded."""
@@ -99,22 +112,34 @@ class Brush:
                 rendering.advance(step, steps)
                 check()
 
-            pictures = self._pictures(painter, images, on_step)
+            pictures = self._pictures(painter, rendering, images, on_step)
         seconds = time.monotonic() - began
         self._measure(microbatch.model, seconds / len(images))
-        texts = {**self._texts, "revision": painter.revision} if painter.revision else self._texts
-        return Painted(microbatch, list(zip(images, pictures, strict=True)), seconds, texts)
+        return Painted(microbatch, list(zip(images, pictures, strict=True)), seconds, self._texts(painter))
+
+    def _texts(self, painter: Painter) -> dict[str, str]:
+        """What else decides a picture, beside its recipe and seed."""
+        texts = {"worker": canonical({**self._class, **painter.details}), "software": f"Huafang {version('huafang')}"}
+        return {**texts, "revision": painter.revision} if painter.revision else texts
 
     def _measure(self, model: str, seconds: float) -> None:
         known = self.seconds_per_image.get(model, seconds)
         self.seconds_per_image = {**self.seconds_per_image, model: 0.7 * known + 0.3 * seconds}
 
-    def _pictures(self, painter: Painter, images: tuple[Image, ...], on_step: OnStep) -> list[Picture | RenderFailed]:
-        """What breaks a whole microbatch is tried again in parts, so that one image cannot take the others along."""
-        parts, painted = [images], list[Picture | RenderFailed]()
+    def _pictures(
+        self, painter: Painter, rendering: Rendering, images: tuple[Image, ...], on_step: OnStep
+    ) -> list[Picture | RenderFailed]:
+        """In parts that fit, where pictures are larger than usual.
+
+        What breaks a part is tried again in smaller ones, so that one image cannot take the others along.
+        """
+        model, recipe = painter.model, images[0].recipe
+        at_once = at_size(self.capacity(model), model.width * model.height, recipe.width * recipe.height)
+        parts, painted = _parts(images, at_once), list[Picture | RenderFailed]()
         largest, was_short = 1, False
         while parts:
             part = parts.pop(0)
+            rendering.begin_part(len(painted) / len(images), len(part) / len(images))
             try:
                 painted += painter.paint([Stroke(image.recipe, image.seed) for image in part], on_step)
                 largest = max(largest, len(part))
@@ -126,8 +151,7 @@ class Brush:
                     continue
                 is_short = isinstance(error, OutOfMemory)
                 was_short |= is_short
-                size = len(part) // 2 if is_short else 1
-                parts[:0] = [part[at : at + size] for at in range(0, len(part), size)]
+                parts[:0] = _parts(part, len(part) // 2 if is_short else 1)
         if was_short:
             self._remember(painter.model, largest)
         return painted
@@ -142,6 +166,10 @@ class Brush:
             yield
         except DeviceLost as error:
             self._watchdog.end(str(error))
+
+
+def _parts(images: tuple[Image, ...], size: int) -> list[tuple[Image, ...]]:
+    return [images[at : at + size] for at in range(0, len(images), size)]
 
 
 def _failure(image: Image, error: Exception) -> RenderFailed:

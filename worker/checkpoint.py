@@ -48,6 +48,14 @@ def find(model: Model) -> tuple[Path, str | None]:
     return folder, revision
 
 
+def size(model: Model) -> int | None:
+    """The bytes of the model's weights, if its files are here."""
+    if not model.folder:
+        return None
+    folders = [model.folder / part for part in weighted(model)]
+    return sum(file.stat().st_size for folder in folders if folder.is_dir() for file in weights(folder))
+
+
 def refused(model: Model, reason: str) -> ModelRefused:
     return ModelRefused(f"The model {model.name} is refused: {reason}.")
 

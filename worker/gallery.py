@@ -1,12 +1,16 @@
-"""The models that this worker serves: which is in memory, and which it refuses and why. Holds one painter at a time.
+"""The models that this worker serves: which are in memory, how much each can take, which it refuses and why.
 
-Loads and closes painters, so it belongs to the engine's painting thread; everybody may read. A hub model is loaded at
-the revision that the first worker of the farm recorded, so that all paint with the same weights.
+Holds as many painters as its memory allows; the one not used for longest makes room. Loads and closes painters, so it
+belongs to the painting thread; everybody may read. A hub model is loaded at the revision that the first worker of the
+farm recorded, so that all paint with the same weights; its capacity was found by the first worker of this class.
 """
 
+import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 from sqlalchemy import Engine
 
@@ -14,7 +18,8 @@ from common import workers
 from common.catalog import Catalog, Model
 from common.config import Settings
 from common.db import transaction
-from common.errors import Invalid, ModelRefused, RenderFailed, Unavailable
+from common.errors import Invalid, ModelRefused, OutOfMemory, RenderFailed, Unavailable
+from common.recipe import canonical
 from common.telemetry import tell
 from worker import painter
 from worker.painter import DeviceLost, Painter
@@ -24,6 +29,7 @@ PATIENCE_S = 30.0
 FOR_EVER_S = 1e9
 ACCELERATORS = ("cuda", "mps")
 DOWNLOAD_TIMES = 24  # a model of the hub may have to be fetched first, and takes that many times longer at most
+UNTRIED = 8  # the images that are claimed for a model of which this worker does not know yet how many it can take
 RETRY_S = 300  # a refused model of the hub may be within reach later; a folder does not mend itself
 
 
@@ -51,28 +57,51 @@ def models_to_serve(settings: Settings, catalog: Catalog, device_kind: str) -> l
 
 class Gallery:
     def __init__(
-        self, models: Sequence[Model], device: str, threads: int | None, database: Engine, watchdog: Watchdog
+        self,
+        models: Sequence[Model],
+        settings: Settings,
+        worker_class: Mapping[str, Any],
+        database: Engine,
+        watchdog: Watchdog,
     ) -> None:
         self._models = {model.name: model for model in models}
-        self._device = device
-        self._threads = threads
+        self._device, self._threads = settings.device, settings.torch_threads
+        self._class = worker_class
+        self._memory = settings.model_memory or painter.model_memory(settings.device)
         self._database = database
         self._watchdog = watchdog
-        self._painter: Painter | None = None
+        self._painters: dict[str, Painter] = {}  # the one used last is the last; replaced as a whole: others read it
+        sizes = {model.name: painter.model_bytes(model, settings.device) for model in models}
+        self._sizes = {name: size for name, size in sizes.items() if size is not None}  # known better after the load
+        self._capacities: dict[str, int] = {}
         self._refusals: dict[str, Refusal] = {}
         self._longest_load_s = 0.0
-        self._resident_since = 0.0
+        self._last_load = 0.0
 
     @property
     def patience_s(self) -> float:
-        """How long images of other models wait before the resident one makes room; for ever while it only just came."""
+        """How long images of other models wait before a resident one makes room; for ever while one only just came.
+
+        Where all find room at once, nobody has to go and nobody need wait.
+        """
+        names = {model.name for model in self.servable()} | set(self._painters)
+        if self._fit(names):
+            return 0.0
         patience = max(PATIENCE_S, 4 * self._longest_load_s)
-        return patience if time.monotonic() - self._resident_since > patience else FOR_EVER_S
+        return patience if time.monotonic() - self._last_load > patience else FOR_EVER_S
 
     @property
     def resident(self) -> tuple[str, ...]:
-        resident = self._painter
-        return (resident.model.name,) if resident else ()
+        return tuple(self._painters)
+
+    @property
+    def capacities(self) -> dict[str, int]:
+        """The images that one call had best render together, of the models that were loaded once."""
+        return dict(self._capacities)
+
+    def capacity(self, model: Model) -> int:
+        """The same of any model."""
+        return self._capacities.get(model.name) or model.microbatch or UNTRIED
 
     def servable(self) -> list[Model]:
         """All but those refused lately."""
@@ -84,39 +113,96 @@ class Gallery:
         return {name: refusal.reason for name, refusal in list(self._refusals.items()) if now < refusal.until}
 
     def painter(self, name: str) -> Painter:
-        """The painter of a model, loaded if need be in place of the one there was.
+        """The painter of a model, loaded if need be, in place of those not used for longest.
 
         Raises ModelRefused, and remembers it; Unavailable when Postgres cannot say which revision to load.
         """
-        if self._painter and self._painter.model.name == name:
-            return self._painter
-        if self._painter:
-            self._painter.close()
-            self._painter = None
-        model, began = self._models[name], time.monotonic()
+        if name not in self._painters:
+            self._make_resident(self._models[name])
+        found = self._painters[name]
+        self._painters = {**_without(self._painters, name), name: found}
+        return found
+
+    def close(self) -> None:
+        self._close(*self._painters)
+
+    def _make_resident(self, model: Model) -> None:
+        began = time.monotonic()
         try:
             with self._watchdog.watches("load", 1 if model.folder else DOWNLOAD_TIMES):
-                self._painter = self._load(model)
+                loaded = self._load_beside_others(model)
+                self._capacities = {**self._capacities, model.name: self._capacity(loaded)}
         except (Unavailable, DeviceLost):
             raise
         except RenderFailed as error:
             is_final = isinstance(error, ModelRefused) and model.folder is not None
             raise self._refuse(model, error.message, is_final) from error
         except Exception as error:  # whatever it is, the other models go on
-            tell("model_load_failed", exc_info=True, model=name)
-            reason = f"The model {name} is refused: it cannot be loaded ({type(error).__name__})."
+            tell("model_load_failed", exc_info=True, model=model.name)
+            reason = f"The model {model.name} is refused: it cannot be loaded ({type(error).__name__})."
             raise self._refuse(model, reason, model.folder is not None) from error
+        self._painters = {**self._painters, model.name: loaded}
         seconds = time.monotonic() - began
         self._longest_load_s = max(seconds, self._longest_load_s)
-        self._resident_since = time.monotonic()
-        self._refusals.pop(name, None)
-        tell("model_loaded", model=name, revision=self._painter.revision, seconds=seconds)
-        return self._painter
+        self._last_load = time.monotonic()
+        self._refusals.pop(model.name, None)
+        tell(
+            "model_loaded",
+            model=model.name,
+            revision=loaded.revision,
+            seconds=seconds,
+            bytes=loaded.bytes,
+            capacity=self._capacities[model.name],
+        )
 
-    def close(self) -> None:
-        if self._painter:
-            self._painter.close()
-            self._painter = None
+    # Memory
+
+    def _fit(self, names: set[str]) -> bool:
+        """Whether these models find room at once. Of a model of the hub it is known once it was loaded."""
+        return names <= self._sizes.keys() and sum(self._sizes[name] for name in names) <= self._memory
+
+    def _load_beside_others(self, model: Model) -> Painter:
+        """Room is made before it is needed, and more of it where that was not enough."""
+        self._make_room(model.name)
+        try:
+            loaded = self._load(model)
+        except OutOfMemory:
+            if not self._painters:
+                raise
+            self._close(*self._painters)
+            loaded = self._load(model)
+        self._sizes[model.name] = loaded.bytes
+        self._make_room(model.name)
+        return loaded
+
+    def _make_room(self, name: str) -> None:
+        while self._painters and not self._fit({*self._painters, name}):
+            self._close(next(iter(self._painters)))
+
+    def _close(self, *names: str) -> None:
+        for name in names:
+            closing = self._painters[name]
+            self._painters = _without(self._painters, name)
+            closing.close()
+
+    # Loading
+
+    def _capacity(self, loaded: Painter) -> int:
+        """As the catalogue has it, as the first worker of this class found it, or as it is found now."""
+        model = loaded.model
+        if model.microbatch:
+            return model.microbatch
+        if self._device.startswith("stub"):
+            return loaded.find_capacity(0)
+        decisive = {**self._class, **loaded.details, "source": model.source, "size": [model.width, model.height]}
+        digest = hashlib.sha256(canonical({**decisive, "revision": loaded.revision}).encode()).hexdigest()
+        with suppress(Unavailable), transaction(self._database) as connection:
+            if recorded := workers.recorded_capacity(connection, digest, model.name):
+                return recorded
+        found = loaded.find_capacity(max(self._memory, loaded.bytes) if len(self._models) > 1 else loaded.bytes)
+        with suppress(Unavailable), transaction(self._database) as connection:
+            return workers.record_capacity(connection, digest, model.name, found)
+        return found
 
     def _load(self, model: Model) -> Painter:
         if model.folder or model.revision or self._device.startswith("stub"):
@@ -137,3 +223,7 @@ class Gallery:
         self._refusals[model.name] = Refusal(reason, float("inf") if is_final else time.monotonic() + RETRY_S)
         tell("model_refused", model=model.name, reason=reason)
         return ModelRefused(reason)
+
+
+def _without(painters: Mapping[str, Painter], name: str) -> dict[str, Painter]:
+    return {other: painter for other, painter in painters.items() if other != name}

@@ -4,7 +4,7 @@ Two kinds paint: `worker.pipeline` with diffusers, `worker.stub` from the seed a
 Imports neither of them (nor torch) until one is asked for, and knows nothing of jobs, leases or storage.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -41,6 +41,8 @@ class Painter(Protocol):
 
     model: Model
     revision: str | None  # the commit of a hub model
+    details: Mapping[str, Any]  # what this model adds to the class of its worker: its precision, whether it is compiled
+    bytes: int  # of memory that it takes while it paints nothing
 
     def paint(self, strokes: Sequence[Stroke], on_step: OnStep) -> list[Picture | RenderFailed]:
         """One pipeline call: a picture, or why there is none, for each stroke in its place.
@@ -49,6 +51,13 @@ class Painter(Protocol):
         up; what that raises (Interrupted) leaves the painter usable. Raises OutOfMemory for all strokes together, and
         DeviceLost when nothing can be painted in this process any more. NanImage is said of what the model cannot
         paint in full precision either.
+        """
+        ...
+
+    def find_capacity(self, reserved: int) -> int:
+        """Images of the model's usual size that one call had best render together, where models take `reserved` bytes.
+
+        Takes a few seconds to try it out, unless the painter knows.
         """
         ...
 
@@ -65,6 +74,17 @@ def load(model: Model, device: str, threads: int | None = None) -> Painter:
 def describe(device: str, threads: int | None = None) -> dict[str, str | int | None]:
     """The class of a worker on this device: pictures of workers whose descriptions are equal can be compared."""
     return _kind(device).describe(device, threads)
+
+
+def model_memory(device: str) -> int:
+    """Bytes that models may take of this device together, if nobody says otherwise."""
+    return int(_kind(device).model_memory(device))
+
+
+def model_bytes(model: Model, device: str) -> int | None:
+    """About how much of it a model will take; None when nobody can tell before it was fetched."""
+    size: int | None = _kind(device).model_bytes(model)
+    return size
 
 
 def _kind(device: str) -> Any:

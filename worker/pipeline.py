@@ -1,103 +1,61 @@
 """A painter with a diffusers pipeline in memory: any checkpoint laid out as Stable Diffusion's, with Bert or CLIP.
 
-The only module that imports torch and diffusers, so import it late. A model is loaded part by part from its files,
-never with code of its own, and is refused when anything of it is missing. Knows nothing of jobs, leases or storage.
+Imports torch and diffusers, so import it late. How a pipeline is put together is in `worker.assembly`, what it paints
+on in `worker.device`. Knows nothing of jobs, leases or storage.
 """
 
-import gc
-import json
-import pickle
-import zipfile
+import time
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any
 
-import diffusers
 import torch
-import transformers
-from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-from huggingface_hub.utils.tqdm import disable_progress_bars
+from torch.nn.functional import interpolate
 
 from common import prompts
 from common.catalog import Model
-from common.errors import Invalid, NanImage, OutOfMemory, PromptRefused, RenderFailed
-from worker import checkpoint
+from common.errors import NanImage, OutOfMemory, PromptRefused, RenderFailed
+from common.recipe import Recipe
+from worker import capacity, checkpoint
+from worker.assembly import Config, assemble, first_line, precision, scheduler
+from worker.checkpoint import size as model_bytes  # noqa: F401
+from worker.device import choose, describe, free_memory, is_lost, is_out_of_memory, limited, model_memory  # noqa: F401
 from worker.painter import DeviceLost, OnStep, Picture, Stroke
 
-Config = dict[str, Any]
-TEXT_ENCODERS = ("BertModel", "CLIPTextModel")
-
-# steps_offset, skip_prk_steps: what Stable Diffusion was trained for; 2022 checkpoints leave them out of their files.
-# clip_sample: latents are not pixels; clipping them ruins the picture.
-SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "ddim": (diffusers.DDIMScheduler, {"clip_sample": False, "steps_offset": 1}),
-    "ddpm": (diffusers.DDPMScheduler, {"clip_sample": False}),
-    "deis": (diffusers.DEISMultistepScheduler, {}),
-    "dpm++": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
-    "dpm++_sde": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
-    "euler": (diffusers.EulerDiscreteScheduler, {}),
-    "euler_a": (diffusers.EulerAncestralDiscreteScheduler, {}),
-    "heun": (diffusers.HeunDiscreteScheduler, {}),
-    "kdpm2": (diffusers.KDPM2DiscreteScheduler, {}),
-    "lms": (diffusers.LMSDiscreteScheduler, {}),
-    "pndm": (diffusers.PNDMScheduler, {"skip_prk_steps": True, "steps_offset": 1}),
-    "unipc": (diffusers.UniPCMultistepScheduler, {}),
-}
-
-# What CUDA, cuBLAS and cuDNN say when nothing can be computed in this process any more.
-LOST = (
-    "device-side assert",
-    "illegal memory access",
-    "illegal instruction",
-    "misaligned address",
-    "unspecified launch failure",
-    "uncorrectable ecc error",
-    "cublas_status_execution_failed",
-    "cublas_status_internal_error",
-    "cudnn_status_execution_failed",
-    "cudnn_status_internal_error",
-)
-
-for library in (transformers, diffusers):  # what they warn of is checked here, and refused in words of our own
-    library.utils.logging.set_verbosity_error()
-    library.utils.logging.disable_progress_bar()
-disable_progress_bars()
+TRIAL_STEPS = 2
+BICUBIC = 3  # in the words of Pillow
 
 
 def load(model: Model, device: str = "auto", threads: int | None = None) -> "Diffusers":
     if threads:
         torch.set_num_threads(threads)
-    where = torch.device(_choose(device))
+    where = torch.device(choose(device))
     try:
         folder, revision = checkpoint.find(model)
-        return Diffusers(model, revision, *_assemble(model, folder, where))
+        painter = Diffusers(model, revision, where, *assemble(model, folder, where))
+        if model.compile:
+            painter.warm_up()
+        return painter
     except RenderFailed:
         raise
     except Exception as error:  # whatever a damaged or foreign file makes the libraries raise
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise OutOfMemory(f"The model {model.name} does not fit into the memory of {where}.") from error
-        if _is_lost(error):
-            raise DeviceLost(_first_line(error)) from error
-        raise checkpoint.refused(model, f"it cannot be loaded ({_first_line(error)})") from error
-
-
-def describe(device: str = "auto", threads: int | None = None) -> dict[str, str | int | None]:
-    chosen = _choose(device)
-    kind = chosen.partition(":")[0]
-    return {
-        "device": kind,
-        "name": torch.cuda.get_device_name(chosen) if kind == "cuda" else torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "precision": "fp16" if kind == "cuda" else "fp32",
-        "threads": (threads or torch.get_num_threads()) if kind == "cpu" else None,
-    }
+        if is_lost(error):
+            raise DeviceLost(first_line(error)) from error
+        raise checkpoint.refused(model, f"it cannot be loaded ({first_line(error)})") from error
 
 
 class Diffusers:
-    def __init__(self, model: Model, revision: str | None, pipe: Any, scheduler_config: Config) -> None:
+    def __init__(
+        self, model: Model, revision: str | None, device: torch.device, pipe: Any, scheduler_config: Config
+    ) -> None:
         self.model = model
         self.revision = revision
+        self.details = {"precision": precision(model, device.type), **({"compiled": True} if model.compile else {})}
+        parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+        self.bytes = sum(tensor.nbytes for part in parts for tensor in (*part.parameters(), *part.buffers()))
+        self._device = device
         self._pipe = pipe
         self._scheduler_config = scheduler_config
 
@@ -107,14 +65,33 @@ class Diffusers:
         try:
             painted = iter(self._paint(fitting, on_step) if fitting else ())
         except RuntimeError as error:
-            if _is_lost(error):
-                raise DeviceLost(_first_line(error)) from error
+            if is_lost(error):
+                raise DeviceLost(first_line(error)) from error
             raise
         return [refusal or next(painted) for refusal in refusals]
 
+    def find_capacity(self, reserved: int) -> int:
+        if self._device.type == "cpu" and self._is_slow():
+            return 1
+        self._try_out(1)  # the first call of all takes longer than any other
+        with limited(self._device, reserved):
+            return capacity.find(self._try_out)
+
+    def _is_slow(self) -> bool:
+        """Whether one image keeps the device busy for long: company gains nothing then, and takes too long to try."""
+        side, began = self.model.min_side, time.monotonic()
+        self._try_out(1, side, side)
+        times = self.model.width * self.model.height / side**2
+        return times * (time.monotonic() - began) > capacity.TRIAL_S
+
+    def warm_up(self) -> None:
+        """Compile what is to be compiled: for one image, and for however many."""
+        for images in (1, 2):
+            self._try_out(images)
+
     def close(self) -> None:
         self._pipe = None
-        _free_memory()
+        free_memory()
 
     def _refusal(self, stroke: Stroke) -> PromptRefused | None:
         """The pipeline would cut a prompt that is too long, and say so in its log only."""
@@ -128,7 +105,7 @@ class Diffusers:
     def _paint(self, strokes: Sequence[Stroke], on_step: OnStep) -> list[Picture | RenderFailed]:
         painted = self._once(strokes, on_step)
         broken = [place for place, picture in enumerate(painted) if isinstance(picture, NanImage)]
-        if broken and self._pipe.unet.dtype == torch.float16:
+        if broken and self._pipe.unet.dtype != torch.float32:
             again = self._precisely([strokes[place] for place in broken], on_step)
             for place, picture in zip(broken, again, strict=False):
                 painted[place] = picture
@@ -136,32 +113,41 @@ class Diffusers:
 
     def _precisely(self, strokes: Sequence[Stroke], on_step: OnStep) -> list[Picture | RenderFailed]:
         """In fp32, one by one, for it takes twice the memory; none when there is not even that."""
+        usual = self._pipe.unet.dtype
         try:
             self._pipe.to(torch.float32)
-            return [picture for stroke in strokes for picture in self._once([stroke], on_step)]
+            # To compile it again takes longer than a picture or two.
+            with torch.compiler.set_stance("force_eager") if self.model.compile else nullcontext():
+                return [picture for stroke in strokes for picture in self._once([stroke], on_step)]
         except (RuntimeError, OutOfMemory) as error:
-            if isinstance(error, RuntimeError) and not _is_out_of_memory(error):
+            if isinstance(error, RuntimeError) and not is_out_of_memory(error):
                 raise
             return []
         finally:
-            self._pipe.to(torch.float16)  # exactly what it was: every number of fp16 is one of fp32
+            self._pipe.to(usual)  # exactly what it was: every number of fp16 or bf16 is one of fp32
 
     def _once(self, strokes: Sequence[Stroke], on_step: OnStep) -> list[Picture | RenderFailed]:
-        output = self._call(strokes, on_step)
-        if output is None:  # only now, for until here the traceback held the tensors
-            _free_memory()
+        drawn = self._draw(strokes, on_step)
+        if drawn is None:  # only now, for until here the traceback held the tensors
+            free_memory()
             recipe = strokes[0].recipe
             raise OutOfMemory(f"Out of memory with {len(strokes)} images of {recipe.width}×{recipe.height} at once.")
-        broken = output.images.isnan().flatten(1).any(1).tolist()
-        flags = output.nsfw_content_detected or [False] * len(strokes)
-        pixels = (output.images.float() * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        pixels, flags, broken = drawn
         return [
             NanImage(f"{self.model.name} painted numbers that are none.") if nan else Picture(picture, flag)
-            for picture, flag, nan in zip(pixels, flags, broken, strict=True)
+            for picture, flag, nan in zip(pixels.cpu().numpy(), flags, broken, strict=True)
         ]
 
-    def _call(self, strokes: Sequence[Stroke], on_step: OnStep) -> Any | None:
-        """None when the memory did not suffice."""
+    def _draw(self, strokes: Sequence[Stroke], on_step: OnStep) -> tuple[torch.Tensor, list[bool], list[bool]] | None:
+        """Pixels, whether they are flagged, and whether they are no numbers; None when the memory did not suffice."""
+        try:
+            return self._decoded(self._denoised(strokes, on_step))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+
+    def _denoised(self, strokes: Sequence[Stroke], on_step: OnStep) -> torch.Tensor:
         recipe = strokes[0].recipe
         assert all(stroke.recipe.compatibility == recipe.compatibility for stroke in strokes)
 
@@ -169,144 +155,84 @@ class Diffusers:
             on_step(step + 1, pipe.num_timesteps)
             return tensors
 
-        self._pipe.scheduler = _scheduler(recipe.scheduler, self._scheduler_config)
+        self._pipe.scheduler = scheduler(recipe.scheduler, self._scheduler_config)
+        latents: torch.Tensor = self._pipe(
+            prompt=[stroke.recipe.prompt for stroke in strokes],
+            negative_prompt=[stroke.recipe.negative_prompt for stroke in strokes],
+            width=recipe.width,
+            height=recipe.height,
+            num_inference_steps=recipe.steps,
+            guidance_scale=recipe.guidance,
+            generator=[torch.Generator("cpu").manual_seed(stroke.seed) for stroke in strokes],
+            output_type="latent",
+            callback_on_step_end=after_step,
+        ).images
+        return latents
+
+    @torch.no_grad()
+    def _decoded(self, latents: torch.Tensor) -> tuple[torch.Tensor, list[bool], list[bool]]:
+        """All of it on the device, where the pipeline would turn every picture into one of Pillow's to check it."""
+        vae = self._pipe.vae
+        images = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0].float()
+        broken = images.isnan().flatten(1).any(1)
+        levels = ((images * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        pixels = levels.permute(0, 2, 3, 1).contiguous()  # as files want them, so that nobody need copy them again
+        return pixels, self._flags(pixels), broken.tolist()
+
+    def _flags(self, pixels: torch.Tensor) -> list[bool]:
+        checker = self._pipe.safety_checker
+        if checker is None:
+            return [False] * len(pixels)
+        seen = clip_input(pixels, self._pipe.feature_extractor).to(checker.dtype)
+        flags: list[bool] = checker(images=pixels, clip_input=seen)[1]  # and blackens what it flags
+        return flags
+
+    # Trying out
+
+    def _try_out(self, images: int, width: int | None = None, height: int | None = None) -> float | None:
+        """Seconds that so many images take with the model's usual recipe, told from a few steps; None: do not fit."""
+        model = self.model
+        recipe = Recipe(
+            prompt="画",
+            negative_prompt=model.negative_prompt,
+            model=model.name,
+            width=width or model.width,
+            height=height or model.height,
+            steps=TRIAL_STEPS,
+            scheduler=model.scheduler,
+            guidance=model.guidance,
+            seeds=tuple(range(images)),
+            mode="text2image",
+            format="png",
+        )
+        began = time.monotonic()
+        times = [began]
+
+        def on_step(step: int, steps: int) -> None:
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            times.append(time.monotonic())
+
         try:
-            return self._pipe(
-                prompt=[stroke.recipe.prompt for stroke in strokes],
-                negative_prompt=[stroke.recipe.negative_prompt for stroke in strokes],
-                width=recipe.width,
-                height=recipe.height,
-                num_inference_steps=recipe.steps,
-                guidance_scale=recipe.guidance,
-                generator=[torch.Generator("cpu").manual_seed(stroke.seed) for stroke in strokes],
-                output_type="pt",
-                callback_on_step_end=after_step,
-            )
-        except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
-                raise
+            self.paint([Stroke(recipe, seed) for seed in recipe.seeds], on_step)
+        except OutOfMemory:
             return None
+        return time.monotonic() - began + (times[-1] - times[-2]) * max(0, model.steps - len(times) + 1)
 
 
-def _scheduler(name: str, config: Config) -> Any:
-    """A new one for every call: schedulers remember."""
-    kind, settings = SCHEDULERS[name]
-    return kind.from_config({"set_alpha_to_one": False, **config}, **settings)
-
-
-# Loading
-
-
-def _assemble(model: Model, folder: Path, device: torch.device) -> tuple[Any, Config]:
-    for name in checkpoint.weighted(model):
-        for file in checkpoint.weights(folder / name):
-            _plain_tensors(model, file)
-    half = model.fp16 and device.type == "cuda"
-    dtype = torch.float16 if half else torch.float32
-
-    def part(kind: Any, name: str) -> Any:
-        return _part(model, kind, folder / name, dtype).to(device)
-
-    kind = checkpoint.index(folder)["text_encoder"][1]
-    if kind not in TEXT_ENCODERS:
-        raise checkpoint.refused(model, f"its text encoder is a {kind}, not one of {', '.join(TEXT_ENCODERS)}")
-    text_encoder = part(getattr(transformers, kind), "text_encoder")
-    checker = part(StableDiffusionSafetyChecker, "safety_checker") if model.safety_checker else None
-    config: Config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text("utf-8"))
-    pipe: Any = diffusers.StableDiffusionPipeline(
-        vae=part(diffusers.AutoencoderKL, "vae"),
-        text_encoder=text_encoder,
-        tokenizer=_tokenizer(model, folder / "tokenizer", text_encoder),
-        unet=part(diffusers.UNet2DConditionModel, "unet"),
-        scheduler=_scheduler("ddim", config),
-        safety_checker=checker,
-        feature_extractor=_feature_extractor(folder) if checker else None,
-        requires_safety_checker=model.safety_checker,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    if device.type == "cuda":
-        pipe.unet.to(memory_format=torch.channels_last)
-        pipe.vae.to(memory_format=torch.channels_last)
-    return pipe, config
-
-
-def _part(model: Model, kind: Any, folder: Path, dtype: torch.dtype) -> Any:
-    safe = checkpoint.weights(folder)[0].suffix == ".safetensors"
-    is_diffusers = issubclass(kind, diffusers.ModelMixin)
-    precision = {"torch_dtype" if is_diffusers else "dtype": dtype}
-    part, info = kind.from_pretrained(
-        folder, use_safetensors=safe, output_loading_info=True, local_files_only=True, **precision
-    )
-    if missing := sorted(info["missing_keys"]):
-        raise checkpoint.refused(model, f"its {folder.name} lacks {len(missing)} weights, {missing[0]} among them")
-    return part.eval()
-
-
-def _plain_tensors(model: Model, file: Path) -> None:
-    """A pickle can run code. With `weights_only` it cannot, and then nothing but tensors may come out of it."""
-    if file.suffix == ".safetensors":
-        return
-    where = f"{file.parent.name}/{file.name}"
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except pickle.UnpicklingError as error:
-        raise checkpoint.refused(model, f"{where} is no pickle of plain tensors: it could run code") from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise checkpoint.refused(model, f"{where} is damaged or cut short ({_first_line(error)})") from error
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise checkpoint.refused(model, f"{where} is no pickle of plain tensors")
-
-
-def _tokenizer(model: Model, folder: Path, text_encoder: Any) -> Any:
-    """Reads special tokens in a prompt as text, and is never longer than the text encoder or the catalogue's limit."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(
-        folder, split_special_tokens=True, trust_remote_code=False, local_files_only=True
-    )
-    known, needed = len(tokenizer), text_encoder.config.vocab_size
-    if known != needed:
-        raise checkpoint.refused(model, f"its tokenizer knows {known} tokens and its text encoder {needed}")
-    longest = text_encoder.config.max_position_embeddings
-    tokenizer.model_max_length = min(tokenizer.model_max_length, longest, model.token_limit)
-    return tokenizer
-
-
-def _feature_extractor(folder: Path) -> Any:
-    return transformers.CLIPImageProcessorPil.from_pretrained(folder / "feature_extractor", local_files_only=True)
-
-
-# Device and memory
-
-
-def _choose(device: str) -> str:
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    found = [kind for kind, is_there in there.items() if is_there]
-    if device == "auto":
-        return found[0]
-    if device.partition(":")[0] not in found:
-        raise Invalid(f"There is no device {device} here, only {', '.join(found)}.")
-    return device
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    said = str(error).lower()
-    return (
-        isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        or "out of memory" in said
-        or "can't allocate memory" in said
-        or "not enough memory" in said
-    )
-
-
-def _is_lost(error: BaseException) -> bool:
-    said = str(error).lower()
-    return any(sentence in said for sentence in LOST)
-
-
-def _free_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+def clip_input(pixels: torch.Tensor, extractor: Any) -> torch.Tensor:
+    """What the extractor would make of these pictures, on their device: the same to a level of the resized pixels."""
+    height, width = pixels.shape[1:3]
+    short, crop = extractor.size.shortest_edge, extractor.crop_size
+    if not short or extractor.resample != BICUBIC or max(crop.height, crop.width) > short:
+        seen: torch.Tensor = extractor(list(pixels.cpu().numpy()), return_tensors="pt").pixel_values
+        return seen.to(pixels.device)
+    times = short / min(height, width)
+    sides = [short if side == min(height, width) else int(side * times) for side in (height, width)]
+    images = pixels.permute(0, 3, 1, 2).float()
+    for corner in ((height, sides[1]), (sides[0], sides[1])):  # across, then down, in whole levels: as Pillow does
+        images = interpolate(images, corner, mode="bicubic", antialias=True).round().clamp(0, 255)
+    top, left = (sides[0] - crop.height) // 2, (sides[1] - crop.width) // 2
+    images = images[:, :, top : top + crop.height, left : left + crop.width] * extractor.rescale_factor
+    mean, std = (images.new_tensor(three).view(3, 1, 1) for three in (extractor.image_mean, extractor.image_std))
+    return (images - mean) / std

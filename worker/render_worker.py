@@ -14,7 +14,6 @@ from common.catalog import Catalog
 from common.config import Settings
 from common.db import connect, new_id
 from common.queue import Messages
-from common.recipe import canonical
 from common.storage import Storage
 from common.telemetry import tell
 from common.workers import Worker
@@ -45,11 +44,10 @@ class RenderWorker:
         self.messages = Messages(settings)
         self.holdings = Holdings(MICROBATCHES)
         self.watchdog = Watchdog(limits(settings, str(about["device"])), self.say_farewell)
-        self.gallery = Gallery(models, settings.device, settings.torch_threads, self.database, self.watchdog)
+        self.gallery = Gallery(models, settings, self.worker_class, self.database, self.watchdog)
         postgres, s3 = Outage("database_away", "database_back"), Outage("storage_away", "storage_back")
         storage = Storage(settings, connections=UPLOADS)
-        texts = {"worker": canonical(self.worker_class), "software": f"Huafang {version('huafang')}"}
-        self.brush = Brush(self.gallery, self.watchdog, texts)
+        self.brush = Brush(self.gallery, self.watchdog, self.worker_class)
         self.news = News(settings, self.messages, self.holdings, lambda: self.brush.rendering)
         self.store = Store(
             self.id, self.database, storage, self.news.changed, self.holdings, postgres, s3, self.watchdog
@@ -71,6 +69,7 @@ class RenderWorker:
             self.gallery.resident,
             self.gallery.refusals(),
             self.brush.seconds_per_image,
+            self.gallery.capacities,
         )
         return about, self.engine.is_ready and bool(serves)
 

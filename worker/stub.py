@@ -8,8 +8,9 @@ import hashlib
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +23,20 @@ from worker.painter import DeviceLost, OnStep, Picture, Stroke
 FLAGGED, NAN, OOM = "#flagged", "#nan", "#oom"  # in a prompt: flagged, broken, or too much for the memory
 HANG, DIE, LOST = "#hang", "#die", "#lost"  # at the first step: for ever, by SIGKILL, or the device is lost
 STEP_S = 0.001
+BYTES = 2**30  # of no memory at all: what models take of it is tried with these
+CAPACITY = 8
 
 
 def load(model: Model, device: str = "stub", threads: int | None = None) -> "Stub":
     return Stub(model, float(device.partition(":")[2] or STEP_S))
+
+
+def model_memory(device: str = "stub") -> int:
+    return BYTES  # one at a time, unless the settings say otherwise
+
+
+def model_bytes(model: Model) -> int:
+    return BYTES
 
 
 def describe(device: str = "stub", threads: int | None = None) -> dict[str, str | int | None]:
@@ -36,6 +47,8 @@ class Stub:
     def __init__(self, model: Model, step_s: float = STEP_S) -> None:
         self.model = model
         self.revision = model.revision
+        self.details: Mapping[str, Any] = {}
+        self.bytes = BYTES
         self.step_s = step_s
 
     def paint(self, strokes: Sequence[Stroke], on_step: OnStep) -> list[Picture | RenderFailed]:
@@ -50,6 +63,9 @@ class Stub:
                 _trouble("\n".join(stroke.recipe.prompt for stroke in strokes))
                 on_step(step, steps)
         return [refusal or _picture(stroke) for stroke, refusal in zip(strokes, refusals, strict=True)]
+
+    def find_capacity(self, reserved: int) -> int:
+        return CAPACITY
 
     def close(self) -> None:
         pass

@@ -29,6 +29,7 @@ WORKER: dict[str, Any] = {
     "resident": ["zh-v0"],
     "refusals": {},
     "seconds_per_image": {"zh-v0": 0.62},
+    "capacity": {"zh-v0": 8},
     "started_at": "2026-11-22T06:00:00Z",
     "seen_at": "2026-11-22T08:00:06Z",
 }
@@ -48,6 +49,7 @@ class Worker(BaseModel):
     resident: list[str] = Field(description="That it holds in memory.")
     refusals: dict[str, str] = Field(description="That it will not serve, and why.")
     seconds_per_image: dict[str, float] = Field(description="Lately measured, by model.")
+    capacity: dict[str, int] = Field(description="Images that it renders together, by model; of those it has loaded.")
     started_at: datetime
     seen_at: datetime
 

@@ -277,12 +277,12 @@ def test_a_painter_that_breaks_costs_an_attempt_and_not_the_worker(story: Story,
 
     job = story.submit()
     worker = make_worker()
-    worker.gallery._painter = Broken(CATALOG.get("mini-zh"))
+    worker.gallery._painters = {"mini-zh": Broken(CATALOG.get("mini-zh"))}
     work(worker)
     image = story.images(job)[0]
     assert (image.state, image.attempts, image.error_code) == (ImageState.QUEUED, 1, "render_failed")
     assert image.error_message == "The painter failed (ZeroDivisionError)."
-    worker.gallery._painter = None
+    worker.gallery._painters = {}
     story.skip_backoff()
     work(worker)
     assert story.job(job).state == JobState.SUCCEEDED

@@ -158,7 +158,7 @@ def test_a_microbatch_that_is_too_much_is_halved_and_the_next_are_smaller(
 ) -> None:
     job = story.submit(count=13)
     worker = make_worker()
-    worker.gallery._painter = Small(CATALOG.get("mini-zh"))
+    worker.gallery._painters = {"mini-zh": Small(CATALOG.get("mini-zh"))}
     work(worker)
     assert story.job(job).state == JobState.SUCCEEDED
     assert {image.attempts for image in story.images(job)} == {1}

@@ -1,0 +1,140 @@
+"""Loading: the files of a checkpoint put together to a diffusers pipeline on its device, in the precision it paints in.
+
+Part by part and never with code of its own; refused in one sentence when anything of it is missing. Imports torch and
+diffusers, as `worker.pipeline` does, which paints with what is put together here.
+"""
+
+import json
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from huggingface_hub.utils.tqdm import disable_progress_bars
+
+from common.catalog import Model
+from worker import checkpoint
+
+Config = dict[str, Any]
+TEXT_ENCODERS = ("BertModel", "CLIPTextModel")
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+# steps_offset, skip_prk_steps: what Stable Diffusion was trained for; 2022 checkpoints leave them out of their files.
+# clip_sample: latents are not pixels; clipping them ruins the picture.
+SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "ddim": (diffusers.DDIMScheduler, {"clip_sample": False, "steps_offset": 1}),
+    "ddpm": (diffusers.DDPMScheduler, {"clip_sample": False}),
+    "deis": (diffusers.DEISMultistepScheduler, {}),
+    "dpm++": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
+    "dpm++_sde": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
+    "euler": (diffusers.EulerDiscreteScheduler, {}),
+    "euler_a": (diffusers.EulerAncestralDiscreteScheduler, {}),
+    "heun": (diffusers.HeunDiscreteScheduler, {}),
+    "kdpm2": (diffusers.KDPM2DiscreteScheduler, {}),
+    "lms": (diffusers.LMSDiscreteScheduler, {}),
+    "pndm": (diffusers.PNDMScheduler, {"skip_prk_steps": True, "steps_offset": 1}),
+    "unipc": (diffusers.UniPCMultistepScheduler, {}),
+}
+
+for library in (transformers, diffusers):  # what they warn of is checked here, and refused in words of our own
+    library.utils.logging.set_verbosity_error()
+    library.utils.logging.disable_progress_bar()
+disable_progress_bars()
+
+
+def assemble(model: Model, folder: Path, device: torch.device) -> tuple[Any, Config]:
+    """The pipeline, and the settings that its schedulers are made from."""
+    for name in checkpoint.weighted(model):
+        for file in checkpoint.weights(folder / name):
+            _plain_tensors(model, file)
+    dtype = PRECISIONS[precision(model, device.type)]
+
+    def part(kind: Any, name: str) -> Any:
+        return _part(model, kind, folder / name, dtype).to(device)
+
+    kind = checkpoint.index(folder)["text_encoder"][1]
+    if kind not in TEXT_ENCODERS:
+        raise checkpoint.refused(model, f"its text encoder is a {kind}, not one of {', '.join(TEXT_ENCODERS)}")
+    text_encoder = part(getattr(transformers, kind), "text_encoder")
+    checker = part(StableDiffusionSafetyChecker, "safety_checker") if model.safety_checker else None
+    config: Config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text("utf-8"))
+    pipe: Any = diffusers.StableDiffusionPipeline(
+        vae=part(diffusers.AutoencoderKL, "vae"),
+        text_encoder=text_encoder,
+        tokenizer=_tokenizer(model, folder / "tokenizer", text_encoder),
+        unet=part(diffusers.UNet2DConditionModel, "unet"),
+        scheduler=scheduler("ddim", config),
+        safety_checker=checker,
+        feature_extractor=_feature_extractor(folder) if checker else None,
+        requires_safety_checker=model.safety_checker,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    if device.type == "cuda":
+        pipe.unet.to(memory_format=torch.channels_last)
+        pipe.vae.to(memory_format=torch.channels_last)
+    if model.compile:
+        pipe.unet.compile()
+    return pipe, config
+
+
+def precision(model: Model, device_kind: str) -> str:
+    """What the model is painted in there: half precision on a CPU would be ten times slower."""
+    return model.precision if device_kind == "cuda" else "fp32"
+
+
+def scheduler(name: str, config: Config) -> Any:
+    """A new one for every call: schedulers remember."""
+    kind, settings = SCHEDULERS[name]
+    return kind.from_config({"set_alpha_to_one": False, **config}, **settings)
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def _part(model: Model, kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+    safe = checkpoint.weights(folder)[0].suffix == ".safetensors"
+    is_diffusers = issubclass(kind, diffusers.ModelMixin)
+    precision = {"torch_dtype" if is_diffusers else "dtype": dtype}
+    part, info = kind.from_pretrained(
+        folder, use_safetensors=safe, output_loading_info=True, local_files_only=True, **precision
+    )
+    if missing := sorted(info["missing_keys"]):
+        raise checkpoint.refused(model, f"its {folder.name} lacks {len(missing)} weights, {missing[0]} among them")
+    return part.eval()
+
+
+def _plain_tensors(model: Model, file: Path) -> None:
+    """A pickle can run code. With `weights_only` it cannot, and then nothing but tensors may come out of it."""
+    if file.suffix == ".safetensors":
+        return
+    where = f"{file.parent.name}/{file.name}"
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except pickle.UnpicklingError as error:
+        raise checkpoint.refused(model, f"{where} is no pickle of plain tensors: it could run code") from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise checkpoint.refused(model, f"{where} is damaged or cut short ({first_line(error)})") from error
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise checkpoint.refused(model, f"{where} is no pickle of plain tensors")
+
+
+def _tokenizer(model: Model, folder: Path, text_encoder: Any) -> Any:
+    """Reads special tokens in a prompt as text, and is never longer than the text encoder or the catalogue's limit."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
+        folder, split_special_tokens=True, trust_remote_code=False, local_files_only=True
+    )
+    known, needed = len(tokenizer), text_encoder.config.vocab_size
+    if known != needed:
+        raise checkpoint.refused(model, f"its tokenizer knows {known} tokens and its text encoder {needed}")
+    longest = text_encoder.config.max_position_embeddings
+    tokenizer.model_max_length = min(tokenizer.model_max_length, longest, model.token_limit)
+    return tokenizer
+
+
+def _feature_extractor(folder: Path) -> Any:
+    return transformers.CLIPImageProcessorPil.from_pretrained(folder / "feature_extractor", local_files_only=True)
