@@ -8,7 +8,8 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any
+from io import SEEK_END
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 import httpx
@@ -20,6 +21,8 @@ Json = dict[str, Any]
 PAUSES = (0.5, 1, 2, 4)  # between tries of a submission, in seconds
 TERMINAL = ("succeeded", "failed", "cancelled")
 POLL_S, LONGEST_POLL_S = 0.2, 1.0
+BLOCK_BYTES = 256_000
+UPLOAD_S = 600  # for the farm to take a block, or to store the whole file in the end
 AWAY_S = 60  # how long a watch bears a farm that does not answer
 SILENCE_S = 20  # how long it bears a stream that brings nothing: there is a ping every 15 s
 
@@ -72,10 +75,25 @@ class Client:
         found: Json = self._json("POST", "/v1/jobs", json=draft, params={"dry_run": "true"})
         return found
 
-    def submit(self, draft: Json) -> Json:
-        """Submit a recipe; the job."""
+    def submit(self, draft: Json, where: str = "/v1/jobs") -> Json:
+        """Submit a recipe, or a batch; what was made of it."""
         headers = {"Idempotency-Key": str(uuid.uuid4())}
-        return self._patiently(lambda: self._json("POST", "/v1/jobs", json=draft, headers=headers))
+        return self._patiently(lambda: self._json("POST", where, json=draft, headers=headers))
+
+    def upload(self, file: BinaryIO, media_type: str, tell: Callable[[int], None]) -> Json:
+        """Upload a file, a block at a time; `tell` hears how many bytes have gone."""
+        headers = {"Content-Type": media_type, "Content-Length": str(file.seek(0, SEEK_END))}
+
+        def blocks() -> Iterator[bytes]:
+            file.seek(0)
+            while block := file.read(BLOCK_BYTES):
+                yield block
+                tell(file.tell())
+
+        timeout = httpx.Timeout(UPLOAD_S, connect=5)
+        return self._patiently(
+            lambda: self._json("POST", "/v1/uploads", content=blocks(), headers=headers, timeout=timeout)
+        )
 
     def follow(self, job_id: str, timeout: float | None = None) -> Iterator[Json]:
         """The job, each time that it has changed, until it has ended. Bears a farm that is away for a while.
@@ -129,6 +147,25 @@ class Client:
                         return
         except httpx.TransportError:
             return
+
+    def follow_batch(self, batch_id: str, timeout: float | None = None) -> Iterator[Json]:
+        """The batch, every second, until it has ended. Bears a farm that is away for a while."""
+        deadline, away_since = time.monotonic() + timeout if timeout else float("inf"), None
+        while True:
+            try:
+                batch = self.get(path("batches", batch_id))
+                away_since = None
+                yield batch
+                if batch["state"] == "ended":
+                    return
+            except Away:
+                away_since = away_since or time.monotonic()
+                if time.monotonic() - away_since > AWAY_S:
+                    raise
+            if time.monotonic() > deadline:
+                hint = f"{called()} batch watch {batch_id}"
+                raise Failure(f"The batch has not ended in time; it goes on: {hint}", TIMED_OUT)
+            time.sleep(LONGEST_POLL_S)
 
     def download(self, image: Json) -> bytes:
         """The bytes of a stored image, which are those that the farm says they are."""
@@ -194,6 +231,6 @@ def refusal(answer: httpx.Response) -> Failure:
         sentence = f"The farm answered {answer.status_code} {answer.reason_phrase}."
     if answer.status_code == 401:
         sentence += " Give a key with --key or HUAFANG_KEY."
-    if answer.status_code in (429, 503):
-        return Away(sentence)
+    if answer.status_code in (429, 502, 503, 504):  # a proxy says 502 while the API starts again
+        return Away(sentence, Failure.code_of(answer.status_code))
     return Failure(sentence, Failure.code_of(answer.status_code))

@@ -27,6 +27,7 @@ COMMANDS = {
     "status": ("cli.farm", "Show what of the local farm is running."),
     "generate": ("cli.generate", "Render a prompt and download the pictures."),
     "jobs": ("cli.jobs", "List, show, watch, cancel and retry jobs."),
+    "batch": ("cli.batch", "Submit, list, watch, pause, resume and cancel batches."),
     "models": ("cli.models", "List the models, check their files."),
     "workers": ("cli.workers", "List, drain and resume render workers."),
     "keys": ("cli.keys", "Create, list and revoke API keys."),

@@ -1,4 +1,4 @@
-"""Watching a job until it has ended: its progress on stderr, its outcome as an exit code."""
+"""Watching a job, or a batch, until it has ended: its progress on stderr, its outcome as an exit code."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -12,18 +12,20 @@ from cli.shell import INTERRUPTED, PARTLY, Failure, Shell
 
 def watch(shell: Shell, job_id: str, timeout: float | None = None) -> Json:
     """The job when it has ended. Raises Failure at a time-out, and when a person interrupts; the job goes on then."""
-    job: Json = {}
-    try:
-        with teller(shell) as tell:
-            for job in shell.client.follow(job_id, timeout):
-                tell(job)
-    except KeyboardInterrupt:
-        raise Failure(
-            f"Interrupted; the job goes on. Watch it: {called()} jobs watch {job_id}"
-            f" — or end it: {called()} jobs cancel {job_id}",
-            INTERRUPTED,
-        ) from None
+    with teller(shell, describe, position, news=lambda job: job["state"]) as tell, interruptible("job", "jobs", job_id):
+        for job in shell.client.follow(job_id, timeout):
+            tell(job)
     return job
+
+
+@contextmanager
+def interruptible(noun: str, command: str, id: str) -> Iterator[None]:
+    """Ctrl-C ends the watch, not what is watched."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        hint = f"Watch it: {called()} {command} watch {id} — or end it: {called()} {command} cancel {id}"
+        raise Failure(f"Interrupted; the {noun} goes on. {hint}", INTERRUPTED) from None
 
 
 def outcome(job: Json) -> Failure | None:
@@ -46,21 +48,23 @@ def reason(image: Json) -> str:
 
 
 @contextmanager
-def teller(shell: Shell) -> Iterator[Callable[[Json], None]]:
-    """What tells how a job gets on: a bar on a terminal, else a line for each new state."""
+def teller(
+    shell: Shell, describe: Callable[[Json], str], position: Callable[[Json], Json], news: Callable[[Json], Any]
+) -> Iterator[Callable[[Json], None]]:
+    """What tells how something gets on: a bar on a terminal, else a line whenever `news` of it is new."""
     if shell.speaks == "quiet":
-        yield lambda job: None
+        yield lambda found: None
     elif sys.stderr.isatty():
         with bar() as progress:
             task = progress.add_task("", total=None)
-            yield lambda job: progress.update(task, **position(job))
+            yield lambda found: progress.update(task, **position(found))
     else:
-        told: list[str] = []
+        told: list[Any] = []
 
-        def line(job: Json) -> None:
-            if job["state"] not in told:
-                told.append(job["state"])
-                shell.note(f"{job['id']} {describe(job)}")
+        def line(found: Json) -> None:
+            if news(found) not in told:
+                told.append(news(found))
+                shell.note(f"{found['id']} {describe(found)}")
 
         yield line
 

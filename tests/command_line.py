@@ -91,7 +91,9 @@ def farm_that(answer: Callable[[Asked], Say]) -> Iterator[Farm]:
     class Handler(BaseHTTPRequestHandler):
         def handle_one(self) -> None:
             length = int(self.headers.get("Content-Length") or 0)
-            body = json.loads(self.rfile.read(length)) if length else None
+            body = self.rfile.read(length) if length else None
+            if body and self.headers.get("Content-Type") == "application/json":
+                body = json.loads(body)
             asked = Asked(self.command, self.path, {k.lower(): v for k, v in self.headers.items()}, body)
             farm.asked.append(asked)
             said = answer(asked)

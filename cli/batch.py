@@ -1,0 +1,237 @@
+"""`huafang batch`: submit a file of prompts, list, watch, pause, resume, cancel."""
+
+import shutil
+import sys
+import tempfile
+import time
+from collections import deque
+from contextlib import ExitStack
+from io import SEEK_END
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import click
+
+from cli.client import Json, path
+from cli.generate import Size, check_text
+from cli.shell import PARTLY, Columns, Failure, Group, Row, Shell
+from cli.watch import bar, interruptible, teller
+from common.states import Tier
+
+MEDIA_TYPES = {".jsonl": "application/jsonl", ".txt": "text/plain"}
+PACE_S = 20.0  # the rate that is shown is that of so long
+ENDS = ("stored", "flagged", "failed", "cancelled")
+
+
+def pictures(batch: Row) -> str:
+    total = batch["images"]["total"]
+    return f"{batch['images']['stored']}/{'?' if total is None else total}"
+
+
+def fates(batch: Row) -> str:
+    """How many images are in which state, where there are any."""
+    counts = {**batch["images"], "running": batch["running"]}
+    return ", ".join(f"{counts[name]} {name}" for name in ("running", "open", *ENDS) if counts[name])
+
+
+def why(batch: Row) -> str | None:
+    if batch["error"]:
+        return str(batch["error"]["message"])
+    return "It was cancelled." if batch["cancelled_at"] else None
+
+
+def duration(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    return f"{hours} h" if hours > 2 else f"{minutes} min" if minutes > 2 else f"{seconds:.0f} s"
+
+
+ROW: Columns = {
+    "id": lambda batch: batch["id"],
+    "name": lambda batch: batch["name"],
+    "state": lambda batch: batch["state"],
+    "stored": pictures,
+    "why": why,
+    "model": lambda batch: batch["model"],
+    "tier": lambda batch: batch["tier"],
+    "created": lambda batch: batch["created_at"],
+}
+RECORD: Columns = {
+    **ROW,
+    "prompts": lambda batch: batch["prompts"],
+    "pictures": fates,
+    "a prompt": lambda batch: batch["images_per_prompt"],
+    "seed": lambda batch: batch["seed"],
+    "takes": lambda batch: duration(batch["eta_seconds"]),
+    "finished": lambda batch: batch["finished_at"],
+}
+
+
+@click.group(cls=Group)
+def batch() -> None:
+    """Batches of your tenant: many prompts in one file."""
+
+
+@batch.command()
+@click.argument("file", type=click.File("rb"))
+@click.option("--images-per-prompt", type=int, help="Each with a seed of its own.  [default: 1]")
+@click.option("--seed", type=int, help="Of the first picture; the others count on.  [default: drawn by lot]")
+@click.option("--model", help="A name of `huafang models ls`.")
+@click.option("--size", type=Size(), help="Pixels, such as 512x512.")
+@click.option("--steps", type=int, help="Denoising steps.")
+@click.option("--guidance", type=float, help="How closely to follow the prompts.")
+@click.option("--scheduler", help="Such as lms, ddim, euler.")
+@click.option("--negative", "negative_prompt", help="What to keep out of the pictures.")
+@click.option("--tier", type=click.Choice([tier.value for tier in Tier]), help="How urgent it is.  [default: bulk]")
+@click.option("--name", help="What you call it.")
+@click.option("--watch", "is_watched", is_flag=True, help="Watch it until it has ended.")
+@click.pass_obj
+def submit(
+    shell: Shell,
+    /,
+    file: BinaryIO,
+    images_per_prompt: int | None,
+    seed: int | None,
+    tier: str | None,
+    name: str | None,
+    size: tuple[int, int] | None,
+    is_watched: bool,
+    **fields: Any,
+) -> None:
+    """Submit the prompts of FILE: a prompt a line (.txt, or - for what comes on stdin), or JSON objects (.jsonl), which
+    may have other fields of a recipe too. What neither they nor the options say comes from the model's entry in the
+    catalogue.
+    """
+    if size:
+        fields["width"], fields["height"] = size
+    given = {"images_per_prompt": images_per_prompt, "seed": seed, "tier": tier, "name": name}
+    defaults = {field: value for field, value in fields.items() if value is not None}
+    draft = {"defaults": defaults, **{field: value for field, value in given.items() if value is not None}}
+    check_text({**defaults, **draft})
+    made = shell.client.submit(draft | {"upload": upload(shell, file)["id"]}, "/v1/batches")
+    if is_watched:
+        shell.note(f"{made['id']} is submitted.")
+        return end(shell, watch_batch(shell, made["id"]))
+    shell.print_record(made, RECORD)
+
+
+@batch.command()
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="At most that many.")
+@click.pass_obj
+def ls(shell: Shell, limit: int) -> None:
+    """List batches, the newest first."""
+    shell.print_rows(shell.client.pages("/v1/batches", limit), ROW)
+
+
+@batch.command("watch")
+@click.argument("batch_id", metavar="ID")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Give up waiting after that many seconds.")
+@click.pass_obj
+def watch_(shell: Shell, batch_id: str, timeout: float | None) -> None:
+    """Watch a batch until it has ended."""
+    end(shell, watch_batch(shell, batch_id, timeout))
+
+
+@batch.command()
+@click.argument("batch_id", metavar="ID")
+@click.pass_obj
+def pause(shell: Shell, batch_id: str) -> None:
+    """Begin nothing more of a batch; what is being rendered is finished."""
+    change(shell, batch_id, "pause")
+
+
+@batch.command()
+@click.argument("batch_id", metavar="ID")
+@click.pass_obj
+def resume(shell: Shell, batch_id: str) -> None:
+    """Let a paused batch go on."""
+    change(shell, batch_id, "resume")
+
+
+@batch.command()
+@click.argument("batch_id", metavar="ID")
+@click.pass_obj
+def cancel(shell: Shell, batch_id: str) -> None:
+    """End a batch at once and for good; what is stored stays."""
+    change(shell, batch_id, "cancel")
+
+
+def change(shell: Shell, batch_id: str, verb: str) -> None:
+    shell.print_record(shell.client.post(path("batches", batch_id, verb)), RECORD)
+
+
+def upload(shell: Shell, file: BinaryIO) -> Json:
+    """Upload a file of prompts. What comes from a pipe is kept until it is whole: it may have to be sent again."""
+    suffix = ".txt" if file is sys.stdin.buffer else Path(file.name).suffix.lower()
+    if suffix not in MEDIA_TYPES:
+        raise Failure(f"{file.name} must end in .txt (a prompt a line) or .jsonl (a JSON object a line).", 2)
+    with ExitStack() as stack:
+        if not file.seekable():
+            copy = stack.enter_context(tempfile.TemporaryFile())
+            shutil.copyfileobj(file, copy)
+            file = copy
+        if shell.speaks == "quiet" or not sys.stderr.isatty():
+            return shell.client.upload(file, MEDIA_TYPES[suffix], lambda sent: None)
+        progress = stack.enter_context(bar())
+        task = progress.add_task("uploading", total=file.seek(0, SEEK_END))
+        return shell.client.upload(file, MEDIA_TYPES[suffix], lambda sent: progress.update(task, completed=sent))
+
+
+def watch_batch(shell: Shell, batch_id: str, timeout: float | None = None) -> Json:
+    """The batch when it has ended."""
+    pace = Pace()
+    with teller(shell, pace.describe, pace.position, news=tenths) as tell, interruptible("batch", "batch", batch_id):
+        for batch in shell.client.follow_batch(batch_id, timeout):
+            tell(batch)
+    return batch
+
+
+def end(shell: Shell, batch: Json) -> None:
+    """Show a batch that has ended. Raises Failure when not all of its pictures are there."""
+    shell.print_record(batch, RECORD)
+    images = batch["images"]
+    if batch["error"]:
+        raise Failure(f"Batch {batch['id']} cannot be rendered: {batch['error']['message']}")
+    if batch["cancelled_at"]:
+        raise Failure(f"Batch {batch['id']} was cancelled.")
+    if missing := images["total"] - images["stored"]:
+        fates = f"{images['failed']} failed, {images['flagged']} were refused by the safety checker"
+        code = PARTLY if images["stored"] else 1
+        raise Failure(f"{missing} of {images['total']} pictures are missing: {fates}.", code)
+
+
+class Pace:
+    """How a batch gets on, with the rate of the last seconds."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def describe(self, batch: Json) -> str:
+        now, done = time.monotonic(), ended(batch)
+        self._seen.append((now, done))
+        while now - self._seen[0][0] > PACE_S:
+            self._seen.popleft()
+        since, before = self._seen[0]
+        rate = f", {(done - before) / (now - since):.1f} a second" if done > before else ""
+        return f"{batch['state']}: {fates(batch) or 'no pictures yet'}{rate}"
+
+    def position(self, batch: Json) -> Json:
+        return {"description": self.describe(batch), "total": expected(batch), "completed": ended(batch)}
+
+
+def ended(batch: Json) -> int:
+    return sum(batch["images"][name] for name in ENDS)
+
+
+def expected(batch: Json) -> int | None:
+    """How many images there will be: for sure, or if no line says so itself; None while nobody knows."""
+    if batch["images"]["total"] is not None:
+        return int(batch["images"]["total"])
+    return batch["prompts"] * batch["images_per_prompt"] if batch["jobs"] else None
+
+
+def tenths(batch: Json) -> tuple[str, int]:
+    """What is worth a line: another state, or another tenth of the images."""
+    total = expected(batch)
+    return batch["state"], ended(batch) * 10 // total if total else 0

@@ -1,0 +1,122 @@
+"""`huafang batch` against a farm that answers as it is told: what is uploaded, what a watch bears, how it ends."""
+
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api.batch_reading import BATCH
+from tests.command_line import Asked, CommandLine, Say, farm_that
+
+TEXT = "红色的圆形\n绿色的三角形\n"
+IMAGES = {"total": 8, "open": 0, "stored": 8, "flagged": 0, "failed": 0, "cancelled": 0}
+WHEN = "2026-11-22T09:00:00Z"
+
+
+def batch(**changes: Any) -> dict[str, Any]:
+    return {**BATCH, "state": "ended", "running": 0, "images": IMAGES, "finished_at": WHEN, **changes}
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    monkeypatch.setattr("cli.client.PAUSES", (0.01, 0.01))
+    monkeypatch.setattr("cli.client.LONGEST_POLL_S", 0.01)
+    return lambda farm, *given: CommandLine(capsys)("--url", farm.url, "--key=k", "--format=json", "batch", *given)
+
+
+def takes_batches(asked: Asked) -> Say:
+    return Say(201, {"id": "the-upload"} if asked.path == "/v1/uploads" else batch(state="checking"))
+
+
+@pytest.mark.parametrize(("suffix", "media_type"), [(".txt", "text/plain"), (".JSONL", "application/jsonl")])
+def test_a_file_is_uploaded_and_submitted(
+    call: Callable[..., Any], tmp_path: Path, suffix: str, media_type: str
+) -> None:
+    file = tmp_path / f"prompts{suffix}"
+    file.write_text(TEXT)
+    options = ("--images-per-prompt=4", "--seed=7", "--size=64x128", "--negative=水印", "--tier=standard", "--name=门")
+    with farm_that(takes_batches) as farm:
+        done = call(farm, "submit", str(file), "--model=mini-zh", "--steps=3", *options)
+    assert (done.code, done.json["id"]) == (0, BATCH["id"])
+    uploaded, submitted = farm.asked
+    assert (uploaded.body, uploaded.headers["content-type"]) == (TEXT.encode(), media_type)
+    assert submitted.headers["idempotency-key"]
+    assert submitted.body == {
+        "upload": "the-upload",
+        "defaults": {"model": "mini-zh", "steps": 3, "width": 64, "height": 128, "negative_prompt": "水印"},
+        "images_per_prompt": 4,
+        "seed": 7,
+        "tier": "standard",
+        "name": "门",
+    }
+
+
+class Pipe(io.BytesIO):
+    def seekable(self) -> bool:
+        return False
+
+
+def test_stdin_is_a_file_too_and_is_sent_again(call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    said = iter([Say(503, {"detail": "The image store is away."})])
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Pipe(TEXT.encode())))
+    with farm_that(lambda asked: next(said, takes_batches(asked))) as farm:
+        assert call(farm, "submit", "-").code == 0
+    assert [asked.body for asked in farm.asked[:2]] == [TEXT.encode()] * 2
+    assert farm.asked[0].headers["content-type"] == "text/plain"
+
+
+def test_what_is_no_file_of_prompts_is_not_sent(call: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "prompts.csv").write_text(TEXT)
+    with farm_that(takes_batches) as farm:
+        done = call(farm, "submit", str(tmp_path / "prompts.csv"))
+        assert (done.code, ".jsonl" in done.err) == (2, True)
+        assert call(farm, "submit", str(tmp_path / "nothing.txt")).code == 2
+    assert farm.asked == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "says"),
+    [
+        ({}, 0, ""),
+        ({"images": IMAGES | {"stored": 7, "failed": 1}}, 6, "1 of 8 pictures are missing: 1 failed"),
+        ({"images": IMAGES | {"stored": 6, "flagged": 2}}, 6, "2 were refused by the safety checker"),
+        ({"images": IMAGES | {"stored": 0, "failed": 8}}, 1, "8 of 8 pictures are missing"),
+        ({"images": IMAGES | {"stored": 3, "cancelled": 5}, "cancelled_at": WHEN}, 1, "was cancelled"),
+        ({"error": {"code": "invalid", "message": "Line 7: it is not JSON."}}, 1, "Line 7: it is not JSON."),
+    ],
+)
+def test_a_watch_ends_as_its_batch_did(call: Callable[..., Any], changes: Any, code: int, says: str) -> None:
+    with farm_that(lambda asked: Say(body=batch(**changes))) as farm:
+        done = call(farm, "watch", "the-batch")
+    assert (done.code, done.json["id"]) == (code, BATCH["id"])
+    assert says in done.err
+
+
+def test_a_watch_tells_each_state_and_bears_a_farm_that_is_away(call: Callable[..., Any]) -> None:
+    some = IMAGES | {"total": None, "open": 6, "stored": 2}
+    said = iter(
+        [
+            Say(body=batch(state="checking", images=IMAGES | {"total": None, "stored": 0}, prompts=None, jobs=0)),
+            Say(503, {"detail": "The database is away."}),
+            Say(status=502),
+            Say(body=batch(state="expanding", images=some, prompts=2, jobs=1, running=4)),
+            Say(body=batch(state="running", images=some | {"total": 8, "open": 3, "stored": 5})),
+        ]
+    )
+    with farm_that(lambda asked: next(said, Say(body=batch()))) as farm:
+        done = call(farm, "watch", "the-batch")
+    assert done.code == 0
+    told = [line.split(" ", 1)[1] for line in done.err.splitlines()]
+    assert [line.split(":")[0] for line in told] == ["checking", "expanding", "running", "ended"]
+    assert "4 running, 6 open, 2 stored" in told[1]
+    assert told[2].endswith("a second")
+
+
+def test_a_watch_that_takes_too_long_says_how_to_go_on(call: Callable[..., Any]) -> None:
+    with farm_that(lambda asked: Say(body=batch(state="paused"))) as farm:
+        done = call(farm, "watch", "the-batch", "--timeout=0.01")
+    assert done.code == 7
+    assert "batch watch the-batch" in done.err
