@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Semaphore
 from typing import Any
 from uuid import UUID
 
@@ -27,7 +28,8 @@ from worker.outage import Outage
 from worker.painter import Picture
 from worker.watchdog import Watchdog
 
-UPLOADS = 3  # pictures encoded and uploaded at the same time
+UPLOADS = 8  # pictures on their way at the same time: a store that is 50 ms away takes 160 a second
+ENCODERS = 2  # of them being encoded: enough for any GPU, and few enough to leave it a core
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class Store:
         self._storage_outage = storage_outage
         self._watchdog = watchdog
         self._uploads = ThreadPoolExecutor(UPLOADS, "upload")
+        self._encoders = Semaphore(ENCODERS)
         self._publisher = ThreadPoolExecutor(1, "publish")
         self._close_at = float("inf")
 
@@ -128,7 +131,7 @@ class Store:
         recipe = image.recipe
         # Nothing of the job: the same recipe and seed give the same bytes on the same worker.
         own = {"recipe": canonical(recipe.model_dump(mode="json")), "index": str(image.index), "seed": str(image.seed)}
-        with self._watchdog.watches("store"):
+        with self._encoders, self._watchdog.watches("store"):
             data = encode(picture.pixels, recipe.format, {**own, **painted.texts})
         key = image_key(image.job_id, image.index, painted.microbatch.lease_id, recipe.format)
         self._storage_outage.insist(
