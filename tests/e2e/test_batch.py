@@ -1,0 +1,139 @@
+"""A batch from the shell to the last picture: a real API, a control worker and a render worker as processes."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import Engine, text
+
+from common.config import Settings
+from tests.command_line import HUAFANG, CommandLine, Done
+from tests.serving import Api, serving
+from tests.workers import QUICK, bucket_of, log_of, running, until
+
+Call = Callable[..., Done]
+
+PROMPTS = [(f"{colour}色的{shape}", steps) for steps, colour in enumerate("红绿蓝", 3) for shape in ("圆形", "星形")]
+STEP = "stub:0.3"  # seconds, so that a test can pause what is rendered
+
+
+@pytest.fixture
+def api(settings: Settings, database: Engine) -> Iterator[Api]:
+    with serving(settings, database) as api:
+        yield api
+
+
+@pytest.fixture
+def client(api: Api) -> Iterator[httpx.Client]:
+    with api.client() as client:
+        yield client
+
+
+@pytest.fixture
+def environment(api: Api, client: httpx.Client, tmp_path: Path) -> dict[str, str]:
+    """What leads the command line to this farm."""
+    key = client.headers["Authorization"].removeprefix("Bearer ")
+    return {"HUAFANG_URL": api.url, "HUAFANG_KEY": key, "HUAFANG_HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+
+
+@pytest.fixture
+def call(
+    environment: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Call]:
+    with monkeypatch.context() as here:
+        for name, value in environment.items():
+            here.setenv(name, value)
+        yield lambda *given: CommandLine(capsys)(*given, "--format=json")
+
+
+def test_a_batch_is_paused_resumed_and_stored(
+    call: Call, client: httpx.Client, environment: dict[str, str], settings: Settings, tmp_path: Path
+) -> None:
+    file = tmp_path / "prompts.jsonl"  # no pipeline call renders two of its colours
+    file.write_text("\n".join(json.dumps({"prompt": prompt, "steps": steps}) for prompt, steps in PROMPTS))
+
+    def shown() -> Any:
+        return client.get(f"/v1/batches/{batch_id}").json()
+
+    with running(tmp_path, settings, "control", **QUICK), running(tmp_path, settings, "render", DEVICE=STEP, **QUICK):
+        made = call("batch", "submit", str(file), "--images-per-prompt=4", "--seed=7", "--size=64x64", "--name=first")
+        assert made.code == 0, made.err
+        batch_id = made.json["id"]
+        until(lambda: shown()["running"])
+        assert call("batch", "pause", batch_id).json["state"] == "paused"
+        until(lambda: not shown()["running"])
+        rests = shown()["images"]
+        assert rests["open"] > 0
+        assert call("batch", "watch", batch_id, "--timeout=0.5").code == 7
+        assert shown()["images"] == rests
+
+        watch = subprocess.Popen(
+            [*HUAFANG, "batch", "watch", batch_id], env=environment, stderr=subprocess.PIPE, text=True
+        )
+        assert "paused" in watch.stderr.readline()
+        watch.send_signal(signal.SIGINT)
+        said = watch.stderr.read()
+        assert watch.wait(20) == 130
+        assert f"batch watch {batch_id}" in said
+
+        assert call("batch", "resume", batch_id).code == 0
+        ended = call("batch", "watch", batch_id)
+    assert (ended.code, ended.json["images"]["stored"], ended.json["state"]) == (0, 24, "ended"), ended.err
+    assert [row["name"] for row in call("batch", "ls").json] == ["first"]
+    jobs = client.get("/v1/jobs", params={"batch": batch_id}).json()["items"]
+    assert [(job["recipe"]["prompt"], job["recipe"]["steps"]) for job in jobs] == PROMPTS[::-1]
+    assert [seed for job in jobs[::-1] for seed in job["recipe"]["seeds"]] == list(range(7, 31))
+    pictures = {key: data for key, data in bucket_of(settings).items() if key.startswith("images/")}
+    hashes = [image["sha256"] for job in jobs for image in job["images"]]
+    assert sorted(hashes) == sorted(hashlib.sha256(data).hexdigest() for data in pictures.values())
+    assert len(set(hashes)) == 24
+
+
+def test_another_control_worker_finishes_what_one_was_killed_at(
+    call: Call, client: httpx.Client, database: Engine, settings: Settings, tmp_path: Path
+) -> None:
+    """Killed in its third transaction: at the lane of the last prompt, which the test holds."""
+    file = tmp_path / "prompts.jsonl"
+    lines = [{"prompt": f"红色的圆形 {n}"} for n in range(250)] + [{"prompt": "红色的圆形", "steps": 3}]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    made = call("batch", "submit", str(file), "--images-per-prompt=64", "--seed=0", "--steps=2").json
+
+    def expanded() -> int:
+        return int(client.get(f"/v1/batches/{made['id']}").json()["jobs"])
+
+    with running(tmp_path, settings, "control", **QUICK) as first, database.connect() as held:
+        held.execute(HOLD_LANE, {"batch": made["id"]})
+        until(lambda: expanded() == 250)
+        until(lambda: held.execute(SOMEBODY_WAITS).scalar())
+        first.kill()
+        first.wait(10)
+        held.rollback()
+    assert expanded() == 250
+    with database.begin() as connection:
+        connection.execute(text("UPDATE batches SET touched_at = now() - interval '1 minute'"))
+    with running(tmp_path, settings, "control", **QUICK) as second:
+        until(lambda: expanded() == 251)
+    assert "batch_expanded" in log_of(second)
+    found = client.get(f"/v1/batches/{made['id']}").json()
+    assert (found["state"], found["images"]["open"]) == ("running", 251 * 64)
+    with database.connect() as connection:
+        places, images, seeds = connection.execute(ALL_OF_IT).one()
+    assert (places, images, seeds) == (251, 251 * 64, 251 * 64)
+
+
+HOLD_LANE = text("""
+    INSERT INTO lanes (tenant_id, tier, model, compatibility, batch_id, open)
+    SELECT tenant_id, tier, 'mini-zh', 'mini-zh text2image 128x128 3×ddim g2.0', id, 0 FROM batches WHERE id = :batch
+""")
+SOMEBODY_WAITS = text("SELECT count(*) FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))")
+ALL_OF_IT = text("""
+    SELECT (SELECT count(DISTINCT place) FROM jobs), (SELECT count(*) FROM images),
+           (SELECT count(DISTINCT seed) FROM jobs, jsonb_array_elements(recipe -> 'seeds') AS seed)
+""")
