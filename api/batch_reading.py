@@ -33,6 +33,8 @@ BATCH: dict[str, Any] = {
     "images": {"total": 4000, "open": 3100, "stored": 897, "flagged": 1, "failed": 2, "cancelled": 0},
     "running": 8,
     "eta_seconds": 1550.0,
+    "warned": 2,
+    "warnings": ["Line 7: zh-v0 cannot read 𰻝 and draws the prompt as if it were not there."],
     "error": None,
     "created_at": "2026-11-22T08:00:00Z",
     "expanded_at": "2026-11-22T08:00:02Z",
@@ -77,6 +79,8 @@ class Batch(BaseModel):
     images: Images
     running: int = Field(description="Images that are being rendered now.")
     eta_seconds: float | None = Field(description="Until it has probably ended; null while nobody knows.")
+    warned: int = Field(description="Prompts whose pictures may not show what they say.")
+    warnings: list[str] = Field(description="Of the first of them.")
     error: BatchError | None = Field(description="Why its prompts cannot be rendered.")
     created_at: datetime
     expanded_at: datetime | None = Field(description="When all its jobs were there.")
@@ -130,6 +134,8 @@ def _batch(row: Row[Any], crew: Crew) -> Batch:
         ),
         running=row.running,
         eta_seconds=_eta(row, crew) if state == BatchState.RUNNING else None,
+        warned=row.warned,
+        warnings=row.warnings,
         error=BatchError(code=row.error_code, message=row.error_message) if row.error_code else None,
         created_at=row.created_at,
         expanded_at=row.expanded_at,

@@ -63,6 +63,7 @@ RECORD: Columns = {
     "pictures": fates,
     "a prompt": lambda batch: batch["images_per_prompt"],
     "seed": lambda batch: batch["seed"],
+    "note": lambda batch: " ".join(batch["warnings"][:3]) + (" …" if batch["warned"] > 3 else ""),
     "takes": lambda batch: duration(batch["eta_seconds"]),
     "finished": lambda batch: batch["finished_at"],
 }

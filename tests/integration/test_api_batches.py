@@ -177,6 +177,12 @@ def test_those_who_render_a_cancelled_batch_hear_of_it(
     assert set(message["data"].split()) == in_hand
 
 
+def test_prompts_that_may_not_be_drawn_are_named(client: httpx.Client, expander: Expander) -> None:
+    found = batch(client, expanded(client, expander, prompts=["红色的圆形", "小猫"]))
+    assert (found["jobs"], found["warned"]) == (2, 1)
+    assert found["warnings"][0].startswith("Line 2: mini-zh is a toy")
+
+
 def test_prompts_that_cannot_be_rendered_end_a_batch(client: httpx.Client, expander: Expander) -> None:
     batch_id = expanded(client, expander, prompts=["红色的圆形", " "])
     found = batch(client, batch_id)
