@@ -114,8 +114,8 @@ def interactive(the_farm: Farm, settings: Settings, database: Engine, times: int
 
 
 def submit(database: Engine, settings: Settings, model: str, tier: Tier, count: int = 1) -> Any:
-    draft = Draft(prompt="一只猫", model=model, width=256, height=256, steps=20, count=count)
-    recipe = resolve(draft, read(SHIPPED_CATALOG), model, root_seed=1)
+    fields = {"prompt": "一只猫", "model": model, "width": 256, "height": 256, "steps": 20, "count": count}
+    recipe = resolve(Draft.model_validate(fields), read(SHIPPED_CATALOG), model, root_seed=1)
     with transaction(database) as connection:
         job = jobs.submit(connection, tenants.ensure_tenant(connection, "user"), recipe, tier=tier)
     Messages(settings).wake(model, job_id=job.id)

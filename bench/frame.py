@@ -6,6 +6,7 @@ A bench is a module of this folder with three things in it:
     sides(options)    a context manager that gives the sides by name: each a function that runs one round of it and
                       returns its figures, by measure: {"images/s": 13.1}
     GOALS             what is compared, and the bound that the design sets if it sets one
+    ROUNDS            only where there is nothing to compare
 
 Sides take turns, in the opposite order every second round, so that a drift of the machine meets all of them. A ratio is
 taken within each round; what is shown is the median over the rounds, with the range. Knows no farm.
@@ -77,14 +78,15 @@ def find(name: str) -> Bench:
 def measure(name: str, bench: Bench, options: Options, say: Say) -> dict[str, Any]:
     """Run a bench: what is written to its JSON file."""
     rounds: list[dict[str, Figures]] = []
+    times = getattr(bench, "ROUNDS", options.rounds)
     load, began = os.getloadavg()[0], time.monotonic()
     with bench.sides(options) as sides:
-        for number in range(options.rounds):
+        for number in range(times):
             figures: dict[str, Figures] = {}
             for side in list(sides)[:: -1 if number % 2 else 1]:
                 figures[side] = sides[side]()
                 numbers = " · ".join(f"{value:.4g} {measure}" for measure, value in figures[side].items())
-                say(f"{name} {number + 1}/{options.rounds}  {side}: {numbers}")
+                say(f"{name} {number + 1}/{times}  {side}: {numbers}")
             rounds.append({side: figures[side] for side in sides})
     return {
         "bench": name,
