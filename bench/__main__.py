@@ -30,8 +30,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--device", default="stub", help="stub (the fake GPU), cuda, cuda:1, mps or cpu")
     parser.add_argument("--rounds", type=int, help="default: 3, and 1 where it is to be quick")
+    parser.add_argument("--only", default="", metavar="TEXT", help="measure the sides that have this in their names")
     given = parser.parse_args(arguments)
-    options = Options(given.quick, given.device, given.rounds or (1 if given.quick else 3))
+    options = Options(given.quick, given.device, given.rounds or (1 if given.quick else 3), given.only)
     if "report" in given.names:
         print(write_report())
         return 0

@@ -42,6 +42,7 @@ class Options:
     quick: bool = False  # a look whether it works: less of everything, and one round
     device: str = "stub"  # or cuda, mps, cpu: what the sides render on that have a device
     rounds: int = 3
+    only: str = ""  # the sides that have this in their names
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ def measure(name: str, bench: Bench, options: Options, say: Say) -> dict[str, An
     rounds: list[dict[str, Figures]] = []
     times = getattr(bench, "ROUNDS", options.rounds)
     load, began = os.getloadavg()[0], time.monotonic()
-    with bench.sides(options) as sides:
+    with bench.sides(options) as all_sides:
+        sides = {side: run for side, run in all_sides.items() if options.only in side}
         for number in range(times):
             figures: dict[str, Figures] = {}
             for side in list(sides)[:: -1 if number % 2 else 1]:
@@ -98,7 +100,7 @@ def measure(name: str, bench: Bench, options: Options, say: Say) -> dict[str, An
         "versions": versions(),
         "seconds": round(time.monotonic() - began),
         "figures": [figure for side in rounds[0] for figure in _figures(side, [one[side] for one in rounds])],
-        "goals": [_judged(goal, rounds) for goal in bench.GOALS if goal.of in rounds[0]],
+        "goals": [_judged(goal, rounds) for goal in bench.GOALS if {goal.of, goal.to or goal.of} <= {*sides}],
         "rounds": rounds,
     }
 
@@ -138,8 +140,8 @@ def bound(goal: Mapping[str, Any]) -> str:
 
 
 def path_of(name: str, options: Options) -> Path:
-    """Full runs are kept for docs/performance.md; quick ones are nobody's business."""
-    folder = RESULTS / "quick" if options.quick else RESULTS
+    """Full runs are kept for docs/performance.md; quick ones, and parts of one, are nobody's business."""
+    folder = RESULTS / "quick" if options.quick or options.only else RESULTS
     return folder / (f"{name}.json" if options.device == "stub" else f"{name}.{options.device.partition(':')[0]}.json")
 
 
