@@ -6,7 +6,6 @@ from uuid import UUID
 
 import anyio.to_thread
 from fastapi import APIRouter, Depends, Request, Response
-from PIL import Image as Picture
 
 from api.deps import BaseUrl, Farm, JobsReader, TheFarm
 from api.headers import is_known, with_etag
@@ -73,6 +72,8 @@ async def read_thumbnail(found: Found, farm: TheFarm, request: Request) -> Respo
 
 
 def draw_thumbnail(farm: Farm, key: str) -> bytes:
+    from PIL import Image as Picture  # who asks for no thumbnail need not wait for it
+
     with Picture.open(io.BytesIO(farm.storage.get(key)), formats=("PNG", "WEBP", "JPEG")) as picture:
         picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
         buffer = io.BytesIO()
