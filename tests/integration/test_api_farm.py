@@ -75,11 +75,12 @@ def test_the_queue_is_counted_by_model_and_tier(client: httpx.Client, story: Sto
 
 
 def test_a_worker_is_shown_drained_and_resumed(client: httpx.Client, story: Story) -> None:
-    worker = beat(story, resident=["mini-zh"], seconds_per_image={"mini-zh": 0.5}, refusals={"zh-v0": "no"})
+    about: dict[str, Any] = {"seconds_per_image": {"mini-zh": 0.5}, "capacity": {"mini-zh": 4}}
+    worker = beat(story, resident=["mini-zh"], refusals={"zh-v0": "no"}, **about)
     [shown] = client.get("/v1/workers").json()["items"]
     assert shown["id"] == str(worker.id)
     assert (shown["class"], shown["state"], shown["resident"]) == ({"device": "cpu"}, "ready", ["mini-zh"])
-    assert (shown["seconds_per_image"], shown["refusals"]) == ({"mini-zh": 0.5}, {"zh-v0": "no"})
+    assert ({name: shown[name] for name in about}, shown["refusals"]) == (about, {"zh-v0": "no"})
     drained = client.post(f"/v1/workers/{worker.id}/drain").json()
     assert (drained["state"], drained["reason"]) == ("draining", "an operator asked for it")
     resumed = client.post(f"/v1/workers/{worker.id}/resume").json()

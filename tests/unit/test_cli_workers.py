@@ -1,9 +1,10 @@
-"""`huafang workers drain NAME`: whom a name means."""
+"""`huafang workers`: what the list says of one, and whom a name means to `drain` and `resume`."""
 
 from collections.abc import Iterator
 
 import pytest
 
+from cli.workers import serves
 from tests.command_line import Asked, CommandLine, Farm, Say, farm_that
 
 WORKERS = [
@@ -43,3 +44,13 @@ def test_whom_no_name_means_nothing_is_asked_of(
     done = CommandLine(capsys)("--url", farm.url, "--key=k", "workers", "drain", named)
     assert (done.code, posted(farm)) == (code, [])
     assert says in done.err
+
+
+def test_the_list_says_of_each_model_what_the_worker_makes_of_it() -> None:
+    worker = {
+        "models": ["zh-v0", "mini-zh"],
+        "resident": ["zh-v0"],
+        "capacity": {"zh-v0": 8},
+        "seconds_per_image": {"zh-v0": 0.62},
+    }
+    assert serves(worker) == "zh-v0 resident ×8 0.62 s\nmini-zh"
