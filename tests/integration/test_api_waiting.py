@@ -127,6 +127,22 @@ def test_one_poll_serves_all_who_wait(story: Story) -> None:
     assert asked == [set(jobs)]
 
 
+def test_only_rows_that_changed_are_read(story: Story) -> None:
+    job, other = story.submit(count=2), story.submit()
+
+    def changed(known: Mapping[UUID, Mark | None]) -> dict[UUID, Mark]:
+        with transaction(story.database) as connection:
+            return {job_id: mark for job_id, (mark, _) in find_changed(connection, known).items()}
+
+    known = changed({job: None, other: None})
+    assert changed(known) == {}
+    microbatch = story.started(capacity=1)
+    running = changed(known)
+    assert running == {job: ("running", 2)}
+    story.publish(microbatch)
+    assert changed(known | running) == {job: ("running", 1)}
+
+
 def test_the_subscription_comes_back_by_itself(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """The connection is cut; the news after that is heard all the same."""
     monkeypatch.setattr("api.waiting.POLL_S", 1000)
