@@ -6,15 +6,16 @@ Alembic is imported by those who migrate: it takes as long as half of all else t
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import uuid_utils
-from sqlalchemy import Connection, Engine, create_engine, text
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from common.config import Settings
@@ -26,16 +27,16 @@ if TYPE_CHECKING:
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 # Revisions whose tables this code works with, so that a rolling upgrade can migrate before the last old process stops.
 ACCEPTED_REVISIONS = ("0002",)
+REST_S = 1.0  # a connection that was used lately is still good
 
 
 def connect(settings: Settings, *, pool: int = 10, statement_timeout_s: float = 30) -> Engine:
     """An engine with at most `pool` connections. Opens none until it is used."""
-    return create_engine(
+    engine = create_engine(
         sqlalchemy_url(settings.database_url.get_secret_value()),
         pool_size=pool,
         max_overflow=0,
         pool_timeout=10,
-        pool_pre_ping=True,
         pool_recycle=1800 if pool > 1 else -1,  # one alone is reserved: there may be no other to be had
         connect_args={
             "connect_timeout": 5,
@@ -48,6 +49,25 @@ def connect(settings: Settings, *, pool: int = 10, statement_timeout_s: float = 
             " -c idle_in_transaction_session_timeout=30000 -c lock_timeout=10000",
         },
     )
+    ping_after_a_rest(engine)
+    return engine
+
+
+def ping_after_a_rest(engine: Engine) -> None:
+    """Try a connection that has rested before it is used, as `pool_pre_ping` tries each: that is a third of a read."""
+
+    @event.listens_for(engine, "checkin")
+    def rests(connection: Any, record: Any) -> None:
+        record.info["rests_since"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def wakes(connection: Any, record: Any, proxy: Any) -> None:
+        if time.monotonic() - record.info.get("rests_since", time.monotonic()) < REST_S:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as error:
+            raise InvalidatePoolError("Postgres was away meanwhile.") from error
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from uuid import UUID
 
+import psycopg
 import pytest
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import IntegrityError
@@ -214,3 +215,13 @@ def test_a_new_migration_reminds_of_the_rules(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(db, "MIGRATIONS", folder)
     command.revision(db.migration_config(), message="next", rev_id="9999")
     assert "CONCURRENTLY" in next(folder.glob("versions/9999_*.py")).read_text(encoding="utf-8")
+
+
+def test_a_connection_that_was_cut_while_it_rested_is_replaced(database: Engine, monkeypatch) -> None:
+    monkeypatch.setattr("common.db.REST_S", -1)
+    with transaction(database) as connection:
+        backend = connection.execute(text("SELECT pg_backend_pid()")).scalar()
+    with psycopg.connect(database.url.set(drivername="postgresql").render_as_string(hide_password=False)) as admin:
+        admin.execute("SELECT pg_terminate_backend(%s, 5000)", [backend])
+    with transaction(database) as connection:
+        assert connection.execute(text("SELECT pg_backend_pid()")).scalar() != backend
