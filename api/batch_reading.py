@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from pydantic import BaseModel, Field
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Connection, Row, TextClause, text
 
 from api.crew import MEMBERS_JSON, Crew
 from api.shapes import example
@@ -91,7 +91,7 @@ class Batch(BaseModel):
 
 def find_batch(connection: Connection, tenant_id: UUID, batch_id: UUID) -> Batch:
     """Raises NotFound when the tenant has no such batch."""
-    found = _read(connection, {"tenant": tenant_id, "batch": batch_id, "before": None, "limit": 1})
+    found = _read(connection, READ_BATCH, {"tenant": tenant_id, "batch": batch_id, "limit": 1})
     if not found:
         raise NotFound(f"There is no batch {batch_id}.")
     return found[0]
@@ -99,11 +99,12 @@ def find_batch(connection: Connection, tenant_id: UUID, batch_id: UUID) -> Batch
 
 def find_batches(connection: Connection, tenant_id: UUID, before: UUID | None, limit: int) -> list[Batch]:
     """A page of batches, newest first: those that are older than the one of `before`."""
-    return _read(connection, {"tenant": tenant_id, "batch": None, "before": before, "limit": limit})
+    page = {"tenant": tenant_id, "before": before or UUID(int=2**128 - 1), "limit": limit}
+    return _read(connection, READ_PAGE, page)
 
 
-def _read(connection: Connection, parameters: Mapping[str, Any]) -> list[Batch]:
-    rows = connection.execute(READ_BATCHES, parameters).all()
+def _read(connection: Connection, statement: TextClause, parameters: Mapping[str, Any]) -> list[Batch]:
+    rows = connection.execute(statement, parameters).all()
     crew = Crew(next((row.crew for row in rows if row.crew), None))
     return [_batch(row, crew) for row in rows]
 
@@ -151,12 +152,9 @@ def _eta(row: Row[Any], crew: Crew) -> float | None:
     return round(row.open / rate, 1) if rate else None
 
 
-READ_BATCHES = text(f"""
+READ_BATCHES = f"""
     WITH page AS MATERIALIZED (
-        SELECT * FROM batches
-        WHERE tenant_id = :tenant AND (id = :batch OR cast(:batch AS uuid) IS NULL)
-            AND (id < :before OR cast(:before AS uuid) IS NULL)
-        ORDER BY id DESC LIMIT :limit),
+        SELECT * FROM batches WHERE tenant_id = :tenant AND {{filter}} ORDER BY id DESC LIMIT :limit),
     hands AS MATERIALIZED (
         SELECT lanes.batch_id, count(*) AS running
         FROM leases
@@ -174,4 +172,6 @@ READ_BATCHES = text(f"""
         FROM lanes WHERE lanes.batch_id = page.id) AS counted
     LEFT JOIN hands ON hands.batch_id = page.id
     ORDER BY page.id DESC
-""")
+"""
+READ_BATCH = text(READ_BATCHES.format(filter="id = :batch"))
+READ_PAGE = text(READ_BATCHES.format(filter="id < :before"))

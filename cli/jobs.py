@@ -52,6 +52,7 @@ RECORD: Columns = {
     "steps": lambda job: f"{job['recipe']['steps']} of {job['recipe']['scheduler']}",
     "guidance": lambda job: job["recipe"]["guidance"],
     "pictures": stored,
+    "batch": lambda job: job.get("batch_id"),
     "retry of": lambda job: job.get("parent_id"),
     "position": lambda job: job.get("position"),
     "created": lambda job: job["created_at"],
@@ -77,6 +78,7 @@ def jobs() -> None:
 @click.option("--state", type=click.Choice([state.value for state in JobState]), help="Only those.")
 @click.option("--model", help="Only those of this model.")
 @click.option("--tier", type=click.Choice([tier.value for tier in Tier]), help="Only those of this tier.")
+@click.option("--batch", help="Only those of this batch, its last prompt first.")
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="At most that many.")
 @click.pass_obj
 def ls(shell: Shell, /, limit: int, **filters: str | None) -> None:

@@ -136,10 +136,14 @@ def test_a_paused_batch_says_so_and_its_jobs_say_why(client: httpx.Client, expan
         ("queued", "batch_paused", None)
     }
     assert story.claim() is None
+    assert client.get("/v1/queue").json()["by_model_and_tier"] == []
     assert change(client, batch_id, "resume")["state"] == "running"
     assert {job["waiting_for"]["code"] for job in client.get("/v1/jobs").json()["items"]} == {"no_worker"}
     assert len(story.started().images) == 3
     assert batch(client, batch_id)["running"] == 3
+    change(client, batch_id, "pause")
+    queue = client.get("/v1/queue").json()
+    assert (queue["waiting"], queue["running"], queue["oldest_s"]) == (0, 3, None)
 
 
 def test_a_cancelled_batch_has_ended_at_once(
@@ -276,6 +280,20 @@ def test_files_that_are_none_are_refused(client: httpx.Client, settings: Setting
     assert refusal(client.post("/v1/uploads", content=b"x"))[0] == 415
     assert refusal(upload(client, b"")) == (422, ["The file is empty."])
     assert bucket_of(settings) == {}
+
+
+def test_a_file_that_breaks_off_is_not_kept(
+    client: httpx.Client, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    def blocks() -> Iterator[bytes]:
+        yield b"x" * 1_500_000
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        upload(client, blocks())
+    until(lambda: [line for line in client.get("/metrics").text.splitlines() if "/v1/uploads" in line])
+    assert bucket_of(settings) == {}
+    assert caplog.records == []
 
 
 def test_bodies_have_the_limits_of_their_routes(settings: Settings, database: Any) -> None:

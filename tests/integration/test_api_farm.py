@@ -130,7 +130,9 @@ def test_every_route_but_the_open_ones_needs_a_key(api: Api) -> None:
         unlocked = set()
         for path, operations in paths.items():
             for method in operations:
-                url = path.format(job_id=new_id(), image_id=new_id(), worker_id=new_id(), key_id=new_id())
+                url = path.format(
+                    job_id=new_id(), image_id=new_id(), worker_id=new_id(), key_id=new_id(), batch_id=new_id()
+                )
                 if stranger.request(method, url).status_code != 401:
                     unlocked.add(path)
     assert unlocked == {"/healthz", "/readyz", "/metrics"}
