@@ -168,6 +168,24 @@ def test_a_cancelled_batch_has_ended_at_once(
         assert (answer.status_code, answer.json()["detail"]) == (409, f"Batch {batch_id} was cancelled.")
 
 
+def test_each_change_wakes_those_whom_it_concerns(client: httpx.Client, expander: Expander, settings: Settings) -> None:
+    redis = Messages(settings)._redis
+
+    def waiting() -> tuple[int, int]:
+        return redis.llen("control"), redis.llen("render.mini-zh")
+
+    batch_id = submitted(client)["id"]
+    assert waiting() == (1, 0)
+    expander.work(batch_id, 60)
+    redis.flushdb()
+    change(client, batch_id, "pause")
+    assert waiting() == (0, 0)
+    change(client, batch_id, "resume")
+    assert waiting() == (0, 1)
+    change(client, batch_id, "cancel")
+    assert waiting() == (1, 1)
+
+
 def test_those_who_render_a_cancelled_batch_hear_of_it(
     client: httpx.Client, expander: Expander, story: Story, settings: Settings
 ) -> None:
