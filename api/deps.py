@@ -25,7 +25,7 @@ class Farm:
 
     settings: Settings
     engine: Engine
-    reader: Engine  # the same connections, each statement on its own: reads need no BEGIN and COMMIT
+    reader: Engine  # the same connections, each statement a transaction of its own: no BEGIN, no COMMIT
     messages: Messages
     storage: Storage
     catalog: Catalog

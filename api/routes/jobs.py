@@ -130,7 +130,8 @@ def submit(
     """The job of this submission, and whether it is new: committed first, then sent."""
     drawn, warnings = resolve(farm, submission, root_seed)
     job_id = new_id()
-    with transaction(farm.engine) as connection:
+    # A job alone is one statement, and needs no BEGIN and COMMIT around it.
+    with transaction(farm.engine if once else farm.reader) as connection:
         earlier = jobs.submit_once(connection, caller.tenant_id, once, job_id) if once else None
         if earlier is None:
             jobs.submit(
