@@ -3,6 +3,7 @@
 Spends as little CPU as it can, for it runs beside a GPU that must not wait. Knows nothing of what the texts mean.
 """
 
+import io
 import json
 import struct
 import zlib
@@ -12,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 isal_zlib: Any
 try:
@@ -73,16 +75,13 @@ def _jpeg(pixels: NDArray[np.uint8], texts: Mapping[str, str]) -> bytes:
 
 
 def _webp(pixels: NDArray[np.uint8], texts: Mapping[str, str]) -> bytes:
-    """The texts are one JSON object in the EXIF tag ImageDescription: WebP has no comments of its own."""
-    file = _opencv(".webp", pixels, (cv2.IMWRITE_WEBP_QUALITY, QUALITY))
-    height, width = pixels.shape[:2]
-    size = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
-    extended = _riff(b"VP8X", b"\x08\0\0\0" + size)  # bit 3: EXIF follows the picture
-    return _riff(b"RIFF", b"WEBP" + extended + file[12:] + _riff(b"EXIF", _exif(_note(texts))))
+    """The texts are one JSON object in the EXIF tag ImageDescription: WebP has no comments of its own.
 
-
-def _riff(kind: bytes, data: bytes) -> bytes:
-    return kind + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
+    By Pillow, for OpenCV cannot be told to hurry: a third of the time for 1.6% more bytes at the same quality.
+    """
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "WEBP", quality=QUALITY, method=0, exif=_exif(_note(texts)))
+    return file.getvalue()
 
 
 def _exif(note: bytes) -> bytes:
