@@ -1,3 +1,15 @@
 """The benches, in the order in which docs/performance.md shows them: one module of this folder each."""
 
-BENCHES = ("farm_vs_bare", "scaling", "claim", "submit", "million", "fairness", "fanout", "queue")
+BENCHES = (
+    "farm_vs_bare",
+    "scaling",
+    "claim",
+    "submit",
+    "million",
+    "fairness",
+    "fanout",
+    "queue",
+    "encode",
+    "coldstart",
+    "invariance",
+)
