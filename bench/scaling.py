@@ -43,10 +43,10 @@ def empty_a_queue(the_farm: Farm, url: str, microbatches: int, workers: int, **c
     settings = the_farm.settings
     database = connect(settings, pool=1)
     since, key = load.now(database), the_farm.key(database)
-    load.submit(url, key, 8 * microbatches * workers, model="zh-v0", width=512, height=512, steps=STEPS)
     with ExitStack() as processes:
         for _ in range(workers):
             processes.enter_context(the_farm.worker(settings, GPU, "--models", "zh-v0", **changes))
+        load.submit(url, key, 8 * microbatches * workers, model="zh-v0", width=512, height=512, steps=STEPS)
         load.wait_until_done(database, 120 + microbatches)
     found = load.steady(database, since)
     database.dispose()
