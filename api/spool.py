@@ -1,13 +1,14 @@
-"""Files on their way from a request into storage: measured as they come, stored, forgotten when they are in vain."""
+"""Files on their way from a request into storage: measured as they come, then noted and stored."""
 
 import hashlib
-from contextlib import suppress
+from datetime import datetime
 from typing import BinaryIO
+from uuid import UUID
 
-from common.batches import Upload
-from common.db import new_id
-from common.errors import Unavailable
-from common.storage import Storage, upload_key
+from api.deps import Farm
+from common.batches import Upload, record_upload
+from common.db import new_id, transaction
+from common.storage import upload_key
 
 MEDIA_TYPES = {"jsonl": "application/jsonl", "txt": "text/plain; charset=utf-8"}
 
@@ -30,15 +31,11 @@ class Spool:
         return self._digest.hexdigest()
 
 
-def store(storage: Storage, spool: Spool, format: str) -> Upload:
-    """Put a whole file into storage; no row knows it yet. Raises Unavailable."""
+def keep(farm: Farm, tenant_id: UUID, spool: Spool, format: str) -> tuple[Upload, datetime]:
+    """Note a whole file, then put it into storage; when it was noted. Raises Unavailable."""
     upload = Upload(new_id(), format, spool.bytes, spool.sha256)
+    with transaction(farm.engine) as connection:
+        noted_at = record_upload(connection, tenant_id, upload)
     spool.file.seek(0)
-    storage.put_file(upload_key(upload.id, format), spool.file, MEDIA_TYPES[format])
-    return upload
-
-
-def forget(storage: Storage, upload: Upload) -> None:
-    """Delete a file that no row knows, unless storage is away: then it lies there, in nobody's way."""
-    with suppress(Unavailable):
-        storage.delete([upload_key(upload.id, upload.format)])
+    farm.storage.put_file(upload_key(upload.id, format), spool.file, MEDIA_TYPES[format])
+    return upload, noted_at

@@ -73,7 +73,7 @@ class Chunk:
 
 
 def record_upload(connection: Connection, tenant_id: UUID, upload: Upload) -> datetime:
-    """Note a file that is in storage by now; when that was."""
+    """Note a file before it is put into storage, so that nothing lies there that no row knows; when that was."""
     noted: datetime = connection.execute(INSERT_UPLOAD, vars(upload) | {"tenant": tenant_id}).scalar_one()
     return noted
 

@@ -86,9 +86,15 @@ def submit_once(connection: Connection, tenant_id: UUID, once: Once, made_id: UU
     """
     parameters = {"tenant": tenant_id, "route": once.route, "key": once.key, "hours": IDEMPOTENCY_HOURS}
     taken = connection.execute(TAKE_KEY, parameters | {"fingerprint": once.fingerprint, "made": made_id}).first()
-    if taken:
+    return None if taken else made_before(connection, tenant_id, once)
+
+
+def made_before(connection: Connection, tenant_id: UUID, once: Once) -> UUID | None:
+    """The job or batch that an Idempotency-Key made in the last 24 hours. Raises IdempotencyMismatch as above."""
+    parameters = {"tenant": tenant_id, "route": once.route, "key": once.key, "hours": IDEMPOTENCY_HOURS}
+    earlier = connection.execute(READ_KEY, parameters).first()
+    if earlier is None:
         return None
-    earlier = connection.execute(READ_KEY, parameters).one()
     if earlier.fingerprint != once.fingerprint:
         raise IdempotencyMismatch(
             "This Idempotency-Key was used with another request in the last 24 hours; use a new key."
@@ -218,7 +224,9 @@ TAKE_KEY = text("""
 """)
 
 READ_KEY = text("""
-    SELECT fingerprint, made_id FROM idempotency_keys WHERE tenant_id = :tenant AND route = :route AND key = :key
+    SELECT fingerprint, made_id FROM idempotency_keys
+    WHERE tenant_id = :tenant AND route = :route AND key = :key
+        AND created_at >= now() - make_interval(hours => :hours)
 """)
 
 FORGET_KEYS = text("DELETE FROM idempotency_keys WHERE created_at < now() - make_interval(hours => :hours)")

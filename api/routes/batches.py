@@ -22,10 +22,10 @@ from api.headers import IdempotencyKey, with_etag
 from api.paging import NEXT_CURSOR, Paging, next_link
 from api.routes.jobs import LARGEST_LOT
 from api.shapes import example
-from api.spool import Spool, forget, store
+from api.spool import Spool, keep
 from common import batches, jobs, prompts
 from common.db import new_id, transaction
-from common.errors import FieldError, IdempotencyMismatch, Invalid, UnknownModel
+from common.errors import FieldError, Invalid, UnknownModel
 from common.plan import PLACEHOLDER, Plan, Planner
 from common.recipe import Draft, Seed, Text, canonical
 from common.states import Tier
@@ -119,36 +119,30 @@ def submit(
     farm: Farm, caller: Caller, draft: BatchDraft, idempotency_key: str | None, request_id: str
 ) -> tuple[Batch, bool]:
     """The batch of this draft, and whether it is new: committed first, then sent."""
-    plan = plan_of(farm, draft)
-    inline = store_inline(farm, draft.prompts) if draft.prompts else None
-    upload_id, batch_id = inline.id if inline else draft.upload, new_id()
-    assert upload_id  # the draft has one of the two
+    plan, batch_id = plan_of(farm, draft), new_id()
     once = jobs.Once(ROUTE, idempotency_key, fingerprint(draft)) if idempotency_key else None
-    try:
-        with transaction(farm.engine) as connection:
-            earlier = jobs.submit_once(connection, caller.tenant_id, once, batch_id) if once else None
-            if earlier is None:
-                if inline:
-                    batches.record_upload(connection, caller.tenant_id, inline)
-                batches.submit(
-                    connection,
-                    caller.tenant_id,
-                    upload_id,
-                    plan,
-                    tier=draft.tier,
-                    name=draft.name,
-                    request_id=request_id,
-                    batch_id=batch_id,
-                )
-    except IdempotencyMismatch:
-        if inline:
-            forget(farm.storage, inline)
-        raise
+    with transaction(farm.reader) as connection:  # before its prompts are stored once more
+        earlier = jobs.made_before(connection, caller.tenant_id, once) if once else None
+    if earlier:
+        return look(farm, caller, earlier), False
+    upload_id = keep_inline(farm, caller, draft.prompts) if draft.prompts else draft.upload
+    assert upload_id  # the draft has one of the two
+    with transaction(farm.engine) as connection:
+        earlier = jobs.submit_once(connection, caller.tenant_id, once, batch_id) if once else None
+        if earlier is None:
+            batches.submit(
+                connection,
+                caller.tenant_id,
+                upload_id,
+                plan,
+                tier=draft.tier,
+                name=draft.name,
+                request_id=request_id,
+                batch_id=batch_id,
+            )
     if earlier is None:
         farm.messages.advance(batch_id)
         tell("batch_submitted", batch=batch_id, tenant=caller.tenant_id, request=request_id)
-    elif inline:
-        forget(farm.storage, inline)
     return look(farm, caller, earlier or batch_id), earlier is None
 
 
@@ -180,12 +174,12 @@ def of_defaults(error: Invalid) -> tuple[FieldError, ...]:
     return tuple(replace(one, field=f"defaults.{one.field}") for one in error.fields)
 
 
-def store_inline(farm: Farm, found: Sequence[str]) -> batches.Upload:
-    """Prompts as the file that a user could have uploaded: JSON, for they may have newlines."""
+def keep_inline(farm: Farm, caller: Caller, found: Sequence[str]) -> UUID:
+    """Keep prompts as the file that a user could have uploaded: JSON, for they may have newlines."""
     spool = Spool(io.BytesIO())
     for prompt in found:
         spool.write(json.dumps({"prompt": prompt}, ensure_ascii=False).encode() + b"\n")
-    return store(farm.storage, spool, "jsonl")
+    return keep(farm, caller.tenant_id, spool, "jsonl")[0].id
 
 
 def fingerprint(draft: BatchDraft) -> str:

@@ -13,12 +13,10 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from api.deps import BatchesWriter, Farm, TheFarm
+from api.deps import BatchesWriter, TheFarm
 from api.shapes import example
-from api.spool import Spool, forget, store
-from common import batches
-from common.db import transaction
-from common.errors import Invalid, Unavailable
+from api.spool import Spool, keep
+from common.errors import Invalid
 
 router = APIRouter(tags=["batches"])
 
@@ -86,16 +84,6 @@ async def upload_file(request: Request, caller: BatchesWriter, farm: TheFarm) ->
         spool.write(bytes(block))
         if not spool.bytes:
             raise Invalid("The file is empty.")
-        return await anyio.to_thread.run_sync(keep, farm, caller.tenant_id, spool, FORMATS[media_type], limiter=limiter)
-
-
-def keep(farm: Farm, tenant_id: UUID, spool: Spool, format: str) -> Upload:
-    """Store a file, then note it. Raises Unavailable."""
-    upload = store(farm.storage, spool, format)
-    try:
-        with transaction(farm.engine) as connection:
-            created_at = batches.record_upload(connection, tenant_id, upload)
-    except Unavailable:
-        forget(farm.storage, upload)
-        raise
-    return Upload(**vars(upload), created_at=created_at)
+        kept = await anyio.to_thread.run_sync(keep, farm, caller.tenant_id, spool, FORMATS[media_type], limiter=limiter)
+    upload, noted_at = kept
+    return Upload(**vars(upload), created_at=noted_at)
