@@ -1,9 +1,9 @@
 """1,000 streams of events from one API, half of them to readers who never read. `one job`: all follow the same job, of
-which 8 images are published at a time, with progress in between. `a job each`: 8 jobs at a time start, make progress
-and end. How long after the COMMIT those who read hear of an image; by how much the API's memory grows for each reader,
-what was left unread included; how long another request takes meanwhile (`GET /v1/jobs/ID`, one after the other;
-`nobody` is those requests alone). The kernel is told to keep little of what is unread, or nobody would be seen to
-stall. Readers, renderer and the one who asks share a process and a core.
+which 8 images are published at a time, each 0.6 s, with progress in between ten times a second. `a job each`: 8 jobs
+at a time start, make progress and end. How long after the COMMIT those who read hear of an image; by how much the API's
+memory grows for each reader, what was left unread included; how long another request takes meanwhile
+(`GET /v1/jobs/ID`, one after the other; `nobody` is those requests alone). The kernel is told to keep little of what is
+unread, or nobody would be seen to stall. Readers, renderer and the one who asks share a process and a core.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ from common.storage import image_key, sha256
 
 MODEL = "mini-zh"
 MICROBATCH = 8
-PAUSE_S = 0.1  # between a start, its progress, and the publication
+STEPS, STEP_S = 6, 0.1  # that are told of each microbatch
 OTHERS_S = 0.02  # between two other requests
 NARROW = 4096  # bytes that the kernel takes in for a reader who does not read
 HEARD = re.compile(rb'event: image\ndata: {"id":"([0-9a-f-]{36})"')
@@ -47,7 +47,7 @@ GOALS = (
 
 @contextmanager
 def sides(options: Options) -> Iterator[Sides]:
-    readers, microbatches = (200, 12) if options.quick else (1000, 32)
+    readers, microbatches = (200, 4) if options.quick else (1000, 24)
     with farm() as the_farm:
         database = connect(the_farm.settings, pool=2)
 
@@ -93,7 +93,11 @@ class Fanout:
         expected = [reader for place, reader in enumerate(live) if not many or 2 * place < images]
         await asyncio.wait_for(asyncio.gather(*(reader.ended for reader in expected)), 60)
         grown = self.measure_memory() - before
-        asking.cancel()
+        async with asyncio.timeout(60):
+            while len(self.others) < 20 and not asking.done():
+                await asyncio.sleep(OTHERS_S)
+        if not asking.cancel():
+            asking.result()
         for reader in live:
             reader.transport.close()
         for one in silent:
@@ -129,9 +133,9 @@ class Fanout:
             claims.start(connection, microbatch)
         job_ids = {image.job_id for image in microbatch.images}
         self.messages.announce_changed(job_ids)
-        for step in (1, 2):
-            time.sleep(PAUSE_S)
-            self.messages.report_progress(job_ids, step, 2)
+        for step in range(STEPS):
+            time.sleep(STEP_S)
+            self.messages.report_progress(job_ids, step + 1, STEPS)
         outcomes = [
             Outcome(image.id, ImageState.STORED, image_key(image.job_id, image.index, lease_id, "png"), sha256(b""), 1)
             for image in microbatch.images
