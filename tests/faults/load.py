@@ -28,6 +28,7 @@ POISON, OUT_OF_MEMORY = "#poison", "#oom"  # in a prompt: what `sabotaged` dies 
 
 PROMPTS = ("红色的圆形", "蓝色的三角形", "黄色的星形", "绿色的房子", "白色的月亮", "紫色的心形")
 REQUEST_S = 10.0
+BATCH_EVERY = 40  # jobs
 CANCELLED_SHARE, KEYLESS_SHARE, MISMATCH_SHARE, SLOW_SHARE = 0.06, 0.05, 0.03, 0.04
 
 
@@ -44,6 +45,15 @@ class Accepted:
 
 
 @dataclass
+class AcceptedBatch:
+    """One batch that somebody was told of with a 201."""
+
+    prompts: int
+    per_prompt: int
+    stored: int | None = None  # images, when its cancellation was answered
+
+
+@dataclass
 class Seen:
     """How a job had ended when it was first seen so."""
 
@@ -55,6 +65,7 @@ class Seen:
 @dataclass
 class Witness:
     jobs: dict[str, Accepted] = field(default_factory=dict)
+    batches: dict[str, AcceptedBatch] = field(default_factory=dict)
     keys: defaultdict[tuple[str, str], set[str]] = field(default_factory=lambda: defaultdict(set))
     ended: dict[str, Seen] = field(default_factory=dict)
     contradictions: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # by promise
@@ -63,11 +74,18 @@ class Witness:
     def told(self, job: Json, tenant: str, key: str | None, kind: str) -> None:
         accepted = Accepted(job["id"], tenant, kind, job["recipe"]["prompt"], len(job["images"]), time.time())
         self.jobs.setdefault(job["id"], accepted)
+        self._told_under(key, tenant, job["id"])
+
+    def told_of_batch(self, batch: Json, tenant: str, key: str, prompts: int) -> None:
+        self.batches.setdefault(batch["id"], AcceptedBatch(prompts, batch["images_per_prompt"]))
+        self._told_under(key, tenant, batch["id"])
+
+    def _told_under(self, key: str | None, tenant: str, id: str) -> None:
         if key:
             ids = self.keys[(tenant, key)]
-            ids.add(job["id"])
+            ids.add(id)
             if len(ids) > 1:
-                self.contradictions["P8"].append(f"key {key} has jobs {sorted(ids)}")
+                self.contradictions["P8"].append(f"key {key} has made {sorted(ids)}")
 
     def saw(self, job: Json, asked_at: float) -> None:
         """Compare with what was seen before; `asked_at` is when the question left."""
@@ -138,6 +156,8 @@ class Load:
                     continue
             self.submitted += 1
             self._spawn(self._one_job())
+            if self.submitted % BATCH_EVERY == 1:
+                self._spawn(self._one_batch())
 
     def _spawn(self, what: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.ensure_future(what)
@@ -164,6 +184,43 @@ class Load:
         if job and is_cancelled:
             await asyncio.sleep(pause)
             await self.cancel(job["id"], tenant)
+
+    async def _one_batch(self) -> None:
+        """Some are paused for a moment, some cancelled; a change is tried again until it is answered."""
+        chance, tenant, key = self._random.random, self._random.choice(TENANTS), str(uuid4())
+        fate, pause = chance(), 6 * chance() ** 2
+        look = self.recipe(count=1)
+        del look["prompt"], look["count"]
+        prompts = [f"{self._random.choice(PROMPTS)} {n}" for n in range(20)]
+        body = {"prompts": prompts, "images_per_prompt": 2, "tier": look.pop("tier"), "defaults": look}
+        answer = await self._request("POST", "/v1/batches", tenant, {"Idempotency-Key": key}, body)
+        if answer is None or answer.status_code != 201:
+            self.witness.contradictions["P1"].append(f"POST /v1/batches: {answer and answer.text[:300]}")
+            return
+        batch_id = answer.json()["id"]
+        self.witness.told_of_batch(answer.json(), tenant, key, len(prompts))
+        if fate < 0.3:
+            await asyncio.sleep(pause)
+            await self._change_batch(batch_id, tenant, "pause")
+            await asyncio.sleep(pause)
+            await self._change_batch(batch_id, tenant, "resume")
+        elif fate < 0.6:
+            await asyncio.sleep(pause)
+            if batch := await self._change_batch(batch_id, tenant, "cancel"):
+                self.witness.batches[batch_id].stored = batch["images"]["stored"]
+                if (batch["state"], batch["running"]) != ("ended", 0):
+                    self.witness.contradictions["P7"].append(f"batch {batch_id} is cancelled and {batch}")
+
+    async def _change_batch(self, batch_id: str, tenant: str, verb: str) -> Json | None:
+        """None when it had ended before."""
+        answer = await self._request("POST", f"/v1/batches/{batch_id}/{verb}", tenant)
+        if answer is not None and answer.status_code == 200:
+            self.witness.counts[f"batches to {verb}"] += 1
+            batch: Json = answer.json()
+            return batch
+        if answer is None or answer.status_code != 409:
+            self.witness.contradictions["P1"].append(f"{verb} batch {batch_id}: {answer and answer.text[:300]}")
+        return None
 
     def recipe(self, **fields: Any) -> Json:
         choose = self._random.choice

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common.claims import MAX_ATTEMPTS
-from common.storage import sha256
+from common.storage import sha256, upload_key
 from tests.faults.farm import BUCKET, Farm
 from tests.faults.load import Witness
 
@@ -45,6 +45,7 @@ def judge(farm: Farm, witness: Witness, stuck: Sequence[str], postgres_away: Seq
     found.note("P2", stuck)
     for promise, statement in MUST_BE_EMPTY:
         found.note(promise, (dict(row) for row in farm.query(statement)))
+    judge_batches(farm, witness, found)
     read_back(farm, found)
     judge_failures(farm, witness, found, postgres_away)
     keyed = farm.query("SELECT key, made_id, tenants.name FROM idempotency_keys JOIN tenants ON tenants.id = tenant_id")
@@ -81,6 +82,15 @@ MUST_BE_EMPTY = (
         " WHERE old_state IN ('stored', 'flagged', 'failed', 'cancelled', 'succeeded')",
     ),
     ("P5", "SELECT id, state FROM jobs WHERE (finished_at IS NULL) <> (open > 0)"),
+    (
+        "P5",  # the counters of a lane are those of its images
+        "SELECT lanes.id, open, stored, flagged, failed, cancelled, counted FROM lanes CROSS JOIN LATERAL ("
+        " SELECT array[count(*) FILTER (WHERE state IN ('queued', 'running')),"
+        " count(*) FILTER (WHERE state = 'stored'), count(*) FILTER (WHERE state = 'flagged'),"
+        " count(*) FILTER (WHERE state = 'failed'), count(*) FILTER (WHERE state = 'cancelled')] AS counted"
+        " FROM images WHERE lane_id = lanes.id) AS truth"
+        " WHERE counted <> array[open, stored, flagged, failed, cancelled]",
+    ),
     ("P6", f"SELECT id, attempts FROM images WHERE attempts > {MAX_ATTEMPTS}"),
     ("P6", "SELECT id FROM images WHERE state = 'failed' AND (error_code IS NULL OR error_message IS NULL)"),
     ("P6", "SELECT id FROM jobs WHERE state = 'failed' AND error_code IS NULL"),
@@ -90,6 +100,33 @@ MUST_BE_EMPTY = (
         " AND (images.finished_at IS NULL OR images.finished_at > jobs.finished_at)",
     ),
 )
+
+
+def judge_batches(farm: Farm, witness: Witness, found: Findings) -> None:
+    """Each has ended, with a job for each prompt if nobody cancelled it; what was cancelled got no image afterwards."""
+    rows = {str(row["id"]): row for row in farm.query(BATCHES)}
+    found.note("P1", (f"batch {id} is not there" for id in witness.batches if id not in rows))
+    for id, row in rows.items():
+        told = witness.batches.get(id)
+        if row["finished_at"] is None or row["error_code"]:
+            found.note("P1", [f"batch {id} is {row['state']}: {row['error_code']}"])
+        if (
+            told
+            and not row["cancelled_at"]
+            and (row["made"], row["images"]) != (told.prompts, told.prompts * told.per_prompt)
+        ):
+            found.note("P1", [f"batch {id} of {told.prompts} prompts has {row['made']} jobs, {row['images']} images"])
+        if told and told.stored is not None and row["stored"] != told.stored:
+            found.note("P7", [f"batch {id} had {told.stored} images when it was cancelled, and has {row['stored']}"])
+
+
+BATCHES = """
+    SELECT batches.id, batches.state, finished_at, cancelled_at, error_code, made.jobs AS made, made.images, made.stored
+    FROM batches CROSS JOIN LATERAL (
+        SELECT count(DISTINCT jobs.id) AS jobs, count(images.id) AS images,
+               count(*) FILTER (WHERE images.state = 'stored') AS stored
+        FROM jobs LEFT JOIN images ON images.job_id = jobs.id WHERE jobs.batch_id = batches.id) AS made
+"""
 
 
 def read_back(farm: Farm, found: Findings) -> None:
@@ -106,7 +143,8 @@ def read_back(farm: Farm, found: Findings) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         found.note("P3", filter(None, pool.map(problem, rows)))
-    known = {row["key"] for row in rows}
+    uploads = farm.query("SELECT id, format FROM uploads")
+    known = {row["key"] for row in rows} | {upload_key(row["id"], row["format"]) for row in uploads}
     found.note("S3", (key for key in keys_of(farm) if key not in known))
 
 

@@ -114,14 +114,15 @@ class Storm:
 
 
 STATE = """
-    SELECT count(*) FILTER (WHERE finished_at IS NULL) AS open,
+    SELECT count(*) FILTER (WHERE finished_at IS NULL)
+               + (SELECT count(*) FROM batches WHERE finished_at IS NULL) AS open,
            extract(epoch FROM now() - (SELECT max(at) FROM storm_changes))::float AS still FROM jobs
 """
 
 IDLE_BESIDE_WORK = """
     SELECT DISTINCT workers.id::text AS worker, lanes.model FROM images
     JOIN lanes ON lanes.id = images.lane_id JOIN workers ON lanes.model = ANY(workers.models)
-    WHERE images.state = 'queued' AND images.lease_id IS NULL AND images.not_before IS NULL
+    WHERE images.state = 'queued' AND images.lease_id IS NULL AND images.not_before IS NULL AND NOT lanes.closed
         AND workers.state = 'ready' AND workers.seen_at > now() - interval '5 s'
         AND NOT EXISTS (SELECT FROM leases WHERE worker_id = workers.id AND ended_at IS NULL)
 """
