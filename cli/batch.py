@@ -30,8 +30,9 @@ def pictures(batch: Row) -> str:
 
 def fates(batch: Row) -> str:
     """How many images are in which state, where there are any."""
-    counts = {**batch["images"], "running": batch["running"]}
-    return ", ".join(f"{counts[name]} {name}" for name in ("running", "open", *ENDS) if counts[name])
+    waiting = batch["images"]["open"] - batch["running"]
+    counts = {**batch["images"], "running": batch["running"], "waiting": waiting}
+    return ", ".join(f"{counts[name]} {name}" for name in ("running", "waiting", *ENDS) if counts[name] > 0)
 
 
 def why(batch: Row) -> str | None:

@@ -111,7 +111,7 @@ def test_a_watch_tells_each_state_and_bears_a_farm_that_is_away(call: Callable[.
     assert done.code == 0
     told = [line.split(" ", 1)[1] for line in done.err.splitlines()]
     assert [line.split(":")[0] for line in told] == ["checking", "expanding", "running", "ended"]
-    assert "4 running, 6 open, 2 stored" in told[1]
+    assert "4 running, 2 waiting, 2 stored" in told[1]
     assert told[2].endswith("a second")
 
 
