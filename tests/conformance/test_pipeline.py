@@ -113,6 +113,7 @@ def test_the_size_of_a_model_is_that_of_its_parts(paints: Diffusers, folder: Pat
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_a_compiled_model_paints_the_same_and_says_that_it_is_compiled(paints: Diffusers, folder: Path) -> None:
     compiled = painter.load(checkpoints.entry(folder, compile=True), "cpu", threads=1)
     assert compiled.details == {"precision": "fp32", "compiled": True}

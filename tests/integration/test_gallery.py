@@ -15,6 +15,7 @@ from tests.workers import MakeWorker
 from worker import capacity
 from worker.gallery import FOR_EVER_S, PATIENCE_S, Gallery
 from worker.painter import OnStep, Painter, Picture, Stroke
+from worker.pipeline import Diffusers
 from worker.stub import BYTES, Stub
 from worker.watchdog import Watchdog, limits
 
@@ -122,16 +123,24 @@ def test_a_capacity_is_found_once_for_a_class_of_workers(
     story: Story, make_gallery: MakeGallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(capacity, "TRIAL_S", 0)  # what is found matters elsewhere
+    searches, find = [], Diffusers.find_capacity
+
+    def watched(painter: Diffusers, reserved: int) -> int:
+        searches.append(painter)
+        return find(painter, reserved)
+
+    monkeypatch.setattr(Diffusers, "find_capacity", watched)
     for _ in range(2):
         gallery = make_gallery(MINI, device="cpu")
         assert gallery.capacities == {}
         gallery.painter("mini-zh")
         assert recorded(story) == [gallery.capacities["mini-zh"]]
-        with story.database.begin() as connection:  # what no trial finds
+        with story.database.begin() as connection:  # what no search finds
             connection.exec_driver_sql("UPDATE capacities SET images = 77")
     assert gallery.capacity(MINI) == 77
+    assert len(searches) == 1
     make_gallery(MINI, device="cpu", worker_class={**CLASS, "torch": "3"}).painter("mini-zh")
-    assert len(recorded(story)) == 2
+    assert len(recorded(story)) == len(searches) == 2
 
 
 def test_a_capacity_that_the_catalogue_has_is_not_looked_for(story: Story, make_gallery: MakeGallery) -> None:
