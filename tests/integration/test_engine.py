@@ -142,6 +142,23 @@ def test_the_device_goes_on_while_the_last_pictures_are_handed_over(
     assert [lease.outcome for lease in leases(story)] == ["published", "published"]
 
 
+def test_a_second_drain_gives_back_what_was_laid_ready_too(
+    story: Story, make_worker: MakeWorker, aside: ThreadPoolExecutor
+) -> None:
+    job = story.submit(count=16, steps=10)
+    worker = make_worker(device=SLOW)
+    working = aside.submit(worker.engine.work)
+    until(lambda: [bool(one.painting) for one in list(worker.engine._in_hand.values())] == [True, True])
+    worker.engine.drain()
+    worker.engine.drain()
+    working.result(20)
+    assert worker.holdings.wait_until_empty(20)
+    assert {lease.outcome for lease in leases(story)} <= {"released", "published"}
+    ends = {(image.state, image.attempts, image.lease_id is None) for image in story.images(job)}
+    assert ends <= {(ImageState.QUEUED, 0, True), (ImageState.STORED, 1, False)}
+    assert (ImageState.QUEUED, 0, True) in ends
+
+
 def test_what_is_claimed_at_the_end_of_the_turn_is_nothing(story: Story, make_worker: MakeWorker) -> None:
     story.submit(count=20, steps=5)
     worker = make_worker(device=SLOW)
