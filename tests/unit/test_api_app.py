@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from api import shapes
+from api import batch_reading, shapes
 from api.app import create_app
 from api.headers import seconds_to_wait
 from api.paging import write_cursor
@@ -65,7 +65,7 @@ def shown(document: dict[str, Any], schema: dict[str, Any]) -> bool:
         shapes.LoneImage,
         jobs.JobPage,
         jobs.DryRun,
-        batches.Batch,
+        batch_reading.Batch,
         batches.BatchPage,
         uploads.Upload,
         health.Alive,
