@@ -38,6 +38,12 @@ def test_it_is_the_smallest_number_that_is_about_the_fastest(device: Device, ima
     assert device.found() == images
 
 
+def test_nothing_is_tried_beyond_what_does_not_fit() -> None:
+    device = Device(lambda images: 0.01, fit=5)
+    device.found()
+    assert device.tried == [1, 2, 4, 8]
+
+
 @pytest.mark.parametrize("seconds", [0.1, 1.0, 20.0])
 def test_trying_takes_little_more_time_than_it_may(seconds: float) -> None:
     device = Device(lambda images: seconds * images)
