@@ -1,7 +1,7 @@
 """News over Redis beside Celery's messages: cancellations come in; what changed, and progress, go out.
 
-Losing any of it costs time only: the heartbeat learns of cancellations too, a beat later, and who watches a job looks at
-its row every second. Has threads of its own: however slow Redis is, nothing that renders or stores waits for it.
+Losing any of it costs time only: the heartbeat learns of cancellations too, a beat later, and who watches a job looks
+at its row every second. Has threads of its own: however slow Redis is, nothing that renders or stores waits for it.
 """
 
 import threading
