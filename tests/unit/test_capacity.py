@@ -31,7 +31,7 @@ class Device:
         (Device(lambda images: 0.01 * images), 1),  # one after the other
         (Device(lambda images: 0.01 * max(images, 8)), 8),  # room for eight side by side
         (Device(lambda images: 0.01 * images + 0.01), 8),  # what each call costs beside is soon shared by enough
-        (Device(lambda images: 0.01 * images * (2.5 if images == 2 else 1 + 1 / images)), 8),  # and once it was disturbed
+        (Device(lambda images: 0.01 * images * (2.5 if images == 2 else 1 + 1 / images)), 8),  # disturbed once
     ],
 )
 def test_it_is_the_smallest_number_that_is_about_the_fastest(device: Device, images: int) -> None:
