@@ -121,10 +121,11 @@ def submit(
     """The batch of this draft, and whether it is new: committed first, then sent."""
     plan, batch_id = plan_of(farm, draft), new_id()
     once = jobs.Once(ROUTE, idempotency_key, fingerprint(draft)) if idempotency_key else None
-    with transaction(farm.reader) as connection:  # before its prompts are stored once more
-        earlier = jobs.made_before(connection, caller.tenant_id, once) if once else None
-    if earlier:
-        return look(farm, caller, earlier), False
+    if once:  # its prompts may be stored already
+        with transaction(farm.reader) as connection:
+            earlier = jobs.made_before(connection, caller.tenant_id, once)
+        if earlier:
+            return look(farm, caller, earlier), False
     upload_id = keep_inline(farm, caller, draft.prompts) if draft.prompts else draft.upload
     assert upload_id  # the draft has one of the two
     with transaction(farm.engine) as connection:
