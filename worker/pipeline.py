@@ -18,9 +18,11 @@ from common.errors import NanImage, OutOfMemory, PromptRefused, RenderFailed
 from common.recipe import Recipe
 from worker import capacity, checkpoint
 from worker.assembly import Config, assemble, first_line, precision, scheduler
-from worker.checkpoint import size as model_bytes  # noqa: F401
-from worker.device import choose, describe, free_memory, is_lost, is_out_of_memory, limited, model_memory  # noqa: F401
+from worker.checkpoint import size as model_bytes
+from worker.device import choose, describe, free_memory, is_lost, is_out_of_memory, limited, model_memory
 from worker.painter import DeviceLost, OnStep, Picture, Stroke
+
+__all__ = ["Diffusers", "clip_input", "describe", "load", "model_bytes", "model_memory"]  # some pass through here only
 
 TRIAL_STEPS = 2
 BICUBIC = 3  # in the words of Pillow
