@@ -12,6 +12,7 @@ import secrets
 import sys
 from hmac import compare_digest
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 BACKENDS = ("account", "container", "object")
@@ -57,7 +58,7 @@ def main(folder: str) -> None:
         eventlet.spawn(wsgi.server, listener, only_with(token, loadapp(HERE + f"{name}.conf")), **served)
     Path("proxy.conf").write_text(proxy_configuration(access["account"], access["secret"]))
     front = eventlet.listen((access["listen"], access["port"]))
-    wsgi.server(front, loadapp(HERE + "proxy.conf"), capitalize_response_headers=False, **served)
+    wsgi.server(front, remembering(loadapp(HERE + "proxy.conf")), capitalize_response_headers=False, **served)
 
 
 def keep_hash_suffix() -> None:
@@ -136,6 +137,32 @@ def only_with(token: str, app: Any) -> Any:
         return []
 
     return guarded
+
+
+class Memory:
+    """What stands in for memcached: without one, Swift asks its back twice in each request which buckets there are."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[str, float]] = {}
+
+    def get(self, key: str, **_: Any) -> Any:
+        value, until = self._known.get(key, ("null", 0.0))
+        return json.loads(value) if monotonic() < until else None
+
+    def set(self, key: str, value: Any, time: float = 0, **_: Any) -> None:
+        self._known[key] = json.dumps(value), monotonic() + time
+
+    def delete(self, key: str, **_: Any) -> None:
+        self._known.pop(key, None)
+
+
+def remembering(app: Any) -> Any:
+    memory = Memory()
+
+    def with_memory(environ: dict[str, Any], start_response: Any) -> Any:
+        return app({**environ, "swift.cache": memory}, start_response)
+
+    return with_memory
 
 
 def log_to_stderr(conf: Any, name: Any, to_console: Any, route: Any, fmt: str, logger: Any, adapted: Any) -> None:
