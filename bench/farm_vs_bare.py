@@ -3,9 +3,9 @@ its pictures away: all that the device can give. `farm` is the product: jobs sub
 leases in Postgres, PNGs of 400 KB and more in the store, a row an image, a control worker beside it; what counts is
 what became visible, in the steady middle, by the database's clock. `naive` and `serial` are Celery workers as one
 writes them first: bench/peers.py. The GPU is a fake one that lets other threads run, as a GPU does: 600 or 200 ms for a
-microbatch of 8 at 512×512. The embedded store takes 10 ms of one of the two cores for each picture, so the farm is
-shown with a store that answers at once, too. The last two sides paint with mini-zh on a CPU, where painting and storing
-want the same cores.
+microbatch of 8 at 512×512. The embedded store (Swift, one process) takes more CPU for a picture than the farm itself,
+on the same cores, so the farm is shown with a store that answers at once, too. The last two sides paint with mini-zh on
+a CPU, where painting and storing want the same cores.
 """
 
 import time
