@@ -19,7 +19,7 @@ from worker.pipeline import Diffusers
 from worker.stub import BYTES, Stub
 from worker.watchdog import Watchdog, limits
 
-MINI = CATALOG.get("mini-zh")
+MINI = replace(CATALOG.get("mini-zh"), microbatch=None)  # as models are whose capacity is to be found
 ALL = [replace(MINI, name=name) for name in "abc"]
 CLASS = {"device": "cpu", "torch": "2"}
 
