@@ -108,7 +108,7 @@ class Messages:
         )
 
     def report_progress(self, job_ids: Iterable[UUID], step: int, steps: int) -> bool:
-        """Tell those who watch which denoising step these jobs have come to; who asks later is told too, for a while."""
+        """Tell those who watch which denoising step these jobs have come to; for a while, those who ask later too."""
         ids = [str(job_id) for job_id in job_ids]
 
         def send() -> None:

@@ -35,10 +35,8 @@ class Rendering:
         self.step, self.steps = 0, 0
         self._began = time.monotonic()
         self._ends = float("inf")  # as far as one can tell
-        self._done, self._part = (
-            0.0,
-            1.0,
-        )  # of all of it: what is painted, and what the current call of the painter paints
+        self._done = 0.0  # of all of it
+        self._part = 1.0  # of all of it is what the current call of the painter paints
 
     def begin(self, expected_s: float | None) -> None:
         self._began = time.monotonic()

@@ -108,7 +108,7 @@ def test_a_file_of_prompts_becomes_jobs_in_its_order(farm: BatchStory, small_chu
     assert (batch.state, batch.prompts, batch.jobs, batch.images) == ("running", 10, 10, 20)
     assert [job.recipe["prompt"] for job in jobs] == PROMPTS
     assert [job.recipe["seeds"] for job in jobs] == [[100 + 2 * n, 101 + 2 * n] for n in range(10)]
-    assert {(job.tier, job.count, job.open, job.model) for job in jobs} == {("bulk", 2, 2, "mini-zh")}
+    assert {(job.tier, job._mapping["count"], job.open, job.model) for job in jobs} == {("bulk", 2, 2, "mini-zh")}
     assert farm.count("images") == 20
     assert [lane.open for lane in farm.lanes_of(batch_id)] == [20]
 
