@@ -80,7 +80,7 @@ def measure(name: str, bench: Bench, options: Options, say: Say) -> dict[str, An
     """Run a bench: what is written to its JSON file."""
     rounds: list[dict[str, Figures]] = []
     times = getattr(bench, "ROUNDS", options.rounds)
-    load, began = os.getloadavg()[0], time.monotonic()
+    load, began, the_commit = os.getloadavg()[0], time.monotonic(), commit()
     with bench.sides(options) as all_sides:
         sides = {side: run for side, run in all_sides.items() if options.only in side}
         for number in range(times):
@@ -95,7 +95,7 @@ def measure(name: str, bench: Bench, options: Options, say: Say) -> dict[str, An
         "about": (bench.__doc__ or "").strip(),
         "options": asdict(options),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
-        "commit": commit(),
+        "commit": the_commit,
         "machine": {**machine(), "load before": round(load, 2)},
         "versions": versions(),
         "seconds": round(time.monotonic() - began),
