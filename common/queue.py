@@ -4,6 +4,7 @@ Knows no table: whether a message leads to work is decided by Postgres when the 
 Redis is away; it says False, and the sweep sends again.
 """
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -23,6 +24,7 @@ PROGRESS_CHANNEL = "huafang:progress"  # step/steps, and the ids of the jobs tha
 UNWANTED_CHANNEL = "huafang:cancelled"  # ids of jobs that were cancelled
 MESSAGE_EXPIRES_S = 300
 QUIET_S = 2.0  # after a failure Redis is left alone for that long, so that a submission never waits twice
+BURST_S = 0.02
 PROGRESS_EXPIRES_S = 120
 
 
@@ -69,6 +71,9 @@ class Messages:
         self._redis = Redis.from_url(
             settings.redis_url.get_secret_value(), socket_timeout=0.5, socket_connect_timeout=0.5, decode_responses=True
         )
+        self._lock = threading.Lock()
+        self._woken_at: dict[str, float] = {}  # model → when a message about a job of its was last sent
+        self._coming: set[str] = set()  # models that a message will be sent for at the end of a burst
         self._quiet_until = 0.0
         self._is_away = False
 
@@ -85,6 +90,29 @@ class Messages:
                 ignore_result=True,
             )
         )
+
+    def wake_soon(self, model: str, job_id: UUID, tier: str) -> None:
+        """The same for a job: at once or, where a message for this model was just sent, with one for a whole burst.
+
+        One message a job was a third of what its submission costs. Who finds more than it can take wakes the next one.
+        """
+        with self._lock:
+            if model in self._coming:
+                return
+            wait = self._woken_at.get(model, 0.0) + BURST_S - time.monotonic()
+            if wait > 0:
+                self._coming.add(model)
+                timer = threading.Timer(wait, self._wake_late, (model, job_id, tier))
+                timer.daemon = True  # what is lost with this process the sweep sends again
+                return timer.start()
+            self._woken_at[model] = time.monotonic()
+        self.wake(model, job_id=job_id, tier=tier)
+
+    def _wake_late(self, model: str, job_id: UUID, tier: str) -> None:
+        with self._lock:  # whose job came before this was committed before the message is sent
+            self._coming.discard(model)
+            self._woken_at[model] = time.monotonic()
+        self.wake(model, job_id=job_id, tier=tier)
 
     def announce_changed(self, job_ids: Iterable[UUID]) -> bool:
         """Tell those who watch that these jobs have started, got a picture, or ended."""

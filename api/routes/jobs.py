@@ -145,7 +145,7 @@ def submit(
                 expires_after_s=life_s,
             )
     if earlier is None:
-        farm.messages.wake(drawn.model, job_id=job_id, tier=submission.tier)
+        farm.messages.wake_soon(drawn.model, job_id, submission.tier)
         tell("job_submitted", job=job_id, tenant=caller.tenant_id, images=drawn.count, request=request_id)
     # Not inside the transaction: until its commit, others that submit to this lane wait.
     with transaction(farm.reader) as connection:
@@ -256,7 +256,7 @@ def retry_job(job_id: UUID, caller: JobsWriter, farm: TheFarm, base_url: BaseUrl
     with transaction(farm.engine) as connection:
         again = jobs.retry(connection, job_id, caller.tenant_id, request_id)
         job = find_job(connection, caller.tenant_id, again.id, base_url)
-    farm.messages.wake(again.model, job_id=again.id, tier=again.tier)
+    farm.messages.wake_soon(again.model, again.id, again.tier)
     tell("job_submitted", job=again.id, tenant=caller.tenant_id, images=job.recipe.count, request=request_id)
     return answer(job, 201, {"Location": f"{base_url}v1/jobs/{job.id}"})
 
