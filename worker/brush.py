@@ -28,8 +28,9 @@ SHORT_S = 600  # for so long fewer images are painted at once after memory ran o
 class Rendering:
     """One microbatch between its claim and its last denoising step."""
 
-    def __init__(self, microbatch: Microbatch) -> None:
+    def __init__(self, microbatch: Microbatch, is_full: bool) -> None:
         self.microbatch = microbatch
+        self.is_full = is_full  # more may wait than it could take
         self.images: tuple[Image, ...] | None = None  # that were wanted when the lease started; None: not started
         self.painting: Future[Painted] | None = None  # None: not yet given to the brush
         self.step, self.steps = 0, 0

@@ -10,6 +10,7 @@ every beat so that a deaf Redis only slows the farm. Painting has a thread of it
 
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import wait as wait_for
 from functools import partial
 from uuid import UUID
@@ -45,7 +46,9 @@ class Engine:
         holdings: Holdings,
         store: Store,
         database_outage: Outage,
+        wake: Callable[[str], object],
     ) -> None:
+        """`wake` wakes a worker that serves a model."""
         self.worker_id = worker_id
         self.gallery = gallery
         self.is_ready = False  # has a model in memory, or tried
@@ -54,6 +57,7 @@ class Engine:
         self._holdings = holdings
         self._store = store
         self._database_outage = database_outage
+        self._wake = wake
         self._brush = brush
         self._one_at_a_time = threading.Lock()
         self._claims = 0
@@ -187,7 +191,8 @@ class Engine:
             return None
         self._claims += 1
         self._holdings.take(microbatch)
-        rendering = self._in_hand[lease_id] = Rendering(microbatch)
+        is_full = len(microbatch.images) == capacity[microbatch.model]
+        rendering = self._in_hand[lease_id] = Rendering(microbatch, is_full)
         tell("microbatch_claimed", **self._store.facts(microbatch))
         return rendering
 
@@ -225,6 +230,8 @@ class Engine:
         self._start(rendering)
         if not rendering.images:
             return self._give_back(microbatch, "none of its images can be started now")
+        if rendering.is_full:
+            self._wake(microbatch.model)  # one message may stand for a thousand jobs: enough for another worker
         return True
 
     def _wait_until_others_landed(self, lease_id: UUID) -> None:

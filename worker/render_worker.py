@@ -53,7 +53,15 @@ class RenderWorker:
             self.id, self.database, storage, self.news.changed, self.holdings, postgres, s3, self.watchdog
         )
         self.engine = Engine(
-            self.id, settings, self.database, self.gallery, self.brush, self.holdings, self.store, postgres
+            self.id,
+            settings,
+            self.database,
+            self.gallery,
+            self.brush,
+            self.holdings,
+            self.store,
+            postgres,
+            self.messages.wake,
         )
         own_connection = connect(settings, pool=1)
         self.heartbeat = Heartbeat(settings, own_connection, self.holdings, postgres, self.introduce, self.engine.pause)

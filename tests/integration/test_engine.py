@@ -9,14 +9,15 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+import redis
 from PIL import Image as PillowImage
 from sqlalchemy import Row, text
 
 from common import jobs, workers
 from common.config import Settings
-from common.db import transaction
+from common.db import new_id, transaction
 from common.errors import RenderFailed
-from common.queue import Messages
+from common.queue import Messages, render_queue
 from common.recipe import canonical
 from common.states import ImageState, JobState, Tier
 from common.storage import sha256
@@ -157,6 +158,32 @@ def test_a_second_drain_gives_back_what_was_laid_ready_too(
     ends = {(image.state, image.attempts, image.lease_id is None) for image in story.images(job)}
     assert ends <= {(ImageState.QUEUED, 0, True), (ImageState.STORED, 1, False)}
     assert (ImageState.QUEUED, 0, True) in ends
+
+
+def test_who_finds_more_than_it_can_take_wakes_another(
+    story: Story, settings: Settings, make_worker: MakeWorker
+) -> None:
+    """A message may stand for many jobs, and there may be many idle workers."""
+    worker = make_worker()
+    with redis.Redis.from_url(settings.redis_url.get_secret_value()) as messages:
+        story.submit(count=7)
+        worker.engine.work()
+        assert messages.llen(render_queue("mini-zh")) == 0
+        story.submit(count=30)
+        worker.engine.work()
+        assert messages.llen(render_queue("mini-zh")) == 1
+
+
+def test_jobs_that_come_together_share_a_message(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first is sent at once, and one for the others when the burst is over: it comes after all their commits."""
+    monkeypatch.setattr("common.queue.BURST_S", 1)
+    messages = Messages(settings)
+    with redis.Redis.from_url(settings.redis_url.get_secret_value()) as sent:
+        for _ in range(50):
+            messages.wake_soon("mini-zh", new_id(), Tier.STANDARD)
+        messages.wake_soon("zh-v0", new_id(), Tier.STANDARD)
+        assert sent.llen(render_queue("mini-zh")) == sent.llen(render_queue("zh-v0")) == 1
+        until(lambda: sent.llen(render_queue("mini-zh")) == 2)
 
 
 def test_what_is_claimed_at_the_end_of_the_turn_is_nothing(story: Story, make_worker: MakeWorker) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy import text
 from common.config import Settings
 from common.db import connect, migrate
 from common.queue import Messages
-from common.states import JobState
+from common.states import JobState, Tier
 from common.storage import Storage, sha256
 from embedded.servers import Servers, create_bucket
 from tests.stories import CATALOG, Story
@@ -26,10 +26,11 @@ NEVER = {"LEASE_S": "600", "BEAT_S": "600"}  # so that no idle try can stand in 
 
 
 def submit(story: Story, settings: Settings, count: int, **fields: int) -> list[UUID]:
-    """Jobs of one image each, each with its message, as the API does it."""
-    messages = Messages(settings)
-    jobs = [story.submit(tenant=f"tenant {number % 3}", **fields) for number in range(count)]
-    assert all(messages.wake("mini-zh", job_id=job) for job in jobs)
+    """Jobs of one image each, each announced as the API does it."""
+    messages, jobs = Messages(settings), []
+    for number in range(count):
+        jobs.append(story.submit(tenant=f"tenant {number % 3}", **fields))
+        messages.wake_soon("mini-zh", jobs[-1], Tier.STANDARD)
     return jobs
 
 
