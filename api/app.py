@@ -60,7 +60,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.farm = farm
     app.state.thumbnail_limiter = anyio.CapacityLimiter(THUMBNAIL_THREADS)
     app.state.registry = CollectorRegistry()
-    app.state.registry.register(FarmMetrics(farm.reader))
+    app.state.registry.register(FarmMetrics(farm.autocommit))
     app.state.upload_limiter = anyio.CapacityLimiter(UPLOAD_THREADS)
     limits = {uploads.PATH: settings.upload_limit, batches.PATH: batches.MAX_BODY_BYTES}
     app.add_middleware(Passage, metrics=RequestMetrics(app.state.registry), limits=limits)
@@ -72,25 +72,25 @@ def create_app(settings: Settings) -> FastAPI:
 
 def make_farm(settings: Settings) -> Farm:
     engine = connect(settings, pool=THREADS + SPARE_CONNECTIONS)
-    reader = engine.execution_options(isolation_level="AUTOCOMMIT")
+    autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
     messages = Messages(settings)
     known = catalog.read(settings.catalog)
     farm = Farm(
         settings=settings,
         engine=engine,
-        reader=reader,
+        autocommit=autocommit,
         messages=messages,
         storage=Storage(settings),
         catalog=known,
-        waiting_room=WaitingRoom(settings.redis_url.get_secret_value(), look=partial(look, reader, messages)),
+        waiting_room=WaitingRoom(settings.redis_url.get_secret_value(), look=partial(look, autocommit, messages)),
     )
     known.get(farm.default_model)  # a default that the catalogue lacks is said now, not at the first request
     return farm
 
 
-def look(reader: Engine, messages: Messages, known: Mapping[UUID, Mark | None]) -> dict[UUID, tuple[Mark, Job]]:
+def look(autocommit: Engine, messages: Messages, known: Mapping[UUID, Mark | None]) -> dict[UUID, tuple[Mark, Job]]:
     """Those of these jobs that are not as they are known."""
-    with transaction(reader) as connection:
+    with transaction(autocommit) as connection:
         found = find_changed(connection, known)
     with_progress(messages, [job for _, job in found.values()])
     return found

@@ -25,7 +25,7 @@ class Farm:
 
     settings: Settings
     engine: Engine
-    reader: Engine  # the same connections, each statement a transaction of its own: no BEGIN, no COMMIT
+    autocommit: Engine  # the same connections, each statement a transaction of its own: no BEGIN, no COMMIT
     messages: Messages
     storage: Storage
     catalog: Catalog
@@ -51,7 +51,7 @@ def caller(farm: TheFarm, credentials: Credentials) -> Caller:
     """Whoever holds a valid key."""
     if credentials is None:
         raise Unauthorized("This needs an API key: send the header `Authorization: Bearer huaf_…`.")
-    with transaction(farm.reader) as connection:
+    with transaction(farm.autocommit) as connection:
         return authenticate(connection, credentials.credentials, farm.settings.key_pepper.get_secret_value())
 
 

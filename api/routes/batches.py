@@ -122,7 +122,7 @@ def submit(
     plan, batch_id = plan_of(farm, draft), new_id()
     once = jobs.Once(ROUTE, idempotency_key, fingerprint(draft)) if idempotency_key else None
     if once:  # its prompts may be stored already
-        with transaction(farm.reader) as connection:
+        with transaction(farm.autocommit) as connection:
             earlier = jobs.made_before(connection, caller.tenant_id, once)
         if earlier:
             return look(farm, caller, earlier), False
@@ -188,7 +188,7 @@ def fingerprint(draft: BatchDraft) -> str:
 
 
 def look(farm: Farm, caller: Caller, batch_id: UUID) -> Batch:
-    with transaction(farm.reader) as connection:
+    with transaction(farm.autocommit) as connection:
         return find_batch(connection, caller.tenant_id, batch_id)
 
 
@@ -196,7 +196,7 @@ def look(farm: Farm, caller: Caller, batch_id: UUID) -> Batch:
 def list_batches(
     paging: Annotated[Paging, Query()], caller: JobsReader, farm: TheFarm, request: Request, response: Response
 ) -> BatchPage:
-    with transaction(farm.reader) as connection:
+    with transaction(farm.autocommit) as connection:
         found = find_batches(connection, caller.tenant_id, paging.before, paging.limit + 1)
     page, cursor = paging.cut(found)
     response.headers.update(next_link(request, cursor))

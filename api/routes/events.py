@@ -87,7 +87,7 @@ def follow_job(
 
     A stream that ends without `end`, such as when this process stops, is to be asked for again, with `Last-Event-ID`.
     """
-    with transaction(farm.reader) as connection:
+    with transaction(farm.autocommit) as connection:
         is_over = has_ended(connection, caller.tenant_id, job_id)
     if is_over and last_event_id == END:
         return Response(status_code=204)

@@ -78,12 +78,12 @@ async def outcome(farm: Farm, check: Callable[[Farm], None], limiter: anyio.Capa
 
 
 def check_postgres(farm: Farm) -> None:
-    with transaction(farm.reader) as connection:
+    with transaction(farm.autocommit) as connection:
         connection.exec_driver_sql("SELECT 1")
 
 
 def check_migrations(farm: Farm) -> None:
-    with transaction(farm.reader) as connection:
+    with transaction(farm.autocommit) as connection:
         revision = current_revision(connection)
     if revision not in ACCEPTED_REVISIONS:
         accepted = ", ".join(ACCEPTED_REVISIONS)

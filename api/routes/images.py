@@ -27,7 +27,7 @@ FATES = {
 
 def image_of(image_id: UUID, caller: JobsReader, farm: TheFarm, base_url: BaseUrl) -> tuple[LoneImage, str | None]:
     """An image of the caller's, and its key in storage."""
-    with transaction(farm.reader) as connection:
+    with transaction(farm.autocommit) as connection:
         return find_image(connection, caller.tenant_id, image_id, base_url)
 
 

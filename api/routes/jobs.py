@@ -131,7 +131,7 @@ def submit(
     drawn, warnings = resolve(farm, submission, root_seed)
     job_id = new_id()
     # A job alone is one statement, and needs no BEGIN and COMMIT around it.
-    with transaction(farm.engine if once else farm.reader) as connection:
+    with transaction(farm.engine if once else farm.autocommit) as connection:
         earlier = jobs.submit_once(connection, caller.tenant_id, once, job_id) if once else None
         if earlier is None:
             jobs.submit(
@@ -148,13 +148,13 @@ def submit(
         farm.messages.wake_soon(drawn.model, job_id, submission.tier)
         tell("job_submitted", job=job_id, tenant=caller.tenant_id, images=drawn.count, request=request_id)
     # Not inside the transaction: until its commit, others that submit to this lane wait.
-    with transaction(farm.reader) as connection:
+    with transaction(farm.autocommit) as connection:
         return find_job(connection, caller.tenant_id, earlier or job_id, base_url), earlier is None
 
 
 def try_out(farm: Farm, submission: Submission, root_seed: int) -> DryRun:
     drawn, warnings = resolve(farm, submission, root_seed)
-    with transaction(farm.reader) as connection:
+    with transaction(farm.autocommit) as connection:
         rate = read_crew(connection).images_per_second(drawn.model)
     seconds = round(drawn.count / rate, 1) if rate else None
     return DryRun(
@@ -175,7 +175,7 @@ def resolve(farm: Farm, submission: Submission, root_seed: int) -> tuple[recipe.
 def look_again(farm: Farm, caller: Caller, job: Job, base_url: str) -> Job:
     """The job as it is by now; as it was, while the database is away: what was committed is not taken back."""
     try:
-        with transaction(farm.reader) as connection:
+        with transaction(farm.autocommit) as connection:
             job = find_job(connection, caller.tenant_id, job.id, base_url)
     except Unavailable:
         return job
@@ -197,7 +197,7 @@ def once_of(submission: Submission, key: str | None) -> jobs.Once | None:
     responses={304: {"description": "It is as `If-None-Match` says."}},
 )
 def read_job(job_id: UUID, caller: JobsReader, farm: TheFarm, base_url: BaseUrl, request: Request) -> Response:
-    with transaction(farm.reader) as connection:
+    with transaction(farm.autocommit) as connection:
         job = find_job(connection, caller.tenant_id, job_id, base_url)
     return with_etag(request, with_progress(farm.messages, [job])[0])
 
@@ -226,7 +226,7 @@ def list_jobs(
 ) -> Response:
     chosen = filters.model_dump(exclude={"cursor", "limit"})
     search = Search(limit=filters.limit + 1, before=filters.before, **chosen)
-    with transaction(farm.reader) as connection:
+    with transaction(farm.autocommit) as connection:
         found, cursor = filters.cut(find_jobs(connection, caller.tenant_id, search, base_url))
     page = JobPage(items=with_progress(farm.messages, found), next_cursor=cursor)
     return answer(page, 200, next_link(request, cursor))

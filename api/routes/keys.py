@@ -67,7 +67,7 @@ def create_key(new: NewKey, caller: Admin, farm: TheFarm) -> KeyWithSecret:
 
 @router.get("/v1/keys", operation_id="listKeys", summary="List the API keys, revoked ones too")
 def list_keys(caller: Admin, farm: TheFarm) -> Keys:
-    with transaction(farm.reader) as connection:
+    with transaction(farm.autocommit) as connection:
         rows = connection.execute(select(table).where(table.c.tenant_id == caller.tenant_id).order_by(table.c.id))
         return Keys(items=[Key.model_validate(dict(row._mapping)) for row in rows])
 

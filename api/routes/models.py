@@ -108,7 +108,7 @@ class Models(BaseModel):
 
 @router.get("/v1/models", operation_id="listModels", summary="List the models that can be asked for")
 def list_models(caller: AnyCaller, farm: TheFarm) -> Models:
-    with transaction(farm.reader) as connection:
+    with transaction(farm.autocommit) as connection:
         crew = read_crew(connection)
     return Models(items=[shape(entry, crew, farm.default_model) for entry in farm.catalog.models.values()])
 

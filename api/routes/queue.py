@@ -37,7 +37,7 @@ class Queue(Depth):
 
 @router.get("/v1/queue", operation_id="readQueue", summary="See how much waits and runs")
 def read_queue(caller: Viewer, farm: TheFarm) -> Queue:
-    with transaction(farm.reader) as connection:
+    with transaction(farm.autocommit) as connection:
         rows = read_backlog(connection)
     depths = [LaneDepth.model_validate(row, from_attributes=True) for row in rows]
     return Queue(

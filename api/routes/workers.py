@@ -63,7 +63,7 @@ class Workers(BaseModel):
 @router.get("/v1/workers", operation_id="listWorkers", summary="List the workers")
 def list_workers(caller: Viewer, farm: TheFarm) -> Workers:
     """Those that stopped within the last day, too."""
-    with transaction(farm.reader) as connection:
+    with transaction(farm.autocommit) as connection:
         rows = connection.execute(select(table).order_by(table.c.state, table.c.name, table.c.id)).all()
     return Workers(items=[Worker.model_validate(dict(row._mapping)) for row in rows])
 
