@@ -1,9 +1,9 @@
-"""Who is served when more waits than workers can render, with a fake GPU that takes 0.1 s for a microbatch of 8. `three
-tenants`: weights 1, 1 and 2, the first with 100,000 images waiting before the others come; of the images published
-while all three have work, the share of each, compared with its weight, and how long the first image of the second
-tenant waited. `two models`: one worker, both models always with work; how often it changes. `interactive`: one job
-after the other behind a bulk batch of a million images; how many microbatches are started between its submission and
-its own start. One is allowed: it was claimed already.
+"""Who is served when more waits than workers can render, with a fake GPU that takes 0.1 s for a microbatch of 8 and a
+store that answers at once. `three tenants`: weights 1, 1 and 2, the first with 100,000 images waiting before the others
+come; of the images claimed while all three have work, the share of each, compared with its weight, and how long the
+first image of the second tenant waited. `two models`: one worker, both models always with work; how often it changes.
+`interactive`: one job after the other behind a bulk batch of a million images; how many microbatches are started
+between its submission and its own start. One is allowed: it was claimed already.
 """
 
 import time
@@ -38,7 +38,7 @@ GOALS = (
 @contextmanager
 def sides(options: Options) -> Iterator[Sides]:
     scale = 20 if options.quick else 1
-    with farm() as the_farm:
+    with farm() as the_farm, the_farm.instant_store() as store:
         million = the_farm.new_database("million")
         database = connect(million, pool=1, statement_timeout_s=600)
         backlog.fill(database, "bulk", 1_000_000 // scale)
@@ -48,20 +48,22 @@ def sides(options: Options) -> Iterator[Sides]:
             "three tenants": lambda: three_tenants(
                 the_farm, next(names), 100_000 // scale, 250 if options.quick else 1600
             ),
-            "two models": lambda: two_models(the_farm, next(names), 4 if options.quick else 40),
-            "interactive behind 1M": lambda: interactive(the_farm, million, database, 3 if options.quick else 15),
+            "two models": lambda: two_models(the_farm, store, next(names), 4 if options.quick else 40),
+            "interactive behind 1M": lambda: interactive(
+                the_farm, store, million, database, 3 if options.quick else 15
+            ),
         }
         database.dispose()
 
 
-def three_tenants(the_farm: Farm, name: str, many: int, images: int) -> Figures:
+def three_tenants(the_farm: Farm, store: str, name: str, many: int, images: int) -> Figures:
     settings = the_farm.new_database(name)
     database = connect(settings, pool=1, statement_timeout_s=600)
     backlog.fill(database, "a", many)
     with transaction(database) as connection:
         for tenant, weight in WEIGHTS.items():
             connection.execute(WEIGH, {"tenant": tenants.ensure_tenant(connection, tenant), "weight": weight})
-    with the_farm.worker(settings, GPU, "--models", backlog.MODEL):
+    with the_farm.worker(settings, GPU, "--models", backlog.MODEL, S3_ENDPOINT_URL=store):
         wait_until(lambda: count(database, PUBLISHED) > 40)  # the first one has the farm to itself
         backlog.fill(database, "b", images)
         backlog.fill(database, "c", images)
@@ -79,14 +81,14 @@ def three_tenants(the_farm: Farm, name: str, many: int, images: int) -> Figures:
     }
 
 
-def two_models(the_farm: Farm, name: str, seconds: float) -> Figures:
+def two_models(the_farm: Farm, store: str, name: str, seconds: float) -> Figures:
     """With the patience that the product has: a change costs the load of a model."""
     settings = the_farm.new_database(name)
     database = connect(settings, pool=1)
     for _ in range(50):
         for model in ("zh-v0", "mini-zh"):
             submit(database, settings, model, Tier.STANDARD, count=64)
-    with the_farm.worker(settings, GPU, "--models", "zh-v0,mini-zh"):
+    with the_farm.worker(settings, GPU, "--models", "zh-v0,mini-zh", S3_ENDPOINT_URL=store):
         time.sleep(seconds)  # what a measured time is made of
     models = [row.model for row in rows(database, MODELS)]
     changes = sum(one != other for one, other in pairwise(models))
@@ -94,9 +96,9 @@ def two_models(the_farm: Farm, name: str, seconds: float) -> Figures:
     return {"microbatches a change of model": len(models) / max(changes, 1), "changes": float(changes)}
 
 
-def interactive(the_farm: Farm, settings: Settings, database: Engine, times: int) -> Figures:
+def interactive(the_farm: Farm, store: str, settings: Settings, database: Engine, times: int) -> Figures:
     before, waits = [], []
-    with the_farm.worker(settings, GPU, "--models", backlog.MODEL):
+    with the_farm.worker(settings, GPU, "--models", backlog.MODEL, S3_ENDPOINT_URL=store):
         wait_until(lambda: count(database, PUBLISHED) > 0)
         for number in range(times):
             time.sleep(0.037 * (number % 5))  # at another moment of a microbatch each time
