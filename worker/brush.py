@@ -135,24 +135,21 @@ class Brush:
         model, recipe = painter.model, images[0].recipe
         at_once = at_size(self.capacity(model), model.width * model.height, recipe.width * recipe.height)
         parts, painted = _parts(images, at_once), list[Picture | RenderFailed]()
-        largest, was_short = 1, False
         while parts:
             part = parts.pop(0)
             rendering.begin_part(len(painted) / len(images), len(part) / len(images))
             try:
                 painted += painter.paint([Stroke(image.recipe, image.seed) for image in part], on_step)
-                largest = max(largest, len(part))
             except (Interrupted, DeviceLost):
                 raise
             except Exception as error:
                 if len(part) == 1:
                     painted.append(_failure(part[0], error))
-                    continue
-                is_short = isinstance(error, OutOfMemory)
-                was_short |= is_short
-                parts[:0] = _parts(part, len(part) // 2 if is_short else 1)
-        if was_short:
-            self._remember(painter.model, largest)
+                elif isinstance(error, OutOfMemory):
+                    self._remember(model, len(part) // 2)  # at once: the next microbatch is claimed meanwhile
+                    parts[:0] = _parts(part, len(part) // 2)
+                else:
+                    parts[:0] = _parts(part, 1)
         return painted
 
     def _remember(self, model: Model, images: int) -> None:
