@@ -120,7 +120,7 @@ def test_another_control_worker_finishes_what_one_was_killed_at(
         connection.execute(text("UPDATE batches SET touched_at = now() - interval '1 minute'"))
     with running(tmp_path, settings, "control", **QUICK) as second:
         until(lambda: expanded() == 251)
-    assert "batch_expanded" in log_of(second)
+        until(lambda: "batch_expanded" in log_of(second))
     found = client.get(f"/v1/batches/{made['id']}").json()
     assert (found["state"], found["images"]["open"]) == ("running", 251 * 64)
     with database.connect() as connection:
