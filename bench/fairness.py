@@ -46,7 +46,7 @@ def sides(options: Options) -> Iterator[Sides]:
         names = iter(f"fair_{number}" for number in range(1000))
         yield {
             "three tenants": lambda: three_tenants(
-                the_farm, next(names), 100_000 // scale, 250 if options.quick else 1600
+                the_farm, store, next(names), 100_000 // scale, 250 if options.quick else 1600
             ),
             "two models": lambda: two_models(the_farm, store, next(names), 4 if options.quick else 40),
             "interactive behind 1M": lambda: interactive(
