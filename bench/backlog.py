@@ -41,7 +41,8 @@ def fill(database: Engine, tenant: str, images: int, tier: Tier = Tier.BULK, ste
             chunk = list(islice(drawn, CHUNK_JOBS))
             end = batch.jobs + len(chunk)
             is_last = end >= images // PER_JOB
-            expansion.expand(connection, batch, Chunk(end, end, is_last, chunk))
+            rows = expansion.rows_of(batch, chunk, batch.jobs)
+            expansion.expand(connection, batch, Chunk(end, end, is_last, chunk), rows)
         if is_last:
             return batch_id
 

@@ -3,75 +3,80 @@
 COPY's text is written by hand: the driver takes ten times as long for a row, and a batch has a million of them.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
 
 from sqlalchemy import Connection, text
+from uuid_utils import uuid7
 
 from common.batches import HERE, Batch, Chunk, here, there
-from common.db import new_id
 from common.recipe import Recipe
 
-BLOCK_ROWS = 200
+
+@dataclass(frozen=True)
+class Rows:
+    """What is to be copied, and how many images by (compatibility, model). `images` names lanes by their place here."""
+
+    lanes: dict[tuple[str, str], int]
+    jobs: str
+    images: str
 
 
-def expand(connection: Connection, batch: Batch, chunk: Chunk) -> bool:
+def rows_of(batch: Batch, recipes: Sequence[Recipe], place: int) -> Rows:
+    """The rows of recipes from this place on. Asks nobody: the next chunk is made while Postgres takes the last one."""
+    same = f"{batch.tenant_id}\t{batch.id}\t{batch.tier.value}\t{_field(batch.request_id)}"
+    lanes: dict[tuple[str, str], int] = {}
+    marks: dict[tuple[str, str], str] = {}
+    jobs, images = list[str](), list[str]()
+    for at, recipe in enumerate(recipes, place):
+        job_id, count, json = uuid7(), recipe.count, _field(recipe.model_dump_json())
+        jobs.append(f"{job_id}\t{same}\t{at}\t{json}\t{count}\t{count}\n")
+        lane = recipe.compatibility, recipe.model
+        lanes[lane] = lanes.get(lane, 0) + count
+        mark = marks.get(lane) or marks.setdefault(lane, _mark(len(marks)))
+        images.extend(f"{uuid7()}\t{job_id}\t{mark}\t{index}\n" for index in range(count))
+    return Rows(lanes, "".join(jobs), "".join(images))
+
+
+def expand(connection: Connection, batch: Batch, chunk: Chunk, rows: Rows) -> bool:
     """Insert the jobs of a chunk. False if somebody else was faster, or nobody wants them any more."""
     locked = connection.execute(LOCK_TO_EXPAND, here(batch)).first()
     if locked is None:
         return False
-    drawn = chunk.recipes
-    names = [recipe.compatibility for recipe in drawn]
-    lanes = _lanes(connection, batch, zip(names, drawn, strict=True), closed=locked.paused_at is not None)
-    ids, lane_ids = [new_id() for _ in drawn], [lanes[name] for name in names]
-    _copy(connection, COPY_JOBS, _job_lines(batch, chunk, ids))
-    _copy(connection, COPY_IMAGES, _image_lines(ids, lane_ids, drawn))
-    opened = Counter[int]()
-    for lane_id, recipe in zip(lane_ids, drawn, strict=True):
-        opened[lane_id] += recipe.count
+    lanes = [_lane(connection, batch, *lane, closed=locked.paused_at is not None) for lane in rows.lanes]
+    images = rows.images
+    for place, lane_id in enumerate(lanes):
+        images = images.replace(_mark(place), str(lane_id))
+    _copy(connection, COPY_JOBS, rows.jobs)
+    _copy(connection, COPY_IMAGES, images)
     # Only now: until the COMMIT nobody can publish in these lanes.
-    connection.execute(OPEN_LANES, {"lanes": list(opened), "images": list(opened.values())})
-    added = {"jobs": len(drawn), "images": opened.total()}
+    connection.execute(OPEN_LANES, {"lanes": lanes, "images": list(rows.lanes.values())})
+    added = {"jobs": len(chunk.recipes), "images": sum(rows.lanes.values())}
     connection.execute(EXPANDED, here(batch) | there(chunk) | added)
     return True
 
 
-def _lanes(
-    connection: Connection, batch: Batch, recipes: Iterable[tuple[str, Recipe]], *, closed: bool
-) -> dict[str, int]:
-    """The lanes of these recipes, by compatibility, made where there are none."""
-    found = {}
-    for compatibility, model in sorted({(name, recipe.model) for name, recipe in recipes}):
-        lane = {
-            "tenant": batch.tenant_id,
-            "tier": batch.tier.value,
-            "model": model,
-            "compatibility": compatibility,
-            "batch": batch.id,
-            "closed": closed,
-        }
-        connection.execute(MAKE_LANE, lane)
-        found[compatibility] = int(connection.execute(FIND_LANE, lane).scalar_one())
-    return found
+def _lane(connection: Connection, batch: Batch, compatibility: str, model: str, *, closed: bool) -> int:
+    """The batch's lane for what is compatible, made if there is none."""
+    lane = {
+        "tenant": batch.tenant_id,
+        "tier": batch.tier.value,
+        "model": model,
+        "compatibility": compatibility,
+        "batch": batch.id,
+        "closed": closed,
+    }
+    connection.execute(MAKE_LANE, lane)
+    return int(connection.execute(FIND_LANE, lane).scalar_one())
 
 
 # COPY's text: a line a row, tabs between the fields, \N for null
 
 
-def _job_lines(batch: Batch, chunk: Chunk, ids: Sequence[UUID]) -> Iterator[str]:
-    same = f"{batch.tenant_id}\t{batch.id}\t{batch.tier.value}\t{_field(batch.request_id)}"
-    for place, (job_id, recipe) in enumerate(zip(ids, chunk.recipes, strict=True), batch.jobs):
-        count, json = recipe.count, _field(recipe.model_dump_json())
-        yield f"{job_id}\t{same}\t{place}\t{json}\t{count}\t{count}\n"
-
-
-def _image_lines(ids: Sequence[UUID], lane_ids: Sequence[int], recipes: Sequence[Recipe]) -> Iterator[str]:
-    for job_id, lane_id, recipe in zip(ids, lane_ids, recipes, strict=True):
-        for index in range(recipe.count):
-            yield f"{new_id()}\t{job_id}\t{lane_id}\t{index}\n"
+def _mark(place: int) -> str:
+    """Stands for a lane that has no id yet; nothing else in the rows of images looks like it."""
+    return f"<{place}>"
 
 
 def _field(value: str | None) -> str:
@@ -80,11 +85,10 @@ def _field(value: str | None) -> str:
     return value.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")
 
 
-def _copy(connection: Connection, statement: str, lines: Iterator[str]) -> None:
+def _copy(connection: Connection, statement: str, rows: str) -> None:
     raw: Any = connection.connection.driver_connection
     with raw.cursor() as cursor, cursor.copy(statement) as copy:
-        while block := "".join(islice(lines, BLOCK_ROWS)):
-            copy.write(block)
+        copy.write(rows)
 
 
 COPY_JOBS = """

@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, TypeAdapter, ValidationError
 
 from common.catalog import Catalog
 from common.errors import Invalid
-from common.recipe import MAX_SEED, Draft, Recipe, Seed, prompt_errors, resolve, wrong_fields
+from common.recipe import MAX_SEED, Draft, Recipe, Seed, Text, prompt_errors, resolve, wrong_fields
 
 PLACEHOLDER = "画"
+PROMPT: TypeAdapter[str] = TypeAdapter(Text)
 
 
 class Plan(BaseModel):
@@ -40,12 +41,12 @@ class Planner:
         """The recipe of the prompt at this place. Raises Invalid, with every field that is wrong."""
         if fields.keys() != {"prompt"}:
             return self._resolve(fields, place)
-        draft = _draft(fields)  # the usual case, and a million of them
-        if wrong := prompt_errors("prompt", draft.prompt, empty_allowed=False):
+        prompt = _prompt(fields["prompt"])  # the usual case, and a million of them
+        if wrong := prompt_errors("prompt", prompt, empty_allowed=False):
             raise Invalid.of(wrong)
         first, count = self._seed(place), self._plan.images_per_prompt
         seeds = tuple((first + i) % (MAX_SEED + 1) for i in range(count))
-        return self._usual.model_copy(update={"prompt": draft.prompt, "seeds": seeds})
+        return self._usual.model_copy(update={"prompt": prompt, "seeds": seeds})
 
     def _resolve(self, fields: Mapping[str, Any], place: int) -> Recipe:
         common = {key: value for key, value in self._common.items() if key != "count" or "seeds" not in fields}
@@ -57,6 +58,13 @@ class Planner:
     @cached_property
     def _model(self) -> str:
         return str(self._plan.defaults.get("model") or self._catalog.default)
+
+
+def _prompt(value: object) -> str:
+    try:
+        return PROMPT.validate_python(value)
+    except ValidationError:
+        return _draft({"prompt": value}).prompt  # it says what is wrong, and with which field
 
 
 def _draft(fields: Mapping[str, Any]) -> Draft:

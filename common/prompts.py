@@ -15,6 +15,7 @@ from common.catalog import Model
 from common.errors import FieldError, PromptTooLong
 from common.recipe import Recipe
 
+MOST_KNOWN = 10_000
 LOOK_AGAIN_S = 1.0  # a model may be imported while this process runs
 
 
@@ -35,7 +36,14 @@ class PromptCounter:
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
         self._unknown = self._tokenizer.token_to_id(getattr(self._tokenizer.model, "unk_token", None) or "")
-        self.read = lru_cache(maxsize=4096)(self._read)  # a prompt is asked about twice, a negative one by every job
+        self._known: dict[str, Reading] = {}  # a prompt is asked about twice, a negative one by every job
+
+    def read(self, text: str) -> Reading:
+        if text not in self._known:
+            if len(self._known) >= MOST_KNOWN:
+                self._known.clear()
+            self._known[text] = self._read(text)
+        return self._known[text]
 
     def _read(self, text: str) -> Reading:
         found = self._tokenizer.encode(text)

@@ -19,6 +19,7 @@ from common.batches import Batch, Chunk
 from common.catalog import Catalog
 from common.db import transaction
 from common.errors import Invalid, NotFound
+from common.expansion import Rows
 from common.plan import Planner
 from common.queue import Messages
 from common.recipe import Recipe
@@ -62,11 +63,11 @@ class Expander:
 
     def _read_on(self, batch: Batch, until: float) -> bool:
         """Check or expand chunk after chunk while the time lasts; False when somebody else is at it, or it is over."""
-        act = self._expand if batch.is_checked else self._check
         try:
             with self._chunks(batch) as chunks:
-                for chunk in chunks:
-                    if not act(batch, chunk):
+                for chunk, rows in chunks:
+                    is_mine = self._expand(batch, chunk, rows) if rows else self._check(batch, chunk)
+                    if not is_mine:
                         return False
                     if chunk.is_last or time.monotonic() > until:
                         return True
@@ -81,9 +82,9 @@ class Expander:
         with transaction(self._database) as connection:
             return batches.note_checked(connection, batch, chunk)
 
-    def _expand(self, batch: Batch, chunk: Chunk) -> bool:
+    def _expand(self, batch: Batch, chunk: Chunk, rows: Rows) -> bool:
         with transaction(self._database) as connection:
-            is_mine = expansion.expand(connection, batch, chunk)
+            is_mine = expansion.expand(connection, batch, chunk, rows)
         if is_mine:
             for model, jobs in Counter(recipe.model for recipe in chunk.recipes).items():
                 for _ in range(-(-jobs // JOBS_PER_MESSAGE)):
@@ -100,13 +101,16 @@ class Expander:
     # From lines to recipes
 
     @contextmanager
-    def _chunks(self, batch: Batch) -> Iterator[Iterator[Chunk]]:
-        """The chunks from where the batch stands; the next one is made while Postgres works at the last one."""
+    def _chunks(self, batch: Batch) -> Iterator[Iterator[tuple[Chunk, Rows | None]]]:
+        """The chunks from where the batch stands, as rows too if they are to be expanded.
+
+        The next one is made while Postgres works at the last one.
+        """
         key = upload_key(batch.upload.id, batch.upload.format)
         with self._storage.open(key, batch.offset) as blocks, ThreadPoolExecutor(1, "read ahead") as ahead:
             chunks = self._made(batch, blocks)
 
-            def in_turn() -> Iterator[Chunk]:
+            def in_turn() -> Iterator[tuple[Chunk, Rows | None]]:
                 coming = ahead.submit(next, chunks, None)
                 while chunk := coming.result():
                     coming = ahead.submit(next, chunks, None)
@@ -114,24 +118,25 @@ class Expander:
 
             yield in_turn()
 
-    def _made(self, batch: Batch, blocks: Iterator[bytes]) -> Iterator[Chunk]:
+    def _made(self, batch: Batch, blocks: Iterator[bytes]) -> Iterator[tuple[Chunk, Rows | None]]:
         planner = Planner(batch.plan, self._catalog)
         size = max(1, CHUNK_IMAGES // batch.plan.images_per_prompt) if batch.is_checked else CHECK_PROMPTS
-        place, found = batch.jobs, lines(blocks, batch.offset, batch.line)
-        first = list(islice(found, 1))
+        found = lines(blocks, batch.offset, batch.line)
+        first, place = list(islice(found, 1)), batch.jobs
         while first:
             here = [*first, *islice(found, size - 1)]
             first = list(islice(found, 1))
             recipes, warnings = self._recipes(batch, planner, here, place)
-            yield Chunk(here[-1].end, here[-1].number, not first, recipes, warnings)
+            chunk = Chunk(here[-1].end, here[-1].number, not first, recipes, warnings)
+            yield chunk, expansion.rows_of(batch, recipes, place) if batch.is_checked else None
             place += len(here)
 
     def _recipes(self, batch: Batch, planner: Planner, here: list[Line], place: int) -> tuple[list[Recipe], list[str]]:
         """Their tokens are counted when they are checked, once. Raises Invalid, which names the first wrong lines."""
         recipes, warnings, wrong = list[Recipe](), list[str](), list[str]()
-        for line in here:
+        for at, line in enumerate(here, place):
             try:
-                recipe = planner.recipe(line.fields(batch.upload.format), place + len(recipes))
+                recipe = planner.recipe(line.fields(batch.upload.format), at)
                 if not batch.is_checked:
                     model = self._catalog.get(recipe.model)
                     prompts.check(recipe, model)

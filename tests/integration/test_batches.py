@@ -213,8 +213,8 @@ def test_two_at_once_expand_nothing_twice(farm: BatchStory, small_chunks: None) 
         seen = batches.read(connection, batch_id)
     farm.expander.work(batch_id, 1e-9)  # the other one, faster
     with farm.expander._chunks(seen) as chunks, transaction(farm.database) as connection:
-        chunk = next(chunks)
-        assert not expansion.expand(connection, seen, chunk)
+        chunk, rows = next(chunks)
+        assert not expansion.expand(connection, seen, chunk, rows)
     assert len(farm.jobs_of(batch_id)) == farm.batch(batch_id).jobs == 3
 
 
