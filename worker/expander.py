@@ -30,7 +30,7 @@ from worker.prompt_file import Line, lines
 CHUNK_IMAGES = 8000
 CHECK_PROMPTS = 5000
 SHOWN = 20  # wrong prompts that are named; the others would be wrong for the same reasons
-WORK_S = 5.0  # at one batch, then it is the next one's turn
+WORK_S = 20.0  # at one batch, then it is the next one's turn; what was read ahead by then is read again
 JOBS_PER_MESSAGE = 1000
 
 
