@@ -39,11 +39,12 @@ class PromptCounter:
         self._known: dict[str, Reading] = {}  # a prompt is asked about twice, a negative one by every job
 
     def read(self, text: str) -> Reading:
-        if text not in self._known:
+        found = self._known.get(text)
+        if found is None:  # other threads may clear what is known at any moment
             if len(self._known) >= MOST_KNOWN:
                 self._known.clear()
-            self._known[text] = self._read(text)
-        return self._known[text]
+            found = self._known[text] = self._read(text)
+        return found
 
     def _read(self, text: str) -> Reading:
         found = self._tokenizer.encode(text)
