@@ -34,7 +34,7 @@ def rows_of(batch: Batch, recipes: Sequence[Recipe], place: int) -> Rows:
         jobs.append(f"{job_id}\t{same}\t{at}\t{json}\t{count}\t{count}\n")
         lane = recipe.compatibility, recipe.model
         lanes[lane] = lanes.get(lane, 0) + count
-        mark = marks.get(lane) or marks.setdefault(lane, _mark(len(marks)))
+        mark = marks.setdefault(lane, _mark(len(marks)))
         images.extend(f"{uuid7()}\t{job_id}\t{mark}\t{index}\n" for index in range(count))
     return Rows(lanes, "".join(jobs), "".join(images))
 
