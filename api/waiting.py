@@ -7,7 +7,7 @@ truth. While Redis is away the poll finds everything but progress within a secon
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from uuid import UUID
 
@@ -25,6 +25,7 @@ from common.telemetry import tell
 POLL_S = 1.0
 PROGRESS_S = 0.1  # at most ten times a second, however many workers render a job
 PROGRESS_TOLD = 3000  # times a second, to all who wait together: a fifth of a core, so that the rest is told at once
+WOKEN_AT_ONCE = 10  # a millisecond
 RECONNECT_S = 1.0
 STEP = re.compile(r"([0-9]{1,6})/([0-9]{1,6})")
 
@@ -61,8 +62,7 @@ class Watched:
         return self._accounts.get(base_url)
 
     def tell(self) -> None:
-        for watcher in self.watchers:
-            watcher.wake()
+        wake(list(self.watchers))
 
     def _tell_progress(self) -> None:
         self._will_tell, self._told_at = None, asyncio.get_running_loop().time()
@@ -212,6 +212,14 @@ class WaitingRoom:
         for job_id, (mark, job) in found.items():
             if watched := self._watched.get(job_id):
                 watched.learn(job, mark)
+
+
+def wake(watchers: Sequence[Watcher]) -> None:
+    """Some at a time, and the rest after whatever else has come: nobody waits until a thousand have been told."""
+    for watcher in watchers[:WOKEN_AT_ONCE]:
+        watcher.wake()
+    if rest := watchers[WOKEN_AT_ONCE:]:
+        asyncio.get_running_loop().call_soon(wake, rest)
 
 
 def ids_in(data: str) -> set[UUID]:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
@@ -15,7 +16,7 @@ from sqlalchemy import Engine
 
 from api.reading import Mark, find_changed
 from api.shapes import Job
-from api.waiting import WaitingRoom
+from api.waiting import WOKEN_AT_ONCE, WaitingRoom, Watched, Watcher
 from common import tenants
 from common.config import Settings
 from common.db import new_id, transaction
@@ -125,6 +126,26 @@ def test_one_poll_serves_all_who_wait(story: Story) -> None:
 
     assert [job.state if job else None for job in asyncio.run(all_wait())] == ["succeeded"] * 50
     assert asked == [set(jobs)]
+
+
+def test_a_thousand_are_woken_a_few_at_a_time() -> None:
+    """Whoever asks for something else meanwhile comes in between."""
+
+    async def wake_all() -> list[int]:
+        watched = Watched()
+        watched.watchers = {Watcher(watched) for _ in range(1000)}
+        waiting = [asyncio.create_task(watcher.news(30)) for watcher in watched.watchers]
+        await asyncio.sleep(0)
+        watched.tell()
+        awake = [0]
+        while awake[-1] < 1000:
+            await asyncio.sleep(0)
+            awake.append(sum(task.done() for task in waiting))
+        assert all(task.result() for task in waiting)
+        return awake
+
+    awake = asyncio.run(asyncio.wait_for(wake_all(), 30))
+    assert max(after - before for before, after in pairwise(awake)) <= WOKEN_AT_ONCE
 
 
 def test_only_rows_that_changed_are_read(story: Story) -> None:
