@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -66,7 +65,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 def _jpeg(pixels: NDArray[np.uint8], texts: Mapping[str, str]) -> bytes:
     """The texts are one JSON object in comments; a comment holds 65,533 bytes, so a long one goes on in the next."""
-    file = _opencv(".jpg", pixels, (cv2.IMWRITE_JPEG_QUALITY, QUALITY))
+    file = _by_pillow(pixels, "JPEG", quality=QUALITY)
     note = _note(texts)
     parts = [note[at : at + 65_533] for at in range(0, len(note), 65_533)]
     comments = [b"\xff\xfe" + struct.pack(">H", len(part) + 2) + part for part in parts]
@@ -77,11 +76,9 @@ def _jpeg(pixels: NDArray[np.uint8], texts: Mapping[str, str]) -> bytes:
 def _webp(pixels: NDArray[np.uint8], texts: Mapping[str, str]) -> bytes:
     """The texts are one JSON object in the EXIF tag ImageDescription: WebP has no comments of its own.
 
-    By Pillow, for OpenCV cannot be told to hurry: a third of the time for 1.6% more bytes at the same quality.
+    Method 0 takes 0.4 of the time of the usual one, for 1.6% more bytes at the same quality.
     """
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "WEBP", quality=QUALITY, method=0, exif=_exif(_note(texts)))
-    return file.getvalue()
+    return _by_pillow(pixels, "WEBP", quality=QUALITY, method=0, exif=_exif(_note(texts)))
 
 
 def _exif(note: bytes) -> bytes:
@@ -95,8 +92,7 @@ def _note(texts: Mapping[str, str]) -> bytes:
     return json.dumps(dict(texts)).encode("ascii")
 
 
-def _opencv(extension: str, pixels: NDArray[np.uint8], *options: tuple[int, int]) -> bytes:
-    flat = [number for option in options for number in option]
-    done, file = cv2.imencode(extension, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), flat)
-    assert done
-    return file.tobytes()
+def _by_pillow(pixels: NDArray[np.uint8], format: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format, **options)
+    return file.getvalue()
