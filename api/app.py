@@ -16,7 +16,7 @@ from api.errors import MEDIA_TYPE, Problem, add_handlers
 from api.metrics import FarmMetrics, RequestMetrics
 from api.middleware import Passage
 from api.reading import Mark, find_changed, with_progress
-from api.routes import batches, events, health, images, jobs, keys, models, queue, uploads, workers
+from api.routes import batches, documentation, events, health, images, jobs, keys, models, queue, uploads, workers
 from api.shapes import Job
 from api.waiting import WaitingRoom
 from common import catalog
@@ -51,6 +51,8 @@ def create_app(settings: Settings) -> FastAPI:
         summary="A render farm for Chinese text-to-image diffusion.",
         version="0.1.0",
         lifespan=lifespan,
+        docs_url=None,  # ours asks no other host
+        redoc_url=None,
         responses={
             "4XX": {"model": Problem, "description": "The request cannot be carried out as it is."},
             503: {"model": Problem, "description": "A service is away; `Retry-After` says when to try again."},
@@ -65,8 +67,9 @@ def create_app(settings: Settings) -> FastAPI:
     limits = {uploads.PATH: settings.upload_limit, batches.PATH: batches.MAX_BODY_BYTES}
     app.add_middleware(Passage, metrics=RequestMetrics(app.state.registry), limits=limits)
     add_handlers(app)
-    for noun in (jobs, events, uploads, batches, images, models, queue, workers, keys, health):
+    for noun in (jobs, events, uploads, batches, images, models, queue, workers, keys, health, documentation):
         app.include_router(noun.router)
+    app.mount(documentation.ASSETS, documentation.assets)
     return app
 
 

@@ -1,5 +1,6 @@
 """The farm over HTTP: models, queue, workers, keys, health, metrics, and what is documented of them."""
 
+import re
 import socket
 import subprocess
 from pathlib import Path
@@ -193,3 +194,15 @@ def test_metrics_count_requests_by_route_and_read_the_farm(client: httpx.Client,
     assert 'huafang_images_waiting{model="mini-zh",tier="bulk"} 3.0' in lines
     assert 'huafang_workers{state="ready"} 1.0' in lines
     assert "huafang_database_up 1.0" in lines
+
+
+def test_the_documentation_asks_no_other_host(api: Api) -> None:
+    """A farm may have no way to the internet."""
+    client = api.stranger()
+    page = client.get("/docs").text
+    assert "://" not in page
+    assets = re.findall(r'(?:href|src)="([^"]+)"', page)
+    assert len(assets) == 3
+    for asset in assets:
+        assert client.get(asset).status_code == 200, asset
+    assert client.get("/openapi.json").status_code == 200
