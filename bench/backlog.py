@@ -10,8 +10,7 @@ from common import batches, catalog, expansion, tenants
 from common.batches import Chunk, Upload
 from common.config import SHIPPED_CATALOG
 from common.db import new_id, transaction
-from common.plan import Plan, Planner
-from common.recipe import Recipe
+from common.plan import Plan, Planned, Planner
 from common.states import Tier
 
 PER_JOB = 4  # images
@@ -31,8 +30,8 @@ def fill(database: Engine, tenant: str, images: int, tier: Tier = Tier.BULK, ste
         batch_id = batches.submit(connection, tenant_id, upload.id, plan, tier=tier)
         batch = batches.read(connection, batch_id)
         assert batch
-        drawn = recipes(plan, images // PER_JOB)
-        batches.note_checked(connection, batch, Chunk(0, 0, True, []))
+        drawn = planned(plan, images // PER_JOB)
+        batches.note_checked(connection, batch, Chunk(0, 0, True, 0))
         connection.execute(PROMPTS, {"batch": batch_id, "prompts": images // PER_JOB})
     while True:
         with transaction(database) as connection:
@@ -42,15 +41,15 @@ def fill(database: Engine, tenant: str, images: int, tier: Tier = Tier.BULK, ste
             end = batch.jobs + len(chunk)
             is_last = end >= images // PER_JOB
             rows = expansion.rows_of(batch, chunk, batch.jobs)
-            expansion.expand(connection, batch, Chunk(end, end, is_last, chunk), rows)
+            expansion.expand(connection, batch, Chunk(end, end, is_last, len(chunk)), rows)
         if is_last:
             return batch_id
 
 
-def recipes(plan: Plan, prompts: int) -> Iterator[Recipe]:
+def planned(plan: Plan, prompts: int) -> Iterator[Planned]:
     planner = Planner(plan, catalog.read(SHIPPED_CATALOG))
     for place in range(prompts):
-        yield planner.recipe({"prompt": f"第{place}幅画，山水之间的一座小亭"}, place)
+        yield planner.planned({"prompt": f"第{place}幅画，山水之间的一座小亭"}, place)
 
 
 def settle_down(database: Engine) -> None:

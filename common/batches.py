@@ -21,7 +21,7 @@ from common.db import new_id
 from common.errors import Conflict, NotFound
 from common.jobs import cancel_locked
 from common.plan import Plan
-from common.recipe import Recipe, canonical
+from common.recipe import canonical
 from common.states import Tier
 
 SHOWN_WARNINGS = 20
@@ -57,18 +57,18 @@ class Batch:
 
     def after(self, chunk: "Chunk") -> "Batch":
         """The same, as it is once the chunk was checked or expanded."""
-        jobs = self.jobs + len(chunk.recipes) if self.is_checked else self.jobs
+        jobs = self.jobs + chunk.prompts if self.is_checked else self.jobs
         return replace(self, offset=chunk.offset, line=chunk.line, jobs=jobs)
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A part of the file: where it ends, the recipes of its prompts and, when it is checked, what to warn of."""
+    """A part of the file: where it ends, how many prompts it has and, when it is checked, what to warn of."""
 
     offset: int
     line: int
     is_last: bool
-    recipes: Sequence[Recipe]
+    prompts: int
     warnings: Sequence[str] = ()
 
 
@@ -199,7 +199,7 @@ def there(chunk: Chunk) -> dict[str, Any]:
         "offset": chunk.offset,
         "line": chunk.line,
         "is_last": chunk.is_last,
-        "prompts": len(chunk.recipes),
+        "prompts": chunk.prompts,
         "warned": len(chunk.warnings),
         "warnings": list(chunk.warnings[:SHOWN_WARNINGS]),
     }

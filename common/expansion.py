@@ -3,7 +3,8 @@
 COPY's text is written by hand: the driver takes ten times as long for a row, and a batch has a million of them.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,32 +12,36 @@ from sqlalchemy import Connection, text
 from uuid_utils import uuid7
 
 from common.batches import HERE, Batch, Chunk, here, there
-from common.recipe import Recipe
+from common.plan import Planned
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What is to be copied, and how many images by (compatibility, model). `images` names lanes by their place here."""
+    """What is to be copied: so many jobs of each model, so many images by (compatibility, model).
 
-    lanes: dict[tuple[str, str], int]
+    `images` names lanes by their place in `lanes`.
+    """
+
+    models: Mapping[str, int]
+    lanes: Mapping[tuple[str, str], int]
     jobs: str
     images: str
 
 
-def rows_of(batch: Batch, recipes: Sequence[Recipe], place: int) -> Rows:
+def rows_of(batch: Batch, planned: Sequence[Planned], place: int) -> Rows:
     """The rows of recipes from this place on. Asks nobody: the next chunk is made while Postgres takes the last one."""
     same = f"{batch.tenant_id}\t{batch.id}\t{batch.tier.value}\t{_field(batch.request_id)}"
-    lanes: dict[tuple[str, str], int] = {}
+    models, lanes = Counter[str](), Counter[tuple[str, str]]()
     marks: dict[tuple[str, str], str] = {}
     jobs, images = list[str](), list[str]()
-    for at, recipe in enumerate(recipes, place):
-        job_id, count, json = uuid7(), recipe.count, _field(recipe.model_dump_json())
-        jobs.append(f"{job_id}\t{same}\t{at}\t{json}\t{count}\t{count}\n")
-        lane = recipe.compatibility, recipe.model
-        lanes[lane] = lanes.get(lane, 0) + count
+    for at, one in enumerate(planned, place):
+        job_id, count, lane = uuid7(), len(one.seeds), one.base.lane
+        jobs.append(f"{job_id}\t{same}\t{at}\t{_field(one.json)}\t{count}\t{count}\n")
+        models[one.base.recipe.model] += 1
+        lanes[lane] += count
         mark = marks.setdefault(lane, _mark(len(marks)))
         images.extend(f"{uuid7()}\t{job_id}\t{mark}\t{index}\n" for index in range(count))
-    return Rows(lanes, "".join(jobs), "".join(images))
+    return Rows(models, lanes, "".join(jobs), "".join(images))
 
 
 def expand(connection: Connection, batch: Batch, chunk: Chunk, rows: Rows) -> bool:
@@ -52,7 +57,7 @@ def expand(connection: Connection, batch: Batch, chunk: Chunk, rows: Rows) -> bo
     _copy(connection, COPY_IMAGES, images)
     # Only now: until the COMMIT nobody can publish in these lanes.
     connection.execute(OPEN_LANES, {"lanes": lanes, "images": list(rows.lanes.values())})
-    added = {"jobs": len(chunk.recipes), "images": sum(rows.lanes.values())}
+    added = {"jobs": chunk.prompts, "images": sum(rows.lanes.values())}
     connection.execute(EXPANDED, here(batch) | there(chunk) | added)
     return True
 

@@ -5,6 +5,7 @@ worker checks.
 """
 
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from common.errors import FieldError, PromptTooLong
 from common.recipe import Recipe
 
 MOST_KNOWN = 10_000
+AT_ONCE = 256  # texts: those of 8,000 characters are 200 MB as the tokenizer reads them
 LOOK_AGAIN_S = 1.0  # a model may be imported while this process runs
 
 
@@ -46,6 +48,18 @@ class PromptCounter:
             found = self._known[text] = self._read(text)
         return found
 
+    def doubtful(self, texts: Sequence[str], limit: int) -> Iterator[int]:
+        """The places of those texts that have more tokens than this, or words that are unknown.
+
+        The tokenizer takes many at once on all cores, and other threads run meanwhile.
+        """
+        for start in range(0, len(texts), AT_ONCE):
+            readings = self._tokenizer.encode_batch_fast(texts[start : start + AT_ONCE])
+            for place, reading in enumerate(readings, start):
+                ids = reading.ids
+                if len(ids) > limit or self._unknown in ids:
+                    yield place
+
     def _read(self, text: str) -> Reading:
         found = self._tokenizer.encode(text)
         ids = found.ids
@@ -67,6 +81,18 @@ def check(recipe: Recipe, model: Model) -> None:
     )
     if wrong:
         raise PromptTooLong("; ".join(f"{e.field} {e.message}" for e in wrong) + ".", fields=wrong)
+
+
+def doubtful(texts: Sequence[str], negative: str, model: Model) -> set[int]:
+    """The places of those prompts that `check` or `warnings` has something to say of: quicker than asking them."""
+    counter = counter_of(model)
+    if counter and counter.read(negative).tokens > model.token_limit:
+        return set(range(len(texts)))
+    found = set(counter.doubtful(texts, model.token_limit)) if counter else set[int]()
+    if model.vocabulary:
+        words = model.vocabulary.words
+        found.update(place for place, text in enumerate(texts) if not any(word in text for word in words))
+    return found
 
 
 def too_long(count: int, model: str, limit: int) -> str:

@@ -117,7 +117,7 @@ def resolve(draft: Draft, catalog: Catalog, default_model: str, root_seed: int) 
     if wrong:
         raise Invalid.of(wrong)
     first = _or(draft.seed, root_seed)
-    seeds = draft.seeds or tuple((first + i) % (MAX_SEED + 1) for i in range(draft.count))
+    seeds = draft.seeds or seeds_from(first, draft.count)
     return Recipe(
         prompt=draft.prompt,
         negative_prompt=negative,
@@ -131,6 +131,11 @@ def resolve(draft: Draft, catalog: Catalog, default_model: str, root_seed: int) 
         mode=draft.mode,
         format=draft.format,
     )
+
+
+def seeds_from(first: int, count: int) -> tuple[int, ...]:
+    """Of so many images: image i of the prompt is drawn from the first + i, and after the largest seed comes 0."""
+    return tuple((first + i) % (MAX_SEED + 1) for i in range(count))
 
 
 def _or(value: T | None, default: T) -> T:

@@ -5,8 +5,7 @@ it can end at any moment, and any other goes on. The statements are those of `co
 """
 
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
@@ -16,11 +15,11 @@ from sqlalchemy import Engine as Database
 
 from common import batches, expansion, prompts
 from common.batches import Batch, Chunk
-from common.catalog import Catalog
+from common.catalog import Catalog, Model
 from common.db import transaction
 from common.errors import Invalid, NotFound
 from common.expansion import Rows
-from common.plan import Planner
+from common.plan import Planned, Planner
 from common.queue import Messages
 from common.recipe import Recipe
 from common.storage import Storage, upload_key
@@ -86,10 +85,10 @@ class Expander:
         with transaction(self._database) as connection:
             is_mine = expansion.expand(connection, batch, chunk, rows)
         if is_mine:
-            for model, jobs in Counter(recipe.model for recipe in chunk.recipes).items():
+            for model, jobs in rows.models.items():
                 for _ in range(-(-jobs // JOBS_PER_MESSAGE)):
                     self._messages.wake(model)
-            tell("batch_expanded", batch=batch.id, jobs=len(chunk.recipes), line=chunk.line)
+            tell("batch_expanded", batch=batch.id, jobs=chunk.prompts, line=chunk.line)
         return is_mine
 
     def _refuse(self, batch: Batch, reason: str) -> bool:
@@ -126,25 +125,41 @@ class Expander:
         while first:
             here = [*first, *islice(found, size - 1)]
             first = list(islice(found, 1))
-            recipes, warnings = self._recipes(batch, planner, here, place)
-            chunk = Chunk(here[-1].end, here[-1].number, not first, recipes, warnings)
-            yield chunk, expansion.rows_of(batch, recipes, place) if batch.is_checked else None
+            planned, warnings = self._planned(batch, planner, here, place)
+            chunk = Chunk(here[-1].end, here[-1].number, not first, len(here), warnings)
+            yield chunk, expansion.rows_of(batch, planned, place) if batch.is_checked else None
             place += len(here)
 
-    def _recipes(self, batch: Batch, planner: Planner, here: list[Line], place: int) -> tuple[list[Recipe], list[str]]:
+    def _planned(self, batch: Batch, planner: Planner, here: list[Line], place: int) -> tuple[list[Planned], list[str]]:
         """Their tokens are counted when they are checked, once. Raises Invalid, which names the first wrong lines."""
-        recipes, warnings, wrong = list[Recipe](), list[str](), list[str]()
+        planned, wrong, warnings = dict[int, Planned](), dict[int, str](), list[str]()
         for at, line in enumerate(here, place):
             try:
-                recipe = planner.recipe(line.fields(batch.upload.format), at)
-                if not batch.is_checked:
-                    model = self._catalog.get(recipe.model)
-                    prompts.check(recipe, model)
-                    warnings += (f"Line {line.number}: {warning}" for warning in prompts.warnings(recipe, model)[:1])
-                recipes.append(recipe)
+                planned[line.number] = planner.planned(line.fields(batch.upload.format), at)
             except Invalid as error:
-                wrong.append(f"Line {line.number}: {error.message}")
+                wrong[line.number] = error.message
+        if not batch.is_checked:
+            for number, recipe, model in self._doubtful(planned):
+                try:
+                    prompts.check(recipe, model)
+                except Invalid as error:
+                    wrong[number] = error.message
+                warnings += (f"Line {number}: {warning}" for warning in prompts.warnings(recipe, model)[:1])
         if wrong:
-            more = [f"{len(wrong) - SHOWN} more near them."] if len(wrong) > SHOWN else []
-            raise Invalid(" ".join(wrong[:SHOWN] + more))
-        return recipes, warnings
+            named = [f"Line {number}: {wrong[number]}" for number in sorted(wrong)]
+            more = [f"{len(named) - SHOWN} more near them."] if len(named) > SHOWN else []
+            raise Invalid(" ".join(named[:SHOWN] + more))
+        return list(planned.values()), warnings
+
+    def _doubtful(self, planned: Mapping[int, Planned]) -> Iterator[tuple[int, Recipe, Model]]:
+        """Those, by their lines, of whose prompts there is something to say."""
+        alike: dict[tuple[str, str], list[int]] = {}
+        for number, one in planned.items():
+            alike.setdefault((one.base.recipe.model, one.base.recipe.negative_prompt), []).append(number)
+        found = dict[int, Model]()
+        for (name, negative), numbers in alike.items():
+            model = self._catalog.get(name)
+            places = prompts.doubtful([planned[number].prompt for number in numbers], negative, model)
+            found.update((numbers[place], model) for place in places)
+        for number in sorted(found):
+            yield number, planned[number].recipe, found[number]

@@ -5,8 +5,7 @@ Yields what each line says; whether that makes a recipe is for `common.plan` to 
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from common.errors import Invalid
 
@@ -14,8 +13,7 @@ MAX_LINE_BYTES = 1_000_000
 BOM = b"\xef\xbb\xbf"
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """One line that is not blank. `end` is where the next one starts, in bytes from the start of the file."""
 
     number: int

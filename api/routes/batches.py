@@ -156,9 +156,8 @@ def plan_of(farm: Farm, draft: BatchDraft) -> Plan:
     seed = secrets.randbelow(LARGEST_LOT) if draft.seed is None else draft.seed
     plan = Plan(defaults=defaults, images_per_prompt=draft.images_per_prompt, seed=seed)
     try:
-        recipe = Planner(plan.model_copy(update={"images_per_prompt": 1}), farm.catalog).recipe(
-            {"prompt": PLACEHOLDER}, 0
-        )
+        planner = Planner(plan.model_copy(update={"images_per_prompt": 1}), farm.catalog)
+        recipe = planner.planned({"prompt": PLACEHOLDER}, 0).recipe
         model = farm.catalog.get(recipe.model)
         prompts.check(recipe, model)
     except UnknownModel as error:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from common.catalog import Model, Vocabulary, read
 from common.errors import PromptTooLong
-from common.prompts import PromptCounter, check, warnings
+from common.prompts import PromptCounter, check, doubtful, warnings
 from common.recipe import Draft, Recipe, resolve
 
 CATALOG = read(Path(__file__).parents[2] / "models" / "catalog.toml")
@@ -84,3 +86,28 @@ def test_words_that_the_tokenizer_does_not_know_are_named() -> None:
     model: Model = replace(MINI, vocabulary=Vocabulary(("圆",), "only circles"))
     (line,) = warnings(recipe("红色的圆形 龘 😀 龘"), model)
     assert line.startswith("mini-zh cannot read 龘 😀 ")
+
+
+texts_of_all_sorts = st.one_of(
+    st.text(),
+    st.text("红圆龘a1é，[]# 😀\u200b\u0301İΣ한", max_size=60),
+    st.integers(44, 49).map("红".__mul__),
+)
+
+
+@given(st.lists(texts_of_all_sorts), st.sampled_from(["", "黑" * 47]))
+@settings(deadline=None)
+def test_of_many_prompts_those_are_looked_at_that_there_is_something_to_say_of(texts: list[str], negative: str) -> None:
+    texts = [text for text in texts if text.strip() and "\0" not in text]
+    for model in (MINI, replace(MINI, vocabulary=None)):
+        found = doubtful(texts, negative, model)
+        assert found == {at for at, text in enumerate(texts) if is_spoken_of(text, negative, model)}
+
+
+def is_spoken_of(prompt: str, negative: str, model: Model) -> bool:
+    drawn = recipe(prompt, negative_prompt=negative)
+    try:
+        check(drawn, model)
+    except PromptTooLong:
+        return True
+    return bool(warnings(drawn, model))
