@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from common.catalog import Model, Vocabulary, read
 from common.errors import PromptTooLong
-from common.prompts import PromptCounter, check, doubtful, warnings
+from common.prompts import PromptCounter, check, doubtful, plain_of, warnings
 from common.recipe import Draft, Recipe, resolve
 
 CATALOG = read(Path(__file__).parents[2] / "models" / "catalog.toml")
@@ -86,6 +88,28 @@ def test_words_that_the_tokenizer_does_not_know_are_named() -> None:
     model: Model = replace(MINI, vocabulary=Vocabulary(("圆",), "only circles"))
     (line,) = warnings(recipe("红色的圆形 龘 😀 龘"), model)
     assert line.startswith("mini-zh cannot read 龘 😀 ")
+
+
+COUNTER = PromptCounter(MINI.tokenizer_file)
+PLAIN = plain_of(Tokenizer.from_file(str(MINI.tokenizer_file)))
+
+
+@given(st.text(sorted(PLAIN.letters)) | st.text("a1é红，[ \u200b", min_size=90))
+@settings(max_examples=300, deadline=None)
+def test_a_text_of_plain_characters_is_read_whole_and_has_no_more_tokens_than_those(text: str) -> None:
+    if PLAIN.holds(text):
+        reading = COUNTER.read(text)
+        assert (reading.tokens <= len(text) + 2, reading.unknown) == (True, ())
+
+
+def test_what_is_plain() -> None:
+    assert all(PLAIN.holds(text) for text in ("红色的圆形，第12幅 a", "红，" * 200, "a" * 100))
+    assert not any(PLAIN.holds(text) for text in ("a" * 101, "A", "é", "龘", "\u0301", "\u200b", "🦊"))
+
+
+def test_of_a_tokenizer_of_another_family_nothing_is_taken_for_granted() -> None:
+    other = Tokenizer(BPE({"红": 0, "##红": 1}, []))
+    assert not plain_of(other).holds("红")
 
 
 texts_of_all_sorts = st.one_of(
