@@ -23,6 +23,19 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
+class Licence:
+    """What a model may be used for. Another `version` is another text: who accepted the one has not accepted the other.
+
+    One with `restrictions` binds whoever uses the model; one without is only named.
+    """
+
+    name: str
+    url: str  # of the full text
+    version: str = ""
+    restrictions: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Model:
     """One entry. Sizes are pixels; `max_pixels` bounds width × height.
 
@@ -34,8 +47,7 @@ class Model:
     name: str
     source: str
     family: str
-    licence: str
-    licence_url: str
+    licence: Licence
     description: str
     width: int
     height: int
@@ -85,7 +97,8 @@ def read(path: Path) -> Catalog:
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise Invalid(f"The catalogue {path} cannot be read: {error}.") from error
     try:
-        models = {name: _model(name, entry, path.parent) for name, entry in document["models"].items()}
+        licences = {name: _licence(name, entry) for name, entry in document.get("licences", {}).items()}
+        models = {name: _model(name, entry, licences, path.parent) for name, entry in document["models"].items()}
         catalog = Catalog(models, document["default"], document.get("default_gpu", document["default"]))
     except (KeyError, TypeError) as error:
         raise Invalid(f"The catalogue {path} is incomplete or has an entry that is not known: {error}.") from error
@@ -94,8 +107,16 @@ def read(path: Path) -> Catalog:
     return catalog
 
 
-def _model(name: str, entry: dict[str, Any], base: Path) -> Model:
+def _licence(name: str, entry: dict[str, Any]) -> Licence:
+    return Licence(name, **{**entry, "restrictions": tuple(entry.get("restrictions", ()))})
+
+
+def _model(name: str, entry: dict[str, Any], licences: dict[str, Licence], base: Path) -> Model:
     values = dict(entry)
+    url, licence = values.pop("licence_url", None), values["licence"]
+    if licence not in licences and url is None:
+        raise TypeError(f"{name} names the licence {licence!r}, which has neither an entry nor a licence_url")
+    values["licence"] = licences.get(licence) or Licence(licence, url)
     if words := values.pop("vocabulary", None):
         values["vocabulary"] = Vocabulary(tuple(words["words"]), words["advice"])
     folder = base / values["source"]

@@ -24,7 +24,7 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from common.catalog import Model
+from common.catalog import Licence, Model
 
 HIDDEN = 32
 SIDE = 64  # pixels
@@ -60,8 +60,7 @@ def entry(folder: Path, **changes: Any) -> Model:
         "source": str(folder),
         "folder": folder,
         "family": "stable-diffusion-zh",
-        "licence": "none",
-        "licence_url": "",
+        "licence": Licence("none", ""),
         "description": "noise",
         "width": SIDE,
         "height": SIDE,

@@ -120,8 +120,8 @@ def shape(entry: Entry, crew: Crew, default: str) -> Model:
         description=entry.description,
         family=entry.family,
         source=entry.source,
-        licence=entry.licence,
-        licence_url=entry.licence_url,
+        licence=entry.licence.name,
+        licence_url=entry.licence.url,
         is_default=entry.name == default,
         safety_checker=entry.safety_checker,
         defaults=Defaults(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from common.catalog import Catalog, read
+from common.catalog import Catalog, Licence, read
 from common.errors import Invalid, UnknownModel
 from common.recipe import MAX_SEED, Draft, Recipe, resolve
 
@@ -103,12 +103,24 @@ def test_the_digest_names_the_recipe() -> None:
     assert Recipe.model_validate(recipe().model_dump(mode="json")) == recipe()
 
 
+def test_a_licence_is_told_once_for_all_its_models(tmp_path: Path) -> None:
+    zh, mini = CATALOG.get("zh-v0").licence, CATALOG.get("mini-zh").licence
+    assert (zh.name, zh.version) == ("CreativeML OpenRAIL-M", "2022-08-22")
+    assert len(zh.restrictions) == 11
+    assert (mini.name, mini.restrictions) == ("Apache-2.0", ())
+    shipped = (Path(__file__).parents[2] / "models" / "catalog.toml").read_text(encoding="utf-8")
+    file = tmp_path / "catalog.toml"
+    file.write_text(shipped.replace('licence = "Apache-2.0"', 'licence = "MIT"\nlicence_url = "https://mit"'), "utf-8")
+    assert read(file).get("mini-zh").licence == Licence("MIT", "https://mit")
+
+
 def test_a_catalogue_with_a_mistake_is_refused_in_one_sentence(tmp_path: Path) -> None:
     shipped = (Path(__file__).parents[2] / "models" / "catalog.toml").read_text(encoding="utf-8")
     for good, bad in (
         ('scheduler = "lms"', 'scheduler = "slow"'),
         ("steps = 50", "stepz = 50"),
         ("[models", "[models."),
+        ('[licences."CreativeML', '[licences."Creative'),
     ):
         file = tmp_path / "catalog.toml"
         file.write_text(shipped.replace(good, bad), encoding="utf-8")
