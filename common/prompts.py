@@ -4,11 +4,13 @@ Knows no more of a model than its `tokenizer.json` (no torch); where that is not
 worker checks.
 """
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
@@ -21,12 +23,13 @@ from common.recipe import Recipe
 
 MOST_KNOWN = 10_000
 AT_ONCE = 256  # texts: those of 8,000 characters are 200 MB as the tokenizer reads them
+NONE = -1  # the id of no token
 LOOK_AGAIN_S = 1.0  # a model may be imported while this process runs
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A text as a model reads it: its tokens, with the two that frame every text, and the words it has no token for."""
+    """A text as a model reads it: its tokens, with those that frame every text, and the words it has no token for."""
 
     tokens: int
     unknown: tuple[str, ...]
@@ -58,8 +61,10 @@ class PromptCounter:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
-        self._unknown = self._tokenizer.token_to_id(getattr(self._tokenizer.model, "unk_token", None) or "")
+        unknown = self._tokenizer.token_to_id(_unknown(json.loads(tokenizer_file.read_text("utf-8"))["model"]))
+        self._unknown = NONE if unknown is None else unknown
         self._frame = self._tokenizer.num_special_tokens_to_add(is_pair=False)
+        self._unknown_in_frame = self._tokenizer.encode("").ids.count(self._unknown)
         self._known: dict[str, Reading] = {}  # a prompt is asked about twice, a negative one by every job
 
     def read(self, text: str) -> Reading:
@@ -83,7 +88,7 @@ class PromptCounter:
             readings = self._tokenizer.encode_batch_fast([texts[place] for place in places])
             for place, reading in zip(places, readings, strict=True):
                 ids = reading.ids
-                if len(ids) > limit or self._unknown in ids:
+                if len(ids) > limit or ids.count(self._unknown) > self._unknown_in_frame:
                     yield place
 
     @cached_property
@@ -93,9 +98,10 @@ class PromptCounter:
     def _read(self, text: str) -> Reading:
         found = self._tokenizer.encode(text)
         ids = found.ids
-        if self._unknown not in ids:
+        if ids.count(self._unknown) == self._unknown_in_frame:
             return Reading(len(ids), ())
-        spans = [span for id, span in zip(ids, found.offsets, strict=True) if id == self._unknown]
+        tokens = zip(ids, found.offsets, found.special_tokens_mask, strict=True)
+        spans = [span for id, span, frames in tokens if id == self._unknown and not frames]
         return Reading(len(ids), tuple(dict.fromkeys(text[start:end] for start, end in spans)))
 
 
@@ -116,6 +122,13 @@ def plain_of(tokenizer: Tokenizer) -> Plain:
         elif pieces == [f"a{one}a"] and inside + one in words:
             letters.add(one)
     return Plain(frozenset(alone), frozenset(alone | letters), model.max_input_chars_per_word)
+
+
+def _unknown(model: dict[str, Any]) -> str:
+    """The token of what the model has no token for; CLIP ends every text with it too."""
+    if model.get("unk_id") is not None:
+        return str(model["vocab"][model["unk_id"]][0])
+    return model.get("unk_token") or ""
 
 
 def check(recipe: Recipe, model: Model) -> None:

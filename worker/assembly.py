@@ -15,9 +15,10 @@ import torch
 import transformers
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from huggingface_hub.utils.tqdm import disable_progress_bars
+from tokenizers import Tokenizer
 
 from common.catalog import Model
-from worker import checkpoint
+from worker import checkpoint, spiece
 
 Config = dict[str, Any]
 TEXT_ENCODERS = ("BertModel", "CLIPTextModel")
@@ -125,15 +126,29 @@ def _plain_tensors(model: Model, file: Path) -> None:
 
 def _tokenizer(model: Model, folder: Path, text_encoder: Any) -> Any:
     """Reads special tokens in a prompt as text, and is never longer than the text encoder or the catalogue's limit."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(
-        folder, split_special_tokens=True, trust_remote_code=False, local_files_only=True
-    )
+    kind = checkpoint.index(folder.parent)["tokenizer"][1]
+    tokenizer = _of_pieces(folder) if kind == "T5Tokenizer" else _of_transformers(folder)
     known, needed = len(tokenizer), text_encoder.config.vocab_size
     if known != needed:
         raise checkpoint.refused(model, f"its tokenizer knows {known} tokens and its text encoder {needed}")
     longest = text_encoder.config.max_position_embeddings
     tokenizer.model_max_length = min(tokenizer.model_max_length, longest, model.token_limit)
     return tokenizer
+
+
+def _of_transformers(folder: Path) -> Any:
+    return transformers.AutoTokenizer.from_pretrained(
+        folder, split_special_tokens=True, trust_remote_code=False, local_files_only=True
+    )
+
+
+def _of_pieces(folder: Path) -> Any:
+    """rinna's, which transformers would read in a way of its own: see `worker.spiece`."""
+    made = folder / "tokenizer.json"
+    backend = Tokenizer.from_file(str(made)) if made.is_file() else spiece.read(folder / "spiece.model")
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token=spiece.padding(folder), split_special_tokens=True
+    )
 
 
 def _feature_extractor(folder: Path) -> Any:

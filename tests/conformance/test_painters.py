@@ -1,4 +1,7 @@
-"""What a painter promises, told of every one there is: the stub, random checkpoints of Bert and CLIP, and mini-zh."""
+"""What a painter promises, told of every one there is: the stub, random checkpoints of every text encoder, and mini-zh.
+
+Models as they were published are in `test_families`.
+"""
 
 import subprocess
 import sys
@@ -22,9 +25,9 @@ pytestmark = pytest.mark.filterwarnings(  # diffusers' numbers are NumPy's, who 
 )
 
 MINI = read(Path(__file__).parents[2] / "models" / "catalog.toml").get("mini-zh")
-KINDS = ("stub", "bert", "clip", "mini-zh")
-TROUBLED = ("stub", "bert", "clip")  # those that can be made to fail
-POISON = {"stub": "#nan", "bert": checkpoints.POISON, "clip": checkpoints.POISON}
+KINDS = ("stub", "bert", "clip", "pieces", "mini-zh")
+TROUBLED = ("stub", "bert", "clip", "pieces")  # those that can be made to fail
+POISON = {"stub": "#nan"} | dict.fromkeys(TROUBLED[1:], checkpoints.POISON)
 ODD = (
     "红",
     "😀 ",
@@ -63,7 +66,7 @@ def _model(kind: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, 
     if kind == "mini-zh":
         return MINI, "cpu"
     folder = tmp_path_factory.mktemp(kind)
-    text = "clip" if kind == "clip" else "bert"
+    text = "bert" if kind == "strict" else kind
     return checkpoints.entry(checkpoints.make(folder, text, strict=kind == "strict")), "cpu"
 
 
@@ -214,7 +217,7 @@ def test_every_scheduler_paints_and_forgets(load: Load, steps: int) -> None:
         assert len(set(painted.values())) == len(painted)
 
 
-@pytest.mark.parametrize("kind", ["bert", "clip", "mini-zh"], indirect=True)
+@pytest.mark.parametrize("kind", ["bert", "clip", "pieces", "mini-zh"], indirect=True)
 @pytest.mark.parametrize("odd", ODD)
 def test_the_worker_counts_tokens_as_the_api_does(paints: Painter, odd: str) -> None:
     """The longest such prompt that the API lets through is painted; one more is refused, with the same count."""

@@ -68,7 +68,9 @@ def refusal(folder: Path, **changes: Any) -> str:
 
 
 @pytest.mark.parametrize("form", [checkpoints.as_pickles, checkpoints.as_in_2022])
-def test_older_layouts_paint_the_same_picture(folder: Path, form: Callable[[Path], Path]) -> None:
+@pytest.mark.parametrize("text", ["bert", "clip", "pieces"])
+def test_older_layouts_paint_the_same_picture(tmp_path: Path, text: str, form: Callable[[Path], Path]) -> None:
+    folder = checkpoints.make(tmp_path, text)
     today = [painted(folder, scheduler) for scheduler in ("pndm", "ddim")]
     form(folder)
     assert [painted(folder, scheduler) for scheduler in ("pndm", "ddim")] == today
