@@ -28,6 +28,7 @@ from common.storage import Storage
 THREADS = 8  # requests at work in the database at once: more only wait for each other
 THUMBNAIL_THREADS = 4
 UPLOAD_THREADS = 4
+PICTURE_THREADS = 2  # decode what was uploaded: 20 bytes a pixel at worst
 SPARE_CONNECTIONS = 4  # for what works beside them: the waiting room's poll, readiness
 
 
@@ -64,6 +65,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.registry = CollectorRegistry()
     app.state.registry.register(FarmMetrics(farm.autocommit))
     app.state.upload_limiter = anyio.CapacityLimiter(UPLOAD_THREADS)
+    app.state.picture_limiter = anyio.CapacityLimiter(PICTURE_THREADS)
     limits = {uploads.PATH: settings.upload_limit, batches.PATH: batches.MAX_BODY_BYTES}
     app.add_middleware(Passage, metrics=RequestMetrics(app.state.registry), limits=limits)
     add_handlers(app)

@@ -6,11 +6,13 @@ from typing import BinaryIO
 from uuid import UUID
 
 from api.deps import Farm
-from common.batches import Upload, record_upload
+from common import uploads
 from common.db import new_id, transaction
+from common.storage import MEDIA_TYPES as PICTURES
 from common.storage import upload_key
+from common.uploads import Upload
 
-MEDIA_TYPES = {"jsonl": "application/jsonl", "txt": "text/plain; charset=utf-8"}
+MEDIA_TYPES = {**PICTURES, "jsonl": "application/jsonl", "txt": "text/plain; charset=utf-8"}
 
 
 class Spool:
@@ -21,21 +23,23 @@ class Spool:
         self.bytes = 0
         self._digest = hashlib.sha256()
 
-    def write(self, block: bytes) -> None:
+    def write(self, block: bytes) -> int:
         self.bytes += len(block)
         self._digest.update(block)
-        self.file.write(block)
+        return self.file.write(block)
 
     @property
     def sha256(self) -> str:
         return self._digest.hexdigest()
 
 
-def keep(farm: Farm, tenant_id: UUID, spool: Spool, format: str) -> tuple[Upload, datetime]:
-    """Note a whole file, then put it into storage; when it was noted. Raises Unavailable."""
-    upload = Upload(new_id(), format, spool.bytes, spool.sha256)
+def keep(
+    farm: Farm, tenant_id: UUID, spool: Spool, format: str, size: tuple[int, int] | tuple[None, None] = (None, None)
+) -> tuple[Upload, datetime]:
+    """Note a whole file (a picture's size too), then put it into storage; when it was noted. Raises Unavailable."""
+    upload = Upload(new_id(), format, spool.bytes, spool.sha256, *size)
     with transaction(farm.engine) as connection:
-        noted_at = record_upload(connection, tenant_id, upload)
+        noted_at = uploads.record(connection, tenant_id, upload)
     spool.file.seek(0)
     farm.storage.put_file(upload_key(upload.id, format), spool.file, MEDIA_TYPES[format])
     return upload, noted_at

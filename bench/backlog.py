@@ -6,12 +6,13 @@ from uuid import UUID
 
 from sqlalchemy import Engine, text
 
-from common import batches, catalog, expansion, tenants
-from common.batches import Chunk, Upload
+from common import batches, catalog, expansion, tenants, uploads
+from common.batches import Chunk
 from common.config import SHIPPED_CATALOG
 from common.db import new_id, transaction
 from common.plan import Plan, Planned, Planner
 from common.states import Tier
+from common.uploads import Upload
 
 PER_JOB = 4  # images
 CHUNK_JOBS = 5000
@@ -26,7 +27,7 @@ def fill(database: Engine, tenant: str, images: int, tier: Tier = Tier.BULK, ste
     with transaction(database) as connection:
         tenant_id = tenants.ensure_tenant(connection, tenant)
         upload = Upload(new_id(), "txt", 0, "")
-        batches.record_upload(connection, tenant_id, upload)
+        uploads.record(connection, tenant_id, upload)
         batch_id = batches.submit(connection, tenant_id, upload.id, plan, tier=tier)
         batch = batches.read(connection, batch_id)
         assert batch

@@ -21,13 +21,13 @@ from sqlalchemy import Engine, text
 from bench import clients
 from bench.farm import Farm, farm, wait_until
 from bench.frame import Figures, Goal, Options, Sides
-from common import batches, tenants
-from common.batches import Upload
+from common import batches, tenants, uploads
 from common.config import Settings
 from common.db import connect, new_id, transaction
 from common.plan import Plan
 from common.queue import Messages
 from common.storage import Storage, sha256, upload_key
+from common.uploads import Upload
 
 CLIENTS = 16
 PLAN = Plan(defaults={"model": "mini-zh"}, images_per_prompt=1, seed=0)
@@ -97,7 +97,7 @@ def expand(settings: Settings, database: Engine, file: bytes) -> float:
     Storage(settings).put_file(upload_key(upload.id, upload.format), io.BytesIO(file), "text/plain")
     with transaction(database) as connection:
         tenant_id = tenants.ensure_tenant(connection, "bench")
-        batches.record_upload(connection, tenant_id, upload)
+        uploads.record(connection, tenant_id, upload)
         batch_id = batches.submit(connection, tenant_id, upload.id, PLAN)
     Messages(settings).advance(batch_id)
     wait_until(lambda: is_expanded(database, batch_id), seconds=1800)

@@ -11,7 +11,6 @@ reads a file or sends a message; how its prompts become recipes is `plan`'s.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -23,19 +22,10 @@ from common.jobs import cancel_locked
 from common.plan import Plan
 from common.recipe import canonical
 from common.states import Tier
+from common.uploads import PICTURE, Upload
 
 SHOWN_WARNINGS = 20
 SETTLE_IMAGES = 5000  # of a cancelled batch in one transaction
-
-
-@dataclass(frozen=True)
-class Upload:
-    """A file in storage. `format` is jsonl or txt."""
-
-    id: UUID
-    format: str
-    bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -72,12 +62,6 @@ class Chunk:
     warnings: Sequence[str] = ()
 
 
-def record_upload(connection: Connection, tenant_id: UUID, upload: Upload) -> datetime:
-    """Note a file before it is put into storage, so that nothing lies there that no row knows; when that was."""
-    noted: datetime = connection.execute(INSERT_UPLOAD, vars(upload) | {"tenant": tenant_id}).scalar_one()
-    return noted
-
-
 def submit(
     connection: Connection,
     tenant_id: UUID,
@@ -89,7 +73,7 @@ def submit(
     request_id: str | None = None,
     batch_id: UUID | None = None,
 ) -> UUID:
-    """Insert a batch, to be checked and expanded. Raises NotFound when the tenant has no such upload."""
+    """Insert a batch, to be checked and expanded. Raises NotFound when the tenant has no such file of prompts."""
     batch_id = batch_id or new_id()
     parameters = {
         "batch": batch_id,
@@ -101,7 +85,7 @@ def submit(
         "request": request_id,
     }
     if connection.execute(INSERT_BATCH, parameters).rowcount == 0:
-        raise NotFound(f"There is no upload {upload_id}.")
+        raise NotFound(f"There is no upload {upload_id} with prompts in it.")
     return batch_id
 
 
@@ -226,15 +210,10 @@ def _batch(row: Row[Any]) -> Batch:
 
 HERE = 'id = :batch AND "offset" = :here AND jobs = :jobs_here AND cancelled_at IS NULL AND finished_at IS NULL'
 
-INSERT_UPLOAD = text("""
-    INSERT INTO uploads (id, tenant_id, format, bytes, sha256) VALUES (:id, :tenant, :format, :bytes, :sha256)
-    RETURNING created_at
-""")
-
-INSERT_BATCH = text("""
+INSERT_BATCH = text(f"""
     INSERT INTO batches (id, tenant_id, upload_id, name, tier, plan, request_id)
     SELECT :batch, tenant_id, id, :name, cast(:tier AS tier), cast(:plan AS jsonb), :request
-    FROM uploads WHERE id = :upload AND tenant_id = :tenant
+    FROM uploads WHERE id = :upload AND tenant_id = :tenant AND format <> '{PICTURE}'
 """)
 
 STATE = text("SELECT cancelled_at FROM batches WHERE id = :batch AND tenant_id = :tenant")

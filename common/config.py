@@ -38,12 +38,15 @@ class Settings(BaseSettings):
     key_pepper: SecretStr = SecretStr("")  # mixed into the HMAC of every API key; never change it
     trusted_proxies: str = "127.0.0.1"  # whose X-Forwarded-* headers are believed; * for all
     upload_limit: int = 2_000_000_000  # bytes of one file
+    picture_limit: int = 20_000_000  # bytes of one picture
+    picture_pixels: int = 16_777_216  # that one picture may have, looked up before it is decoded
 
     # Rhythm.
     lease_s: float = 15
     beat_s: float = 5
     sweep_s: float = 3
     drain_s: float = 30
+    upload_days: float = 30  # that an upload is kept after it was last asked for
     sweep: bool = True  # off only to prove that messages alone render everything
 
     # How long a phase of a worker's work may take before it ends itself. On a CPU the first three count tenfold.

@@ -2,7 +2,7 @@
 
     Error
     ├── Invalid               400/422: the request cannot be carried out as it is
-    │   ├── PromptTooLong
+    │   ├── PromptTooLong / PictureRefused
     │   ├── UnknownModel
     │   └── IdempotencyMismatch
     ├── Unauthorized / Forbidden / NotFound / Conflict
@@ -56,6 +56,12 @@ class Invalid(Error):
 
 class PromptTooLong(Invalid):
     code = "prompt_too_long"
+
+
+class PictureRefused(Invalid):
+    """What was uploaded is no picture that the farm takes in."""
+
+    code = "picture_refused"
 
 
 class UnknownModel(Invalid):

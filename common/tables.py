@@ -79,10 +79,13 @@ uploads = Table(
     metadata,
     Column("id", Uuid, primary_key=True),
     Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False),
-    Column("format", Text, nullable=False),  # jsonl or txt; its bytes are in storage
+    Column("format", Text, nullable=False),  # jsonl or txt, or png of a picture; its bytes are in storage
     Column("bytes", BigInteger, nullable=False),
     Column("sha256", Text, nullable=False),
+    Column("width", Integer),  # of a picture, in pixels
+    Column("height", Integer),
     Column("created_at", Moment, nullable=False, server_default=func.now()),
+    Column("used_at", Moment, nullable=False, server_default=func.now(), index=True),  # lately asked for
     Index("uploads_tenant_id_idx", "tenant_id", "id"),
 )
 
@@ -93,7 +96,7 @@ batches = Table(
     metadata,
     Column("id", Uuid, primary_key=True),
     Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False),
-    Column("upload_id", Uuid, ForeignKey("uploads.id"), nullable=False),
+    Column("upload_id", Uuid, ForeignKey("uploads.id"), nullable=False, index=True),
     Column("name", Text, nullable=False, server_default=""),
     Column("tier", tier_enum, nullable=False),
     Column("plan", JSONB, nullable=False),  # how a prompt becomes a recipe

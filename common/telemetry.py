@@ -54,6 +54,7 @@ EVENTS: dict[str, tuple[int, str]] = {
     "leases_rescued": (logging.WARNING, "Leases of lost workers were taken back."),
     "jobs_expired": (logging.INFO, "Jobs ended at their deadline before they were done."),
     "leftovers_deleted": (logging.INFO, "What lost leases may have stored was deleted."),
+    "uploads_deleted": (logging.INFO, "Uploads that nobody asks for any more were deleted."),
     "workers_pruned": (logging.WARNING, "Workers were not heard of any more."),
     "models_woken": (logging.INFO, "Work waits beside idle workers; they were woken."),
     "batch_expanded": (logging.INFO, "Jobs of a batch were made from its prompts."),

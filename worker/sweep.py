@@ -2,7 +2,7 @@
 
 Each step is a transaction of its own and safe in many copies at once; one that fails does not stop the others.
 Leftover bytes are deleted by a thread of its own: a slow image store must not hold up a rescue. Decides nothing itself:
-the statements are those of `claims`, `jobs`, `batches` and `workers`.
+the statements are those of `claims`, `jobs`, `batches`, `uploads` and `workers`.
 """
 
 import random
@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from sqlalchemy import Connection
 from sqlalchemy import Engine as Database
 
-from common import batches, claims, jobs, workers
+from common import batches, claims, jobs, uploads, workers
 from common.config import Settings
 from common.db import transaction
 from common.errors import Unavailable
 from common.queue import Messages
-from common.storage import Storage
+from common.storage import Storage, upload_key
 from common.telemetry import tell
 from worker.outage import Outage
 
@@ -65,6 +65,7 @@ class Sweep:
 
     def clean(self) -> None:
         self._attempt(self.delete_leftovers)
+        self._attempt(self.delete_uploads)
 
     def rescue(self) -> None:
         """Take back the images of dead leases; not soon after a gap, for that may have stopped heartbeats too."""
@@ -132,6 +133,15 @@ class Sweep:
                 claims.cleaned(connection, [lease_id])
         if leftovers:
             tell("leftovers_deleted", leases=len(leftovers), keys=sum(map(len, leftovers.values())))
+
+    def delete_uploads(self) -> None:
+        """Delete the uploads that nobody asks for any more. Their rows are locked while their bytes go."""
+        with self._transaction() as connection:
+            unused = uploads.take_unused(connection, self._settings.upload_days)
+            with self._storage_outage.noticed():
+                self._storage.delete(upload_key(*upload) for upload in unused)
+        if unused:
+            tell("uploads_deleted", uploads=len(unused))
 
     def _repeat(self, stopping: threading.Event, act: Callable[[], None]) -> None:
         while not stopping.is_set():

@@ -237,7 +237,7 @@ def test_a_tenant_sees_only_its_own(api: Api, client: httpx.Client) -> None:
         for verb in ("pause", "resume", "cancel"):
             assert stranger.post(f"/v1/batches/{batch_id}/{verb}").status_code == 404
         answer = stranger.post("/v1/batches", json={"upload": file})
-        assert (answer.status_code, answer.json()["detail"]) == (404, f"There is no upload {file}.")
+        assert (answer.status_code, answer.json()["detail"]) == (404, f"There is no upload {file} with prompts in it.")
         assert stranger.get("/v1/jobs", params={"batch": batch_id}).json()["items"] == []
     assert batch(client, batch_id)["state"] == "checking"
 
@@ -246,8 +246,10 @@ def test_a_key_needs_the_scope(api: Api, client: httpx.Client) -> None:
     batch_id = submitted(client)["id"]
     with api.client(scopes=[Scope.JOBS_READ, Scope.JOBS_WRITE]) as reader:
         assert reader.get(f"/v1/batches/{batch_id}").status_code == 200
-        for path in ("uploads", "batches", f"batches/{batch_id}/cancel"):
-            answer = reader.post(f"/v1/{path}", json={"prompts": PROMPTS})
+        answers = [
+            reader.post(f"/v1/{path}", json={"prompts": PROMPTS}) for path in ("batches", f"batches/{batch_id}/cancel")
+        ]
+        for answer in (*answers, upload(reader, b"x")):
             assert (answer.status_code, answer.json()["detail"]) == (403, "This API key lacks the scope batches:write.")
     with api.client(scopes=[Scope.BATCHES_WRITE]) as writer:
         assert upload(writer, b"x").status_code == 201

@@ -9,8 +9,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import Row
 
-from common import batches, expansion
-from common.batches import Upload
+from common import batches, expansion, uploads
 from common.config import Settings
 from common.db import new_id, transaction
 from common.errors import Conflict, NotFound
@@ -18,6 +17,7 @@ from common.plan import Plan
 from common.queue import Messages
 from common.states import ImageState, Tier
 from common.storage import Storage, sha256, upload_key
+from common.uploads import Upload
 from tests.stories import CATALOG, Story
 from worker import expander
 from worker.expander import Expander
@@ -40,7 +40,7 @@ class BatchStory(Story):
         self.storage.put_file(upload_key(upload.id, format), io.BytesIO(data), "text/plain")
         tenant_id = self.tenant(tenant)
         with transaction(self.database) as connection:
-            batches.record_upload(connection, tenant_id, upload)
+            uploads.record(connection, tenant_id, upload)
         return upload.id
 
     def batch_of(self, prompts: Iterable[str] = PROMPTS, plan: Plan = PLAN, tenant: str = "somebody") -> UUID:

@@ -9,13 +9,15 @@ import pytest
 import redis
 from sqlalchemy import text
 
-from common import workers
+from common import batches, uploads, workers
 from common.claims import Microbatch
 from common.config import Settings
 from common.db import new_id, transaction
+from common.plan import Plan
 from common.queue import CHANGED_CHANNEL, UNWANTED_CHANNEL, Messages, render_queue
 from common.states import ImageState, JobState, WorkerState
-from common.storage import Storage, image_key
+from common.storage import Storage, image_key, upload_key
+from common.uploads import Upload
 from common.workers import Worker
 from tests.stories import Story
 from tests.workers import bucket_of, until
@@ -253,3 +255,22 @@ def test_a_store_that_is_away_costs_the_sweep_nothing_but_the_cleaning(
     assert len(story.leftovers()) == 1
     Sweep(quick, story.database, Messages(quick), Storage(quick), clock).clean()
     assert story.leftovers() == {}
+
+
+def test_uploads_that_nobody_asks_for_are_deleted_and_those_of_batches_stay(
+    story: Story, quick: Settings, sweep: Sweep
+) -> None:
+    tenant_id = story.tenant()
+    old, fresh, of_a_batch = (Upload(new_id(), "txt", 1, "0") for _ in range(3))
+    for upload in (old, fresh, of_a_batch):
+        with transaction(story.database) as connection:
+            uploads.record(connection, tenant_id, upload)
+        Storage(quick).put(upload_key(upload.id, "txt"), b"x", "text/plain")
+    with transaction(story.database) as connection:
+        batches.submit(connection, tenant_id, of_a_batch.id, Plan(images_per_prompt=1, seed=1))
+        age = text("UPDATE uploads SET used_at = now() - interval '30 days 1 s' WHERE id <> :fresh")
+        connection.execute(age, {"fresh": fresh.id})
+    sweep.clean()
+    left = {upload.id for upload in (fresh, of_a_batch)}
+    assert {row.id for row in story.rows("SELECT id FROM uploads")} == left
+    assert bucket_of(quick).keys() == {upload_key(upload, "txt") for upload in left}
