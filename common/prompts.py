@@ -17,6 +17,7 @@ from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
+from common import emphasis
 from common.catalog import Model
 from common.errors import FieldError, PromptTooLong
 from common.recipe import Recipe
@@ -54,7 +55,7 @@ class Plain:
 
 
 class PromptCounter:
-    """Reads texts as the tokenizer in this file does: nothing cut, nothing padded, `[SEP]` in a text is text."""
+    """Reads prompts as the tokenizer in this file does: nothing cut or padded, `[SEP]` is text, weights are not."""
 
     def __init__(self, tokenizer_file: Path) -> None:
         self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
@@ -96,6 +97,7 @@ class PromptCounter:
         return plain_of(self._tokenizer)
 
     def _read(self, text: str) -> Reading:
+        text = emphasis.plain(text)
         found = self._tokenizer.encode(text)
         ids = found.ids
         if ids.count(self._unknown) == self._unknown_in_frame:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StringConstraints, ValidationError
 
+from common import emphasis
 from common.catalog import SCHEDULERS, Catalog, Model
 from common.errors import FieldError, Invalid
 
@@ -154,10 +155,12 @@ def sentence(error: Mapping[str, Any]) -> str:
 
 
 def prompt_errors(field: str, text: str, *, empty_allowed: bool) -> list[FieldError]:
-    if not text.strip() and not empty_allowed:
+    if not empty_allowed and not emphasis.plain(text).strip():
         return [FieldError(field, "is empty")]
     if "\0" in text:
         return [FieldError(field, "contains a NUL character")]
+    if wrong := emphasis.wrong(text):
+        return [FieldError(field, wrong)]
     return []
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn.functional import interpolate
 
-from common import prompts
+from common import emphasis, prompts
 from common.catalog import Model
 from common.errors import NanImage, OutOfMemory, PromptRefused, RenderFailed
 from common.recipe import Recipe
@@ -20,6 +20,7 @@ from worker import capacity, checkpoint
 from worker.assembly import Config, assemble, first_line, precision, scheduler
 from worker.checkpoint import size as model_bytes
 from worker.device import choose, describe, free_memory, is_lost, is_out_of_memory, limited, model_memory
+from worker.embedding import embedded
 from worker.painter import DeviceLost, OnStep, Picture, Stroke
 
 __all__ = ["Diffusers", "clip_input", "describe", "load", "model_bytes", "model_memory"]  # some pass through here only
@@ -99,7 +100,7 @@ class Diffusers:
         """The pipeline would cut a prompt that is too long, and say so in its log only."""
         tokenizer = self._pipe.tokenizer
         for field in ("prompt", "negative_prompt"):
-            count = len(tokenizer(getattr(stroke.recipe, field)).input_ids)
+            count = len(tokenizer(emphasis.plain(getattr(stroke.recipe, field))).input_ids)
             if count > tokenizer.model_max_length:
                 return PromptRefused(f"{field} {prompts.too_long(count, self.model.name, tokenizer.model_max_length)}.")
         return None
@@ -159,8 +160,12 @@ class Diffusers:
 
         self._pipe.scheduler = scheduler(recipe.scheduler, self._scheduler_config)
         latents: torch.Tensor = self._pipe(
-            prompt=[stroke.recipe.prompt for stroke in strokes],
-            negative_prompt=[stroke.recipe.negative_prompt for stroke in strokes],
+            **embedded(
+                self._pipe,
+                [stroke.recipe.prompt for stroke in strokes],
+                [stroke.recipe.negative_prompt for stroke in strokes],
+                recipe.guidance,
+            ),
             width=recipe.width,
             height=recipe.height,
             num_inference_steps=recipe.steps,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common import prompts
+from common import emphasis, prompts
 from common.catalog import Model
 from common.errors import NanImage, OutOfMemory, PromptRefused, PromptTooLong, RenderFailed
 from worker.painter import DeviceLost, OnStep, Picture, Stroke
@@ -96,7 +96,7 @@ def _picture(stroke: Stroke) -> Picture | RenderFailed:
 def _pattern(stroke: Stroke) -> NDArray[np.uint8]:
     """From one colour of the prompt to another, diagonally, under 4 bits of noise (a PNG of honest size)."""
     recipe = stroke.recipe
-    words = f"{recipe.prompt}\0{recipe.negative_prompt}".encode()
+    words = "\0".join(map(_said, (recipe.prompt, recipe.negative_prompt))).encode()
     first, second = np.frombuffer(hashlib.sha256(words).digest()[:6], np.uint8).reshape(2, 3).astype(np.float32) * 0.94
     colours = (first + np.linspace(0, 1, 256)[:, None] * (second - first)).astype(np.uint8)
     pixels: NDArray[np.uint8] = colours.take(_diagonal(recipe.height, recipe.width), axis=0)
@@ -105,6 +105,10 @@ def _pattern(stroke: Stroke) -> NDArray[np.uint8]:
     halves[0] += noise & 15
     halves[1] += noise >> 4
     return pixels
+
+
+def _said(prompt: str) -> str:
+    return repr(emphasis.parts(prompt)) if emphasis.weighs(prompt) else emphasis.plain(prompt)
 
 
 @lru_cache(8)

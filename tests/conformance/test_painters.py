@@ -41,6 +41,8 @@ ODD = (
     "１２",
     "\t龘\n",
     "\ufeff",
+    "(红:1.2)",
+    "(x ",
 )
 
 Load = Callable[[str], Painter]
@@ -149,6 +151,33 @@ def test_what_is_interrupted_leaves_the_painter_as_it_was(paints: Painter) -> No
     with pytest.raises(Interrupted):
         paints.paint([one, stroke(paints, seed=2)], interrupt)
     assert pictures(paints, one)[0].tobytes() == before.tobytes()
+
+
+@pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
+def test_weights_move_the_picture_and_none_other(paints: Painter, field: str) -> None:
+    said = ("红色的圆形", "(红色:1.5)的圆形", "(红色:0.5)的圆形", "((红色:1.5)的圆形:1.2)", "(红色:0)的圆形")
+    strokes = [stroke(paints, **{field: text, "guidance": 3.0}) for text in said]
+    plain, *weighed = pictures(paints, *strokes)
+    assert len({picture.tobytes() for picture in (plain, *weighed)}) == len(said)
+    without = [stroke(paints, **{field: "红色的圆形", "guidance": 3.0})] * len(said)
+    assert pictures(paints, *without)[0].tobytes() == plain.tobytes()
+
+
+def test_what_weighs_one_and_what_is_escaped_is_text(paints: Painter) -> None:
+    said = (
+        "红色的圆形",
+        "(红色:1.0)的圆形",
+        "((红:2)色的:0.5)圆形",
+        "(红)",
+        r"\(红\)",
+        r"\(红:2)",
+        "(红：2)",
+        "（红:2）",
+    )
+    painted = [p.tobytes() for p in pictures(paints, *(stroke(paints, text) for text in said))]
+    assert painted[0] == painted[1] != painted[2]
+    assert painted[3] == painted[4]
+    assert len(set(painted[3:])) == 4
 
 
 @pytest.mark.parametrize("field", ["prompt", "negative_prompt"])

@@ -60,6 +60,9 @@ def test_all_wrong_fields_are_named_at_once() -> None:
     [
         ({"prompt": ""}, "prompt"),
         ({"prompt": "圆\0形"}, "prompt"),
+        ({"prompt": "(圆形:3)"}, "prompt"),
+        ({"prompt": "(:1.2)"}, "prompt"),
+        ({"negative_prompt": "(圆形:3)"}, "negative_prompt"),
         ({"negative_prompt": "\0"}, "negative_prompt"),
         ({"steps": 0}, "steps"),
         ({"count": 65}, "count"),
