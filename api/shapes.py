@@ -1,10 +1,10 @@
 """What the API answers with, where more than one route does: jobs, images, recipes. Values only."""
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, computed_field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, computed_field
 
 from common import recipe
 from common.states import ImageState, JobState, Tier
@@ -41,6 +41,9 @@ RECIPE: dict[str, Any] = {
     "seeds": [42],
     "mode": "text2image",
     "format": "png",
+    "source": None,
+    "mask": None,
+    "strength": None,
     "count": 1,
 }
 JOB: dict[str, Any] = {
@@ -65,8 +68,20 @@ JOB: dict[str, Any] = {
 }
 
 
+def only_its_id(original: Any) -> Any:
+    """Where its bytes lie is nobody's business."""
+    return original["id"] if isinstance(original, dict) else original
+
+
+PictureId = Annotated[UUID | None, BeforeValidator(only_its_id)]
+
+
 class Recipe(recipe.Recipe):
     """What to draw, complete."""
+
+    source: PictureId = Field(None, description="The upload or image that it starts from.")  # type: ignore[assignment]
+    mask: PictureId = None  # type: ignore[assignment]
+    strength: float | None = None
 
     @computed_field  # type: ignore[prop-decorator]
     @property

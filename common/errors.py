@@ -9,7 +9,7 @@
     ├── Unavailable           503: a service of the farm is away for now
     └── RenderFailed          never HTTP: why an image failed, stored with it
         ├── ModelRefused      a worker will not load this model
-        ├── OutOfMemory / NanImage / WorkerLost / Interrupted
+        ├── OutOfMemory / NanImage / PromptRefused / SourceGone / WorkerLost / Interrupted
 
 The text of an error is one sentence for the person who reads it: what is wrong and, where it helps, what to do.
 Pure: no I/O, and no knowledge of HTTP beyond the status number.
@@ -128,6 +128,13 @@ class PromptRefused(RenderFailed):
     """The prompt does not fit the tokenizer of the model that was to draw it."""
 
     code = "prompt_too_long"
+    retryable = False
+
+
+class SourceGone(RenderFailed):
+    """A picture that the recipe starts from is not in storage any more, or not the one that it was."""
+
+    code = "source_gone"
     retryable = False
 
 

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, TypeAdapter, Valid
 
 from common.catalog import Catalog
 from common.errors import Invalid
+from common.modes import Find, nothing
 from common.recipe import MAX_SEED, Draft, Recipe, Seed, Text, prompt_errors, resolve, seeds_from, wrong_fields
 
 PLACEHOLDER = "画"
@@ -74,11 +75,15 @@ class Planned(NamedTuple):
 
 
 class Planner:
-    """Makes recipes by a plan. Raises Invalid at once when the plan suits no prompt at all."""
+    """Makes recipes by a plan. Raises Invalid at once when the plan suits no prompt at all.
 
-    def __init__(self, plan: Plan, catalog: Catalog) -> None:
+    `find` knows the pictures there are.
+    """
+
+    def __init__(self, plan: Plan, catalog: Catalog, find: Find = nothing) -> None:
         self._plan = plan
         self._catalog = catalog
+        self._find = find
         self._common = {"count": plan.images_per_prompt, **plan.defaults}
         self._bases: dict[str, Base | None] = {}
         self._usual = self._alone({"prompt": PLACEHOLDER}, 0).base
@@ -119,7 +124,7 @@ class Planner:
         """As a job is made of a draft."""
         common = {key: value for key, value in self._common.items() if key != "count" or "seeds" not in fields}
         draft = _draft({**common, **fields})
-        recipe = resolve(draft, self._catalog, self._model, root_seed=self._root_seed(place))
+        recipe = resolve(draft, self._catalog, self._model, self._root_seed(place), self._find)
         has_seeds = draft.seeds is not None or draft.seed is not None
         return Planned(Base(recipe, has_seeds), recipe.prompt, recipe.seeds)
 

@@ -86,7 +86,7 @@ class PromptCounter:
         rest = [place for place, text in enumerate(texts) if len(text) > room or not self._plain.holds(text)]
         for start in range(0, len(rest), AT_ONCE):
             places = rest[start : start + AT_ONCE]
-            readings = self._tokenizer.encode_batch_fast([texts[place] for place in places])
+            readings = self._tokenizer.encode_batch_fast([emphasis.plain(texts[place]) for place in places])
             for place, reading in zip(places, readings, strict=True):
                 ids = reading.ids
                 if len(ids) > limit or ids.count(self._unknown) > self._unknown_in_frame:

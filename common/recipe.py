@@ -8,12 +8,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
+from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StringConstraints, ValidationError
 
 from common import emphasis
 from common.catalog import SCHEDULERS, Catalog, Model
 from common.errors import FieldError, Invalid
+from common.modes import Find, Mode, Original, begin, nothing, steps_taken
 
 T = TypeVar("T")
 
@@ -31,7 +33,6 @@ MAX_SEED = 2**64 - 1
 MAX_PROMPT_CHARACTERS = 8_000
 MAX_GUIDANCE = 50.0
 
-Mode = Literal["text2image"]
 Format = Literal["png", "webp", "jpeg"]
 Seed = Annotated[StrictInt, Field(ge=0, le=MAX_SEED)]
 Text = Annotated[str, StringConstraints(strict=True, max_length=MAX_PROMPT_CHARACTERS)]
@@ -55,8 +56,25 @@ class Draft(BaseModel):
     count: StrictInt = Field(1, description="How many images, each with a seed of its own.")
     seed: Seed | None = Field(None, description="Image i is drawn from seed + i. Default: drawn by lot.")
     seeds: tuple[Seed, ...] | None = Field(None, description="One seed an image, in place of `seed`.", min_length=1)
-    mode: Mode = "text2image"
+    mode: Mode | None = Field(None, description="Default: by whether there is a source, and a mask.")
+    source: UUID | None = Field(
+        None,
+        description="The picture to change: an upload, or a stored image. It is scaled until it covers width and"
+        " height, and cut off at both ends alike.",
+    )
+    mask: UUID | None = Field(
+        None, description="Inpaint only: a picture of the source's shape, white where to repaint. All else is kept."
+    )
+    strength: Annotated[float, Field(strict=True, allow_inf_nan=False)] | None = Field(
+        None,
+        description="How much of the source is given up, up to 1: the last `int(steps × strength)` steps are taken."
+        " Default: 0.75; for inpaint, 1.",
+    )
     format: Format = "png"
+
+
+def _is_none(value: object) -> bool:
+    return value is None
 
 
 class Recipe(BaseModel):
@@ -75,20 +93,35 @@ class Recipe(BaseModel):
     seeds: tuple[int, ...]
     mode: Mode
     format: Format
+    source: Original | None = Field(default=None, exclude_if=_is_none)
+    mask: Original | None = Field(default=None, exclude_if=_is_none)
+    strength: float | None = Field(default=None, exclude_if=_is_none)
 
     @property
     def count(self) -> int:
         return len(self.seeds)
 
     @property
+    def steps_taken(self) -> int:
+        return steps_taken(self.steps, self.strength)
+
+    @property
     def compatibility(self) -> str:
-        """What images must share to be rendered by one pipeline call; prompts and seeds are free."""
-        return f"{self.model} {self.mode} {self.width}x{self.height} {self.steps}×{self.scheduler} g{self.guidance}"
+        """What images must share to be rendered by one pipeline call; prompts, seeds, sources and masks are free."""
+        shared = f"{self.model} {self.mode} {self.width}x{self.height} {self.steps}×{self.scheduler} g{self.guidance}"
+        return shared if self.strength is None else f"{shared} last {self.steps_taken}"
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What decides the pictures: of a source and a mask their bytes, by whatever name and wherever."""
+        originals = {"source": self.source, "mask": self.mask}
+        digests = {name: original.sha256 for name, original in originals.items() if original}
+        return self.model_dump(mode="json") | digests
 
     @property
     def digest(self) -> str:
-        """sha256 of the canonical JSON, in hex."""
-        return hashlib.sha256(canonical(self.model_dump(mode="json")).encode()).hexdigest()
+        """sha256 of its content as canonical JSON, in hex."""
+        return hashlib.sha256(canonical(self.content).encode()).hexdigest()
 
 
 def canonical(value: Any) -> str:
@@ -96,8 +129,8 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def resolve(draft: Draft, catalog: Catalog, default_model: str, root_seed: int) -> Recipe:
-    """Complete a draft. `root_seed` stands in where the user gave none.
+def resolve(draft: Draft, catalog: Catalog, default_model: str, root_seed: int, find: Find = nothing) -> Recipe:
+    """Complete a draft. `root_seed` stands in where the user gave none; `find` knows the pictures there are.
 
     Raises Invalid with every field that is wrong (its `fields`), or UnknownModel.
     """
@@ -105,6 +138,7 @@ def resolve(draft: Draft, catalog: Catalog, default_model: str, root_seed: int) 
     width, height = _or(draft.width, model.width), _or(draft.height, model.height)
     steps, guidance = _or(draft.steps, model.steps), _or(draft.guidance, model.guidance)
     scheduler, negative = draft.scheduler or model.scheduler, _or(draft.negative_prompt, model.negative_prompt)
+    beginning = begin(draft.mode, draft.source, draft.mask, draft.strength, steps, find)
 
     wrong = [
         *prompt_errors("prompt", draft.prompt, empty_allowed=False),
@@ -114,6 +148,7 @@ def resolve(draft: Draft, catalog: Catalog, default_model: str, root_seed: int) 
         *_range_errors("guidance", guidance, 0, MAX_GUIDANCE),
         *_scheduler_errors(scheduler),
         *_seed_errors(draft, model),
+        *beginning.wrong,
     ]
     if wrong:
         raise Invalid.of(wrong)
@@ -129,8 +164,11 @@ def resolve(draft: Draft, catalog: Catalog, default_model: str, root_seed: int) 
         scheduler=scheduler,
         guidance=float(guidance),
         seeds=seeds,
-        mode=draft.mode,
+        mode=beginning.mode,
         format=draft.format,
+        source=beginning.source,
+        mask=beginning.mask,
+        strength=beginning.strength,
     )
 
 

@@ -18,6 +18,7 @@ from common.recipe import canonical
 from common.telemetry import tell
 from worker.capacity import at_size
 from worker.gallery import Gallery
+from worker.grounds import Fetched
 from worker.painter import DeviceLost, OnStep, Painter, Picture, Stroke
 from worker.store import Painted
 from worker.watchdog import Watchdog
@@ -28,8 +29,9 @@ SHORT_S = 600  # for so long fewer images are painted at once after memory ran o
 class Rendering:
     """One microbatch between its claim and its last denoising step."""
 
-    def __init__(self, microbatch: Microbatch, is_full: bool) -> None:
+    def __init__(self, microbatch: Microbatch, is_full: bool, grounds: Fetched) -> None:
         self.microbatch = microbatch
+        self.grounds = grounds  # what its images are painted over
         self.is_full = is_full  # more may wait than it could take
         self.images: tuple[Image, ...] | None = None  # that were wanted when the lease started; None: not started
         self.painting: Future[Painted] | None = None  # None: not yet given to the brush
@@ -113,7 +115,8 @@ class Brush:
 
             pictures = self._pictures(painter, rendering, images, on_step)
         seconds = time.monotonic() - began
-        self._measure(microbatch.model, seconds / len(images))
+        if any(isinstance(picture, Picture) for picture in pictures):
+            self._measure(microbatch.model, seconds / len(images))
         return Painted(microbatch, list(zip(images, pictures, strict=True)), seconds, self._texts(painter))
 
     def _texts(self, painter: Painter) -> dict[str, str]:
@@ -128,23 +131,31 @@ class Brush:
     def _pictures(
         self, painter: Painter, rendering: Rendering, images: tuple[Image, ...], on_step: OnStep
     ) -> list[Picture | RenderFailed]:
+        strokes = [rendering.grounds.stroke(image) for image in images]
+        fitting = [(image, s) for image, s in zip(images, strokes, strict=True) if isinstance(s, Stroke)]
+        painted = iter(self._in_parts(painter, rendering, fitting, on_step) if fitting else ())
+        return [next(painted) if isinstance(stroke, Stroke) else stroke for stroke in strokes]
+
+    def _in_parts(
+        self, painter: Painter, rendering: Rendering, strokes: list[tuple[Image, Stroke]], on_step: OnStep
+    ) -> list[Picture | RenderFailed]:
         """In parts that fit, where pictures are larger than usual.
 
         What breaks a part is tried again in smaller ones, so that one image cannot take the others along.
         """
-        model, recipe = painter.model, images[0].recipe
+        model, recipe = painter.model, strokes[0][1].recipe
         at_once = at_size(self.capacity(model), model.width * model.height, recipe.width * recipe.height)
-        parts, painted = _parts(images, at_once), list[Picture | RenderFailed]()
+        parts, painted = _parts(strokes, at_once), list[Picture | RenderFailed]()
         while parts:
             part = parts.pop(0)
-            rendering.begin_part(len(painted) / len(images), len(part) / len(images))
+            rendering.begin_part(len(painted) / len(strokes), len(part) / len(strokes))
             try:
-                painted += painter.paint([Stroke(image.recipe, image.seed) for image in part], on_step)
+                painted += painter.paint([stroke for _, stroke in part], on_step)
             except (Interrupted, DeviceLost):
                 raise
             except Exception as error:
                 if len(part) == 1:
-                    painted.append(_failure(part[0], error))
+                    painted.append(_failure(part[0][0], error))
                 elif isinstance(error, OutOfMemory):
                     self._remember(model, len(part) // 2)  # at once: the next microbatch is claimed meanwhile
                     parts[:0] = _parts(part, len(part) // 2)
@@ -164,8 +175,8 @@ class Brush:
             self._watchdog.end(str(error))
 
 
-def _parts(images: tuple[Image, ...], size: int) -> list[tuple[Image, ...]]:
-    return [images[at : at + size] for at in range(0, len(images), size)]
+def _parts(strokes: list[tuple[Image, Stroke]], size: int) -> list[list[tuple[Image, Stroke]]]:
+    return [strokes[at : at + size] for at in range(0, len(strokes), size)]
 
 
 def _failure(image: Image, error: Exception) -> RenderFailed:

@@ -25,6 +25,7 @@ from common.errors import Interrupted, RenderFailed, Unavailable
 from common.telemetry import tell
 from worker.brush import Brush, Rendering
 from worker.gallery import Gallery
+from worker.grounds import Grounds
 from worker.holdings import Holdings
 from worker.outage import Outage
 from worker.store import Store
@@ -42,6 +43,7 @@ class Engine:
         settings: Settings,
         database: Database,
         gallery: Gallery,
+        grounds: Grounds,
         brush: Brush,
         holdings: Holdings,
         store: Store,
@@ -58,6 +60,7 @@ class Engine:
         self._store = store
         self._database_outage = database_outage
         self._wake = wake
+        self._grounds = grounds
         self._brush = brush
         self._one_at_a_time = threading.Lock()
         self._claims = 0
@@ -105,6 +108,7 @@ class Engine:
         while self._own_thread.is_alive() and time.monotonic() < self._drained_until + 1:
             self._own_thread.join(0.1)
         self._store.close(max(self._drained_until - time.monotonic(), 1))
+        self._grounds.close()
         return self._brush.close()
 
     @property
@@ -192,7 +196,10 @@ class Engine:
         self._claims += 1
         self._holdings.take(microbatch)
         is_full = len(microbatch.images) == capacity[microbatch.model]
-        rendering = self._in_hand[lease_id] = Rendering(microbatch, is_full)
+        grounds = self._grounds.fetch(
+            microbatch, unless=lambda: self.claims_nothing or not self._holdings.wanted(lease_id)
+        )
+        rendering = self._in_hand[lease_id] = Rendering(microbatch, is_full, grounds)
         tell("microbatch_claimed", **self._store.facts(microbatch))
         return rendering
 
@@ -205,7 +212,7 @@ class Engine:
         is_suspect = current.microbatch.suspect or (ahead and ahead.microbatch.suspect)
         if ahead and not is_suspect and ahead.microbatch.model in self.gallery.resident:
             self._wait_until_nearly_done(current, START_AHEAD_S)
-            if not self.claims_nothing:
+            if ahead.grounds.are_there() and not self.claims_nothing:
                 self._start(ahead)
         return ahead
 
@@ -221,6 +228,7 @@ class Engine:
         try:
             if microbatch.model not in self.gallery.resident and not self.claims_nothing:
                 self._load(microbatch.model)
+            self._wait_for_grounds(rendering)
         except (RenderFailed, Unavailable) as error:
             return self._give_back(microbatch, error.message)
         if microbatch.suspect:
@@ -233,6 +241,13 @@ class Engine:
         if rendering.is_full:
             self._wake(microbatch.model)  # one message may stand for a thousand jobs: enough for another worker
         return True
+
+    def _wait_for_grounds(self, rendering: Rendering) -> None:
+        """Raises Unavailable if they were given up: nobody waits for the images any more, or this worker drains."""
+        while not rendering.grounds.wait(0.2):
+            if self.claims_nothing:
+                raise Interrupted("this worker drains")
+        rendering.grounds.check()
 
     def _wait_until_others_landed(self, lease_id: UUID) -> None:
         """What may kill this process shall find nothing in it that was rendered in vain."""

@@ -8,17 +8,19 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import islice
 from uuid import UUID
 
 from sqlalchemy import Engine as Database
 
-from common import batches, expansion, prompts
+from common import batches, expansion, originals, prompts
 from common.batches import Batch, Chunk
 from common.catalog import Catalog, Model
 from common.db import transaction
 from common.errors import Invalid, NotFound
 from common.expansion import Rows
+from common.modes import Find, Original
 from common.plan import Planned, Planner
 from common.queue import Messages
 from common.recipe import Recipe
@@ -31,6 +33,7 @@ CHECK_PROMPTS = 5000
 SHOWN = 20  # wrong prompts that are named; the others would be wrong for the same reasons
 WORK_S = 20.0  # at one batch, then it is the next one's turn; what was read ahead by then is read again
 JOBS_PER_MESSAGE = 1000
+KNOWN_ORIGINALS = 1000  # most batches that start from pictures start from a few
 
 
 class Expander:
@@ -118,7 +121,7 @@ class Expander:
             yield in_turn()
 
     def _made(self, batch: Batch, blocks: Iterator[bytes]) -> Iterator[tuple[Chunk, Rows | None]]:
-        planner = Planner(batch.plan, self._catalog)
+        planner = Planner(batch.plan, self._catalog, self._find(batch))
         size = max(1, CHUNK_IMAGES // batch.plan.images_per_prompt) if batch.is_checked else CHECK_PROMPTS
         found = lines(blocks, batch.offset, batch.line)
         first, place = list(islice(found, 1)), batch.jobs
@@ -129,6 +132,14 @@ class Expander:
             chunk = Chunk(here[-1].end, here[-1].number, not first, len(here), warnings)
             yield chunk, expansion.rows_of(batch, planned, place) if batch.is_checked else None
             place += len(here)
+
+    def _find(self, batch: Batch) -> Find:
+        @lru_cache(KNOWN_ORIGINALS)
+        def find(picture: UUID) -> Original | None:
+            with transaction(self._database) as connection:
+                return originals.find(connection, batch.tenant_id, picture)
+
+        return find
 
     def _planned(self, batch: Batch, planner: Planner, here: list[Line], place: int) -> tuple[list[Planned], list[str]]:
         """Their tokens are counted when they are checked, once. Raises Invalid, which names the first wrong lines."""

@@ -24,10 +24,12 @@ class DeviceLost(Exception):
 
 @dataclass(frozen=True)
 class Stroke:
-    """One image to paint: a recipe and the seed of this image of it."""
+    """One image to paint: a recipe and the seed of this image of it; in its size, what it is painted over."""
 
     recipe: Recipe
     seed: int
+    source: NDArray[np.uint8] | None = None  # height × width × RGB, unless the mode is text2image
+    mask: NDArray[np.bool_] | None = None  # height × width, true where to repaint: inpaint only
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,10 @@ class Painter(Protocol):
         """One pipeline call: a picture, or why there is none, for each stroke in its place.
 
         The recipes must share their `compatibility`. Calls `on_step(step, steps)` after every denoising step, from 1
-        up; what that raises (Interrupted) leaves the painter usable. Raises OutOfMemory for all strokes together, and
-        DeviceLost when nothing can be painted in this process any more. NanImage is said of what the model cannot
-        paint in full precision either.
+        up; what that raises (Interrupted) leaves the painter usable. Where a mask is false the picture is the source,
+        to the bit; the safety checker sees the whole of it. Raises OutOfMemory for all strokes together, and DeviceLost
+        when nothing can be painted in this process any more. NanImage is said of what the model cannot paint in full
+        precision either.
         """
         ...
 

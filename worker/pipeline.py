@@ -22,6 +22,7 @@ from worker.checkpoint import size as model_bytes
 from worker.device import choose, describe, free_memory, is_lost, is_out_of_memory, limited, model_memory
 from worker.embedding import embedded
 from worker.painter import DeviceLost, OnStep, Picture, Stroke
+from worker.underpainting import Underpainting
 
 __all__ = ["Diffusers", "clip_input", "describe", "load", "model_bytes", "model_memory"]  # some pass through here only
 
@@ -144,21 +145,24 @@ class Diffusers:
     def _draw(self, strokes: Sequence[Stroke], on_step: OnStep) -> tuple[torch.Tensor, list[bool], list[bool]] | None:
         """Pixels, whether they are flagged, and whether they are no numbers; None when the memory did not suffice."""
         try:
-            return self._decoded(self._denoised(strokes, on_step))
+            return self._decoded(*self._denoised(strokes, on_step))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             return None
 
-    def _denoised(self, strokes: Sequence[Stroke], on_step: OnStep) -> torch.Tensor:
+    def _denoised(self, strokes: Sequence[Stroke], on_step: OnStep) -> tuple[torch.Tensor, Underpainting | None]:
         recipe = strokes[0].recipe
         assert all(stroke.recipe.compatibility == recipe.compatibility for stroke in strokes)
 
+        self._pipe.scheduler = scheduler(recipe.scheduler, self._scheduler_config)
+        generators = [torch.Generator("cpu").manual_seed(stroke.seed) for stroke in strokes]
+        under = Underpainting(self._pipe, strokes, generators) if recipe.source else None
+
         def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             on_step(step + 1, pipe.num_timesteps)
-            return tensors
+            return {"latents": under.after_step(step, tensors["latents"])} if under else tensors
 
-        self._pipe.scheduler = scheduler(recipe.scheduler, self._scheduler_config)
         latents: torch.Tensor = self._pipe(
             **embedded(
                 self._pipe,
@@ -170,20 +174,24 @@ class Diffusers:
             height=recipe.height,
             num_inference_steps=recipe.steps,
             guidance_scale=recipe.guidance,
-            generator=[torch.Generator("cpu").manual_seed(stroke.seed) for stroke in strokes],
+            generator=generators,
+            latents=under.latents if under else None,
             output_type="latent",
             callback_on_step_end=after_step,
         ).images
-        return latents
+        return latents, under
 
     @torch.no_grad()
-    def _decoded(self, latents: torch.Tensor) -> tuple[torch.Tensor, list[bool], list[bool]]:
+    def _decoded(
+        self, latents: torch.Tensor, under: Underpainting | None
+    ) -> tuple[torch.Tensor, list[bool], list[bool]]:
         """All of it on the device, where the pipeline would turn every picture into one of Pillow's to check it."""
         vae = self._pipe.vae
         images = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0].float()
         broken = images.isnan().flatten(1).any(1)
         levels = ((images * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         pixels = levels.permute(0, 2, 3, 1).contiguous()  # as files want them, so that nobody need copy them again
+        pixels = under.over(pixels) if under else pixels
         return pixels, self._flags(pixels), broken.tolist()
 
     def _flags(self, pixels: torch.Tensor) -> list[bool]:

@@ -3,6 +3,7 @@
     engine     claims, begins, hands over            store   encodes, uploads, publishes
     brush      loads and paints                      news    hears of cancellations, tells who watches
     heartbeat  renews the leases, hears of drains        watchdog  ends the process when something hangs
+    grounds    fetches the pictures to paint over
 
 Knows no Celery.
 """
@@ -21,6 +22,7 @@ from worker import painter
 from worker.brush import Brush
 from worker.engine import Engine
 from worker.gallery import Gallery, models_to_serve
+from worker.grounds import FETCHERS, Grounds
 from worker.heartbeat import Heartbeat
 from worker.holdings import Holdings
 from worker.news import News
@@ -46,7 +48,8 @@ class RenderWorker:
         self.watchdog = Watchdog(limits(settings, str(about["device"])), self.say_farewell)
         self.gallery = Gallery(models, settings, self.worker_class, self.database, self.watchdog)
         postgres, s3 = Outage("database_away", "database_back"), Outage("storage_away", "storage_back")
-        storage = Storage(settings, connections=UPLOADS)
+        storage = Storage(settings, connections=UPLOADS + FETCHERS)
+        self.grounds = Grounds(storage, s3, self.watchdog)
         self.brush = Brush(self.gallery, self.watchdog, self.worker_class)
         self.news = News(settings, self.messages, self.holdings, lambda: self.brush.rendering)
         self.store = Store(
@@ -57,6 +60,7 @@ class RenderWorker:
             settings,
             self.database,
             self.gallery,
+            self.grounds,
             self.brush,
             self.holdings,
             self.store,

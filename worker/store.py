@@ -130,7 +130,7 @@ class Store:
     def _upload(self, painted: Painted, image: Image, picture: Picture) -> tuple[str, str, int]:
         recipe = image.recipe
         # Nothing of the job: the same recipe and seed give the same bytes on the same worker.
-        own = {"recipe": canonical(recipe.model_dump(mode="json")), "index": str(image.index), "seed": str(image.seed)}
+        own = {"recipe": canonical(recipe.content), "index": str(image.index), "seed": str(image.seed)}
         with self._encoders, self._watchdog.watches("store"):
             data = encode(picture.pixels, recipe.format, {**own, **painted.texts})
         key = image_key(image.job_id, image.index, painted.microbatch.lease_id, recipe.format)

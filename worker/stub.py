@@ -56,7 +56,7 @@ class Stub:
             raise OutOfMemory("The stub was asked to run out of memory.")
         refusals = [self._refusal(stroke) for stroke in strokes]
         if not all(refusals):
-            steps, began = strokes[0].recipe.steps, time.monotonic()
+            steps, began = strokes[0].recipe.steps_taken, time.monotonic()
             for step in range(1, steps + 1):
                 # Lets other threads run, as a GPU does; and as there, a step that was noticed late delays none.
                 time.sleep(max(began + step * self.step_s - time.monotonic(), 0))
@@ -90,7 +90,16 @@ def _trouble(prompts: str) -> None:
 def _picture(stroke: Stroke) -> Picture | RenderFailed:
     if NAN in stroke.recipe.prompt:
         return NanImage("The stub was asked for a picture that is not a number.")
-    return Picture(_pattern(stroke), flagged=FLAGGED in stroke.recipe.prompt)
+    return Picture(_over(stroke, _pattern(stroke)), flagged=FLAGGED in stroke.recipe.prompt)
+
+
+def _over(stroke: Stroke, pattern: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The pattern over the source, the less to be seen through the more of the steps are taken."""
+    if stroke.source is None:
+        return pattern
+    share = 256 * stroke.recipe.steps_taken // stroke.recipe.steps
+    mixed = (stroke.source.astype(np.uint16) * (256 - share) + pattern.astype(np.uint16) * share >> 8).astype(np.uint8)
+    return mixed if stroke.mask is None else np.where(stroke.mask[..., None], mixed, stroke.source)
 
 
 def _pattern(stroke: Stroke) -> NDArray[np.uint8]:

@@ -20,7 +20,7 @@ from api.batch_reading import BATCH, Batch, find_batch, find_batches
 from api.deps import BaseUrl, BatchesWriter, Farm, JobsReader, RequestId, TheFarm
 from api.headers import IdempotencyKey, with_etag
 from api.paging import NEXT_CURSOR, Paging, next_link
-from api.routes.jobs import LARGEST_LOT
+from api.routes.jobs import LARGEST_LOT, find_for
 from api.shapes import example
 from api.spool import Spool, keep
 from common import batches, jobs, prompts
@@ -119,7 +119,7 @@ def submit(
     farm: Farm, caller: Caller, draft: BatchDraft, idempotency_key: str | None, request_id: str
 ) -> tuple[Batch, bool]:
     """The batch of this draft, and whether it is new: committed first, then sent."""
-    plan, batch_id = plan_of(farm, draft), new_id()
+    plan, batch_id = plan_of(farm, caller, draft), new_id()
     once = jobs.Once(ROUTE, idempotency_key, fingerprint(draft)) if idempotency_key else None
     if once:  # its prompts may be stored already
         with transaction(farm.autocommit) as connection:
@@ -147,7 +147,7 @@ def submit(
     return look(farm, caller, earlier or batch_id), earlier is None
 
 
-def plan_of(farm: Farm, draft: BatchDraft) -> Plan:
+def plan_of(farm: Farm, caller: Caller, draft: BatchDraft) -> Plan:
     """What is not said is decided now, for all prompts. Raises Invalid for what would suit none of them."""
     given = {name: value for name, value in draft.defaults.items() if value is not None}
     if strange := sorted(OF_EACH_PROMPT & given.keys()):
@@ -156,7 +156,7 @@ def plan_of(farm: Farm, draft: BatchDraft) -> Plan:
     seed = secrets.randbelow(LARGEST_LOT) if draft.seed is None else draft.seed
     plan = Plan(defaults=defaults, images_per_prompt=draft.images_per_prompt, seed=seed)
     try:
-        planner = Planner(plan.model_copy(update={"images_per_prompt": 1}), farm.catalog)
+        planner = Planner(plan.model_copy(update={"images_per_prompt": 1}), farm.catalog, find_for(farm, caller))
         recipe = planner.planned({"prompt": PLACEHOLDER}, 0).recipe
         model = farm.catalog.get(recipe.model)
         prompts.check(recipe, model)

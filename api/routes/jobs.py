@@ -15,9 +15,10 @@ from api.headers import CancelAfter, IdempotencyKey, Prefer, seconds_to_live, se
 from api.paging import NEXT_CURSOR, Paging, next_link
 from api.reading import Search, find_job, find_jobs, with_progress
 from api.shapes import JOB, RECIPE, Job, Recipe, example
-from common import jobs, prompts, recipe
+from common import jobs, originals, prompts, recipe
 from common.db import new_id, transaction
 from common.errors import Unavailable
+from common.modes import Find, Original
 from common.recipe import canonical
 from common.states import JobState, Tier
 from common.telemetry import tell
@@ -45,6 +46,24 @@ EXAMPLES = {
             "seed": 42,
             "format": "png",
             "tier": "interactive",
+        },
+    },
+    "image2image": {
+        "summary": "Change a picture: an upload, or an image that was stored",
+        "value": {
+            "prompt": "女孩们打开了另一世界的大门，水彩画",
+            "source": "019c2f6e-7d40-7c3d-9a1f-0d5b6c7e8f90",
+            "strength": 0.6,
+        },
+    },
+    "inpaint": {
+        "summary": "Repaint what is white in the mask, and keep the rest",
+        "value": {
+            "prompt": "一只猫",
+            "source": "019c2f6e-7d40-7c3d-9a1f-0d5b6c7e8f90",
+            "mask": "019c2f6e-7d41-7a52-8e0c-3f1d2c4b5a69",
+            "width": 768,
+            "height": 512,
         },
     },
 }
@@ -101,7 +120,7 @@ async def submit_job(
     wait_s, life_s = seconds_to_wait(prefer), seconds_to_live(cancel_after)
     root_seed = secrets.randbelow(LARGEST_LOT)
     if dry_run:
-        return answer(await run_in_threadpool(try_out, farm, submission, root_seed), 200)
+        return answer(await run_in_threadpool(try_out, farm, caller, submission, root_seed), 200)
     once = once_of(submission, idempotency_key)
     job, is_new = await run_in_threadpool(
         submit, farm, caller, submission, once, life_s, root_seed, request_id, base_url
@@ -128,7 +147,7 @@ def submit(
     base_url: str,
 ) -> tuple[Job, bool]:
     """The job of this submission, and whether it is new: committed first, then sent."""
-    drawn, warnings = resolve(farm, submission, root_seed)
+    drawn, warnings = resolve(farm, caller, submission, root_seed)
     job_id = new_id()
     # A job alone is one statement, and needs no BEGIN and COMMIT around it.
     with transaction(farm.engine if once else farm.autocommit) as connection:
@@ -152,8 +171,8 @@ def submit(
         return find_job(connection, caller.tenant_id, earlier or job_id, base_url), earlier is None
 
 
-def try_out(farm: Farm, submission: Submission, root_seed: int) -> DryRun:
-    drawn, warnings = resolve(farm, submission, root_seed)
+def try_out(farm: Farm, caller: Caller, submission: Submission, root_seed: int) -> DryRun:
+    drawn, warnings = resolve(farm, caller, submission, root_seed)
     with transaction(farm.autocommit) as connection:
         rate = read_crew(connection).images_per_second(drawn.model)
     seconds = round(drawn.count / rate, 1) if rate else None
@@ -164,12 +183,24 @@ def try_out(farm: Farm, submission: Submission, root_seed: int) -> DryRun:
     )
 
 
-def resolve(farm: Farm, submission: Submission, root_seed: int) -> tuple[recipe.Recipe, tuple[str, ...]]:
+def resolve(
+    farm: Farm, caller: Caller, submission: Submission, root_seed: int
+) -> tuple[recipe.Recipe, tuple[str, ...]]:
     """The complete recipe and its warnings. Raises Invalid for all that no worker could draw."""
-    drawn = recipe.resolve(submission, farm.catalog, farm.default_model, root_seed)
+    drawn = recipe.resolve(submission, farm.catalog, farm.default_model, root_seed, find_for(farm, caller))
     model = farm.catalog.get(drawn.model)
     prompts.check(drawn, model)
     return drawn, prompts.warnings(drawn, model)
+
+
+def find_for(farm: Farm, caller: Caller) -> Find:
+    """Knows the pictures of the caller's tenant."""
+
+    def find(picture: UUID) -> Original | None:
+        with transaction(farm.autocommit) as connection:
+            return originals.find(connection, caller.tenant_id, picture)
+
+    return find
 
 
 def look_again(farm: Farm, caller: Caller, job: Job, base_url: str) -> Job:

@@ -5,15 +5,18 @@ Models as they were published are in `test_families`.
 
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from common.catalog import SCHEDULERS, Model, read
 from common.errors import Interrupted, NanImage, OutOfMemory, PromptRefused
+from common.modes import Mode, Original
 from common.prompts import PromptCounter
 from common.recipe import Recipe
 from tests import checkpoints
@@ -82,7 +85,13 @@ def paints(load: Load, kind: str) -> Painter:
     return load(kind)
 
 
+@pytest.fixture(params=get_args(Mode))
+def mode(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 def stroke(of: Painter, prompt: str = "红色的圆形", seed: int = 1, **fields: Any) -> Stroke:
+    """Over a gradient, and repainting its right half, unless `source` and `mask` say other pixels."""
     model = of.model
     recipe = Recipe(
         prompt=prompt,
@@ -97,7 +106,28 @@ def stroke(of: Painter, prompt: str = "红色的圆形", seed: int = 1, **fields
         mode="text2image",
         format="png",
     )
-    return Stroke(recipe.model_copy(update=fields), seed)
+    pixels = {name: fields.pop(name) for name in ("source", "mask") if name in fields}
+    size = fields.get("height", model.height), fields.get("width", model.width)
+    if (mode := fields.get("mode", "text2image")) != "text2image":
+        pixels = {"source": gradient(*size), **pixels}
+        fields = {"source": ORIGINAL, "strength": 0.5, **fields}
+    if mode == "inpaint":
+        pixels = {"mask": right_half(*size), **pixels}
+        fields["mask"] = ORIGINAL
+    return Stroke(recipe.model_copy(update=fields), seed, **pixels)
+
+
+ORIGINAL = Original(id=uuid.UUID(int=0), sha256="0", key="0", width=8, height=8)
+
+
+def gradient(height: int, width: int, upside_down: bool = False) -> NDArray[np.uint8]:
+    """From dark to bright, downwards, in bands that an autoencoder does not lose."""
+    lines = np.linspace(30, 220, height).astype(np.uint8)[:: -1 if upside_down else 1]
+    return np.stack([np.broadcast_to(lines[:, None], (height, width))] * 3, axis=2)
+
+
+def right_half(height: int, width: int) -> NDArray[np.bool_]:
+    return np.broadcast_to(np.arange(width) >= width // 2 + 3, (height, width))  # within a latent's 8 pixels
 
 
 def pictures(of: Painter, *strokes: Stroke) -> list[Any]:
@@ -105,43 +135,46 @@ def pictures(of: Painter, *strokes: Stroke) -> list[Any]:
     return [p.pixels if isinstance(p, Picture) else p for p in of.paint(strokes, lambda step, steps: None)]
 
 
-def test_every_stroke_becomes_a_picture_of_its_size(paints: Painter) -> None:
-    painted = pictures(paints, *(stroke(paints, seed=seed, width=64, height=128) for seed in (1, 2, 2**64 - 1)))
+def test_every_stroke_becomes_a_picture_of_its_size(paints: Painter, mode: str) -> None:
+    strokes = [stroke(paints, seed=seed, width=64, height=128, mode=mode) for seed in (1, 2, 2**64 - 1)]
+    painted = pictures(paints, *strokes)
     assert [(picture.shape, picture.dtype) for picture in painted] == [((128, 64, 3), np.dtype(np.uint8))] * 3
 
 
-def test_equal_strokes_give_equal_bytes_and_others_do_not(paints: Painter) -> None:
-    strokes = (
-        stroke(paints),
-        stroke(paints),
-        stroke(paints, seed=2),
-        stroke(paints, prompt="蓝色的方形"),
-        stroke(paints, negative_prompt="黑色"),
-    )
+def test_equal_strokes_give_equal_bytes_and_others_do_not(paints: Painter, mode: str) -> None:
+    strokes = [
+        stroke(paints, **fields, mode=mode, strength=None if mode == "text2image" else 1.0)
+        for fields in ({}, {}, {"seed": 2}, {"prompt": "蓝色的方形"}, {"negative_prompt": "黑色"})
+    ]
     first, same, *others = (p.tobytes() for p in pictures(paints, *strokes))
     assert first == same
     assert len({first, *others}) == 4
     assert [p.tobytes() for p in pictures(paints, *strokes)] == [first, same, *others]
 
 
-def test_company_moves_no_byte_by_more_than_one_level(paints: Painter) -> None:
-    one = stroke(paints)
-    company = [stroke(paints, prompt="蓝色的方形，白色背景", seed=seed) for seed in range(3)]
+def test_company_moves_no_byte_by_more_than_one_level(paints: Painter, mode: str) -> None:
+    """Whatever the company is painted over."""
+    one = stroke(paints, mode=mode)
+    company = [stroke(paints, prompt="蓝色的方形，白色背景", seed=seed, mode=mode) for seed in range(3)]
+    if mode != "text2image":
+        other = gradient(paints.model.height, paints.model.width, upside_down=True)
+        company[0] = stroke(paints, seed=5, mode=mode, source=other)
     (alone,) = pictures(paints, one)
     among = pictures(paints, company[0], one, *company[1:])[1]
     assert np.abs(alone.astype(int) - among).max() <= 1
 
 
-def test_steps_are_told_from_the_first_to_the_last(paints: Painter) -> None:
+def test_steps_are_told_from_the_first_to_the_last(paints: Painter, mode: str) -> None:
     told: list[tuple[int, int]] = []
-    paints.paint([stroke(paints, steps=5)], lambda step, steps: told.append((step, steps)))
+    one = stroke(paints, steps=10, mode=mode)
+    paints.paint([one], lambda step, steps: told.append((step, steps)))
     steps = told[0][1]
-    assert steps >= 5
+    assert one.recipe.steps_taken <= steps <= one.recipe.steps_taken + 1
     assert told == [(step, steps) for step in range(1, steps + 1)]
 
 
-def test_what_is_interrupted_leaves_the_painter_as_it_was(paints: Painter) -> None:
-    one = stroke(paints)
+def test_what_is_interrupted_leaves_the_painter_as_it_was(paints: Painter, mode: str) -> None:
+    one = stroke(paints, mode=mode)
     before = pictures(paints, one)[0]
 
     def interrupt(step: int, steps: int) -> None:
@@ -149,7 +182,7 @@ def test_what_is_interrupted_leaves_the_painter_as_it_was(paints: Painter) -> No
             raise Interrupted("Nobody wants it any more.")
 
     with pytest.raises(Interrupted):
-        paints.paint([one, stroke(paints, seed=2)], interrupt)
+        paints.paint([one, stroke(paints, seed=2, mode=mode)], interrupt)
     assert pictures(paints, one)[0].tobytes() == before.tobytes()
 
 
@@ -213,15 +246,46 @@ def test_too_little_memory_is_said_and_survived(paints: Painter, kind: str) -> N
 
 
 @pytest.mark.parametrize("kind", ["stub", "strict"])
-def test_what_the_safety_checker_refuses_is_flagged(load: Load, kind: str) -> None:
+def test_what_the_safety_checker_refuses_is_flagged(load: Load, kind: str, mode: str) -> None:
     paints = load(kind)
-    painted = paints.paint([stroke(paints, "#flagged")], lambda step, steps: None)
+    painted = paints.paint([stroke(paints, "#flagged", mode=mode)], lambda step, steps: None)
     assert [picture.flagged for picture in painted if isinstance(picture, Picture)] == [True]
 
 
 def test_nothing_else_is_flagged(paints: Painter) -> None:
     painted = paints.paint([stroke(paints)], lambda step, steps: None)
     assert [picture.flagged for picture in painted if isinstance(picture, Picture)] == [False]
+
+
+# Over a picture
+
+
+def test_what_the_mask_keeps_is_kept_to_the_bit(paints: Painter) -> None:
+    one = stroke(paints, mode="inpaint", strength=1.0)
+    painted = pictures(paints, one, stroke(paints, mode="inpaint", strength=1.0, seed=2))
+    for picture in painted:
+        assert np.array_equal(picture[~one.mask], one.source[~one.mask])
+    assert not np.array_equal(painted[0][one.mask], painted[1][one.mask])
+
+
+def test_the_more_strength_the_less_is_left_of_the_source(paints: Painter) -> None:
+    fields = {"mode": "image2image", "steps": 20, "scheduler": "ddim"}
+    little, much = (pictures(paints, stroke(paints, strength=s, **fields))[0] for s in (0.1, 0.8))
+    source = gradient(paints.model.height, paints.model.width).astype(int)
+    assert np.abs(little - source).mean() < np.abs(much - source).mean()
+    alone, with_source = stroke(paints, steps=20, scheduler="ddim"), stroke(paints, strength=1.0, **fields)
+    assert np.array_equal(pictures(paints, alone)[0], pictures(paints, with_source)[0])
+
+
+def test_each_image_is_painted_over_its_own_source(paints: Painter) -> None:
+    size = paints.model.height, paints.model.width
+    sources = [gradient(*size), gradient(*size, upside_down=True)]
+    fields = {"mode": "image2image", "strength": 0.1, "steps": 20, "scheduler": "ddim"}
+    painted = pictures(paints, *(stroke(paints, source=source, **fields) for source in sources))
+    if paints.model.name != "tiny":  # whose autoencoder makes noise of everything
+        for picture, source, other in zip(painted, sources, sources[::-1], strict=True):
+            assert np.abs(picture - source.astype(int)).mean() < np.abs(picture - other.astype(int)).mean()
+    assert not np.array_equal(*painted)
 
 
 def test_the_stub_needs_no_torch() -> None:
@@ -233,11 +297,13 @@ def test_the_stub_needs_no_torch() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 4])
-def test_every_scheduler_paints_and_forgets(load: Load, steps: int) -> None:
+def test_every_scheduler_paints_and_forgets(load: Load, steps: int, mode: str) -> None:
     paints = load("bert")
     painted = {}
+    strength = {} if mode == "text2image" else {"strength": 1.0 if steps == 1 else 0.75}
     for scheduler in SCHEDULERS:
-        strokes = [stroke(paints, scheduler=scheduler, steps=steps, seed=seed) for seed in (1, 2)]
+        fields = {"scheduler": scheduler, "steps": steps, "mode": mode, **strength}
+        strokes = [stroke(paints, **fields, seed=seed) for seed in (1, 2)]
         first, again = pictures(paints, *strokes), pictures(paints, *strokes)
         assert [picture.tobytes() for picture in first] == [picture.tobytes() for picture in again]
         painted[scheduler] = first[0].tobytes()
