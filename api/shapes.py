@@ -7,6 +7,7 @@ from uuid import UUID
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, computed_field
 
 from common import recipe
+from common.loras import LoraUse
 from common.states import ImageState, JobState, Tier
 
 
@@ -44,6 +45,7 @@ RECIPE: dict[str, Any] = {
     "source": None,
     "mask": None,
     "strength": None,
+    "lora": [],
     "count": 1,
 }
 JOB: dict[str, Any] = {
@@ -82,6 +84,7 @@ class Recipe(recipe.Recipe):
     source: PictureId = Field(None, description="The upload or image that it starts from.")  # type: ignore[assignment]
     mask: PictureId = None  # type: ignore[assignment]
     strength: float | None = None
+    lora: tuple[LoraUse, ...] = ()
 
     @computed_field  # type: ignore[prop-decorator]
     @property

@@ -1,6 +1,7 @@
-"""`huafang generate`: submit a recipe, wait for its pictures, save them."""
+"""`huafang generate`: submit a recipe, wait for its pictures, save them. Pictures to start from are uploaded first."""
 
 import re
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ TRIED_OUT: Columns = {
     "guidance": lambda found: found["recipe"]["guidance"],
     "seeds": lambda found: " ".join(map(str, found["recipe"]["seeds"])),
     "takes": lambda found: f"{found['estimate']['seconds']} s" if found["estimate"]["seconds"] else None,
+    "starts from": lambda found: found["recipe"]["source"],
     "note": lambda found: " ".join(found["warnings"]),
 }
 
@@ -31,6 +33,31 @@ class Size(click.ParamType):
         return int(sides[1]), int(sides[2])
 
 
+class Original(click.ParamType):
+    """A file of this machine, or the id of what the farm has already."""
+
+    name = "FILE|ID"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        if Path(value).is_file():
+            return Path(value)
+        try:
+            return str(uuid.UUID(value))
+        except ValueError:
+            self.fail(f"{value} is neither a file nor the id of an upload or image.", param, ctx)
+
+
+class Lora(click.ParamType):
+    name = "NAME[:WEIGHT]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Json:
+        name, _, weight = str(value).rpartition(":") if ":" in str(value) else (str(value), "", "1")
+        try:
+            return {"name": name, "weight": float(weight)}
+        except ValueError:
+            self.fail(f"{weight} is no weight; write {name}:0.8.", param, ctx)
+
+
 @click.command(cls=Command)
 @click.argument("prompt")
 @click.option("--count", type=int, help="How many pictures.  [default: 1]")
@@ -41,6 +68,10 @@ class Size(click.ParamType):
 @click.option("--guidance", type=float, help="How closely to follow the prompt.")
 @click.option("--scheduler", help="Such as lms, ddim, euler.")
 @click.option("--negative", "negative_prompt", help="What to keep out of the picture.")
+@click.option("--source", type=Original(), help="A picture to change: a file, an upload, or an image.")
+@click.option("--mask", type=Original(), help="White where to repaint the source; all else is kept.")
+@click.option("--strength", type=float, help="How much of the source is given up, up to 1.")
+@click.option("--lora", type=Lora(), multiple=True, help="As ink:0.8; more than once for more of them.")
 @click.option("--out", type=click.Path(path_type=Path), default="renders", show_default=True, help="Where to save.")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Give up waiting after that many seconds.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be rendered.")
@@ -51,8 +82,11 @@ def generate(
     """Render PROMPT and download the pictures. What is not given comes from the model's entry in the catalogue."""
     if size:
         fields["width"], fields["height"] = size
-    draft = {name: value for name, value in fields.items() if value is not None}
+    draft = {name: value for name, value in fields.items() if value not in (None, ())}
     check_text(draft)
+    for name in ("source", "mask"):
+        if isinstance(draft.get(name), Path):
+            draft[name] = upload(shell, draft[name])
     if dry_run:
         return shell.print_record(shell.client.dry_run(draft), TRIED_OUT, name="recipe")
     check_folder(out)
@@ -64,6 +98,15 @@ def generate(
     show(shell, job)
     if missing := outcome(job):
         raise missing
+
+
+def upload(shell: Shell, file: Path) -> str:
+    """The id of the upload that it is by now."""
+    try:
+        with file.open("rb") as content:  # what it is the farm sees from its content
+            return str(shell.client.upload(content, "image/png", lambda sent: None)["id"])
+    except OSError as error:
+        raise Failure(f"Cannot read {file}: {error.strerror}.") from None
 
 
 def check_text(draft: Json) -> None:

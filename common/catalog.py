@@ -4,11 +4,12 @@ An entry's `source` is a folder (relative to the file) or a hub id such as `owne
 """
 
 import tomllib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from common.errors import Invalid, UnknownModel
+from common.loras import Lora, read_lora
 
 SCHEDULERS = ("ddim", "ddpm", "deis", "dpm++", "dpm++_sde", "euler", "euler_a", "heun", "kdpm2", "lms", "pndm", "unipc")
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -68,6 +69,7 @@ class Model:
     negative_prompt: str = ""
     sha256: dict[str, str] = field(default_factory=dict)
     vocabulary: Vocabulary | None = None
+    loras: dict[str, Lora] = field(default_factory=dict)  # those of the catalogue that fit it
 
     @property
     def tokenizer_file(self) -> Path | None:
@@ -81,6 +83,7 @@ class Catalog:
     models: dict[str, Model]
     default: str  # on hosts without an accelerator
     default_gpu: str
+    loras: dict[str, Lora] = field(default_factory=dict)
 
     def get(self, name: str) -> Model:
         """The entry of that name. Raises UnknownModel, naming those there are."""
@@ -99,7 +102,9 @@ def read(path: Path) -> Catalog:
     try:
         licences = {name: _licence(name, entry) for name, entry in document.get("licences", {}).items()}
         models = {name: _model(name, entry, licences, path.parent) for name, entry in document["models"].items()}
-        catalog = Catalog(models, document["default"], document.get("default_gpu", document["default"]))
+        loras = {name: read_lora(name, entry, path.parent) for name, entry in document.get("loras", {}).items()}
+        models = {name: _with_loras(model, loras) for name, model in models.items()}
+        catalog = Catalog(models, document["default"], document.get("default_gpu", document["default"]), loras)
     except (KeyError, TypeError) as error:
         raise Invalid(f"The catalogue {path} is incomplete or has an entry that is not known: {error}.") from error
     for name in (catalog.default, catalog.default_gpu):
@@ -128,6 +133,10 @@ def _model(name: str, entry: dict[str, Any], licences: dict[str, Licence], base:
     if model.microbatch is not None and model.microbatch < 1:
         raise TypeError(f"{name} has a microbatch of {model.microbatch}")
     return model
+
+
+def _with_loras(model: Model, loras: dict[str, Lora]) -> Model:
+    return replace(model, loras={name: lora for name, lora in loras.items() if lora.fits(model.name, model.family)})
 
 
 def _is_path(source: str) -> bool:

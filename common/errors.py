@@ -8,7 +8,7 @@
     ├── Unauthorized / Forbidden / NotFound / Conflict
     ├── Unavailable           503: a service of the farm is away for now
     └── RenderFailed          never HTTP: why an image failed, stored with it
-        ├── ModelRefused      a worker will not load this model
+        ├── ModelRefused / LoraRefused      a worker will not load this
         ├── OutOfMemory / NanImage / PromptRefused / SourceGone / WorkerLost / Interrupted
 
 The text of an error is one sentence for the person who reads it: what is wrong and, where it helps, what to do.
@@ -136,6 +136,12 @@ class SourceGone(RenderFailed):
 
     code = "source_gone"
     retryable = False
+
+
+class LoraRefused(RenderFailed):
+    """A worker will not load this LoRA: its file is missing, damaged, or not for this model."""
+
+    code = "lora_refused"
 
 
 class Interrupted(RenderFailed):

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StringConstraints,
 from common import emphasis
 from common.catalog import SCHEDULERS, Catalog, Model
 from common.errors import FieldError, Invalid
+from common.loras import LoraUse, lora_errors
 from common.modes import Find, Mode, Original, begin, nothing, steps_taken
 
 T = TypeVar("T")
@@ -70,11 +71,16 @@ class Draft(BaseModel):
         description="How much of the source is given up, up to 1: the last `int(steps × strength)` steps are taken."
         " Default: 0.75; for inpaint, 1.",
     )
+    lora: tuple[LoraUse, ...] = Field((), description="LoRAs of the catalogue that are for the model.")
     format: Format = "png"
 
 
 def _is_none(value: object) -> bool:
     return value is None
+
+
+def _is_empty(value: tuple[object, ...]) -> bool:
+    return not value
 
 
 class Recipe(BaseModel):
@@ -96,6 +102,7 @@ class Recipe(BaseModel):
     source: Original | None = Field(default=None, exclude_if=_is_none)
     mask: Original | None = Field(default=None, exclude_if=_is_none)
     strength: float | None = Field(default=None, exclude_if=_is_none)
+    lora: tuple[LoraUse, ...] = Field(default=(), exclude_if=_is_empty)
 
     @property
     def count(self) -> int:
@@ -109,7 +116,8 @@ class Recipe(BaseModel):
     def compatibility(self) -> str:
         """What images must share to be rendered by one pipeline call; prompts, seeds, sources and masks are free."""
         shared = f"{self.model} {self.mode} {self.width}x{self.height} {self.steps}×{self.scheduler} g{self.guidance}"
-        return shared if self.strength is None else f"{shared} last {self.steps_taken}"
+        taken = "" if self.strength is None else f" last {self.steps_taken}"
+        return shared + taken + "".join(f" +{use.name}×{use.weight}" for use in self.lora)
 
     @property
     def content(self) -> dict[str, Any]:
@@ -149,6 +157,7 @@ def resolve(draft: Draft, catalog: Catalog, default_model: str, root_seed: int, 
         *_scheduler_errors(scheduler),
         *_seed_errors(draft, model),
         *beginning.wrong,
+        *lora_errors(draft.lora, catalog.loras, model.name, model.family),
     ]
     if wrong:
         raise Invalid.of(wrong)
@@ -169,6 +178,7 @@ def resolve(draft: Draft, catalog: Catalog, default_model: str, root_seed: int, 
         source=beginning.source,
         mask=beginning.mask,
         strength=beginning.strength,
+        lora=draft.lora,
     )
 
 

@@ -6,7 +6,7 @@ on in `worker.device`. Knows nothing of jobs, leases or storage.
 
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,13 +14,14 @@ from torch.nn.functional import interpolate
 
 from common import emphasis, prompts
 from common.catalog import Model
-from common.errors import NanImage, OutOfMemory, PromptRefused, RenderFailed
+from common.errors import LoraRefused, NanImage, OutOfMemory, PromptRefused, RenderFailed
 from common.recipe import Recipe
 from worker import capacity, checkpoint
 from worker.assembly import Config, assemble, first_line, precision, scheduler
 from worker.checkpoint import size as model_bytes
 from worker.device import choose, describe, free_memory, is_lost, is_out_of_memory, limited, model_memory
 from worker.embedding import embedded
+from worker.loras import Loras
 from worker.painter import DeviceLost, OnStep, Picture, Stroke
 from worker.underpainting import Underpainting
 
@@ -62,15 +63,21 @@ class Diffusers:
         self._device = device
         self._pipe = pipe
         self._scheduler_config = scheduler_config
+        self._loras = Loras(model, pipe)
 
     def paint(self, strokes: Sequence[Stroke], on_step: OnStep) -> list[Picture | RenderFailed]:
         refusals = [self._refusal(stroke) for stroke in strokes]
         fitting = [stroke for stroke, refusal in zip(strokes, refusals, strict=True) if refusal is None]
         try:
+            self._loras.put_on(strokes[0].recipe.lora)
             painted = iter(self._paint(fitting, on_step) if fitting else ())
+        except LoraRefused as error:
+            return [error for _ in strokes]
         except RuntimeError as error:
             if is_lost(error):
                 raise DeviceLost(first_line(error)) from error
+            if is_out_of_memory(error):
+                raise OutOfMemory(f"Out of memory with the LoRAs of {self.model.name}.") from error
             raise
         return [refusal or next(painted) for refusal in refusals]
 
@@ -121,7 +128,7 @@ class Diffusers:
         try:
             self._pipe.to(torch.float32)
             # To compile it again takes longer than a picture or two.
-            with torch.compiler.set_stance("force_eager") if self.model.compile else nullcontext():
+            with self._uncompiled():
                 return [picture for stroke in strokes for picture in self._once([stroke], on_step)]
         except (RuntimeError, OutOfMemory) as error:
             if isinstance(error, RuntimeError) and not is_out_of_memory(error):
@@ -163,23 +170,27 @@ class Diffusers:
             on_step(step + 1, pipe.num_timesteps)
             return {"latents": under.after_step(step, tensors["latents"])} if under else tensors
 
-        latents: torch.Tensor = self._pipe(
-            **embedded(
-                self._pipe,
-                [stroke.recipe.prompt for stroke in strokes],
-                [stroke.recipe.negative_prompt for stroke in strokes],
-                recipe.guidance,
-            ),
-            width=recipe.width,
-            height=recipe.height,
-            num_inference_steps=recipe.steps,
-            guidance_scale=recipe.guidance,
-            generator=generators,
-            latents=under.latents if under else None,
-            output_type="latent",
-            callback_on_step_end=after_step,
-        ).images
+        with self._uncompiled() if recipe.lora else nullcontext():  # they change what was compiled
+            latents: torch.Tensor = self._pipe(
+                **embedded(
+                    self._pipe,
+                    [stroke.recipe.prompt for stroke in strokes],
+                    [stroke.recipe.negative_prompt for stroke in strokes],
+                    recipe.guidance,
+                ),
+                width=recipe.width,
+                height=recipe.height,
+                num_inference_steps=recipe.steps,
+                guidance_scale=recipe.guidance,
+                generator=generators,
+                latents=under.latents if under else None,
+                output_type="latent",
+                callback_on_step_end=after_step,
+            ).images
         return latents, under
+
+    def _uncompiled(self) -> AbstractContextManager[Any]:
+        return torch.compiler.set_stance("force_eager") if self.model.compile else nullcontext()
 
     @torch.no_grad()
     def _decoded(

@@ -105,7 +105,7 @@ def _over(stroke: Stroke, pattern: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _pattern(stroke: Stroke) -> NDArray[np.uint8]:
     """From one colour of the prompt to another, diagonally, under 4 bits of noise (a PNG of honest size)."""
     recipe = stroke.recipe
-    words = "\0".join(map(_said, (recipe.prompt, recipe.negative_prompt))).encode()
+    words = "\0".join([*map(_said, (recipe.prompt, recipe.negative_prompt)), *map(repr, recipe.lora)]).encode()
     first, second = np.frombuffer(hashlib.sha256(words).digest()[:6], np.uint8).reshape(2, 3).astype(np.float32) * 0.94
     colours = (first + np.linspace(0, 1, 256)[:, None] * (second - first)).astype(np.uint8)
     pixels: NDArray[np.uint8] = colours.take(_diagonal(recipe.height, recipe.width), axis=0)

@@ -44,6 +44,7 @@ EXAMPLES = {
             "guidance": 7.5,
             "count": 4,
             "seed": 42,
+            "lora": [{"name": "ink", "weight": 0.8}],
             "format": "png",
             "tier": "interactive",
         },

@@ -41,6 +41,15 @@ class Refusal(BaseModel):
     reason: str
 
 
+class Lora(BaseModel):
+    """One that recipes of the model can take."""
+
+    name: str
+    description: str
+    licence: str
+    licence_url: str
+
+
 class Availability(BaseModel):
     """Who serves it now, and who will not."""
 
@@ -75,6 +84,14 @@ MODEL = {
         "max_tokens": 512,
         "schedulers": ["ddim", "lms"],
     },
+    "loras": [
+        {
+            "name": "ink",
+            "description": "As if painted with ink.",
+            "licence": "CreativeML OpenRAIL-M",
+            "licence_url": "https://huggingface.co/spaces/CompVis/stable-diffusion-license",
+        }
+    ],
     "availability": {
         "available": True,
         "workers": ["gpu-1 cuda:0"],
@@ -97,6 +114,7 @@ class Model(BaseModel):
     safety_checker: bool
     defaults: Defaults
     limits: Limits
+    loras: list[Lora]
     availability: Availability
 
 
@@ -140,6 +158,10 @@ def shape(entry: Entry, crew: Crew, default: str) -> Model:
             max_tokens=entry.token_limit,
             schedulers=list(SCHEDULERS),
         ),
+        loras=[
+            Lora(name=lora.name, description=lora.description, licence=lora.licence, licence_url=lora.licence_url)
+            for lora in entry.loras.values()
+        ],
         availability=Availability(
             available=any(member.state != WorkerState.DRAINING for member in serving),
             workers=[member.name for member in serving],

@@ -263,6 +263,8 @@ def test_nothing_else_is_flagged(paints: Painter) -> None:
 def test_what_the_mask_keeps_is_kept_to_the_bit(paints: Painter) -> None:
     one = stroke(paints, mode="inpaint", strength=1.0)
     painted = pictures(paints, one, stroke(paints, mode="inpaint", strength=1.0, seed=2))
+    assert one.source is not None
+    assert one.mask is not None
     for picture in painted:
         assert np.array_equal(picture[~one.mask], one.source[~one.mask])
     assert not np.array_equal(painted[0][one.mask], painted[1][one.mask])
@@ -272,7 +274,9 @@ def test_the_more_strength_the_less_is_left_of_the_source(paints: Painter) -> No
     fields = {"mode": "image2image", "steps": 20, "scheduler": "ddim"}
     little, much = (pictures(paints, stroke(paints, strength=s, **fields))[0] for s in (0.1, 0.8))
     source = gradient(paints.model.height, paints.model.width).astype(int)
-    assert np.abs(little - source).mean() < np.abs(much - source).mean()
+    assert not np.array_equal(little, much)
+    if paints.model.name != "tiny":  # whose autoencoder makes noise of everything
+        assert np.abs(little - source).mean() < np.abs(much - source).mean()
     alone, with_source = stroke(paints, steps=20, scheduler="ddim"), stroke(paints, strength=1.0, **fields)
     assert np.array_equal(pictures(paints, alone)[0], pictures(paints, with_source)[0])
 
@@ -282,7 +286,7 @@ def test_each_image_is_painted_over_its_own_source(paints: Painter) -> None:
     sources = [gradient(*size), gradient(*size, upside_down=True)]
     fields = {"mode": "image2image", "strength": 0.1, "steps": 20, "scheduler": "ddim"}
     painted = pictures(paints, *(stroke(paints, source=source, **fields) for source in sources))
-    if paints.model.name != "tiny":  # whose autoencoder makes noise of everything
+    if paints.model.name != "tiny":
         for picture, source, other in zip(painted, sources, sources[::-1], strict=True):
             assert np.abs(picture - source.astype(int)).mean() < np.abs(picture - other.astype(int)).mean()
     assert not np.array_equal(*painted)

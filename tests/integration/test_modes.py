@@ -196,7 +196,7 @@ def pictures(client: httpx.Client) -> dict[str, str]:
     return {"S": upload(client, grain()), "M": upload(client, grain(1, 64, SIDE)), "prompts": prompts}
 
 
-WRONG = {
+WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "no such picture": ({"source": "019c2f6e-7d40-7c3d-9a1f-0d5b6c7e8f90"}, ["source"]),
     "a file of prompts": ({"source": "prompts"}, ["source"]),
     "no picture to change": ({"mode": "image2image"}, ["source"]),
@@ -274,7 +274,12 @@ def test_pictures_are_waited_for_while_the_store_is_away(story: Story, settings:
     grounds = Grounds(Storage(away, attempts=1), Outage("storage_away", "storage_back"), Watchdog({"store": 9}, print))
     microbatch = claimed(story, Original(id=UUID(int=1), sha256="0", key="uploads/1.png", width=8, height=8))
     asked: list[int] = []
-    fetched = grounds.fetch(microbatch, unless=lambda: len(asked.append(1) or asked) > 2)
+
+    def unless() -> bool:
+        asked.append(1)
+        return len(asked) > 2
+
+    fetched = grounds.fetch(microbatch, unless=unless)
     assert fetched.wait(20)
     assert not fetched.are_there()
     with pytest.raises(Unavailable):
@@ -295,6 +300,7 @@ def test_a_picture_that_is_not_there_is_no_outage(story: Story, settings: Settin
 def claimed(story: Story, source: Original) -> Any:
     story.submit()
     microbatch = story.claim()
+    assert microbatch
     recipe = story.recipe().model_copy(update={"mode": "image2image", "source": source, "strength": 1.0})
     return replace(microbatch, images=tuple(replace(image, recipe=recipe) for image in microbatch.images))
 

@@ -107,6 +107,36 @@ def test_what_was_not_given_is_not_sent(call: CommandLine) -> None:
     assert farm.asked[0].body == sent
 
 
+def uploads_too(asked: Asked) -> Say:
+    return Say(201, {"id": "the-upload"}) if asked.path == "/v1/uploads" else renders(asked)
+
+
+def test_pictures_to_start_from_are_uploaded_or_named(call: CommandLine, tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(PICTURE)
+    mask, options = "019c2f6e-7d41-7a52-8e0c-3f1d2c4b5a69", ("--strength", "0.5", "--lora", "ink:0.8", "--lora", "oil")
+    with farm_that(uploads_too) as farm:
+        done = call("--url", farm.url, "generate", "猫", "--source", "photo.jpg", "--mask", mask, *options)
+    assert done.code == 0
+    uploaded, submitted, *_ = farm.asked
+    assert (uploaded.path, uploaded.body) == ("/v1/uploads", PICTURE)
+    assert submitted.body == {
+        "prompt": "猫",
+        "source": "the-upload",
+        "mask": mask,
+        "strength": 0.5,
+        "lora": [{"name": "ink", "weight": 0.8}, {"name": "oil", "weight": 1}],
+    }
+
+
+@pytest.mark.parametrize("wrong", [("--source", "nowhere.png"), ("--mask", "019c"), ("--lora", "ink:much")])
+def test_what_is_neither_a_file_nor_an_id_is_said_before_anything_is_sent(
+    call: CommandLine, wrong: tuple[str, str]
+) -> None:
+    with farm_that(uploads_too) as farm:
+        assert call("--url", farm.url, "generate", "猫", *wrong).code == 2
+    assert farm.asked == []
+
+
 def test_pictures_are_saved_and_named(call: CommandLine, tmp_path: Path) -> None:
     with farm_that(renders) as farm:
         done = call("--url", farm.url, "--format", "human", "generate", "红色的圆形", "--out", "mine")

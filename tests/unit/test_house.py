@@ -22,6 +22,7 @@ EXTRAS = PROJECT["optional-dependencies"]
 ASKED_FOR_BY_OTHERS = {
     "accelerate": "diffusers, to load weights without a second copy in memory",
     "httptools": "uvicorn",
+    "peft": "diffusers, for LoRAs",
     "protobuf": "sentencepiece, to read a vocabulary",
     "scipy": "diffusers' LMSDiscreteScheduler",
     "uvloop": "uvicorn",

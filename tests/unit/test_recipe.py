@@ -1,14 +1,27 @@
 """A draft becomes a complete recipe, or every field that is wrong is named."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from common.catalog import Catalog, Licence, read
 from common.errors import Invalid, UnknownModel
+from common.loras import Lora, read_lora
 from common.recipe import MAX_SEED, Draft, Recipe, resolve
 
 CATALOG: Catalog = read(Path(__file__).parents[2] / "models" / "catalog.toml")
+
+
+LORA: dict[str, Any] = {
+    "source": "./ink.safetensors",
+    "sha256": "0" * 64,
+    "family": "stable-diffusion-zh",
+    "licence": "none",
+    "licence_url": "",
+    "description": "As if painted with ink.",
+}
 
 
 def recipe(**fields: object) -> Recipe:
@@ -98,6 +111,38 @@ def test_compatibility_is_blind_to_prompts_and_seeds_and_to_nothing_else() -> No
     assert len(same) == 1
     assert len(other) == 6
     assert not same & other
+
+
+def test_loras_are_those_that_fit_the_model() -> None:
+    def entry(name: str, **values: Any) -> Lora:
+        return read_lora(name, {**LORA, **values}, Path())
+
+    loras = {lora.name: lora for lora in (entry("ink"), entry("toy", family=None, models=["mini-zh"]))}
+    loras["sd"] = entry("sd", family="stable-diffusion")
+    catalog = replace(CATALOG, loras=loras)
+
+    def lora(*uses: Any) -> Recipe:
+        fields = {"model": "mini-zh", "lora": [{"name": name, "weight": weight} for name, weight in uses]}
+        return resolve(Draft.model_validate({"prompt": "红色的圆形", **fields}), catalog, "mini-zh", root_seed=7)
+
+    taken = lora(("ink", 0.5), ("toy", -1.0))
+    assert [(use.name, use.weight) for use in taken.lora] == [("ink", 0.5), ("toy", -1)]
+    assert len({taken.compatibility, lora(("ink", 0.6)).compatibility, recipe().compatibility}) == 3
+    assert len({taken.digest, lora(("ink", 0.6)).digest, recipe().digest}) == 3
+    for wrong, fields in (
+        ([("nix", 1.0)], ["lora.0.name"]),
+        ([("ink", 1.0), ("sd", 1.0)], ["lora.1.name"]),
+        ([("ink", 1.0), ("ink", 2.5)], ["lora.1.name", "lora.1.weight"]),
+    ):
+        with pytest.raises(Invalid) as raised:
+            lora(*wrong)
+        assert [error.field for error in raised.value.fields] == fields
+
+
+@pytest.mark.parametrize("change", [{"sha256": "beef"}, {"family": None}, {"source": "owner/name"}, {"colour": "red"}])
+def test_a_lora_that_makes_no_sense_is_none(change: dict[str, Any]) -> None:
+    with pytest.raises(TypeError):
+        read_lora("ink", {**LORA, **change}, Path())
 
 
 def test_the_digest_names_the_recipe() -> None:
