@@ -18,6 +18,8 @@ from tests.conformance.test_painters import pictures, stroke
 from worker import painter
 from worker.pipeline import Diffusers
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
+
 RANK = 2
 Weights = dict[str, torch.Tensor]
 
@@ -144,8 +146,8 @@ def test_what_cannot_be_loaded_is_refused_and_leaves_nothing_behind(
     }
     (tmp_path / "empty").mkdir()
     for reason, lora in refused.items():
-        for uses in (lora, (*make(good), *lora)):
-            found = pictures(paints, stroke(paints, lora=uses), stroke(paints, lora=uses, seed=2))
-            assert [type(one) for one in found] == [LoraRefused] * 2
-            assert reason in found[0].message
-            assert painted(paints) == before
+        uses = (*make(good), *lora)
+        found = pictures(paints, stroke(paints, lora=uses), stroke(paints, lora=uses, seed=2))
+        assert [type(one) for one in found] == [LoraRefused] * 2
+        assert reason in found[0].message
+        assert painted(paints) == before

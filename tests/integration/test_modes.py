@@ -3,6 +3,7 @@
 import io
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from sqlalchemy import text
+from sqlalchemy import Engine, text
 
 from common.config import Settings
 from common.errors import SourceGone, Unavailable
@@ -19,7 +20,7 @@ from common.modes import Original
 from common.queue import Messages
 from common.recipe import Recipe
 from common.storage import Storage, upload_key
-from tests.serving import Api
+from tests.serving import Api, serving
 from tests.stories import CATALOG, Story
 from tests.workers import MakeWorker, bucket_of
 from worker import painter
@@ -263,6 +264,37 @@ def test_an_upload_that_is_asked_for_is_kept_longer(client: httpx.Client, story:
     submitted(client, source=source)
     (row,) = story.rows("SELECT used_at > now() - interval '1 minute' AS is_fresh FROM uploads")
     assert row.is_fresh
+
+
+# LoRAs: what painters make of them is in `tests/conformance/test_loras.py`
+
+LORA = """
+[loras.ink]
+source = "./ink.safetensors"
+sha256 = "%s"
+%s
+licence = "none"
+licence_url = "https://example.org/licence"
+description = "As if painted with ink."
+"""
+
+
+def test_loras_are_listed_and_taken_by_the_models_that_they_are_for(
+    settings: Settings, database: Engine, tmp_path: Path
+) -> None:
+    shipped = settings.catalog.read_text("utf-8").replace("./mini-zh", str(settings.catalog.parent / "mini-zh"))
+    oil = LORA.replace("ink", "oil") % ("0" * 64, 'models = ["zh-v0"]')
+    catalog = tmp_path / "catalog.toml"
+    catalog.write_text(shipped + LORA % ("0" * 64, 'family = "stable-diffusion-zh"') + oil, "utf-8")
+    with serving(settings.model_copy(update={"catalog": catalog}), database) as api, api.client() as client:
+        models = {model["name"]: model for model in client.get("/v1/models").json()["items"]}
+        assert [lora["name"] for lora in models["mini-zh"]["loras"]] == ["ink"]
+        assert [lora["name"] for lora in models["zh-v0"]["loras"]] == ["ink", "oil"]
+        made = submitted(client, model="mini-zh", lora=[{"name": "ink", "weight": 0.5}])
+        assert made["recipe"]["lora"] == [{"name": "ink", "weight": 0.5}]
+        for lora in ([{"name": "oil"}], [{"name": "nix"}]):
+            answer = client.post("/v1/jobs", json={"prompt": "圆形", "model": "mini-zh", "lora": lora})
+            assert [said.partition(" ")[0] for said in refusal(answer)] == ["lora.0.name"]
 
 
 # Fetching
