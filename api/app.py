@@ -79,7 +79,7 @@ def make_farm(settings: Settings) -> Farm:
     engine = connect(settings, pool=THREADS + SPARE_CONNECTIONS)
     autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
     messages = Messages(settings)
-    known = catalog.read(settings.catalog)
+    known = catalog.read(settings.catalog, settings.model_store)
     farm = Farm(
         settings=settings,
         engine=engine,

@@ -90,13 +90,13 @@ def memory() -> Iterator[Finding]:
 
 def catalogue(shell: Shell) -> Iterator[Finding]:
     try:
-        catalog = read(shell.settings.catalog)
+        catalog = read(shell.settings.catalog, shell.settings.model_store)
     except Error as error:
         yield Finding("fail", "catalogue", error.message)
         return
     for model in catalog.models.values():
-        if model.folder:
-            wrong = problems(model, model.folder)
+        if model.is_here:
+            wrong = problems(model)
             yield Finding("fail", model.name, "; ".join(wrong)) if wrong else Finding("ok", model.name, "whole")
 
 

@@ -1,13 +1,16 @@
 """The catalogue of models: a TOML file read into frozen entries. Knows what a model is for, not how it is loaded.
 
-An entry's `source` is a folder (relative to the file) or a hub id such as `owner/name`.
+An entry's `source` is a folder (relative to the file) or a hub id such as `owner/name`. What was imported on this host
+under a name that the file lacks has an entry of its own, beside its files.
 """
 
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from common import imported
 from common.errors import Invalid, UnknownModel
 from common.loras import Lora, read_lora
 
@@ -55,7 +58,8 @@ class Model:
     steps: int
     scheduler: str
     guidance: float
-    folder: Path | None  # where the files are; None while they are only on the hub
+    folder: Path | None  # that its source is; None for one of the hub
+    store: Path | None = None  # where its import lies, once there is one
     revision: str | None = None
     min_side: int = 64
     max_pixels: int = 1024 * 1024
@@ -74,8 +78,13 @@ class Model:
     @property
     def tokenizer_file(self) -> Path | None:
         """`tokenizer.json` of a model whose files are here: what the API counts prompts with."""
-        file = self.folder / "tokenizer" / "tokenizer.json" if self.folder else None
-        return file if file and file.is_file() else None
+        files = [folder / "tokenizer" / "tokenizer.json" for folder in (self.folder, self.store) if folder]
+        return next((file for file in files if file.is_file()), None)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this host has its files."""
+        return self.folder is not None or (self.store is not None and (self.store / imported.MANIFEST).is_file())
 
 
 @dataclass(frozen=True)
@@ -92,31 +101,61 @@ class Catalog:
         return self.models[name]
 
 
-def read(path: Path) -> Catalog:
-    """Read a catalogue file. Raises Invalid in one sentence that names the file and the entry."""
+def read(path: Path, store: Path | None = None) -> Catalog:
+    """Read a catalogue file, and the entries of what was imported into this store. An entry of the file goes first.
+
+    Raises Invalid in one sentence that names the file and the entry.
+    """
+    document = _document(path)
+    models, licences = _models(document, path, store), document.get("licences", {})
     try:
-        with path.open("rb") as file:
-            document = tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise Invalid(f"The catalogue {path} cannot be read: {error}.") from error
-    try:
-        licences = {name: _licence(name, entry) for name, entry in document.get("licences", {}).items()}
-        models = {name: _model(name, entry, licences, path.parent) for name, entry in document["models"].items()}
         loras = {name: read_lora(name, entry, path.parent) for name, entry in document.get("loras", {}).items()}
-        models = {name: _with_loras(model, loras) for name, model in models.items()}
-        catalog = Catalog(models, document["default"], document.get("default_gpu", document["default"]), loras)
+        default = document["default"]
     except (KeyError, TypeError) as error:
         raise Invalid(f"The catalogue {path} is incomplete or has an entry that is not known: {error}.") from error
+    for file in sorted(store.glob(f"[!.]*/{imported.ENTRY}")) if store else ():
+        for name, model in _models({"licences": licences, **_document(file)}, file, store).items():
+            models.setdefault(name, replace(model, folder=None))  # its files are in the store, wherever they were
+    models = {name: _with_loras(model, loras) for name, model in models.items()}
+    catalog = Catalog(models, default, document.get("default_gpu", default), loras)
     for name in (catalog.default, catalog.default_gpu):
         catalog.get(name)
     return catalog
+
+
+def of_entry(name: str, entry: Mapping[str, Any], store: Path) -> Model:
+    """The model of an entry that is in no file yet. Raises Invalid."""
+    return _models({"models": {name: entry}}, store / name / imported.ENTRY, store)[name]
+
+
+def own_entry(name: str, store: Path) -> dict[str, Any]:
+    """The entry that was written when a model was imported, and changed since perhaps; nothing where there is none."""
+    file = store / name / imported.ENTRY
+    return dict(_document(file)["models"][name]) if file.is_file() else {}
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise Invalid(f"The catalogue {path} cannot be read: {error}.") from error
+
+
+def _models(document: dict[str, Any], path: Path, store: Path | None) -> dict[str, Model]:
+    try:
+        licences = {name: _licence(name, entry) for name, entry in document.get("licences", {}).items()}
+        found = {name: _model(name, entry, licences, path.parent) for name, entry in document["models"].items()}
+    except (KeyError, TypeError) as error:
+        raise Invalid(f"The catalogue {path} is incomplete or has an entry that is not known: {error}.") from error
+    return {name: replace(model, store=store / name) for name, model in found.items()} if store else found
 
 
 def _licence(name: str, entry: dict[str, Any]) -> Licence:
     return Licence(name, **{**entry, "restrictions": tuple(entry.get("restrictions", ()))})
 
 
-def _model(name: str, entry: dict[str, Any], licences: dict[str, Licence], base: Path) -> Model:
+def _model(name: str, entry: dict[str, Any], licences: Mapping[str, Licence], base: Path) -> Model:
     values = dict(entry)
     url, licence = values.pop("licence_url", None), values["licence"]
     if licence not in licences and url is None:

@@ -27,6 +27,7 @@ class Settings(BaseSettings):
 
     # The catalogue and what a worker makes of it.
     catalog: Path = SHIPPED_CATALOG
+    models_dir: Path | None = None  # what was imported, for all processes of this host; None: `models` in the home
     default_model: str | None = None  # None: the catalogue's default for this kind of device
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps, or stub: paints from the seed, needs no torch
     models: str = ""  # comma-separated names this worker serves; empty: all of the catalogue
@@ -50,7 +51,7 @@ class Settings(BaseSettings):
     sweep: bool = True  # off only to prove that messages alone render everything
 
     # How long a phase of a worker's work may take before it ends itself. On a CPU the first three count tenfold.
-    load_limit_s: float = 600  # of a model in a folder; of one that may have to be downloaded, many times that
+    load_limit_s: float = 600  # of one that has to be imported first: from one sign of progress to the next
     step_limit_s: float = 120
     decode_limit_s: float = 120
     store_limit_s: float = 300  # to encode a picture, or to try once to store or to publish
@@ -60,6 +61,10 @@ class Settings(BaseSettings):
     key: SecretStr | None = None  # an API key for it; None: the local farm's own
 
     log_level: str = "INFO"
+
+    @cached_property
+    def model_store(self) -> Path:
+        return (self.models_dir or self.home / "models").expanduser().absolute()
 
     @cached_property
     def model_names(self) -> tuple[str, ...]:

@@ -175,11 +175,12 @@ def warnings(recipe: Recipe, model: Model) -> tuple[str, ...]:
 
 def counter_of(model: Model) -> PromptCounter | None:
     """The counter of a model whose tokenizer is on this host."""
-    seen, counter = _seen.get(model.folder, (0.0, None))
+    place = model.folder or model.store
+    seen, counter = _seen.get(place, (0.0, None))
     if time.monotonic() - seen > LOOK_AGAIN_S:
         file = model.tokenizer_file
         counter = _counter(file, file.stat().st_mtime_ns) if file else None
-        _seen[model.folder] = time.monotonic(), counter
+        _seen[place] = time.monotonic(), counter
     return counter
 
 

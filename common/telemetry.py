@@ -35,6 +35,7 @@ EVENTS: dict[str, tuple[int, str]] = {
     "worker_ends_itself": (logging.CRITICAL, "This process cannot go on and ends; its supervisor starts a new one."),
     "worker_stopped": (logging.INFO, "This worker has stopped."),
     "nothing_to_serve": (logging.ERROR, "This worker refuses every model that it was to serve; it renders nothing."),
+    "model_imports": (logging.INFO, "A model is brought to this host; all workers of it will share it."),
     "model_loaded": (logging.INFO, "A model is resident."),
     "model_load_failed": (logging.ERROR, "A model could not be loaded for a reason that nobody foresaw."),
     "model_refused": (logging.ERROR, "This worker will not serve a model."),

@@ -141,7 +141,7 @@ def client_programs(site: Site, settings: Settings) -> list[Program]:
 
 def default_model(site: Site, settings: Settings) -> str:
     """What a request that names no model gets: the catalogue has one for machines with a GPU, one for all others."""
-    known, device = catalog.read(settings.catalog), site.device or settings.device
+    known, device = catalog.read(settings.catalog, settings.model_store), site.device or settings.device
     has_gpu = device.startswith(("cuda", "mps")) or (device == "auto" and NVIDIA.exists())
     return settings.default_model or (known.default_gpu if has_gpu else known.default)
 

@@ -5,6 +5,8 @@ made to misbehave: POISON in a prompt makes a picture of NaN, and a strict check
 """
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ KNOWN_IN_2022 = {
     "out_channels sample_size up_block_types _class_name",
 }
 
-__all__ = ["POISON", "SIDE", "as_in_2022", "as_pickles", "entry", "make"]
+__all__ = ["POISON", "SIDE", "as_in_2022", "as_one_file", "as_pickles", "entry", "make"]
 
 
 def make(folder: Path, text: str = "bert", strict: bool = False, length: int = 77) -> Path:
@@ -149,6 +151,65 @@ def _files_of_2022(folder: Path, tokenizer: str) -> None:
     _write(folder / "special_tokens_map.json", tokens)
     common = {"do_lower_case": True, "model_max_length": config["model_max_length"], "tokenizer_class": tokenizer}
     _write(folder / "tokenizer_config.json", {**tokens, **common})
+
+
+def as_one_file(folder: Path) -> dict[str, torch.Tensor]:
+    """UNet and VAE under the names of the original Stable Diffusion, as single files have them."""
+    unet, vae = (load_file(folder / part / "diffusion_pytorch_model.safetensors") for part in ("unet", "vae"))
+    whole = {}
+    for key, value in unet.items():
+        whole[f"model.diffusion_model.{_renamed(key, UNET_IN_ONE_FILE)}"] = value
+    for key, value in vae.items():
+        is_convolution = ".attentions." in key and key.endswith("weight") and "group_norm" not in key
+        name = f"first_stage_model.{_renamed(key, VAE_IN_ONE_FILE)}"
+        whole[name] = value[:, :, None, None].contiguous() if is_convolution else value
+    return whole
+
+
+Names = dict[str, str | Callable[[re.Match[str]], str]]  # the pattern, and what takes its place: the first that fits
+
+RESNET: Names = {
+    r"\.norm1\.(?=\w+$)": ".in_layers.0.",
+    r"\.conv1\.": ".in_layers.2.",
+    r"\.norm2\.(?=\w+$)": ".out_layers.0.",
+    r"\.conv2\.": ".out_layers.3.",
+    r"\.time_emb_proj\.": ".emb_layers.1.",
+    r"\.conv_shortcut\.": ".skip_connection.",
+}
+UNET_IN_ONE_FILE: Names = {  # with one layer a block, so two places for each
+    r"^time_embedding\.linear_(\d)": lambda m: f"time_embed.{(int(m[1]) - 1) * 2}",
+    r"^conv_in\.": "input_blocks.0.0.",
+    r"^conv_norm_out\.": "out.0.",
+    r"^conv_out\.": "out.2.",
+    r"^down_blocks\.(\d)\.resnets\.(\d)": lambda m: f"input_blocks.{2 * int(m[1]) + int(m[2]) + 1}.0",
+    r"^down_blocks\.(\d)\.attentions\.(\d)": lambda m: f"input_blocks.{2 * int(m[1]) + int(m[2]) + 1}.1",
+    r"^down_blocks\.(\d)\.downsamplers\.0\.conv": lambda m: f"input_blocks.{2 * int(m[1]) + 2}.0.op",
+    r"^mid_block\.resnets\.(\d)": lambda m: f"middle_block.{2 * int(m[1])}",
+    r"^mid_block\.attentions\.0": "middle_block.1",
+    r"^up_blocks\.(\d)\.resnets\.(\d)": lambda m: f"output_blocks.{2 * int(m[1]) + int(m[2])}.0",
+    r"^up_blocks\.(\d)\.attentions\.(\d)": lambda m: f"output_blocks.{2 * int(m[1]) + int(m[2])}.1",
+    r"^up_blocks\.0\.upsamplers\.0": "output_blocks.1.1",
+    r"^up_blocks\.(\d)\.upsamplers\.0": lambda m: f"output_blocks.{2 * int(m[1]) + 1}.2",
+}
+VAE_IN_ONE_FILE: Names = {
+    r"coder\.down_blocks\.(\d)\.resnets\.": r"coder.down.\1.block.",
+    r"coder\.down_blocks\.(\d)\.downsamplers\.0\.": r"coder.down.\1.downsample.",
+    r"coder\.up_blocks\.(\d)\.resnets\.": lambda m: f"coder.up.{3 - int(m[1])}.block.",
+    r"coder\.up_blocks\.(\d)\.upsamplers\.0\.": lambda m: f"coder.up.{3 - int(m[1])}.upsample.",
+    r"mid_block\.resnets\.(\d)": lambda m: f"mid.block_{int(m[1]) + 1}",
+    r"mid_block\.attentions\.0\.to_out\.0": "mid.attn_1.proj_out",
+    r"mid_block\.attentions\.0\.to_(\w)": r"mid.attn_1.\1",
+    r"mid_block\.attentions\.0\.group_norm": "mid.attn_1.norm",
+    r"conv_norm_out": "norm_out",
+}
+
+
+def _renamed(key: str, names: Names) -> str:
+    inside = RESNET if names is UNET_IN_ONE_FILE and ".resnets." in key else {r"\.conv_shortcut\.": ".nin_shortcut."}
+    for own in (names, inside):
+        found = next((pattern for pattern in own if re.search(pattern, key)), None)
+        key = re.sub(found, own[found], key) if found else key
+    return key
 
 
 def _rename(file: Path, names: dict[str, str]) -> None:

@@ -1,4 +1,7 @@
-"""`python -m worker render` renders on one device; `python -m worker control` sweeps and expands batches."""
+"""`python -m worker render` renders on one device; `python -m worker control` sweeps and expands batches.
+
+`import` and `verify` see to the files of models, and end.
+"""
 
 import argparse
 import logging
@@ -9,6 +12,7 @@ import sys
 import threading
 import time
 import warnings
+from argparse import Namespace
 from typing import Any
 
 from celery import Celery
@@ -30,6 +34,7 @@ from worker.sweep import Sweep
 
 WAIT_FOR_DATABASE_S = 60
 TASK_ENDS_S = 0.01
+GIVEN = ("device", "models", "worker_name")  # on the command line, in place of settings
 
 
 def main(arguments: list[str]) -> int:
@@ -40,22 +45,29 @@ def main(arguments: list[str]) -> int:
     render_parser.add_argument("--models", help="comma-separated names of the catalogue; default: all that fit here")
     render_parser.add_argument("--name", dest="worker_name", help="what people see; default: host and device")
     kinds.add_parser("control", help="sweep, and expand batches; needs no device")
-    given = {key: value for key, value in vars(parser.parse_args(arguments)).items() if value is not None}
-    kind = {"render": render, "control": control}[given.pop("kind")]
-    settings = Settings(**given)
+    import_parser = kinds.add_parser("import", help="bring a model to this host")
+    import_parser.add_argument("source")
+    for option in ("--name", "--revision", "--licence", "--like"):
+        import_parser.add_argument(option)
+    for option in ("--no-safety-checker", "--dry-run"):
+        import_parser.add_argument(option, action="store_true")
+    kinds.add_parser("verify", help="see whether models would be refused").add_argument("names", nargs="+")
+    asked = parser.parse_args(arguments)
+    settings = Settings(**{key: value for key, value in vars(asked).items() if key in GIVEN and value is not None})
     telemetry.set_up(settings.log_level)
     signal.signal(signal.SIGTERM, leave)  # until Celery takes it over
+    kind = {"render": render, "control": control, "import": see_to_files, "verify": see_to_files}[asked.kind]
     try:
-        return kind(settings)
+        return kind(settings, asked)
     except Error as error:
         print(error.message, file=sys.stderr)
         return 1
 
 
-def render(settings: Settings) -> int:
+def render(settings: Settings, asked: Namespace) -> int:
     from worker.render_worker import RenderWorker  # here, for a control worker has none of what it needs
 
-    worker = RenderWorker(settings, catalog.read(settings.catalog))
+    worker = RenderWorker(settings, catalog.read(settings.catalog, settings.model_store))
     wait_for_services(worker.database, worker.messages)
     app = celery_app(settings)
     tasks.add_render(app, worker.engine, worker.messages)
@@ -70,19 +82,25 @@ def render(settings: Settings) -> int:
             os._exit(0)
 
 
+def see_to_files(settings: Settings, asked: Namespace) -> int:
+    from worker import model_files  # here, for the same reason
+
+    return model_files.main(settings, asked)
+
+
 def leave(*_: object) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # whoever tidies up now must not be left halfway
     sys.exit(0)
 
 
-def control(settings: Settings) -> int:
+def control(settings: Settings, asked: Namespace) -> int:
     database, messages = connect(settings, pool=3), Messages(settings)
     wait_for_services(database, messages)
     storage, stopping = Storage(settings, attempts=1), threading.Event()
     sweep = Sweep(settings, database, messages, storage)
     app = celery_app(settings)
     tasks.add_sweep(app, sweep)
-    expander = Expander(database, storage, messages, catalog.read(settings.catalog))
+    expander = Expander(database, storage, messages, catalog.read(settings.catalog, settings.model_store))
     tasks.add_advance(app, expander, messages)
     thread = threading.Thread(target=sweep.run, args=(stopping,), name="sweep", daemon=True)
     if settings.sweep:

@@ -7,8 +7,11 @@ diffusers, as `worker.pipeline` does, which paints with what is put together her
 import json
 import pickle
 import zipfile
+from collections.abc import Hashable
 from pathlib import Path
+from threading import get_ident
 from typing import Any
+from weakref import WeakValueDictionary
 
 import diffusers
 import torch
@@ -22,6 +25,11 @@ from worker import checkpoint, spiece
 
 Config = dict[str, Any]
 TEXT_ENCODERS = ("BertModel", "CLIPTextModel")
+KINDS = {
+    "safety_checker": StableDiffusionSafetyChecker,
+    "unet": diffusers.UNet2DConditionModel,
+    "vae": diffusers.AutoencoderKL,
+}
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 # steps_offset, skip_prk_steps: what Stable Diffusion was trained for; 2022 checkpoints leave them out of their files.
@@ -41,6 +49,10 @@ SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "unipc": (diffusers.UniPCMultistepScheduler, {}),
 }
 
+# What is in memory now, and is one for all models that have it: whichever of them is closed last gives it back. Of each
+# thread its own, for a pipeline belongs to one.
+_resident: WeakValueDictionary[Hashable, torch.nn.Module] = WeakValueDictionary()
+
 for library in (transformers, diffusers):  # what they warn of is checked here, and refused in words of our own
     library.utils.logging.set_verbosity_error()
     library.utils.logging.disable_progress_bar()
@@ -51,23 +63,24 @@ def assemble(model: Model, folder: Path, device: torch.device) -> tuple[Any, Con
     """The pipeline, and the settings that its schedulers are made from."""
     for name in checkpoint.weighted(model):
         for file in checkpoint.weights(folder / name):
-            _plain_tensors(model, file)
+            plain_tensors(model, file)
     dtype = PRECISIONS[precision(model, device.type)]
 
-    def part(kind: Any, name: str) -> Any:
-        return _part(model, kind, folder / name, dtype).to(device)
+    def part(name: str) -> Any:
+        key = checkpoint.part_id(model, folder, name), dtype, device, get_ident()
+        found = _resident.get(key) if name in checkpoint.SHARED else None
+        if found is None:
+            found = _resident[key] = load_part(model, folder, name, dtype).to(device)
+        return found
 
-    kind = checkpoint.index(folder)["text_encoder"][1]
-    if kind not in TEXT_ENCODERS:
-        raise checkpoint.refused(model, f"its text encoder is a {kind}, not one of {', '.join(TEXT_ENCODERS)}")
-    text_encoder = part(getattr(transformers, kind), "text_encoder")
-    checker = part(StableDiffusionSafetyChecker, "safety_checker") if model.safety_checker else None
+    text_encoder = part("text_encoder")
+    checker = part("safety_checker") if model.safety_checker else None
     config: Config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text("utf-8"))
     pipe: Any = diffusers.StableDiffusionPipeline(
-        vae=part(diffusers.AutoencoderKL, "vae"),
+        vae=part("vae"),
         text_encoder=text_encoder,
         tokenizer=_tokenizer(model, folder / "tokenizer", text_encoder),
-        unet=part(diffusers.UNet2DConditionModel, "unet"),
+        unet=part("unet"),
         scheduler=scheduler("ddim", config),
         safety_checker=checker,
         feature_extractor=_feature_extractor(folder) if checker else None,
@@ -93,41 +106,86 @@ def scheduler(name: str, config: Config) -> Any:
     return kind.from_config({"set_alpha_to_one": False, **config}, **settings)
 
 
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+def scheduler_named(kind: str | None) -> str:
+    """Our name for a class of schedulers; that of DDIM, which suits all, for one that we do not have."""
+    return next((name for name, (known, _) in SCHEDULERS.items() if known.__name__ == kind), "ddim")
 
 
-def _part(model: Model, kind: Any, folder: Path, dtype: torch.dtype) -> Any:
-    safe = checkpoint.weights(folder)[0].suffix == ".safetensors"
-    is_diffusers = issubclass(kind, diffusers.ModelMixin)
-    precision = {"torch_dtype" if is_diffusers else "dtype": dtype}
+def check(model: Model, folder: Path) -> None:
+    """All that a load checks, part by part: takes the memory of the largest only."""
+    for name in checkpoint.weighted(model):
+        for file in checkpoint.weights(folder / name):
+            plain_tensors(model, file)
+        part = load_part(model, folder, name, torch.float32)
+        if name == "text_encoder":
+            _tokenizer(model, folder / "tokenizer", part)
+
+
+def load_part(model: Model, folder: Path, name: str, dtype: torch.dtype) -> Any:
+    """A part on the CPU, with none of its weights missing. Its pickles must be known to hold plain tensors."""
+    kind = _kind(model, folder, name)
+    safe = checkpoint.weights(folder / name)[0].suffix == ".safetensors"
+    precision = {"torch_dtype" if issubclass(kind, diffusers.ModelMixin) else "dtype": dtype}
     part, info = kind.from_pretrained(
-        folder, use_safetensors=safe, output_loading_info=True, local_files_only=True, **precision
+        folder / name, use_safetensors=safe, output_loading_info=True, local_files_only=True, **precision
     )
     if missing := sorted(info["missing_keys"]):
-        raise checkpoint.refused(model, f"its {folder.name} lacks {len(missing)} weights, {missing[0]} among them")
+        raise checkpoint.refused(model, f"its {name} lacks {len(missing)} weights, {missing[0]} among them")
     return part.eval()
 
 
-def _plain_tensors(model: Model, file: Path) -> None:
-    """A pickle can run code. With `weights_only` it cannot, and then nothing but tensors may come out of it."""
-    if file.suffix == ".safetensors":
-        return
-    where = f"{file.parent.name}/{file.name}"
+def plain_tensors(model: Model, file: Path) -> dict[str, torch.Tensor]:
+    """What a pickle holds, if that is nothing but tensors; of safetensors nothing, for they hold nothing else."""
+    return {} if file.suffix == ".safetensors" else only_tensors(model, file, unpickled(model, file))
+
+
+def unpickled(model: Model, file: Path) -> Any:
+    """A pickle can run code. With `weights_only` it cannot."""
+    where = _where(file)
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        if zipfile.is_zipfile(file) and not _has_one_pickle(file):
+            raise pickle.UnpicklingError
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
         raise checkpoint.refused(model, f"{where} is no pickle of plain tensors: it could run code") from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise checkpoint.refused(model, f"{where} is damaged or cut short ({first_line(error)})") from error
+    except Exception as error:  # whatever a broken pickle makes of the reader
+        raise checkpoint.refused(model, f"{where} is damaged or cut short ({checkpoint.first_line(error)})") from error
+
+
+def _has_one_pickle(file: Path) -> bool:
+    """A second one may be what another reader takes; TorchScript has several, and code."""
+    with zipfile.ZipFile(file) as archive:
+        return len([name for name in archive.namelist() if name.endswith((".pkl", ".py"))]) == 1
+
+
+def only_tensors(model: Model, file: Path, content: Any) -> dict[str, torch.Tensor]:
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise checkpoint.refused(model, f"{where} is no pickle of plain tensors")
+        raise checkpoint.refused(model, f"{_where(file)} is no pickle of plain tensors")
+    return content
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """As it was published, but that special tokens in a prompt are text."""
+    kind = checkpoint.index(folder.parent)["tokenizer"][1]
+    return _of_pieces(folder) if kind == "T5Tokenizer" else _of_transformers(folder)
+
+
+def _where(file: Path) -> str:
+    return f"{file.parent.name}/{file.name}"
+
+
+def _kind(model: Model, folder: Path, name: str) -> Any:
+    if name != "text_encoder":
+        return KINDS[name]
+    kind = checkpoint.index(folder)["text_encoder"][1]
+    if kind not in TEXT_ENCODERS:
+        raise checkpoint.refused(model, f"its text encoder is a {kind}, not one of {', '.join(TEXT_ENCODERS)}")
+    return getattr(transformers, kind)
 
 
 def _tokenizer(model: Model, folder: Path, text_encoder: Any) -> Any:
-    """Reads special tokens in a prompt as text, and is never longer than the text encoder or the catalogue's limit."""
-    kind = checkpoint.index(folder.parent)["tokenizer"][1]
-    tokenizer = _of_pieces(folder) if kind == "T5Tokenizer" else _of_transformers(folder)
+    """One that fits its text encoder, and is never longer than that or the catalogue's limit."""
+    tokenizer = load_tokenizer(folder)
     known, needed = len(tokenizer), text_encoder.config.vocab_size
     if known != needed:
         raise checkpoint.refused(model, f"its tokenizer knows {known} tokens and its text encoder {needed}")

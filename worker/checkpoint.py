@@ -1,27 +1,15 @@
-"""The files of a model: found in their folder or fetched from the hub, and looked over before torch sees any of them.
+"""The files of a model in their folder, looked over before torch sees any of them.
 
 Raises ModelRefused in one sentence whatever is wrong. Imports no torch and executes nothing that it reads; what can
-only be told from the loaded weights is checked by `worker.pipeline`.
+only be told from the loaded weights is checked by `worker.assembly`.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 
-from httpx2 import TransportError  # what huggingface_hub speaks HTTP with
-from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from safetensors import SafetensorError, safe_open
 
 from common.catalog import Model
@@ -30,34 +18,51 @@ from common.errors import ModelRefused
 PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 CHECKER = ("feature_extractor", "safety_checker")
 WEIGHTED = ("safety_checker", "text_encoder", "unet", "vae")
+SHARED = ("safety_checker", "text_encoder", "vae")  # not the UNet: what is done to it, as by LoRA, is done to one model
 WEIGHTS = re.compile(r"(diffusion_pytorch_model|pytorch_model|model)(-\d+-of-\d+)?\.(safetensors|bin)")
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
 TEXTS = (".json", ".txt", ".model")
-UNREACHABLE = (TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError)
 
 
-def find(model: Model) -> tuple[Path, str | None]:
-    """The folder with the model's files, looked over, and the commit they are of. Fetches what is only on the hub."""
-    if model.folder:
-        folder, revision = model.folder, model.revision
-        if not folder.is_dir():
-            raise refused(model, f"there is no folder {folder}")
-    else:
-        folder, revision = _fetch(model)
-    look_over(model, folder)
-    return folder, revision
+def find(model: Model) -> Path:
+    """The folder with the model's files, looked over."""
+    if model.folder is None:
+        raise refused(model, f"it was not imported on this host: run `huafang models import {model.name}`")
+    if not model.folder.is_dir():
+        raise refused(model, f"there is no folder {model.folder}")
+    look_over(model, model.folder)
+    return model.folder
 
 
-def size(model: Model) -> int | None:
-    """The bytes of the model's weights, if its files are here."""
-    if not model.folder:
+def sizes(model: Model) -> dict[Hashable, int] | None:
+    """The bytes of the weights of each part, if the model's files are here; a part that models share has one name."""
+    folder = model.folder or (model.store if model.is_here else None)
+    if folder is None:
         return None
-    folders = [model.folder / part for part in weighted(model)]
-    return sum(file.stat().st_size for folder in folders if folder.is_dir() for file in weights(folder))
+    there = [name for name in weighted(model) if (folder / name).is_dir()]
+    return {part_id(model, folder, name): sum(file.stat().st_size for file in weights(folder / name)) for name in there}
+
+
+def part_id(model: Model, folder: Path, name: str) -> Hashable:
+    """What two models must have in common to have the part once in memory. A UNet is each model's own."""
+    if name not in SHARED:
+        return model.name, name
+    files = sorted(file.resolve() for file in (folder / name).iterdir())
+    return model.precision, *((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+
+
+def is_safe(model: Model, folder: Path) -> bool:
+    """Whether all its weights are safetensors already: nothing is to be converted, and it can be read as it lies."""
+    folders = [folder / name for name in weighted(model) if (folder / name).is_dir()]
+    return all(file.suffix == ".safetensors" for part in folders for file in weights(part))
 
 
 def refused(model: Model, reason: str) -> ModelRefused:
     return ModelRefused(f"The model {model.name} is refused: {reason}.")
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 # Looking over
@@ -72,7 +77,15 @@ def look_over(model: Model, folder: Path) -> None:
         raise refused(model, "its folder tokenizer holds no vocabulary (neither tokenizer.json nor vocab.txt)")
     for part in weighted(model):
         for file in weights(folder / part):
-            _whole(model, file)
+            whole(model, file)
+
+
+def refuse_without(model: Model, missing: Sequence[str]) -> None:
+    """Raises ModelRefused if there are parts that the model cannot do without."""
+    if set(missing) & set(CHECKER):
+        raise refused(model, "it has no safety checker; its operator can do without by safety_checker = false")
+    if missing:
+        raise refused(model, f"its files have no {' and no '.join(missing)}")
 
 
 def parts(model: Model) -> tuple[str, ...]:
@@ -93,10 +106,16 @@ def weighted(model: Model) -> tuple[str, ...]:
 
 def weights(folder: Path) -> list[Path]:
     """The files that a part is loaded from."""
-    return [folder / name for name in _of_one_kind(file.name for file in folder.iterdir())]
+    return [folder / name for name in of_one_kind(file.name for file in folder.iterdir())]
 
 
-def _of_one_kind(names: Iterable[str]) -> list[str]:
+def files(folder: Path) -> list[Path]:
+    """Those of a part that it is loaded from: no code, no second form of the weights."""
+    names = sorted(file.name for file in folder.iterdir() if file.is_file())
+    return [folder / name for name in names if name.endswith(TEXTS) or name in of_one_kind(names)]
+
+
+def of_one_kind(names: Iterable[str]) -> list[str]:
     """Weights as safetensors where there are such, else as pickles; no variants."""
     found = sorted(name for name in names if WEIGHTS.fullmatch(name))
     return [name for name in found if name.endswith(".safetensors")] or found
@@ -108,10 +127,7 @@ def _parts(model: Model, folder: Path) -> None:
     except (OSError, ValueError) as error:
         raise refused(model, f"its model_index.json cannot be read ({error})") from error
     missing = [part for part in parts(model) if not (folder / part).is_dir() or classes.get(part, [None])[0] is None]
-    if set(missing) & set(CHECKER):
-        raise refused(model, "it has no safety checker; the operator can do without by safety_checker = false")
-    if missing:
-        raise refused(model, f"its files have no {' and no '.join(missing)}")
+    refuse_without(model, missing)
     for part in weighted(model):
         if not weights(folder / part):
             raise refused(model, f"its folder {part} holds no weights")
@@ -125,14 +141,15 @@ def _checksums(model: Model, folder: Path) -> None:
             raise refused(model, f"{path} is missing")
         with (folder / path).open("rb") as content:
             if hashlib.file_digest(content, "sha256").hexdigest() != sha256:
-                raise refused(model, f"the sha256 of {path} is not the catalogue's")
+                raise refused(model, f"the sha256 of {path} is not what it must be: restore or import it again")
     loaded = [f"{part}/{file.name}" for part in parts(model) for file in sorted((folder / part).iterdir())]
     for path in ("model_index.json", *loaded):
         if path not in expected and (path.endswith(TEXTS) or WEIGHTS.fullmatch(path.rpartition("/")[2])):
             raise refused(model, f"the catalogue has checksums, but none of {path}")
 
 
-def _whole(model: Model, file: Path) -> None:
+def whole(model: Model, file: Path) -> None:
+    """Whether it was cut short."""
     if file.suffix != ".safetensors":
         return  # a pickle is for torch to read
     try:
@@ -140,68 +157,3 @@ def _whole(model: Model, file: Path) -> None:
             pass  # compares the header with the length of the file
     except (SafetensorError, OSError) as error:
         raise refused(model, f"{file.parent.name}/{file.name} is damaged or cut short ({error})") from error
-
-
-# Fetching
-
-
-def resolve_revision(model: Model) -> str:
-    """The commit that the model's revision (its main branch, if it names none) stands at on the hub now."""
-    with _in_one_sentence(model):
-        return _listing(model)[0]
-
-
-def _fetch(model: Model) -> tuple[Path, str | None]:
-    with _in_one_sentence(model):
-        revision = model.revision or "main"
-        try:
-            files = wanted(_listing(model)[1], parts(model))
-            folder = Path(snapshot_download(model.source, revision=revision, allow_patterns=files))
-        except UNREACHABLE:
-            fetched = try_to_load_from_cache(model.source, "model_index.json", revision=revision)
-            if not isinstance(fetched, str):
-                raise
-            folder = Path(fetched).parent  # what was fetched once serves while the hub is away
-        return folder, folder.name
-
-
-def _listing(model: Model) -> tuple[str, list[str]]:
-    """The commit and the names of its files."""
-    info = HfApi().model_info(model.source, revision=model.revision, timeout=30)
-    assert info.sha
-    return info.sha, [file.rfilename for file in info.siblings or ()]
-
-
-def wanted(files: Iterable[str], parts: Iterable[str]) -> list[str]:
-    """The files to fetch, of all that a repository has."""
-    chosen = ["model_index.json"]
-    for part in parts:
-        names = [name for folder, _, name in (file.rpartition("/") for file in files) if folder == part]
-        chosen += [f"{part}/{name}" for name in names if name.endswith(TEXTS)]
-        chosen += [f"{part}/{name}" for name in _of_one_kind(names)]
-    return chosen
-
-
-@contextmanager
-def _in_one_sentence(model: Model) -> Iterator[None]:
-    page = f"https://huggingface.co/{model.source}"
-    try:
-        yield
-    except GatedRepoError as error:
-        raise refused(
-            model, f"the hub gives it only to who accepted its licence: accept it at {page} and set HF_TOKEN"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise refused(model, f"{page} has no revision {model.revision}") from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise refused(model, f"{page} does not exist, or needs an HF_TOKEN that may read it") from error
-    except UNREACHABLE as error:
-        raise refused(
-            model, f"the hub cannot be reached to fetch {model.source}: go online, or set its source to a local folder"
-        ) from error
-    except HfHubHTTPError as error:
-        raise refused(
-            model, f"the hub answered {error.response.status_code} for {page}: try again later, or look at HF_TOKEN"
-        ) from error
-    except OSError as error:
-        raise refused(model, f"{model.source} could not be saved ({error})") from error

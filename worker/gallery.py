@@ -2,12 +2,13 @@
 
 Holds as many painters as its memory allows; the one not used for longest makes room. Loads and closes painters, so it
 belongs to the painting thread; everybody may read. A hub model is loaded at the revision that the first worker of the
-farm recorded, so that all paint with the same weights; its capacity was found by the first worker of this class.
+farm recorded, so that all paint with the same weights; its capacity was found by the first worker of this class. What
+several models have in common is in memory once, and counted once.
 """
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,8 +29,8 @@ from worker.watchdog import Watchdog
 PATIENCE_S = 30.0
 FOR_EVER_S = 1e9
 ACCELERATORS = ("cuda", "mps")
-DOWNLOAD_TIMES = 24  # a model of the hub may have to be fetched first, and takes that many times longer at most
 UNTRIED = 8  # the images that are claimed for a model of which this worker does not know yet how many it can take
+REPORT_S = 30
 RETRY_S = 300  # a refused model of the hub may be within reach later; a folder does not mend itself
 
 
@@ -42,14 +43,15 @@ class Refusal:
 def models_to_serve(settings: Settings, catalog: Catalog, device_kind: str) -> list[Model]:
     """The models named in the settings, or all that this device can be expected to serve; the default one first.
 
-    A model of the hub is a large download that no CPU would paint with in useful time: there it must be named.
+    A model of the hub is a large download that no CPU would paint with in useful time: there it must be named, or
+    imported by hand.
     Raises UnknownModel, or Invalid when there are none.
     """
     if settings.model_names:
         return [catalog.get(name) for name in settings.model_names]
     has_hub = device_kind in (*ACCELERATORS, "stub")
     default = catalog.default_gpu if device_kind in ACCELERATORS else catalog.default
-    models = [model for model in catalog.models.values() if model.folder or has_hub]
+    models = [model for model in catalog.models.values() if model.is_here or has_hub]
     if not models:
         raise Invalid(f"No model of {settings.catalog} is for a {device_kind}; name those to serve in HUAFANG_MODELS.")
     return sorted(models, key=lambda model: model.name != (settings.default_model or default))
@@ -65,14 +67,14 @@ class Gallery:
         watchdog: Watchdog,
     ) -> None:
         self._models = {model.name: model for model in models}
-        self._device, self._threads = settings.device, settings.torch_threads
+        self._device, self._threads, self._store = settings.device, settings.torch_threads, settings.model_store
         self._class = worker_class
         self._memory = settings.model_memory or painter.model_memory(settings.device)
         self._database = database
         self._watchdog = watchdog
         self._painters: dict[str, Painter] = {}  # the one used last is the last; replaced as a whole: others read it
-        sizes = {model.name: painter.model_bytes(model, settings.device) for model in models}
-        self._sizes = {name: size for name, size in sizes.items() if size is not None}  # known better after the load
+        parts = {model.name: painter.model_parts(model, settings.device) for model in models}
+        self._parts = {name: sizes for name, sizes in parts.items() if sizes is not None}  # better known after the load
         self._capacities: dict[str, int] = {}
         self._refusals: dict[str, Refusal] = {}
         self._longest_load_s = 0.0
@@ -129,7 +131,7 @@ class Gallery:
     def _make_resident(self, model: Model) -> None:
         began = time.monotonic()
         try:
-            with self._watchdog.watches("load", 1 if model.folder else DOWNLOAD_TIMES):
+            with self._watchdog.watches("load"):
                 loaded = self._load_beside_others(model)
                 self._capacities = {**self._capacities, model.name: self._capacity(loaded)}
         except (Unavailable, DeviceLost):
@@ -151,15 +153,22 @@ class Gallery:
             model=model.name,
             revision=loaded.revision,
             seconds=seconds,
-            bytes=loaded.bytes,
+            bytes=sum(loaded.parts.values()),
             capacity=self._capacities[model.name],
         )
 
     # Memory
 
     def _fit(self, names: set[str]) -> bool:
-        """Whether these models find room at once. Of a model of the hub it is known once it was loaded."""
-        return names <= self._sizes.keys() and sum(self._sizes[name] for name in names) <= self._memory
+        """Whether these models find room at once. Of one that has to be fetched it is known once it was loaded."""
+        return names <= self._parts.keys() and self._bytes(*names) <= self._memory
+
+    def _bytes(self, *names: str) -> int:
+        """What these models take together: a part that several have is in memory once."""
+        together: dict[Hashable, int] = {}
+        for name in names:
+            together |= self._parts[name]
+        return sum(together.values())
 
     def _load_beside_others(self, model: Model) -> Painter:
         """Room is made before it is needed, and more of it where that was not enough."""
@@ -171,7 +180,7 @@ class Gallery:
                 raise
             self._close(*self._painters)
             loaded = self._load(model)
-        self._sizes[model.name] = loaded.bytes
+        self._parts = {**self._parts, model.name: loaded.parts}
         self._make_room(model.name)
         return loaded
 
@@ -199,17 +208,20 @@ class Gallery:
         with suppress(Unavailable), transaction(self._database) as connection:
             if recorded := workers.recorded_capacity(connection, digest, model.name):
                 return recorded
-        found = loaded.find_capacity(max(self._memory, loaded.bytes) if len(self._models) > 1 else loaded.bytes)
+        own = sum(loaded.parts.values())
+        found = loaded.find_capacity(max(self._memory, own) if len(self._models) > 1 else own)
         with suppress(Unavailable), transaction(self._database) as connection:
             return workers.record_capacity(connection, digest, model.name, found)
         return found
 
     def _load(self, model: Model) -> Painter:
-        if model.folder or model.revision or self._device.startswith("stub"):
+        if self._device.startswith("stub"):
             return painter.load(model, self._device, self._threads)
+        if model.folder or model.revision:
+            return self._load_here(model)
         with transaction(self._database) as connection:
             recorded = workers.recorded_revision(connection, model.name, model.source)
-        loaded = painter.load(replace(model, revision=recorded), self._device, self._threads)
+        loaded = self._load_here(replace(model, revision=recorded))
         if recorded or not loaded.revision:
             return loaded
         with transaction(self._database) as connection:
@@ -217,7 +229,25 @@ class Gallery:
         if recorded == loaded.revision:
             return loaded
         loaded.close()  # another worker was first, with another commit
-        return painter.load(replace(model, revision=recorded), self._device, self._threads)
+        return self._load_here(replace(model, revision=recorded))
+
+    def _load_here(self, model: Model) -> Painter:
+        """Load it as it lies on this host, where it is imported first if need be."""
+        from worker import importing  # no painter that is a stub needs the libraries that it does
+
+        def load(here: Model) -> Painter:
+            return painter.load(here, self._device, self._threads)
+
+        def say(phase: str, done: int, total: int) -> None:
+            tell("model_imports", model=model.name, phase=phase, done=done, of=total)
+
+        seldom = importing.seldom(say, REPORT_S)
+
+        def report(phase: str, done: int, total: int) -> None:
+            self._watchdog.gets_on()
+            seldom(phase, done, total)
+
+        return load(importing.ensure(model, self._store, load, report))
 
     def _refuse(self, model: Model, reason: str, is_final: bool) -> ModelRefused:
         self._refusals[model.name] = Refusal(reason, float("inf") if is_final else time.monotonic() + RETRY_S)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from common.catalog import Model
 from common.errors import LoraRefused
 from common.loras import Lora, LoraUse
+from worker.checkpoint import first_line
 
 OF_TEXT_ENCODERS = ("lora_te", "text_encoder")  # how the names of their weights begin, in kohya's files and diffusers'
 TAKE_LORAS = ("CLIPTextModel",)
@@ -61,7 +62,7 @@ class Loras:
         try:
             self._pipe.load_lora_weights(self._weights(lora, file), adapter_name=adapter)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:  # what a foreign file leads to
-            raise refused(lora, f"it does not fit {self._model.name} ({_first_line(error)})") from error
+            raise refused(lora, f"it does not fit {self._model.name} ({first_line(error)})") from error
         except RuntimeError as error:
             if "size mismatch" not in str(error):
                 raise
@@ -71,7 +72,7 @@ class Loras:
         try:
             weights = load_file(file)
         except Exception as error:
-            raise refused(lora, f"{file.name} is no file of plain tensors ({_first_line(error)})") from error
+            raise refused(lora, f"{file.name} is no file of plain tensors ({first_line(error)})") from error
         if type(self._pipe.text_encoder).__name__ not in TAKE_LORAS:
             weights = {name: weight for name, weight in weights.items() if not name.startswith(OF_TEXT_ENCODERS)}
         if not weights:
@@ -101,7 +102,7 @@ def _file(lora: Lora) -> Path:
         try:
             return Path(hf_hub_download(lora.source, str(lora.file), revision=lora.revision))
         except Exception as error:
-            raise refused(lora, f"{lora.source} cannot be fetched from the hub ({_first_line(error)})") from error
+            raise refused(lora, f"{lora.source} cannot be fetched from the hub ({first_line(error)})") from error
     if not lora.path.is_dir():
         return lora.path
     if lora.file:
@@ -110,7 +111,3 @@ def _file(lora: Lora) -> Path:
     if len(files) != 1:
         raise refused(lora, f"{lora.path} has {len(files)} .safetensors files; name one as `file`")
     return files[0]
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -4,7 +4,7 @@ Two kinds paint: `worker.pipeline` with diffusers, `worker.stub` from the seed a
 Imports neither of them (nor torch) until one is asked for, and knows nothing of jobs, leases or storage.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -44,7 +44,7 @@ class Painter(Protocol):
     model: Model
     revision: str | None  # the commit of a hub model
     details: Mapping[str, Any]  # what this model adds to the class of its worker: its precision, whether it is compiled
-    bytes: int  # of memory that it takes while it paints nothing
+    parts: Mapping[Hashable, int]  # the bytes of each; a part that several models have takes its memory once
 
     def paint(self, strokes: Sequence[Stroke], on_step: OnStep) -> list[Picture | RenderFailed]:
         """One pipeline call: a picture, or why there is none, for each stroke in its place.
@@ -84,10 +84,10 @@ def model_memory(device: str) -> int:
     return int(_kind(device).model_memory(device))
 
 
-def model_bytes(model: Model, device: str) -> int | None:
-    """About how much of it a model will take; None when nobody can tell before it was fetched."""
-    size: int | None = _kind(device).model_bytes(model)
-    return size
+def model_parts(model: Model, device: str) -> Mapping[Hashable, int] | None:
+    """About how much of it each part of a model will take; None when its files are not here yet."""
+    parts: Mapping[Hashable, int] | None = _kind(device).model_parts(model)
+    return parts
 
 
 def _kind(device: str) -> Any:

@@ -5,7 +5,7 @@ on in `worker.device`. Knows nothing of jobs, leases or storage.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -17,15 +17,16 @@ from common.catalog import Model
 from common.errors import LoraRefused, NanImage, OutOfMemory, PromptRefused, RenderFailed
 from common.recipe import Recipe
 from worker import capacity, checkpoint
-from worker.assembly import Config, assemble, first_line, precision, scheduler
-from worker.checkpoint import size as model_bytes
+from worker.assembly import Config, assemble, precision, scheduler
+from worker.checkpoint import first_line
+from worker.checkpoint import sizes as model_parts
 from worker.device import choose, describe, free_memory, is_lost, is_out_of_memory, limited, model_memory
 from worker.embedding import embedded
 from worker.loras import Loras
 from worker.painter import DeviceLost, OnStep, Picture, Stroke
 from worker.underpainting import Underpainting
 
-__all__ = ["Diffusers", "clip_input", "describe", "load", "model_bytes", "model_memory"]  # some pass through here only
+__all__ = ["Diffusers", "clip_input", "describe", "load", "model_memory", "model_parts"]  # some pass through here only
 
 TRIAL_STEPS = 2
 BICUBIC = 3  # in the words of Pillow
@@ -36,8 +37,7 @@ def load(model: Model, device: str = "auto", threads: int | None = None) -> "Dif
         torch.set_num_threads(threads)
     where = torch.device(choose(device))
     try:
-        folder, revision = checkpoint.find(model)
-        painter = Diffusers(model, revision, where, *assemble(model, folder, where))
+        painter = Diffusers(model, where, *assemble(model, checkpoint.find(model), where))
         if model.compile:
             painter.warm_up()
         return painter
@@ -52,14 +52,18 @@ def load(model: Model, device: str = "auto", threads: int | None = None) -> "Dif
 
 
 class Diffusers:
-    def __init__(
-        self, model: Model, revision: str | None, device: torch.device, pipe: Any, scheduler_config: Config
-    ) -> None:
+    def __init__(self, model: Model, device: torch.device, pipe: Any, scheduler_config: Config) -> None:
         self.model = model
-        self.revision = revision
+        self.revision = model.revision
         self.details = {"precision": precision(model, device.type), **({"compiled": True} if model.compile else {})}
-        parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
-        self.bytes = sum(tensor.nbytes for part in parts for tensor in (*part.parameters(), *part.buffers()))
+        assert model.folder
+        self.parts: Mapping[Hashable, int] = {
+            checkpoint.part_id(model, model.folder, name): sum(
+                tensor.nbytes for tensor in (*part.parameters(), *part.buffers())
+            )
+            for name, part in pipe.components.items()
+            if isinstance(part, torch.nn.Module)
+        }
         self._device = device
         self._pipe = pipe
         self._scheduler_config = scheduler_config

@@ -8,7 +8,7 @@ import hashlib
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -35,8 +35,8 @@ def model_memory(device: str = "stub") -> int:
     return BYTES  # one at a time, unless the settings say otherwise
 
 
-def model_bytes(model: Model) -> int:
-    return BYTES
+def model_parts(model: Model) -> dict[Hashable, int]:
+    return {model.name: BYTES}
 
 
 def describe(device: str = "stub", threads: int | None = None) -> dict[str, str | int | None]:
@@ -48,7 +48,7 @@ class Stub:
         self.model = model
         self.revision = model.revision
         self.details: Mapping[str, Any] = {}
-        self.bytes = BYTES
+        self.parts: Mapping[Hashable, int] = model_parts(model)
         self.step_s = step_s
 
     def paint(self, strokes: Sequence[Stroke], on_step: OnStep) -> list[Picture | RenderFailed]:

@@ -52,18 +52,23 @@ class Watchdog:
         threading.Thread(target=self._run, name="watchdog", daemon=True).start()
 
     @contextmanager
-    def watches(self, phase: str, times: float = 1) -> Iterator[Callable[[str], None]]:
+    def watches(self, phase: str) -> Iterator[Callable[[str], None]]:
         """Watch this thread, which begins a phase now; what is yielded tells that it begins another."""
         me = threading.get_ident()
 
         def begins(phase: str) -> None:
-            self._watches[me] = Watch(phase, self._time + times * self._limits[phase])
+            self._watches[me] = Watch(phase, self._time + self._limits[phase])
 
         begins(phase)
         try:
             yield begins
         finally:
             del self._watches[me]
+
+    def gets_on(self) -> None:
+        """This thread is at something that may take long, and gets on with it: its limit counts from now."""
+        watch = self._watches[threading.get_ident()]
+        watch.ends = self._time + self._limits[watch.phase]
 
     def end(self, reason: str) -> NoReturn:
         """End this process, with a word to those it concerns."""

@@ -108,8 +108,9 @@ def test_a_cpu_paints_in_full_precision_whatever_the_catalogue_says(
 
 
 def test_the_size_of_a_model_is_that_of_its_parts(paints: Diffusers, folder: Path) -> None:
-    assert paints.bytes == pytest.approx(painter.model_bytes(paints.model, "cpu"), rel=0.1)  # its files are in fp32 too
-    assert painter.model_bytes(replace(paints.model, folder=None), "cpu") is None
+    of_files = painter.model_parts(paints.model, "cpu")  # which are in fp32 too
+    assert {name: pytest.approx(size, rel=0.1) for name, size in of_files.items()} == paints.parts
+    assert painter.model_parts(replace(paints.model, folder=None), "cpu") is None
 
 
 @pytest.mark.long

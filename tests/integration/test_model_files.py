@@ -18,7 +18,7 @@ from common.errors import Invalid, ModelRefused
 from common.recipe import Recipe
 from tests import checkpoints
 from worker import pipeline
-from worker.painter import Picture, Stroke
+from worker.painter import Painter, Picture, Stroke
 
 TEXT_WEIGHTS = "text_encoder/model.safetensors"
 UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -35,8 +35,10 @@ def folder(template: Path, tmp_path: Path) -> Path:
 
 
 def painted(folder: Path, scheduler: str = "pndm", **changes: Any) -> bytes:
-    model = checkpoints.entry(folder, **changes)
-    painter = pipeline.load(model, "cpu", threads=1)
+    return painted_by(pipeline.load(checkpoints.entry(folder, **changes), "cpu", threads=1), scheduler)
+
+
+def painted_by(painter: Painter, scheduler: str = "pndm") -> bytes:
     recipe = Recipe(
         prompt="红色的圆形",
         negative_prompt="黑",
