@@ -12,9 +12,10 @@ COPY . .
 RUN uv pip install --no-deps . && cp deploy/health.py "$VIRTUAL_ENV/"
 
 FROM python:3.13-slim
-RUN useradd --uid 10001 --create-home huafang
+# /models is where workers of this host keep imported models; a volume mounted there takes its owner from this folder.
+RUN useradd --uid 10001 --create-home huafang && install --directory --owner huafang /models
 COPY --from=build /opt/huafang /opt/huafang
-ENV PATH=/opt/huafang/bin:$PATH PYTHONUNBUFFERED=1
+ENV PATH=/opt/huafang/bin:$PATH PYTHONUNBUFFERED=1 HUAFANG_MODELS_DIR=/models
 USER 10001
 WORKDIR /home/huafang
 EXPOSE 8000

@@ -12,10 +12,10 @@ COPY . .
 RUN uv pip install --no-deps . && cp deploy/health.py "$VIRTUAL_ENV/"
 
 FROM python:3.13-slim
-# /models is where weights from the hub are kept; a volume mounted there takes its owner from this folder.
+# /models is where imported models are kept; a volume mounted there takes its owner from this folder.
 RUN useradd --uid 10001 --create-home huafang && install --directory --owner huafang /models
 COPY --from=build /opt/huafang /opt/huafang
-ENV PATH=/opt/huafang/bin:$PATH PYTHONUNBUFFERED=1 HF_HOME=/models HUAFANG_HOME=/models
+ENV PATH=/opt/huafang/bin:$PATH PYTHONUNBUFFERED=1 HF_HOME=/models/.hub HUAFANG_HOME=/models HUAFANG_MODELS_DIR=/models
 USER 10001
 WORKDIR /home/huafang
 CMD ["huafang", "serve", "worker"]
