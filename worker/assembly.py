@@ -68,7 +68,7 @@ def assemble(model: Model, folder: Path, device: torch.device) -> tuple[Any, Con
 
     def part(name: str) -> Any:
         key = checkpoint.part_id(model, folder, name), dtype, device, get_ident()
-        found = _resident.get(key) if name in checkpoint.SHARED else None
+        found = _resident.get(key) if checkpoint.is_shared(folder, name) else None
         if found is None:
             found = _resident[key] = load_part(model, folder, name, dtype).to(device)
         return found

@@ -18,7 +18,8 @@ from common.errors import ModelRefused
 PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 CHECKER = ("feature_extractor", "safety_checker")
 WEIGHTED = ("safety_checker", "text_encoder", "unet", "vae")
-SHARED = ("safety_checker", "text_encoder", "vae")  # not the UNet: what is done to it, as by LoRA, is done to one model
+SHARED = ("safety_checker", "text_encoder", "vae")
+TAKE_LORAS = ("CLIPTextModel", "UNet2DConditionModel")  # a LoRA is put on one model, so it has these for itself
 WEIGHTS = re.compile(r"(diffusion_pytorch_model|pytorch_model|model)(-\d+-of-\d+)?\.(safetensors|bin)")
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
 TEXTS = (".json", ".txt", ".model")
@@ -44,11 +45,15 @@ def sizes(model: Model) -> dict[Hashable, int] | None:
 
 
 def part_id(model: Model, folder: Path, name: str) -> Hashable:
-    """What two models must have in common to have the part once in memory. A UNet is each model's own."""
-    if name not in SHARED:
+    """What two models must have in common to have the part once in memory."""
+    if not is_shared(folder, name):
         return model.name, name
     files = sorted(file.resolve() for file in (folder / name).iterdir())
     return model.precision, *((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+
+
+def is_shared(folder: Path, name: str) -> bool:
+    return name in SHARED and index(folder)[name][1] not in TAKE_LORAS
 
 
 def is_safe(model: Model, folder: Path) -> bool:

@@ -16,10 +16,9 @@ from safetensors.torch import load_file
 from common.catalog import Model
 from common.errors import LoraRefused
 from common.loras import Lora, LoraUse
-from worker.checkpoint import first_line
+from worker.checkpoint import TAKE_LORAS, first_line
 
 OF_TEXT_ENCODERS = ("lora_te", "text_encoder")  # how the names of their weights begin, in kohya's files and diffusers'
-TAKE_LORAS = ("CLIPTextModel",)
 
 
 class Loras:

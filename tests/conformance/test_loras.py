@@ -151,3 +151,15 @@ def test_what_cannot_be_loaded_is_refused_and_leaves_nothing_behind(
         assert [type(one) for one in found] == [LoraRefused] * 2
         assert reason in found[0].message
         assert painted(paints) == before
+
+
+def test_a_model_beside_it_that_has_the_same_files_paints_as_it_did(paints: Diffusers, make: Any) -> None:
+    """Equal parts are in memory once, but not those that a LoRA is put on."""
+    assert paints.model.folder
+    beside = painter.load(replace(paints.model, name="beside", loras={}), "cpu", threads=1)
+    assert isinstance(beside, Diffusers)
+    assert beside._pipe.vae is paints._pipe.vae
+    before = painted(beside)
+    painted(paints, make({**for_the_unet(paints), **for_the_text_encoder(paints)}))
+    assert painted(beside) == before
+    beside.close()
