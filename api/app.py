@@ -22,6 +22,7 @@ from api.waiting import WaitingRoom
 from common import catalog
 from common.config import Settings
 from common.db import connect, transaction
+from common.licences import Acceptances
 from common.queue import Messages
 from common.storage import Storage
 
@@ -88,6 +89,7 @@ def make_farm(settings: Settings) -> Farm:
         storage=Storage(settings),
         catalog=known,
         waiting_room=WaitingRoom(settings.redis_url.get_secret_value(), look=partial(look, autocommit, messages)),
+        acceptances=Acceptances(autocommit),
     )
     known.get(farm.default_model)  # a default that the catalogue lacks is said now, not at the first request
     return farm

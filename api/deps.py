@@ -13,6 +13,7 @@ from common.catalog import Catalog
 from common.config import Settings
 from common.db import transaction
 from common.errors import Forbidden, Unauthorized
+from common.licences import Acceptances
 from common.queue import Messages
 from common.states import Scope
 from common.storage import Storage
@@ -30,6 +31,7 @@ class Farm:
     storage: Storage
     catalog: Catalog
     waiting_room: WaitingRoom
+    acceptances: Acceptances
 
     @property
     def default_model(self) -> str:

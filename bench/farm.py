@@ -19,7 +19,8 @@ import httpx
 import psycopg
 from sqlalchemy import Engine, text
 
-from common import tenants
+from common import licences, tenants
+from common.catalog import read
 from common.config import Settings
 from common.db import connect, migrate, transaction
 from common.errors import Unavailable
@@ -69,7 +70,10 @@ class Farm:
         """The secret of a new key of this tenant, which is made if it is not there."""
         with transaction(database) as connection:
             tenant_id = tenants.ensure_tenant(connection, tenant)
-            return tenants.create_key(connection, tenant_id, "bench", [Scope.ADMIN], self.site.secrets["pepper"]).secret
+            key = tenants.create_key(connection, tenant_id, "bench", [Scope.ADMIN], self.site.secrets["pepper"])
+            for model in read(self.settings.catalog).models.values():
+                licences.accept(connection, tenant_id, key.id, model.licence)
+            return key.secret
 
     # Processes
 

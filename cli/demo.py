@@ -104,6 +104,7 @@ with a GPU, accept the licence at https://huggingface.co/svjack/Stable-Diffusion
 
   {called()} down
   HF_TOKEN=hf_… {called()} up --device cuda
+  {called()} models accept zh-v0
   {called()} generate --model zh-v0 女孩们打开了另一世界的大门
 
 The farm stays up at {farm["url"]} ({called()} down stops it; its data and logs are in {farm["home"]}).

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from cli import licences
 from cli.local import called, local_url
 from cli.shell import INTERRUPTED, Columns, Failure, Group, Shell
 from cli.watch import teller
@@ -31,6 +32,7 @@ ROW: Columns = {
     "steps": lambda model: f"{model['defaults']['steps']} of {model['defaults']['scheduler']}",
     "guidance": lambda model: model["defaults"]["guidance"],
     "licence": lambda model: model["licence"],
+    " ": licences.to_accept,
     "description": lambda model: model["description"],
 }
 FOUND: Columns = {
@@ -58,6 +60,10 @@ IMPORTED: Columns = {
 @click.group(cls=Group)
 def models() -> None:
     """The models of the catalogue."""
+
+
+models.add_command(licences.show)
+models.add_command(licences.accept)
 
 
 @models.command()

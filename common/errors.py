@@ -5,7 +5,9 @@
     │   ├── PromptTooLong / PictureRefused
     │   ├── UnknownModel
     │   └── IdempotencyMismatch
-    ├── Unauthorized / Forbidden / NotFound / Conflict
+    ├── Unauthorized / NotFound / Conflict
+    ├── Forbidden
+    │   └── LicenceNotAccepted
     ├── Unavailable           503: a service of the farm is away for now
     └── RenderFailed          never HTTP: why an image failed, stored with it
         ├── ModelRefused / LoraRefused      a worker will not load this
@@ -80,6 +82,12 @@ class Unauthorized(Error):
 class Forbidden(Error):
     code = "forbidden"
     status = 403
+
+
+class LicenceNotAccepted(Forbidden):
+    """The tenant has not accepted the licence of the model yet, in the version that the catalogue has now."""
+
+    code = "licence_not_accepted"
 
 
 class NotFound(Error):

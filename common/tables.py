@@ -74,6 +74,16 @@ api_keys = Table(
     Column("revoked_at", Moment),
 )
 
+acceptances = Table(
+    "acceptances",
+    metadata,
+    Column("tenant_id", Uuid, ForeignKey("tenants.id"), primary_key=True),
+    Column("licence", Text, primary_key=True),
+    Column("version", Text, primary_key=True),
+    Column("key_id", Uuid, ForeignKey("api_keys.id"), nullable=False),  # by whose hand
+    Column("accepted_at", Moment, nullable=False, server_default=func.now()),
+)
+
 uploads = Table(
     "uploads",
     metadata,

@@ -126,6 +126,7 @@ def submit(
             earlier = jobs.made_before(connection, caller.tenant_id, once)
         if earlier:
             return look(farm, caller, earlier), False
+    farm.acceptances.require(caller.tenant_id, [farm.catalog.get(plan.defaults["model"])])
     upload_id = keep_inline(farm, caller, draft.prompts) if draft.prompts else draft.upload
     assert upload_id  # the draft has one of the two
     with transaction(farm.engine) as connection:

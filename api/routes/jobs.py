@@ -149,6 +149,7 @@ def submit(
 ) -> tuple[Job, bool]:
     """The job of this submission, and whether it is new: committed first, then sent."""
     drawn, warnings = resolve(farm, caller, submission, root_seed)
+    farm.acceptances.require(caller.tenant_id, [farm.catalog.get(drawn.model)])
     job_id = new_id()
     # A job alone is one statement, and needs no BEGIN and COMMIT around it.
     with transaction(farm.engine if once else farm.autocommit) as connection:
@@ -285,6 +286,9 @@ def cancel_job(job_id: UUID, caller: JobsWriter, farm: TheFarm, base_url: BaseUr
 )
 def retry_job(job_id: UUID, caller: JobsWriter, farm: TheFarm, base_url: BaseUrl, request_id: RequestId) -> Response:
     """A new job, with the same recipe and seeds; it names its parent."""
+    with transaction(farm.autocommit) as connection:
+        parent = find_job(connection, caller.tenant_id, job_id, base_url)
+    farm.acceptances.require(caller.tenant_id, [farm.catalog.get(parent.recipe.model)])
     with transaction(farm.engine) as connection:
         again = jobs.retry(connection, job_id, caller.tenant_id, request_id)
         job = find_job(connection, caller.tenant_id, again.id, base_url)

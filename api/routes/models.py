@@ -1,14 +1,21 @@
 """The catalogue over HTTP: which models there are, what they can be asked for, and who serves them now."""
 
-from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+from pydantic import BaseModel, ConfigDict, Field
 
 from api.crew import Crew, read_crew
-from api.deps import AnyCaller, TheFarm
+from api.deps import AnyCaller, JobsWriter, TheFarm
 from api.shapes import example
+from common import licences
 from common.catalog import SCHEDULERS
 from common.catalog import Model as Entry
 from common.db import transaction
+from common.errors import Conflict, NotFound
+from common.licences import Mark, mark
 from common.states import WorkerState
 
 router = APIRouter(tags=["models"])
@@ -66,6 +73,9 @@ MODEL = {
     "source": "svjack/Stable-Diffusion-FineTuned-zh-v0",
     "licence": "CreativeML OpenRAIL-M",
     "licence_url": "https://huggingface.co/spaces/CompVis/stable-diffusion-license",
+    "licence_version": "2022-08-22",
+    "restrictions": ["to break any law or regulation that applies", "to exploit or harm minors, or to try to"],
+    "licence_accepted_at": "2026-11-22T07:00:00Z",
     "is_default": True,
     "safety_checker": True,
     "defaults": {
@@ -104,12 +114,20 @@ MODEL = {
 
 
 class Model(BaseModel):
+    model_config = example(MODEL)
+
     name: str
     description: str
     family: str
     source: str
     licence: str
     licence_url: str
+    licence_version: str
+    restrictions: list[str] = Field(
+        description="What its licence says that it must not be used for. If there is something, the licence has to be "
+        "accepted before the first job."
+    )
+    licence_accepted_at: datetime | None = Field(description="When your tenant accepted this version of its licence.")
     is_default: bool
     safety_checker: bool
     defaults: Defaults
@@ -127,11 +145,35 @@ class Models(BaseModel):
 @router.get("/v1/models", operation_id="listModels", summary="List the models that can be asked for")
 def list_models(caller: AnyCaller, farm: TheFarm) -> Models:
     with transaction(farm.autocommit) as connection:
-        crew = read_crew(connection)
-    return Models(items=[shape(entry, crew, farm.default_model) for entry in farm.catalog.models.values()])
+        crew, accepted = read_crew(connection), licences.accepted(connection, caller.tenant_id)
+    return Models(items=[shape(entry, crew, accepted, farm.default_model) for entry in farm.catalog.models.values()])
 
 
-def shape(entry: Entry, crew: Crew, default: str) -> Model:
+class Acceptance(BaseModel):
+    """Which version of the licence you have read, and accept."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: str = Field(examples=["2022-08-22"])
+
+
+@router.post("/v1/models/{name}/licence", operation_id="acceptLicence", summary="Accept the licence of a model")
+def accept_licence(
+    name: Annotated[str, Path(examples=["zh-v0"])], acceptance: Acceptance, caller: JobsWriter, farm: TheFarm
+) -> Model:
+    """For your tenant, once, and for all models under it; another version has to be accepted again."""
+    if (entry := farm.catalog.models.get(name)) is None:
+        raise NotFound(f"There is no model {name}.")
+    licence = entry.licence
+    if acceptance.version != licence.version:
+        raise Conflict(f"{licence.name} is at version {licence.version}, which is the one to read: {licence.url}")
+    with transaction(farm.engine) as connection:
+        licences.accept(connection, caller.tenant_id, caller.key_id, licence)
+        crew, accepted = read_crew(connection), licences.accepted(connection, caller.tenant_id)
+    return shape(entry, crew, accepted, farm.default_model)
+
+
+def shape(entry: Entry, crew: Crew, accepted: Mapping[Mark, datetime], default: str) -> Model:
     serving, refusing = crew.serving(entry.name), crew.refusing(entry.name)
     return Model(
         name=entry.name,
@@ -140,6 +182,9 @@ def shape(entry: Entry, crew: Crew, default: str) -> Model:
         source=entry.source,
         licence=entry.licence.name,
         licence_url=entry.licence.url,
+        licence_version=entry.licence.version,
+        restrictions=list(entry.licence.restrictions),
+        licence_accepted_at=accepted.get(mark(entry.licence)),
         is_default=entry.name == default,
         safety_checker=entry.safety_checker,
         defaults=Defaults(

@@ -110,7 +110,15 @@ def test_jobs(call: Call) -> None:
     assert call("jobs", "show", "019aa000-0000-7000-8000-000000000000").code == 4
 
 
+def test_a_licence_is_accepted_before_the_first_job(call: Call) -> None:
+    refused = call("generate", "女孩", "--model=zh-v0")
+    assert (refused.code, "`huafang models accept zh-v0`" in refused.err) == (3, True)
+    assert "to be accepted" in call("models", "ls", "--format=human").out
+    assert call("models", "accept", "zh-v0", "--yes", "--format=quiet").out == "zh-v0\n"
+
+
 def test_an_interrupted_wait_says_how_to_go_on(call: Call, environment: dict[str, str], tmp_path: Path) -> None:
+    assert call("models", "accept", "zh-v0", "--yes").code == 0
     child = subprocess.Popen(
         [*HUAFANG, "generate", "女孩", "--model=zh-v0"],
         env=environment,

@@ -25,7 +25,9 @@ import psycopg
 import redis
 from psycopg.rows import dict_row
 
-from common.config import Settings
+from common import licences
+from common.catalog import read
+from common.config import SHIPPED_CATALOG, Settings
 from common.db import connect, migrate, transaction
 from common.states import Scope
 from common.tenants import create_key, ensure_tenant
@@ -126,6 +128,8 @@ class Farm:
                 tenant = ensure_tenant(connection, name)
                 key = create_key(connection, tenant, "storm", [Scope.ADMIN], self.site.secrets["pepper"])
                 self.keys[name] = key.secret
+                for model in read(SHIPPED_CATALOG).models.values():
+                    licences.accept(connection, tenant, key.id, model.licence)
             connection.exec_driver_sql(WITNESS)
         database.dispose()
         for child in self._crew():

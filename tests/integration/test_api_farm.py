@@ -51,7 +51,7 @@ def test_models_say_what_they_can_be_asked_for_and_who_serves_them(client: httpx
 
 def test_the_default_model_is_the_operators(settings: Settings, database: Engine) -> None:
     with serving(settings.model_copy(update={"default_model": "zh-v0"}), database) as api, api.client() as client:
-        assert client.post("/v1/jobs", json=PROMPT).json()["recipe"]["model"] == "zh-v0"
+        assert client.post("/v1/jobs?dry_run=true", json=PROMPT).json()["recipe"]["model"] == "zh-v0"
         assert [m["name"] for m in client.get("/v1/models").json()["items"] if m["is_default"]] == ["zh-v0"]
 
 
@@ -132,7 +132,12 @@ def test_every_route_but_the_open_ones_needs_a_key(api: Api) -> None:
         for path, operations in paths.items():
             for method in operations:
                 url = path.format(
-                    job_id=new_id(), image_id=new_id(), worker_id=new_id(), key_id=new_id(), batch_id=new_id()
+                    job_id=new_id(),
+                    image_id=new_id(),
+                    worker_id=new_id(),
+                    key_id=new_id(),
+                    batch_id=new_id(),
+                    name="zh-v0",
                 )
                 if stranger.request(method, url).status_code != 401:
                     unlocked.add(path)

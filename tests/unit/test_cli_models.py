@@ -1,13 +1,15 @@
 """`huafang models verify`: whole files are told from damaged ones, without torch and without a farm."""
 
+import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from api.routes.models import MODEL
 from common.config import SHIPPED_CATALOG
-from tests.command_line import CommandLine, Say, farm_that
+from tests.command_line import Asked, CommandLine, Say, farm_that
 
 WEIGHTS = Path("mini-zh/unet/diffusion_pytorch_model.safetensors")
 
@@ -86,3 +88,48 @@ def test_a_catalogue_that_cannot_be_read(call: CommandLine, tmp_path: Path) -> N
     done = call("models", "verify")
     assert done.code == 2
     assert len(done.err.splitlines()) == 1
+
+
+BOUND = {**MODEL, "licence_accepted_at": None}
+
+
+class Person(io.StringIO):
+    """Somebody at a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def takes_acceptances(asked: Asked) -> Say:
+    return Say(body={"items": [BOUND]} if asked.method == "GET" else MODEL)
+
+
+def test_a_licence_is_shown_and_accepted_by_a_person(call: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    with farm_that(takes_acceptances) as farm:
+        there = ("--url", farm.url, "--key=k", "--format=json")
+        monkeypatch.setattr("sys.stdin", Person("n\n"))
+        refused = call("models", "accept", "zh-v0", *there)
+        assert (refused.code, "draws nothing for you" in refused.err) == (1, True)
+        monkeypatch.setattr("sys.stdin", io.StringIO())
+        nobody = call("models", "accept", "zh-v0", *there)
+        assert (nobody.code, "models accept zh-v0 --yes" in nobody.err) == (2, True)
+        assert [asked.method for asked in farm.asked] == ["GET", "GET"]
+
+        monkeypatch.setattr("sys.stdin", Person("y\n"))
+        done = call("models", "accept", "zh-v0", *there)
+        assert (done.code, done.json) == (0, MODEL)
+        assert all(said in done.err for said in (*MODEL["restrictions"], MODEL["licence_url"], "2022-08-22"))
+        assert call("models", "accept", "zh-v0", "--yes", *there).code == 0
+        accepted = [asked for asked in farm.asked if asked.method == "POST"]
+        assert [asked.path for asked in accepted] == ["/v1/models/zh-v0/licence"] * 2
+        assert accepted[0].body == {"version": "2022-08-22"}
+
+
+def test_what_needs_no_acceptance_is_only_shown(call: CommandLine) -> None:
+    free = MODEL | {"restrictions": [], "licence_accepted_at": None}
+    with farm_that(lambda asked: Say(body={"items": [MODEL, free | {"name": "mini-zh"}]})) as farm:
+        there = ("--url", farm.url, "--key=k", "--format=human")
+        assert "needs not be" in call("models", "accept", "mini-zh", *there).out
+        assert MODEL["restrictions"][0] in call("models", "show", "zh-v0", *there).out
+        assert call("models", "show", "zh-v9", *there).code == 4
+    assert {asked.method for asked in farm.asked} == {"GET"}
