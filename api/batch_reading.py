@@ -5,7 +5,7 @@ count, and what runs is looked up by the open leases. A cancelled batch is shown
 cancelled what was open, though a control worker is still settling its jobs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Row, TextClause, text
 from api.crew import MEMBERS_JSON, Crew
 from api.shapes import example
 from common.errors import NotFound
+from common.plan import Plan
 from common.states import BatchState, Tier
 
 BATCH: dict[str, Any] = {
@@ -27,6 +28,8 @@ BATCH: dict[str, Any] = {
     "images_per_prompt": 4,
     "seed": 42,
     "defaults": {"model": "zh-v0", "steps": 30},
+    "matrix": {},
+    "variants": 1,
     "upload_id": "019c2f6e-7d40-7c3d-9a1f-0d5b6c7e8f90",
     "prompts": 1000,
     "jobs": 1000,
@@ -69,10 +72,12 @@ class Batch(BaseModel):
     name: str
     state: BatchState
     tier: Tier
-    model: str = Field(description="Of all prompts that name none themselves.")
+    model: str = Field(description="Of all prompts that name none themselves; of several in its matrix the first.")
     images_per_prompt: int
     seed: int = Field(description="Of the first image; the others count on from it.")
     defaults: dict[str, Any] = Field(description="What its recipes have in common.")
+    matrix: dict[str, Any] = Field(description="What each prompt is drawn with.")
+    variants: int = Field(description="The combinations of its matrix: each prompt becomes so many jobs.")
     upload_id: UUID
     prompts: int | None = Field(description="In its file, as far as it is checked.")
     jobs: int = Field(description="That are made of its prompts by now.")
@@ -110,7 +115,7 @@ def _read(connection: Connection, statement: TextClause, parameters: Mapping[str
 
 
 def _batch(row: Row[Any], crew: Crew) -> Batch:
-    plan, is_cancelled = row.plan, row.cancelled_at is not None
+    plan, is_cancelled = Plan.model_validate(row.plan), row.cancelled_at is not None
     shown_open = 0 if is_cancelled else row.open
     state = BatchState.ENDED if is_cancelled else BatchState(row.state)
     return Batch(
@@ -118,10 +123,12 @@ def _batch(row: Row[Any], crew: Crew) -> Batch:
         name=row.name,
         state=state,
         tier=row.tier,
-        model=plan["defaults"]["model"],
-        images_per_prompt=plan["images_per_prompt"],
-        seed=plan["seed"],
-        defaults=plan["defaults"],
+        model=plan.models[0],
+        images_per_prompt=plan.images_per_prompt,
+        seed=plan.seed,
+        defaults=plan.defaults,
+        matrix=plan.matrix,
+        variants=row.variants,
         upload_id=row.upload_id,
         prompts=row.prompts,
         jobs=row.jobs,
@@ -134,7 +141,7 @@ def _batch(row: Row[Any], crew: Crew) -> Batch:
             cancelled=row.cancelled + row.open - shown_open,
         ),
         running=row.running,
-        eta_seconds=_eta(row, crew) if state == BatchState.RUNNING else None,
+        eta_seconds=_eta(row.open, plan.models, crew) if state == BatchState.RUNNING else None,
         warned=row.warned,
         warnings=row.warnings,
         error=BatchError(code=row.error_code, message=row.error_message) if row.error_code else None,
@@ -146,10 +153,10 @@ def _batch(row: Row[Any], crew: Crew) -> Batch:
     )
 
 
-def _eta(row: Row[Any], crew: Crew) -> float | None:
-    """As if it had the workers for itself."""
-    rate = crew.images_per_second(row.plan["defaults"]["model"])
-    return round(row.open / rate, 1) if rate else None
+def _eta(images: int, models: Sequence[str], crew: Crew) -> float | None:
+    """As if it had the workers for itself, and as many images of each model."""
+    rates = [crew.images_per_second(model) for model in models]
+    return round(sum(images / len(models) / rate for rate in rates if rate), 1) if all(rates) else None
 
 
 READ_BATCHES = f"""

@@ -1,4 +1,4 @@
-"""`huafang models show | accept`: what the licence of a model says that it must not be used for, and saying yes to it."""
+"""`huafang models show | accept`: what the licence of a model says it must not be used for, and saying yes to it."""
 
 import sys
 

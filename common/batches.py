@@ -19,6 +19,7 @@ from sqlalchemy import Connection, Row, TextClause, text
 from common.db import new_id
 from common.errors import Conflict, NotFound
 from common.jobs import cancel_locked
+from common.matrix import variants
 from common.plan import Plan
 from common.recipe import canonical
 from common.states import Tier
@@ -43,11 +44,17 @@ class Batch:
     offset: int
     line: int
     jobs: int
+    variants: int
     request_id: str | None
+
+    @property
+    def place(self) -> int:
+        """Of the next prompt in its file, as far as it is expanded."""
+        return self.jobs // self.variants
 
     def after(self, chunk: "Chunk") -> "Batch":
         """The same, as it is once the chunk was checked or expanded."""
-        jobs = self.jobs + chunk.prompts if self.is_checked else self.jobs
+        jobs = self.jobs + chunk.prompts * self.variants if self.is_checked else self.jobs
         return replace(self, offset=chunk.offset, line=chunk.line, jobs=jobs)
 
 
@@ -80,6 +87,7 @@ def submit(
         "tenant": tenant_id,
         "upload": upload_id,
         "plan": canonical(plan.model_dump(mode="json")),
+        "variants": len(variants(plan.matrix)),
         "tier": tier.value,
         "name": name,
         "request": request_id,
@@ -202,6 +210,7 @@ def _batch(row: Row[Any]) -> Batch:
         offset=row.offset,
         line=row.line,
         jobs=row.jobs,
+        variants=row.variants,
         request_id=row.request_id,
     )
 
@@ -211,8 +220,8 @@ def _batch(row: Row[Any]) -> Batch:
 HERE = 'id = :batch AND "offset" = :here AND jobs = :jobs_here AND cancelled_at IS NULL AND finished_at IS NULL'
 
 INSERT_BATCH = text(f"""
-    INSERT INTO batches (id, tenant_id, upload_id, name, tier, plan, request_id)
-    SELECT :batch, tenant_id, id, :name, cast(:tier AS tier), cast(:plan AS jsonb), :request
+    INSERT INTO batches (id, tenant_id, upload_id, name, tier, plan, variants, request_id)
+    SELECT :batch, tenant_id, id, :name, cast(:tier AS tier), cast(:plan AS jsonb), :variants, :request
     FROM uploads WHERE id = :upload AND tenant_id = :tenant AND format <> '{PICTURE}'
 """)
 

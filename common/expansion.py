@@ -4,7 +4,7 @@ COPY's text is written by hand: the driver takes ten times as long for a row, an
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +28,8 @@ class Rows:
     images: str
 
 
-def rows_of(batch: Batch, planned: Sequence[Planned], place: int) -> Rows:
-    """The rows of recipes from this place on. Asks nobody: the next chunk is made while Postgres takes the last one."""
+def rows_of(batch: Batch, planned: Iterable[Planned], place: int) -> Rows:
+    """The rows of jobs from this place on. Asks nobody: the next chunk is made while Postgres takes the last one."""
     same = f"{batch.tenant_id}\t{batch.id}\t{batch.tier.value}\t{_field(batch.request_id)}"
     models, lanes = Counter[str](), Counter[tuple[str, str]]()
     marks: dict[tuple[str, str], str] = {}
@@ -57,7 +57,7 @@ def expand(connection: Connection, batch: Batch, chunk: Chunk, rows: Rows) -> bo
     _copy(connection, COPY_IMAGES, images)
     # Only now: until the COMMIT nobody can publish in these lanes.
     connection.execute(OPEN_LANES, {"lanes": lanes, "images": list(rows.lanes.values())})
-    added = {"jobs": chunk.prompts, "images": sum(rows.lanes.values())}
+    added = {"jobs": sum(rows.models.values()), "images": sum(rows.lanes.values())}
     connection.execute(EXPANDED, here(batch) | there(chunk) | added)
     return True
 

@@ -1,7 +1,7 @@
 """The plan of a batch: how the prompts of its file become recipes. Pure values; reads no file and knows no table.
 
 A prompt's place in the file decides its seeds, never which worker expands it or when: the same file and plan give the
-same recipes again.
+same recipes again. What a matrix makes of one prompt has the same seeds too, so that the pictures can be compared.
 
 A million prompts have one recipe in common, but for prompt and seeds. That is resolved once, as a `Base`, and each
 prompt adds its own to it. Only what is in order goes this quick way; all else goes the way of a single job, which says
@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, TypeGuard
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, TypeAdapter, ValidationError
 
 from common.catalog import Catalog
-from common.errors import Invalid
+from common.errors import FieldError, Invalid
+from common.matrix import Variant, variants
 from common.modes import Find, nothing
 from common.recipe import MAX_SEED, Draft, Recipe, Seed, Text, prompt_errors, resolve, seeds_from, wrong_fields
 
@@ -35,8 +36,14 @@ class Plan(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     defaults: dict[str, Any] = Field(default_factory=dict)  # fields of a draft, its model among them
+    matrix: dict[str, Any] = Field(default_factory=dict)  # see `common.matrix`
     images_per_prompt: StrictInt = Field(1, ge=1)
     seed: Seed  # of the first image; the others count on from it
+
+    @property
+    def models(self) -> list[str]:
+        """Of all prompts that name none themselves, the first one first."""
+        return list(dict.fromkeys(str((self.defaults | variant)["model"]) for variant in variants(self.matrix)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,17 +81,23 @@ class Planned(NamedTuple):
         return f'{{"prompt":{in_json(self.prompt)},"seeds":[{seeds}],{self.base.rest_of_json}'
 
 
+def planners(plan: Plan, catalog: Catalog, find: Find = nothing) -> list["Planner"]:
+    """One for each variant that the plan makes of a prompt."""
+    return [Planner(plan, catalog, find, variant) for variant in variants(plan.matrix)]
+
+
 class Planner:
-    """Makes recipes by a plan. Raises Invalid at once when the plan suits no prompt at all.
+    """Makes recipes by one variant of a plan. Raises Invalid at once when it suits no prompt at all.
 
     `find` knows the pictures there are.
     """
 
-    def __init__(self, plan: Plan, catalog: Catalog, find: Find = nothing) -> None:
+    def __init__(self, plan: Plan, catalog: Catalog, find: Find = nothing, variant: Variant | None = None) -> None:
         self._plan = plan
         self._catalog = catalog
         self._find = find
-        self._common = {"count": plan.images_per_prompt, **plan.defaults}
+        self._variant = variant or {}
+        self._common = {"count": plan.images_per_prompt, **plan.defaults, **self._variant}
         self._bases: dict[str, Base | None] = {}
         self._usual = self._alone({"prompt": PLACEHOLDER}, 0).base
 
@@ -122,6 +135,8 @@ class Planner:
 
     def _alone(self, fields: Mapping[str, Any], place: int) -> Planned:
         """As a job is made of a draft."""
+        if twice := self._variant.keys() & fields.keys():
+            raise Invalid.of([FieldError(name, "is in the matrix, which sets it for all prompts") for name in twice])
         common = {key: value for key, value in self._common.items() if key != "count" or "seeds" not in fields}
         draft = _draft({**common, **fields})
         recipe = resolve(draft, self._catalog, self._model, self._root_seed(place), self._find)
@@ -133,7 +148,7 @@ class Planner:
 
     @cached_property
     def _model(self) -> str:
-        return str(self._plan.defaults.get("model") or self._catalog.default)
+        return str(self._common.get("model") or self._catalog.default)
 
 
 def _is_prompt(value: object) -> TypeGuard[str]:

@@ -123,6 +123,7 @@ batches = Table(
         nullable=False,
     ),
     Column("prompts", BigInteger),  # in its file; unknown until it is checked
+    Column("variants", Integer, nullable=False, server_default="1"),  # the jobs that each of them becomes
     Column("offset", BigInteger, nullable=False, server_default="0"),
     Column("line", BigInteger, nullable=False, server_default="0"),
     Column("jobs", BigInteger, nullable=False, server_default="0"),
@@ -140,7 +141,7 @@ batches = Table(
     Column("paused_at", Moment),
     Column("cancelled_at", Moment),
     Column("finished_at", Moment),
-    CheckConstraint("expanded_at IS NULL OR (checked_at IS NOT NULL AND jobs = prompts)", name="expanded"),
+    CheckConstraint("expanded_at IS NULL OR (checked_at IS NOT NULL AND jobs = prompts * variants)", name="expanded"),
     Index("batches_tenant_id_idx", "tenant_id", "id"),
     Index("batches_open_idx", "id", postgresql_where=text("finished_at IS NULL")),
 )

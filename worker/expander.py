@@ -5,11 +5,11 @@ it can end at any moment, and any other goes on. The statements are those of `co
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
 from uuid import UUID
 
 from sqlalchemy import Engine as Database
@@ -18,10 +18,11 @@ from common import batches, expansion, originals, prompts
 from common.batches import Batch, Chunk
 from common.catalog import Catalog, Model
 from common.db import transaction
-from common.errors import Invalid, NotFound
+from common.errors import Error, Invalid, LicenceNotAccepted, NotFound
 from common.expansion import Rows
+from common.licences import Acceptances
 from common.modes import Find, Original
-from common.plan import Planned, Planner
+from common.plan import Planned, Planner, planners
 from common.queue import Messages
 from common.recipe import Recipe
 from common.storage import Storage, upload_key
@@ -35,6 +36,8 @@ WORK_S = 20.0  # at one batch, then it is the next one's turn; what was read ahe
 JOBS_PER_MESSAGE = 1000
 KNOWN_ORIGINALS = 1000  # most batches that start from pictures start from a few
 
+PlannedLines = dict[int, list[Planned]]  # by the number of the line, its variants
+
 
 class Expander:
     def __init__(self, database: Database, storage: Storage, messages: Messages, catalog: Catalog) -> None:
@@ -42,6 +45,7 @@ class Expander:
         self._storage = storage
         self._messages = messages
         self._catalog = catalog
+        self._acceptances = Acceptances(database)
 
     def work(self, batch_id: UUID, seconds: float = WORK_S) -> bool:
         """Do what the batch needs next for so long; True when there is more to do.
@@ -76,9 +80,9 @@ class Expander:
                     batch = batch.after(chunk)
             raise Invalid("Its file has no prompts.")
         except NotFound:
-            return self._refuse(batch, "Its file is not in the image store any more.")
-        except Invalid as error:
-            return self._refuse(batch, error.message)
+            return self._refuse(batch, Invalid("Its file is not in the image store any more."))
+        except (Invalid, LicenceNotAccepted) as error:
+            return self._refuse(batch, error)
 
     def _check(self, batch: Batch, chunk: Chunk) -> bool:
         with transaction(self._database) as connection:
@@ -91,13 +95,13 @@ class Expander:
             for model, jobs in rows.models.items():
                 for _ in range(-(-jobs // JOBS_PER_MESSAGE)):
                     self._messages.wake(model)
-            tell("batch_expanded", batch=batch.id, jobs=chunk.prompts, line=chunk.line)
+            tell("batch_expanded", batch=batch.id, jobs=sum(rows.models.values()), line=chunk.line)
         return is_mine
 
-    def _refuse(self, batch: Batch, reason: str) -> bool:
+    def _refuse(self, batch: Batch, why: Error) -> bool:
         with transaction(self._database) as connection:
-            batches.refuse(connection, batch, Invalid.code, reason)
-        tell("batch_refused", batch=batch.id, reason=reason)
+            batches.refuse(connection, batch, why.code, why.message)
+        tell("batch_refused", batch=batch.id, reason=why.message)
         return True
 
     # From lines to recipes
@@ -121,16 +125,18 @@ class Expander:
             yield in_turn()
 
     def _made(self, batch: Batch, blocks: Iterator[bytes]) -> Iterator[tuple[Chunk, Rows | None]]:
-        planner = Planner(batch.plan, self._catalog, self._find(batch))
-        size = max(1, CHUNK_IMAGES // batch.plan.images_per_prompt) if batch.is_checked else CHECK_PROMPTS
+        variants = planners(batch.plan, self._catalog, self._find(batch))
+        size = CHUNK_IMAGES // batch.plan.images_per_prompt if batch.is_checked else CHECK_PROMPTS
+        size = max(1, size // len(variants))
         found = lines(blocks, batch.offset, batch.line)
-        first, place = list(islice(found, 1)), batch.jobs
+        first, place = list(islice(found, 1)), batch.place
         while first:
             here = [*first, *islice(found, size - 1)]
             first = list(islice(found, 1))
-            planned, warnings = self._planned(batch, planner, here, place)
+            planned, warnings = self._planned(batch, variants, here, place)
             chunk = Chunk(here[-1].end, here[-1].number, not first, len(here), warnings)
-            yield chunk, expansion.rows_of(batch, planned, place) if batch.is_checked else None
+            in_turn = chain.from_iterable(planned.values())
+            yield chunk, expansion.rows_of(batch, in_turn, place * len(variants)) if batch.is_checked else None
             place += len(here)
 
     def _find(self, batch: Batch) -> Find:
@@ -141,12 +147,18 @@ class Expander:
 
         return find
 
-    def _planned(self, batch: Batch, planner: Planner, here: list[Line], place: int) -> tuple[list[Planned], list[str]]:
-        """Their tokens are counted when they are checked, once. Raises Invalid, which names the first wrong lines."""
-        planned, wrong, warnings = dict[int, Planned](), dict[int, str](), list[str]()
+    def _planned(
+        self, batch: Batch, variants: Sequence[Planner], here: Sequence[Line], place: int
+    ) -> tuple[PlannedLines, list[str]]:
+        """What these lines become, and what to warn of. Raises Invalid, which names the first wrong lines.
+
+        Their tokens are counted when they are checked, once.
+        """
+        planned, wrong, warnings = PlannedLines(), dict[int, str](), dict[int, str]()
         for at, line in enumerate(here, place):
             try:
-                planned[line.number] = planner.planned(line.fields(batch.upload.format), at)
+                fields = line.fields(batch.upload.format)
+                planned[line.number] = [variant.planned(fields, at) for variant in variants]
             except Invalid as error:
                 wrong[line.number] = error.message
         if not batch.is_checked:
@@ -154,23 +166,36 @@ class Expander:
                 try:
                     prompts.check(recipe, model)
                 except Invalid as error:
-                    wrong[number] = error.message
-                warnings += (f"Line {number}: {warning}" for warning in prompts.warnings(recipe, model)[:1])
+                    wrong.setdefault(number, error.message)
+                for warning in prompts.warnings(recipe, model)[:1]:
+                    warnings.setdefault(number, f"Line {number}: {warning}")
         if wrong:
             named = [f"Line {number}: {wrong[number]}" for number in sorted(wrong)]
             more = [f"{len(named) - SHOWN} more near them."] if len(named) > SHOWN else []
             raise Invalid(" ".join(named[:SHOWN] + more))
-        return list(planned.values()), warnings
+        if not batch.is_checked:
+            self._require_licences(batch, planned)
+        return planned, [warnings[number] for number in sorted(warnings)]
 
-    def _doubtful(self, planned: Mapping[int, Planned]) -> Iterator[tuple[int, Recipe, Model]]:
-        """Those, by their lines, of whose prompts there is something to say."""
-        alike: dict[tuple[str, str], list[int]] = {}
-        for number, one in planned.items():
-            alike.setdefault((one.base.recipe.model, one.base.recipe.negative_prompt), []).append(number)
-        found = dict[int, Model]()
-        for (name, negative), numbers in alike.items():
-            model = self._catalog.get(name)
-            places = prompts.doubtful([planned[number].prompt for number in numbers], negative, model)
-            found.update((numbers[place], model) for place in places)
-        for number in sorted(found):
-            yield number, planned[number].recipe, found[number]
+    def _require_licences(self, batch: Batch, planned: PlannedLines) -> None:
+        """Lines may name models of their own. Raises LicenceNotAccepted, which names the first line."""
+        first_lines = dict[str, int]()
+        for number, variants in planned.items():
+            for one in variants:
+                first_lines.setdefault(one.base.recipe.model, number)
+        for name, number in first_lines.items():
+            try:
+                self._acceptances.require(batch.tenant_id, [self._catalog.get(name)])
+            except LicenceNotAccepted as error:
+                raise LicenceNotAccepted(f"Line {number}: {error.message}") from None
+
+    def _doubtful(self, planned: PlannedLines) -> Iterator[tuple[int, Recipe, Model]]:
+        """Those of whose prompts there is something to say, with their lines; a line once for each model."""
+        alike: dict[tuple[str, str], dict[int, Planned]] = {}
+        for number, variants in planned.items():
+            for one in variants:
+                alike.setdefault((one.base.recipe.model, one.base.recipe.negative_prompt), {})[number] = one
+        for (name, negative), ones in alike.items():
+            model, numbers = self._catalog.get(name), list(ones)
+            for place in prompts.doubtful([one.prompt for one in ones.values()], negative, model):
+                yield numbers[place], ones[numbers[place]].recipe, model

@@ -24,8 +24,11 @@ from api.routes.jobs import LARGEST_LOT, find_for
 from api.shapes import example
 from api.spool import Spool, keep
 from common import batches, jobs, prompts
+from common.catalog import Catalog, Model
 from common.db import new_id, transaction
 from common.errors import FieldError, Invalid, UnknownModel
+from common.matrix import FIELDS, MAX_VARIANTS, OF_EACH_PROMPT, Variant, axes, variants
+from common.modes import Find
 from common.plan import PLACEHOLDER, Plan, Planner
 from common.recipe import Draft, Seed, Text, canonical
 from common.states import Tier
@@ -37,7 +40,6 @@ router = APIRouter(tags=["batches"])
 PATH = "/v1/batches"
 ROUTE = f"POST {PATH}"
 MAX_BODY_BYTES = 10_000_000
-OF_EACH_PROMPT = {"prompt", "count", "seed", "seeds"}  # what of a recipe is not for all of them
 
 EXAMPLES = {
     "inline": {"summary": "The least", "value": {"prompts": ["红色的圆形", "绿色的三角形"]}},
@@ -52,13 +54,33 @@ EXAMPLES = {
             "name": "doors, first try",
         },
     },
+    "matrix": {
+        "summary": "Each prompt with two models, each with its scheduler, at three guidances: six pictures of a seed",
+        "value": {
+            "prompts": ["女孩们打开了另一世界的大门"],
+            "matrix": {
+                "guidance": [3, 5, 7.5],
+                "zip": [{"model": ["zh-v0", "zh-v1"], "scheduler": ["lms", "pndm"]}],
+            },
+            "seed": 42,
+        },
+    },
 }
 
 
 def schema_of_defaults() -> dict[str, Any]:
-    schema = Draft.model_json_schema()
-    properties = {name: one for name, one in schema["properties"].items() if name not in OF_EACH_PROMPT}
+    schema = Draft.model_json_schema(ref_template="#/components/schemas/{model}")
+    properties = {name: schema["properties"][name] for name in FIELDS}
     return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def schema_of_matrix() -> dict[str, Any]:
+    lists = {
+        name: {"type": "array", "items": one, "minItems": 1} for name, one in schema_of_defaults()["properties"].items()
+    }
+    pairs = {"type": "object", "properties": lists, "minProperties": 1, "additionalProperties": False}
+    zipped = {"type": "array", "items": pairs, "description": "Lists that change together, all of one length."}
+    return {"type": "object", "properties": lists | {"zip": zipped}, "additionalProperties": False}
 
 
 class BatchDraft(BaseModel):
@@ -70,6 +92,11 @@ class BatchDraft(BaseModel):
     upload: UUID | None = Field(None, description="A file of prompts, in place of `prompts`.")
     defaults: Annotated[dict[str, Any], WithJsonSchema(schema_of_defaults())] = Field(
         {}, description="Of all recipes. What is left out comes from the model's entry in the catalogue."
+    )
+    matrix: Annotated[dict[str, Any], WithJsonSchema(schema_of_matrix())] = Field(
+        {},
+        description="Lists of values: each prompt is drawn with each combination of them, from the same seeds. Lists "
+        f"in `zip` change together. At most {MAX_VARIANTS} combinations.",
     )
     images_per_prompt: StrictInt = Field(1, ge=1, description="How many images, each with a seed of its own.")
     seed: Seed | None = Field(None, description="Of the first image; the others count on. Default: drawn by lot.")
@@ -126,7 +153,7 @@ def submit(
             earlier = jobs.made_before(connection, caller.tenant_id, once)
         if earlier:
             return look(farm, caller, earlier), False
-    farm.acceptances.require(caller.tenant_id, [farm.catalog.get(plan.defaults["model"])])
+    farm.acceptances.require(caller.tenant_id, map(farm.catalog.get, plan.models))
     upload_id = keep_inline(farm, caller, draft.prompts) if draft.prompts else draft.upload
     assert upload_id  # the draft has one of the two
     with transaction(farm.engine) as connection:
@@ -153,26 +180,41 @@ def plan_of(farm: Farm, caller: Caller, draft: BatchDraft) -> Plan:
     given = {name: value for name, value in draft.defaults.items() if value is not None}
     if strange := sorted(OF_EACH_PROMPT & given.keys()):
         raise Invalid.of([FieldError(f"defaults.{name}", "is for each prompt to say") for name in strange])
-    defaults = {"model": farm.default_model, **given}
+    changed = {field for axis in axes(draft.matrix) for field in axis.fields}
+    if twice := sorted(changed & given.keys()):
+        raise Invalid.of([FieldError(f"defaults.{name}", "is in the matrix too") for name in twice])
+    defaults = given if "model" in changed else {"model": farm.default_model, **given}
     seed = secrets.randbelow(LARGEST_LOT) if draft.seed is None else draft.seed
-    plan = Plan(defaults=defaults, images_per_prompt=draft.images_per_prompt, seed=seed)
-    try:
-        planner = Planner(plan.model_copy(update={"images_per_prompt": 1}), farm.catalog, find_for(farm, caller))
-        recipe = planner.planned({"prompt": PLACEHOLDER}, 0).recipe
-        model = farm.catalog.get(recipe.model)
-        prompts.check(recipe, model)
-    except UnknownModel as error:
-        raise UnknownModel(error.message, fields=of_defaults(error)) from None
-    except Invalid as error:
-        raise type(error).of(of_defaults(error)) from None
-    if draft.images_per_prompt > model.max_count:
-        reason = f"is {draft.images_per_prompt}; it must be 1 to {model.max_count}"
-        raise Invalid.of([FieldError("images_per_prompt", reason)])
+    plan = Plan(defaults=defaults, matrix=draft.matrix, images_per_prompt=draft.images_per_prompt, seed=seed)
+    for variant in variants(draft.matrix):
+        model = check(plan, variant, farm.catalog, find_for(farm, caller))
+        if plan.images_per_prompt > model.max_count:
+            reason = f"is {plan.images_per_prompt}; it must be 1 to {model.max_count} for {model.name}"
+            raise Invalid.of([FieldError("images_per_prompt", reason)])
     return plan
 
 
-def of_defaults(error: Invalid) -> tuple[FieldError, ...]:
-    return tuple(replace(one, field=f"defaults.{one.field}") for one in error.fields)
+def check(plan: Plan, variant: Variant, catalog: Catalog, find: Find) -> Model:
+    """The model of a variant. Raises Invalid for what would suit no prompt at all."""
+    try:
+        planner = Planner(plan.model_copy(update={"images_per_prompt": 1}), catalog, find, variant)
+        recipe = planner.planned({"prompt": PLACEHOLDER}, 0).recipe
+        model = catalog.get(recipe.model)
+        prompts.check(recipe, model)
+    except UnknownModel as error:
+        raise UnknownModel(error.message, fields=placed(error, variant)) from None
+    except Invalid as error:
+        raise type(error).of(placed(error, variant)) from None
+    return model
+
+
+def placed(error: Invalid, variant: Variant) -> tuple[FieldError, ...]:
+    """The fields that are wrong, where they stand in the request."""
+    return tuple(replace(one, field=f"{place(one.field, variant)}.{one.field}") for one in error.fields)
+
+
+def place(field: str, variant: Variant) -> str:
+    return "matrix" if field.partition(".")[0] in variant else "defaults"
 
 
 def keep_inline(farm: Farm, caller: Caller, found: Sequence[str]) -> UUID:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field
@@ -66,7 +66,7 @@ class Availability(BaseModel):
     refusals: list[Refusal]
 
 
-MODEL = {
+MODEL: dict[str, Any] = {
     "name": "zh-v0",
     "description": "Stable Diffusion with a Chinese BERT text encoder, fine-tuned from Taiyi.",
     "family": "stable-diffusion-zh",

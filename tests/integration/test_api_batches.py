@@ -110,6 +110,22 @@ def test_a_file_is_kept_as_it_came(
     assert (batch(client, batch_id)["upload_id"], batch(client, batch_id)["jobs"]) == (made["id"], 2)
 
 
+def test_a_matrix_draws_each_prompt_with_each_variant(client: httpx.Client, expander: Expander) -> None:
+    matrix = {"steps": [2, 3], "zip": [{"guidance": [1.5, 3], "scheduler": ["lms", "pndm"]}]}
+    batch_id = expanded(client, expander, defaults={}, matrix=matrix, images_per_prompt=2, seed=7)
+    found = batch(client, batch_id)
+    assert (found["model"], found["matrix"], found["variants"]) == ("mini-zh", matrix, 4)
+    assert (found["prompts"], found["jobs"], found["images"]["total"]) == (3, 12, 24)
+    jobs = client.get("/v1/jobs", params={"batch": batch_id}).json()["items"][::-1]
+    drawn = [tuple(job["recipe"][name] for name in ("prompt", "steps", "scheduler", "seeds")) for job in jobs]
+    assert drawn == [
+        (prompt, steps, scheduler, [7 + 2 * place, 8 + 2 * place])
+        for place, prompt in enumerate(PROMPTS)
+        for steps in (2, 3)
+        for scheduler in ("lms", "pndm")
+    ]
+
+
 def test_pages_of_batches_and_of_their_jobs_have_no_gap(client: httpx.Client, expander: Expander) -> None:
     ids = [expanded(client, expander), *(submitted(client)["id"] for _ in range(3))]
     for path, params, wanted in (
@@ -282,6 +298,25 @@ WRONG = {
     "no images": ({"prompts": ["x"], "images_per_prompt": 0}, ["images_per_prompt"]),
     "a seed that is none": ({"prompts": ["x"], "seed": -1}, ["seed"]),
     "a tier nobody knows": ({"prompts": ["x"], "tier": "urgent"}, ["tier"]),
+    "a matrix of nobody knows what": ({"prompts": ["x"], "matrix": {"step": [1]}}, ["matrix"]),
+    "half a surrogate in a matrix": (b'{"prompts": ["x"], "matrix": {"zip": [{"\\ud800": [1]}]}}', ["matrix.zip.0"]),
+    "a list without values": ({"prompts": ["x"], "matrix": {"steps": []}}, ["matrix.steps"]),
+    "pairs of which one is missing": (
+        {"prompts": ["x"], "matrix": {"zip": [{"steps": [1, 2], "guidance": [3]}]}},
+        ["matrix.zip.0"],
+    ),
+    "a matrix that is too large": ({"prompts": ["x"], "matrix": {"steps": list(range(1, 300))}}, ["matrix"]),
+    "a default that the matrix changes": (
+        {"prompts": ["x"], "defaults": {"steps": 3}, "matrix": {"steps": [1, 2]}},
+        ["defaults.steps"],
+    ),
+    "a variant that cannot be": ({"prompts": ["x"], "matrix": {"steps": [1, 999]}}, ["matrix.steps"]),
+    "NaN in a matrix": (b'{"prompts": ["x"], "matrix": {"guidance": [1, NaN]}}', ["matrix.guidance"]),
+    "a model of a matrix that nobody knows": ({"prompts": ["x"], "matrix": {"model": ["sd-9"]}}, ["matrix.model"]),
+    "a variant whose model cannot": (
+        {"prompts": ["x"], "defaults": {"width": 512, "height": 512}, "matrix": {"model": ["zh-v0", "mini-zh"]}},
+        ["defaults.width"],
+    ),
     "a NUL in the name": ({"prompts": ["x"], "name": "\0"}, ["name"]),
 }
 

@@ -205,6 +205,40 @@ def test_another_control_worker_goes_on_where_one_stopped(farm: BatchStory, smal
     assert [job.recipe["prompt"] for job in farm.jobs_of(batch_id)] == PROMPTS
 
 
+def test_a_matrix_is_gone_on_with_too(farm: BatchStory, small_chunks: None) -> None:
+    """Whatever moment a control worker is killed at, no prompt is left with half of its variants."""
+    plan = Plan(defaults={"model": "mini-zh"}, matrix={"steps": [2, 3, 4]}, images_per_prompt=1, seed=100)
+    batch_id, jobs = farm.batch_of(plan=plan), []
+    while farm.expander.work(batch_id, 1e-9):
+        jobs = [(job.recipe["prompt"], job.recipe["steps"]) for job in farm.jobs_of(batch_id)]
+        assert len(jobs) % 3 == 0
+    batch = farm.batch(batch_id)
+    assert (batch.state, batch.prompts, batch.jobs, batch.images) == ("running", 10, 30, 30)
+    made = [
+        (job.place, job.recipe["prompt"], job.recipe["steps"], job.recipe["seeds"]) for job in farm.jobs_of(batch_id)
+    ]
+    assert made == [
+        (3 * place + variant, prompt, steps, [100 + place])
+        for place, prompt in enumerate(PROMPTS)
+        for variant, steps in enumerate((2, 3, 4))
+    ]
+    assert [lane.open for lane in farm.lanes_of(batch_id)] == [10, 10, 10]
+
+
+def test_a_line_may_not_say_what_the_matrix_changes(farm: BatchStory) -> None:
+    plan = Plan(defaults={"model": "mini-zh"}, matrix={"steps": [2, 3]}, images_per_prompt=1, seed=0)
+    batch_id = farm.batch_of_lines({"prompt": "红色的圆形🦊"}, {"prompt": "红色的圆形", "steps": 4}, plan=plan)
+    farm.expander.work(batch_id, 60)
+    assert farm.batch(batch_id).error_message == "Line 2: steps is in the matrix, which sets it for all prompts."
+
+
+def test_a_prompt_is_warned_of_once_for_all_variants(farm: BatchStory) -> None:
+    plan = Plan(defaults={"model": "mini-zh"}, matrix={"steps": [2, 3]}, images_per_prompt=1, seed=0)
+    batch_id = farm.expanded(["红色的圆形", "红色的圆形🦊"], plan=plan)
+    batch = farm.batch(batch_id)
+    assert (batch.warned, [warning[:6] for warning in batch.warnings]) == (1, ["Line 2"])
+
+
 def test_two_at_once_expand_nothing_twice(farm: BatchStory, small_chunks: None) -> None:
     batch_id = farm.batch_of()
     while not farm.batch(batch_id).checked_at:

@@ -1,5 +1,6 @@
 """Licences that restrict what a model is used for: shown with it, and accepted by a tenant before its first job."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,12 @@ import pytest
 from sqlalchemy import Engine, event
 
 from common.config import SHIPPED_CATALOG, Settings
+from common.queue import Messages
 from common.states import Scope
+from common.storage import Storage
 from tests.serving import Api, serving
-from tests.stories import Story
+from tests.stories import CATALOG, Story
+from worker.expander import Expander
 
 NAME, VERSION = "CreativeML OpenRAIL-M", "2022-08-22"
 ZH = {"prompt": "女孩们打开了另一世界的大门", "model": "zh-v0"}
@@ -113,3 +117,32 @@ def test_it_takes_a_key_that_may_submit(api: Api) -> None:
     with api.client(scopes=(Scope.JOBS_READ,)) as reader, api.client(scopes=(Scope.JOBS_WRITE,)) as writer:
         assert accept(reader).json()["code"] == "forbidden"
         assert accept(writer).status_code == 200
+
+
+def test_a_line_of_a_batch_needs_it_too(client: httpx.Client, story: Story, settings: Settings) -> None:
+    """What its file names is known only when it is checked."""
+    lines = [{"prompt": "红色的圆形", "model": "mini-zh"}, ZH]
+    data = "\n".join(map(json.dumps, lines)).encode()
+    headers = {"Content-Type": "application/jsonl"}
+    expander = Expander(story.database, Storage(settings), Messages(settings), CATALOG)
+
+    def error_of_a_batch() -> Any:
+        upload = client.post("/v1/uploads", content=data, headers=headers).json()["id"]
+        made = client.post("/v1/batches", json={"upload": upload, "defaults": {"steps": 2}}).json()
+        expander.work(made["id"], 60)
+        return client.get(f"/v1/batches/{made['id']}").json()["error"]
+
+    refused = error_of_a_batch()
+    assert refused["code"] == "licence_not_accepted"
+    assert refused["message"].startswith("Line 2: zh-v0 is under the licence")
+    assert story.count("jobs") == 0
+    accept(client)
+    assert error_of_a_batch() is None
+    assert story.count("jobs") == 2
+
+
+def test_every_model_of_a_matrix_needs_it(client: httpx.Client) -> None:
+    batch = {"prompts": ["红色的圆形"], "matrix": {"model": ["mini-zh", "zh-v0"]}}
+    assert client.post("/v1/batches", json=batch).json()["code"] == "licence_not_accepted"
+    accept(client)
+    assert client.post("/v1/batches", json=batch).status_code == 201
