@@ -14,6 +14,7 @@ import click
 
 from cli.client import Json, path
 from cli.generate import Size, check_text
+from cli.lists import Lists, ListsType, matrix_of
 from cli.shell import PARTLY, Columns, Failure, Group, Row, Shell
 from cli.watch import bar, interruptible, teller
 from common.states import Tier
@@ -62,7 +63,7 @@ RECORD: Columns = {
     **ROW,
     "prompts": lambda batch: batch["prompts"],
     "pictures": fates,
-    "a prompt": lambda batch: batch["images_per_prompt"],
+    "a prompt": lambda batch: batch["images_per_prompt"] * batch["variants"],
     "seed": lambda batch: batch["seed"],
     "note": lambda batch: " ".join(batch["warnings"][:3]) + (" …" if batch["warned"] > 3 else ""),
     "takes": lambda batch: duration(batch["eta_seconds"]),
@@ -85,6 +86,7 @@ def batch() -> None:
 @click.option("--guidance", type=float, help="How closely to follow the prompts.")
 @click.option("--scheduler", help="Such as lms, ddim, euler.")
 @click.option("--negative", "negative_prompt", help="What to keep out of the pictures.")
+@click.option("--matrix", "lists", type=ListsType(), multiple=True, help="Each prompt with each of them; see below.")
 @click.option("--tier", type=click.Choice([tier.value for tier in Tier]), help="How urgent it is.  [default: bulk]")
 @click.option("--name", help="What you call it.")
 @click.option("--watch", "is_watched", is_flag=True, help="Watch it until it has ended.")
@@ -99,17 +101,23 @@ def submit(
     name: str | None,
     size: tuple[int, int] | None,
     is_watched: bool,
+    lists: tuple[Lists, ...],
     **fields: Any,
 ) -> None:
     """Submit the prompts of FILE: a prompt a line (.txt, or - for what comes on stdin), or JSON objects (.jsonl), which
     may have other fields of a recipe too. What neither they nor the options say comes from the model's entry in the
     catalogue.
+
+    With --matrix each prompt is drawn with each of several values, from the same seeds; several --matrix multiply.
+    `--matrix steps=20,50` has two, and `--matrix model:scheduler=zh-v0:lms,zh-v1:pndm` two pairs.
     """
     if size:
         fields["width"], fields["height"] = size
     given = {"images_per_prompt": images_per_prompt, "seed": seed, "tier": tier, "name": name}
     defaults = {field: value for field, value in fields.items() if value is not None}
     draft = {"defaults": defaults, **{field: value for field, value in given.items() if value is not None}}
+    if lists:
+        draft["matrix"] = matrix_of(lists)
     check_text({**defaults, **draft})
     made = shell.client.submit(draft | {"upload": upload(shell, file)["id"]}, "/v1/batches")
     if is_watched:
@@ -180,10 +188,10 @@ def upload(shell: Shell, file: BinaryIO) -> Json:
         return shell.client.upload(file, MEDIA_TYPES[suffix], lambda sent: progress.update(task, completed=sent))
 
 
-def watch_batch(shell: Shell, batch_id: str, timeout: float | None = None) -> Json:
-    """The batch when it has ended."""
-    pace = Pace()
-    with teller(shell, pace.describe, pace.position, news=tenths) as tell, interruptible("batch", "batch", batch_id):
+def watch_batch(shell: Shell, batch_id: str, timeout: float | None = None, on: str = "batch watch") -> Json:
+    """The batch when it has ended. `on` is the command that goes on with it after Ctrl-C."""
+    pace, hints = Pace(), interruptible("batch", f"{on} {batch_id}", f"batch cancel {batch_id}")
+    with teller(shell, pace.describe, pace.position, news=tenths) as tell, hints:
         for batch in shell.client.follow_batch(batch_id, timeout):
             tell(batch)
     return batch
@@ -192,15 +200,22 @@ def watch_batch(shell: Shell, batch_id: str, timeout: float | None = None) -> Js
 def end(shell: Shell, batch: Json) -> None:
     """Show a batch that has ended. Raises Failure when not all of its pictures are there."""
     shell.print_record(batch, RECORD)
+    if missing := outcome(batch):
+        raise missing
+
+
+def outcome(batch: Json) -> Failure | None:
+    """What to end with when not all pictures of a batch that has ended are there."""
     images = batch["images"]
     if batch["error"]:
-        raise Failure(f"Batch {batch['id']} cannot be rendered: {batch['error']['message']}")
+        return Failure(f"Batch {batch['id']} cannot be rendered: {batch['error']['message']}")
     if batch["cancelled_at"]:
-        raise Failure(f"Batch {batch['id']} was cancelled.")
+        return Failure(f"Batch {batch['id']} was cancelled.")
     if missing := images["total"] - images["stored"]:
         fates = f"{images['failed']} failed, {images['flagged']} were refused by the safety checker"
         code = PARTLY if images["stored"] else 1
-        raise Failure(f"{missing} of {images['total']} pictures are missing: {fates}.", code)
+        return Failure(f"{missing} of {images['total']} pictures are missing: {fates}.", code)
+    return None
 
 
 class Pace:
@@ -230,7 +245,7 @@ def expected(batch: Json) -> int | None:
     """How many images there will be: for sure, or if no line says so itself; None while nobody knows."""
     if batch["images"]["total"] is not None:
         return int(batch["images"]["total"])
-    return batch["prompts"] * batch["images_per_prompt"] if batch["jobs"] else None
+    return batch["prompts"] * batch["variants"] * batch["images_per_prompt"] if batch["jobs"] else None
 
 
 def tenths(batch: Json) -> tuple[str, int]:

@@ -12,19 +12,20 @@ from cli.shell import INTERRUPTED, PARTLY, Failure, Shell
 
 def watch(shell: Shell, job_id: str, timeout: float | None = None) -> Json:
     """The job when it has ended. Raises Failure at a time-out, and when a person interrupts; the job goes on then."""
-    with teller(shell, describe, position, news=lambda job: job["state"]) as tell, interruptible("job", "jobs", job_id):
+    hints = interruptible("job", f"jobs watch {job_id}", f"jobs cancel {job_id}")
+    with teller(shell, describe, position, news=lambda job: job["state"]) as tell, hints:
         for job in shell.client.follow(job_id, timeout):
             tell(job)
     return job
 
 
 @contextmanager
-def interruptible(noun: str, command: str, id: str) -> Iterator[None]:
-    """Ctrl-C ends the watch, not what is watched."""
+def interruptible(noun: str, on: str, end: str) -> Iterator[None]:
+    """Ctrl-C ends the watch, not what is watched: these commands go on with it, or end it."""
     try:
         yield
     except KeyboardInterrupt:
-        hint = f"Watch it: {called()} {command} watch {id} — or end it: {called()} {command} cancel {id}"
+        hint = f"To see on: {called()} {on} — or to end it: {called()} {end}"
         raise Failure(f"Interrupted; the {noun} goes on. {hint}", INTERRUPTED) from None
 
 

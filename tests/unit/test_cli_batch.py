@@ -54,6 +54,23 @@ def test_a_file_is_uploaded_and_submitted(
     }
 
 
+def test_lists_make_a_matrix(call: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text(TEXT)
+    given = ("--matrix", "steps=20,50", "--matrix", "guidance=3,7.5", "--matrix", "model:scheduler=zh-v0:lms,15:dpm++")
+    with farm_that(takes_batches) as farm:
+        assert call(farm, "submit", str(tmp_path / "prompts.txt"), *given).code == 0
+        assert farm.asked[1].body["matrix"] == {
+            "steps": [20, 50],
+            "guidance": [3, 7.5],
+            "zip": [{"model": ["zh-v0", 15], "scheduler": ["lms", "dpm++"]}],
+        }
+        for wrong in ("steps", "steps=", "steps=20,,50", "=3", "model:scheduler=zh-v0", "model:=zh-v0:lms"):
+            done = call(farm, "submit", str(tmp_path / "prompts.txt"), "--matrix", wrong)
+            assert (done.code, "steps=20,50" in done.err) == (2, True), wrong
+        done = call(farm, "submit", str(tmp_path / "prompts.txt"), "--matrix=steps=2", "--matrix=steps=3")
+        assert (done.code, "steps twice" in done.err) == (2, True)
+
+
 class Pipe(io.BytesIO):
     def seekable(self) -> bool:
         return False
