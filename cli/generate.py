@@ -1,5 +1,6 @@
 """`huafang generate`: submit a recipe, wait for its pictures, save them. Pictures to start from are uploaded first."""
 
+import hashlib
 import re
 import uuid
 from pathlib import Path
@@ -124,13 +125,13 @@ def check_folder(out: Path) -> None:
 
 
 def save(shell: Shell, job: Json, out: Path) -> None:
-    """Download what is stored, each picture checked against its sha256; `path` of an image is then where it lies."""
+    """Download what is stored and not here yet, by its sha256. `path` of an image is then where it lies."""
     for image in job["images"]:
         if image["state"] == "stored":
             path = out / f"{job['id']}-{image['index']}.{image['format']}"
-            data = shell.client.download(image)
             try:
-                path.write_bytes(data)
+                if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != image["sha256"]:
+                    path.write_bytes(shell.client.download(image))
             except OSError as error:
                 raise Failure(f"Cannot save {path}: {error.strerror}.") from None
             image["path"] = str(path)

@@ -28,6 +28,7 @@ COMMANDS = {
     "generate": ("cli.generate", "Render a prompt and download the pictures."),
     "jobs": ("cli.jobs", "List, show, watch, cancel and retry jobs."),
     "batch": ("cli.batch", "Submit, list, watch, pause, resume and cancel batches."),
+    "grid": ("cli.grid", "Compare models, schedulers, steps or guidance side by side."),
     "models": ("cli.models", "List the models, check their files."),
     "workers": ("cli.workers", "List, drain and resume render workers."),
     "keys": ("cli.keys", "Create, list and revoke API keys."),

@@ -1,0 +1,85 @@
+"""`huafang grid` from the shell to its page and its sheet: a real API, a control worker and a render worker."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from sqlalchemy import Engine
+
+from common.config import Settings
+from tests.command_line import HUAFANG, CommandLine
+from tests.serving import Api, serving
+from tests.unit.test_cli_grid import Page
+from tests.workers import QUICK, running
+
+SIZE = "--size=64x64"
+HOSTILE = "<script>alert('圆')</script> & \""
+
+
+@pytest.fixture
+def api(settings: Settings, database: Engine) -> Iterator[Api]:
+    with serving(settings, database) as api:
+        yield api
+
+
+@pytest.fixture
+def environment(api: Api, tmp_path: Path) -> dict[str, str]:
+    """What leads the command line to this farm."""
+    with api.client() as client:
+        key = client.headers["Authorization"].removeprefix("Bearer ")
+    return {"HUAFANG_URL": api.url, "HUAFANG_KEY": key, "HUAFANG_HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+
+
+def test_the_same_prompts_and_seeds_stand_side_by_side(
+    api: Api,
+    environment: dict[str, str],
+    settings: Settings,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    call, out, again = CommandLine(capsys), tmp_path / "grid", tmp_path / "again"
+    file = tmp_path / "prompts.txt"
+    file.write_text(f"红色的圆形\n\n{HOSTILE}\n圆 #flagged\n圆 #nan\n")
+    given = (f"--prompts={file}", "--steps=2,3", "--guidance=2", "--seed=7", SIZE, f"--out={out}", "--format=json")
+    with running(tmp_path, settings, "control", **QUICK), running(tmp_path, settings, "render", **QUICK):
+        made = call("grid", *given)
+        assert (made.code, "4 of 8 pictures are missing" in made.err) == (6, True), made.err
+        resumed = call("grid", "--batch", made.json["batch"], f"--out={again}", "--format=json")
+        assert resumed.code == 6
+
+    page = Page((out / "grid.html").read_bytes())
+    assert [each["alt"] for each in page.all("img")] == [
+        f"{prompt}, {steps} steps, seed {seed}"
+        for seed, prompt in ((7, "红色的圆形"), (8, HOSTILE))
+        for steps in (2, 3)
+    ]
+    assert page.text.count("flagged: the safety checker refused it") == 2
+    assert sum("not a number" in text for text in page.text) == 2
+    assert len(list((out / "pictures").iterdir())) == 4
+    with Image.open(out / "grid.png") as sheet:
+        assert sheet.width > 400
+        assert sheet.height > 4 * 128
+        assert len(sheet.convert("RGB").getcolors(2**24)) > 1000  # the stub's pictures have many, the paper has none
+    for name in ("grid.html", "grid.png"):
+        assert (again / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_an_interrupted_grid_says_how_to_go_on(environment: dict[str, str], tmp_path: Path) -> None:
+    """There is no worker: it would wait for ever."""
+    given = ("--prompt", "红色的圆形", "--schedulers=lms,pndm", SIZE, "--out", "my grid")
+    grid = subprocess.Popen(
+        [*HUAFANG, "grid", *given], env=environment, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    batch_id = grid.stderr.readline().split()[0]
+    assert "checking" in grid.stderr.readline()
+    grid.send_signal(signal.SIGINT)
+    said = grid.stderr.read()
+    assert grid.wait(20) == 130
+    assert f"grid --out 'my grid' --batch {batch_id}" in said
