@@ -37,6 +37,7 @@ class Licence:
     url: str  # of the full text
     version: str = ""
     restrictions: tuple[str, ...] = ()
+    text: str | None = None  # where it is beside the catalogue
 
 
 @dataclass(frozen=True)
@@ -107,14 +108,15 @@ def read(path: Path, store: Path | None = None) -> Catalog:
     Raises Invalid in one sentence that names the file and the entry.
     """
     document = _document(path)
-    models, licences = _models(document, path, store), document.get("licences", {})
+    licences = _licences(document, path)
+    models = _models(document, licences, path, store)
     try:
         loras = {name: read_lora(name, entry, path.parent) for name, entry in document.get("loras", {}).items()}
         default = document["default"]
     except (KeyError, TypeError) as error:
-        raise Invalid(f"The catalogue {path} is incomplete or has an entry that is not known: {error}.") from error
+        raise _incomplete(path, error) from error
     for file in sorted(store.glob(f"[!.]*/{imported.ENTRY}")) if store else ():
-        for name, model in _models({"licences": licences, **_document(file)}, file, store).items():
+        for name, model in _models(_document(file), licences, file, store).items():
             models.setdefault(name, replace(model, folder=None))  # its files are in the store, wherever they were
     models = {name: _with_loras(model, loras) for name, model in models.items()}
     catalog = Catalog(models, default, document.get("default_gpu", default), loras)
@@ -125,7 +127,7 @@ def read(path: Path, store: Path | None = None) -> Catalog:
 
 def of_entry(name: str, entry: Mapping[str, Any], store: Path) -> Model:
     """The model of an entry that is in no file yet. Raises Invalid."""
-    return _models({"models": {name: entry}}, store / name / imported.ENTRY, store)[name]
+    return _models({"models": {name: entry}}, {}, store / name / imported.ENTRY, store)[name]
 
 
 def own_entry(name: str, store: Path) -> dict[str, Any]:
@@ -142,25 +144,47 @@ def _document(path: Path) -> dict[str, Any]:
         raise Invalid(f"The catalogue {path} cannot be read: {error}.") from error
 
 
-def _models(document: dict[str, Any], path: Path, store: Path | None) -> dict[str, Model]:
+def _models(
+    document: dict[str, Any], licences: Mapping[str, Licence], path: Path, store: Path | None
+) -> dict[str, Model]:
     try:
-        licences = {name: _licence(name, entry) for name, entry in document.get("licences", {}).items()}
         found = {name: _model(name, entry, licences, path.parent) for name, entry in document["models"].items()}
     except (KeyError, TypeError) as error:
-        raise Invalid(f"The catalogue {path} is incomplete or has an entry that is not known: {error}.") from error
+        raise _incomplete(path, error) from error
     return {name: replace(model, store=store / name) for name, model in found.items()} if store else found
 
 
-def _licence(name: str, entry: dict[str, Any]) -> Licence:
-    return Licence(name, **{**entry, "restrictions": tuple(entry.get("restrictions", ()))})
+def _licences(document: dict[str, Any], path: Path) -> dict[str, Licence]:
+    """By their names as the hub spells them: models that were imported bear those."""
+    try:
+        found = [_licence(name, entry, path.parent) for name, entry in document.get("licences", {}).items()]
+    except TypeError as error:
+        raise _incomplete(path, error) from error
+    return {_as_on_the_hub(licence.name): licence for licence in found}
+
+
+def _licence(name: str, entry: dict[str, Any], base: Path) -> Licence:
+    file = base / "licences" / f"{name}.txt"
+    text = file.read_text(encoding="utf-8") if file.is_file() else None
+    return Licence(name, **{**entry, "restrictions": tuple(entry.get("restrictions", ()))}, text=text)
+
+
+def _as_on_the_hub(licence: str) -> str:
+    """`CreativeML OpenRAIL-M` → `creativeml-openrail-m`."""
+    return licence.lower().replace(" ", "-")
+
+
+def _incomplete(path: Path, error: Exception) -> Invalid:
+    return Invalid(f"The catalogue {path} is incomplete or has an entry that is not known: {error}.")
 
 
 def _model(name: str, entry: dict[str, Any], licences: Mapping[str, Licence], base: Path) -> Model:
     values = dict(entry)
     url, licence = values.pop("licence_url", None), values["licence"]
-    if licence not in licences and url is None:
+    known = licences.get(_as_on_the_hub(licence))
+    if known is None and url is None:
         raise TypeError(f"{name} names the licence {licence!r}, which has neither an entry nor a licence_url")
-    values["licence"] = licences.get(licence) or Licence(licence, url)
+    values["licence"] = licences.get(licence) or _licence(licence, {"url": url}, base)
     if words := values.pop("vocabulary", None):
         values["vocabulary"] = Vocabulary(tuple(words["words"]), words["advice"])
     folder = base / values["source"]
