@@ -16,7 +16,20 @@ from api.errors import MEDIA_TYPE, Problem, add_handlers
 from api.metrics import FarmMetrics, RequestMetrics
 from api.middleware import Passage
 from api.reading import Mark, find_changed, with_progress
-from api.routes import batches, documentation, events, health, images, jobs, keys, models, queue, uploads, workers
+from api.routes import (
+    batches,
+    datasets,
+    documentation,
+    events,
+    health,
+    images,
+    jobs,
+    keys,
+    models,
+    queue,
+    uploads,
+    workers,
+)
 from api.shapes import Job
 from api.waiting import WaitingRoom
 from common import catalog
@@ -70,7 +83,7 @@ def create_app(settings: Settings) -> FastAPI:
     limits = {uploads.PATH: settings.upload_limit, batches.PATH: batches.MAX_BODY_BYTES}
     app.add_middleware(Passage, metrics=RequestMetrics(app.state.registry), limits=limits)
     add_handlers(app)
-    for noun in (jobs, events, uploads, batches, images, models, queue, workers, keys, health, documentation):
+    for noun in (jobs, events, uploads, batches, datasets, images, models, queue, workers, keys, health, documentation):
         app.include_router(noun.router)
     app.mount(documentation.ASSETS, documentation.assets)
     return app

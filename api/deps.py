@@ -72,6 +72,7 @@ def who_may(scope: Scope) -> Callable[[Caller], Awaitable[Caller]]:
 JobsReader = Annotated[Caller, Depends(who_may(Scope.JOBS_READ))]
 JobsWriter = Annotated[Caller, Depends(who_may(Scope.JOBS_WRITE))]
 BatchesWriter = Annotated[Caller, Depends(who_may(Scope.BATCHES_WRITE))]
+DatasetsWriter = Annotated[Caller, Depends(who_may(Scope.DATASETS_WRITE))]
 Viewer = Annotated[Caller, Depends(who_may(Scope.VIEWER))]
 Admin = Annotated[Caller, Depends(who_may(Scope.ADMIN))]
 

@@ -184,7 +184,7 @@ def _model(name: str, entry: dict[str, Any], licences: Mapping[str, Licence], ba
     known = licences.get(_as_on_the_hub(licence))
     if known is None and url is None:
         raise TypeError(f"{name} names the licence {licence!r}, which has neither an entry nor a licence_url")
-    values["licence"] = licences.get(licence) or _licence(licence, {"url": url}, base)
+    values["licence"] = known or _licence(licence, {"url": url}, base)
     if words := values.pop("vocabulary", None):
         values["vocabulary"] = Vocabulary(tuple(words["words"]), words["advice"])
     folder = base / values["source"]

@@ -124,16 +124,11 @@ class Messages:
 
     def advance(self, batch_id: UUID) -> bool:
         """Have a control worker check, expand or settle a batch."""
-        return self._try(
-            lambda: self._app.send_task(
-                "advance",
-                kwargs={"batch": str(batch_id)},
-                queue=CONTROL_QUEUE,
-                expires=MESSAGE_EXPIRES_S,
-                retry=False,
-                ignore_result=True,
-            )
-        )
+        return self._control("advance", batch=str(batch_id))
+
+    def export(self, dataset_id: UUID) -> bool:
+        """Have a control worker write a dataset, or write on."""
+        return self._control("export", dataset=str(dataset_id))
 
     def report_progress(self, job_ids: Iterable[UUID], step: int, steps: int) -> bool:
         """Tell those who watch which denoising step these jobs have come to; for a while, those who ask later too."""
@@ -161,6 +156,18 @@ class Messages:
         policy: list[str] = []
         self._try(lambda: policy.append(str(self._redis.info("memory").get("maxmemory_policy"))))
         return policy[0] if policy else None
+
+    def _control(self, task: str, **message: str) -> bool:
+        return self._try(
+            lambda: self._app.send_task(
+                task,
+                kwargs=message,
+                queue=CONTROL_QUEUE,
+                expires=MESSAGE_EXPIRES_S,
+                retry=False,
+                ignore_result=True,
+            )
+        )
 
     def _publish(self, channel: str, job_ids: Iterable[UUID]) -> bool:
         ids = " ".join(str(job_id) for job_id in job_ids)

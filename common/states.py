@@ -1,4 +1,4 @@
-"""The states of images, jobs and workers, each with who moves a row out of it. Pure: no I/O.
+"""The states of images, jobs, workers, batches and datasets, each with who moves a row out of it. Pure: no I/O.
 
 The database holds the same names as enums and defends them with CHECKs (`common.tables`); every transition is one
 UPDATE in `common.jobs` or `common.claims`.
@@ -41,6 +41,15 @@ class BatchState(StrEnum):
     CHECKING = "checking"  # its prompts are read for the first time
 
 
+class DatasetState(StrEnum):
+    """Follows from what a dataset's row says of it, in this order; the database computes it."""
+
+    FAILED = "failed"  # it cannot be written
+    READY = "ready"  # all its files are there
+    WRITING = "writing"  # a control worker writes it, shard by shard, as far as its batch has come
+    WAITING = "waiting"  # none of it is written yet
+
+
 class Tier(StrEnum):
     """How urgent a job is, most urgent first: a higher tier's images are claimed before a lower one's."""
 
@@ -55,6 +64,7 @@ class Scope(StrEnum):
     JOBS_READ = "jobs:read"
     JOBS_WRITE = "jobs:write"
     BATCHES_WRITE = "batches:write"
+    DATASETS_WRITE = "datasets:write"
     VIEWER = "viewer"
     ADMIN = "admin"
 

@@ -1,6 +1,7 @@
 """The image store: bytes in, bytes out, links, and where an image lies. Speaks S3; knows no job and no state."""
 
 import hashlib
+import io
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -36,12 +37,38 @@ def upload_key(upload_id: UUID, upload_format: str) -> str:
     return f"uploads/{upload_id}.{upload_format}"
 
 
+def dataset_key(dataset_id: UUID, path: str) -> str:
+    """Where a file of a dataset lies."""
+    return f"datasets/{dataset_id}/{path}"
+
+
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
 class EndOfFile(Error):
     """The offset is at or behind the end."""
+
+
+class Blocks(io.RawIOBase):
+    """Blocks of any size as a file that can be read once."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks = blocks
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest:
+            if (block := next(self._blocks, None)) is None:
+                return 0
+            self._rest = memoryview(block)
+        taken = min(len(buffer), len(self._rest))
+        buffer[:taken] = self._rest[:taken]
+        self._rest = self._rest[taken:]
+        return taken
 
 
 class Storage:
@@ -67,6 +94,10 @@ class Storage:
         """Store a file of any size from its current position on, in parts, so that memory stays small."""
         extra = {"ContentType": media_type}
         self._do(lambda: self._client.upload_fileobj(file, self.bucket, key, ExtraArgs=extra, Config=IN_PARTS))
+
+    def put_blocks(self, key: str, blocks: Iterator[bytes], media_type: str) -> None:
+        """Store what comes from there, of any size, in parts as it comes. What the iterator raises is raised here."""
+        self.put_file(key, io.BufferedReader(Blocks(blocks)), media_type)
 
     @contextmanager
     def open(self, key: str, offset: int = 0) -> Iterator[Iterator[bytes]]:

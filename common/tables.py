@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from common.states import BatchState, ImageState, JobState, Tier, WorkerState
+from common.states import BatchState, DatasetState, ImageState, JobState, Tier, WorkerState
 
 metadata = MetaData(
     naming_convention={
@@ -47,6 +47,7 @@ image_state_enum = Enum(ImageState, name="image_state", values_callable=lambda e
 job_state_enum = Enum(JobState, name="job_state", values_callable=lambda e: [m.value for m in e])
 worker_state_enum = Enum(WorkerState, name="worker_state", values_callable=lambda e: [m.value for m in e])
 batch_state_enum = Enum(BatchState, name="batch_state", values_callable=lambda e: [m.value for m in e])
+dataset_state_enum = Enum(DatasetState, name="dataset_state", values_callable=lambda e: [m.value for m in e])
 lease_outcome_enum = Enum("published", "released", "lost", name="lease_outcome")
 
 tenants = Table(
@@ -144,6 +145,51 @@ batches = Table(
     CheckConstraint("expanded_at IS NULL OR (checked_at IS NOT NULL AND jobs = prompts * variants)", name="expanded"),
     Index("batches_tenant_id_idx", "tenant_id", "id"),
     Index("batches_open_idx", "id", postgresql_where=text("finished_at IS NULL")),
+)
+
+# How far a dataset has come: all splits before this one are written, and of this one the shards below `shard`, from the
+# prompts of places below `place`. `written` are the images of the shard in hand that are done.
+datasets = Table(
+    "datasets",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False),
+    Column("batch_id", Uuid, ForeignKey("batches.id"), nullable=False),
+    Column("plan", JSONB, nullable=False),  # how it is to be written
+    Column(
+        "state",
+        dataset_state_enum,
+        Computed(
+            "CASE WHEN error_code IS NOT NULL THEN 'failed'::dataset_state"
+            " WHEN finished_at IS NOT NULL THEN 'ready'::dataset_state"
+            " WHEN begun_at IS NOT NULL THEN 'writing'::dataset_state ELSE 'waiting'::dataset_state END",
+            persisted=True,
+        ),
+        nullable=False,
+    ),
+    Column("split", SmallInteger, nullable=False, server_default="0"),
+    Column("shard", Integer, nullable=False, server_default="0"),
+    Column("place", BigInteger, nullable=False, server_default="0"),
+    Column("written", BigInteger, nullable=False, server_default="0"),
+    Column("shards", Integer, nullable=False, server_default="0"),  # that are done, of all splits; in them:
+    Column("images", BigInteger, nullable=False, server_default="0"),
+    Column("pictures", BigInteger, nullable=False, server_default="0"),
+    Column("files", BigInteger),
+    Column("bytes", BigInteger),
+    Column("digest", Text),  # sha256 of its SHA256SUMS, and so of every byte of it
+    Column("hand", Uuid),  # the fence: which call of which control worker is at it
+    Column("error_code", Text),
+    Column("error_message", Text),
+    Column("request_id", Text),
+    Column("created_at", Moment, nullable=False, server_default=func.now()),
+    Column("touched_at", Moment, nullable=False, server_default=func.now()),  # when a control worker was last at it
+    Column("begun_at", Moment),
+    Column("finished_at", Moment),
+    CheckConstraint("error_code IS NULL OR finished_at IS NOT NULL", name="failed"),
+    CheckConstraint("finished_at IS NULL OR hand IS NULL", name="finished"),
+    CheckConstraint("(digest IS NOT NULL) = (finished_at IS NOT NULL AND error_code IS NULL)", name="ready"),
+    Index("datasets_tenant_id_idx", "tenant_id", "id"),
+    Index("datasets_open_idx", "id", postgresql_where=text("finished_at IS NULL")),
 )
 
 lanes = Table(

@@ -15,6 +15,7 @@ EVENTS: dict[str, tuple[int, str]] = {
     "api_started": (logging.INFO, "The API listens."),
     "job_submitted": (logging.INFO, "A job was submitted."),
     "batch_submitted": (logging.INFO, "A batch was submitted."),
+    "dataset_submitted": (logging.INFO, "A dataset was asked for."),
     "batch_changed": (logging.INFO, "A batch was paused, resumed or cancelled."),
     "job_cancelled": (logging.INFO, "A job was cancelled."),
     "request_failed": (logging.ERROR, "A request failed for a reason that nobody foresaw."),
@@ -60,6 +61,10 @@ EVENTS: dict[str, tuple[int, str]] = {
     "models_woken": (logging.INFO, "Work waits beside idle workers; they were woken."),
     "batch_expanded": (logging.INFO, "Jobs of a batch were made from its prompts."),
     "batch_refused": (logging.WARNING, "A batch has prompts that cannot be rendered, and was refused."),
+    "dataset_shard_written": (logging.INFO, "A shard of a dataset was written."),
+    "dataset_ready": (logging.INFO, "A dataset is ready: all its files are written."),
+    "dataset_failed": (logging.WARNING, "A dataset cannot be written."),
+    "picture_lost": (logging.ERROR, "A picture is not in the image store as it was stored; its dataset says so."),
     "sweep_failed": (logging.ERROR, "The sweep failed; it tries again."),
 }
 

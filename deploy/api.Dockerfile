@@ -7,7 +7,7 @@ RUN uv venv "$VIRTUAL_ENV"
 WORKDIR /src
 # What changes seldom comes first: the dependencies, then the farm itself.
 COPY pyproject.toml constraints.txt ./
-RUN uv pip install --constraints constraints.txt --requirements pyproject.toml
+RUN uv pip install --constraints constraints.txt --requirements pyproject.toml --extra datasets
 COPY . .
 RUN uv pip install --no-deps . && cp deploy/health.py "$VIRTUAL_ENV/"
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import IO
 
 UV = "0.13.9"
-EXTRAS = {"run": "worker,local", "dev": "worker,local,dev"}
+EXTRAS = {"run": "worker,datasets,local", "dev": "worker,datasets,local,dev"}
 HOME = Path(__file__).resolve().parent.parent
 VENV = HOME / ".venv"
 LOG = HOME / ".venv.log"

@@ -1,4 +1,4 @@
-"""`python -m worker render` renders on one device; `python -m worker control` sweeps and expands batches.
+"""`python -m worker render` renders on one device; `… control` sweeps, expands batches and writes datasets.
 
 `import` and `verify` see to the files of models, and end.
 """
@@ -35,6 +35,7 @@ from worker.sweep import Sweep
 WAIT_FOR_DATABASE_S = 60
 TASK_ENDS_S = 0.01
 GIVEN = ("device", "models", "worker_name")  # on the command line, in place of settings
+EXPORT_CONNECTIONS = 12  # to the image store: pictures that come, and parts of a shard that go
 
 
 def main(arguments: list[str]) -> int:
@@ -44,7 +45,7 @@ def main(arguments: list[str]) -> int:
     render_parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps or stub")
     render_parser.add_argument("--models", help="comma-separated names of the catalogue; default: all that fit here")
     render_parser.add_argument("--name", dest="worker_name", help="what people see; default: host and device")
-    kinds.add_parser("control", help="sweep, and expand batches; needs no device")
+    kinds.add_parser("control", help="sweep, expand batches, write datasets; needs no device")
     import_parser = kinds.add_parser("import", help="bring a model to this host")
     import_parser.add_argument("source")
     for option in ("--name", "--revision", "--licence", "--like"):
@@ -94,20 +95,25 @@ def leave(*_: object) -> None:
 
 
 def control(settings: Settings, asked: Namespace) -> int:
-    database, messages = connect(settings, pool=3), Messages(settings)
+    from worker.exporter import Exporter  # here, for a render worker has none of what it needs
+
+    database, messages = connect(settings, pool=5), Messages(settings)
     wait_for_services(database, messages)
     storage, stopping = Storage(settings, attempts=1), threading.Event()
+    known = catalog.read(settings.catalog, settings.model_store)
     sweep = Sweep(settings, database, messages, storage)
     app = celery_app(settings)
     tasks.add_sweep(app, sweep)
-    expander = Expander(database, storage, messages, catalog.read(settings.catalog, settings.model_store))
-    tasks.add_advance(app, expander, messages)
+    tasks.add_advance(app, Expander(database, storage, messages, known), messages)
+    exporter = Exporter(database, Storage(settings, connections=EXPORT_CONNECTIONS), known)
+    tasks.add_export(app, exporter, messages)
+    worker_shutting_down.connect(lambda **_: exporter.leave(), weak=False)
     thread = threading.Thread(target=sweep.run, args=(stopping,), name="sweep", daemon=True)
     if settings.sweep:
         thread.start()
     tell("control_started", sweeps=settings.sweep)
     try:
-        return consume(app, f"control-{new_id()}", [CONTROL_QUEUE])
+        return consume(app, f"control-{new_id()}", [CONTROL_QUEUE], threads=2)  # a dataset, and a batch beside it
     finally:
         stopping.set()
         if settings.sweep:
@@ -133,7 +139,7 @@ def wait_for_services(database: Database, messages: Messages) -> None:
         raise Unavailable(f"Redis' maxmemory-policy is {policy}, which loses messages; set it to noeviction.")
 
 
-def consume(app: Celery, name: str, queues: list[str]) -> int:
+def consume(app: Celery, name: str, queues: list[str], threads: int = 1) -> int:
     """Run Celery until it is told to stop. Threads, for CUDA and torch do not survive a fork."""
     setup_logging.connect(lambda **_: None, weak=False)  # `telemetry` has done it
     # It tells of a lost Redis with a traceback every few seconds; `Messages` does so in one line.
@@ -145,7 +151,7 @@ def consume(app: Celery, name: str, queues: list[str]) -> int:
     worker: Any = app.Worker(
         hostname=f"{name}@{socket.gethostname()}",
         pool="threads",
-        concurrency=1,
+        concurrency=threads,
         queues=queues,
         without_gossip=True,
         without_mingle=True,

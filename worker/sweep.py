@@ -2,7 +2,7 @@
 
 Each step is a transaction of its own and safe in many copies at once; one that fails does not stop the others.
 Leftover bytes are deleted by a thread of its own: a slow image store must not hold up a rescue. Decides nothing itself:
-the statements are those of `claims`, `jobs`, `batches`, `uploads` and `workers`.
+the statements are those of `claims`, `jobs`, `batches`, `datasets`, `uploads` and `workers`.
 """
 
 import random
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from sqlalchemy import Connection
 from sqlalchemy import Engine as Database
 
-from common import batches, claims, jobs, uploads, workers
+from common import batches, claims, datasets, jobs, uploads, workers
 from common.config import Settings
 from common.db import transaction
 from common.errors import Unavailable
@@ -24,6 +24,8 @@ from common.telemetry import tell
 from worker.outage import Outage
 
 BATCH_SILENCE_S = 10.0  # longer than one chunk takes
+EXPORT_REST_S = 10.0  # between two looks whether a batch has come further
+EXPORT_SILENCE_S = 30.0  # more than one who writes is ever silent
 CLEAN_AFTER_LEASES = 4  # lease times after its end: a worker that was cut off may still have been uploading
 
 
@@ -57,6 +59,7 @@ class Sweep:
             self.ready,
             self.wake,
             self.advance,
+            self.export,
             self.end_batches,
             self.prune,
             self.forget_keys,
@@ -107,9 +110,19 @@ class Sweep:
         for batch_id in unattended:
             self._messages.advance(batch_id)
 
-    def end_batches(self) -> None:
+    def export(self) -> None:
+        """Send again for datasets that nobody writes; those that follow a batch are looked at again, too."""
         with self._transaction() as connection:
-            batches.end(connection)
+            unattended = datasets.unattended(connection, EXPORT_SILENCE_S, EXPORT_REST_S)
+        for dataset_id in unattended:
+            self._messages.export(dataset_id)
+
+    def end_batches(self) -> None:
+        """End batches, and have the datasets finished that have waited for it."""
+        with self._transaction() as connection:
+            waiting = datasets.of_batches(connection, batches.end(connection))
+        for dataset_id in waiting:
+            self._messages.export(dataset_id)
 
     def prune(self) -> None:
         silence = 3 * max(self._settings.lease_s, self._settings.beat_s)

@@ -1,11 +1,12 @@
-"""The page to read first: the three tasks that Celery runs. A message only wakes; Postgres decides what there is to do.
+"""The page to read first: the four tasks that Celery runs. A message only wakes; Postgres decides what there is to do.
 
     render   on the queue of each model that a render worker serves: render what waits, for about half a minute
     sweep    on the control queue: repair once, now
     advance  on the control queue: check, expand or settle a batch, for some seconds
+    export   on the control queue: write a dataset, as far as its batch has come
 
-What the tasks do is in `worker.engine` (the render loop), `worker.sweep` and `worker.expander`. A lost message costs
-seconds, a spare one costs one look at the queue. Importing this loads no torch.
+What the tasks do is in `worker.engine` (the render loop), `worker.sweep`, `worker.expander` and `worker.exporter`. A
+lost message costs seconds, a spare one costs one look at the queue. Importing this loads no torch.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from common.queue import CONTROL_QUEUE, Messages
 from worker.expander import Expander
 from worker.sweep import Sweep
 
-if TYPE_CHECKING:  # a control worker has none of what the engine needs
+if TYPE_CHECKING:  # a control worker has none of what the engine needs, a render worker none of what the exporter does
     from worker.engine import Engine
+    from worker.exporter import Exporter
 
 
 def add_render(app: Celery, engine: Engine, messages: Messages) -> None:
@@ -45,5 +47,16 @@ def add_advance(app: Celery, expander: Expander, messages: Messages) -> None:
         try:
             if expander.work(UUID(batch)):
                 messages.advance(UUID(batch))
+        except Unavailable:
+            pass  # the sweep comes back to it
+
+
+def add_export(app: Celery, exporter: Exporter, messages: Messages) -> None:
+    @app.task(name="export", queue=CONTROL_QUEUE)
+    def export(dataset: str) -> None:
+        """Write on at a dataset, then hand the turn back to Celery; other datasets wait too."""
+        try:
+            if exporter.work(UUID(dataset)):
+                messages.export(UUID(dataset))
         except Unavailable:
             pass  # the sweep comes back to it

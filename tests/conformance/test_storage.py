@@ -60,6 +60,27 @@ def test_bytes_come_back_as_they_went_in(store: Storage) -> None:
     assert store.get(here) == b""
 
 
+def test_blocks_are_stored_as_they_come(store: Storage) -> None:
+    here, sizes = key(), [0, 1, 3_000_000, 7, 9_000_000, 8_000_000]
+    store.put_blocks(here, (bytes([size % 251]) * size for size in sizes), "image/png")
+    assert store.get(here) == b"".join(bytes([size % 251]) * size for size in sizes)
+    store.put_blocks(here, iter(()), "image/png")
+    assert store.get(here) == b""
+
+
+@pytest.mark.parametrize("size", [10, 9_000_000])
+def test_what_breaks_off_is_not_stored(store: Storage, size: int) -> None:
+    def blocks() -> Iterator[bytes]:
+        yield bytes(size)
+        raise LookupError("enough")
+
+    here = key()
+    with pytest.raises(LookupError, match="enough"):
+        store.put_blocks(here, blocks(), "image/png")
+    with pytest.raises(NotFound):
+        store.get(here)
+
+
 def test_what_is_not_there_is_said_to_be_so(store: Storage) -> None:
     with pytest.raises(NotFound):
         store.get(key())

@@ -138,6 +138,7 @@ def test_every_route_but_the_open_ones_needs_a_key(api: Api) -> None:
                     key_id=new_id(),
                     batch_id=new_id(),
                     name="zh-v0",
+                    dataset_id=new_id(),
                 )
                 if stranger.request(method, url).status_code != 401:
                     unlocked.add(path)

@@ -137,7 +137,7 @@ def test_the_first_start_installs_and_hands_over(copy: Copy, index: str) -> None
     assert "about 500 MB (PyTorch for the CPU) to download" in done.stderr
     (call,) = copy.diary()
     assert call.startswith(f"{index}|/wheels/a,/wheels/b||pip install ")
-    assert call.endswith("--constraints constraints.txt --editable .[worker,local]")
+    assert call.endswith("--constraints constraints.txt --editable .[worker,datasets,local]")
 
 
 def test_the_next_start_installs_nothing(copy: Copy) -> None:
@@ -160,7 +160,10 @@ def test_new_pins_and_test_install_again(copy: Copy) -> None:
         file.write("# changed\n")
     copy.start("test")  # there is no suite in the copy: what counts is what was installed for it
     copy.start()
-    assert [call.rpartition(" ")[2] for call in copy.diary()] == [".[worker,local]", ".[worker,local,dev]"]
+    assert [call.rpartition(" ")[2] for call in copy.diary()] == [
+        ".[worker,datasets,local]",
+        ".[worker,datasets,local,dev]",
+    ]
 
 
 def test_another_python_is_another_install(copy: Copy, tmp_path: Path) -> None:

@@ -78,7 +78,14 @@ def test_every_package_is_in_the_wheel() -> None:
 
 @pytest.mark.parametrize(
     ("package", "extras"),
-    [("api", ()), ("cli", ()), ("common", ()), ("migrations", ()), ("worker", ("worker",)), ("embedded", ("local",))],
+    [
+        ("api", ()),
+        ("cli", ("datasets",)),
+        ("common", ()),
+        ("migrations", ()),
+        ("worker", ("worker", "datasets")),
+        ("embedded", ("local",)),
+    ],
 )
 def test_an_install_brings_all_that_a_package_imports(package: str, extras: tuple[str, ...]) -> None:
     """The images of deploy/ install no more than this; the suite runs with everything and would not notice."""
@@ -93,9 +100,9 @@ def test_the_api_and_a_control_worker_start_without_the_worker_extra() -> None:
     blocked = {
         module
         for module, names in packages_distributions().items()
-        if not installed_with() & {*map(canonicalize_name, names)}
+        if not installed_with("datasets") & {*map(canonicalize_name, names)}
     }
-    wanted_there = "import api.app, api.__main__, worker.__main__, worker.sweep, worker.tasks"
+    wanted_there = "import api.app, api.__main__, worker.__main__, worker.exporter, worker.sweep, worker.tasks"
     code = f"import sys; sys.modules.update(dict.fromkeys({sorted(blocked)})); {wanted_there}"
     done = subprocess.run([sys.executable, "-c", code], cwd=HOME, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -107,7 +114,7 @@ def test_every_dependency_is_used() -> None:
     for module, names in packages_distributions().items():
         for name in names:
             modules.setdefault(canonicalize_name(name), []).append(module)
-    lines = wanted([*PROJECT["dependencies"], *EXTRAS["worker"], *EXTRAS["local"]])
+    lines = wanted([*PROJECT["dependencies"], *EXTRAS["worker"], *EXTRAS["datasets"], *EXTRAS["local"]])
     declared = {canonicalize_name(line.name) for line in lines} - ASKED_FOR_BY_OTHERS.keys()
     unused = {name for name in declared if not any(re.search(rf"\b{module}\b", text) for module in modules[name])}
     assert unused == set()
