@@ -8,6 +8,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from io import SEEK_END
 from typing import Any, BinaryIO
 from urllib.parse import quote
@@ -29,6 +30,10 @@ SILENCE_S = 20  # how long it bears a stream that brings nothing: there is a pin
 
 class Away(Failure):
     """The farm does not answer, or says that it cannot for now: trying again may help."""
+
+
+class Gone(Failure):
+    """A link is no longer good, or what it led to is not there any more."""
 
 
 class Client:
@@ -76,7 +81,7 @@ class Client:
         return found
 
     def submit(self, draft: Json, where: str = "/v1/jobs") -> Json:
-        """Submit a recipe, or a batch; what was made of it."""
+        """Submit a recipe, a batch or a dataset; what was made of it."""
         headers = {"Idempotency-Key": str(uuid.uuid4())}
         return self._patiently(lambda: self._json("POST", where, json=draft, headers=headers))
 
@@ -149,22 +154,31 @@ class Client:
             return
 
     def follow_batch(self, batch_id: str, timeout: float | None = None) -> Iterator[Json]:
-        """The batch, every second, until it has ended. Bears a farm that is away for a while."""
+        """The batch, every second, until it has ended."""
+        late = f"The batch has not ended in time; it goes on: {called()} batch watch {batch_id}"
+        return self._follow(path("batches", batch_id), ("ended",), timeout, late)
+
+    def follow_dataset(self, dataset_id: str, timeout: float | None = None) -> Iterator[Json]:
+        """The dataset, every second, until it is ready or has failed."""
+        late = f"Dataset {dataset_id} is not ready in time; it goes on. Say the same again to get it."
+        return self._follow(path("datasets", dataset_id), ("ready", "failed"), timeout, late)
+
+    def _follow(self, where: str, ends: tuple[str, ...], timeout: float | None, late: str) -> Iterator[Json]:
+        """What is there, every second, until its state is one of these. Bears a farm that is away for a while."""
         deadline, away_since = time.monotonic() + timeout if timeout else float("inf"), None
         while True:
             try:
-                batch = self.get(path("batches", batch_id))
+                found = self.get(where)
                 away_since = None
-                yield batch
-                if batch["state"] == "ended":
+                yield found
+                if found["state"] in ends:
                     return
             except Away:
                 away_since = away_since or time.monotonic()
                 if time.monotonic() - away_since > AWAY_S:
                     raise
             if time.monotonic() > deadline:
-                hint = f"{called()} batch watch {batch_id}"
-                raise Failure(f"The batch has not ended in time; it goes on: {hint}", TIMED_OUT)
+                raise Failure(late, TIMED_OUT)
             time.sleep(LONGEST_POLL_S)
 
     def download(self, image: Json) -> bytes:
@@ -173,6 +187,36 @@ class Client:
         if hashlib.sha256(data).hexdigest() != image["sha256"]:
             raise Failure(f"Image {image['id']} arrived damaged: its sha256 is not the one that the farm recorded.")
         return data
+
+    def save(self, link: str, file: BinaryIO, tell: Callable[[int], None]) -> None:
+        """Append what a link leads to, from where the file ends; `tell` hears how many bytes have come.
+
+        Raises Gone when the link is no longer good.
+        """
+        offset = file.seek(0, SEEK_END)
+        headers = {"Range": f"bytes={offset}-"} if offset else {}
+        try:
+            with self._links.stream("GET", link, headers=headers) as answer:
+                if answer.status_code == 416:  # it was whole
+                    return
+                if answer.status_code in (403, 404):
+                    raise Gone("The image store does not give out a file of the dataset.")
+                if answer.status_code >= 400:
+                    raise Away(f"The image store answered {answer.status_code}.")
+                if answer.status_code == 200:
+                    file.seek(0)
+                    file.truncate()
+                for block in answer.iter_bytes(BLOCK_BYTES):
+                    file.write(block)
+                    tell(len(block))
+        except httpx.TransportError as error:
+            raise Away(f"The image store cannot be reached ({error}).") from None
+
+    @cached_property
+    def _links(self) -> httpx.Client:
+        """For links to the image store, which carry their own leave and bear no other."""
+        mounts = {"all://127.0.0.1": None, "all://localhost": None}
+        return httpx.Client(timeout=httpx.Timeout(60, connect=5), mounts=mounts)
 
     def _patiently(self, send: Callable[[], Any]) -> Any:
         for pause in PAUSES:

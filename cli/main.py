@@ -29,6 +29,7 @@ COMMANDS = {
     "jobs": ("cli.jobs", "List, show, watch, cancel and retry jobs."),
     "batch": ("cli.batch", "Submit, list, watch, pause, resume and cancel batches."),
     "grid": ("cli.grid", "Compare models, schedulers, steps or guidance side by side."),
+    "dataset": ("cli.dataset", "Export batches as datasets, list and verify them."),
     "models": ("cli.models", "List the models, check their files."),
     "workers": ("cli.workers", "List, drain and resume render workers."),
     "keys": ("cli.keys", "Create, list and revoke API keys."),

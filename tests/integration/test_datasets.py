@@ -17,6 +17,7 @@ from datasets import DatasetDict, load_dataset
 from PIL import Image
 from sqlalchemy import text
 
+from cli.verify import Verification
 from common import batches
 from common.config import Settings
 from common.db import new_id
@@ -341,6 +342,23 @@ def test_a_picture_that_is_lost_is_said_to_be(
     rows = rows_of(files_of(settings, made["id"]))
     assert [row["error_code"] for row in rows[:3]] == ["picture_lost", "picture_lost", None]
     assert made["images"]["stored"] == 18
+
+
+def test_verify_looks_at_the_pictures_themselves(
+    client: httpx.Client, exporter: Exporter, batch_id: str, story: Story, settings: Settings, tmp_path: Path
+) -> None:
+    first, data = story.rows("SELECT id, key FROM images WHERE key IS NOT NULL ORDER BY id LIMIT 1")[0], b"no picture"
+    Storage(settings).put(first.key, data, "image/png")
+    with story.database.begin() as connection:
+        digest = hashlib.sha256(data).hexdigest()
+        connection.execute(text("UPDATE images SET sha256 = :sha WHERE id = :id"), {"sha": digest, "id": first.id})
+    for layout in LAYOUTS:
+        files = files_of(settings, ready(client, exporter, batch_id, layout=layout)["id"])
+        verification = Verification(saved(files, tmp_path / layout))
+        verification.run()
+        (problem,) = verification.problems
+        assert "it cannot be read (cannot identify image file" in problem
+        assert (verification.rows, verification.pictures) == (24, 20)
 
 
 def test_a_batch_without_pictures_is_no_dataset(
