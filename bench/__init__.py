@@ -6,6 +6,7 @@ BENCHES = (
     "claim",
     "submit",
     "million",
+    "dataset",
     "fairness",
     "fanout",
     "queue",

