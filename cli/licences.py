@@ -6,7 +6,7 @@ import click
 
 from cli.client import Json, path
 from cli.local import called
-from cli.shell import Columns, Failure, Row, Shell
+from cli.shell import Columns, Command, Failure, Row, Shell
 
 
 def licence(model: Row) -> str:
@@ -28,7 +28,7 @@ RECORD: Columns = {
 }
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("name", metavar="MODEL")
 @click.pass_obj
 def show(shell: Shell, name: str) -> None:
@@ -36,7 +36,7 @@ def show(shell: Shell, name: str) -> None:
     shell.print_record(find(shell, name), RECORD, name="name")
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("name", metavar="MODEL")
 @click.option("--yes", "is_agreed", is_flag=True, help="You have read it: accept it without being asked.")
 @click.pass_obj
