@@ -103,7 +103,7 @@ def test_models_that_do_not_fit_together_are_not_swapped_at_once(make_gallery: M
 
 
 def test_models_that_fit_together_need_no_patience(story: Story, make_worker: MakeWorker) -> None:
-    worker = make_worker(model_memory=2 * BYTES)
+    worker = make_worker(model_memory=2 * BYTES, models="mini-zh,zh-v0")
     jobs = [story.submit(model=model, width=64, height=64) for model in ("mini-zh", "zh-v0", "mini-zh")]
     worker.engine.work(30)
     assert worker.holdings.wait_until_empty(20)
