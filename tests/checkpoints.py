@@ -176,20 +176,20 @@ RESNET: Names = {
     r"\.time_emb_proj\.": ".emb_layers.1.",
     r"\.conv_shortcut\.": ".skip_connection.",
 }
-UNET_IN_ONE_FILE: Names = {  # with one layer a block, so two places for each
+UNET_IN_ONE_FILE: Names = {  # with two layers a block, so three places for each
     r"^time_embedding\.linear_(\d)": lambda m: f"time_embed.{(int(m[1]) - 1) * 2}",
     r"^conv_in\.": "input_blocks.0.0.",
     r"^conv_norm_out\.": "out.0.",
     r"^conv_out\.": "out.2.",
-    r"^down_blocks\.(\d)\.resnets\.(\d)": lambda m: f"input_blocks.{2 * int(m[1]) + int(m[2]) + 1}.0",
-    r"^down_blocks\.(\d)\.attentions\.(\d)": lambda m: f"input_blocks.{2 * int(m[1]) + int(m[2]) + 1}.1",
-    r"^down_blocks\.(\d)\.downsamplers\.0\.conv": lambda m: f"input_blocks.{2 * int(m[1]) + 2}.0.op",
+    r"^down_blocks\.(\d)\.resnets\.(\d)": lambda m: f"input_blocks.{3 * int(m[1]) + int(m[2]) + 1}.0",
+    r"^down_blocks\.(\d)\.attentions\.(\d)": lambda m: f"input_blocks.{3 * int(m[1]) + int(m[2]) + 1}.1",
+    r"^down_blocks\.(\d)\.downsamplers\.0\.conv": lambda m: f"input_blocks.{3 * int(m[1]) + 3}.0.op",
     r"^mid_block\.resnets\.(\d)": lambda m: f"middle_block.{2 * int(m[1])}",
     r"^mid_block\.attentions\.0": "middle_block.1",
-    r"^up_blocks\.(\d)\.resnets\.(\d)": lambda m: f"output_blocks.{2 * int(m[1]) + int(m[2])}.0",
-    r"^up_blocks\.(\d)\.attentions\.(\d)": lambda m: f"output_blocks.{2 * int(m[1]) + int(m[2])}.1",
-    r"^up_blocks\.0\.upsamplers\.0": "output_blocks.1.1",
-    r"^up_blocks\.(\d)\.upsamplers\.0": lambda m: f"output_blocks.{2 * int(m[1]) + 1}.2",
+    r"^up_blocks\.(\d)\.resnets\.(\d)": lambda m: f"output_blocks.{3 * int(m[1]) + int(m[2])}.0",
+    r"^up_blocks\.(\d)\.attentions\.(\d)": lambda m: f"output_blocks.{3 * int(m[1]) + int(m[2])}.1",
+    r"^up_blocks\.0\.upsamplers\.0": "output_blocks.2.1",
+    r"^up_blocks\.(\d)\.upsamplers\.0": lambda m: f"output_blocks.{3 * int(m[1]) + 2}.2",
 }
 VAE_IN_ONE_FILE: Names = {
     r"coder\.down_blocks\.(\d)\.resnets\.": r"coder.down.\1.block.",

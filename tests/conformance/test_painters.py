@@ -210,7 +210,13 @@ def test_what_weighs_one_and_what_is_escaped_is_text(paints: Painter) -> None:
     painted = [p.tobytes() for p in pictures(paints, *(stroke(paints, text) for text in said))]
     assert painted[0] == painted[1] != painted[2]
     assert painted[3] == painted[4]
-    assert len(set(painted[3:])) == 4
+    assert len(set(painted[3:])) == (2 if knows_no_full_width(paints) else 4)
+
+
+def knows_no_full_width(paints: Painter) -> bool:
+    """sentencepiece reads （ ： ） as ( : )."""
+    pipe = getattr(paints, "_pipe", None)  # the stub has none
+    return pipe is not None and pipe.tokenizer("：").input_ids == pipe.tokenizer(":").input_ids
 
 
 @pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
