@@ -1,0 +1,108 @@
+"""Stage 2: the text encoder learns to say of a sentence, however it is worded, what scene it describes.
+
+Knows no pictures: it learns the codes that the UNet is taught with. Half-way up it is also asked which characters speak
+of what, or it would take long to find out that two colours of a sentence have two roles.
+"""
+
+import random
+from dataclasses import replace
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from training import codes, networks
+from training.captions import WORDS, expand, read_tags, tagged_caption
+from training.loop import Losses
+from training.tokens import numbered, tokenizer
+from training.world import ATTRIBUTES, Scene, draw_scene
+
+BATCH = 64
+TAG_COUNT = 10
+TAGGED_LAYER = 2
+Sample = tuple[str, list[int]]
+
+
+class TextEncoder:
+    name = "text"
+    rate = 1e-3
+
+    def __init__(self, steps: int) -> None:
+        torch.manual_seed(2)
+        self.steps = steps
+        self.reader = tokenizer()
+        self.networks = nn.ModuleDict(
+            {"encoder": networks.text_encoder(len(self.reader)), "tags": nn.Linear(networks.WIDTH, TAG_COUNT)}
+        )
+        self._vectors = codes.tables()
+
+    def losses(self, step: int) -> Losses:
+        rng = random.Random(f"text {step}")
+        batch = [sample(rng) for _ in range(BATCH)]
+        texts, tags = zip(*(read_tags(text) for text, _ in batch), strict=True)
+        read = self.reader(
+            list(texts), padding="max_length", max_length=networks.TOKENS, truncation=True, return_offsets_mapping=True
+        )
+        wanted = torch.tensor([labels for _, labels in batch])
+        output = self.networks["encoder"](torch.tensor(read["input_ids"]), output_hidden_states=True)
+        said = output.last_hidden_state
+        right = functional.mse_loss(said, codes.codes(wanted, self._vectors))
+        entropy = torch.stack([self._entropy(said, wanted, place) for place in range(len(ATTRIBUTES))]).mean()
+        roles = self.networks["tags"](output.hidden_states[TAGGED_LAYER])
+        role = functional.cross_entropy(
+            roles.flatten(0, 1), torch.tensor(_tags_of_tokens(read["offset_mapping"], tags)).flatten()
+        )
+        losses = {"entropy": entropy, "distance": right, "roles": role}
+        return {"total": entropy + right + role, **{name: loss.detach() for name, loss in losses.items()}}
+
+    def _entropy(self, said: torch.Tensor, wanted: torch.Tensor, place: int) -> torch.Tensor:
+        likely = scores(said, self._vectors, place) / 4
+        return functional.cross_entropy(likely.flatten(0, 1), wanted[:, place].repeat_interleave(likely.shape[1]))
+
+
+def _tags_of_tokens(offsets: list[list[tuple[int, int]]], tags: tuple[list[int], ...]) -> list[list[int]]:
+    """Tokens that stand for no character (the frame, padding) have no tag either."""
+    return [
+        [one[start] if end > start else 0 for start, end in spans] for spans, one in zip(offsets, tags, strict=True)
+    ]
+
+
+def scores(said: torch.Tensor, vectors: list[torch.Tensor], place: int) -> torch.Tensor:
+    """How much each of an attribute's tokens is like each of its options: batch × its tokens × options."""
+    return said[:, place :: len(ATTRIBUTES)] @ vectors[place].T
+
+
+@torch.no_grad()
+def understood(texts: list[str], encoder: nn.Module, reader: object) -> list[dict[str, str]]:
+    """What the encoder takes each text to say."""
+    vectors, said = codes.tables(), encoder(torch.tensor(numbered(texts, reader))).last_hidden_state
+    best = [scores(said, vectors, place).sum(1).argmax(1).tolist() for place in range(len(ATTRIBUTES))]
+    return [
+        {attribute: codes.OPTIONS[attribute][chosen] for attribute, chosen in zip(ATTRIBUTES, row, strict=True)}
+        for row in zip(*best, strict=True)
+    ]
+
+
+def sample(rng: random.Random) -> Sample:
+    """A sentence and the labels of what it says; now and then one that says little or nothing."""
+    scene = draw_scene(rng)
+    if scene.colour is None:
+        scene = replace(scene, place=None)  # no pattern without a colour names a place
+    chance = rng.random()
+    if chance < 0.03:
+        return _nothing(scene, rng)
+    if chance < 0.05:
+        return _colour_only(scene, rng)
+    return tagged_caption(scene, rng), codes.labels(scene)
+
+
+def _nothing(scene: Scene, rng: random.Random) -> Sample:
+    text = "" if rng.random() < 0.4 else "".join(WORDS["x"](scene, rng) for _ in range(rng.randint(1, 6)))
+    return text, codes.no_labels()
+
+
+def _colour_only(scene: Scene, rng: random.Random) -> Sample:
+    scene = Scene(scene.shape, scene.colour or "red")
+    labels = codes.labels(scene)
+    labels[ATTRIBUTES.index("shape")] = codes.no_labels()[ATTRIBUTES.index("shape")]
+    return expand("colour", scene, rng), labels

@@ -1,0 +1,132 @@
+"""What a picture can show: the few things of mini-zh's world, and how often each is drawn. Knows no pixels, no Chinese.
+
+A `Scene` is all that a picture says. An attribute that is None was not spoken of: the drawing then takes what is
+natural (a yellow moon, a white background).
+"""
+
+import random
+from dataclasses import dataclass, fields
+from typing import Any
+
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey")
+SHAPES = (
+    "circle",
+    "square",
+    "triangle",
+    "star",
+    "heart",
+    "diamond",
+    "moon",
+    "sun",
+    "house",
+    "tree",
+    "flower",
+    "cat",
+    "no-entry",
+)
+PLACES = ("left", "right", "top", "bottom", "centre")
+SIZES = ("big", "small")
+LANDSCAPES = ("meadow", "night", "sea")
+BACKGROUNDS = (*COLOURS, *LANDSCAPES)
+
+NATURAL = {
+    "circle": ("red", "blue", "green", "yellow"),
+    "square": ("blue", "red", "green"),
+    "triangle": ("green", "blue", "red"),
+    "star": ("yellow",),
+    "heart": ("red", "pink"),
+    "diamond": ("blue", "purple"),
+    "moon": ("yellow",),
+    "sun": ("red", "orange"),
+    "house": ("red", "brown", "orange"),
+    "tree": ("green",),
+    "flower": ("red", "pink", "purple"),
+    "cat": ("orange", "grey", "black"),
+    "no-entry": ("red",),
+}
+HARD = ("star", "sun", "house", "flower", "tree", "moon", "cat")  # drawn more often: they take longer to learn
+
+
+@dataclass(frozen=True)
+class Scene:
+    shape: str
+    colour: str | None = None
+    background: str | None = None
+    size: str | None = None
+    place: str | None = None
+    second_shape: str | None = None
+    second_colour: str | None = None
+
+    @property
+    def is_pair(self) -> bool:
+        """Two things side by side; in a landscape the second is the sun or the moon in its sky."""
+        return self.second_shape is not None and self.background not in LANDSCAPES
+
+
+ATTRIBUTES = tuple(field.name for field in fields(Scene))
+VALUES: dict[str, tuple[str, ...]] = {
+    "shape": SHAPES, "colour": COLOURS, "background": BACKGROUNDS, "size": SIZES, "place": PLACES,
+    "second_shape": SHAPES, "second_colour": COLOURS,
+}  # fmt: skip
+
+
+def default_background(colour: str | None) -> str:
+    return "blue" if colour == "white" else "white"
+
+
+def draw_scene(rng: random.Random) -> Scene:
+    """One scene as training meets them."""
+    while True:
+        scene = rng.choices((_single, _pair, _landscape, _sign), (78, 9, 11, 2))[0](rng)
+        if _can_be_seen(scene):
+            return scene
+
+
+def _single(rng: random.Random) -> Scene:
+    shape = _shape(rng)
+    place = rng.choice(PLACES) if rng.random() < 0.25 else None
+    size = rng.choice(SIZES) if rng.random() < 0.3 else None
+    return Scene(shape, _colour(rng, shape), _background(rng), size, place)
+
+
+def _pair(rng: random.Random) -> Scene:
+    shape, second = _shape(rng), _shape(rng)
+    background = _background(rng) if rng.random() < 0.5 else None
+    return Scene(shape, _colour(rng, shape), background, None, None, second, _colour(rng, second))
+
+
+def _landscape(rng: random.Random) -> Scene:
+    background = rng.choice(LANDSCAPES)
+    shapes = {
+        "meadow": ("house", "tree", "flower", "cat", "house", "tree"),
+        "night": ("moon", "moon", "star", "tree", "house"),
+        "sea": ("sun", "sun", "moon"),
+    }
+    shape = rng.choice(shapes[background])
+    colour = rng.choice(COLOURS) if rng.random() < 0.35 else None
+    companion = {"meadow": "sun", "night": "moon"}.get(background)
+    if companion and companion != shape and rng.random() < 0.45:
+        return Scene(shape, colour, background, second_shape=companion)
+    return Scene(shape, colour, background)
+
+
+def _sign(rng: random.Random) -> Scene:
+    return Scene("no-entry", None, _background(rng) if rng.random() < 0.3 else None)
+
+
+def _shape(rng: random.Random) -> str:
+    return rng.choice(HARD if rng.random() < 0.35 else SHAPES[:-1])
+
+
+def _colour(rng: random.Random, shape: str) -> str | None:
+    return rng.choice(COLOURS) if rng.random() < 0.93 else None
+
+
+def _background(rng: random.Random) -> str | None:
+    return rng.choice(COLOURS) if rng.random() < 0.62 else None
+
+
+def _can_be_seen(scene: Scene) -> bool:
+    behind = scene.background or default_background(scene.colour)
+    colours: set[Any] = {scene.colour, scene.second_colour} - {None}
+    return behind not in colours
