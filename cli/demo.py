@@ -25,8 +25,10 @@ MODEL = "mini-zh"
 PROMPTS = {
     "红色的圆形": 1,
     "一个蓝色的正方形，黄色背景": 2,
-    "绿色的三角形": 3,
-    "左边一个黄色的星形，右边一个紫色的心形": 4,
+    "左边一个黄色的星形，右边一个紫色的心形": 3,
+    "草地上有一座红色的房子，天上有太阳": 4,
+    "夜空中的月亮": 5,
+    "一只橙色的猫，背景是蓝色的": 6,
 }
 
 TABLE: Columns = {
@@ -99,8 +101,9 @@ def show(shell: Shell, farm: dict[str, Any], pictures: list[dict[str, Any]]) -> 
         click.echo(f"{picture['sha256']}  {picture['path']}")
     click.echo(
         f"""
-{MODEL} is a toy of 11 MB: it draws flat shapes in eleven colours and nothing else. For real pictures, on a machine
-with a GPU, accept the licence at https://huggingface.co/svjack/Stable-Diffusion-FineTuned-zh-v0, and then:
+{MODEL} is a toy of 12 MB: it draws flat shapes in eleven colours, a few little scenes and nothing else.
+For real pictures, on a machine with a GPU, accept the licence at
+https://huggingface.co/svjack/Stable-Diffusion-FineTuned-zh-v0, and then:
 
   {called()} down
   HF_TOKEN=hf_… {called()} up --device cuda

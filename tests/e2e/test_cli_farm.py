@@ -82,7 +82,7 @@ def test_generate(call: Call, tmp_path: Path) -> None:
 
 
 def test_generate_passes_warnings_and_refusals_on(call: Call) -> None:
-    warned = call("generate", "小猫", "--steps=1", "--format=human")
+    warned = call("generate", "小狗", "--steps=1", "--format=human")
     assert warned.code == 0
     assert "mini-zh is a toy" in warned.err
     refused = call("generate", "红色的圆形", "--steps=0")

@@ -217,7 +217,7 @@ def test_those_who_render_a_cancelled_batch_hear_of_it(
 
 
 def test_prompts_that_may_not_be_drawn_are_named(client: httpx.Client, expander: Expander) -> None:
-    found = batch(client, expanded(client, expander, prompts=["红色的圆形", "小猫"]))
+    found = batch(client, expanded(client, expander, prompts=["红色的圆形", "小狗"]))
     assert (found["jobs"], found["warned"]) == (2, 1)
     assert found["warnings"][0].startswith("Line 2: mini-zh is a toy")
 

@@ -81,7 +81,7 @@ def test_another_tokenizer_in_the_same_place_is_read_again(tmp_path: Path, monke
 
 def test_a_prompt_outside_what_a_model_can_draw_gets_its_advice() -> None:
     assert warnings(recipe("红色的圆形"), MINI) == ()
-    assert warnings(recipe("一只可爱的小猫"), MINI) == (MINI.vocabulary.advice,)
+    assert warnings(recipe("一条可爱的小狗"), MINI) == (MINI.vocabulary.advice,)
 
 
 def test_words_that_the_tokenizer_does_not_know_are_named() -> None:
