@@ -22,8 +22,8 @@ JOB_KEYS = """
     created_at started_at finished_at timings worker
 """
 IMAGE_KEYS = "id index state attempts seed width height format bytes sha256 url error"
-RECIPE_KEYS = """prompt negative_prompt model width height steps scheduler guidance seeds mode format source mask strength
-lora count"""
+RECIPE_KEYS = """prompt negative_prompt model width height steps scheduler guidance seeds mode format source mask
+strength lora count"""
 
 
 def submit(client: httpx.Client, **fields: Any) -> dict[str, Any]:
