@@ -8,6 +8,7 @@ import pytest
 
 from common.catalog import Catalog, Licence, read
 from common.errors import Invalid, UnknownModel
+from common.imported import ENTRY
 from common.loras import Lora, read_lora
 from common.recipe import MAX_SEED, Draft, Recipe, resolve
 
@@ -160,6 +161,20 @@ def test_a_licence_is_told_once_for_all_its_models(tmp_path: Path) -> None:
     file = tmp_path / "catalog.toml"
     file.write_text(shipped.replace('licence = "Apache-2.0"', 'licence = "MIT"\nlicence_url = "https://mit"'), "utf-8")
     assert read(file).get("mini-zh").licence == Licence("MIT", "https://mit")
+
+
+def test_what_was_imported_is_bound_by_its_licence_as_the_hub_spells_it(tmp_path: Path) -> None:
+    shipped = Path(__file__).parents[2] / "models" / "catalog.toml"
+    lines = [
+        '[models."mine"]',
+        'source = "somebody/tuned"',
+        'licence = "creativeml-openrail-m"',
+        'licence_url = ""',
+    ]
+    lines += ['family = "any"', 'description = ""', "width = 64", "height = 64", "steps = 1", 'scheduler = "lms"']
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / ENTRY).write_text("\n".join([*lines, "guidance = 1.0"]), "utf-8")
+    assert read(shipped, tmp_path).get("mine").licence == CATALOG.get("zh-v0").licence
 
 
 def test_a_catalogue_with_a_mistake_is_refused_in_one_sentence(tmp_path: Path) -> None:
