@@ -27,7 +27,7 @@ from common.queue import Messages
 from common.recipe import Recipe
 from common.storage import Storage, upload_key
 from common.telemetry import tell
-from worker.prompt_file import Line, lines
+from worker.prompt_file import Line, lines, some
 
 CHUNK_IMAGES = 8000
 CHECK_PROMPTS = 5000
@@ -131,7 +131,7 @@ class Expander:
         found = lines(blocks, batch.offset, batch.line)
         first, place = list(islice(found, 1)), batch.place
         while first:
-            here = [*first, *islice(found, size - 1)]
+            here = [*first, *some(found, size - 1)]
             first = list(islice(found, 1))
             planned, warnings = self._planned(batch, variants, here, place)
             chunk = Chunk(here[-1].end, here[-1].number, not first, len(here), warnings)

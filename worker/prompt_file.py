@@ -5,11 +5,13 @@ Yields what each line says; whether that makes a recipe is for `common.plan` to 
 
 import json
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 from common.errors import Invalid
 
 MAX_LINE_BYTES = 1_000_000
+MOST_BYTES = 16_000_000  # of the lines that are looked at together: a chunk of ordinary ones has half a million
 BOM = b"\xef\xbb\xbf"
 
 
@@ -54,6 +56,17 @@ def lines(blocks: Iterable[bytes], offset: int = 0, number: int = 0) -> Iterator
             raise Invalid(f"Line {number + 1} of the file is longer than {MAX_LINE_BYTES:,} bytes.")
     if found := _line(number + 1, offset, offset + len(rest), rest):
         yield found
+
+
+def some(found: Iterator[Line], most: int) -> list[Line]:
+    """The next lines: at most so many, and no more once they are large together."""
+    taken, size = list[Line](), 0
+    for line in islice(found, most):
+        taken.append(line)
+        size += len(line.content)
+        if size >= MOST_BYTES:
+            break
+    return taken
 
 
 def _line(number: int, start: int, end: int, content: bytes) -> Line | None:
