@@ -25,7 +25,7 @@ class Protocol(HttpToolsProtocol):
 
 
 class Server(uvicorn.Server):
-    """Lets those go who wait for a job before it waits for them."""
+    """Lets those go who wait for news before it waits for them."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -34,7 +34,9 @@ class Server(uvicorn.Server):
             telemetry.tell("api_started", host=host, port=port)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await self.config.app.state.farm.waiting_room.close()  # type: ignore[union-attr]
+        state = self.config.app.state  # type: ignore[union-attr]
+        state.dashboard.state.boards.close()
+        await state.farm.waiting_room.close()
         await super().shutdown(sockets)
 
 

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from sqlalchemy import Engine
 
+from api.dashboard.app import create_dashboard
 from api.deps import Farm
 from api.errors import MEDIA_TYPE, Problem, add_handlers
 from api.metrics import FarmMetrics, RequestMetrics
@@ -39,6 +40,7 @@ from common.licences import Acceptances
 from common.queue import Messages
 from common.storage import Storage
 
+DASHBOARD = "/dashboard"
 THREADS = 8  # requests at work in the database at once: more only wait for each other
 THUMBNAIL_THREADS = 4
 UPLOAD_THREADS = 4
@@ -86,6 +88,8 @@ def create_app(settings: Settings) -> FastAPI:
     for noun in (jobs, events, uploads, batches, datasets, images, models, queue, workers, keys, health, documentation):
         app.include_router(noun.router)
     app.mount(documentation.ASSETS, documentation.assets)
+    app.state.dashboard = create_dashboard(farm, thumbnail_limiter=app.state.thumbnail_limiter)
+    app.mount(DASHBOARD, app.state.dashboard)
     return app
 
 

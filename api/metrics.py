@@ -30,7 +30,7 @@ class RequestMetrics:
 
     def observe(self, scope: Scope, status: int, seconds: float) -> None:
         # The route, not the path: one series, however many jobs there are. Clients may invent methods, too.
-        route = getattr(scope.get("route"), "path", "none")
+        route = scope.get("root_path", "") + path if (path := getattr(scope.get("route"), "path", "")) else "none"
         method = scope["method"] if scope["method"] in METHODS else "other"
         self._requests.labels(method, route, status).inc()
         self._seconds.labels(method, route).observe(seconds)

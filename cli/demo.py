@@ -91,9 +91,10 @@ def finish(shell: Shell, job: Json, out: Path, timeout: float) -> list[dict[str,
 
 
 def show(shell: Shell, farm: dict[str, Any], pictures: list[dict[str, Any]]) -> None:
-    curl = curl_command(shell, farm["url"])
+    curl, dashboard = curl_command(shell, farm["url"]), shell.client.post("/dashboard/links")["url"]
     if shell.speaks != "human":
-        shell.print_record({"url": farm["url"], "pictures": pictures, "curl": curl}, {}, name="curl")
+        shown = {"url": farm["url"], "pictures": pictures, "curl": curl, "dashboard": dashboard}
+        shell.print_record(shown, {}, name="curl")
         return
     print_table(pictures, TABLE)
     click.echo("The pictures, as `sha256sum -c` reads it; row, stored bytes and file agree:\n")
@@ -111,6 +112,10 @@ https://huggingface.co/svjack/Stable-Diffusion-FineTuned-zh-v0, and then:
   {called()} generate --model zh-v0 女孩们打开了另一世界的大门
 
 The farm stays up at {farm["url"]} ({called()} down stops it; its data and logs are in {farm["home"]}).
+See it in a browser, signed in already by this link, which works once and within the hour:
+
+  {dashboard}
+
 Ask it for a picture by HTTP:
 
 {curl}"""

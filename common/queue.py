@@ -151,6 +151,16 @@ class Messages:
         steps = (value.split("/") if value else None for value in found)
         return {job: (int(step[0]), int(step[1])) for job, step in zip(job_ids, steps, strict=False) if step}
 
+    def leave(self, ticket: str, key_id: UUID, seconds: int) -> bool:
+        """Leave an API key's id for whoever brings this ticket first, within so many seconds."""
+        return self._try(lambda: self._redis.set(f"huafang:ticket:{ticket}", str(key_id), ex=seconds))
+
+    def collect(self, ticket: str) -> UUID | None:
+        """The id that was left under this ticket; only once."""
+        found: list[Any] = []
+        self._try(lambda: found.append(self._redis.getdel(f"huafang:ticket:{ticket}")))
+        return UUID(found[0]) if found and found[0] else None
+
     def eviction_policy(self) -> str | None:
         """Redis' maxmemory-policy: anything but `noeviction` loses messages silently. None while Redis is away."""
         policy: list[str] = []

@@ -24,6 +24,7 @@ ASKED_FOR_BY_OTHERS = {
     "httptools": "uvicorn",
     "peft": "diffusers, for LoRAs",
     "protobuf": "sentencepiece, to read a vocabulary",
+    "python-multipart": "FastAPI, to read the dashboard's forms",
     "scipy": "diffusers' LMSDiscreteScheduler",
     "uvloop": "uvicorn",
 }
