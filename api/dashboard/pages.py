@@ -78,7 +78,14 @@ def safe_headers(farm: Farm) -> dict[str, str]:
 
 
 def _common(request: Request) -> dict[str, Any]:
-    return {"root": request.scope["root_path"], "language": language_of(request), "languages": LANGUAGES}
+    """What every template finds: `ui` are the macros of macros.html, `problem` the words for an error's code."""
+    root, language = request.scope["root_path"], language_of(request)
+    given = {"root": root, "language": language, "languages": LANGUAGES}
+    return {
+        **given,
+        "ui": _template("macros.html", language).make_module(given),
+        "problem": _template("problems.html", language).module.problem,
+    }
 
 
 def _query(request: Request) -> str:
