@@ -392,7 +392,11 @@ RESCUE = text(f"""
            (SELECT array_agg(id) FROM settled WHERE finished_at IS NOT NULL) AS ended_jobs
 """)
 
-READY = text("UPDATE images SET not_before = NULL WHERE not_before <= now()")
+# Whoever cancels or moves jobs holds images too, in another order: what they hold is ready at the next sweep.
+READY = text("""
+    UPDATE images SET not_before = NULL
+    WHERE id = ANY(ARRAY(SELECT id FROM images WHERE not_before <= now() FOR NO KEY UPDATE SKIP LOCKED))
+""")
 
 LEFTOVERS = text("""
     SELECT lease.id AS lease_id, images.job_id, images.index, jobs.recipe ->> 'format' AS format

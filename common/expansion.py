@@ -119,7 +119,9 @@ MAKE_LANE = text("""
     ON CONFLICT (tenant_id, tier, compatibility, batch_id) DO NOTHING
 """)
 
-FIND_LANE = text("SELECT id FROM lanes WHERE batch_id = :batch AND compatibility = :compatibility")
+FIND_LANE = text("""
+    SELECT id FROM lanes WHERE batch_id = :batch AND compatibility = :compatibility AND tier = cast(:tier AS tier)
+""")
 
 OPEN_LANES = text("""
     WITH locked AS MATERIALIZED (

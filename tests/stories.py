@@ -7,13 +7,14 @@ from uuid import UUID
 
 from sqlalchemy import Engine, Row, text
 
-from common import claims, jobs, tenants
+from common import claims, jobs, tenants, tiers
 from common.catalog import read
 from common.claims import Image, Microbatch, Offer, Outcome, Published, Rescued
 from common.db import new_id, transaction
 from common.recipe import Draft, Recipe, resolve
 from common.states import ImageState, Tier
 from common.storage import image_key, sha256
+from common.tiers import Moved
 
 CATALOG = read(Path(__file__).parents[1] / "models" / "catalog.toml")
 
@@ -94,6 +95,11 @@ class Story:
         with transaction(self.database) as connection:
             return jobs.cancel(connection, job_id)
 
+    def change_tier(self, job_id: UUID, tier: Tier) -> Moved:
+        tenant_id = self.job(job_id).tenant_id
+        with transaction(self.database) as connection:
+            return tiers.change(connection, job_id, tenant_id, tier)
+
     def expire(self) -> list[UUID]:
         with transaction(self.database) as connection:
             return jobs.expire(connection)
@@ -128,6 +134,16 @@ class Story:
         statement = text("SELECT tenants.name FROM tenants JOIN jobs ON tenant_id = tenants.id WHERE jobs.id = :id")
         with self.database.connect() as connection:
             return str(connection.execute(statement, {"id": microbatch.images[0].job_id}).scalar_one())
+
+    def balances(self) -> bool:
+        """Whether each lane counts what it has, by state."""
+        return not self.rows("""
+            SELECT lanes.id FROM lanes LEFT JOIN images ON images.lane_id = lanes.id GROUP BY lanes.id
+            HAVING (open, stored, flagged, failed, cancelled) IS DISTINCT FROM (
+                count(*) FILTER (WHERE state IN ('queued', 'running')), count(*) FILTER (WHERE state = 'stored'),
+                count(*) FILTER (WHERE state = 'flagged'), count(*) FILTER (WHERE state = 'failed'),
+                count(*) FILTER (WHERE state = 'cancelled'))
+        """)
 
     def lane_counts(self) -> dict[str, int]:
         """What is open, by tier."""

@@ -36,6 +36,14 @@ def until(condition: Callable[[], T], seconds: float = 40) -> T:
     return value
 
 
+def until_blocked(story: Story, connections: int = 1) -> None:
+    """Wait until so many connections wait for what another transaction has locked."""
+    statement = """
+        SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0
+    """
+    until(lambda: len(story.rows(statement)) == connections)
+
+
 def until_ended(story: Story, *jobs: UUID, seconds: float = 40) -> list[str]:
     """Wait until these jobs have ended, and say how."""
     statement = text("SELECT state FROM jobs WHERE id = ANY(:jobs) AND finished_at IS NOT NULL")

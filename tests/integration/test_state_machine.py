@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
 
-from common import claims, jobs
+from common import claims, jobs, tiers
 from common.claims import MAX_ATTEMPTS, Microbatch, Outcome
 from common.db import transaction
 from common.states import TERMINAL_IMAGE, TERMINAL_JOB, ImageState, JobState, Tier
@@ -76,6 +76,10 @@ def is_open(image: Row) -> bool:
     return image["state"] not in TERMINAL_IMAGE
 
 
+def is_waiting(image: Row) -> bool:
+    return is_open(image) and image["lease_id"] is None
+
+
 def held_by(*hands: Microbatch) -> Permit:
     leases = {str(hand.lease_id) for hand in hands}
     return lambda image: image["lease_id"] in leases
@@ -129,6 +133,19 @@ class Farm(RuleBasedStateMachine):
         had_ended = self.has_ended(job)
         with self.permitted(of_job(job)):
             assert self.story.cancel(job) != had_ended
+
+    @rule(which=recent, tier=st.sampled_from(Tier))
+    def change_tier(self, which: int, tier: Tier) -> None:
+        """What waits goes to its lane; what is in a hand, or has ended, stays where it is."""
+        job, before = self.job(which), self.seen
+        if self.has_ended(job):
+            return
+        with self.permitted(lambda image: of_job(job)(image) and image["lease_id"] is None):
+            self.story.change_tier(job, tier)
+        for image in filter(of_job(job), self.seen.images.values()):
+            lane, old = self.seen.lanes[image["lane_id"]], before.images[image["id"]]
+            assert image == {**old, "lane_id": image["lane_id"]}
+            assert lane["tier"] == tier if is_waiting(image) else image["lane_id"] == old["lane_id"]
 
     @rule(which=recent)
     def retry(self, which: int) -> None:
@@ -272,6 +289,18 @@ class Farm(RuleBasedStateMachine):
             self.begin(hand)
         with self.permitted(held_by(*hands)):
             self.at_once(*(lambda hand=hand: self.finish(hand, ends) for hand in hands))
+
+    @rule(which=recent, tier=st.sampled_from(Tier), capacity=st.integers(1, LARGEST))
+    def change_tier_while_it_is_claimed(self, which: int, tier: Tier, capacity: int) -> None:
+        job, hands = self.job(which), list[Microbatch | None]()
+        if self.has_ended(job):
+            return
+        with self.permitted(is_waiting):
+            self.at_once(
+                lambda: self.story.change_tier(job, tier),
+                lambda: hands.append(self.story.claim(capacity=capacity)),
+            )
+        self.hands += filter(None, hands)
 
     @rule(which=recent, ends=outcomes)
     def cancel_while_it_finishes(self, which: int, ends: list[str]) -> None:
@@ -442,6 +471,8 @@ def test_whatever_happens_in_whatever_order_the_promises_hold(farm: Callable[[],
         pytest.param(claims, "CLAIM", "WHERE NOT EXISTS (SELECT FROM alone)", "", id="a suspect's solitude"),
         pytest.param(claims, "LEFTOVERS", "state = 'stored'", "state = 'queued'", id="what an image shows"),
         pytest.param(jobs, "CANCEL", "AND images.state IN ('queued', 'running')", "", id="terminal is final"),
+        pytest.param(tiers, "MOVE", " AND images.lease_id IS NULL", "", id="what a hand keeps in its lane"),
+        pytest.param(tiers, "MOVE", "(source, -1), (target, 1)", "(source, -1)", id="what a lane takes over"),
     ],
 )
 def test_a_guard_that_is_taken_out_is_missed(
