@@ -1,7 +1,7 @@
 """What routes ask for: the farm behind the API, and who is calling."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -49,12 +49,13 @@ key_scheme = HTTPBearer(scheme_name="key", auto_error=False, description="An API
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(key_scheme)]
 
 
-def caller(farm: TheFarm, credentials: Credentials) -> Caller:
+def caller(farm: TheFarm, credentials: Credentials, request: Request) -> Caller:
     """Whoever holds a valid key."""
     if credentials is None:
         raise Unauthorized("This needs an API key: send the header `Authorization: Bearer huaf_…`.")
     with transaction(farm.autocommit) as connection:
-        return authenticate(connection, credentials.credentials, farm.settings.key_pepper.get_secret_value())
+        found = authenticate(connection, credentials.credentials, farm.settings.key_pepper.get_secret_value())
+    return replace(found, request_id=request.state.request_id)
 
 
 AnyCaller = Annotated[Caller, Depends(caller)]

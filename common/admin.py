@@ -17,11 +17,13 @@ from psycopg.errors import UndefinedTable
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import ArgumentError, ProgrammingError
 
+from common import audit
+from common.audit import Action
 from common.config import Settings
 from common.db import connect, migrate, newest_revision, transaction
 from common.errors import Conflict, Error, Invalid, Unavailable
-from common.states import Scope
-from common.tenants import create_key, ensure_tenant
+from common.states import Scope, Via
+from common.tenants import Caller, create_key, ensure_tenant
 
 TENANT = "default"
 
@@ -64,6 +66,8 @@ def bootstrap(settings: Settings, *, another: bool) -> dict[str, str]:
             if not another and has_admin_key(connection):
                 raise Conflict("The farm has an admin key; if it is lost, make another with `--another`.")
             key = create_key(connection, tenant, "admin", [Scope.ADMIN], pepper)
+            itself = Caller(tenant, key.id, frozenset(), Via.SHELL)  # whoever has the database has no key
+            audit.note(connection, itself, Action.CREATE_KEY, key.id, name="admin", scopes=[Scope.ADMIN])
     finally:
         engine.dispose()
     return {"tenant": TENANT, "id": str(key.id), "secret": key.secret}

@@ -48,6 +48,7 @@ class Settings(BaseSettings):
     sweep_s: float = 3
     drain_s: float = 30
     upload_days: float = 30  # that an upload is kept after it was last asked for
+    audit_days: float = 365  # that it is kept who did what
     sweep: bool = True  # off only to prove that messages alone render everything
 
     # How long a phase of a worker's work may take before it ends itself. On a CPU the first three count tenfold.

@@ -58,6 +58,14 @@ class Tier(StrEnum):
     BULK = "bulk"
 
 
+class Via(StrEnum):
+    """Which way somebody came who did something."""
+
+    API = "api"
+    DASHBOARD = "dashboard"
+    SHELL = "shell"  # of the farm itself: `huafang admin`
+
+
 class Scope(StrEnum):
     """What an API key may do; `admin` may do everything."""
 

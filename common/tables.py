@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
-from common.states import BatchState, DatasetState, ImageState, JobState, Tier, WorkerState
+from common.states import BatchState, DatasetState, ImageState, JobState, Tier, Via, WorkerState
 
 metadata = MetaData(
     naming_convention={
@@ -48,6 +48,7 @@ job_state_enum = Enum(JobState, name="job_state", values_callable=lambda e: [m.v
 worker_state_enum = Enum(WorkerState, name="worker_state", values_callable=lambda e: [m.value for m in e])
 batch_state_enum = Enum(BatchState, name="batch_state", values_callable=lambda e: [m.value for m in e])
 dataset_state_enum = Enum(DatasetState, name="dataset_state", values_callable=lambda e: [m.value for m in e])
+via_enum = Enum(Via, name="via", values_callable=lambda e: [m.value for m in e])
 lease_outcome_enum = Enum("published", "released", "lost", name="lease_outcome")
 
 tenants = Table(
@@ -359,4 +360,20 @@ idempotency_keys = Table(
     Column("fingerprint", Text, nullable=False),
     Column("made_id", Uuid, nullable=False),  # the job or batch that the request made
     Column("created_at", Moment, nullable=False, server_default=func.now(), index=True),
+)
+
+# Who did what. Written by `common.audit` in the transaction of the deed.
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("at", Moment, nullable=False, server_default=func.now(), index=True),
+    Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False),
+    Column("key_id", Uuid, ForeignKey("api_keys.id"), nullable=False),  # by whose hand
+    Column("via", via_enum, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("subject", Text),  # an id or a name; null: whatever matched a filter
+    Column("detail", JSONB, nullable=False, server_default="{}"),
+    Column("request_id", Text),
+    Index("audit_tenant_id_idx", "tenant_id", "id"),
 )

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, func, insert, select, text, update
 
 from common.db import new_id
 from common.errors import NotFound, Unauthorized
-from common.states import Scope
+from common.states import Scope, Via
 from common.tables import api_keys, tenants
 
 PREFIX = "huaf_"
@@ -22,11 +22,13 @@ PREFIX = "huaf_"
 
 @dataclass(frozen=True)
 class Caller:
-    """Who a request comes from."""
+    """Who a request comes from, by which way, and in which request."""
 
     tenant_id: UUID
     key_id: UUID
     scopes: frozenset[str]
+    via: Via = Via.API
+    request_id: str | None = None
 
     def may(self, scope: Scope) -> bool:
         return scope in self.scopes or Scope.ADMIN in self.scopes

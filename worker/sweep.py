@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from sqlalchemy import Connection
 from sqlalchemy import Engine as Database
 
-from common import batches, claims, datasets, jobs, uploads, workers
+from common import audit, batches, claims, datasets, jobs, uploads, workers
 from common.config import Settings
 from common.db import transaction
 from common.errors import Unavailable
@@ -62,7 +62,7 @@ class Sweep:
             self.export,
             self.end_batches,
             self.prune,
-            self.forget_keys,
+            self.forget,
         ):
             self._attempt(step)
 
@@ -131,9 +131,11 @@ class Sweep:
         if pruned:
             tell("workers_pruned", workers=",".join(map(str, pruned)))
 
-    def forget_keys(self) -> None:
+    def forget(self) -> None:
+        """What has been kept for long enough."""
         with self._transaction() as connection:
             jobs.forget_old_keys(connection)
+            audit.forget(connection, self._settings.audit_days)
 
     def delete_leftovers(self) -> None:
         """Delete what dead leases may have stored and no image shows: lease by lease, so a failure costs little."""

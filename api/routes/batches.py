@@ -16,6 +16,7 @@ import anyio.to_thread
 from fastapi import APIRouter, Body, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, WithJsonSchema, model_validator
 
+from api import actions
 from api.batch_reading import BATCH, Batch, find_batch, find_batches
 from api.deps import BaseUrl, BatchesWriter, Farm, JobsReader, RequestId, TheFarm
 from api.headers import IdempotencyKey, with_etag
@@ -23,7 +24,8 @@ from api.paging import NEXT_CURSOR, Paging, next_link
 from api.routes.jobs import LARGEST_LOT, find_for
 from api.shapes import example
 from api.spool import Spool, keep
-from common import batches, jobs, prompts
+from common import audit, batches, jobs, prompts
+from common.audit import Action
 from common.catalog import Catalog, Model
 from common.db import new_id, transaction
 from common.errors import FieldError, Invalid, UnknownModel
@@ -169,6 +171,7 @@ def submit(
                 request_id=request_id,
                 batch_id=batch_id,
             )
+            audit.note(connection, caller, Action.SUBMIT_BATCH, batch_id, name=draft.name)
     if earlier is None:
         farm.messages.advance(batch_id)
         tell("batch_submitted", batch=batch_id, tenant=caller.tenant_id, request=request_id)
@@ -259,20 +262,14 @@ def read_batch(batch_id: UUID, caller: JobsReader, farm: TheFarm, request: Reque
 @router.post("/v1/batches/{batch_id}/pause", operation_id="pauseBatch", summary="Pause a batch")
 def pause_batch(batch_id: UUID, caller: BatchesWriter, farm: TheFarm) -> Batch:
     """What is being rendered is finished, and nothing more is begun. Again changes nothing."""
-    with transaction(farm.engine) as connection:
-        batches.pause(connection, batch_id, caller.tenant_id)
-    tell("batch_changed", batch=batch_id, tenant=caller.tenant_id, to="paused")
+    actions.pause_batch(farm, caller, batch_id)
     return look(farm, caller, batch_id)
 
 
 @router.post("/v1/batches/{batch_id}/resume", operation_id="resumeBatch", summary="Resume a batch")
 def resume_batch(batch_id: UUID, caller: BatchesWriter, farm: TheFarm) -> Batch:
     """One that is not paused goes on as it did."""
-    with transaction(farm.engine) as connection:
-        models = batches.resume(connection, batch_id, caller.tenant_id)
-    for model in sorted(set(models)):
-        farm.messages.wake(model)
-    tell("batch_changed", batch=batch_id, tenant=caller.tenant_id, to="resumed")
+    actions.resume_batch(farm, caller, batch_id)
     return look(farm, caller, batch_id)
 
 
@@ -282,11 +279,5 @@ def cancel_batch(batch_id: UUID, caller: BatchesWriter, farm: TheFarm) -> Batch:
 
     It is `ended` from then on. Its jobs are settled one after the other; when that is done it has a `finished_at`.
     """
-    with transaction(farm.engine) as connection:
-        batches.close(connection, batch_id, caller.tenant_id)
-    with transaction(farm.engine) as connection:
-        in_hand = batches.cancel_in_hand(connection, batch_id)
-    farm.messages.announce_cancelled(in_hand)
-    farm.messages.advance(batch_id)
-    tell("batch_changed", batch=batch_id, tenant=caller.tenant_id, to="cancelled")
+    actions.cancel_batch(farm, caller, batch_id)
     return look(farm, caller, batch_id)

@@ -15,7 +15,8 @@ from api.deps import BaseUrl, DatasetsWriter, Farm, JobsReader, RequestId, TheFa
 from api.headers import IdempotencyKey, with_etag
 from api.paging import NEXT_CURSOR, Paging, next_link
 from api.shapes import example
-from common import datasets, jobs
+from common import audit, datasets, jobs
+from common.audit import Action
 from common.db import new_id, transaction
 from common.errors import Conflict
 from common.layout import DatasetPlan
@@ -115,6 +116,7 @@ def submit(
                 request_id=request_id,
                 dataset_id=dataset_id,
             )
+            audit.note(connection, caller, Action.EXPORT_DATASET, dataset_id, batch=draft.batch)
     if earlier is None:
         farm.messages.export(dataset_id)
         tell("dataset_submitted", dataset=dataset_id, batch=draft.batch, tenant=caller.tenant_id, request=request_id)

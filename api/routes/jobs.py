@@ -1,4 +1,4 @@
-"""Jobs over HTTP: submit, look, list, cancel, retry. `common.jobs` does it, `api.reading` shows it."""
+"""Jobs over HTTP: submit, look, list, cancel, change tier, retry. `common` does it, `api.reading` shows it."""
 
 import hashlib
 import secrets
@@ -6,9 +6,10 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Body, Query, Request, Response
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
+from api import actions
 from api.crew import read_crew
 from api.deps import BaseUrl, Farm, JobsReader, JobsWriter, RequestId, TheFarm
 from api.headers import CancelAfter, IdempotencyKey, Prefer, seconds_to_live, seconds_to_wait, with_etag
@@ -169,8 +170,7 @@ def submit(
         farm.messages.wake_soon(drawn.model, job_id, submission.tier)
         tell("job_submitted", job=job_id, tenant=caller.tenant_id, images=drawn.count, request=request_id)
     # Not inside the transaction: until its commit, others that submit to this lane wait.
-    with transaction(farm.autocommit) as connection:
-        return find_job(connection, caller.tenant_id, earlier or job_id, base_url), earlier is None
+    return look(farm, caller, earlier or job_id, base_url), earlier is None
 
 
 def try_out(farm: Farm, caller: Caller, submission: Submission, root_seed: int) -> DryRun:
@@ -205,11 +205,15 @@ def find_for(farm: Farm, caller: Caller) -> Find:
     return find
 
 
+def look(farm: Farm, caller: Caller, job_id: UUID, base_url: str) -> Job:
+    with transaction(farm.autocommit) as connection:
+        return find_job(connection, caller.tenant_id, job_id, base_url)
+
+
 def look_again(farm: Farm, caller: Caller, job: Job, base_url: str) -> Job:
     """The job as it is by now; as it was, while the database is away: what was committed is not taken back."""
     try:
-        with transaction(farm.autocommit) as connection:
-            job = find_job(connection, caller.tenant_id, job.id, base_url)
+        job = look(farm, caller, job.id, base_url)
     except Unavailable:
         return job
     return with_progress(farm.messages, [job])[0]
@@ -230,9 +234,7 @@ def once_of(submission: Submission, key: str | None) -> jobs.Once | None:
     responses={304: {"description": "It is as `If-None-Match` says."}},
 )
 def read_job(job_id: UUID, caller: JobsReader, farm: TheFarm, base_url: BaseUrl, request: Request) -> Response:
-    with transaction(farm.autocommit) as connection:
-        job = find_job(connection, caller.tenant_id, job_id, base_url)
-    return with_etag(request, with_progress(farm.messages, [job])[0])
+    return with_etag(request, with_progress(farm.messages, [look(farm, caller, job_id, base_url)])[0])
 
 
 class Filters(Paging):
@@ -268,13 +270,27 @@ def list_jobs(
 @router.post("/v1/jobs/{job_id}/cancel", operation_id="cancelJob", summary="Cancel a job", response_model=Job)
 def cancel_job(job_id: UUID, caller: JobsWriter, farm: TheFarm, base_url: BaseUrl) -> Response:
     """A job that has ended stays as it is."""
-    with transaction(farm.engine) as connection:
-        is_cancelled_now = jobs.cancel(connection, job_id, caller.tenant_id)
-        job = find_job(connection, caller.tenant_id, job_id, base_url)
-    if is_cancelled_now:
-        farm.messages.announce_cancelled([job_id])
-        tell("job_cancelled", job=job_id, tenant=caller.tenant_id)
-    return answer(job, 200)
+    actions.cancel_job(farm, caller, job_id)
+    return answer(look(farm, caller, job_id, base_url), 200)
+
+
+class NewTier(BaseModel):
+    """How urgent the job is from now on."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tier: Tier = Field(examples=["interactive"])
+
+
+@router.post(
+    "/v1/jobs/{job_id}/tier", operation_id="changeTier", summary="Change the tier of a job", response_model=Job
+)
+def change_tier(job_id: UUID, new: NewTier, caller: JobsWriter, farm: TheFarm, base_url: BaseUrl) -> Response:
+    """What waits of it goes on waiting in the new tier; what a worker holds already is finished as it is. 409 when the
+    job has ended.
+    """
+    actions.change_tier(farm, caller, job_id, new.tier)
+    return answer(look(farm, caller, job_id, base_url), 200)
 
 
 @router.post(
@@ -284,16 +300,9 @@ def cancel_job(job_id: UUID, caller: JobsWriter, farm: TheFarm, base_url: BaseUr
     status_code=201,
     response_model=Job,
 )
-def retry_job(job_id: UUID, caller: JobsWriter, farm: TheFarm, base_url: BaseUrl, request_id: RequestId) -> Response:
+def retry_job(job_id: UUID, caller: JobsWriter, farm: TheFarm, base_url: BaseUrl) -> Response:
     """A new job, with the same recipe and seeds; it names its parent."""
-    with transaction(farm.autocommit) as connection:
-        parent = find_job(connection, caller.tenant_id, job_id, base_url)
-    farm.acceptances.require(caller.tenant_id, [farm.catalog.get(parent.recipe.model)])
-    with transaction(farm.engine) as connection:
-        again = jobs.retry(connection, job_id, caller.tenant_id, request_id)
-        job = find_job(connection, caller.tenant_id, again.id, base_url)
-    farm.messages.wake_soon(again.model, again.id, again.tier)
-    tell("job_submitted", job=again.id, tenant=caller.tenant_id, images=job.recipe.count, request=request_id)
+    job = look(farm, caller, actions.retry_job(farm, caller, job_id), base_url)
     return answer(job, 201, {"Location": f"{base_url}v1/jobs/{job.id}"})
 
 

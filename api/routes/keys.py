@@ -7,9 +7,9 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
 
+from api import actions
 from api.deps import Admin, TheFarm
 from api.shapes import example
-from common import tenants
 from common.db import transaction
 from common.states import Scope
 from common.tables import api_keys as table
@@ -58,9 +58,8 @@ class Keys(BaseModel):
 @router.post("/v1/keys", operation_id="createKey", summary="Make an API key", status_code=201)
 def create_key(new: NewKey, caller: Admin, farm: TheFarm) -> KeyWithSecret:
     scopes = list(dict.fromkeys(new.scopes))
-    with transaction(farm.engine) as connection:
-        pepper = farm.settings.key_pepper.get_secret_value()
-        key = tenants.create_key(connection, caller.tenant_id, new.name, scopes, pepper)
+    key = actions.create_key(farm, caller, new.name, scopes)
+    with transaction(farm.autocommit) as connection:
         row = connection.execute(select(table).where(table.c.id == key.id)).one()
     return KeyWithSecret.model_validate({**row._mapping, "secret": key.secret})
 
@@ -75,6 +74,5 @@ def list_keys(caller: Admin, farm: TheFarm) -> Keys:
 @router.delete("/v1/keys/{key_id}", operation_id="revokeKey", summary="Revoke an API key", status_code=204)
 def revoke_key(key_id: UUID, caller: Admin, farm: TheFarm) -> Response:
     """At once, and for good. Revoking it again changes nothing."""
-    with transaction(farm.engine) as connection:
-        tenants.revoke_key(connection, caller.tenant_id, key_id)
+    actions.revoke_key(farm, caller, key_id)
     return Response(status_code=204)

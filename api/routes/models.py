@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field
 
+from api import actions
 from api.crew import Crew, read_crew
 from api.deps import AnyCaller, JobsWriter, TheFarm
 from api.shapes import example
@@ -14,7 +15,6 @@ from common import licences
 from common.catalog import SCHEDULERS
 from common.catalog import Model as Entry
 from common.db import transaction
-from common.errors import Conflict, NotFound
 from common.licences import Mark, mark
 from common.states import WorkerState
 
@@ -162,13 +162,8 @@ def accept_licence(
     name: Annotated[str, Path(examples=["zh-v0"])], acceptance: Acceptance, caller: JobsWriter, farm: TheFarm
 ) -> Model:
     """For your tenant, once, and for all models under it; another version has to be accepted again."""
-    if (entry := farm.catalog.models.get(name)) is None:
-        raise NotFound(f"There is no model {name}.")
-    licence = entry.licence
-    if acceptance.version != licence.version:
-        raise Conflict(f"{licence.name} is at version {licence.version}, which is the one to read: {licence.url}")
-    with transaction(farm.engine) as connection:
-        licences.accept(connection, caller.tenant_id, caller.key_id, licence)
+    entry = actions.accept_licence(farm, caller, name, acceptance.version)
+    with transaction(farm.autocommit) as connection:
         crew, accepted = read_crew(connection), licences.accepted(connection, caller.tenant_id)
     return shape(entry, crew, accepted, farm.default_model)
 

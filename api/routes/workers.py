@@ -6,11 +6,11 @@ from uuid import UUID
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
-from sqlalchemy import Connection, select
+from sqlalchemy import select
 
-from api.deps import Admin, TheFarm, Viewer
+from api import actions
+from api.deps import Admin, Farm, TheFarm, Viewer
 from api.shapes import example
-from common import workers
 from common.db import transaction
 from common.errors import NotFound
 from common.states import WorkerState
@@ -72,20 +72,19 @@ def list_workers(caller: Viewer, farm: TheFarm) -> Workers:
     "/v1/workers/{worker_id}/drain", operation_id="drainWorker", summary="Let a worker finish what it holds, no more"
 )
 def drain_worker(worker_id: UUID, caller: Admin, farm: TheFarm) -> Worker:
-    with transaction(farm.engine) as connection:
-        workers.drain(connection, worker_id, "an operator asked for it")
-        return find_worker(connection, worker_id)
+    actions.drain_worker(farm, caller, worker_id)
+    return look(farm, worker_id)
 
 
 @router.post("/v1/workers/{worker_id}/resume", operation_id="resumeWorker", summary="Let a draining worker go on")
 def resume_worker(worker_id: UUID, caller: Admin, farm: TheFarm) -> Worker:
-    with transaction(farm.engine) as connection:
-        workers.resume(connection, worker_id)
-        return find_worker(connection, worker_id)
+    actions.resume_worker(farm, caller, worker_id)
+    return look(farm, worker_id)
 
 
-def find_worker(connection: Connection, worker_id: UUID) -> Worker:
-    row = connection.execute(select(table).where(table.c.id == worker_id)).first()
+def look(farm: Farm, worker_id: UUID) -> Worker:
+    with transaction(farm.autocommit) as connection:
+        row = connection.execute(select(table).where(table.c.id == worker_id)).first()
     if row is None:
         raise NotFound(f"There is no worker {worker_id}.")
     return Worker.model_validate(dict(row._mapping))
