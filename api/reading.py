@@ -6,7 +6,6 @@ ahead of them. The first that waits brings along the crew, who could render it.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
@@ -18,26 +17,20 @@ from api.shapes import Image, ImageError, Job, JobError, LoneImage, Progress, Re
 from common.claims import WAITING
 from common.errors import NotFound, RenderFailed
 from common.queue import Messages
-from common.states import TERMINAL_JOB, ImageState, JobState, Tier
+from common.selection import Selection, conditions
+from common.states import TERMINAL_JOB, ImageState, JobState
 
 FARTHEST = 1000  # images ahead are counted up to here
 Mark = tuple[JobState, int]  # the state of a job and how many of its images are open: what changes with its news
 RETRYABLE = {error.code: error.retryable for error in RenderFailed.__subclasses__()}
 
 
-@dataclass(frozen=True)
-class Search:
-    """Which jobs of a tenant. `before`: only those that are older than this one."""
+@dataclass(frozen=True, kw_only=True)
+class Search(Selection):
+    """A page of a selection of jobs. `before`: only those that are older than this one."""
 
     limit: int
     before: UUID | None = None
-    state: JobState | None = None
-    model: str | None = None
-    batch: UUID | None = None
-    tier: Tier | None = None
-    created_after: datetime | None = None
-    created_before: datetime | None = None
-    q: str | None = None
 
 
 def find_job(connection: Connection, tenant_id: UUID, job_id: UUID, base_url: str) -> Job:
@@ -52,13 +45,11 @@ def find_job(connection: Connection, tenant_id: UUID, job_id: UUID, base_url: st
 
 def find_jobs(connection: Connection, tenant_id: UUID, search: Search, base_url: str) -> list[Job]:
     """A page of jobs, newest first; those of a batch by their place in it, which has an index."""
-    chosen = {name: value for name, value in vars(search).items() if value is not None}
-    by_place = PLACE_FILTERS if search.batch else {}
-    filters = ["tenant_id = :tenant", *((FILTERS | by_place)[name] for name in chosen if name in FILTERS)]
-    if search.state in (JobState.QUEUED, JobState.RUNNING):
-        filters.append("finished_at IS NULL")  # the index of open jobs
     order = "place" if search.batch else "id"
-    return _read(connection, base_url, " AND ".join(filters), {"tenant": tenant_id, **chosen}, order)
+    filters = ["tenant_id = :tenant", *conditions(search)]
+    if search.before:
+        filters.append(BEFORE[order])
+    return _read(connection, base_url, " AND ".join(filters), {"tenant": tenant_id, **search.chosen()}, order)
 
 
 def find_image(connection: Connection, tenant_id: UUID, image_id: UUID, base_url: str) -> tuple[LoneImage, str | None]:
@@ -178,18 +169,10 @@ def _seconds(milliseconds: Iterable[int | None]) -> float | None:
     return sum(known) / 1000 if known else None
 
 
-FILTERS = {
-    "before": "id < :before",
-    "batch": "batch_id = :batch",
-    "state": "state = cast(:state AS job_state)",
-    "model": "model = :model",
-    "tier": "tier = cast(:tier AS tier)",
-    "created_after": "created_at > :created_after",
-    "created_before": "created_at < :created_before",
-    "q": "strpos(lower(recipe ->> 'prompt'), lower(:q)) > 0",
+BEFORE = {
+    "id": "id < :before",
+    "place": "place < (SELECT place FROM jobs WHERE id = :before AND batch_id = :batch)",
 }
-
-PLACE_FILTERS = {"before": "place < (SELECT place FROM jobs WHERE id = :before AND batch_id = :batch)"}
 
 BATCH_PAUSED = WaitingFor(code="batch_paused", message="Its batch is paused.")
 BATCH_CANCELLED = WaitingFor(code="batch_cancelled", message="Its batch was cancelled; so will it be in a moment.")
@@ -226,7 +209,8 @@ READ_JOBS = f"""
     FROM (
         SELECT * FROM jobs WHERE {{filters}} ORDER BY {{order}} DESC LIMIT :limit) AS page
     CROSS JOIN LATERAL (
-        SELECT json_agg({IMAGE_JSON} ORDER BY images.index) AS images, min(images.lane_id) AS lane_id,
+        SELECT json_agg({IMAGE_JSON} ORDER BY images.index) AS images,
+               coalesce(min(images.lane_id) FILTER (WHERE {WAITING}), min(images.lane_id)) AS lane_id,
                page.finished_at IS NULL AND NOT bool_or(images.state = 'running') AS waits,
                bool_or(images.not_before IS NOT NULL) AS backs_off,
                (array_agg(images.id ORDER BY images.id) FILTER (WHERE {WAITING}))[1] AS head
