@@ -6,7 +6,7 @@ this farm's, and it carries the token that only those pages hold.
 """
 
 import hmac
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 from uuid import UUID
 
@@ -14,9 +14,11 @@ from fastapi import Depends, Request, Response
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 
 from api.deps import Farm, TheFarm
+from common import audit
+from common.audit import Action
 from common.db import transaction
 from common.errors import Forbidden, Unauthorized, Unavailable
-from common.states import Scope
+from common.states import Scope, Via
 from common.tenants import Caller, authenticate, recognise
 
 COOKIE = "huafang_session"
@@ -48,6 +50,9 @@ def sign_in(farm: Farm, secret: str) -> Caller:
 
 
 def open_session(farm: Farm, request: Request, response: Response, caller: Caller) -> None:
+    enters = replace(caller, via=Via.DASHBOARD, request_id=request.state.request_id)
+    with transaction(farm.engine) as connection:
+        audit.note(connection, enters, Action.SIGN_IN)
     response.set_cookie(
         COOKIE,
         _sessions(farm).dumps(str(caller.key_id)),
@@ -74,7 +79,8 @@ def visitor(request: Request, farm: TheFarm) -> Visitor:
         caller = recognise(connection, key_id)
     if caller is None:
         raise SignedOut("The API key of this session was revoked.")
-    return Visitor(_for_dashboard(caller), _token(farm, cookie))
+    acts_here = replace(_for_dashboard(caller), via=Via.DASHBOARD, request_id=request.state.request_id)
+    return Visitor(acts_here, _token(farm, cookie))
 
 
 TheVisitor = Annotated[Visitor, Depends(visitor)]

@@ -9,12 +9,13 @@ import pytest
 from redis import Redis
 
 from api import bulk
+from api.dashboard.queries.audit import find_notes
 from common import admin, audit, selection, tenants, workers
 from common.config import Settings
 from common.db import new_id, transaction
 from common.queue import UNWANTED_CHANNEL
 from common.selection import Selection
-from common.states import ImageState, Tier, Via
+from common.states import ImageState, Scope, Tier, Via
 from common.tenants import Caller
 from tests.serving import PROMPT, Api
 from tests.stories import Story
@@ -57,8 +58,12 @@ def test_what_is_done_to_a_job_is_noted_once(client: httpx.Client, story: Story,
     assert (first.via, first.request_id) == ("api", "mine")
 
 
-def test_what_is_refused_is_not_noted(client: httpx.Client, story: Story) -> None:
+def test_what_is_refused_is_not_noted(api: Api, client: httpx.Client, story: Story) -> None:
     job = submit(client)
+    with api.client("another tenant") as other:
+        assert other.post(f"/v1/jobs/{job}/tier", json={"tier": "bulk"}).status_code == 404
+    with api.client(scopes=[Scope.JOBS_READ]) as reader:
+        assert reader.post(f"/v1/jobs/{job}/tier", json={"tier": "bulk"}).status_code == 403
     story.publish(story.started())
     late = client.post(f"/v1/jobs/{job}/tier", json={"tier": "bulk"})
     assert (late.status_code, late.json()["code"]) == (409, "conflict")
@@ -149,6 +154,21 @@ def test_the_first_key_was_made_in_the_shell(story: Story, settings: Settings) -
     assert noted(story) == [("key.create", made["id"], {"name": "admin", "scopes": ["admin"]})]
     (row,) = story.rows(NOTES)
     assert (row.via, row.key_id) == ("shell", UUID(made["id"]))
+
+
+def test_notes_are_read_newest_first_page_by_page_and_only_the_tenants_own(
+    api: Api, client: httpx.Client, story: Story, caller: Caller
+) -> None:
+    jobs = [submit(client) for _ in range(3)]
+    for job in jobs:
+        client.post(f"/v1/jobs/{job}/cancel")
+    with api.client("another tenant") as other:
+        other.post(f"/v1/jobs/{submit(other)}/cancel")
+    with transaction(story.database) as connection:
+        first = find_notes(connection, caller.tenant_id, None, 2)
+        second = find_notes(connection, caller.tenant_id, first[-1].id, 2)
+    assert [note.subject for note in (*first, *second)] == jobs[::-1]
+    assert {(note.key, note.via, note.action) for note in first} == {("a key of the tests", "api", "job.cancel")}
 
 
 def test_notes_are_kept_for_so_many_days(story: Story, caller: Caller) -> None:

@@ -40,6 +40,9 @@ def test_a_key_is_exchanged_for_a_session_that_no_script_and_no_other_site_can_u
     cookie = answer.headers["set-cookie"].lower()
     assert {"httponly", "samesite=strict", "path=/dashboard"} <= {one.strip() for one in cookie.split(";")}
     assert browser.get("/dashboard/").status_code == 200
+    with transaction(api.database) as connection:
+        (note,) = connection.exec_driver_sql("SELECT via, action, request_id FROM audit").all()
+    assert tuple(note) == ("dashboard", "dashboard.sign_in", answer.headers["X-Request-Id"])
 
 
 @pytest.mark.parametrize("scopes", [[], [Scope.JOBS_READ, Scope.JOBS_WRITE]])
