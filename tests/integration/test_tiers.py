@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 
 from common import claims, jobs, tiers
 from common.claims import Offer
@@ -92,6 +92,18 @@ def test_a_claim_passes_by_what_is_being_moved(story: Story) -> None:
         assert story.claim() is None
     assert len(story.claim().images) == 2
     assert story.balances()
+
+
+def test_the_sweep_steps_over_what_is_being_moved(story: Story) -> None:
+    job = story.submit()
+    story.publish(story.started(), ImageState.FAILED, error_code="out_of_memory", retryable=True)
+    with transaction(story.database) as connection:
+        connection.execute(text("UPDATE images SET not_before = now()"))
+    with changing(story, job, Tier.BULK), transaction(story.database) as connection:
+        connection.execute(text("SET LOCAL lock_timeout = 1000"))
+        assert claims.ready(connection) == 0
+    with transaction(story.database) as connection:
+        assert claims.ready(connection) == 1
 
 
 def test_images_that_end_while_their_job_is_moved_are_counted_in_their_own_lane(
