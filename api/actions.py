@@ -8,7 +8,7 @@ from uuid import UUID
 
 from api.deps import Farm
 from api.reading import find_job
-from common import audit, batches, jobs, licences, tenants, tiers, workers
+from common import audit, batch_retries, batches, jobs, licences, tenants, tiers, workers
 from common.audit import Action
 from common.catalog import Model
 from common.db import transaction
@@ -85,6 +85,21 @@ def cancel_batch(farm: Farm, caller: Caller, batch_id: UUID) -> None:
     farm.messages.announce_cancelled(in_hand)
     farm.messages.advance(batch_id)
     tell("batch_changed", batch=batch_id, tenant=caller.tenant_id, to="cancelled")
+
+
+def retry_failed(farm: Farm, caller: Caller, batch_id: UUID) -> tuple[UUID, bool]:
+    """The batch that draws again what failed of this one, and whether it is new. Raises Conflict where nothing did."""
+    with transaction(farm.autocommit) as connection:
+        models = batch_retries.models(connection, caller.tenant_id, batch_id)
+    farm.acceptances.require(caller.tenant_id, map(farm.catalog.get, models))
+    with transaction(farm.engine) as connection:
+        made, is_new = batch_retries.submit(connection, caller.tenant_id, batch_id, request_id=caller.request_id)
+        if is_new:
+            audit.note(connection, caller, Action.RETRY_FAILED, batch_id, batch=made)
+    if is_new:
+        farm.messages.advance(made)
+        tell("batch_submitted", batch=made, parent=batch_id, tenant=caller.tenant_id, request=caller.request_id)
+    return made, is_new
 
 
 def drain_worker(farm: Farm, caller: Caller, worker_id: UUID) -> None:

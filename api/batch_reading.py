@@ -16,9 +16,12 @@ from sqlalchemy import Connection, Row, TextClause, text
 from api.crew import MEMBERS_JSON, Crew
 from api.shapes import example
 from common.errors import NotFound
+from common.pace import StopRule, images_per_minute
 from common.plan import Plan
+from common.progress import marks_of
 from common.states import BatchState, Tier
 
+GOES_ON = (BatchState.EXPANDING, BatchState.RUNNING)
 BATCH: dict[str, Any] = {
     "id": "019c2f6e-7d50-7b1a-8f3e-2c4d5e6f7081",
     "name": "doors, first try",
@@ -31,10 +34,14 @@ BATCH: dict[str, Any] = {
     "matrix": {},
     "variants": 1,
     "upload_id": "019c2f6e-7d40-7c3d-9a1f-0d5b6c7e8f90",
+    "parent_id": None,
+    "retry_id": None,
+    "stop_rule": {"percent": 20, "of_last": 50},
     "prompts": 1000,
     "jobs": 1000,
     "images": {"total": 4000, "open": 3100, "stored": 897, "flagged": 1, "failed": 2, "cancelled": 0},
     "running": 8,
+    "images_per_minute": 120.0,
     "eta_seconds": 1550.0,
     "warned": 2,
     "warnings": ["Line 7: zh-v0 cannot read 𰻝 and draws the prompt as if it were not there."],
@@ -42,6 +49,7 @@ BATCH: dict[str, Any] = {
     "created_at": "2026-11-22T08:00:00Z",
     "expanded_at": "2026-11-22T08:00:02Z",
     "paused_at": None,
+    "paused_because": None,
     "cancelled_at": None,
     "finished_at": None,
 }
@@ -79,10 +87,16 @@ class Batch(BaseModel):
     matrix: dict[str, Any] = Field(description="What each prompt is drawn with.")
     variants: int = Field(description="The combinations of its matrix: each prompt becomes so many jobs.")
     upload_id: UUID
-    prompts: int | None = Field(description="In its file, as far as it is checked.")
+    parent_id: UUID | None = Field(description="The batch whose failed images it draws again.")
+    retry_id: UUID | None = Field(description="The batch that draws its failed images again.")
+    stop_rule: StopRule | None = Field(description="When it pauses by itself.")
+    prompts: int | None = Field(description="In its file, as far as it is checked; of a retry, those that failed.")
     jobs: int = Field(description="That are made of its prompts by now.")
     images: Images
     running: int = Field(description="Images that are being rendered now.")
+    images_per_minute: float | None = Field(
+        description="That ended, in the last minute or so; null while nobody knows."
+    )
     eta_seconds: float | None = Field(description="Until it has probably ended; null while nobody knows.")
     warned: int = Field(description="Prompts whose pictures may not show what they say.")
     warnings: list[str] = Field(description="Of the first of them.")
@@ -90,6 +104,7 @@ class Batch(BaseModel):
     created_at: datetime
     expanded_at: datetime | None = Field(description="When all its jobs were there.")
     paused_at: datetime | None
+    paused_because: str | None = Field(description="Why it is paused, if that was its stop rule.")
     cancelled_at: datetime | None
     finished_at: datetime | None = Field(description="When all its images had ended, and their jobs.")
 
@@ -118,6 +133,7 @@ def _batch(row: Row[Any], crew: Crew) -> Batch:
     plan, is_cancelled = Plan.model_validate(row.plan), row.cancelled_at is not None
     shown_open = 0 if is_cancelled else row.open
     state = BatchState.ENDED if is_cancelled else BatchState(row.state)
+    pace = images_per_minute(marks_of(row.pace)) if state in GOES_ON else None
     return Batch(
         id=row.id,
         name=row.name,
@@ -130,6 +146,9 @@ def _batch(row: Row[Any], crew: Crew) -> Batch:
         matrix=plan.matrix,
         variants=row.variants,
         upload_id=row.upload_id,
+        parent_id=row.parent_id,
+        retry_id=row.retry_id,
+        stop_rule=row.stop_rule,
         prompts=row.prompts,
         jobs=row.jobs,
         images=Images(
@@ -141,20 +160,24 @@ def _batch(row: Row[Any], crew: Crew) -> Batch:
             cancelled=row.cancelled + row.open - shown_open,
         ),
         running=row.running,
-        eta_seconds=_eta(row.open, plan.models, crew) if state == BatchState.RUNNING else None,
+        images_per_minute=pace,
+        eta_seconds=_eta(row.open, pace, plan.models, crew) if state == BatchState.RUNNING else None,
         warned=row.warned,
         warnings=row.warnings,
         error=BatchError(code=row.error_code, message=row.error_message) if row.error_code else None,
         created_at=row.created_at,
         expanded_at=row.expanded_at,
         paused_at=row.paused_at,
+        paused_because=row.paused_because if state == BatchState.PAUSED else None,
         cancelled_at=row.cancelled_at,
         finished_at=row.finished_at,
     )
 
 
-def _eta(images: int, models: Sequence[str], crew: Crew) -> float | None:
-    """As if it had the workers for itself, and as many images of each model."""
+def _eta(images: int, pace: float | None, models: Sequence[str], crew: Crew) -> float | None:
+    """By its pace; before it has one as if it had the workers for itself, and as many images of each model."""
+    if pace:
+        return round(60 * images / pace, 1)
     rates = [crew.images_per_second(model) for model in models]
     return round(sum(images / len(models) / rate for rate in rates if rate), 1) if all(rates) else None
 
@@ -170,6 +193,7 @@ READ_BATCHES = f"""
         WHERE leases.ended_at IS NULL AND lanes.batch_id = ANY(ARRAY(SELECT id FROM page))
         GROUP BY lanes.batch_id)
     SELECT page.*, counted.*, coalesce(hands.running, 0) AS running,
+           (SELECT id FROM batches AS retry WHERE retry.parent_id = page.id AND retry.cancelled_at IS NULL) AS retry_id,
            CASE WHEN row_number() OVER (ORDER BY page.id DESC) = 1 THEN ({MEMBERS_JSON}) END AS crew
     FROM page
     CROSS JOIN LATERAL (

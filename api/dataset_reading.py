@@ -21,6 +21,7 @@ from common.storage import Storage, dataset_key
 DATASET: dict[str, Any] = {
     "id": "019c2f6e-7d60-7d10-8a2b-3c4d5e6f7a8b",
     "batch_id": "019c2f6e-7d50-7b1a-8f3e-2c4d5e6f7081",
+    "retries": [],
     "state": "writing",
     "layout": "webdataset",
     "splits": {"test": 0.1, "train": 0.9},
@@ -62,6 +63,7 @@ class Dataset(BaseModel):
 
     id: UUID
     batch_id: UUID
+    retries: list[UUID] = Field(description="Of the batch: what failed in it and is stored by these is in it too.")
     state: DatasetState
     layout: Layout
     splits: dict[str, float] = Field(description="Shares of the prompts.")
@@ -135,6 +137,7 @@ def _dataset(row: Row[Any]) -> Dataset:
     return Dataset(
         id=row.id,
         batch_id=row.batch_id,
+        retries=row.retries,
         state=row.state,
         layout=plan.layout,
         splits=plan.splits,

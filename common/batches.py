@@ -20,6 +20,7 @@ from common.db import new_id
 from common.errors import Conflict, NotFound
 from common.jobs import cancel_locked
 from common.matrix import variants
+from common.pace import StopRule
 from common.plan import Plan
 from common.recipe import canonical
 from common.states import Tier
@@ -46,6 +47,7 @@ class Batch:
     jobs: int
     variants: int
     request_id: str | None
+    parent_id: UUID | None = None  # of a retry; then `offset` is how far that one is looked through
 
     @property
     def place(self) -> int:
@@ -77,6 +79,7 @@ def submit(
     *,
     tier: Tier = Tier.BULK,
     name: str = "",
+    stop_rule: StopRule | None = None,
     request_id: str | None = None,
     batch_id: UUID | None = None,
 ) -> UUID:
@@ -90,6 +93,7 @@ def submit(
         "variants": len(variants(plan.matrix)),
         "tier": tier.value,
         "name": name,
+        "stop_rule": stop_rule.model_dump_json() if stop_rule else None,
         "request": request_id,
     }
     if connection.execute(INSERT_BATCH, parameters).rowcount == 0:
@@ -212,6 +216,7 @@ def _batch(row: Row[Any]) -> Batch:
         jobs=row.jobs,
         variants=row.variants,
         request_id=row.request_id,
+        parent_id=row.parent_id,
     )
 
 
@@ -220,8 +225,9 @@ def _batch(row: Row[Any]) -> Batch:
 HERE = 'id = :batch AND "offset" = :here AND jobs = :jobs_here AND cancelled_at IS NULL AND finished_at IS NULL'
 
 INSERT_BATCH = text(f"""
-    INSERT INTO batches (id, tenant_id, upload_id, name, tier, plan, variants, request_id)
-    SELECT :batch, tenant_id, id, :name, cast(:tier AS tier), cast(:plan AS jsonb), :variants, :request
+    INSERT INTO batches (id, tenant_id, upload_id, name, tier, plan, variants, stop_rule, request_id)
+    SELECT :batch, tenant_id, id, :name, cast(:tier AS tier), cast(:plan AS jsonb), :variants,
+           cast(:stop_rule AS jsonb), :request
     FROM uploads WHERE id = :upload AND tenant_id = :tenant AND format <> '{PICTURE}'
 """)
 
@@ -232,8 +238,14 @@ PAUSE = text("""
     WHERE id = :batch AND tenant_id = :tenant AND cancelled_at IS NULL AND finished_at IS NULL
 """)
 
+# Its pace is measured anew from here on: what made it pause is not held against it again.
 RESUME = text("""
-    UPDATE batches SET paused_at = NULL
+    UPDATE batches SET paused_at = NULL, paused_because = NULL,
+        pace = CASE WHEN paused_at IS NULL THEN pace ELSE (
+            SELECT jsonb_build_array(jsonb_build_array(
+                round(extract(epoch FROM now()), 1), coalesce(sum(stored + flagged + failed), 0),
+                coalesce(sum(failed), 0), coalesce(sum(flagged), 0)))
+            FROM lanes WHERE lanes.batch_id = batches.id) END
     WHERE id = :batch AND tenant_id = :tenant AND cancelled_at IS NULL AND finished_at IS NULL
 """)
 

@@ -8,7 +8,7 @@ changes nothing. Nothing here writes a file; how one looks is `layout`'s.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -19,6 +19,7 @@ from common.db import new_id
 from common.errors import NotFound
 from common.layout import DatasetPlan
 from common.recipe import canonical
+from common.states import ImageState
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Dataset:
 
     id: UUID
     batch_id: UUID
+    retries: Sequence[UUID]  # of the batch, whose pictures stand in for those that failed
     plan: DatasetPlan
     split: int
     shard: int
@@ -136,20 +138,44 @@ def fail(connection: Connection, dataset: Dataset, code: str, message: str) -> b
 
 
 def reach(connection: Connection, dataset: Dataset) -> Reach:
-    """How far its batch has come, from where the dataset stands."""
-    row = connection.execute(REACH, {"batch": dataset.batch_id, "place": dataset.place}).one()
+    """How far its batch has come, from where the dataset stands: nowhere while one of its retries goes on."""
+    here = {"batch": dataset.batch_id, "retries": list(dataset.retries), "place": dataset.place}
+    row = connection.execute(REACH, here).one()
     return Reach(row.place, row.has_ended)
 
 
 def jobs(connection: Connection, dataset: Dataset, start: int, until: int, limit: int) -> list[Job]:
     """The next jobs of its batch from a place on, those of places below `until`, in order."""
     page = {"batch": dataset.batch_id, "start": start, "until": until, "limit": limit}
-    return [Job(row.id, row.place, row.recipe, row.created_at, row.images) for row in connection.execute(JOBS, page)]
+    found = [Job(row.id, row.place, row.recipe, row.created_at, row.images) for row in connection.execute(JOBS, page)]
+    return _with_heirs(connection, dataset, found) if dataset.retries else found
 
 
 def origin(connection: Connection, dataset: Dataset) -> dict[str, Any]:
     """What a dataset says of its batch."""
-    return dict(connection.execute(ORIGIN, {"batch": dataset.batch_id}).mappings().one())
+    found = dict(connection.execute(ORIGIN, {"batch": dataset.batch_id}).mappings().one())
+    return found | {"retries": list(map(str, dataset.retries))} if dataset.retries else found
+
+
+def _with_heirs(connection: Connection, dataset: Dataset, found: list[Job]) -> list[Job]:
+    """These jobs with what failed of them as the retries of their batch have drawn it.
+
+    A generation at a time: in one recursive statement the planner may choose to read all jobs there are.
+    """
+    generation = [job.id for job in found if any(image["state"] == ImageState.FAILED for image in job.images)]
+    ancestors = {job_id: job_id for job_id in generation}
+    while generation:
+        heirs = connection.execute(HEIRS, {"parents": generation, "retries": list(dataset.retries)}).all()
+        ancestors |= {heir.id: ancestors[heir.parent_id] for heir in heirs}
+        generation = [heir.id for heir in heirs]
+    redrawn: dict[tuple[UUID, int], Mapping[str, Any]] = {}
+    for row in connection.execute(REDRAWN, {"jobs": [heir for heir in ancestors if ancestors[heir] != heir]}):
+        redrawn.setdefault((ancestors[row.job_id], row.image["index"]), row.image)
+
+    def best(job: Job, image: Mapping[str, Any]) -> Mapping[str, Any]:
+        return redrawn.get((job.id, image["index"]), image) if image["state"] == ImageState.FAILED else image
+
+    return [replace(job, images=[best(job, image) for image in job.images]) for job in found]
 
 
 def _changed(connection: Connection, statement: TextClause, dataset: Dataset, **values: Any) -> bool:
@@ -161,6 +187,7 @@ def _dataset(row: Row[Any]) -> Dataset:
     return Dataset(
         id=row.id,
         batch_id=row.batch_id,
+        retries=row.retries,
         plan=DatasetPlan.model_validate(row.plan),
         split=row.split,
         shard=row.shard,
@@ -176,8 +203,11 @@ def _dataset(row: Row[Any]) -> Dataset:
 MINE = "id = :dataset AND hand = :hand AND finished_at IS NULL"
 
 INSERT = text("""
-    INSERT INTO datasets (id, tenant_id, batch_id, plan, request_id)
-    SELECT :dataset, tenant_id, id, cast(:plan AS jsonb), :request
+    WITH RECURSIVE retries AS (
+        SELECT id FROM batches WHERE parent_id = :batch
+        UNION ALL SELECT batches.id FROM batches JOIN retries ON batches.parent_id = retries.id)
+    INSERT INTO datasets (id, tenant_id, batch_id, retries, plan, request_id)
+    SELECT :dataset, tenant_id, id, ARRAY(SELECT id FROM retries ORDER BY id), cast(:plan AS jsonb), :request
     FROM batches WHERE id = :batch AND tenant_id = :tenant
 """)
 
@@ -188,7 +218,10 @@ UNATTENDED = text("""
     ORDER BY touched_at LIMIT 100
 """)
 
-OF_BATCHES = text("SELECT id FROM datasets WHERE finished_at IS NULL AND batch_id = ANY(:batches)")
+OF_BATCHES = text("""
+    SELECT id FROM datasets
+    WHERE finished_at IS NULL AND (batch_id = ANY(:batches) OR retries && cast(:batches AS uuid[]))
+""")
 
 TAKE = text("""
     UPDATE datasets SET hand = :hand, touched_at = now()
@@ -229,23 +262,37 @@ FAIL = text(f"""
 """)
 
 REACH = text("""
-    SELECT finished_at IS NOT NULL AS has_ended,
-           CASE WHEN finished_at IS NOT NULL THEN jobs
+    SELECT finished_at IS NOT NULL AND NOT is_retried AS has_ended,
+           CASE WHEN is_retried THEN :place
+                WHEN finished_at IS NOT NULL THEN jobs
                 ELSE coalesce((SELECT place FROM jobs WHERE batch_id = :batch AND place >= :place
                                AND finished_at IS NULL ORDER BY place LIMIT 1), jobs) END AS place
-    FROM batches WHERE id = :batch
+    FROM batches CROSS JOIN (
+        SELECT EXISTS (SELECT FROM batches WHERE id = ANY(:retries) AND finished_at IS NULL) AS is_retried) AS retry
+    WHERE id = :batch
 """)
 
-JOBS = text("""
+IMAGE = """
+    jsonb_build_object(
+        'id', id, 'job_id', job_id, 'index', index, 'state', state, 'key', key, 'sha256', sha256, 'bytes', bytes,
+        'error_code', error_code, 'render_ms', render_ms)
+"""
+
+JOBS = text(f"""
     SELECT page.id, page.place, page.recipe, page.created_at, images.all AS images
     FROM (SELECT id, place, recipe, created_at FROM jobs
           WHERE batch_id = :batch AND place >= :start AND place < :until ORDER BY place LIMIT :limit) AS page
-    CROSS JOIN LATERAL (
-        SELECT jsonb_agg(jsonb_build_object(
-            'id', id, 'index', index, 'state', state, 'key', key, 'sha256', sha256, 'bytes', bytes,
-            'error_code', error_code, 'render_ms', render_ms) ORDER BY index) AS all
-        FROM images WHERE job_id = page.id) AS images
+    CROSS JOIN LATERAL (SELECT jsonb_agg({IMAGE} ORDER BY index) AS all FROM images WHERE job_id = page.id) AS images
     ORDER BY page.place
+""")
+
+HEIRS = text("""
+    SELECT id, parent_id FROM jobs WHERE parent_id = ANY(:parents) AND ARRAY[batch_id] <@ cast(:retries AS uuid[])
+""")
+
+REDRAWN = text(f"""
+    SELECT job_id, {IMAGE} AS image FROM images
+    WHERE job_id = ANY(:jobs) AND state IN ('stored', 'flagged') ORDER BY state, id
 """)
 
 ORIGIN = text("""

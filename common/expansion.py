@@ -1,4 +1,4 @@
-"""Expansion: a chunk of a batch's prompts as rows, by COPY. With `jobs.submit`, the only code that makes jobs.
+"""Expansion: a chunk of a batch's prompts as rows, by COPY. Other makers of jobs: `jobs.submit`, and the retries.
 
 COPY's text is written by hand: the driver takes ten times as long for a row, and a batch has a million of them.
 """

@@ -109,6 +109,7 @@ batches = Table(
     Column("id", Uuid, primary_key=True),
     Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False),
     Column("upload_id", Uuid, ForeignKey("uploads.id"), nullable=False, index=True),
+    Column("parent_id", Uuid, ForeignKey("batches.id")),  # whose failed images it draws again
     Column("name", Text, nullable=False, server_default=""),
     Column("tier", tier_enum, nullable=False),
     Column("plan", JSONB, nullable=False),  # how a prompt becomes a recipe
@@ -133,6 +134,9 @@ batches = Table(
     Column("settled", BigInteger, nullable=False, server_default="0"),  # of a cancelled one: places that are done with
     Column("warned", BigInteger, nullable=False, server_default="0"),  # prompts that there is something to warn of
     Column("warnings", ARRAY(Text), nullable=False, server_default="{}"),  # of the first of them
+    Column("pace", JSONB, nullable=False, server_default="[]"),  # how many images had ended when: see `common.pace`
+    Column("stop_rule", JSONB),  # when it pauses by itself
+    Column("paused_because", Text),  # why it last did
     Column("error_code", Text),
     Column("error_message", Text),
     Column("request_id", Text),
@@ -146,6 +150,15 @@ batches = Table(
     CheckConstraint("expanded_at IS NULL OR (checked_at IS NOT NULL AND jobs = prompts * variants)", name="expanded"),
     Index("batches_tenant_id_idx", "tenant_id", "id"),
     Index("batches_open_idx", "id", postgresql_where=text("finished_at IS NULL")),
+    Index(  # one that was cancelled may have a follower
+        "batches_parent_id_idx",
+        "parent_id",
+        "cancelled_at",
+        unique=True,
+        postgresql_where=text("parent_id IS NOT NULL"),
+        postgresql_nulls_not_distinct=True,
+    ),
+    CheckConstraint("paused_because IS NULL OR stop_rule IS NOT NULL", name="stop_rule"),
 )
 
 # How far a dataset has come: all splits before this one are written, and of this one the shards below `shard`, from the
@@ -156,6 +169,7 @@ datasets = Table(
     Column("id", Uuid, primary_key=True),
     Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False),
     Column("batch_id", Uuid, ForeignKey("batches.id"), nullable=False),
+    Column("retries", ARRAY(Uuid), nullable=False, server_default="{}"),  # of the batch, whose pictures count too
     Column("plan", JSONB, nullable=False),  # how it is to be written
     Column(
         "state",

@@ -62,6 +62,7 @@ EVENTS: dict[str, tuple[int, str]] = {
     "workers_pruned": (logging.WARNING, "Workers were not heard of any more."),
     "models_woken": (logging.INFO, "Work waits beside idle workers; they were woken."),
     "batch_expanded": (logging.INFO, "Jobs of a batch were made from its prompts."),
+    "batch_stopped": (logging.WARNING, "A batch paused by itself: more of its images failed than its stop rule bears."),
     "batch_refused": (logging.WARNING, "A batch has prompts that cannot be rendered, and was refused."),
     "dataset_shard_written": (logging.INFO, "A shard of a dataset was written."),
     "dataset_ready": (logging.INFO, "A dataset is ready: all its files are written."),

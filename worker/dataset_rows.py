@@ -34,7 +34,7 @@ def items_of(job: Job, split: str, catalog: Catalog) -> Iterator[Item]:
         row = {
             "key": item_id(recipe, image["index"]),
             "image_id": image["id"],
-            "job_id": str(job.id),
+            "job_id": image["job_id"],
             "index": image["index"],
             "prompt": recipe.prompt,
             "negative_prompt": recipe.negative_prompt,

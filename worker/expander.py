@@ -5,7 +5,7 @@ it can end at any moment, and any other goes on. The statements are those of `co
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
@@ -14,7 +14,7 @@ from uuid import UUID
 
 from sqlalchemy import Engine as Database
 
-from common import batches, expansion, originals, prompts
+from common import batch_retries, batches, expansion, originals, prompts
 from common.batches import Batch, Chunk
 from common.catalog import Catalog, Model
 from common.db import transaction
@@ -65,7 +65,18 @@ class Expander:
         if batch and batch.is_cancelled:
             with transaction(self._database) as connection:
                 return batches.settle(connection, batch_id)
-        return batch is not None and not batch.is_expanded and self._read_on(batch, until)
+        if batch is None or batch.is_expanded:
+            return False
+        return self._draw_again(batch) if batch.parent_id else self._read_on(batch, until)
+
+    def _draw_again(self, batch: Batch) -> bool:
+        """Make the next jobs of a retry; False when somebody else is at it."""
+        with transaction(self._database) as connection:
+            models = batch_retries.expand(connection, batch)
+        if models:
+            self._wake(models)
+            tell("batch_expanded", batch=batch.id, jobs=sum(models.values()))
+        return models is not None
 
     def _read_on(self, batch: Batch, until: float) -> bool:
         """Check or expand chunk after chunk while the time lasts; False when somebody else is at it, or it is over."""
@@ -92,11 +103,14 @@ class Expander:
         with transaction(self._database) as connection:
             is_mine = expansion.expand(connection, batch, chunk, rows)
         if is_mine:
-            for model, jobs in rows.models.items():
-                for _ in range(-(-jobs // JOBS_PER_MESSAGE)):
-                    self._messages.wake(model)
+            self._wake(rows.models)
             tell("batch_expanded", batch=batch.id, jobs=sum(rows.models.values()), line=chunk.line)
         return is_mine
+
+    def _wake(self, models: Mapping[str, int]) -> None:
+        for model, jobs in models.items():
+            for _ in range(-(-jobs // JOBS_PER_MESSAGE)):
+                self._messages.wake(model)
 
     def _refuse(self, batch: Batch, why: Error) -> bool:
         with transaction(self._database) as connection:

@@ -2,7 +2,7 @@
 
 Each step is a transaction of its own and safe in many copies at once; one that fails does not stop the others.
 Leftover bytes are deleted by a thread of its own: a slow image store must not hold up a rescue. Decides nothing itself:
-the statements are those of `claims`, `jobs`, `batches`, `datasets`, `uploads` and `workers`.
+the statements are those of `claims`, `jobs`, `batches`, `progress`, `datasets`, `uploads` and `workers`.
 """
 
 import random
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from sqlalchemy import Connection
 from sqlalchemy import Engine as Database
 
-from common import audit, batches, claims, datasets, jobs, uploads, workers
+from common import audit, batches, claims, datasets, jobs, progress, uploads, workers
 from common.config import Settings
 from common.db import transaction
 from common.errors import Unavailable
@@ -60,6 +60,7 @@ class Sweep:
             self.wake,
             self.advance,
             self.export,
+            self.note_progress,
             self.end_batches,
             self.prune,
             self.forget,
@@ -116,6 +117,16 @@ class Sweep:
             unattended = datasets.unattended(connection, EXPORT_SILENCE_S, EXPORT_REST_S)
         for dataset_id in unattended:
             self._messages.export(dataset_id)
+
+    def note_progress(self) -> None:
+        """Note how far the batches are; those of which too much fails pause."""
+        with self._transaction() as connection:
+            found = progress.look(connection)
+        for one in found:
+            with self._transaction() as connection:
+                is_mine = progress.note(connection, one)
+            if is_mine and one.because:
+                tell("batch_stopped", batch=one.batch_id, reason=one.because)
 
     def end_batches(self) -> None:
         """End batches, and have the datasets finished that have waited for it."""

@@ -31,6 +31,7 @@ from common.db import new_id, transaction
 from common.errors import FieldError, Invalid, UnknownModel
 from common.matrix import FIELDS, MAX_VARIANTS, OF_EACH_PROMPT, Variant, axes, variants
 from common.modes import Find
+from common.pace import StopRule
 from common.plan import PLACEHOLDER, Plan, Planner
 from common.recipe import Draft, Seed, Text, canonical
 from common.states import Tier
@@ -54,6 +55,7 @@ EXAMPLES = {
             "seed": 42,
             "tier": "bulk",
             "name": "doors, first try",
+            "stop_rule": {"percent": 20, "of_last": 50},
         },
     },
     "matrix": {
@@ -103,6 +105,7 @@ class BatchDraft(BaseModel):
     images_per_prompt: StrictInt = Field(1, ge=1, description="How many images, each with a seed of its own.")
     seed: Seed | None = Field(None, description="Of the first image; the others count on. Default: drawn by lot.")
     tier: Tier = Tier.BULK
+    stop_rule: StopRule | None = Field(None, description="When it pauses by itself. Default: never.")
     name: str = Field("", max_length=200, pattern=r"^[^\x00]*$", description="What people call it.")
 
     @model_validator(mode="after")
@@ -168,6 +171,7 @@ def submit(
                 plan,
                 tier=draft.tier,
                 name=draft.name,
+                stop_rule=draft.stop_rule,
                 request_id=request_id,
                 batch_id=batch_id,
             )
@@ -281,3 +285,21 @@ def cancel_batch(batch_id: UUID, caller: BatchesWriter, farm: TheFarm) -> Batch:
     """
     actions.cancel_batch(farm, caller, batch_id)
     return look(farm, caller, batch_id)
+
+
+@router.post(
+    "/v1/batches/{batch_id}/retry-failed",
+    operation_id="retryFailedOfBatch",
+    summary="Draw again what failed of a batch",
+    status_code=201,
+)
+def retry_failed(batch_id: UUID, caller: BatchesWriter, farm: TheFarm, base_url: BaseUrl, response: Response) -> Batch:
+    """A new batch that names its parent, with the same recipes and seeds: of each job the images that failed, and none
+    that the safety checker refused. Again gives the same one while it goes on; 409 where nothing failed, or while the
+    parent has not ended. A dataset of the parent has its pictures too.
+    """
+    made, is_new = actions.retry_failed(farm, caller, batch_id)
+    response.headers["Location"] = f"{base_url}v1/batches/{made}"
+    if not is_new:
+        response.headers["Idempotency-Replayed"] = "true"
+    return look(farm, caller, made)

@@ -1,93 +1,17 @@
 """A batch from its file of prompts to its last image: checked, expanded, rendered, paused, cancelled, interrupted."""
 
-import io
-import json
-from collections.abc import Iterable
-from typing import Any
-from uuid import UUID
-
 import pytest
-from sqlalchemy import Row
 
-from common import batches, expansion, uploads
+from common import batches, expansion
 from common.config import Settings
-from common.db import new_id, transaction
+from common.db import transaction
 from common.errors import Conflict, NotFound
 from common.plan import Plan
-from common.queue import Messages
 from common.states import ImageState, Tier
-from common.storage import Storage, sha256, upload_key
-from common.uploads import Upload
-from tests.stories import CATALOG, Story
+from common.storage import upload_key
+from tests.batch_stories import PLAN, PROMPTS, BatchStory
+from tests.stories import Story
 from worker import expander
-from worker.expander import Expander
-
-PLAN = Plan(defaults={"model": "mini-zh", "steps": 2}, images_per_prompt=2, seed=100)
-PROMPTS = [f"红色的圆形 {n}" for n in range(10)]
-
-
-class BatchStory(Story):
-    """A story, and the control worker in it."""
-
-    def __init__(self, story: Story, settings: Settings) -> None:
-        super().__init__(story.database)
-        self.storage = Storage(settings)
-        self.storage.ensure_bucket()
-        self.expander = Expander(self.database, self.storage, Messages(settings), CATALOG)
-
-    def upload(self, data: bytes, format: str = "txt", tenant: str = "somebody") -> UUID:
-        upload = Upload(new_id(), format, len(data), sha256(data))
-        self.storage.put_file(upload_key(upload.id, format), io.BytesIO(data), "text/plain")
-        tenant_id = self.tenant(tenant)
-        with transaction(self.database) as connection:
-            uploads.record(connection, tenant_id, upload)
-        return upload.id
-
-    def batch_of(self, prompts: Iterable[str] = PROMPTS, plan: Plan = PLAN, tenant: str = "somebody") -> UUID:
-        upload, tenant_id = self.upload("\n".join(prompts).encode(), tenant=tenant), self.tenant(tenant)
-        with transaction(self.database) as connection:
-            return batches.submit(connection, tenant_id, upload, plan, tier=Tier.BULK, name="a batch")
-
-    def batch_of_lines(self, *rows: Any, plan: Plan = PLAN) -> UUID:
-        text = "\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows)
-        upload, tenant_id = self.upload(text.encode(), "jsonl"), self.tenant()
-        with transaction(self.database) as connection:
-            return batches.submit(connection, tenant_id, upload, plan)
-
-    def expanded(self, *args: Any, **more: Any) -> UUID:
-        batch_id = self.batch_of(*args, **more)
-        assert not self.expander.work(batch_id, 60)
-        return batch_id
-
-    def pause(self, batch_id: UUID) -> None:
-        with transaction(self.database) as connection:
-            batches.pause(connection, batch_id, self.tenant())
-
-    def resume(self, batch_id: UUID) -> list[str]:
-        with transaction(self.database) as connection:
-            return batches.resume(connection, batch_id, self.tenant())
-
-    def close(self, batch_id: UUID) -> None:
-        with transaction(self.database) as connection:
-            batches.close(connection, batch_id, self.tenant())
-
-    def cancel_batch(self, batch_id: UUID) -> list[UUID]:
-        self.close(batch_id)
-        with transaction(self.database) as connection:
-            return batches.cancel_in_hand(connection, batch_id)
-
-    def end(self) -> list[UUID]:
-        with transaction(self.database) as connection:
-            return batches.end(connection)
-
-    def batch(self, batch_id: UUID) -> Row[Any]:
-        return self.rows("SELECT * FROM batches WHERE id = :id", id=batch_id)[0]
-
-    def jobs_of(self, batch_id: UUID) -> list[Row[Any]]:
-        return self.rows("SELECT * FROM jobs WHERE batch_id = :id ORDER BY place", id=batch_id)
-
-    def lanes_of(self, batch_id: UUID) -> list[Row[Any]]:
-        return self.rows("SELECT * FROM lanes WHERE batch_id = :id ORDER BY id", id=batch_id)
 
 
 @pytest.fixture

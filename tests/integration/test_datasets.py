@@ -23,7 +23,7 @@ from common.config import Settings
 from common.db import new_id
 from common.layout import COLUMNS
 from common.queue import Messages
-from common.states import Scope
+from common.states import ImageState, Scope
 from common.storage import Storage
 from tests.serving import Api
 from tests.stories import CATALOG, Story
@@ -473,3 +473,41 @@ def test_a_tenant_sees_only_its_own_and_a_key_does_what_it_may(api: Api, client:
 HOLD_THE_LAST = text("""
     UPDATE images SET not_before = 'infinity' WHERE job_id = (SELECT id FROM jobs ORDER BY place DESC LIMIT 1)
 """)
+
+
+def test_what_a_retry_has_drawn_stands_where_it_failed(
+    client: httpx.Client,
+    exporter: Exporter,
+    expander: Expander,
+    story: Story,
+    settings: Settings,
+    make_worker: MakeWorker,
+) -> None:
+    """The same rows and pictures as of a batch of which nothing failed."""
+    batch_id = submitted(client, expander, PROMPTS[:4])
+    story.publish(story.started(capacity=3), ImageState.FAILED, error_code="nan_image")
+    render(story, make_worker)
+    before = ready(client, exporter, batch_id)
+    retry = client.post(f"/v1/batches/{batch_id}/retry-failed").raise_for_status().json()["id"]
+    expander.work(retry, 60)
+    whole = submitted(client, expander, PROMPTS[:4])
+    dataset_id = asked(client, batch_id)
+    exporter.work(dataset_id, 60)
+    assert shown(client, dataset_id)["state"] == "waiting"
+    while story.rows("SELECT FROM batches WHERE finished_at IS NULL"):  # the retry, and the other batch
+        render(story, make_worker)
+    exporter.work(dataset_id, 60)
+    made, other = shown(client, dataset_id), ready(client, exporter, whole)
+    assert (before["images"]["stored"], made["images"]["stored"], made["retries"]) == (5, 8, [retry])
+
+    def drawn(dataset: dict[str, Any]) -> list[dict[str, Any]]:
+        own = ("image_id", "job_id", "created_at", "render_ms")
+        rows = rows_of(files_of(settings, dataset["id"]))
+        return [{name: row[name] for name in row if name not in own} for row in rows]
+
+    assert drawn(made) == drawn(other)
+    files = files_of(settings, made["id"])
+    jobs = client.get("/v1/jobs", params={"batch": retry}).json()["items"]
+    assert {job["id"] for job in jobs} == {row["job_id"] for row in rows_of(files)[:3]}
+    assert json.loads(files["manifest.json"])["batch"]["retries"] == [retry]
+    assert ready(client, exporter, batch_id)["digest"] == made["digest"]

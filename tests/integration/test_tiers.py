@@ -14,7 +14,7 @@ from common.config import Settings
 from common.db import new_id, transaction
 from common.errors import Conflict, NotFound
 from common.states import ImageState, JobState, Tier
-from tests.integration.test_batches import BatchStory
+from tests.batch_stories import BatchStory
 from tests.stories import Story
 from tests.workers import until_blocked
 
