@@ -1,10 +1,10 @@
-"""`huafang batch`: submit a file of prompts, list, watch, pause, resume, cancel."""
+"""`huafang batch`: submit a file of prompts, list, watch, pause, resume, cancel, draw again what failed."""
 
+import json
+import re
 import shutil
 import sys
 import tempfile
-import time
-from collections import deque
 from contextlib import ExitStack
 from io import SEEK_END
 from pathlib import Path
@@ -12,16 +12,15 @@ from typing import Any, BinaryIO
 
 import click
 
+from cli.batch_watch import duration, fates, outcome, watch_batch
 from cli.client import Json, path
 from cli.generate import Size, check_text
 from cli.lists import Lists, ListsType, matrix_of
-from cli.shell import PARTLY, Columns, Failure, Group, Row, Shell
-from cli.watch import bar, interruptible, teller
+from cli.shell import Columns, Failure, Group, Row, Shell
+from cli.watch import bar
 from common.states import Tier
 
 MEDIA_TYPES = {".jsonl": "application/jsonl", ".txt": "text/plain"}
-PACE_S = 20.0  # the rate that is shown is that of so long
-ENDS = ("stored", "flagged", "failed", "cancelled")
 
 
 def pictures(batch: Row) -> str:
@@ -29,24 +28,15 @@ def pictures(batch: Row) -> str:
     return f"{batch['images']['stored']}/{'?' if total is None else total}"
 
 
-def fates(batch: Row) -> str:
-    """How many images are in which state, where there are any."""
-    waiting = batch["images"]["open"] - batch["running"]
-    counts = {**batch["images"], "running": batch["running"], "waiting": waiting}
-    return ", ".join(f"{counts[name]} {name}" for name in ("running", "waiting", *ENDS) if counts[name] > 0)
-
-
 def why(batch: Row) -> str | None:
     if batch["error"]:
         return str(batch["error"]["message"])
-    return "It was cancelled." if batch["cancelled_at"] else None
+    return "It was cancelled." if batch["cancelled_at"] else batch["paused_because"]
 
 
-def duration(seconds: float | None) -> str | None:
-    if seconds is None:
-        return None
-    minutes, hours = round(seconds / 60), round(seconds / 3600)
-    return f"{hours} h" if hours > 2 else f"{minutes} min" if minutes > 2 else f"{seconds:.0f} s"
+def rule(batch: Row) -> str | None:
+    stop = batch["stop_rule"]
+    return f"at more than {stop['percent']:g} % of its last {stop['of_last']} images" if stop else None
 
 
 ROW: Columns = {
@@ -66,9 +56,25 @@ RECORD: Columns = {
     "a prompt": lambda batch: batch["images_per_prompt"] * batch["variants"],
     "seed": lambda batch: batch["seed"],
     "note": lambda batch: " ".join(batch["warnings"][:3]) + (" …" if batch["warned"] > 3 else ""),
+    "stops": rule,
+    "retry of": lambda batch: batch["parent_id"],
+    "retried in": lambda batch: batch["retry_id"],
+    "a minute": lambda batch: batch["images_per_minute"],
     "takes": lambda batch: duration(batch["eta_seconds"]),
     "finished": lambda batch: batch["finished_at"],
 }
+
+
+class StopAt(click.ParamType):
+    """20%/50: more than 20 % of the last 50."""
+
+    name = "PERCENT/LAST"
+
+    def convert(self, given: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?%?/(\d+)", str(given))
+        if not found:
+            self.fail(f"{given} is none; write 20%/50 for more than 20 % of the last 50 images.", param, ctx)
+        return {"percent": float(found[1]), "of_last": int(found[2])}
 
 
 @click.group(cls=Group)
@@ -89,6 +95,9 @@ def batch() -> None:
 @click.option("--matrix", "lists", type=ListsType(), multiple=True, help="Each prompt with each of them; see below.")
 @click.option("--tier", type=click.Choice([tier.value for tier in Tier]), help="How urgent it is.  [default: bulk]")
 @click.option("--name", help="What you call it.")
+@click.option(
+    "--stop-at", "stop_rule", type=StopAt(), help="Pause when more of its last images failed or were flagged."
+)
 @click.option("--watch", "is_watched", is_flag=True, help="Watch it until it has ended.")
 @click.pass_obj
 def submit(
@@ -99,6 +108,7 @@ def submit(
     seed: int | None,
     tier: str | None,
     name: str | None,
+    stop_rule: dict[str, Any] | None,
     size: tuple[int, int] | None,
     is_watched: bool,
     lists: tuple[Lists, ...],
@@ -113,7 +123,7 @@ def submit(
     """
     if size:
         fields["width"], fields["height"] = size
-    given = {"images_per_prompt": images_per_prompt, "seed": seed, "tier": tier, "name": name}
+    given = {"images_per_prompt": images_per_prompt, "seed": seed, "tier": tier, "name": name, "stop_rule": stop_rule}
     defaults = {field: value for field, value in fields.items() if value is not None}
     draft = {"defaults": defaults, **{field: value for field, value in given.items() if value is not None}}
     if lists:
@@ -139,8 +149,11 @@ def ls(shell: Shell, limit: int) -> None:
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Give up waiting after that many seconds.")
 @click.pass_obj
 def watch_(shell: Shell, batch_id: str, timeout: float | None) -> None:
-    """Watch a batch until it has ended."""
-    end(shell, watch_batch(shell, batch_id, timeout))
+    """Watch a batch until it has ended. With --format json, or into a pipe: a line of JSON each time it has changed."""
+    if shell.speaks != "json":
+        return end(shell, watch_batch(shell, batch_id, timeout))
+    if missing := outcome(watch_batch(shell, batch_id, timeout, hear=print_line)):
+        raise missing
 
 
 @batch.command()
@@ -167,6 +180,19 @@ def cancel(shell: Shell, batch_id: str) -> None:
     change(shell, batch_id, "cancel")
 
 
+@batch.command("retry-failed")
+@click.argument("batch_id", metavar="ID")
+@click.option("--watch", "is_watched", is_flag=True, help="Watch it until it has ended.")
+@click.pass_obj
+def retry_failed(shell: Shell, batch_id: str, is_watched: bool) -> None:
+    """Draw again what failed of a batch that has ended, as a new batch with the same recipes and seeds."""
+    made = shell.client.post(path("batches", batch_id, "retry-failed"))
+    if is_watched:
+        shell.note(f"{made['id']} draws again what failed.")
+        return end(shell, watch_batch(shell, made["id"]))
+    shell.print_record(made, RECORD)
+
+
 def change(shell: Shell, batch_id: str, verb: str) -> None:
     shell.print_record(shell.client.post(path("batches", batch_id, verb)), RECORD)
 
@@ -188,15 +214,6 @@ def upload(shell: Shell, file: BinaryIO) -> Json:
         return shell.client.upload(file, MEDIA_TYPES[suffix], lambda sent: progress.update(task, completed=sent))
 
 
-def watch_batch(shell: Shell, batch_id: str, timeout: float | None = None, on: str = "batch watch") -> Json:
-    """The batch when it has ended. `on` is the command that goes on with it after Ctrl-C."""
-    pace, hints = Pace(), interruptible("batch", f"{on} {batch_id}", f"batch cancel {batch_id}")
-    with teller(shell, pace.describe, pace.position, news=tenths) as tell, hints:
-        for batch in shell.client.follow_batch(batch_id, timeout):
-            tell(batch)
-    return batch
-
-
 def end(shell: Shell, batch: Json) -> None:
     """Show a batch that has ended. Raises Failure when not all of its pictures are there."""
     shell.print_record(batch, RECORD)
@@ -204,51 +221,5 @@ def end(shell: Shell, batch: Json) -> None:
         raise missing
 
 
-def outcome(batch: Json) -> Failure | None:
-    """What to end with when not all pictures of a batch that has ended are there."""
-    images = batch["images"]
-    if batch["error"]:
-        return Failure(f"Batch {batch['id']} cannot be rendered: {batch['error']['message']}")
-    if batch["cancelled_at"]:
-        return Failure(f"Batch {batch['id']} was cancelled.")
-    if missing := images["total"] - images["stored"]:
-        fates = f"{images['failed']} failed, {images['flagged']} were refused by the safety checker"
-        code = PARTLY if images["stored"] else 1
-        return Failure(f"{missing} of {images['total']} pictures are missing: {fates}.", code)
-    return None
-
-
-class Pace:
-    """How a batch gets on, with the rate of the last seconds."""
-
-    def __init__(self) -> None:
-        self._seen: deque[tuple[float, int]] = deque()
-
-    def describe(self, batch: Json) -> str:
-        now, done = time.monotonic(), ended(batch)
-        self._seen.append((now, done))
-        while now - self._seen[0][0] > PACE_S:
-            self._seen.popleft()
-        since, before = self._seen[0]
-        rate = f", {(done - before) / (now - since):.1f} a second" if done > before else ""
-        return f"{batch['state']}: {fates(batch) or 'no pictures yet'}{rate}"
-
-    def position(self, batch: Json) -> Json:
-        return {"description": self.describe(batch), "total": expected(batch), "completed": ended(batch)}
-
-
-def ended(batch: Json) -> int:
-    return sum(batch["images"][name] for name in ENDS)
-
-
-def expected(batch: Json) -> int | None:
-    """How many images there will be: for sure, or if no line says so itself; None while nobody knows."""
-    if batch["images"]["total"] is not None:
-        return int(batch["images"]["total"])
-    return batch["prompts"] * batch["variants"] * batch["images_per_prompt"] if batch["jobs"] else None
-
-
-def tenths(batch: Json) -> tuple[str, int]:
-    """What is worth a line: another state, or another tenth of the images."""
-    total = expected(batch)
-    return batch["state"], ended(batch) * 10 // total if total else 0
+def print_line(batch: Json) -> None:
+    click.echo(json.dumps(batch, ensure_ascii=False))

@@ -153,27 +153,40 @@ class Client:
         except httpx.TransportError:
             return
 
-    def follow_batch(self, batch_id: str, timeout: float | None = None) -> Iterator[Json]:
-        """The batch, every second, until it has ended."""
+    def follow_batch(
+        self, batch_id: str, timeout: float | None = None, note: Callable[[str], None] = lambda text: None
+    ) -> Iterator[Json]:
+        """The batch, every second, until it has ended; `note` hears when the farm goes away and comes back."""
         late = f"The batch has not ended in time; it goes on: {called()} batch watch {batch_id}"
-        return self._follow(path("batches", batch_id), ("ended",), timeout, late)
+        return self._follow(path("batches", batch_id), ("ended",), timeout, late, note)
 
     def follow_dataset(self, dataset_id: str, timeout: float | None = None) -> Iterator[Json]:
         """The dataset, every second, until it is ready or has failed."""
         late = f"Dataset {dataset_id} is not ready in time; it goes on. Say the same again to get it."
         return self._follow(path("datasets", dataset_id), ("ready", "failed"), timeout, late)
 
-    def _follow(self, where: str, ends: tuple[str, ...], timeout: float | None, late: str) -> Iterator[Json]:
+    def _follow(
+        self,
+        where: str,
+        ends: tuple[str, ...],
+        timeout: float | None,
+        late: str,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> Iterator[Json]:
         """What is there, every second, until its state is one of these. Bears a farm that is away for a while."""
         deadline, away_since = time.monotonic() + timeout if timeout else float("inf"), None
         while True:
             try:
                 found = self.get(where)
+                if away_since:
+                    note("The farm answers again.")
                 away_since = None
                 yield found
                 if found["state"] in ends:
                     return
             except Away:
+                if not away_since:
+                    note("The farm does not answer; it is asked again every second.")
                 away_since = away_since or time.monotonic()
                 if time.monotonic() - away_since > AWAY_S:
                     raise

@@ -126,14 +126,21 @@ def plan_of(layout: Any, splits: tuple[tuple[str, float], ...]) -> DatasetPlan:
 
 
 def the_dataset(shell: Shell, batch: Json, plan: DatasetPlan) -> Json:
-    """The one that was asked for before, if it has all that the batch has by now; else a new one."""
+    """The one that was asked for before, if it has all that the batch and its retries have by now; else a new one."""
     digest, has_ended = plan.digest(UUID(batch["id"])), batch["state"] == "ended"
+    retries = set(retries_of(shell, batch))
     for found in shell.client.pages("/v1/datasets", 50, batch=batch["id"]):
         goes_on = found["state"] in ("waiting", "writing")
-        has_all = found["state"] == "ready" and has_ended and found["images"]["stored"] == batch["images"]["stored"]
-        if found["plan"] == digest and (goes_on or has_all):
+        has_all = found["state"] == "ready" and has_ended and found["images"]["stored"] >= batch["images"]["stored"]
+        if found["plan"] == digest and retries <= set(found["retries"]) and (goes_on or has_all):
             return found
     return shell.client.submit({"batch": batch["id"], **plan.model_dump()}, "/v1/datasets")
+
+
+def retries_of(shell: Shell, batch: Json) -> Iterator[str]:
+    while retry_id := batch["retry_id"]:
+        yield retry_id
+        batch = shell.client.get(path("batches", retry_id))
 
 
 def wait(shell: Shell, found: Json, timeout: float | None) -> Json:

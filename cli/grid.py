@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 import click
 
-from cli.batch import outcome, watch_batch
+from cli.batch_watch import outcome, watch_batch
 from cli.client import Json, path
 from cli.comparison import compare, shown_axes
 from cli.generate import Size, check_folder, check_text, save

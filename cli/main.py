@@ -27,7 +27,7 @@ COMMANDS = {
     "status": ("cli.farm", "Show what of the local farm is running."),
     "generate": ("cli.generate", "Render a prompt and download the pictures."),
     "jobs": ("cli.jobs", "List, show, watch, cancel and retry jobs."),
-    "batch": ("cli.batch", "Submit, list, watch, pause, resume and cancel batches."),
+    "batch": ("cli.batch", "Submit, list, watch, pause, resume, cancel and retry batches."),
     "grid": ("cli.grid", "Compare models, schedulers, steps or guidance side by side."),
     "dataset": ("cli.dataset", "Export batches as datasets, list and verify them."),
     "models": ("cli.models", "List the models, check their files."),

@@ -4,8 +4,11 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,8 @@ import pytest
 from sqlalchemy import Engine, text
 
 from common.config import Settings
-from tests.command_line import HUAFANG, CommandLine, Done
+from embedded.farm import variables
+from tests.command_line import HUAFANG, CommandLine, Done, start
 from tests.serving import Api, serving
 from tests.workers import QUICK, bucket_of, log_of, running, until
 
@@ -34,6 +38,13 @@ def api(settings: Settings, database: Engine) -> Iterator[Api]:
 def client(api: Api) -> Iterator[httpx.Client]:
     with api.client() as client:
         yield client
+
+
+@pytest.fixture
+def unused_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
 @pytest.fixture
@@ -85,7 +96,8 @@ def test_a_batch_is_paused_resumed_and_stored(
 
         assert call("batch", "resume", batch_id).code == 0
         ended = call("batch", "watch", batch_id)
-    assert (ended.code, ended.json["images"]["stored"], ended.json["state"]) == (0, 24, "ended"), ended.err
+    last = json.loads(ended.out.splitlines()[-1])
+    assert (ended.code, last["images"]["stored"], last["state"]) == (0, 24, "ended"), ended.err
     assert [row["name"] for row in call("batch", "ls").json] == ["first"]
     jobs = client.get("/v1/jobs", params={"batch": batch_id}).json()["items"]
     assert [(job["recipe"]["prompt"], job["recipe"]["steps"]) for job in jobs] == PROMPTS[::-1]
@@ -94,6 +106,53 @@ def test_a_batch_is_paused_resumed_and_stored(
     hashes = [image["sha256"] for job in jobs for image in job["images"]]
     assert sorted(hashes) == sorted(hashlib.sha256(data).hexdigest() for data in pictures.values())
     assert len(set(hashes)) == 24
+
+
+@contextmanager
+def api_process(settings: Settings, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """An API that can be killed."""
+    command = [sys.executable, "-m", "api", f"--port={port}"]
+    with subprocess.Popen(command, env={"PATH": "", **variables(settings)}, stderr=subprocess.DEVNULL) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_watch_outlives_the_api_and_what_failed_is_drawn_again(
+    environment: dict[str, str], settings: Settings, tmp_path: Path, unused_port: int
+) -> None:
+    (tmp_path / "prompts.txt").write_text("\n".join([*(f"红色的圆形 {n}" for n in range(40)), "心形 #nan"]))
+    environment |= {"HUAFANG_URL": f"http://127.0.0.1:{unused_port}"}
+
+    def huafang(*given: str) -> Done:
+        return start("--format=json", "batch", *given, environment=environment)
+
+    with running(tmp_path, settings, "control", **QUICK), running(tmp_path, settings, "render", DEVICE=STEP, **QUICK):
+        with api_process(settings, unused_port):
+            until(lambda: huafang("ls").code == 0)
+            options = ("--size=64x64", "--steps=2", "--stop-at=50%/20")
+            batch_id = huafang("submit", str(tmp_path / "prompts.txt"), *options).json["id"]
+            watch = subprocess.Popen(
+                [*HUAFANG, "--format=json", "batch", "watch", batch_id],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            assert batch_id in watch.stderr.readline()
+        until(lambda: "The farm does not answer" in watch.stderr.readline())
+        with api_process(settings, unused_port):
+            out, err = watch.communicate(timeout=60)
+            assert (watch.returncode, "1 failed" in err) == (6, True), err
+            assert "The farm answers again." in err
+            again = huafang("retry-failed", batch_id, "--watch")
+            assert huafang("retry-failed", batch_id).code == 5
+            assert huafang("retry-failed", again.json["id"]).code == 0
+    last = json.loads(out.splitlines()[-1])
+    assert (last["state"], last["images"]["stored"], last["images"]["failed"]) == ("ended", 40, 1)
+    assert again.code == 1, again.err
+    assert (again.json["state"], again.json["parent_id"], again.json["images"]["failed"]) == ("ended", batch_id, 1)
 
 
 def test_another_control_worker_finishes_what_one_was_killed_at(

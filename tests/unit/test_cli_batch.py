@@ -1,6 +1,8 @@
 """`huafang batch` against a farm that answers as it is told: what is uploaded, what a watch bears, how it ends."""
 
 import io
+import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +41,7 @@ def test_a_file_is_uploaded_and_submitted(
     file.write_text(TEXT)
     options = ("--images-per-prompt=4", "--seed=7", "--size=64x128", "--negative=水印", "--tier=standard", "--name=门")
     with farm_that(takes_batches) as farm:
-        done = call(farm, "submit", str(file), "--model=mini-zh", "--steps=3", *options)
+        done = call(farm, "submit", str(file), "--model=mini-zh", "--steps=3", "--stop-at=20%/50", *options)
     assert (done.code, done.json["id"]) == (0, BATCH["id"])
     uploaded, submitted = farm.asked
     assert (uploaded.body, uploaded.headers["content-type"]) == (TEXT.encode(), media_type)
@@ -51,7 +53,31 @@ def test_a_file_is_uploaded_and_submitted(
         "seed": 7,
         "tier": "standard",
         "name": "门",
+        "stop_rule": {"percent": 20, "of_last": 50},
     }
+
+
+def test_a_stop_rule_is_written_as_one_says_it(call: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text(TEXT)
+    with farm_that(takes_batches) as farm:
+        assert call(farm, "submit", str(tmp_path / "prompts.txt"), "--stop-at", "2.5/1000").code == 0
+        assert farm.asked[1].body["stop_rule"] == {"percent": 2.5, "of_last": 1000}
+        for wrong in ("20", "20%", "20%/", "/50", "x/50", "-1/50", "20%/50/2"):
+            done = call(farm, "submit", str(tmp_path / "prompts.txt"), f"--stop-at={wrong}")
+            assert (done.code, "20%/50" in done.err) == (2, True), wrong
+
+
+def test_what_failed_is_drawn_again(call: Callable[..., Any]) -> None:
+    retry = batch(id="the-retry", parent_id=BATCH["id"])
+    with farm_that(lambda asked: Say(body=retry)) as farm:
+        done = call(farm, "retry-failed", "the-batch")
+        watched = call(farm, "retry-failed", "the-batch", "--watch")
+    assert (done.code, done.json["parent_id"]) == (0, BATCH["id"])
+    assert (watched.code, watched.json["id"]) == (0, "the-retry")
+    assert [(asked.method, asked.path) for asked in farm.asked[1:]] == [
+        ("POST", "/v1/batches/the-batch/retry-failed"),
+        ("GET", "/v1/batches/the-retry"),
+    ]
 
 
 def test_lists_make_a_matrix(call: Callable[..., Any], tmp_path: Path) -> None:
@@ -126,10 +152,26 @@ def test_a_watch_tells_each_state_and_bears_a_farm_that_is_away(call: Callable[.
     with farm_that(lambda asked: next(said, Say(body=batch()))) as farm:
         done = call(farm, "watch", "the-batch")
     assert done.code == 0
-    told = [line.split(" ", 1)[1] for line in done.err.splitlines()]
+    told = [line.split(" ", 1)[1] for line in done.err.splitlines() if line.startswith(BATCH["id"])]
     assert [line.split(":")[0] for line in told] == ["checking", "expanding", "running", "ended"]
     assert "4 running, 2 waiting, 2 stored" in told[1]
-    assert told[2].endswith("a second")
+    assert re.search(r"5 stored, \d+ a minute, 0 s left$", told[2])
+    assert [line for line in done.err.splitlines() if not line.startswith(BATCH["id"])] == [
+        "The farm does not answer; it is asked again every second.",
+        "The farm answers again.",
+    ]
+    lines = [json.loads(line) for line in done.out.splitlines()]
+    assert [line["state"] for line in lines] == ["checking", "expanding", "running", "ended"]
+
+
+def test_a_watch_says_why_a_batch_paused_by_itself(call: Callable[..., Any]) -> None:
+    why = "Of its last 52 images 11 failed and 2 were refused by the safety checker."
+    said = iter([Say(body=batch(state="paused", paused_because=why, images=IMAGES | {"open": 3, "stored": 5}))])
+    with farm_that(lambda asked: next(said, Say(body=batch()))) as farm:
+        done = call(farm, "watch", "the-batch")
+    assert f"{why} To let it go on: " in done.err
+    assert "batch resume the-batch" in done.err
+    assert done.err.count("a minute") == 0
 
 
 def test_a_watch_that_takes_too_long_says_how_to_go_on(call: Callable[..., Any]) -> None:
