@@ -5,9 +5,10 @@ count what is open, and only leases that are open or just ended are looked at.
 import time
 from collections.abc import Sequence
 from typing import Any
-from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
+
+from common.db import id_of_time
 
 LONGEST_LEASE_S = 900  # a lease that ended in the last minute was claimed no longer ago than this
 
@@ -17,11 +18,6 @@ def read_backlog(connection: Connection) -> Sequence[Row[Any]]:
     that is paused or cancelled does not wait.
     """
     return connection.execute(BACKLOG, {"since": id_of_time(time.time() - LONGEST_LEASE_S)}).all()
-
-
-def id_of_time(seconds: float) -> UUID:
-    """Less than any UUIDv7 made later."""
-    return UUID(int=int(seconds * 1000) << 80)
 
 
 BACKLOG = text("""

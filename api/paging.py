@@ -34,10 +34,12 @@ class Paging(BaseModel):
         """The last entry of the page before."""
         return read_cursor(self.cursor)
 
-    def cut(self, found: Sequence[Listed]) -> tuple[list[Listed], str | None]:
-        """The entries of this page, and the cursor of the next one if there is one."""
+    def cut(self, found: Sequence[Listed], resume: UUID | None = None) -> tuple[list[Listed], str | None]:
+        """The entries of this page, and the cursor of the next one if there is one: `resume`, where not all was looked
+        at that could be on it."""
         page = list(found[: self.limit])
-        return page, write_cursor(page[-1].id) if len(found) > self.limit else None
+        last = page[-1].id if len(found) > self.limit else resume
+        return page, write_cursor(last) if last else None
 
 
 def next_link(request: Request, cursor: str | None) -> dict[str, str]:

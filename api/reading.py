@@ -5,7 +5,6 @@ ahead of them. The first that waits brings along the crew, who could render it.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
@@ -17,20 +16,12 @@ from api.shapes import Image, ImageError, Job, JobError, LoneImage, Progress, Re
 from common.claims import WAITING
 from common.errors import NotFound, RenderFailed
 from common.queue import Messages
-from common.selection import Selection, conditions
+from common.search import Search, find
 from common.states import TERMINAL_JOB, ImageState, JobState
 
 FARTHEST = 1000  # images ahead are counted up to here
 Mark = tuple[JobState, int]  # the state of a job and how many of its images are open: what changes with its news
 RETRYABLE = {error.code: error.retryable for error in RenderFailed.__subclasses__()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Search(Selection):
-    """A page of a selection of jobs. `before`: only those that are older than this one."""
-
-    limit: int
-    before: UUID | None = None
 
 
 def find_job(connection: Connection, tenant_id: UUID, job_id: UUID, base_url: str) -> Job:
@@ -43,13 +34,11 @@ def find_job(connection: Connection, tenant_id: UUID, job_id: UUID, base_url: st
     return found[0]
 
 
-def find_jobs(connection: Connection, tenant_id: UUID, search: Search, base_url: str) -> list[Job]:
-    """A page of jobs, newest first; those of a batch by their place in it, which has an index."""
-    order = "place" if search.batch else "id"
-    filters = ["tenant_id = :tenant", *conditions(search)]
-    if search.before:
-        filters.append(BEFORE[order])
-    return _read(connection, base_url, " AND ".join(filters), {"tenant": tenant_id, **search.chosen()}, order)
+def find_jobs(connection: Connection, tenant_id: UUID, search: Search, base_url: str) -> tuple[list[Job], UUID | None]:
+    """A page of jobs, newest first, and where to look on if it has fewer than its limit: see `common.search`."""
+    found = find(connection, tenant_id, search)
+    these = {"jobs": list(found.ids), "limit": len(found.ids)}
+    return (_read(connection, base_url, "id = ANY(:jobs)", these, search.order) if found.ids else []), found.resume
 
 
 def find_image(connection: Connection, tenant_id: UUID, image_id: UUID, base_url: str) -> tuple[LoneImage, str | None]:
@@ -168,11 +157,6 @@ def _seconds(milliseconds: Iterable[int | None]) -> float | None:
     known = [value for value in milliseconds if value is not None]
     return sum(known) / 1000 if known else None
 
-
-BEFORE = {
-    "id": "id < :before",
-    "place": "place < (SELECT place FROM jobs WHERE id = :before AND batch_id = :batch)",
-}
 
 BATCH_PAUSED = WaitingFor(code="batch_paused", message="Its batch is paused.")
 BATCH_CANCELLED = WaitingFor(code="batch_cancelled", message="Its batch was cancelled; so will it be in a moment.")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 # Revisions whose tables this code works with, so that a rolling upgrade can migrate before the last old process stops.
-ACCEPTED_REVISIONS = ("0008",)
+ACCEPTED_REVISIONS = ("0010",)
 REST_S = 1.0  # a connection that was used lately is still good
 
 
@@ -77,9 +77,14 @@ def transaction(engine: Engine) -> Iterator[Connection]:
     Raises Unavailable when Postgres is away, cuts the connection, or asks for another try (deadlock, time-out). After
     that it is not known whether a COMMIT went through: read back before doing it again.
     """
+    with _in_our_words(), engine.begin() as connection:
+        yield connection
+
+
+@contextmanager
+def _in_our_words() -> Iterator[None]:
     try:
-        with engine.begin() as connection:
-            yield connection
+        yield
     except (OperationalError, InterfaceError, PoolTimeout) as error:
         raise Unavailable("The database is away or too busy; try again shortly.") from error
     except DBAPIError as error:
@@ -93,14 +98,24 @@ def new_id() -> UUID:
     return UUID(bytes=uuid_utils.uuid7().bytes)
 
 
+def id_of_time(seconds: float) -> UUID:
+    """Less than any UUIDv7 made later."""
+    return UUID(int=int(seconds * 1000) << 80)
+
+
 def migrate(database_url: str, revision: str = "head") -> None:
-    """Bring the database to a revision, up or down. Raises Unavailable when Postgres is away."""
+    """Bring the database to a revision, up or down: each on the way is a transaction, and some are none.
+
+    Raises Unavailable when Postgres is away.
+    """
     from alembic import command
 
-    engine = create_engine(sqlalchemy_url(database_url), connect_args={"connect_timeout": 5})
+    impatient = {"connect_timeout": 5, "options": "-c lock_timeout=5000 -c statement_timeout=0"}
+    engine = create_engine(sqlalchemy_url(database_url), connect_args=impatient)
     try:
-        with transaction(engine) as connection:
+        with _in_our_words(), engine.connect() as connection:
             current = current_revision(connection)
+            connection.rollback()
             config = migration_config(connection)
             is_down = revision == "base" or (current is not None and revision != "head" and revision < current)
             (command.downgrade if is_down else command.upgrade)(config, revision)

@@ -158,6 +158,11 @@ def forget_old_keys(connection: Connection) -> int:
     return connection.execute(FORGET_KEYS, {"hours": IDEMPOTENCY_HOURS}).rowcount
 
 
+def index_prompts(connection: Connection) -> None:
+    """Sort what waits at the door of the index of prompts into it, or one in some thousand changes of a job has to."""
+    connection.execute(INDEX_PROMPTS)
+
+
 # One statement each. SETTLE follows a CTE `ended(job_id, lane_id, state, error_code, error_message)` of images that
 # have just ended: it lowers what is open in their jobs and lanes, and ends the jobs that reach zero. A job's error is
 # that of the image that failed last.
@@ -230,6 +235,8 @@ READ_KEY = text("""
 """)
 
 FORGET_KEYS = text("DELETE FROM idempotency_keys WHERE created_at < now() - make_interval(hours => :hours)")
+
+INDEX_PROMPTS = text("SELECT gin_clean_pending_list('jobs_prompt_idx')")
 
 LOCK_JOB = text("""
     SELECT state, tier, recipe, warnings, finished_at FROM jobs

@@ -4,7 +4,7 @@
 
 A step goes on where the one before ended, by id, and only to jobs that were there at the preview; what an earlier step
 has done already it leaves alone. So each may be repeated, and whoever carries one out may stop at any step. What is
-done to a job is done by `jobs`, `retries` and `tiers`; this knows which jobs.
+done to a job is done by `jobs`, `retries` and `tiers`; which jobs match is `search`'s to say.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -16,41 +16,13 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from common import jobs, retries, tiers
-from common.states import JobState, Tier
+from common.search import Preview, Selection, parameters, preview, where
+from common.states import Tier
+
+__all__ = ["Preview", "Selection", "Step", "cancel", "change_tier", "preview", "retry"]
 
 STEP_JOBS = 500
-COUNTED = 100_000  # matching jobs are counted up to here
 FIRST = UUID(int=0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Selection:
-    """Which jobs of a tenant: those for which all of this holds that is not None."""
-
-    state: JobState | None = None
-    model: str | None = None
-    batch: UUID | None = None
-    tier: Tier | None = None
-    created_after: datetime | None = None
-    created_before: datetime | None = None
-    q: str | None = None
-
-    def chosen(self) -> dict[str, Any]:
-        """What is not None, by the names that FILTERS and the HTTP API have for it."""
-        return {name: value for name, value in vars(self).items() if value is not None}
-
-
-@dataclass(frozen=True)
-class Preview:
-    """How many jobs match, by state, at which moment. `is_all`: false if there are more than were counted."""
-
-    at: datetime
-    states: Mapping[JobState, int]
-    is_all: bool
-
-    @property
-    def jobs(self) -> int:
-        return sum(self.states.values())
 
 
 @dataclass(frozen=True)
@@ -64,23 +36,6 @@ class Step:
     left_alone: Mapping[str, int] = field(default_factory=dict)
     models: Collection[str] = ()  # to wake
     after: UUID | None = None
-
-
-def conditions(selection: Selection) -> list[str]:
-    """What the WHERE clause of a query of `jobs` says of these jobs; its parameters are `selection.chosen()`."""
-    found = [FILTERS[name] for name in selection.chosen() if name in FILTERS]
-    if selection.state in (JobState.QUEUED, JobState.RUNNING):
-        found.append(IS_OPEN)  # the index of open jobs
-    return found
-
-
-def preview(connection: Connection, tenant_id: UUID, selection: Selection) -> Preview:
-    """Count the jobs that match, up to COUNTED."""
-    where = " AND ".join(["tenant_id = :tenant", *conditions(selection)])
-    count = text(COUNT.format(where=where))
-    rows = connection.execute(count, {"tenant": tenant_id, "limit": COUNTED + 1, **selection.chosen()}).all()
-    states = {JobState(row.state): row.jobs for row in rows if row.state}
-    return Preview(rows[0].at, states, sum(states.values()) <= COUNTED)
 
 
 def cancel(
@@ -160,11 +115,11 @@ class _Chosen:
 
     @property
     def _where(self) -> str:
-        return " AND ".join(["tenant_id = :tenant", "created_at <= :until", self.eligible, *conditions(self.selection)])
+        return f"{where(self.selection)} AND created_at <= :until AND {self.eligible}"
 
     @property
     def _parameters(self) -> dict[str, Any]:
-        return {"tenant": self.tenant_id, "until": self.until, **self.selection.chosen()}
+        return {"until": self.until, **parameters(self.tenant_id, self.selection)}
 
 
 def _step(
@@ -176,23 +131,6 @@ def _step(
 
 IS_OPEN = "finished_at IS NULL"
 CAN_BE_RETRIED = "state IN ('failed', 'cancelled')"
-
-FILTERS = {
-    "batch": "batch_id = :batch",
-    "state": "state = cast(:state AS job_state)",
-    "model": "model = :model",
-    "tier": "tier = cast(:tier AS tier)",
-    "created_after": "created_at > :created_after",
-    "created_before": "created_at < :created_before",
-    "q": "strpos(lower(recipe ->> 'prompt'), lower(:q)) > 0",
-}
-
-COUNT = """
-    SELECT now() AS at, matching.state, matching.jobs
-    FROM (VALUES (1)) AS always LEFT JOIN (
-        SELECT state, count(*) AS jobs FROM (SELECT state FROM jobs WHERE {where} LIMIT :limit) AS found
-        GROUP BY state) AS matching ON true
-"""
 
 PICK = "SELECT id FROM jobs WHERE {where} AND id > :after ORDER BY id LIMIT :limit"
 

@@ -261,6 +261,10 @@ jobs = Table(
     Index("jobs_running_idx", "batch_id", postgresql_where=text("state = 'running' AND batch_id IS NOT NULL")),
     Index("jobs_parent_id_idx", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
     Index("jobs_open_idx", "tenant_id", "id", postgresql_where=text("finished_at IS NULL")),
+    Index("jobs_state_idx", "tenant_id", "state", "id", postgresql_where=text("state <> 'queued'")),
+    Index(  # for the search in prompts: a single character has to be found, too
+        "jobs_prompt_idx", text("string_to_array(lower(recipe ->> 'prompt'), NULL)"), postgresql_using="gin"
+    ),
     Index("jobs_deadline_idx", "deadline", postgresql_where=text("deadline IS NOT NULL AND finished_at IS NULL")),
     postgresql_with={"fillfactor": "85"},
 )
@@ -299,6 +303,14 @@ images = Table(
         "lane_id",
         "id",
         postgresql_where=text("state = 'queued' AND lease_id IS NULL AND not_before IS NULL"),
+    ),
+    Index(
+        "images_ended_idx",
+        "lane_id",
+        "state",
+        "finished_at",
+        "id",
+        postgresql_where=text("state IN ('stored', 'flagged', 'failed')"),
     ),
     Index("images_not_before_idx", "not_before", postgresql_where=text("not_before IS NOT NULL")),
     postgresql_with={
@@ -390,4 +402,18 @@ audit = Table(
     Column("detail", JSONB, nullable=False, server_default="{}"),
     Column("request_id", Text),
     Index("audit_tenant_id_idx", "tenant_id", "id"),
+)
+
+# How many images of all lanes of a model and tier had ended, at the first sweep of a minute. The differences of
+# neighbours are what the charts show. `common.samples` writes them.
+samples = Table(
+    "samples",
+    metadata,
+    Column("minute", Moment, primary_key=True),
+    Column("model", Text, primary_key=True),
+    Column("tier", tier_enum, primary_key=True),
+    Column("stored", BigInteger, nullable=False),
+    Column("flagged", BigInteger, nullable=False),
+    Column("failed", BigInteger, nullable=False),
+    Column("cancelled", BigInteger, nullable=False),
 )

@@ -16,6 +16,8 @@ from sqlalchemy import Connection, text
 from common.errors import NotFound
 from common.states import WorkerState
 
+UNHEARD = "it was not heard of any more"  # why a worker that was pruned has stopped
+
 
 @dataclass(frozen=True)
 class Worker:
@@ -129,8 +131,8 @@ RESUME = text("UPDATE workers SET state = 'ready', reason = :reason WHERE id = :
 
 STOP = text("UPDATE workers SET state = 'stopped', reason = :reason, seen_at = now() WHERE id = :id")
 
-PRUNE = text("""
-    UPDATE workers SET state = 'stopped', reason = 'it was not heard of any more'
+PRUNE = text(f"""
+    UPDATE workers SET state = 'stopped', reason = '{UNHEARD}'
     WHERE state <> 'stopped' AND seen_at < now() - make_interval(secs => :silence) RETURNING id
 """)
 

@@ -1,6 +1,8 @@
 """What the tests of the domain tell their stories with: tenants, jobs and leases of one database, in few words."""
 
+import secrets
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -10,7 +12,7 @@ from sqlalchemy import Engine, Row, text
 from common import claims, jobs, tenants, tiers
 from common.catalog import read
 from common.claims import Image, Microbatch, Offer, Outcome, Published, Rescued
-from common.db import new_id, transaction
+from common.db import id_of_time, new_id, transaction
 from common.recipe import Draft, Recipe, resolve
 from common.states import ImageState, Tier
 from common.storage import image_key, sha256
@@ -38,11 +40,21 @@ class Story:
         return tenant
 
     def submit(
-        self, tenant: str = "somebody", tier: Tier = Tier.STANDARD, expires_after_s: float | None = None, **fields: Any
+        self,
+        tenant: str = "somebody",
+        tier: Tier = Tier.STANDARD,
+        expires_after_s: float | None = None,
+        at: datetime | None = None,
+        **fields: Any,
     ) -> UUID:
+        """`at`: as if it had been submitted then."""
         tenant_id, recipe = self.tenant(tenant), self.recipe(**fields)
+        job_id = UUID(int=id_of_time(at.timestamp()).int + secrets.randbits(64)) if at else None
         with transaction(self.database) as connection:
-            return jobs.submit(connection, tenant_id, recipe, tier=tier, expires_after_s=expires_after_s).id
+            job = jobs.submit(connection, tenant_id, recipe, tier=tier, expires_after_s=expires_after_s, job_id=job_id)
+            if at:
+                connection.execute(text("UPDATE jobs SET created_at = :at WHERE id = :id"), {"at": at, "id": job.id})
+        return job.id
 
     def claim(
         self,

@@ -2,7 +2,7 @@
 
 Each step is a transaction of its own and safe in many copies at once; one that fails does not stop the others.
 Leftover bytes are deleted by a thread of its own: a slow image store must not hold up a rescue. Decides nothing itself:
-the statements are those of `claims`, `jobs`, `batches`, `progress`, `datasets`, `uploads` and `workers`.
+the statements are those of `claims`, `jobs`, `batches`, `progress`, `datasets`, `samples`, `uploads` and `workers`.
 """
 
 import random
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from sqlalchemy import Connection
 from sqlalchemy import Engine as Database
 
-from common import audit, batches, claims, datasets, jobs, progress, uploads, workers
+from common import audit, batches, claims, datasets, jobs, progress, samples, uploads, workers
 from common.config import Settings
 from common.db import transaction
 from common.errors import Unavailable
@@ -64,6 +64,8 @@ class Sweep:
             self.end_batches,
             self.prune,
             self.forget,
+            self.take_samples,
+            self.index_prompts,
         ):
             self._attempt(step)
 
@@ -147,6 +149,14 @@ class Sweep:
         with self._transaction() as connection:
             jobs.forget_old_keys(connection)
             audit.forget(connection, self._settings.audit_days)
+
+    def take_samples(self) -> None:
+        with self._transaction() as connection:
+            samples.take(connection)
+
+    def index_prompts(self) -> None:
+        with self._transaction() as connection:
+            jobs.index_prompts(connection)
 
     def delete_leftovers(self) -> None:
         """Delete what dead leases may have stored and no image shows: lease by lease, so a failure costs little."""

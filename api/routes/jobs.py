@@ -14,13 +14,14 @@ from api.crew import read_crew
 from api.deps import BaseUrl, Farm, JobsReader, JobsWriter, RequestId, TheFarm
 from api.headers import CancelAfter, IdempotencyKey, Prefer, seconds_to_live, seconds_to_wait, with_etag
 from api.paging import NEXT_CURSOR, Paging, next_link
-from api.reading import Search, find_job, find_jobs, with_progress
+from api.reading import find_job, find_jobs, with_progress
 from api.shapes import JOB, RECIPE, Job, Recipe, example
 from common import jobs, originals, prompts, recipe
 from common.db import new_id, transaction
 from common.errors import Unavailable
 from common.modes import Find, Original
 from common.recipe import canonical
+from common.search import Search
 from common.states import JobState, Tier
 from common.telemetry import tell
 from common.tenants import Caller
@@ -259,10 +260,12 @@ def list_jobs(
     base_url: BaseUrl,
     request: Request,
 ) -> Response:
+    """With filters, a page may have fewer jobs than its limit, even none, though there is a next one: so far was
+    looked."""
     chosen = filters.model_dump(exclude={"cursor", "limit"})
     search = Search(limit=filters.limit + 1, before=filters.before, **chosen)
     with transaction(farm.autocommit) as connection:
-        found, cursor = filters.cut(find_jobs(connection, caller.tenant_id, search, base_url))
+        found, cursor = filters.cut(*find_jobs(connection, caller.tenant_id, search, base_url))
     page = JobPage(items=with_progress(farm.messages, found), next_cursor=cursor)
     return answer(page, 200, next_link(request, cursor))
 

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import Connection
 
-from common import claims, jobs, selection
+from common import claims, jobs, search, selection
 from common.db import transaction
 from common.selection import Preview, Selection, Step
 from common.states import ImageState, JobState, Tier
@@ -77,7 +77,7 @@ def test_a_preview_counts_by_state_and_not_for_ever(story: Story, monkeypatch: p
     seen = preview(story)
     assert (seen.states, seen.jobs, seen.is_all) == ({JobState.QUEUED: 2, JobState.SUCCEEDED: 1}, 3, True)
     assert preview(story, Selection(q="蓝色")).states == {}
-    monkeypatch.setattr(selection, "COUNTED", 2)
+    monkeypatch.setattr(search, "WINDOW", 2)
     assert not preview(story).is_all
 
 

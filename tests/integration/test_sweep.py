@@ -274,3 +274,14 @@ def test_uploads_that_nobody_asks_for_are_deleted_and_those_of_batches_stay(
     left = {upload.id for upload in (fresh, of_a_batch)}
     assert {row.id for row in story.rows("SELECT id FROM uploads")} == left
     assert bucket_of(quick).keys() == {upload_key(upload, "txt") for upload in left}
+
+
+def test_each_minute_the_sweep_notes_what_the_lanes_have_counted(story: Story, sweep: Sweep) -> None:
+    story.submit(count=2)
+    story.publish(story.started())
+    sweep.once()
+    sweep.once()
+    (sample,) = story.rows("SELECT DISTINCT ON (model, tier) * FROM samples")
+    assert (sample.model, sample.tier, sample.stored) == ("mini-zh", "standard", 2)
+    pending = "SELECT gin_clean_pending_list('jobs_prompt_idx') AS pages"
+    assert story.rows(pending)[0].pages == 0, "The sweep has sorted new prompts into their index."
