@@ -1,0 +1,33 @@
+"""The pictures that screens show: the bytes of an image and its thumbnail, for who is signed in.
+
+The same as the API's, which knows keys and not sessions.
+"""
+
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from api.dashboard.sessions import TheVisitor
+from api.deps import TheFarm
+from api.routes import images
+from api.shapes import LoneImage
+
+router = APIRouter()
+
+
+def image_of(image_id: UUID, visitor: TheVisitor, farm: TheFarm) -> tuple[LoneImage, str | None]:
+    return images.image_of(image_id, visitor.caller, farm, "")
+
+
+Found = Annotated[tuple[LoneImage, str | None], Depends(image_of)]
+
+
+@router.get("/images/{image_id}/content")
+async def show_content(found: Found, farm: TheFarm) -> Response:
+    return await images.read_content(found, farm)
+
+
+@router.get("/images/{image_id}/thumbnail")
+async def show_thumbnail(found: Found, farm: TheFarm, request: Request) -> Response:
+    return await images.read_thumbnail(found, farm, request)

@@ -1,0 +1,54 @@
+"""Pictures in the dashboard: shown to a session of their tenant, and to nobody else."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from uuid import UUID
+
+import httpx
+from PIL import Image
+
+from common import claims
+from common.db import transaction
+from common.states import Scope
+from common.storage import Storage, sha256
+from tests.serving import Api
+from tests.stories import Story
+
+
+def stored_image(api: Api, story: Story) -> UUID:
+    story.submit()
+    buffer = io.BytesIO()
+    Image.new("RGB", (640, 320), (200, 30, 30)).save(buffer, "PNG")
+    microbatch, data = story.started(), buffer.getvalue()
+    told = story.outcome(microbatch.images[0], microbatch.lease_id)
+    outcome = replace(told, sha256=sha256(data), bytes=len(data))
+    Storage(api.settings).put(str(outcome.key), data, "image/png")
+    with transaction(story.database) as connection:
+        claims.publish(connection, microbatch.lease_id, [outcome])
+    return outcome.image_id
+
+
+@contextmanager
+def signed_in(api: Api, tenant: str) -> Iterator[httpx.Client]:
+    with api.client(tenant, [Scope.VIEWER]) as client, api.stranger() as browser:
+        key = client.headers["Authorization"].removeprefix("Bearer ")
+        browser.post("/dashboard/sign-in", data={"key": key}, headers={"Origin": api.url})
+        yield browser
+
+
+def test_a_picture_is_shown_to_a_session_of_its_tenant_only(api: Api, story: Story) -> None:
+    url = f"/dashboard/images/{stored_image(api, story)}"
+    with signed_in(api, "somebody") as browser:
+        thumbnail = browser.get(f"{url}/thumbnail")
+        assert (thumbnail.status_code, thumbnail.headers["Content-Type"]) == (200, "image/webp")
+        assert "immutable" in thumbnail.headers["Cache-Control"]
+        assert Image.open(io.BytesIO(thumbnail.content)).size == (256, 128)
+        content = browser.get(f"{url}/content")
+        assert content.status_code == 302
+        assert httpx.get(content.headers["Location"], trust_env=False).headers["Content-Type"] == "image/png"
+    with signed_in(api, "somebody else") as browser:
+        assert browser.get(f"{url}/thumbnail").status_code == 404
+    with api.stranger() as browser:
+        assert browser.get(f"{url}/content").headers["Location"].startswith(f"{api.url}/dashboard/sign-in")
