@@ -53,5 +53,7 @@ def translations(language: str) -> Any:
         compiled = io.BytesIO()
         write_mo(compiled, words)
         compiled.seek(0)
-        found.merge(Translations(compiled))
+        part = Translations(compiled)
+        found.merge(part)
+        found.plural = part.plural  # an empty one counts as English does
     return found
