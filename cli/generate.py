@@ -4,13 +4,15 @@ import hashlib
 import re
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from cli.client import Json
 from cli.shell import Columns, Command, Failure, Shell
 from cli.watch import outcome, watch
+from common.recipe import Format
+from common.states import Tier
 
 TRIED_OUT: Columns = {
     "prompt": lambda found: found["recipe"]["prompt"],
@@ -73,16 +75,26 @@ class Lora(click.ParamType):
 @click.option("--mask", type=Original(), help="White where to repaint the source; all else is kept.")
 @click.option("--strength", type=float, help="How much of the source is given up, up to 1.")
 @click.option("--lora", type=Lora(), multiple=True, help="As ink:0.8; more than once for more of them.")
+@click.option("--image-format", type=click.Choice(get_args(Format)), help="What to store.  [default: png]")
+@click.option("--tier", type=click.Choice([tier.value for tier in Tier]), help="How urgent it is.  [default: standard]")
 @click.option("--out", type=click.Path(path_type=Path), default="renders", show_default=True, help="Where to save.")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Give up waiting after that many seconds.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be rendered.")
 @click.pass_obj
 def generate(
-    shell: Shell, /, size: tuple[int, int] | None, out: Path, timeout: float | None, dry_run: bool, **fields: Any
+    shell: Shell,
+    /,
+    size: tuple[int, int] | None,
+    image_format: str | None,
+    out: Path,
+    timeout: float | None,
+    dry_run: bool,
+    **fields: Any,
 ) -> None:
     """Render PROMPT and download the pictures. What is not given comes from the model's entry in the catalogue."""
     if size:
         fields["width"], fields["height"] = size
+    fields["format"] = image_format
     draft = {name: value for name, value in fields.items() if value not in (None, ())}
     check_text(draft)
     for name in ("source", "mask"):
