@@ -262,12 +262,16 @@ def list_jobs(
 ) -> Response:
     """With filters, a page may have fewer jobs than its limit, even none, though there is a next one: so far was
     looked."""
+    page = find_page(farm, caller, filters, base_url)
+    return answer(page, 200, next_link(request, page.next_cursor))
+
+
+def find_page(farm: Farm, caller: Caller, filters: Filters, base_url: str) -> JobPage:
     chosen = filters.model_dump(exclude={"cursor", "limit"})
     search = Search(limit=filters.limit + 1, before=filters.before, **chosen)
     with transaction(farm.autocommit) as connection:
         found, cursor = filters.cut(*find_jobs(connection, caller.tenant_id, search, base_url))
-    page = JobPage(items=with_progress(farm.messages, found), next_cursor=cursor)
-    return answer(page, 200, next_link(request, cursor))
+    return JobPage(items=with_progress(farm.messages, found), next_cursor=cursor)
 
 
 @router.post("/v1/jobs/{job_id}/cancel", operation_id="cancelJob", summary="Cancel a job", response_model=Job)

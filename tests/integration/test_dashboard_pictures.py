@@ -1,8 +1,6 @@
 """Pictures in the dashboard: shown to a session of their tenant, and to nobody else."""
 
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from uuid import UUID
 
@@ -15,6 +13,7 @@ from common.states import Scope
 from common.storage import Storage, sha256
 from tests.serving import Api
 from tests.stories import Story
+from tests.visiting import visiting
 
 
 def stored_image(api: Api, story: Story) -> UUID:
@@ -30,25 +29,17 @@ def stored_image(api: Api, story: Story) -> UUID:
     return outcome.image_id
 
 
-@contextmanager
-def signed_in(api: Api, tenant: str) -> Iterator[httpx.Client]:
-    with api.client(tenant, [Scope.VIEWER]) as client, api.stranger() as browser:
-        key = client.headers["Authorization"].removeprefix("Bearer ")
-        browser.post("/dashboard/sign-in", data={"key": key}, headers={"Origin": api.url})
-        yield browser
-
-
 def test_a_picture_is_shown_to_a_session_of_its_tenant_only(api: Api, story: Story) -> None:
     url = f"/dashboard/images/{stored_image(api, story)}"
-    with signed_in(api, "somebody") as browser:
-        thumbnail = browser.get(f"{url}/thumbnail")
+    with visiting(api, scopes=[Scope.VIEWER]) as visit:
+        thumbnail = visit.browser.get(f"{url}/thumbnail")
         assert (thumbnail.status_code, thumbnail.headers["Content-Type"]) == (200, "image/webp")
         assert "immutable" in thumbnail.headers["Cache-Control"]
         assert Image.open(io.BytesIO(thumbnail.content)).size == (256, 128)
-        content = browser.get(f"{url}/content")
+        content = visit.browser.get(f"{url}/content")
         assert content.status_code == 302
         assert httpx.get(content.headers["Location"], trust_env=False).headers["Content-Type"] == "image/png"
-    with signed_in(api, "somebody else") as browser:
-        assert browser.get(f"{url}/thumbnail").status_code == 404
+    with visiting(api, "somebody else") as visit:
+        assert visit.browser.get(f"{url}/thumbnail").status_code == 404
     with api.stranger() as browser:
         assert browser.get(f"{url}/content").headers["Location"].startswith(f"{api.url}/dashboard/sign-in")

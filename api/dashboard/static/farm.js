@@ -2,14 +2,15 @@
 // few seconds where streams do not come through. And moments, told as one would say them.
 
 const POLL_MS = 5000;
-let source = null, poll = null;
+let source = null, poll = null, followed = null;
 
 const live = () => document.querySelector("[data-live]");
 
 function follow() {
   leave();
   if (document.hidden || !live()) return;
-  source = new EventSource(live().dataset.live);
+  followed = live().dataset.live;
+  source = new EventSource(followed);
   source.onopen = () => { clearInterval(poll); poll = null; };
   source.onerror = () => { poll ??= setInterval(look, POLL_MS); };
   source.addEventListener("page", event => show(event.data));
@@ -48,8 +49,31 @@ function tellMoments() {
   }
 }
 
+// What was submitted appears beside its form, and is followed from then on.
+function afterSwap() {
+  tellMoments();
+  if (live() && live().dataset.live !== followed) follow();
+}
+
+// Forms that only look leave out of the address what is not chosen.
+function leaveOutEmpty(event) {
+  if (event.target.method !== "get") return;
+  for (const [name, value] of [...event.formData]) if (!value) event.formData.delete(name);
+}
+
+async function copy(event) {
+  const button = event.target.closest("[data-copy]");
+  if (!button) return;
+  const text = document.getElementById(button.dataset.copy);
+  getSelection().selectAllChildren(text);  // to be copied by hand where the browser does not let us
+  await navigator.clipboard?.writeText(text.textContent);
+  if (navigator.clipboard) button.textContent = button.dataset.copied;
+}
+
 document.addEventListener("visibilitychange", follow);
-document.addEventListener("htmx:after:swap", tellMoments);
+document.addEventListener("htmx:after:swap", afterSwap);
+document.addEventListener("formdata", leaveOutEmpty);
+document.addEventListener("click", copy);
 window.addEventListener("pagehide", leave);
 setInterval(tellMoments, 1000);
 tellMoments();
