@@ -13,7 +13,8 @@ from pydantic import BaseModel, Field
 
 
 class Entry(Protocol):
-    id: UUID
+    @property
+    def id(self) -> UUID: ...
 
 
 Listed = TypeVar("Listed", bound=Entry)

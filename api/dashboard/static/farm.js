@@ -76,5 +76,6 @@ document.addEventListener("formdata", leaveOutEmpty);
 document.addEventListener("click", copy);
 window.addEventListener("pagehide", leave);
 setInterval(tellMoments, 1000);
+htmx.config.morphIgnore.push("open");  // what somebody has unfolded stays so
 tellMoments();
 follow();
