@@ -16,13 +16,25 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.dashboard.live import Boards
 from api.dashboard.pages import STATIC, notice, page, safe_headers, wants_part
-from api.dashboard.screens import admin, job, jobs, new_job, overview, pictures, signing_in, workers
+from api.dashboard.screens import (
+    admin,
+    batches,
+    datasets,
+    gallery,
+    job,
+    jobs,
+    new_job,
+    overview,
+    pictures,
+    signing_in,
+    workers,
+)
 from api.dashboard.sessions import SignedOut
 from api.deps import Farm
 from api.errors import problem, tell_unforeseen
 from common.errors import Error
 
-SCREENS = (signing_in, overview, jobs, job, new_job, workers, admin, pictures)
+SCREENS = (signing_in, overview, jobs, job, new_job, batches, datasets, gallery, workers, admin, pictures)
 
 
 def create_dashboard(farm: Farm, **state: Any) -> FastAPI:
