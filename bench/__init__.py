@@ -9,6 +9,7 @@ BENCHES = (
     "dataset",
     "fairness",
     "fanout",
+    "dashboards",
     "queue",
     "encode",
     "coldstart",
