@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from api import batch_reading, shapes
 from api.app import create_app
+from api.batch_draft import EXAMPLES, BatchDraft
 from api.headers import seconds_to_wait
 from api.paging import write_cursor
 from api.routes import batches, health, jobs, keys, models, queue, uploads, workers
@@ -95,8 +96,8 @@ def without_computed(value: Any) -> Any:
 def test_examples_of_submissions_are_submissions() -> None:
     for example in jobs.EXAMPLES.values():
         assert jobs.Submission.model_validate(example["value"])
-    for example in batches.EXAMPLES.values():
-        assert batches.BatchDraft.model_validate(example["value"])
+    for example in EXAMPLES.values():
+        assert BatchDraft.model_validate(example["value"])
 
 
 @pytest.mark.parametrize(
