@@ -4,12 +4,12 @@ import hashlib
 import io
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, WithJsonSchema, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, WithJsonSchema, model_validator
 
 from api.deps import Farm
 from api.routes.jobs import LARGEST_LOT, find_for
@@ -25,6 +25,8 @@ from common.recipe import Draft, Seed, Text, canonical
 from common.states import Tier
 from common.tenants import Caller
 
+INLINE = "jsonl"  # the format that inline prompts are kept in
+
 EXAMPLES = {
     "inline": {"summary": "The least", "value": {"prompts": ["红色的圆形", "绿色的三角形"]}},
     "upload": {
@@ -34,6 +36,7 @@ EXAMPLES = {
             "defaults": {"model": "zh-v0", "negative_prompt": "水印", "steps": 30, "width": 512, "height": 512},
             "images_per_prompt": 4,
             "seed": 42,
+            "skip_bad": True,
             "tier": "bulk",
             "name": "doors, first try",
             "stop_rule": {"percent": 20, "of_last": 50},
@@ -85,6 +88,9 @@ class BatchDraft(BaseModel):
     )
     images_per_prompt: StrictInt = Field(1, ge=1, description="How many images, each with a seed of its own.")
     seed: Seed | None = Field(None, description="Of the first image; the others count on. Default: drawn by lot.")
+    skip_bad: StrictBool = Field(
+        False, description="Leave out what cannot be rendered, and say so, in place of refusing the batch."
+    )
     tier: Tier = Tier.BULK
     stop_rule: StopRule | None = Field(None, description="When it pauses by itself. Default: never.")
     name: str = Field("", max_length=200, pattern=r"^[^\x00]*$", description="What people call it.")
@@ -106,7 +112,13 @@ def plan_of(farm: Farm, caller: Caller, draft: BatchDraft) -> Plan:
         raise Invalid.of([FieldError(f"defaults.{name}", "is in the matrix too") for name in twice])
     defaults = given if "model" in changed else {"model": farm.default_model, **given}
     seed = secrets.randbelow(LARGEST_LOT) if draft.seed is None else draft.seed
-    plan = Plan(defaults=defaults, matrix=draft.matrix, images_per_prompt=draft.images_per_prompt, seed=seed)
+    plan = Plan(
+        defaults=defaults,
+        matrix=draft.matrix,
+        images_per_prompt=draft.images_per_prompt,
+        seed=seed,
+        skip_bad=draft.skip_bad,
+    )
     for variant in variants(draft.matrix):
         model = check(plan, variant, farm.catalog, find_for(farm, caller))
         if plan.images_per_prompt > model.max_count:
@@ -139,11 +151,16 @@ def place(field: str, variant: Variant) -> str:
 
 
 def keep_inline(farm: Farm, caller: Caller, found: Sequence[str]) -> UUID:
-    """Keep prompts as the file that a user could have uploaded: JSON, for they may have newlines."""
+    """Keep prompts as the file that a user could have uploaded."""
     spool = Spool(io.BytesIO())
-    for prompt in found:
-        spool.write(json.dumps({"prompt": prompt}, ensure_ascii=False).encode() + b"\n")
-    return keep(farm, caller.tenant_id, spool, "jsonl")[0].id
+    for line in in_lines(found):
+        spool.write(line)
+    return keep(farm, caller.tenant_id, spool, INLINE)[0].id
+
+
+def in_lines(found: Sequence[str]) -> Iterator[bytes]:
+    """As lines of JSON, for they may have newlines."""
+    return (json.dumps({"prompt": prompt}, ensure_ascii=False).encode() + b"\n" for prompt in found)
 
 
 def fingerprint(draft: BatchDraft) -> str:

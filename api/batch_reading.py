@@ -22,6 +22,8 @@ from common.progress import marks_of
 from common.states import BatchState, Tier
 
 GOES_ON = (BatchState.EXPANDING, BatchState.RUNNING)
+SHOWN_SKIPS = 20
+
 BATCH: dict[str, Any] = {
     "id": "019c2f6e-7d50-7b1a-8f3e-2c4d5e6f7081",
     "name": "doors, first try",
@@ -45,6 +47,9 @@ BATCH: dict[str, Any] = {
     "eta_seconds": 1550.0,
     "warned": 2,
     "warnings": ["Line 7: zh-v0 cannot read 𰻝 and draws the prompt as if it were not there."],
+    "skip_bad": True,
+    "skipped": 1,
+    "skips": [{"line": 12, "reason": "prompt is empty."}],
     "error": None,
     "created_at": "2026-11-22T08:00:00Z",
     "expanded_at": "2026-11-22T08:00:02Z",
@@ -64,6 +69,13 @@ class Images(BaseModel):
     flagged: int
     failed: int
     cancelled: int
+
+
+class Skip(BaseModel):
+    """A line of a batch's file that is no prompt of it."""
+
+    line: int = Field(description="Where it begins; of Parquet the number of the row.", examples=[12])
+    reason: str = Field(examples=["prompt is empty."])
 
 
 class BatchError(BaseModel):
@@ -100,6 +112,9 @@ class Batch(BaseModel):
     eta_seconds: float | None = Field(description="Until it has probably ended; null while nobody knows.")
     warned: int = Field(description="Prompts whose pictures may not show what they say.")
     warnings: list[str] = Field(description="Of the first of them.")
+    skip_bad: bool = Field(description="Whether what cannot be rendered is left out.")
+    skipped: int = Field(description="Lines that were left out, as far as its file is checked.")
+    skips: list[Skip] = Field(description="The first of them.")
     error: BatchError | None = Field(description="Why its prompts cannot be rendered.")
     created_at: datetime
     expanded_at: datetime | None = Field(description="When all its jobs were there.")
@@ -164,6 +179,9 @@ def _batch(row: Row[Any], crew: Crew) -> Batch:
         eta_seconds=_eta(row.open, pace, plan.models, crew) if state == BatchState.RUNNING else None,
         warned=row.warned,
         warnings=row.warnings,
+        skip_bad=plan.skip_bad,
+        skipped=row.skipped,
+        skips=row.skips or [],
         error=BatchError(code=row.error_code, message=row.error_message) if row.error_code else None,
         created_at=row.created_at,
         expanded_at=row.expanded_at,
@@ -182,6 +200,11 @@ def _eta(images: int, pace: float | None, models: Sequence[str], crew: Crew) -> 
     return round(sum(images / len(models) / rate for rate in rates if rate), 1) if all(rates) else None
 
 
+SKIPS = f"""
+    CASE WHEN page.skipped > 0 THEN (
+        SELECT json_agg(json_build_object('line', line, 'reason', reason) ORDER BY line)
+        FROM (SELECT * FROM skips WHERE batch_id = page.id ORDER BY line LIMIT {SHOWN_SKIPS}) AS first) END AS skips"""
+
 READ_BATCHES = f"""
     WITH page AS MATERIALIZED (
         SELECT * FROM batches WHERE tenant_id = :tenant AND {{filter}} ORDER BY id DESC LIMIT :limit),
@@ -194,6 +217,7 @@ READ_BATCHES = f"""
         GROUP BY lanes.batch_id)
     SELECT page.*, counted.*, coalesce(hands.running, 0) AS running,
            (SELECT id FROM batches AS retry WHERE retry.parent_id = page.id AND retry.cancelled_at IS NULL) AS retry_id,
+           {SKIPS},
            CASE WHEN row_number() OVER (ORDER BY page.id DESC) = 1 THEN ({MEMBERS_JSON}) END AS crew
     FROM page
     CROSS JOIN LATERAL (

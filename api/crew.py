@@ -34,9 +34,15 @@ class Crew:
 
     def images_per_second(self, model: str) -> float | None:
         """How fast the workers that take new work draw this model together; None while none has measured it."""
+        return sum(self._speeds(model)) or None
+
+    def taking(self, model: str) -> int:
+        """How many workers that is."""
+        return len(self._speeds(model))
+
+    def _speeds(self, model: str) -> list[float]:
         taking = [member for member in self.serving(model) if member.state == WorkerState.READY]
-        speeds = [1 / seconds for member in taking if (seconds := member.seconds_per_image.get(model))]
-        return sum(speeds) or None
+        return [1 / seconds for member in taking if (seconds := member.seconds_per_image.get(model))]
 
     def why(self, model: str, *, backs_off: bool) -> WaitingFor:
         """Why a job of this model waits."""

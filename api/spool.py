@@ -12,7 +12,13 @@ from common.storage import MEDIA_TYPES as PICTURES
 from common.storage import upload_key
 from common.uploads import Upload
 
-MEDIA_TYPES = {**PICTURES, "jsonl": "application/jsonl", "txt": "text/plain; charset=utf-8"}
+MEDIA_TYPES = {
+    **PICTURES,
+    "jsonl": "application/jsonl",
+    "txt": "text/plain; charset=utf-8",
+    "csv": "text/csv",
+    "parquet": "application/vnd.apache.parquet",
+}
 
 
 class Spool:
@@ -34,10 +40,16 @@ class Spool:
 
 
 def keep(
-    farm: Farm, tenant_id: UUID, spool: Spool, format: str, size: tuple[int, int] | tuple[None, None] = (None, None)
+    farm: Farm,
+    tenant_id: UUID,
+    spool: Spool,
+    format: str,
+    width: int | None = None,
+    height: int | None = None,
+    encoding: str | None = None,
 ) -> tuple[Upload, datetime]:
-    """Note a whole file (a picture's size too), then put it into storage; when it was noted. Raises Unavailable."""
-    upload = Upload(new_id(), format, spool.bytes, spool.sha256, *size)
+    """Note a whole file, then put it into storage; when it was noted. Raises Unavailable."""
+    upload = Upload(new_id(), format, spool.bytes, spool.sha256, width, height, encoding)
     with transaction(farm.engine) as connection:
         noted_at = uploads.record(connection, tenant_id, upload)
     spool.file.seek(0)

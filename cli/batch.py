@@ -2,12 +2,6 @@
 
 import json
 import re
-import shutil
-import sys
-import tempfile
-from contextlib import ExitStack
-from io import SEEK_END
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import click
@@ -16,11 +10,9 @@ from cli.batch_watch import duration, fates, outcome, watch_batch
 from cli.client import Json, path
 from cli.generate import Size, check_text
 from cli.lists import Lists, ListsType, matrix_of
-from cli.shell import Columns, Failure, Group, Row, Shell
-from cli.watch import bar
+from cli.prompt_files import Prompts, try_out, upload_of
+from cli.shell import Columns, Group, Row, Shell
 from common.states import Tier
-
-MEDIA_TYPES = {".jsonl": "application/jsonl", ".txt": "text/plain"}
 
 
 def pictures(batch: Row) -> str:
@@ -39,6 +31,13 @@ def rule(batch: Row) -> str | None:
     return f"at more than {stop['percent']:g} % of its last {stop['of_last']} images" if stop else None
 
 
+def skipped(batch: Row) -> str | None:
+    if not batch["skipped"]:
+        return None
+    named = [f"line {one['line']}: {one['reason']}" for one in batch["skips"][:3]]
+    return f"{batch['skipped']} ({' '.join(named)}{' …' if batch['skipped'] > 3 else ''})"
+
+
 ROW: Columns = {
     "id": lambda batch: batch["id"],
     "name": lambda batch: batch["name"],
@@ -55,6 +54,7 @@ RECORD: Columns = {
     "pictures": fates,
     "a prompt": lambda batch: batch["images_per_prompt"] * batch["variants"],
     "seed": lambda batch: batch["seed"],
+    "skipped": skipped,
     "note": lambda batch: " ".join(batch["warnings"][:3]) + (" …" if batch["warned"] > 3 else ""),
     "stops": rule,
     "retry of": lambda batch: batch["parent_id"],
@@ -83,7 +83,7 @@ def batch() -> None:
 
 
 @batch.command()
-@click.argument("file", type=click.File("rb"))
+@click.argument("prompts", metavar="FILE|ID", type=Prompts())
 @click.option("--images-per-prompt", type=int, help="Each with a seed of its own.  [default: 1]")
 @click.option("--seed", type=int, help="Of the first picture; the others count on.  [default: drawn by lot]")
 @click.option("--model", help="A name of `huafang models ls`.")
@@ -98,25 +98,30 @@ def batch() -> None:
 @click.option(
     "--stop-at", "stop_rule", type=StopAt(), help="Pause when more of its last images failed or were flagged."
 )
+@click.option("--skip-bad", is_flag=True, help="Leave out what cannot be rendered, in place of refusing all.")
+@click.option("--dry-run", is_flag=True, help="Only show what it would become; the file is uploaded for that.")
 @click.option("--watch", "is_watched", is_flag=True, help="Watch it until it has ended.")
 @click.pass_obj
 def submit(
     shell: Shell,
     /,
-    file: BinaryIO,
+    prompts: BinaryIO | str,
     images_per_prompt: int | None,
     seed: int | None,
     tier: str | None,
     name: str | None,
     stop_rule: dict[str, Any] | None,
     size: tuple[int, int] | None,
+    skip_bad: bool,
+    dry_run: bool,
     is_watched: bool,
     lists: tuple[Lists, ...],
     **fields: Any,
 ) -> None:
-    """Submit the prompts of FILE: a prompt a line (.txt, or - for what comes on stdin), or JSON objects (.jsonl), which
-    may have other fields of a recipe too. What neither they nor the options say comes from the model's entry in the
-    catalogue.
+    """Submit the prompts of FILE: a prompt a line (.txt, or - for what comes on stdin), JSON objects (.jsonl), or a
+    sheet with a column prompt or 提示词 (.csv, .parquet). All but .txt may have other fields of a recipe too. What
+    neither they nor the options say comes from the model's entry in the catalogue. ID is an upload: a --dry-run names
+    the one it has made.
 
     With --matrix each prompt is drawn with each of several values, from the same seeds; several --matrix multiply.
     `--matrix steps=20,50` has two, and `--matrix model:scheduler=zh-v0:lms,zh-v1:pndm` two pairs.
@@ -128,8 +133,13 @@ def submit(
     draft = {"defaults": defaults, **{field: value for field, value in given.items() if value is not None}}
     if lists:
         draft["matrix"] = matrix_of(lists)
+    if skip_bad:
+        draft["skip_bad"] = True
     check_text({**defaults, **draft})
-    made = shell.client.submit(draft | {"upload": upload(shell, file)["id"]}, "/v1/batches")
+    draft["upload"] = upload_of(shell, prompts)
+    if dry_run:
+        return try_out(shell, draft)
+    made = shell.client.submit(draft, "/v1/batches")
     if is_watched:
         shell.note(f"{made['id']} is submitted.")
         return end(shell, watch_batch(shell, made["id"]))
@@ -195,23 +205,6 @@ def retry_failed(shell: Shell, batch_id: str, is_watched: bool) -> None:
 
 def change(shell: Shell, batch_id: str, verb: str) -> None:
     shell.print_record(shell.client.post(path("batches", batch_id, verb)), RECORD)
-
-
-def upload(shell: Shell, file: BinaryIO) -> Json:
-    """Upload a file of prompts. What comes from a pipe is kept until it is whole: it may have to be sent again."""
-    suffix = ".txt" if file is sys.stdin.buffer else Path(file.name).suffix.lower()
-    if suffix not in MEDIA_TYPES:
-        raise Failure(f"{file.name} must end in .txt (a prompt a line) or .jsonl (a JSON object a line).", 2)
-    with ExitStack() as stack:
-        if not file.seekable():
-            copy = stack.enter_context(tempfile.TemporaryFile())
-            shutil.copyfileobj(file, copy)
-            file = copy
-        if shell.speaks == "quiet" or not sys.stderr.isatty():
-            return shell.client.upload(file, MEDIA_TYPES[suffix], lambda sent: None)
-        progress = stack.enter_context(bar())
-        task = progress.add_task("uploading", total=file.seek(0, SEEK_END))
-        return shell.client.upload(file, MEDIA_TYPES[suffix], lambda sent: progress.update(task, completed=sent))
 
 
 def end(shell: Shell, batch: Json) -> None:

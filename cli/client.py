@@ -75,9 +75,9 @@ class Client:
             cursor = {"cursor": page["next_cursor"]}
         return found
 
-    def dry_run(self, draft: Json) -> Json:
-        """What a recipe would be, and an estimate; nothing is submitted."""
-        found: Json = self._json("POST", "/v1/jobs", json=draft, params={"dry_run": "true"})
+    def dry_run(self, draft: Json, where: str = "/v1/jobs") -> Json:
+        """What a recipe or a batch would be, and an estimate; nothing is submitted."""
+        found: Json = self._json("POST", where, json=draft, params={"dry_run": "true"})
         return found
 
     def submit(self, draft: Json, where: str = "/v1/jobs") -> Json:

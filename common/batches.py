@@ -9,13 +9,14 @@ that it began at, so any control worker can go on where another stopped, and two
 reads a file or sends a message; how its prompts become recipes is `plan`'s.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, Row, TextClause, text
 
+from common import skips
 from common.db import new_id
 from common.errors import Conflict, NotFound
 from common.jobs import cancel_locked
@@ -44,6 +45,8 @@ class Batch:
     is_cancelled: bool
     offset: int
     line: int
+    prompts: int
+    skipped: int
     jobs: int
     variants: int
     request_id: str | None
@@ -51,24 +54,30 @@ class Batch:
 
     @property
     def place(self) -> int:
-        """Of the next prompt in its file, as far as it is expanded."""
-        return self.jobs // self.variants
+        """Of the next prompt in its file, as far as it is checked or expanded."""
+        return self.jobs // self.variants if self.is_checked else self.prompts
 
     def after(self, chunk: "Chunk") -> "Batch":
         """The same, as it is once the chunk was checked or expanded."""
-        jobs = self.jobs + chunk.prompts * self.variants if self.is_checked else self.jobs
-        return replace(self, offset=chunk.offset, line=chunk.line, jobs=jobs)
+        there = replace(self, offset=chunk.offset, line=chunk.line)
+        if self.is_checked:
+            return replace(there, jobs=self.jobs + chunk.prompts * self.variants)
+        return replace(there, prompts=self.prompts + chunk.prompts, skipped=self.skipped + len(chunk.skipped))
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A part of the file: where it ends, how many prompts it has and, when it is checked, what to warn of."""
+    """A part of the file: where it ends, how many prompts it has and, when it is checked, what to warn of.
+
+    `skipped`: why which lines are no prompts of the batch.
+    """
 
     offset: int
     line: int
     is_last: bool
     prompts: int
     warnings: Sequence[str] = ()
+    skipped: Mapping[int, str] = field(default_factory=dict)
 
 
 def submit(
@@ -159,7 +168,10 @@ def read(connection: Connection, batch_id: UUID) -> Batch | None:
 
 def note_checked(connection: Connection, batch: Batch, chunk: Chunk) -> bool:
     """Note that a chunk was checked; the last one begins the expansion. False if somebody else was faster."""
-    return connection.execute(CHECKED, here(batch) | there(chunk)).rowcount > 0
+    is_mine = connection.execute(CHECKED, here(batch) | there(chunk) | {"skipped": len(chunk.skipped)}).rowcount > 0
+    if is_mine:
+        skips.add(connection, batch.id, chunk.skipped)
+    return is_mine
 
 
 def refuse(connection: Connection, batch: Batch, code: str, message: str) -> bool:
@@ -207,12 +219,14 @@ def _batch(row: Row[Any]) -> Batch:
         tenant_id=row.tenant_id,
         tier=Tier(row.tier),
         plan=Plan.model_validate(row.plan),
-        upload=Upload(row.upload_id, row.format, row.bytes, row.sha256),
+        upload=Upload(row.upload_id, row.format, row.bytes, row.sha256, encoding=row.encoding),
         is_checked=row.checked_at is not None,
         is_expanded=row.expanded_at is not None,
         is_cancelled=row.cancelled_at is not None,
         offset=row.offset,
         line=row.line,
+        prompts=row.prompts or 0,
+        skipped=row.skipped,
         jobs=row.jobs,
         variants=row.variants,
         request_id=row.request_id,
@@ -301,14 +315,14 @@ UNATTENDED = text("""
 """)
 
 READ = text("""
-    SELECT batches.*, uploads.format, uploads.bytes, uploads.sha256
+    SELECT batches.*, uploads.format, uploads.bytes, uploads.sha256, uploads.encoding
     FROM batches JOIN uploads ON uploads.id = upload_id WHERE batches.id = :batch AND finished_at IS NULL
 """)
 
 CHECKED = text(f"""
     UPDATE batches SET
         "offset" = CASE WHEN :is_last THEN 0 ELSE :offset END, line = CASE WHEN :is_last THEN 0 ELSE :line END,
-        prompts = coalesce(prompts, 0) + :prompts,
+        prompts = coalesce(prompts, 0) + :prompts, skipped = skipped + :skipped,
         warned = warned + :warned, warnings = (warnings || cast(:warnings AS text[]))[1 : {SHOWN_WARNINGS}],
         checked_at = CASE WHEN :is_last THEN now() END, touched_at = now()
     WHERE {HERE} AND checked_at IS NULL

@@ -296,6 +296,6 @@ REDRAWN = text(f"""
 """)
 
 ORIGIN = text("""
-    SELECT batches.id, name, plan, prompts, jobs, images, batches.created_at, uploads.sha256 AS upload_sha256
+    SELECT batches.id, name, plan, prompts, skipped, jobs, images, batches.created_at, uploads.sha256 AS upload_sha256
     FROM batches JOIN uploads ON uploads.id = upload_id WHERE batches.id = :batch
 """)

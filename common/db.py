@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 # Revisions whose tables this code works with, so that a rolling upgrade can migrate before the last old process stops.
-ACCEPTED_REVISIONS = ("0010",)
+ACCEPTED_REVISIONS = ("0011",)
 REST_S = 1.0  # a connection that was used lately is still good
 
 

@@ -39,6 +39,7 @@ class Plan(BaseModel):
     matrix: dict[str, Any] = Field(default_factory=dict)  # see `common.matrix`
     images_per_prompt: StrictInt = Field(1, ge=1)
     seed: Seed  # of the first image; the others count on from it
+    skip_bad: bool = False  # leave out what cannot be rendered, in place of refusing all
 
     @property
     def models(self) -> list[str]:

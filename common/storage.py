@@ -90,6 +90,13 @@ class Storage:
         """The bytes under a key. Raises NotFound when there are none."""
         return bytes(self._do(lambda: self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read()))
 
+    def read(self, key: str, offset: int, size: int) -> bytes:
+        """So many of the bytes under a key. Raises NotFound when there are none."""
+        wanted = f"bytes={offset}-{offset + size - 1}"
+        return bytes(
+            self._do(lambda: self._client.get_object(Bucket=self.bucket, Key=key, Range=wanted)["Body"].read())
+        )
+
     def put_file(self, key: str, file: BinaryIO, media_type: str) -> None:
         """Store a file of any size from its current position on, in parts, so that memory stays small."""
         extra = {"ContentType": media_type}

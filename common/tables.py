@@ -91,11 +91,12 @@ uploads = Table(
     metadata,
     Column("id", Uuid, primary_key=True),
     Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False),
-    Column("format", Text, nullable=False),  # jsonl or txt, or png of a picture; its bytes are in storage
+    Column("format", Text, nullable=False),  # of a file of prompts, or png of a picture; its bytes are in storage
     Column("bytes", BigInteger, nullable=False),
     Column("sha256", Text, nullable=False),
     Column("width", Integer),  # of a picture, in pixels
     Column("height", Integer),
+    Column("encoding", Text),  # of a CSV file
     Column("created_at", Moment, nullable=False, server_default=func.now()),
     Column("used_at", Moment, nullable=False, server_default=func.now(), index=True),  # lately asked for
     Index("uploads_tenant_id_idx", "tenant_id", "id"),
@@ -126,6 +127,7 @@ batches = Table(
         nullable=False,
     ),
     Column("prompts", BigInteger),  # in its file; unknown until it is checked
+    Column("skipped", BigInteger, nullable=False, server_default="0"),  # lines of it that are none, and why: `skips`
     Column("variants", Integer, nullable=False, server_default="1"),  # the jobs that each of them becomes
     Column("offset", BigInteger, nullable=False, server_default="0"),
     Column("line", BigInteger, nullable=False, server_default="0"),
@@ -159,6 +161,14 @@ batches = Table(
         postgresql_nulls_not_distinct=True,
     ),
     CheckConstraint("paused_because IS NULL OR stop_rule IS NOT NULL", name="stop_rule"),
+)
+
+skips = Table(
+    "skips",
+    metadata,
+    Column("batch_id", Uuid, ForeignKey("batches.id"), primary_key=True),
+    Column("line", BigInteger, primary_key=True),
+    Column("reason", Text, nullable=False),
 )
 
 # How far a dataset has come: all splits before this one are written, and of this one the shards below `shard`, from the

@@ -15,7 +15,7 @@ PICTURE = "png"  # the format that pictures are kept in; any other is one of a f
 
 @dataclass(frozen=True)
 class Upload:
-    """A file in storage. `format` is jsonl or txt; or png, of a picture of so many pixels."""
+    """A file in storage. `format` is jsonl, txt, parquet, or csv in this encoding; or png, of a picture's pixels."""
 
     id: UUID
     format: str
@@ -23,12 +23,19 @@ class Upload:
     sha256: str
     width: int | None = None
     height: int | None = None
+    encoding: str | None = None
 
 
 def record(connection: Connection, tenant_id: UUID, upload: Upload) -> datetime:
     """Note a file before it is put into storage, so that nothing lies there that no row knows; when that was."""
     noted: datetime = connection.execute(INSERT_UPLOAD, vars(upload) | {"tenant": tenant_id}).scalar_one()
     return noted
+
+
+def find_prompts(connection: Connection, tenant_id: UUID, upload_id: UUID) -> Upload | None:
+    """A file of prompts of the tenant's."""
+    row = connection.execute(FIND_PROMPTS, {"tenant": tenant_id, "upload": upload_id}).first()
+    return Upload(row.id, row.format, row.bytes, row.sha256, encoding=row.encoding) if row else None
 
 
 def take_unused(connection: Connection, days: float, limit: int = 20) -> list[tuple[UUID, str]]:
@@ -41,9 +48,14 @@ def take_unused(connection: Connection, days: float, limit: int = 20) -> list[tu
 
 
 INSERT_UPLOAD = text("""
-    INSERT INTO uploads (id, tenant_id, format, bytes, sha256, width, height)
-    VALUES (:id, :tenant, :format, :bytes, :sha256, :width, :height)
+    INSERT INTO uploads (id, tenant_id, format, bytes, sha256, width, height, encoding)
+    VALUES (:id, :tenant, :format, :bytes, :sha256, :width, :height, :encoding)
     RETURNING created_at
+""")
+
+FIND_PROMPTS = text(f"""
+    SELECT id, format, bytes, sha256, encoding FROM uploads
+    WHERE id = :upload AND tenant_id = :tenant AND format <> '{PICTURE}'
 """)
 
 TAKE_UNUSED = text("""

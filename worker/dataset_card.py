@@ -21,6 +21,7 @@ Mark = Mapping[str, Any]  # what `worker.shard_writer` says of a shard it has wr
 
 SAMPLES, ACROSS, TILE = 12, 4, 192  # of the grid; pixels
 SHOWN_SETTINGS = 20
+SHOWN_SKIPS = 1000  # lines of the batch's file, in the manifest
 KNOWN_LICENCES = {"Apache-2.0": "apache-2.0", "CreativeML OpenRAIL-M": "creativeml-openrail-m", "MIT": "mit"}
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 LOAD = {
@@ -32,11 +33,15 @@ LOAD = {
 
 @dataclass(frozen=True)
 class About:
-    """All that is known of a dataset when its last shard is written. `origin`: the row of its batch."""
+    """All that is known of a dataset when its last shard is written. `origin`: the row of its batch.
+
+    `skips`: the first lines of its file that are no prompts.
+    """
 
     plan: DatasetPlan
     batch_id: UUID
     origin: Mapping[str, Any]
+    skips: Sequence[Mapping[str, Any]]
     marks: Sequence[Mark]
     catalog: Catalog
 
@@ -114,6 +119,7 @@ class About:
             "splits": self.splits,
             "counts": {"rows": self.total("rows"), **self.counted("statuses")},
             "batch": batch,
+            "skipped": self.skips,
             "models": self.models,
             "settings": self.counted("settings"),
             "worker_classes": [json.loads(one) for one in self.seen("worker_classes")],

@@ -5,38 +5,37 @@ it can end at any moment, and any other goes on. The statements are those of `co
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
-from itertools import chain, islice
+from itertools import islice
 from uuid import UUID
 
 from sqlalchemy import Engine as Database
 
-from common import batch_retries, batches, expansion, originals, prompts
+from common import batch_retries, batches, checking, expansion, originals, skips
 from common.batches import Batch, Chunk
-from common.catalog import Catalog, Model
+from common.catalog import Catalog
+from common.checking import Checked
 from common.db import transaction
 from common.errors import Error, Invalid, LicenceNotAccepted, NotFound
 from common.expansion import Rows
 from common.licences import Acceptances
+from common.lines import Line, some
 from common.modes import Find, Original
-from common.plan import Planned, Planner, planners
+from common.plan import planners
+from common.prompt_file import called, opened
 from common.queue import Messages
-from common.recipe import Recipe
-from common.storage import Storage, upload_key
+from common.storage import Storage
 from common.telemetry import tell
-from worker.prompt_file import Line, lines, some
 
 CHUNK_IMAGES = 8000
 CHECK_PROMPTS = 5000
-SHOWN = 20  # wrong prompts that are named; the others would be wrong for the same reasons
 WORK_S = 20.0  # at one batch, then it is the next one's turn; what was read ahead by then is read again
 JOBS_PER_MESSAGE = 1000
+MOST_SKIPPED = 100_000  # wrong prompts; where there are more, something else is wrong with the file
 KNOWN_ORIGINALS = 1000  # most batches that start from pictures start from a few
-
-PlannedLines = dict[int, list[Planned]]  # by the number of the line, its variants
 
 
 class Expander:
@@ -126,9 +125,11 @@ class Expander:
 
         The next one is made while Postgres works at the last one.
         """
-        key = upload_key(batch.upload.id, batch.upload.format)
-        with self._storage.open(key, batch.offset) as blocks, ThreadPoolExecutor(1, "read ahead") as ahead:
-            chunks = self._made(batch, blocks)
+        with (
+            opened(self._storage, batch.upload, batch.offset, batch.line) as file,
+            ThreadPoolExecutor(1, "read ahead") as ahead,
+        ):
+            chunks = self._made(batch, file.lines)
 
             def in_turn() -> Iterator[tuple[Chunk, Rows | None]]:
                 coming = ahead.submit(next, chunks, None)
@@ -138,20 +139,37 @@ class Expander:
 
             yield in_turn()
 
-    def _made(self, batch: Batch, blocks: Iterator[bytes]) -> Iterator[tuple[Chunk, Rows | None]]:
+    def _made(self, batch: Batch, found: Iterator[Line]) -> Iterator[tuple[Chunk, Rows | None]]:
         variants = planners(batch.plan, self._catalog, self._find(batch))
         size = CHUNK_IMAGES // batch.plan.images_per_prompt if batch.is_checked else CHECK_PROMPTS
         size = max(1, size // len(variants))
-        found = lines(blocks, batch.offset, batch.line)
-        first, place = list(islice(found, 1)), batch.place
+        first, place, skipped = list(islice(found, 1)), batch.place, batch.skipped
         while first:
             here = [*first, *some(found, size - 1)]
             first = list(islice(found, 1))
-            planned, warnings = self._planned(batch, variants, here, place)
-            chunk = Chunk(here[-1].end, here[-1].number, not first, len(here), warnings)
-            in_turn = chain.from_iterable(planned.values())
-            yield chunk, expansion.rows_of(batch, in_turn, place * len(variants)) if batch.is_checked else None
-            place += len(here)
+            if batch.is_checked:
+                lines = checking.planned(self._wanted(batch, here), variants, place)
+                self._refuse_wrong(batch, lines)
+            else:
+                lines = checking.checked(here, variants, place, self._catalog)
+                skipped += len(lines.wrong)
+                if not batch.plan.skip_bad:
+                    self._refuse_wrong(batch, lines)
+                elif skipped > MOST_SKIPPED:
+                    self._refuse_wrong(batch, lines, f"More than {MOST_SKIPPED:,} of its lines are wrong. ")
+                elif not (first or place or lines.planned):
+                    self._refuse_wrong(batch, lines, "None of its lines is right. ")
+                self._require_licences(batch, lines)
+            yield self._chunk(batch, here, lines, is_last=not first), self._rows(batch, lines, place)
+            place += len(lines.planned)
+
+    def _chunk(self, batch: Batch, here: list[Line], lines: Checked, *, is_last: bool) -> Chunk:
+        last, name = here[-1], called(batch.upload.format)
+        warnings = [f"{name} {number}: {warning}" for number, warning in lines.warnings.items()]
+        return Chunk(last.end, last.last, is_last, len(lines.planned), warnings, lines.wrong)
+
+    def _rows(self, batch: Batch, lines: Checked, place: int) -> Rows | None:
+        return expansion.rows_of(batch, lines.in_turn, place * batch.variants) if batch.is_checked else None
 
     def _find(self, batch: Batch) -> Find:
         @lru_cache(KNOWN_ORIGINALS)
@@ -161,55 +179,22 @@ class Expander:
 
         return find
 
-    def _planned(
-        self, batch: Batch, variants: Sequence[Planner], here: Sequence[Line], place: int
-    ) -> tuple[PlannedLines, list[str]]:
-        """What these lines become, and what to warn of. Raises Invalid, which names the first wrong lines.
+    def _wanted(self, batch: Batch, here: list[Line]) -> Iterable[Line]:
+        """Without those that were skipped when they were checked. Their tokens are counted then, once."""
+        if not batch.skipped:
+            return here
+        with transaction(self._database) as connection:
+            skipped = skips.lines(connection, batch.id, here[0].number, here[-1].number)
+        return [line for line in here if line.number not in skipped]
 
-        Their tokens are counted when they are checked, once.
-        """
-        planned, wrong, warnings = PlannedLines(), dict[int, str](), dict[int, str]()
-        for at, line in enumerate(here, place):
-            try:
-                fields = line.fields(batch.upload.format)
-                planned[line.number] = [variant.planned(fields, at) for variant in variants]
-            except Invalid as error:
-                wrong[line.number] = error.message
-        if not batch.is_checked:
-            for number, recipe, model in self._doubtful(planned):
-                try:
-                    prompts.check(recipe, model)
-                except Invalid as error:
-                    wrong.setdefault(number, error.message)
-                for warning in prompts.warnings(recipe, model)[:1]:
-                    warnings.setdefault(number, f"Line {number}: {warning}")
-        if wrong:
-            named = [f"Line {number}: {wrong[number]}" for number in sorted(wrong)]
-            more = [f"{len(named) - SHOWN} more near them."] if len(named) > SHOWN else []
-            raise Invalid(" ".join(named[:SHOWN] + more))
-        if not batch.is_checked:
-            self._require_licences(batch, planned)
-        return planned, [warnings[number] for number in sorted(warnings)]
+    def _refuse_wrong(self, batch: Batch, lines: Checked, how_many: str = "") -> None:
+        if lines.wrong:
+            raise Invalid(how_many + checking.wrong_lines(lines.wrong, called(batch.upload.format)))
 
-    def _require_licences(self, batch: Batch, planned: PlannedLines) -> None:
+    def _require_licences(self, batch: Batch, lines: Checked) -> None:
         """Lines may name models of their own. Raises LicenceNotAccepted, which names the first line."""
-        first_lines = dict[str, int]()
-        for number, variants in planned.items():
-            for one in variants:
-                first_lines.setdefault(one.base.recipe.model, number)
-        for name, number in first_lines.items():
+        for name, number in lines.first_lines.items():
             try:
                 self._acceptances.require(batch.tenant_id, [self._catalog.get(name)])
             except LicenceNotAccepted as error:
-                raise LicenceNotAccepted(f"Line {number}: {error.message}") from None
-
-    def _doubtful(self, planned: PlannedLines) -> Iterator[tuple[int, Recipe, Model]]:
-        """Those of whose prompts there is something to say, with their lines; a line once for each model."""
-        alike: dict[tuple[str, str], dict[int, Planned]] = {}
-        for number, variants in planned.items():
-            for one in variants:
-                alike.setdefault((one.base.recipe.model, one.base.recipe.negative_prompt), {})[number] = one
-        for (name, negative), ones in alike.items():
-            model, numbers = self._catalog.get(name), list(ones)
-            for place in prompts.doubtful([one.prompt for one in ones.values()], negative, model):
-                yield numbers[place], ones[numbers[place]].recipe, model
+                raise LicenceNotAccepted(f"{called(batch.upload.format)} {number}: {error.message}") from None

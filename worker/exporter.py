@@ -15,7 +15,7 @@ from uuid import UUID
 
 from sqlalchemy import Engine as Database
 
-from common import datasets, layout
+from common import datasets, layout, skips
 from common.catalog import Catalog
 from common.datasets import Dataset, Step
 from common.db import transaction
@@ -174,7 +174,8 @@ class Exporter:
             raise Unwritable(f"None of the {sum(mark['rows'] for mark in marks)} images of its batch is stored.")
         with transaction(self._database) as connection:
             origin = datasets.origin(connection, dataset)
-        about = dataset_card.About(dataset.plan, dataset.batch_id, origin, marks, self._catalog)
+            skipped = skips.head(connection, dataset.batch_id, dataset_card.SHOWN_SKIPS)
+        about = dataset_card.About(dataset.plan, dataset.batch_id, origin, skipped, marks, self._catalog)
         files = [shelf.put(path, data) for path, data in about.files(self._samples(dataset))]
         files += [File(path, f["sha256"], f["bytes"]) for mark in marks for path, f in mark["files"].items()]
         files += [shelf.put_json(layout.mark_path(mark["shard"]), mark) for mark in marks]  # as it is, for its hash

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 from api import actions
 from api.batch_draft import EXAMPLES, BatchDraft, fingerprint, keep_inline, plan_of
 from api.batch_reading import BATCH, Batch, find_batch, find_batches
+from api.batch_trial import BatchDryRun, try_out
 from api.deps import BaseUrl, BatchesWriter, Farm, JobsReader, RequestId, TheFarm
 from api.headers import IdempotencyKey, with_etag
 from api.paging import NEXT_CURSOR, Paging, next_link
@@ -38,7 +39,14 @@ class BatchPage(BaseModel):
     next_cursor: str | None = Field(description=NEXT_CURSOR)
 
 
-@router.post(PATH, operation_id="submitBatch", summary="Submit a batch", status_code=201)
+@router.post(
+    PATH,
+    operation_id="submitBatch",
+    summary="Submit a batch",
+    status_code=201,
+    response_model=Batch,
+    responses={200: {"model": BatchDryRun, "description": "What it would become, of a `dry_run`."}},
+)
 async def submit_batch(
     draft: Annotated[BatchDraft, Body(openapi_examples=EXAMPLES)],
     caller: BatchesWriter,
@@ -47,11 +55,18 @@ async def submit_batch(
     request_id: RequestId,
     request: Request,
     response: Response,
+    dry_run: Annotated[bool, Query(description="Only say what it would become; nothing is stored.")] = False,
     idempotency_key: IdempotencyKey = None,
-) -> Batch:
+) -> Batch | Response:
     """Answered at once: its prompts are checked, and become jobs, later. If one of them cannot be rendered, none is:
-    the batch ends, and its `error` names the lines.
+    the batch ends, and its `error` names the lines; unless `skip_bad` says to leave such lines out.
+
+    A dry run looks at the prompts itself, for three seconds at most: at all of them, or at the first of a larger file.
     """
+    if dry_run:
+        limiter = request.app.state.upload_limiter
+        found = await anyio.to_thread.run_sync(try_out, farm, caller, draft, limiter=limiter)
+        return Response(found.model_dump_json(), media_type="application/json")
     # Prompts go to the image store, in threads of their own: while that is slow, all else stays fast.
     limiter = request.app.state.upload_limiter if draft.prompts else None
     batch, is_new = await anyio.to_thread.run_sync(

@@ -332,7 +332,7 @@ def test_what_suits_no_prompt_is_refused_at_once(client: httpx.Client, settings:
 
 
 def test_files_that_are_none_are_refused(client: httpx.Client, settings: Settings) -> None:
-    assert refusal(upload(client, b"x", "text/csv"))[0] == 415
+    assert refusal(upload(client, b"x", "text/html"))[0] == 415
     assert refusal(client.post("/v1/uploads", content=b"x"))[0] == 415
     assert refusal(upload(client, b"")) == (422, ["The file is empty."])
     assert bucket_of(settings) == {}

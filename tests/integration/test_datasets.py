@@ -86,8 +86,8 @@ def batch_id(client: httpx.Client, story: Story, expander: Expander, make_worker
     return batch_id
 
 
-def submitted(client: httpx.Client, expander: Expander, prompts: list[str] = PROMPTS) -> str:
-    draft = {"prompts": prompts, "defaults": LOOK, "images_per_prompt": 2, "seed": 7, "name": "圆形"}
+def submitted(client: httpx.Client, expander: Expander, prompts: list[str] = PROMPTS, **fields: Any) -> str:
+    draft = {"prompts": prompts, "defaults": LOOK, "images_per_prompt": 2, "seed": 7, "name": "圆形", **fields}
     batch_id = client.post("/v1/batches", json=draft).raise_for_status().json()["id"]
     expander.work(batch_id, 60)
     return str(batch_id)
@@ -197,6 +197,24 @@ def test_each_layout_loads_as_it_is(
     again = ready(client, exporter, batch_id, layout=layout)
     assert (again["digest"], again["plan"]) == (made["digest"], made["plan"])
     assert files_of(settings, again["id"]) == files
+
+
+def test_the_manifest_lists_what_was_skipped(
+    client: httpx.Client,
+    expander: Expander,
+    exporter: Exporter,
+    story: Story,
+    make_worker: MakeWorker,
+    settings: Settings,
+) -> None:
+    batch_id = submitted(client, expander, [" ", *PROMPTS[:2], "红" * 600], skip_bad=True)
+    render(story, make_worker)
+    first, again = ready(client, exporter, batch_id), ready(client, exporter, batch_id)
+    manifest = json.loads(files_of(settings, first["id"])["manifest.json"])
+    assert (manifest["batch"]["prompts"], manifest["batch"]["skipped"], manifest["counts"]["rows"]) == (2, 2, 4)
+    assert manifest["skipped"] == client.get(f"/v1/batches/{batch_id}").json()["skips"]
+    assert [one["line"] for one in manifest["skipped"]] == [1, 4]
+    assert first["digest"] == again["digest"]
 
 
 def test_killed_three_times_at_random_it_is_the_same(

@@ -13,7 +13,8 @@ from api.app import create_app
 from api.batch_draft import EXAMPLES, BatchDraft
 from api.headers import seconds_to_wait
 from api.paging import write_cursor
-from api.routes import batches, health, jobs, keys, models, queue, uploads, workers
+from api.routes import health, jobs, keys, models, queue, uploads, workers
+from api.routes.batches import BatchPage
 from common.config import Settings
 from common.errors import Invalid
 
@@ -67,7 +68,7 @@ def shown(document: dict[str, Any], schema: dict[str, Any]) -> bool:
         jobs.JobPage,
         jobs.DryRun,
         batch_reading.Batch,
-        batches.BatchPage,
+        BatchPage,
         uploads.Upload,
         health.Alive,
         health.Ready,

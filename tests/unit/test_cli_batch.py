@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 
 from api.batch_reading import BATCH
+from api.batch_trial import BatchDryRun
 from tests.command_line import Asked, CommandLine, Say, farm_that
 
+TRIED_OUT: Any = BatchDryRun.model_json_schema()["examples"][0]
+UPLOAD = "019c2f6e-7d40-7c3d-9a1f-0d5b6c7e8f90"
 TEXT = "红色的圆形\n绿色的三角形\n"
 IMAGES = {"total": 8, "open": 0, "stored": 8, "flagged": 0, "failed": 0, "cancelled": 0}
 WHEN = "2026-11-22T09:00:00Z"
@@ -30,10 +33,20 @@ def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
 
 
 def takes_batches(asked: Asked) -> Say:
-    return Say(201, {"id": "the-upload"} if asked.path == "/v1/uploads" else batch(state="checking"))
+    if asked.path == "/v1/uploads":
+        return Say(201, {"id": "the-upload"})
+    return Say(201, batch(state="checking")) if asked.path == "/v1/batches" else Say(200, TRIED_OUT)
 
 
-@pytest.mark.parametrize(("suffix", "media_type"), [(".txt", "text/plain"), (".JSONL", "application/jsonl")])
+@pytest.mark.parametrize(
+    ("suffix", "media_type"),
+    [
+        (".txt", "text/plain"),
+        (".JSONL", "application/jsonl"),
+        (".csv", "text/csv"),
+        (".parquet", "application/vnd.apache.parquet"),
+    ],
+)
 def test_a_file_is_uploaded_and_submitted(
     call: Callable[..., Any], tmp_path: Path, suffix: str, media_type: str
 ) -> None:
@@ -80,6 +93,25 @@ def test_what_failed_is_drawn_again(call: Callable[..., Any]) -> None:
     ]
 
 
+def test_a_dry_run_submits_nothing_and_fails_if_the_batch_would(call: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text(TEXT)
+    with farm_that(takes_batches) as farm:
+        done = call(farm, "submit", str(tmp_path / "prompts.txt"), "--dry-run")
+        assert (done.code, done.json["upload"], done.json["jobs"]) == (1, "the-upload", TRIED_OUT["jobs"])
+        assert "Line 12: prompt is empty." in done.err
+        assert "--skip-bad leaves them out" in done.err
+        done = call(farm, "submit", UPLOAD, "--dry-run", "--skip-bad", "--format=human")
+    assert done.code == 0
+    lines = {line[:11].strip(): line[11:].strip() for line in done.out.splitlines()}
+    assert lines["prompts"] == "about 1,000,000"
+    assert lines["checked"] == "the first 20,000"
+    assert (lines["takes"], lines["size"], lines["upload"]) == ("139 h", "1.28 TB", UPLOAD)
+    assert "女孩们打开了另一世界的大门 — zh-v0, 512×512, 50 of lms, guidance 7.5, seeds 42" in done.out
+    tried = "/v1/batches?dry_run=true"
+    assert [asked.path for asked in farm.asked] == ["/v1/uploads", tried, tried]
+    assert farm.asked[2].body == {"upload": UPLOAD, "defaults": {}, "skip_bad": True}
+
+
 def test_lists_make_a_matrix(call: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text(TEXT)
     given = ("--matrix", "steps=20,50", "--matrix", "guidance=3,7.5", "--matrix", "model:scheduler=zh-v0:lms,15:dpm++")
@@ -112,9 +144,9 @@ def test_stdin_is_a_file_too_and_is_sent_again(call: Callable[..., Any], monkeyp
 
 
 def test_what_is_no_file_of_prompts_is_not_sent(call: Callable[..., Any], tmp_path: Path) -> None:
-    (tmp_path / "prompts.csv").write_text(TEXT)
+    (tmp_path / "prompts.xlsx").write_text(TEXT)
     with farm_that(takes_batches) as farm:
-        done = call(farm, "submit", str(tmp_path / "prompts.csv"))
+        done = call(farm, "submit", str(tmp_path / "prompts.xlsx"))
         assert (done.code, ".jsonl" in done.err) == (2, True)
         assert call(farm, "submit", str(tmp_path / "nothing.txt")).code == 2
     assert farm.asked == []

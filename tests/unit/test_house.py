@@ -82,7 +82,7 @@ def test_every_package_is_in_the_wheel() -> None:
     [
         ("api", ()),
         ("cli", ("datasets",)),
-        ("common", ()),
+        ("common", ("datasets",)),
         ("migrations", ()),
         ("worker", ("worker", "datasets")),
         ("embedded", ("local",)),

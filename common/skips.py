@@ -1,0 +1,35 @@
+"""Skips: the lines of a batch's file that are no prompts of it, and why. Written once, when they are checked."""
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+
+def add(connection: Connection, batch_id: UUID, reasons: Mapping[int, str]) -> None:
+    """Note why which lines are skipped."""
+    if reasons:
+        parameters = {"batch": batch_id, "lines": list(reasons), "reasons": list(reasons.values())}
+        connection.execute(INSERT, parameters)
+
+
+def lines(connection: Connection, batch_id: UUID, first: int, last: int) -> set[int]:
+    """Which of these lines are skipped."""
+    return set(connection.execute(BETWEEN, {"batch": batch_id, "first": first, "last": last}).scalars())
+
+
+def head(connection: Connection, batch_id: UUID, limit: int) -> list[dict[str, Any]]:
+    """The first lines that are skipped, and why."""
+    return [dict(row) for row in connection.execute(HEAD, {"batch": batch_id, "limit": limit}).mappings()]
+
+
+INSERT = text("""
+    INSERT INTO skips (batch_id, line, reason)
+    SELECT :batch, line, reason
+    FROM unnest(cast(:lines AS bigint[]), cast(:reasons AS text[])) AS skipped(line, reason)
+""")
+
+BETWEEN = text("SELECT line FROM skips WHERE batch_id = :batch AND line BETWEEN :first AND :last")
+
+HEAD = text("SELECT line, reason FROM skips WHERE batch_id = :batch ORDER BY line LIMIT :limit")
