@@ -35,10 +35,10 @@ def choose(device: str) -> str:
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     found = [kind for kind, is_there in there.items() if is_there]
     if device == "auto":
-        return found[0]
+        device = found[0]
     if device.partition(":")[0] not in found:
         raise Invalid(f"There is no device {device} here, only {', '.join(found)}.")
-    return device
+    return "cuda:0" if device == "cuda" else device  # torch wants to be told which, here and there
 
 
 def model_memory(device: str = "auto") -> int:

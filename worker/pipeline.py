@@ -106,6 +106,7 @@ class Diffusers:
 
     def close(self) -> None:
         self._pipe = None
+        self._loras = Loras(self.model, None)  # the others hold the pipeline, too
         free_memory()
 
     def _refusal(self, stroke: Stroke) -> PromptRefused | None:

@@ -10,6 +10,7 @@ import torch
 from common.errors import NanImage
 from tests import checkpoints
 from tests.conformance.test_painters import pictures, stroke
+from tests.devices import DEVICE
 from worker import painter
 from worker.painter import DeviceLost
 from worker.pipeline import Diffusers
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in cas
 
 @pytest.fixture
 def paints(tmp_path: Path) -> Iterator[Diffusers]:
-    loaded = painter.load(checkpoints.entry(checkpoints.make(tmp_path, "bert")), "cpu", threads=1)
+    loaded = painter.load(checkpoints.entry(checkpoints.make(tmp_path, "bert"), precision="fp32"), DEVICE, threads=1)
     assert isinstance(loaded, Diffusers)
     yield loaded
     loaded.close()

@@ -20,6 +20,7 @@ from common.modes import Mode, Original
 from common.prompts import PromptCounter
 from common.recipe import Recipe
 from tests import checkpoints
+from tests.devices import DEVICE, LEVELS
 from worker import painter
 from worker.painter import Painter, Picture, Stroke
 
@@ -69,10 +70,10 @@ def _model(kind: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, 
     if kind == "stub":
         return MINI, "stub:0"
     if kind == "mini-zh":
-        return MINI, "cpu"
+        return MINI, DEVICE
     folder = tmp_path_factory.mktemp(kind)
     text = "bert" if kind == "strict" else kind
-    return checkpoints.entry(checkpoints.make(folder, text, strict=kind == "strict")), "cpu"
+    return checkpoints.entry(checkpoints.make(folder, text, strict=kind == "strict")), DEVICE
 
 
 @pytest.fixture(params=KINDS)
@@ -152,7 +153,7 @@ def test_equal_strokes_give_equal_bytes_and_others_do_not(paints: Painter, mode:
     assert [p.tobytes() for p in pictures(paints, *strokes)] == [first, same, *others]
 
 
-def test_company_moves_no_byte_by_more_than_one_level(paints: Painter, mode: str) -> None:
+def test_company_moves_no_byte_by_more_than_a_level_or_so(paints: Painter, mode: str) -> None:
     """Whatever the company is painted over."""
     one = stroke(paints, mode=mode)
     company = [stroke(paints, prompt="蓝色的方形，白色背景", seed=seed, mode=mode) for seed in range(3)]
@@ -161,7 +162,7 @@ def test_company_moves_no_byte_by_more_than_one_level(paints: Painter, mode: str
         company[0] = stroke(paints, seed=5, mode=mode, source=other)
     (alone,) = pictures(paints, one)
     among = pictures(paints, company[0], one, *company[1:])[1]
-    assert np.abs(alone.astype(int) - among).max() <= 1
+    assert np.abs(alone.astype(int) - among).max() <= LEVELS
 
 
 def test_steps_are_told_from_the_first_to_the_last(paints: Painter, mode: str) -> None:
