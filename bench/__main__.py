@@ -18,6 +18,7 @@ from bench import BENCHES, frame
 from bench.frame import Options
 from bench.report import write_report
 from common.errors import Error
+from worker import painter
 
 
 def main(arguments: list[str]) -> int:
@@ -48,6 +49,8 @@ def run(name: str, options: Options, as_json: bool, check: bool) -> int:
     except Error as error:
         print(error.message, file=sys.stderr)
         return 1
+    if options.device not in ("stub", "cpu"):
+        result["machine"]["device"] = painter.describe(options.device)["name"]
     frame.save(result, frame.path_of(name, options))
     if as_json:
         print(json.dumps(result, ensure_ascii=False))

@@ -104,7 +104,9 @@ class Farm:
                 process.wait(10)
 
     @contextmanager
-    def worker(self, settings: Settings, device: str, *arguments: str, **changes: str) -> Iterator[None]:
+    def worker(
+        self, settings: Settings, device: str, *arguments: str, **changes: str
+    ) -> Iterator["subprocess.Popen[bytes]"]:
         """A render worker that is ready."""
         name = f"bench-{secrets.token_hex(3)}"
         environment = {**variables(settings), **{f"HUAFANG_{key}": value for key, value in changes.items()}}
@@ -119,7 +121,7 @@ class Farm:
 
             wait_until(is_ready, process)
             database.dispose()
-            yield
+            yield process
 
     @contextmanager
     def control(self, settings: Settings) -> Iterator[None]:

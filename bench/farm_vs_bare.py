@@ -4,16 +4,20 @@ leases in Postgres, PNGs of 400 KB and more in the store, a row an image, a cont
 what became visible, in the steady middle, by the database's clock. `naive` and `serial` are Celery workers as one
 writes them first: bench/peers.py. The GPU is a fake one that lets other threads run, as a GPU does: 600 or 200 ms for a
 microbatch of 8 at 512×512. The embedded store (Swift, one process) takes more CPU for a picture than the farm itself,
-on the same cores, so the farm is shown with a store that answers at once, too. The last two sides paint with mini-zh on
+on the same cores, so the farm is shown with a store that answers at once, too. What the worker's CPU does beside the
+painting thread (the busiest) is counted per image. The last two sides paint with mini-zh on
 a CPU, where painting and storing want the same cores.
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from secrets import token_hex
 from typing import Any
+
+import psutil
 
 from bench import load, peers
 from bench.farm import Farm, farm, wait_until
@@ -41,6 +45,8 @@ GOALS = (
 )
 
 Recipe = dict[str, Any]
+BESIDE = "CPU ms an image beside the painting"
+
 MINI: Recipe = {"model": "mini-zh", "width": 128, "height": 128, "steps": 20}
 
 
@@ -103,11 +109,18 @@ def whole_farm(
     database = connect(settings, pool=1)
     since, key = load.now(database), the_farm.key(database)
     load.submit(url, key, peers.MICROBATCH * microbatches, **recipe)
-    with the_farm.worker(settings, device, "--models", str(recipe["model"]), TORCH_THREADS="1", **changes):
+    with the_farm.worker(settings, device, "--models", str(recipe["model"]), TORCH_THREADS="1", **changes) as process:
+        before, images = cpu_s(process.pid), load.stored(database, since)
         load.wait_until_done(database, 180)
+        spent, images = cpu_s(process.pid) - before, load.stored(database, since) - images
     found = load.steady(database, since)
     database.dispose()
-    return found
+    return {**found, BESIDE: sum(sorted(spent.values())[:-1]) / images * 1000}
+
+
+def cpu_s(process: int) -> Counter[int]:
+    """Of each of its threads."""
+    return Counter({thread.id: thread.user_time + thread.system_time for thread in psutil.Process(process).threads()})
 
 
 def peer(the_farm: Farm, kind: str, microbatch_s: float, microbatches: int) -> Figures:

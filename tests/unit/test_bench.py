@@ -111,6 +111,16 @@ def test_the_report_shows_every_figure_and_says_that_no_accelerator_was_seen(res
     assert "No figure on this page was seen on an accelerator" not in page.read_text()
 
 
+def test_what_was_seen_on_an_accelerator_by_hand_stands_at_the_end_of_the_page(results: Path, tmp_path: Path) -> None:
+    frame.save(measured(9, 9, 9), frame.path_of("queue", Options()))
+    (results / "accelerator.md").write_text("## On an accelerator\nSeen once.\n")
+    page = tmp_path / "docs" / "performance.md"
+    page.parent.mkdir()
+    write_report(results, page, tmp_path / "docs" / "plots")
+    assert page.read_text().endswith("## On an accelerator\nSeen once.\n")
+    assert "No figure on this page was seen on an accelerator" not in page.read_text()
+
+
 def test_every_bench_is_named() -> None:
     there = {path.stem for path in (HOME / "bench").glob("*.py") if "\nGOALS" in path.read_text()}
     assert there == set(BENCHES)
