@@ -10,6 +10,7 @@ BENCHES = (
     "fairness",
     "fanout",
     "dashboards",
+    "screens",
     "queue",
     "encode",
     "coldstart",

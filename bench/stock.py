@@ -11,7 +11,6 @@ from bench.backlog import settle_down
 from common import samples, tenants
 from common.db import transaction
 from common.layout import DatasetPlan
-from common.states import Scope
 
 BATCHES = 50
 WORKERS = 20
@@ -33,17 +32,16 @@ class Stock:
     """What the questions of a bench are about."""
 
     tenant_id: UUID
-    key_id: UUID
     big_batch: UUID  # half of all jobs: it runs
     old_batch: UUID
     jobs: list[UUID]  # some, of all ages
 
 
-def stock_up(database: Engine, jobs: int, pepper: str, seed: float = 0.5) -> Stock:
+def stock_up(database: Engine, jobs: int) -> Stock:
+    """Fill an empty database; all that is asked for belongs to the tenant `bench`."""
     with transaction(database) as connection:
         tenant_id = tenants.ensure_tenant(connection, "bench")
         tenants.ensure_tenant(connection, "somebody else")
-        key = tenants.create_key(connection, tenant_id, "bench", [Scope.ADMIN], pepper)
         question = {
             "tenant": tenant_id,
             "jobs": jobs,
@@ -55,19 +53,19 @@ def stock_up(database: Engine, jobs: int, pepper: str, seed: float = 0.5) -> Sto
             "dataset": DatasetPlan().model_dump_json(),
             "rare": RARE,
         }
-        connection.execute(text("SELECT setseed(:seed)"), {"seed": seed})
+        connection.execute(text("SELECT setseed(0.5)"))
         for statement in STATEMENTS:
             connection.execute(text(statement), question)
         samples.take(connection)
-        found = pick(connection, tenant_id, key.id)
+        found = pick(connection, tenant_id)
     settle_down(database)
     return found
 
 
-def pick(connection: Connection, tenant_id: UUID, key_id: UUID) -> Stock:
+def pick(connection: Connection, tenant_id: UUID) -> Stock:
     batches = list(connection.execute(text("SELECT id FROM batches ORDER BY id")).scalars())
     jobs = list(connection.execute(SOME_JOBS, {"tenant": tenant_id}).scalars())
-    return Stock(tenant_id, key_id, batches[-1], batches[BATCHES // 2], jobs)
+    return Stock(tenant_id, batches[-1], batches[BATCHES // 2], jobs)
 
 
 SOME_JOBS = text("""
