@@ -12,8 +12,8 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ from embedded.servers import s3_client
 from embedded.site import S3_ACCOUNT, Site, find_site
 
 TEMPLATE = "template_of_tests"
+
+OwnSettings = Callable[[Path], AbstractContextManager[Settings]]
 
 # What this machine says about a farm must not reach the tests.
 for name in [name for name in os.environ if name.startswith("HUAFANG_") and not name.startswith("HUAFANG_TEST_")]:
@@ -127,29 +129,41 @@ def s3_of_run(servers: Site) -> Any:
     return s3_client(servers)
 
 
+@pytest.fixture(scope="session")
+def own_settings(servers: Site, s3_of_run: Any, pytestconfig: pytest.Config) -> OwnSettings:
+    """A farm of one's own while the block lasts; one at a time in a process, for they share a Redis database."""
+
+    @contextmanager
+    def own(home: Path) -> Iterator[Settings]:
+        name, worker = f"test-{uuid.uuid4().hex}", pytestconfig.stash[RUN].worker
+        execute(servers, f'CREATE DATABASE "{name}" TEMPLATE {TEMPLATE} STRATEGY FILE_COPY')
+        redis_url = f"redis://:{servers.secrets['valkey']}@{servers.host}:{servers.ports['valkey']}/{worker}"
+        with redis.Redis.from_url(redis_url) as client:
+            client.flushdb()
+        s3_of_run.create_bucket(Bucket=name)
+        s3_url = f"http://{servers.host}:{servers.ports['s3']}"
+        yield Settings(
+            home=home,
+            database_url=servers.database_url(servers.host, name),
+            redis_url=redis_url,
+            s3_endpoint_url=s3_url,
+            s3_public_url=s3_url,
+            s3_bucket=name,
+            s3_access_key=S3_ACCOUNT,
+            s3_secret_key=servers.secrets["s3"],
+            key_pepper="the pepper of the tests",
+            device="stub",
+        )
+        execute(servers, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+    return own
+
+
 @pytest.fixture
-def settings(servers: Site, s3_of_run: Any, pytestconfig: pytest.Config, tmp_path: Path) -> Iterator[Settings]:
+def settings(own_settings: OwnSettings, tmp_path: Path) -> Iterator[Settings]:
     """A farm of this test's own: a fresh database, an empty Redis database, an empty bucket, the stub for a device."""
-    name, worker = f"test-{uuid.uuid4().hex}", pytestconfig.stash[RUN].worker
-    execute(servers, f'CREATE DATABASE "{name}" TEMPLATE {TEMPLATE} STRATEGY FILE_COPY')
-    redis_url = f"redis://:{servers.secrets['valkey']}@{servers.host}:{servers.ports['valkey']}/{worker}"
-    with redis.Redis.from_url(redis_url) as client:
-        client.flushdb()
-    s3_of_run.create_bucket(Bucket=name)
-    s3_url = f"http://{servers.host}:{servers.ports['s3']}"
-    yield Settings(
-        home=tmp_path / "home",
-        database_url=servers.database_url(servers.host, name),
-        redis_url=redis_url,
-        s3_endpoint_url=s3_url,
-        s3_public_url=s3_url,
-        s3_bucket=name,
-        s3_access_key=S3_ACCOUNT,
-        s3_secret_key=servers.secrets["s3"],
-        key_pepper="the pepper of the tests",
-        device="stub",
-    )
-    execute(servers, f'DROP DATABASE "{name}" WITH (FORCE)')
+    with own_settings(tmp_path / "home") as settings:
+        yield settings
 
 
 @pytest.fixture
