@@ -1,0 +1,67 @@
+"""One farm and one browser for all tests of the dashboard, and people who are signed in."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
+
+import pytest
+from playwright.sync_api import Browser, Page, StorageState
+
+from tests.conftest import OwnSettings
+from tests.dashboard.browser import chromium, visit
+from tests.dashboard.farm import DashboardFarm, dashboard_farm
+
+Visiting = Callable[..., AbstractContextManager[Page]]
+Sessions = Mapping[str, StorageState]  # by the scope of the key
+
+
+@pytest.fixture(scope="package")
+def farm(own_settings: OwnSettings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DashboardFarm]:
+    folder = tmp_path_factory.mktemp("dashboard")
+    with own_settings(folder / "home") as settings, dashboard_farm(settings, folder) as farm:
+        yield farm
+
+
+@pytest.fixture(scope="package")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def visiting(browser: Browser, farm: DashboardFarm) -> Visiting:
+    """`with visiting(language="zh-CN") as page`: a stranger's page, unless a session is given."""
+    return partial(visit, browser, farm.url, farm.api.settings.s3_public_url)
+
+
+@pytest.fixture(scope="package")
+def sessions(browser: Browser, farm: DashboardFarm) -> Sessions:
+    """What the browser of somebody holds who has signed in."""
+    return {scope: sign_in(browser, farm, scope) for scope in ("admin", "viewer")}
+
+
+def sign_in(browser: Browser, farm: DashboardFarm, scope: str) -> StorageState:
+    with visit(browser, farm.url, farm.api.settings.s3_public_url) as page:
+        enter(page, farm.secrets[scope])
+        page.wait_for_url("**/dashboard/")
+        return page.context.storage_state()
+
+
+def enter(page: Page, secret: str) -> None:
+    page.goto("/dashboard/sign-in")
+    page.get_by_label("API key").fill(secret)
+    page.get_by_role("button", name="Sign in").click()
+
+
+@pytest.fixture
+def page(visiting: Visiting, sessions: Sessions) -> Iterator[Page]:
+    """An operator's, in English."""
+    with visiting(session=sessions["admin"]) as page:
+        yield page
+
+
+@pytest.fixture
+def viewers_page(visiting: Visiting, sessions: Sessions) -> Iterator[Page]:
+    """One's who may only look."""
+    with visiting(session=sessions["viewer"]) as page:
+        yield page

@@ -1,0 +1,182 @@
+"""A farm with a history, for all tests of the dashboard to look at: a job of every kind, batches, a dataset.
+
+    the API       in this process, as in `tests.serving`
+    a control     a process of its own: expands batches, writes datasets, sweeps
+    画室          a worker with a quick stub: mini-zh and taiyi
+    the hostile   a worker with a slow stub and a name to break pages: zh-v0, two seconds a step
+
+Both workers are threads of this process, without Celery: they try at every beat. No worker serves rinna.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+
+from common import tenants
+from common.config import Settings
+from common.db import connect, transaction
+from common.states import ImageState, Scope
+from tests.dashboard.corpus import HOSTILE
+from tests.serving import Api, serving
+from tests.stories import CATALOG, Story
+from tests.workers import QUICK, running, until
+from worker.render_worker import RenderWorker
+
+TENANT = "画坊"
+HOSTILE_NAME = HOSTILE["image"]
+
+NAMES = """
+    SELECT DISTINCT said FROM (
+        SELECT recipe ->> 'prompt' FROM jobs UNION SELECT recipe ->> 'negative_prompt' FROM jobs
+        UNION SELECT name FROM batches UNION SELECT name FROM tenants UNION SELECT name FROM api_keys
+        UNION SELECT name FROM workers UNION SELECT key FROM workers, jsonb_each(class)
+        UNION SELECT value FROM workers, jsonb_each_text(class)
+    ) AS names (said) WHERE said IS NOT NULL
+"""
+
+SMALL = {"width": 64, "height": 64, "steps": 1}
+HALF_SERVED = {"model": ["mini-zh", "rinna"]}  # of each prompt one picture comes, and one waits
+ENDED = ("succeeded", "failed", "cancelled")
+
+
+@dataclass
+class DashboardFarm:
+    api: Api
+    story: Story
+    client: httpx.Client
+    secrets: Mapping[str, str]  # of the keys, by scope
+    jobs: dict[str, str] = field(default_factory=dict)  # their ids, by what has become of them
+    batches: dict[str, str] = field(default_factory=dict)
+    dataset: str = ""
+
+    @property
+    def url(self) -> str:
+        return self.api.url
+
+    def address(self, path: str) -> str:
+        """The path of a screen, for one job and one batch of this farm."""
+        return path.format(job=self.jobs["succeeded"], batch=self.batches["with failures"])
+
+    @cached_property
+    def names(self) -> list[str]:
+        """What people and programs have called things, and said in words of their own: the same in every language."""
+        models = [f for m in CATALOG.models.values() for f in (m.name, m.source, m.description, m.licence.name)]
+        schedulers = {m.scheduler for m in CATALOG.models.values()}
+        return [*(row.said for row in self.story.rows(NAMES)), *models, *schedulers, *HOSTILE.values()]
+
+    def submit(self, prompt: str, **fields: Any) -> str:
+        answer = self.client.post("/v1/jobs", json={"prompt": prompt, **SMALL, **fields})
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["id"])
+
+    def submit_batch(self, name: str, prompts: list[str], **fields: Any) -> str:
+        draft = {"name": name, "prompts": prompts, "seed": 1, "defaults": SMALL} | fields
+        answer = self.client.post("/v1/batches", json=draft)
+        assert answer.status_code == 201, answer.text
+        return str(answer.json()["id"])
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        return dict(self.client.get(f"/v1/jobs/{job_id}").json())
+
+    def batch(self, batch_id: str) -> dict[str, Any]:
+        return dict(self.client.get(f"/v1/batches/{batch_id}").json())
+
+    def until_ended(self, *job_ids: str) -> None:
+        until(lambda: all(self.job(job_id)["state"] in ENDED for job_id in job_ids))
+
+    @cached_property
+    def worker_ids(self) -> dict[str, str]:
+        """By name."""
+        return {worker["name"]: worker["id"] for worker in self.client.get("/v1/workers").json()["items"]}
+
+
+@contextmanager
+def dashboard_farm(settings: Settings, folder: Path) -> Iterator[DashboardFarm]:
+    with ExitStack() as stack:
+        stack.enter_context(running(folder, settings, "control", **QUICK))
+        database = connect(settings, pool=4)
+        stack.callback(database.dispose)
+        api = stack.enter_context(serving(settings, database))
+        secrets = {scope.value: make_key(api, scope) for scope in (Scope.ADMIN, Scope.VIEWER, Scope.JOBS_READ)}
+        client = stack.enter_context(api.stranger(headers={"Authorization": f"Bearer {secrets['admin']}"}))
+        farm = DashboardFarm(api, Story(database), client, secrets)
+        for model in CATALOG.models.values():
+            licence = {"version": model.licence.version}
+            assert client.post(f"/v1/models/{model.name}/licence", json=licence).status_code == 200
+        for name, device, models in (
+            ("画室", "stub", "mini-zh,taiyi"),
+            (HOSTILE_NAME, "stub:2", "zh-v0"),
+        ):
+            own = {"worker_name": name, "device": device, "models": models, "beat_s": 0.2, "drain_s": 0}
+            stack.enter_context(painting(settings.model_copy(update=own)))
+        tell_its_history(farm)
+        yield farm
+
+
+def make_key(api: Api, scope: Scope) -> str:
+    with transaction(api.database) as connection:
+        tenant_id = tenants.ensure_tenant(connection, TENANT)
+        pepper = api.settings.key_pepper.get_secret_value()
+        return tenants.create_key(connection, tenant_id, f"{scope} {HOSTILE['script']}", [scope], pepper).secret
+
+
+@contextmanager
+def painting(settings: Settings) -> Iterator[None]:
+    worker = RenderWorker(settings, CATALOG)
+    worker.start()
+    try:
+        yield
+    finally:
+        worker.engine.drain()
+        worker.engine.drain()
+        worker.stop()
+        worker.database.dispose()
+
+
+def tell_its_history(farm: DashboardFarm) -> None:
+    batches, jobs = farm.batches, farm.jobs
+    batches["with failures"] = farm.submit_batch(
+        "第一批 <b data-xss>粗</b>", [f"一个红色的圆形，第{n}幅" for n in range(8)] + ["星形 #flagged", "心形 #nan"]
+    )
+    batches["running"] = farm.submit_batch("第二批", [f"蓝色的正方形，第{n}幅" for n in range(6)], matrix=HALF_SERVED)
+    batches["paused"] = farm.submit_batch("第三批", [f"黄色的星形，第{n}幅" for n in range(4)], matrix=HALF_SERVED)
+    batches["refused"] = farm.submit_batch("第四批", ["红" * 400])
+
+    jobs["running"] = farm.submit("夜空中的月亮", model="zh-v0", steps=150, width=256, height=256)
+    jobs["succeeded"] = farm.submit("一只橙色的猫，背景是蓝色的", count=4, width=128, height=128, tier="interactive")
+    jobs["flagged"] = farm.submit("绿色的三角形 #flagged", count=2)
+    jobs["failed"] = farm.submit("紫色的心形 #nan")
+    jobs["waiting"] = farm.submit("富士山と桜", model="rinna")
+    jobs["cancelled"] = farm.submit("不要的圆形", model="rinna")
+    assert farm.client.post(f"/v1/jobs/{jobs['cancelled']}/cancel").status_code == 200
+    for steps in (1, 5):
+        jobs[f"of {steps} steps"] = farm.submit("草地上有一座红色的房子", steps=steps, seeds=[1, 2, 3])
+    hostile = [farm.submit(prompt, model="taiyi", width=128, height=128) for prompt in HOSTILE.values()]
+    jobs |= zip(HOSTILE, hostile, strict=True)
+    jobs["failed with words"] = fail_with_words(farm)
+
+    open_jobs = {"running", "waiting"}
+    farm.until_ended(*(job_id for name, job_id in jobs.items() if name not in open_jobs))
+    until(lambda: farm.batch(batches["with failures"])["state"] == "ended")
+    until(lambda: farm.batch(batches["refused"])["state"] == "ended")
+    until(lambda: [farm.batch(batches[name])["images"]["stored"] for name in ("running", "paused")] == [6, 4])
+    assert farm.client.post(f"/v1/batches/{batches['paused']}/pause").status_code == 200
+    farm.dataset = farm.client.post("/v1/datasets", json={"batch": batches["with failures"]}).json()["id"]
+    until(lambda: farm.client.get(f"/v1/datasets/{farm.dataset}").json()["state"] == "ready")
+    until(lambda: farm.job(jobs["running"])["state"] == "running")
+
+
+def fail_with_words(farm: DashboardFarm) -> str:
+    """A job that failed with a hostile message: by the hand of a worker of the story, before anybody else claims it."""
+    job_id = farm.submit("白色的圆形", model="rinna", tier="interactive", steps=3)
+    microbatch = farm.story.started(capacities={"rinna": 8})
+    assert {image.job_id for image in microbatch.images} == {UUID(job_id)}
+    words = " ".join(HOSTILE.values())
+    farm.story.publish(microbatch, ImageState.FAILED, error_code="out_of_memory", error_message=words)
+    return job_id
