@@ -20,7 +20,7 @@ RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"
 HANZI = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]+")
 WORDS = re.compile(r"[A-Za-z][A-Za-z_'’-]+")
 
-MARKS = re.compile(r"[\w.:/-]*\d[\w.:/-]*", re.ASCII)  # ids, sizes, versions
+MARKS = re.compile(r"[\w.:/-]*(\d|\w[./:]\w)[\w.:/-]*", re.ASCII)  # ids, sizes, versions, files, scopes
 
 # What pages of either language have: names, and what one types.
 WORDS_OF_BOTH = """

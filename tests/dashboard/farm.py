@@ -60,8 +60,9 @@ class DashboardFarm:
         return self.api.url
 
     def address(self, path: str) -> str:
-        """The path of a screen, for one job and one batch of this farm."""
-        return path.format(job=self.jobs["succeeded"], batch=self.batches["with failures"])
+        """The path of a screen, for one job, one batch and one dataset of this farm."""
+        batch = self.batches["with failures"]
+        return path.format(job=self.jobs["succeeded"], batch=batch, dataset=self.dataset)
 
     @cached_property
     def names(self) -> list[str]:
