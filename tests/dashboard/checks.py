@@ -76,11 +76,7 @@ def intruders(page: Page) -> list[str]:
 
 
 def blanks(page: Page) -> list[str]:
-    """Waits for those that have begun to load."""
-    page.wait_for_function("[...document.images].every(i => i.complete || (i.loading === 'lazy' && !i.currentSrc))")
-    return list(
-        page.evaluate("[...document.images].filter(i => i.complete && i.src && !i.naturalWidth).map(i => i.src)")
-    )
+    return list(page.evaluate(BLANKS))
 
 
 # What is wider than it should be: the page itself, or an element that spills over its box and scrolls nowhere.
@@ -121,4 +117,14 @@ TEXTS = """() => {
       if (e.getAttribute(name)) found.push(e.getAttribute(name));
   }
   return [...new Set(found)];
+}"""
+
+# Loads those too that would wait until one scrolls to them.
+BLANKS = """async () => {
+  const found = [];
+  for (const image of document.images) {
+    image.loading = "eager";
+    if (image.src) await image.decode().catch(() => found.push(image.src));
+  }
+  return found;
 }"""
