@@ -24,8 +24,8 @@ MARKS = re.compile(r"[\w.:/-]*(\d|\w[./:]\w)[\w.:/-]*", re.ASCII)  # ids, sizes,
 
 # What pages of either language have: names, and what one types.
 WORDS_OF_BOTH = """
-    画坊 Huafang huafang huaf_ admin-key viewer admin API CLI CPU CSV GPU HTTP ID JSON SHA SQL TXT URL UTC
-    JPEG PNG WebP jpeg png webp Parquet WebDataset parquet webdataset imagefolder jsonl Postgres Redis curl
+    画坊 Huafang huafang huaf_ HUAFANG_KEY admin-key viewer admin API CLI CPU CSV GPU HTTP ID JSON SHA SQL TXT URL UTC
+    JPEG PNG WebP jpeg png webp Parquet WebDataset LoRA parquet webdataset imagefolder jsonl Postgres Redis curl
     kB MB GB TB ms min
 """
 NAMES = frozenset(WORDS_OF_BOTH.split())
@@ -65,7 +65,7 @@ def _without(text: str, names: Iterable[str]) -> str:
     for name in names:
         if len(shortened) > 3 and shortened in name:
             return ""
-        text = text.replace(name, " ")
+        text = re.sub(rf"(?a)(?<![\w/]){re.escape(name)}(?!\w|[./]\w)", " ", text)
     return text
 
 

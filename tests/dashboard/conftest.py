@@ -17,8 +17,8 @@ Sessions = Mapping[str, StorageState]  # by the scope of the key
 
 @pytest.fixture(scope="package")
 def farm(own_settings: OwnSettings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DashboardFarm]:
-    folder = tmp_path_factory.mktemp("dashboard")
-    with own_settings(folder / "home") as settings, dashboard_farm(settings, folder) as farm:
+    home = tmp_path_factory.mktemp("dashboard")
+    with own_settings(home) as settings, dashboard_farm(settings) as farm:
         yield farm
 
 

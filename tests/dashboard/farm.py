@@ -1,32 +1,40 @@
 """A farm with a history, for all tests of the dashboard to look at: a job of every kind, batches, a dataset.
 
-    the API       in this process, as in `tests.serving`
-    a control     a process of its own: expands batches, writes datasets, sweeps
+    the API       as in `tests.serving`
+    a control     expands batches, writes datasets, sweeps
     画室          a worker with a quick stub: mini-zh and taiyi
     the hostile   a worker with a slow stub and a name to break pages: zh-v0, two seconds a step
 
-Both workers are threads of this process, without Celery: they try at every beat. No worker serves rinna.
+All are threads of this process, and in place of Celery's messages they look for work every few moments. No worker
+serves rinna.
 """
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import httpx
+from sqlalchemy import Engine
 
-from common import tenants
+from common import batches, datasets, tenants
+from common.catalog import SCHEDULERS
 from common.config import Settings
 from common.db import connect, transaction
+from common.queue import Messages
 from common.states import ImageState, Scope
+from common.storage import Storage
 from tests.dashboard.corpus import HOSTILE
 from tests.serving import Api, serving
 from tests.stories import CATALOG, Story
-from tests.workers import QUICK, running, until
+from tests.workers import until
+from worker.expander import Expander
+from worker.exporter import Exporter
 from worker.render_worker import RenderWorker
+from worker.sweep import Sweep
 
 TENANT = "画坊"
 HOSTILE_NAME = HOSTILE["image"]
@@ -42,6 +50,7 @@ NAMES = """
 
 SMALL = {"width": 64, "height": 64, "steps": 1}
 HALF_SERVED = {"model": ["mini-zh", "rinna"]}  # of each prompt one picture comes, and one waits
+LOOK_S = 0.2  # from one look for work to the next
 ENDED = ("succeeded", "failed", "cancelled")
 
 
@@ -60,16 +69,16 @@ class DashboardFarm:
         return self.api.url
 
     def address(self, path: str) -> str:
-        """The path of a screen, for one job, one batch and one dataset of this farm."""
+        """The path of a screen, for one job, one picture, one batch and one dataset of this farm."""
+        image = self.job(self.jobs["of 5 steps"])["images"][0]["id"]
         batch = self.batches["with failures"]
-        return path.format(job=self.jobs["succeeded"], batch=batch, dataset=self.dataset)
+        return path.format(job=self.jobs["succeeded"], image=image, batch=batch, dataset=self.dataset)
 
     @cached_property
     def names(self) -> list[str]:
         """What people and programs have called things, and said in words of their own: the same in every language."""
         models = [f for m in CATALOG.models.values() for f in (m.name, m.source, m.description, m.licence.name)]
-        schedulers = {m.scheduler for m in CATALOG.models.values()}
-        return [*(row.said for row in self.story.rows(NAMES)), *models, *schedulers, *HOSTILE.values()]
+        return [*(row.said for row in self.story.rows(NAMES)), *models, *SCHEDULERS, *HOSTILE.values()]
 
     def submit(self, prompt: str, **fields: Any) -> str:
         answer = self.client.post("/v1/jobs", json={"prompt": prompt, **SMALL, **fields})
@@ -98,10 +107,9 @@ class DashboardFarm:
 
 
 @contextmanager
-def dashboard_farm(settings: Settings, folder: Path) -> Iterator[DashboardFarm]:
+def dashboard_farm(settings: Settings) -> Iterator[DashboardFarm]:
     with ExitStack() as stack:
-        stack.enter_context(running(folder, settings, "control", **QUICK))
-        database = connect(settings, pool=4)
+        database = connect(settings, pool=8)
         stack.callback(database.dispose)
         api = stack.enter_context(serving(settings, database))
         secrets = {scope.value: make_key(api, scope) for scope in (Scope.ADMIN, Scope.VIEWER, Scope.JOBS_READ)}
@@ -114,8 +122,9 @@ def dashboard_farm(settings: Settings, folder: Path) -> Iterator[DashboardFarm]:
             ("画室", "stub", "mini-zh,taiyi"),
             (HOSTILE_NAME, "stub:2", "zh-v0"),
         ):
-            own = {"worker_name": name, "device": device, "models": models, "beat_s": 0.2, "drain_s": 0}
+            own = {"worker_name": name, "device": device, "models": models, "beat_s": LOOK_S, "drain_s": 0}
             stack.enter_context(painting(settings.model_copy(update=own)))
+        stack.enter_context(controlling(settings, database))
         tell_its_history(farm)
         yield farm
 
@@ -140,14 +149,39 @@ def painting(settings: Settings) -> Iterator[None]:
         worker.database.dispose()
 
 
+@contextmanager
+def controlling(settings: Settings, database: Engine) -> Iterator[None]:
+    storage, messages, stopping = Storage(settings), Messages(settings), threading.Event()
+    sweep = Sweep(settings, database, messages, storage)
+    expander, exporter = Expander(database, storage, messages, CATALOG), Exporter(database, storage, CATALOG)
+
+    def control() -> None:
+        while not stopping.wait(LOOK_S):
+            sweep.once()
+            with transaction(database) as connection:
+                to_expand, to_export = batches.unattended(connection, 0), datasets.unattended(connection, 60, 0)
+            for batch_id in to_expand:
+                expander.work(batch_id)
+            for dataset_id in to_export:
+                exporter.work(dataset_id)
+
+    thread = threading.Thread(target=control, name="control")
+    thread.start()
+    try:
+        yield
+    finally:
+        stopping.set()
+        thread.join(30)
+
+
 def tell_its_history(farm: DashboardFarm) -> None:
-    batches, jobs = farm.batches, farm.jobs
-    batches["with failures"] = farm.submit_batch(
+    jobs, batch = farm.jobs, farm.batches
+    batch["with failures"] = farm.submit_batch(
         "第一批 <b data-xss>粗</b>", [f"一个红色的圆形，第{n}幅" for n in range(8)] + ["星形 #flagged", "心形 #nan"]
     )
-    batches["running"] = farm.submit_batch("第二批", [f"蓝色的正方形，第{n}幅" for n in range(6)], matrix=HALF_SERVED)
-    batches["paused"] = farm.submit_batch("第三批", [f"黄色的星形，第{n}幅" for n in range(4)], matrix=HALF_SERVED)
-    batches["refused"] = farm.submit_batch("第四批", ["红" * 400])
+    batch["running"] = farm.submit_batch("第二批", [f"蓝色的正方形，第{n}幅" for n in range(6)], matrix=HALF_SERVED)
+    batch["paused"] = farm.submit_batch("第三批", [f"黄色的星形，第{n}幅" for n in range(4)], matrix=HALF_SERVED)
+    batch["refused"] = farm.submit_batch("第四批", ["红" * 400])
 
     jobs["running"] = farm.submit("夜空中的月亮", model="zh-v0", steps=150, width=256, height=256)
     jobs["succeeded"] = farm.submit("一只橙色的猫，背景是蓝色的", count=4, width=128, height=128, tier="interactive")
@@ -164,11 +198,11 @@ def tell_its_history(farm: DashboardFarm) -> None:
 
     open_jobs = {"running", "waiting"}
     farm.until_ended(*(job_id for name, job_id in jobs.items() if name not in open_jobs))
-    until(lambda: farm.batch(batches["with failures"])["state"] == "ended")
-    until(lambda: farm.batch(batches["refused"])["state"] == "ended")
-    until(lambda: [farm.batch(batches[name])["images"]["stored"] for name in ("running", "paused")] == [6, 4])
-    assert farm.client.post(f"/v1/batches/{batches['paused']}/pause").status_code == 200
-    farm.dataset = farm.client.post("/v1/datasets", json={"batch": batches["with failures"]}).json()["id"]
+    until(lambda: farm.batch(batch["with failures"])["state"] == "ended")
+    until(lambda: farm.batch(batch["refused"])["state"] == "ended")
+    until(lambda: [farm.batch(batch[name])["images"]["stored"] for name in ("running", "paused")] == [6, 4])
+    assert farm.client.post(f"/v1/batches/{batch['paused']}/pause").status_code == 200
+    farm.dataset = farm.client.post("/v1/datasets", json={"batch": batch["with failures"]}).json()["id"]
     until(lambda: farm.client.get(f"/v1/datasets/{farm.dataset}").json()["state"] == "ready")
     until(lambda: farm.job(jobs["running"])["state"] == "running")
 

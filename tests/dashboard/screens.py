@@ -3,4 +3,15 @@
 SCREENS = {
     "sign-in": "/dashboard/sign-in",
     "overview": "/dashboard/",
+    "jobs": "/dashboard/jobs",
+    "job": "/dashboard/jobs/{job}",
+    "new-job": "/dashboard/new",
+    "batches": "/dashboard/batches",
+    "batch": "/dashboard/batches/{batch}",
+    "dataset": "/dashboard/datasets/{dataset}",
+    "gallery": "/dashboard/gallery",
+    "picture": "/dashboard/gallery/{image}",
+    "workers": "/dashboard/workers",
+    "admin": "/dashboard/admin",
+    "audit": "/dashboard/admin/audit",
 }
