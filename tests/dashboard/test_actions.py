@@ -1,0 +1,226 @@
+"""What an operator does on each screen, found by its name as a person finds it; and what one may not who only looks.
+
+Each test acts on a job, a batch or a key of its own, or puts back what it has changed.
+"""
+
+import re
+
+import pytest
+from playwright.sync_api import Dialog, Locator, Page, expect
+
+from tests.dashboard.conftest import Sessions, Visiting
+from tests.dashboard.farm import DashboardFarm
+from tests.dashboard.screens import SCREENS
+from tests.workers import until
+
+pytestmark = pytest.mark.needs("chromium", "hanzi")
+
+
+def press(page: Page, name: str, within: Locator | None = None, asks: str | None = None) -> None:
+    """Press the button of this name. `asks`: what one is asked before it acts."""
+    asked: list[str] = []
+
+    def agree(dialog: Dialog) -> None:
+        asked.append(dialog.message)
+        dialog.accept()
+
+    if asks:
+        page.once("dialog", agree)
+    (within or page.get_by_role("main")).get_by_role("button", name=name, exact=True).click()
+    if asks:
+        assert asks in asked[0]
+
+
+def told(page: Page) -> Locator:
+    return page.locator("#notice")
+
+
+# Jobs
+
+
+def test_jobs_are_filtered_in_the_address_and_searched_in_chinese(page: Page, farm: DashboardFarm) -> None:
+    page.goto("/dashboard/jobs")
+    page.get_by_label("Words in the prompt").fill("橙色的猫")
+    page.get_by_label("State", exact=True).select_option(label="succeeded")
+    press(page, "Filter")
+    expect(page).to_have_url(re.compile("q=.*state=succeeded"))
+    expect(page.get_by_role("row")).to_have_count(2)
+    page.get_by_role("link", name="一只橙色的猫").click()
+    expect(page).to_have_url(re.compile(farm.jobs["succeeded"]))
+
+
+def test_all_jobs_that_match_are_counted_then_cancelled_and_retried(page: Page, farm: DashboardFarm) -> None:
+    submitted = [farm.submit("一群要取消的圆形", model="rinna") for _ in range(3)]
+    page.goto("/dashboard/jobs?q=一群要取消的圆形")
+    press(page, "All that match…")
+    expect(page.get_by_text("3 jobs match")).to_be_visible()
+    press(page, "Cancel 3", asks="一群要取消的圆形")
+    expect(told(page)).to_contain_text("3 jobs were cancelled")
+    assert [farm.job(job_id)["state"] for job_id in submitted] == 3 * ["cancelled"]
+    expect(page.get_by_role("row").filter(has_text="cancelled")).to_have_count(3)
+    press(page, "All that match…")
+    press(page, "Retry 3", asks="一群要取消的圆形")
+    expect(told(page)).to_contain_text("3 jobs were submitted again")
+    expect(page.get_by_role("row").filter(has_text="queued")).to_have_count(3)
+
+
+# A job
+
+
+def test_a_job_is_moved_to_another_tier_cancelled_and_retried(page: Page, farm: DashboardFarm) -> None:
+    job_id = farm.submit("要取消的圆形", model="rinna")
+    page.goto(f"/dashboard/jobs/{job_id}")
+    expect(page.get_by_text("No worker that is up serves its model")).to_be_visible()
+    press(page, "Make it interactive")
+    expect(told(page)).to_contain_text("interactive now")
+    assert farm.job(job_id)["tier"] == "interactive"
+    press(page, "Cancel", asks="Cancel this job?")
+    expect(told(page)).to_contain_text("is cancelled")
+    expect(page.get_by_role("button", name="Cancel", exact=True)).to_have_count(0)
+    press(page, "Retry")
+    expect(told(page)).to_contain_text("Submitted again")
+    told(page).get_by_role("link").click()
+    expect(page.get_by_role("link", name=job_id)).to_be_visible()
+
+
+def test_a_failure_comes_with_its_remedy(page: Page, farm: DashboardFarm) -> None:
+    page.goto(f"/dashboard/jobs/{farm.jobs['failed']}")
+    expect(page.get_by_role("main")).to_contain_text("Change scheduler, guidance or seed")
+    expect(page.get_by_role("region", name="Timeline").get_by_role("row")).to_have_count(2)
+
+
+def test_a_job_is_copied_as_a_command(page: Page, farm: DashboardFarm) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.goto(f"/dashboard/jobs/{farm.jobs['succeeded']}")
+    press(page, "Copy curl")
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied.startswith("curl ")
+    assert "一只橙色的猫" in copied
+    assert "huaf_" not in copied
+
+
+def test_a_job_is_cloned_with_changes_and_its_pictures_appear_as_they_come(page: Page, farm: DashboardFarm) -> None:
+    page.goto(f"/dashboard/jobs/{farm.jobs['succeeded']}")
+    page.get_by_role("link", name="Clone with changes").click()
+    prompt = page.get_by_label("Prompt", exact=True)
+    expect(prompt).to_have_value("一只橙色的猫，背景是蓝色的")
+    prompt.fill("一只紫色的猫，背景是绿色的")
+    page.get_by_label("Count").fill("2")
+    press(page, "Submit")
+    result = page.get_by_role("region", name="What becomes of it")
+    expect(result.get_by_role("img", name="一只紫色的猫")).to_have_count(2)
+    expect(result).to_contain_text("succeeded")
+
+
+def test_a_form_says_what_is_wrong_with_it(visiting: Visiting, sessions: Sessions) -> None:
+    with visiting(session=sessions["admin"], refusals=[422]) as page:
+        page.goto("/dashboard/new")
+        page.get_by_label("Prompt", exact=True).fill("红" * 400)
+        press(page, "Submit")
+        expect(page.get_by_label("Prompt", exact=True)).to_have_attribute("aria-invalid", "true")
+        expect(page.get_by_role("main")).to_contain_text("longer than this model can read")
+
+
+# Batches
+
+
+def test_a_batch_is_paused_resumed_and_cancelled(page: Page, farm: DashboardFarm) -> None:
+    batch_id = farm.submit_batch("要取消的批次", ["要取消的圆形"], defaults={"model": "rinna"})
+    until(lambda: farm.batch(batch_id)["state"] == "running")
+    page.goto(f"/dashboard/batches/{batch_id}")
+    press(page, "Pause")
+    expect(told(page)).to_contain_text("Paused")
+    press(page, "Resume")
+    expect(told(page)).to_contain_text("It goes on")
+    press(page, "Cancel", asks="Cancel this batch?")
+    expect(told(page)).to_contain_text("Cancelled")
+    expect(page.get_by_role("button", name="Pause")).to_have_count(0)
+    assert farm.batch(batch_id)["cancelled_at"]
+
+
+def test_a_batch_groups_its_errors_and_retries_what_failed(page: Page, farm: DashboardFarm) -> None:
+    page.goto(f"/dashboard/batches/{farm.batches['with failures']}")
+    errors = page.get_by_role("region", name="What went wrong")
+    expect(errors.get_by_role("row").filter(has_text="nan_image")).to_contain_text("心形 #nan")
+    press(page, "Retry what failed")
+    told(page).get_by_role("link").click()
+    expect(page.get_by_role("main")).to_contain_text("0 of 1 images stored")
+
+
+def test_a_batch_is_exported_and_its_files_downloaded(page: Page, farm: DashboardFarm) -> None:
+    page.goto(f"/dashboard/batches/{farm.batches['with failures']}")
+    page.get_by_label("Layout").select_option("parquet")
+    press(page, "Export")
+    expect(told(page)).to_contain_text("is being written")
+    row = page.get_by_role("region", name="Datasets").get_by_role("row").filter(has_text="parquet")
+    expect(row).to_contain_text("ready")
+    row.get_by_role("link").click()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="data/train-00000.parquet", exact=True).click()
+    assert download.value.path().read_bytes().startswith(b"PAR1")
+
+
+# Workers, keys, licences
+
+
+def test_a_worker_is_drained_and_resumed(page: Page, farm: DashboardFarm) -> None:
+    page.goto("/dashboard/workers")
+    worker = page.get_by_role("article").filter(has=page.get_by_role("heading", name="画室"))
+    press(page, "Drain", worker, asks="画室")
+    expect(told(page)).to_contain_text("claims nothing more")
+    expect(worker).to_contain_text("draining")
+    press(page, "Resume", worker)
+    expect(told(page)).to_contain_text("claims work again")
+    expect(worker).to_contain_text("ready")
+
+
+def test_a_key_is_made_shown_once_and_revoked(page: Page, farm: DashboardFarm) -> None:
+    page.goto("/dashboard/admin")
+    page.get_by_text("New API key").click()
+    page.get_by_label("Name: who or what uses it").fill("测试用的钥匙")
+    press(page, "Create the key")
+    secret = page.get_by_label("Secret").inner_text()
+    with farm.api.stranger(headers={"Authorization": f"Bearer {secret}"}) as holder:
+        assert holder.get("/v1/jobs").status_code == 200
+        page.reload()
+        expect(page.get_by_role("main")).not_to_contain_text(secret)
+        row = page.get_by_role("row").filter(has=page.get_by_role("rowheader", name="测试用的钥匙"))
+        press(page, "Revoke", row, asks="测试用的钥匙")
+        expect(told(page)).to_contain_text("revoked")
+        assert holder.get("/v1/jobs").status_code == 401
+    expect(page.get_by_role("region", name="Who did what")).to_contain_text("revoked an API key")
+
+
+# Who may not
+
+
+@pytest.mark.parametrize("screen", sorted(SCREENS.keys() - {"audit"}))
+def test_one_who_only_looks_finds_nothing_to_act_with(viewers_page: Page, farm: DashboardFarm, screen: str) -> None:
+    viewers_page.goto(farm.address(SCREENS[screen]))
+    expect(viewers_page.locator("[hx-post], [hx-put], [hx-delete], [hx-patch]")).to_have_count(0)
+
+
+def test_an_action_without_the_pages_token_is_refused(
+    visiting: Visiting, sessions: Sessions, farm: DashboardFarm
+) -> None:
+    job_id = farm.submit("不该被取消的圆形", model="rinna")
+    with visiting(session=sessions["admin"], refusals=[403]) as page:
+        page.goto(f"/dashboard/jobs/{job_id}")
+        for headers in ("{}", '{"X-CSRF-Token": "0"}'):
+            page.evaluate("headers => document.body.setAttribute('hx-headers:inherited', headers)", headers)
+            press(page, "Cancel", asks="Cancel this job?")
+            expect(told(page)).to_contain_text("not allowed")
+            told(page).evaluate("e => e.replaceChildren()")
+    assert farm.job(job_id)["state"] == "queued"
+
+
+def test_an_action_of_one_who_only_looks_is_refused(
+    visiting: Visiting, sessions: Sessions, farm: DashboardFarm
+) -> None:
+    """His page has the token, and somebody has told it the address of the action."""
+    with visiting(session=sessions["viewer"], refusals=[403]) as page:
+        page.goto(f"/dashboard/jobs/{farm.jobs['waiting']}")
+        cancel = f"/dashboard/jobs/{farm.jobs['waiting']}/cancel"
+        page.evaluate("path => htmx.ajax('POST', path, {target: '#notice', source: document.body})", cancel)
+        expect(told(page)).to_contain_text("not allowed")
+    assert farm.job(farm.jobs["waiting"])["state"] == "queued"

@@ -1,0 +1,63 @@
+"""Pages that change by themselves while one looks: by their stream, and without it; and that rest when nobody does."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from playwright.sync_api import Page, Request, expect
+
+from tests.dashboard.farm import DashboardFarm
+
+pytestmark = pytest.mark.needs("chromium", "hanzi")
+
+HIDE = """isHidden => {
+  Object.defineProperty(document, "hidden", {configurable: true, get: () => isHidden});
+  document.dispatchEvent(new Event("visibilitychange"));
+}"""
+
+
+def is_stream(request: Request) -> bool:
+    return "/dashboard/live/" in request.url
+
+
+@contextmanager
+def without_reload(page: Page) -> Iterator[None]:
+    page.evaluate("window.mark = 'the same page'")
+    yield
+    assert page.evaluate("window.mark") == "the same page"
+
+
+def test_a_job_appears_on_an_open_screen_and_ends_there(page: Page, farm: DashboardFarm) -> None:
+    page.goto("/dashboard/jobs")
+    with without_reload(page):
+        farm.submit("刚刚提交的圆形")
+        row = page.get_by_role("row").filter(has_text="刚刚提交的圆形")
+        expect(row).to_contain_text("succeeded")
+
+
+def test_without_streams_a_page_looks_by_itself(page: Page, farm: DashboardFarm) -> None:
+    page.route("**/dashboard/live/**", lambda route: route.fulfill(status=204))
+    page.goto("/dashboard/jobs")
+    with without_reload(page):
+        farm.submit("没有事件流时提交的圆形")
+        expect(page.get_by_role("row").filter(has_text="没有事件流时提交的圆形")).to_be_visible()
+
+
+def test_a_hidden_page_closes_its_stream_and_catches_up_later(page: Page, farm: DashboardFarm) -> None:
+    with page.expect_request(is_stream):
+        page.goto("/dashboard/jobs")
+    with page.expect_event("requestfailed", is_stream):
+        page.evaluate(HIDE, True)
+    with without_reload(page):
+        farm.submit("没人看时提交的圆形")
+        with page.expect_request(is_stream):
+            page.evaluate(HIDE, False)
+        expect(page.get_by_role("row").filter(has_text="没人看时提交的圆形")).to_be_visible()
+
+
+def test_one_watches_a_job_as_it_is_rendered(page: Page, farm: DashboardFarm) -> None:
+    page.goto(f"/dashboard/jobs/{farm.jobs['running']}")
+    progress = page.get_by_role("progressbar").first
+    with without_reload(page):
+        expect(progress).to_be_visible()
+        expect(progress).not_to_have_attribute("value", str(progress.get_attribute("value")))
