@@ -7,6 +7,7 @@ what is asked before something is done to all jobs that match a filter.
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from statistics import median, quantiles
 from urllib.parse import urlencode
 
@@ -34,7 +35,7 @@ def sides(options: Options) -> Iterator[Sides]:
                 base_url=f"{url}/dashboard", headers={"Cookie": sign_in(client, url)}, timeout=60, trust_env=False
             )
             times = 20 if options.quick else 100
-            yield {screen: lambda paths=paths: look(browser, paths, times) for screen, paths in screens(stock).items()}
+            yield {screen: partial(look, browser, paths, times) for screen, paths in screens(stock).items()}
             browser.close()
         database.dispose()
 
