@@ -80,6 +80,7 @@ def test_a_rare_word_is_found_at_once_however_old_it_is(story: Story, seeker: Se
     assert seeker.count(q="葫芦和") == (1, True)
     assert seeker.found(q="葫芦", limit=2) == [newest], "It is not known of more than two whether these are all."
     assert seeker.all(q="葫芦") == [newest, oldest[1], oldest[0]]
+    assert seeker.count(q="葫芦") == (1, False)
 
 
 @pytest.mark.usefixtures("near_sighted")
