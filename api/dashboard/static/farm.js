@@ -75,6 +75,7 @@ document.addEventListener("htmx:after:swap", afterSwap);
 document.addEventListener("formdata", leaveOutEmpty);
 document.addEventListener("click", copy);
 window.addEventListener("pagehide", leave);
+window.addEventListener("pageshow", event => { if (event.persisted) follow(); });  // by the way back
 setInterval(tellMoments, 1000);
 htmx.config.morphIgnore.push("open");  // what somebody has unfolded stays so
 tellMoments();
