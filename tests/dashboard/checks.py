@@ -4,7 +4,7 @@
     barriers      what axe finds of WCAG 2 A and AA
     strangers     words of the other language, but for what people and programs have named
     intruders     elements that came of somebody's text
-    blanks        pictures that do not show
+    blanks        pictures that do not show, or not in their proportions
 
 Knows no screen, and no framework.
 """
@@ -124,7 +124,12 @@ BLANKS = """async () => {
   const found = [];
   for (const image of document.images) {
     image.loading = "eager";
-    if (image.src) await image.decode().catch(() => found.push(image.src));
+    if (!image.src) continue;
+    await image.decode().catch(() => found.push(`does not show: ${image.src}`));
+    const {width, height} = image.getBoundingClientRect(), {naturalWidth, naturalHeight} = image;
+    const isFilled = getComputedStyle(image).objectFit === "fill" && width && naturalWidth;
+    if (isFilled && Math.abs(width * naturalHeight / (height * naturalWidth) - 1) > 0.03)
+      found.push(`is ${naturalWidth} × ${naturalHeight} and shown as ${width} × ${height}: ${image.src}`);
   }
   return found;
 }"""

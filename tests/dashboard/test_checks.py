@@ -9,6 +9,7 @@ from tests.dashboard.farm import DashboardFarm
 
 pytestmark = pytest.mark.needs("chromium", "hanzi")
 
+SQUARE = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
 WIDE = '<p style="width: 40rem">wide</p>'
 
 
@@ -38,6 +39,7 @@ def found_on(browser: Browser, body: str, language: str = "en") -> dict[str, lis
         ("intruders", "<h1>Hello</h1><b data-xss>it</b>"),
         ("intruders", "<h1>Hello</h1><script>window.__xss = 'it'</script>"),
         ("blanks", "<h1>Hello</h1><img alt='a picture' src='data:image/png;base64,AAAA'>"),
+        ("blanks", f"<h1>Hello</h1><img alt='a picture' src='{SQUARE}' style='width: 9px; height: 5px'>"),
     ],
 )
 def test_each_sees_what_it_is_for(browser: Browser, check: str, body: str) -> None:
