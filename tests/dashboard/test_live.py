@@ -1,5 +1,6 @@
 """Pages that change by themselves while one looks: by their stream, and without it; and that rest when nobody does."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -35,6 +36,15 @@ def test_a_job_appears_on_an_open_screen_and_ends_there(page: Page, farm: Dashbo
         expect(row).to_contain_text("succeeded")
 
 
+def test_the_overview_says_in_words_what_is_amiss_and_counts_on(page: Page, farm: DashboardFarm) -> None:
+    page.goto("/dashboard/")
+    alert = page.get_by_role("main").get_by_text(re.compile("images wait for rinna: no worker serves it"))
+    with without_reload(page):
+        before = alert.inner_text()
+        farm.submit("又一个没人画的圆形", model="rinna")
+        expect(alert).not_to_have_text(before)
+
+
 def test_without_streams_a_page_looks_by_itself(page: Page, farm: DashboardFarm) -> None:
     page.route("**/dashboard/live/**", lambda route: route.fulfill(status=204))
     page.goto("/dashboard/jobs")
@@ -46,13 +56,18 @@ def test_without_streams_a_page_looks_by_itself(page: Page, farm: DashboardFarm)
 def test_a_hidden_page_closes_its_stream_and_catches_up_later(page: Page, farm: DashboardFarm) -> None:
     with page.expect_request(is_stream):
         page.goto("/dashboard/jobs")
-    with page.expect_event("requestfailed", is_stream):
-        page.evaluate(HIDE, True)
+    opened: list[Request] = []
+    page.on("request", lambda request: opened.append(request) if is_stream(request) else None)
+    row = page.get_by_role("row").filter(has_text="没人看时提交的圆形")
     with without_reload(page):
-        farm.submit("没人看时提交的圆形")
-        with page.expect_request(is_stream):
-            page.evaluate(HIDE, False)
-        expect(page.get_by_role("row").filter(has_text="没人看时提交的圆形")).to_be_visible()
+        with page.expect_event("requestfailed", is_stream):
+            page.evaluate(HIDE, True)
+        farm.until_ended(farm.submit("没人看时提交的圆形"))
+        expect(row).to_have_count(0)
+        assert not opened
+        page.evaluate(HIDE, False)
+        expect(row).to_be_visible()
+        assert len(opened) == 1
 
 
 def test_one_watches_a_job_as_it_is_rendered(page: Page, farm: DashboardFarm) -> None:
