@@ -194,10 +194,10 @@ def test_a_key_is_made_shown_once_and_revoked(page: Page, farm: DashboardFarm) -
 # Who may not
 
 
-@pytest.mark.parametrize("screen", sorted(SCREENS.keys() - {"audit"}))
-def test_one_who_only_looks_finds_nothing_to_act_with(viewers_page: Page, farm: DashboardFarm, screen: str) -> None:
-    viewers_page.goto(farm.address(SCREENS[screen]))
-    expect(viewers_page.locator("[hx-post], [hx-put], [hx-delete], [hx-patch]")).to_have_count(0)
+def test_one_who_only_looks_finds_nothing_to_act_with(viewers_page: Page, farm: DashboardFarm) -> None:
+    for screen in SCREENS.keys() - {"audit"}:
+        viewers_page.goto(farm.address(SCREENS[screen]))
+        expect(viewers_page.locator("[hx-post], [hx-put], [hx-delete], [hx-patch]")).to_have_count(0)
 
 
 def test_an_action_without_the_pages_token_is_refused(

@@ -12,13 +12,25 @@ from tests.dashboard.farm import DashboardFarm
 pytestmark = pytest.mark.needs("chromium", "hanzi")
 
 
-@pytest.mark.parametrize("attempt", HOSTILE)
-def test_a_prompt_is_shown_as_it_was_typed(page: Page, farm: DashboardFarm, attempt: str) -> None:
-    page.goto(f"/dashboard/jobs/{farm.jobs[attempt]}")
-    said = page.get_by_role("main").evaluate(
-        "e => e.innerText + [...e.querySelectorAll('textarea, input')].map(i => i.value)"
-    )
-    assert " ".join(HOSTILE[attempt].split()) in " ".join(said.split())
+def test_a_prompt_is_shown_as_it_was_typed(page: Page, farm: DashboardFarm) -> None:
+    for attempt, typed in HOSTILE.items():
+        page.goto(f"/dashboard/jobs/{farm.jobs[attempt]}")
+        assert " ".join(typed.split()) in " ".join(page.get_by_role("main").inner_text().split()), attempt
+        assert checks.intruders(page) == []
+        assert checks.overflow(page) == []
+
+
+def test_what_arrives_by_the_stream_stays_text_too(page: Page, farm: DashboardFarm) -> None:
+    page.goto("/dashboard/jobs")
+    for typed in (HOSTILE["image"], HOSTILE["htmx"]):
+        job_id = farm.submit(typed, model="rinna")
+        expect(page.locator(f"#job-{job_id}")).to_contain_text(typed)
+        assert checks.intruders(page) == []
+
+
+def test_a_message_is_shown_as_it_was_sent(page: Page, farm: DashboardFarm) -> None:
+    page.goto(f"/dashboard/jobs/{farm.jobs['failed with words']}")
+    expect(page.get_by_role("main")).to_contain_text(HOSTILE["image"])
     assert checks.intruders(page) == []
     assert checks.overflow(page) == []
 
