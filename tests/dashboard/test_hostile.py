@@ -41,3 +41,10 @@ def test_a_search_is_repeated_as_it_was_typed(page: Page, path: str) -> None:
         page.goto(f"/dashboard/{path}?q={quote(typed)}")
         expect(page.get_by_role("searchbox")).to_have_value(typed.replace("\n", ""))
         assert checks.intruders(page) == []
+
+
+def test_half_a_character_is_no_obstacle(page: Page) -> None:
+    page.goto("/dashboard/new")
+    page.get_by_label("Prompt", exact=True).evaluate("e => { e.value = '半个字\\ud83d'; }")
+    page.get_by_role("button", name="Submit").click()
+    expect(page.get_by_role("region", name="What becomes of it")).to_contain_text("半个字\ufffd")
