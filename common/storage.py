@@ -124,11 +124,13 @@ class Storage:
         for key in keys:
             self._do(partial(self._client.delete_object, Bucket=self.bucket, Key=key))
 
-    def link(self, key: str, *, seconds: int = LINK_S) -> str:
-        """A link to the bytes that anyone can follow for a while. Asks nobody: the key need not exist."""
+    def link(self, key: str, *, seconds: int = LINK_S, save_as: str | None = None) -> str:
+        """A link to the bytes that anyone can follow for a while; with `save_as` (ASCII), a browser saves what it leads
+        to under that name. Asks nobody: the key need not exist."""
+        named = {"ResponseContentDisposition": f'attachment; filename="{save_as}"'} if save_as else {}
         return str(
             self._signer.generate_presigned_url(
-                "get_object", Params={"Bucket": self.bucket, "Key": key}, ExpiresIn=seconds
+                "get_object", Params={"Bucket": self.bucket, "Key": key, **named}, ExpiresIn=seconds
             )
         )
 

@@ -39,6 +39,9 @@ def test_a_picture_is_shown_to_a_session_of_its_tenant_only(api: Api, story: Sto
         content = visit.browser.get(f"{url}/content")
         assert content.status_code == 302
         assert httpx.get(content.headers["Location"], trust_env=False).headers["Content-Type"] == "image/png"
+        saved = httpx.get(visit.browser.get(f"{url}/file").headers["Location"], trust_env=False)
+        assert saved.headers["Content-Disposition"].startswith("attachment; filename=")
+        assert saved.content == httpx.get(content.headers["Location"], trust_env=False).content
     with visiting(api, "somebody else") as visit:
         assert visit.browser.get(f"{url}/thumbnail").status_code == 404
     with api.stranger() as browser:

@@ -1,5 +1,6 @@
 """A dataset and its files. Each file's link leads to the image store, and is signed when somebody follows it."""
 
+import re
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
@@ -20,6 +21,7 @@ from common.tenants import Caller
 router = APIRouter()
 
 SHOWN = 200
+PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")  # as all files of a dataset have
 
 
 @screen(router, "/datasets/{dataset_id}", "dataset.html")
@@ -38,9 +40,10 @@ def show_dataset(dataset_id: UUID, visitor: TheVisitor, farm: TheFarm) -> Look:
 @router.get("/datasets/{dataset_id}/files/{path:path}")
 def get_file(dataset_id: UUID, path: str, visitor: TheVisitor, farm: TheFarm) -> Response:
     dataset = find(farm, visitor.caller, dataset_id)
-    if dataset.state != DatasetState.READY or ".." in path.split("/"):
+    if dataset.state != DatasetState.READY or not PATH.fullmatch(path):
         raise NotFound(f"Dataset {dataset_id} has no file {path}.")
-    return RedirectResponse(farm.storage.link(dataset_key(dataset_id, path)), 302)
+    name = path.rpartition("/")[2]
+    return RedirectResponse(farm.storage.link(dataset_key(dataset_id, path), save_as=name), 302)
 
 
 def find(farm: Farm, caller: Caller, dataset_id: UUID) -> Dataset:

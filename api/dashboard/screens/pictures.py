@@ -7,6 +7,7 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Request, Response
+from starlette.responses import RedirectResponse
 
 from api.dashboard.sessions import TheVisitor
 from api.deps import TheFarm
@@ -26,6 +27,13 @@ Found = Annotated[tuple[LoneImage, str | None], Depends(image_of)]
 @router.get("/images/{image_id}/content")
 async def show_content(found: Found, farm: TheFarm) -> Response:
     return await images.read_content(found, farm)
+
+
+@router.get("/images/{image_id}/file")
+def save(found: Found, farm: TheFarm) -> Response:
+    image, key = found
+    name = f"{image.id}.{image.format}"
+    return RedirectResponse(farm.storage.link(images.stored(image, key), save_as=name), 302)
 
 
 @router.get("/images/{image_id}/thumbnail")
