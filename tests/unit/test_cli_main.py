@@ -130,9 +130,11 @@ def test_status_of_nothing_is_not_found(call: CommandLine) -> None:
 
 
 def test_global_options_work_behind_the_command_too(call: CommandLine) -> None:
-    before, behind = call("--format=json", "models", "verify", "mini-zh"), call("models", "verify", "--format=json")
-    assert json.loads(before.out)[0] in json.loads(behind.out)
-    assert call("models", "verify", "mini-zh", "--format", "quiet").out == "ok\n"
+    before, behind = (
+        call("--format=json", "models", "verify", "mini-zh"),
+        call("models", "verify", "mini-zh", "--format=json"),
+    )
+    assert json.loads(before.out) == json.loads(behind.out) != []
 
 
 def test_version() -> None:
