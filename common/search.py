@@ -81,7 +81,7 @@ class Preview:
 def find(connection: Connection, tenant_id: UUID, search: Search) -> Found:
     """A page of the jobs that match."""
     if not search.q:
-        return _look(connection, tenant_id, search, WINDOW)
+        return _look(connection, tenant_id, search, window_of(search))
     found = _look(connection, tenant_id, search, GLANCE)
     if found.resume is None:
         return found
@@ -139,12 +139,13 @@ def _text(template: str, narrowed: str, wanted: str, order: str) -> TextClause:
 
 
 def _narrowed(selection: Selection) -> str:
-    """What an index knows. Of a batch's jobs most are queued or have succeeded: the batch itself narrows more then."""
-    known = ["tenant_id = :tenant"]
+    """What one index knows. Of a batch's jobs most are queued or have succeeded: the batch itself narrows more then."""
     if selection.batch and selection.state not in RARE:
-        known.append("batch_id = :batch")
-    elif selection.state:
-        known.append(STATES[selection.state])
+        known = ["batch_id = :batch"]
+    else:
+        known = ["tenant_id = :tenant"]
+        if selection.state:
+            known.append(STATES[selection.state])
     if selection.created_after:
         known.append("id >= :first")
     if selection.created_before:
@@ -152,8 +153,18 @@ def _narrowed(selection: Selection) -> str:
     return " AND ".join(known)
 
 
+def window_of(search: Search) -> int:
+    """How many jobs are looked at for a page: no more than it has, where an index knows all that is asked for.
+
+    While there are no statistics of a batch yet, the planner would read and sort all of it for a larger one.
+    """
+    asked = search.chosen().keys() - {"limit", "before"}
+    is_known = asked <= {"batch"} or (asked == {"state"} and search.state != JobState.QUEUED)
+    return search.limit if is_known else WINDOW
+
+
 def _wanted(selection: Selection) -> str:
-    return " AND ".join(FILTERS[name] for name in selection.chosen() if name in FILTERS) or "true"
+    return " AND ".join(["tenant_id = :tenant", *(FILTERS[name] for name in selection.chosen() if name in FILTERS)])
 
 
 RARE = (JobState.RUNNING, JobState.FAILED, JobState.CANCELLED)
@@ -193,7 +204,9 @@ LOOK = f"""
         SELECT id, place FROM ({THE_WINDOW}) AS job WHERE {{wanted}} ORDER BY {{order}} DESC LIMIT :limit)
     SELECT ARRAY(SELECT id FROM page ORDER BY {{order}} DESC) AS ids,
            CASE WHEN (SELECT count(*) FROM page) < :limit
-                THEN (SELECT id FROM jobs WHERE {{narrowed}} ORDER BY {{order}} DESC OFFSET :window - 1 LIMIT 1)
+                THEN (SELECT id FROM (SELECT id, tenant_id FROM jobs WHERE {{narrowed}}
+                                      ORDER BY {{order}} DESC OFFSET :window - 1 LIMIT 1) AS last
+                      WHERE tenant_id = :tenant)
            END AS resume
 """
 

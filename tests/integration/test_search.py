@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from common import search
-from common.db import transaction
+from common.db import new_id, transaction
 from common.search import Search, Selection, find, preview
 from common.states import ImageState, JobState, Tier
 from tests.stories import Story
@@ -142,3 +142,24 @@ def test_the_index_of_prompts_is_asked_and_kept_in_order(story: Story) -> None:
         pending = text("SELECT gin_clean_pending_list('jobs_prompt_idx')")
         jobs.index_prompts(connection)
         assert connection.execute(pending).scalar() == 0
+
+
+def test_a_page_of_a_batch_without_statistics_is_no_sort_of_all_its_jobs(story: Story) -> None:
+    page = search.Search(limit=5, batch=new_id())
+    known = search.parameters(story.tenant(), page) | {"window": search.window_of(page), "upload": new_id()}
+    with story.database.begin() as connection:
+        for statement in FILL:
+            connection.execute(text(statement), known)
+        question = text(f"EXPLAIN {search._statement(search.LOOK, page)}")
+        plan = "\n".join(connection.execute(question, known).scalars())
+    assert "Index Scan Backward using jobs_batch_id_idx" in plan
+    assert "Bitmap" not in plan
+
+
+FILL = (
+    "INSERT INTO uploads (id, tenant_id, format, bytes, sha256) VALUES (:upload, :tenant, 'txt', 1, 'x')",
+    """INSERT INTO batches (id, tenant_id, upload_id, tier, plan) VALUES (:batch, :tenant, :upload, 'bulk', '{}')""",
+    """INSERT INTO jobs (id, tenant_id, batch_id, place, tier, recipe, count, open)
+       SELECT uuidv7(), :tenant, :batch, place, 'bulk', '{"prompt": "圆", "model": "mini-zh"}', 1, 1
+       FROM generate_series(1, 20000) AS place""",
+)
