@@ -18,6 +18,7 @@ from bench import backlog
 from common import samples
 from common import workers as crew
 from common.db import new_id, transaction
+from common.recipe import MAX_SEED
 from common.states import ImageState, Scope, Tier, WorkerState
 from common.tenants import create_key, revoke_key
 from common.workers import Worker
@@ -265,6 +266,11 @@ def test_a_picture_is_compared_with_those_of_its_prompt_and_seed(story: Story, s
     assert found == [mine[1], other_model[1], many_steps[1]]
     assert Screens(story, "somebody else").ask(gallery.find_companions, mine[1]) == []
     assert [picture.id for picture in screens.ask(gallery.pick_pictures, [mine[1], new_id(), mine[0]])] == mine[::-1]
+
+
+def test_the_largest_seed_is_compared_like_any(story: Story, screens: Screens) -> None:
+    mine = [drawn(story, seed=MAX_SEED, steps=steps)[0] for steps in (5, 9)]
+    assert [picture.id for picture in screens.ask(gallery.find_companions, mine[0])] == mine
 
 
 # Batches

@@ -70,7 +70,7 @@ def find_companions(connection: Connection, tenant_id: UUID, image_id: UUID, lim
     question = {
         "tenant": tenant_id,
         "q": picture.recipe["prompt"],
-        "seed": picture.seed,
+        "seed": str(picture.seed),  # it may be larger than any integer of Postgres
         "image": image_id,
         "candidates": CANDIDATES,
         "limit": limit - 1,
@@ -147,6 +147,6 @@ COMPANIONS = text(f"""
     SELECT {PICTURE}
     FROM hit AS jobs JOIN images ON images.job_id = jobs.id AND images.state = 'stored'
     WHERE jobs.tenant_id = :tenant AND jobs.recipe ->> 'prompt' = :q
-        AND cast(jobs.recipe -> 'seeds' ->> images.index AS bigint) = :seed AND images.id <> :image
+        AND jobs.recipe -> 'seeds' ->> images.index = :seed AND images.id <> :image
     ORDER BY images.finished_at DESC, images.id DESC LIMIT :limit
 """)
