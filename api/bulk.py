@@ -20,7 +20,8 @@ from common import audit, selection
 from common.audit import Action
 from common.db import transaction
 from common.errors import LicenceNotAccepted, UnknownModel
-from common.selection import Selection, Step
+from common.search import Selection
+from common.selection import Step
 from common.states import Tier
 from common.telemetry import tell
 from common.tenants import Caller

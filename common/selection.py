@@ -1,6 +1,6 @@
 """Selections: all jobs of a tenant that match a filter, counted first, then cancelled, retried or moved to a tier.
 
-    preview ──► cancel | retry | change_tier, step by step      a step is one transaction, of 500 jobs at most
+    search.preview ──► cancel | retry | change_tier, step by step      a step is one transaction, of 500 jobs at most
 
 A step goes on where the one before ended, by id, and only to jobs that were there at the preview; what an earlier step
 has done already it leaves alone. So each may be repeated, and whoever carries one out may stop at any step. What is
@@ -16,10 +16,8 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from common import jobs, retries, tiers
-from common.search import Preview, Selection, parameters, preview, where
+from common.search import Selection, parameters, where
 from common.states import Tier
-
-__all__ = ["Preview", "Selection", "Step", "cancel", "change_tier", "preview", "retry"]
 
 STEP_JOBS = 500
 FIRST = UUID(int=0)

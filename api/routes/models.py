@@ -3,16 +3,18 @@
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any
+from uuid import UUID
 
 from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Connection
 
 from api import actions
 from api.crew import Crew, read_crew
 from api.deps import AnyCaller, JobsWriter, TheFarm
 from api.shapes import example
 from common import licences
-from common.catalog import SCHEDULERS
+from common.catalog import SCHEDULERS, Catalog
 from common.catalog import Model as Entry
 from common.db import transaction
 from common.licences import Mark, mark
@@ -145,8 +147,7 @@ class Models(BaseModel):
 @router.get("/v1/models", operation_id="listModels", summary="List the models that can be asked for")
 def list_models(caller: AnyCaller, farm: TheFarm) -> Models:
     with transaction(farm.autocommit) as connection:
-        crew, accepted = read_crew(connection), licences.accepted(connection, caller.tenant_id)
-    return Models(items=[shape(entry, crew, accepted, farm.default_model) for entry in farm.catalog.models.values()])
+        return Models(items=find_models(connection, caller.tenant_id, farm.catalog, farm.default_model))
 
 
 class Acceptance(BaseModel):
@@ -166,6 +167,12 @@ def accept_licence(
     with transaction(farm.autocommit) as connection:
         crew, accepted = read_crew(connection), licences.accepted(connection, caller.tenant_id)
     return shape(entry, crew, accepted, farm.default_model)
+
+
+def find_models(connection: Connection, tenant_id: UUID, catalog: Catalog, default: str) -> list[Model]:
+    """All of the catalogue: whether their licences are accepted, who serves them, where they are resident."""
+    crew, accepted = read_crew(connection), licences.accepted(connection, tenant_id)
+    return [shape(entry, crew, accepted, default) for entry in catalog.models.values()]
 
 
 def shape(entry: Entry, crew: Crew, accepted: Mapping[Mark, datetime], default: str) -> Model:

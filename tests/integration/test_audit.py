@@ -14,7 +14,7 @@ from common import admin, audit, selection, tenants, workers
 from common.config import Settings
 from common.db import new_id, transaction
 from common.queue import UNWANTED_CHANNEL
-from common.selection import Selection
+from common.search import Selection, preview
 from common.states import ImageState, Scope, Tier, Via
 from common.tenants import Caller
 from tests.serving import PROMPT, Api
@@ -115,7 +115,7 @@ def test_what_is_done_to_all_that_match_is_one_note_with_the_count(
     jobs = [story.submit(prompt="猫") for _ in range(5)]
     story.submit(prompt="花")
     with transaction(story.database) as connection:
-        seen = selection.preview(connection, caller.tenant_id, cats)
+        seen = preview(connection, caller.tenant_id, cats)
     moved = bulk.change_tier(farm, caller, cats, seen.at, Tier.BULK)
     assert (moved.changed, moved.left_alone, moved.after) == (4, {}, jobs[3])
     with Redis.from_url(settings.redis_url.get_secret_value(), decode_responses=True) as redis, redis.pubsub() as news:
@@ -142,7 +142,7 @@ def test_a_model_whose_licence_is_not_accepted_is_not_retried(api: Api, story: S
     farm, job = api.app.state.farm, story.submit(model="zh-v0", steps=20)
     story.publish(story.started(capacities={"zh-v0": 1}), ImageState.FAILED, error_code="out_of_memory")
     with transaction(story.database) as connection:
-        seen = selection.preview(connection, caller.tenant_id, Selection())
+        seen = preview(connection, caller.tenant_id, Selection())
     report = bulk.retry(farm, caller, Selection(), seen.at)
     assert (report.changed, report.left_alone) == (0, {"model_not_allowed": 1})
     assert noted(story) == []

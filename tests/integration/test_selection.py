@@ -11,7 +11,8 @@ from sqlalchemy import Connection
 
 from common import claims, jobs, search, selection
 from common.db import transaction
-from common.selection import Preview, Selection, Step
+from common.search import Preview, Selection
+from common.selection import Step
 from common.states import ImageState, JobState, Tier
 from tests.stories import Story
 from tests.workers import until_blocked
@@ -28,7 +29,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 def preview(story: Story, chosen: Selection = ALL) -> Preview:
     tenant = story.tenant()
     with transaction(story.database) as connection:
-        return selection.preview(connection, tenant, chosen)
+        return search.preview(connection, tenant, chosen)
 
 
 def steps(story: Story, act: Callable[..., Step], chosen: Selection, seen: Preview, **how: Any) -> Iterator[Step]:

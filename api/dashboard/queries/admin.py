@@ -1,4 +1,4 @@
-"""Keys and models, for who administers a tenant. Secrets are nowhere to be read."""
+"""Keys, for who administers a tenant. Secrets are nowhere to be read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,11 +6,6 @@ from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import Connection, text
-
-from api.crew import read_crew
-from api.routes.models import Model, shape
-from common import licences
-from common.catalog import Catalog
 
 
 @dataclass(frozen=True)
@@ -25,12 +20,6 @@ class Key:
 def find_keys(connection: Connection, tenant_id: UUID) -> Sequence[Key]:
     """Those that can be used first, the newest of them first."""
     return [Key(**row._mapping) for row in connection.execute(KEYS, {"tenant": tenant_id})]
-
-
-def find_models(connection: Connection, tenant_id: UUID, catalog: Catalog, default: str) -> Sequence[Model]:
-    """As `GET /v1/models` shows them: whether the licence is accepted, who serves them, where they are resident."""
-    crew, accepted = read_crew(connection), licences.accepted(connection, tenant_id)
-    return [shape(entry, crew, accepted, default) for entry in catalog.models.values()]
 
 
 KEYS = text("""

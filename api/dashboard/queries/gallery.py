@@ -63,10 +63,10 @@ def find_pictures(connection: Connection, tenant_id: UUID, search: GallerySearch
 def find_companions(connection: Connection, tenant_id: UUID, image_id: UUID, limit: int = 24) -> Sequence[Picture]:
     """What to compare a picture with, itself first: the pictures of the same prompt from the same seed, the newest
     first, whatever else their recipes say. Empty when the tenant has no such picture."""
-    mine = pick_pictures(connection, tenant_id, [image_id])
-    if not mine:
+    row = connection.execute(PICK, {"tenant": tenant_id, "image": image_id}).first()
+    if row is None:
         return []
-    picture = mine[0]
+    picture = picture_of(row)
     question = {
         "tenant": tenant_id,
         "q": picture.recipe["prompt"],
@@ -75,14 +75,7 @@ def find_companions(connection: Connection, tenant_id: UUID, image_id: UUID, lim
         "candidates": CANDIDATES,
         "limit": limit - 1,
     }
-    return [*mine, *map(picture_of, connection.execute(COMPANIONS, question))]
-
-
-def pick_pictures(connection: Connection, tenant_id: UUID, image_ids: Sequence[UUID]) -> Sequence[Picture]:
-    """These pictures, in this order; without those that are not there."""
-    rows = connection.execute(PICK, {"tenant": tenant_id, "images": list(image_ids)})
-    found = {row.id: picture_of(row) for row in rows}
-    return [found[image_id] for image_id in image_ids if image_id in found]
+    return [picture, *map(picture_of, connection.execute(COMPANIONS, question))]
 
 
 def _find_by_words(connection: Connection, tenant_id: UUID, search: GallerySearch) -> Pictures:
@@ -139,7 +132,7 @@ OF_JOBS = text(f"""
 
 PICK = text(f"""
     SELECT {PICTURE} FROM images JOIN jobs ON jobs.id = images.job_id
-    WHERE images.id = ANY(:images) AND images.state = 'stored' AND jobs.tenant_id = :tenant
+    WHERE images.id = :image AND images.state = 'stored' AND jobs.tenant_id = :tenant
 """)
 
 COMPANIONS = text(f"""

@@ -1,4 +1,4 @@
-"""The timeline of a job. Jobs themselves are `api.reading`'s, and how many match a filter is `common.search`'s."""
+"""The timeline of a job, and its retries. Jobs themselves are `api.reading`'s, and which match `common.search`'s."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +7,8 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, text
+
+from common.states import JobState
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,24 @@ class Lease:
     outcome: str | None  # published, released, lost; None: it is held now
 
 
+@dataclass(frozen=True)
+class Retry:
+    """A job that was made from the recipe of another, and names it as its parent."""
+
+    id: UUID
+    state: JobState
+
+
 def find_leases(connection: Connection, tenant_id: UUID, job_id: UUID, limit: int = 100) -> Sequence[Lease]:
     """The newest leases of a job, oldest first. Empty when the tenant has no such job."""
     rows = connection.execute(LEASES, {"tenant": tenant_id, "job": job_id, "limit": limit})
     return [Lease(**row._mapping) for row in rows][::-1]
+
+
+def find_retries(connection: Connection, tenant_id: UUID, job_id: UUID, limit: int = 20) -> Sequence[Retry]:
+    """The newest retries of a job, oldest first. Empty when the tenant has no such job."""
+    rows = connection.execute(RETRIES, {"tenant": tenant_id, "job": job_id, "limit": limit})
+    return [Retry(row.id, JobState(row.state)) for row in rows][::-1]
 
 
 LEASES = text("""
@@ -42,4 +58,8 @@ LEASES = text("""
     FROM leases LEFT JOIN workers ON workers.id = leases.worker_id
     WHERE leases.image_ids && ARRAY(SELECT id FROM mine)
     ORDER BY leases.claimed_at DESC, leases.id DESC LIMIT :limit
+""")
+
+RETRIES = text("""
+    SELECT id, state FROM jobs WHERE parent_id = :job AND tenant_id = :tenant ORDER BY id DESC LIMIT :limit
 """)

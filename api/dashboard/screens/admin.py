@@ -7,13 +7,14 @@ from fastapi import APIRouter, Depends, Form, Query, Request, Response
 
 from api import actions
 from api.dashboard.pages import notice
-from api.dashboard.queries.admin import find_keys, find_models
+from api.dashboard.queries.admin import find_keys
 from api.dashboard.queries.audit import find_notes
 from api.dashboard.screen import Look, screen
 from api.dashboard.sessions import TheActor, TheVisitor, Visitor
 from api.deps import TheFarm
 from api.paging import Paging
 from api.routes.keys import NewKey
+from api.routes.models import find_models
 from common.db import transaction
 from common.errors import Forbidden
 

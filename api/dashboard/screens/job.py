@@ -8,8 +8,7 @@ from fastapi import APIRouter, Form, Request, Response
 from api import actions
 from api.dashboard.commands import command_line, curl, draft_of
 from api.dashboard.pages import notice
-from api.dashboard.queries.jobs import find_leases
-from api.dashboard.queries.retries import find_retries
+from api.dashboard.queries.jobs import find_leases, find_retries
 from api.dashboard.screen import Look, screen
 from api.dashboard.sessions import TheActor, TheVisitor
 from api.deps import BaseUrl, TheFarm

@@ -15,10 +15,9 @@ from api.dashboard.screen import Look, screen
 from api.dashboard.sessions import TheActor, TheVisitor
 from api.deps import Farm, TheFarm
 from api.routes import jobs
-from common import selection
 from common.db import transaction
 from common.errors import Invalid
-from common.selection import Selection
+from common.search import Selection, preview
 from common.states import Tier
 from common.tenants import Caller
 
@@ -75,8 +74,8 @@ def list_jobs(filters: TheFilters, visitor: TheVisitor, farm: TheFarm) -> Look:
 def count_matching(request: Request, filters: TheFilters, visitor: TheVisitor, farm: TheFarm) -> Response:
     """How many jobs match, and what can be done to them."""
     with transaction(farm.autocommit) as connection:
-        preview = selection.preview(connection, visitor.caller.tenant_id, filters.selection)
-    return notice(request, "jobs_matching.html", may_act=visitor.may_act, filters=filters, preview=preview)
+        seen = preview(connection, visitor.caller.tenant_id, filters.selection)
+    return notice(request, "jobs_matching.html", may_act=visitor.may_act, filters=filters, preview=seen)
 
 
 class Progress(BaseModel):
