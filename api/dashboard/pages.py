@@ -110,7 +110,7 @@ def _environment(language: str) -> Any:
     )
     environment.install_gettext_translations(translations(language), newstyle=True)  # type: ignore[attr-defined]
     environment.filters |= {"iso": iso, "number": number, "size": size, "duration": duration}
-    environment.globals |= {"static": static, "now": lambda: datetime.now(UTC)}
+    environment.globals["static"] = static
     return environment
 
 

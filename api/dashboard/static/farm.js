@@ -33,8 +33,7 @@ async function look() {
 }
 
 function show(html) {
-  const busy = live().querySelector("[data-busy]");  // somebody is in the middle of something there
-  if (!busy) htmx.swap({ text: html, target: live(), swap: "innerMorph", sourceElement: live() });
+  htmx.swap({ text: html, target: live(), swap: "innerMorph", sourceElement: live() });
 }
 
 const STEPS = [["day", 86400], ["hour", 3600], ["minute", 60], ["second", 1]];
