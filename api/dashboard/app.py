@@ -15,7 +15,7 @@ from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.dashboard.live import Boards
-from api.dashboard.pages import STATIC, notice, page, safe_headers, wants_part
+from api.dashboard.pages import STATIC, notice, page, safe_headers, static, wants_part
 from api.dashboard.screens import (
     admin,
     batches,
@@ -54,23 +54,31 @@ def create_dashboard(farm: Farm, **state: Any) -> FastAPI:
 
 
 class Headers:
-    """Puts the headers that keep a page safe on everything; files may be kept, all else must be asked for again."""
+    """Puts the headers that keep a page safe on everything; files that are asked for by their digest may be kept."""
 
     def __init__(self, app: ASGIApp, headers: dict[str, str]) -> None:
         self.app = app
         self.headers = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"].removeprefix(f"{scope['root_path']}/")  # now: whatever is mounted below changes the root
+
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.update(self.headers)
-                is_file = scope["path"].startswith(f"{scope['root_path']}/static/")
-                kept = "public, max-age=31536000, immutable" if is_file else "no-store"
-                headers.setdefault("Cache-Control", kept)
+                is_kept = message["status"] == 200 and is_file_by_digest(path, scope["query_string"])
+                headers.setdefault("Cache-Control", "public, max-age=31536000, immutable" if is_kept else "no-store")
             await send(message)
 
         await self.app(scope, receive, send_with_headers if scope["type"] == "http" else send)
+
+
+def is_file_by_digest(path: str, query: bytes) -> bool:
+    """Whether a file that is there is asked for by what is in it. Amid an upgrade, a page of another process may ask
+    for what this one does not have: its file must not be kept under that digest.
+    """
+    return path.startswith("static/") and f"{path}?{query.decode('latin-1')}" == static(path.removeprefix("static/"))
 
 
 async def tell(request: Request, error: Exception) -> Response:

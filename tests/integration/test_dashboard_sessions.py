@@ -122,6 +122,18 @@ def test_every_answer_has_the_headers_that_keep_a_page_safe(api: Api, browser: h
     assert browser.get("/dashboard/sign-in").headers["cache-control"] == "no-store"
 
 
+def test_a_file_is_kept_under_its_own_digest_only(api: Api, browser: httpx.Client) -> None:
+    (script,) = re.findall(r'src="(/dashboard/static/farm.js[^"]*)"', browser.get("/dashboard/sign-in").text)
+    assert "immutable" in browser.get(script).headers["cache-control"]
+    for other in (
+        f"{script}0",
+        script.partition("?")[0],
+        "/dashboard/static/nothing.js",
+        "/dashboard/static/../app.py",
+    ):
+        assert browser.get(other).headers["cache-control"] == "no-store"
+
+
 def test_the_language_is_the_browser_s_until_it_is_chosen(api: Api, browser: httpx.Client) -> None:
     chinese = {"Accept-Language": "zh-CN,zh;q=0.9,en;q=0.8"}
     assert '<html lang="zh-CN">' in browser.get("/dashboard/sign-in", headers=chinese).text
