@@ -1,5 +1,7 @@
 """A batch from its file of prompts to its last image: checked, expanded, rendered, paused, cancelled, interrupted."""
 
+from dataclasses import replace
+
 import pytest
 
 from common import batches, expansion
@@ -7,11 +9,13 @@ from common.config import Settings
 from common.db import transaction
 from common.errors import Conflict, NotFound
 from common.plan import Plan
+from common.queue import Messages
 from common.states import ImageState, Tier
 from common.storage import upload_key
 from tests.batch_stories import PLAN, PROMPTS, BatchStory
-from tests.stories import Story
+from tests.stories import CATALOG, Story
 from worker import expander
+from worker.expander import Expander
 
 
 @pytest.fixture
@@ -116,6 +120,70 @@ def test_a_file_that_is_gone_ends_its_batch(farm: BatchStory) -> None:
     farm.storage.delete([upload_key(upload, "txt")])
     farm.expander.work(batch_id, 60)
     assert "not in the image store any more" in farm.batch(batch_id).error_message
+
+
+def test_a_file_refused_late_in_its_check_is_not_expanded(farm: BatchStory, small_chunks: None) -> None:
+    batch_id = farm.batch_of_lines(*({"prompt": one} for one in PROMPTS), {"prompt": " "})
+    for _ in range(2):
+        assert farm.expander.work(batch_id, 1e-9)
+    assert (farm.batch(batch_id).state, farm.batch(batch_id).prompts) == ("checking", 8)
+    assert not farm.expander.work(batch_id, 60)
+    assert (farm.batch(batch_id).state, farm.batch(batch_id).error_code) == ("ended", "invalid")
+    assert farm.count("images") == 0
+    assert farm.claim() is None
+
+
+@pytest.mark.parametrize("is_file_gone", [False, True])
+def test_a_batch_refused_in_its_midst_gives_nothing_more_to_a_claim(
+    farm: BatchStory, settings: Settings, small_chunks: None, is_file_gone: bool
+) -> None:
+    """Its last line is right by the catalogue of its check, and wrong by that of its expansion; or its file is lost."""
+    models = CATALOG.models | {"former": replace(CATALOG.models["mini-zh"], name="former")}
+    earlier = Expander(farm.database, farm.storage, Messages(settings), replace(CATALOG, models=models))
+    batch_id = farm.batch_of_lines(*({"prompt": one} for one in PROMPTS[:7]), {"prompt": "圆", "model": "former"})
+    while farm.batch(batch_id).jobs < 6:
+        assert earlier.work(batch_id, 1e-9)
+    farm.publish(farm.started(capacity=1))
+    running, held = farm.started(capacity=1), farm.claim(capacity=1)
+    if is_file_gone:
+        farm.storage.delete([upload_key(farm.batch(batch_id).upload_id, "jsonl")])
+
+    assert farm.expander.work(batch_id, 1e-9)  # it is refused; its jobs are not settled yet
+    batch = farm.batch(batch_id)
+    assert (batch.cancelled_at is not None, batch.error_code, batch.jobs) == (True, "invalid", 6)
+    assert ("not in the image store" if is_file_gone else "Line 8: ") in batch.error_message
+    assert farm.claim(capacities={"mini-zh": 8, "former": 8}) is None
+    assert farm.start(held) == frozenset()
+    farm.release(held)
+    assert farm.claim() is None
+    with pytest.raises(Conflict, match="was cancelled"):
+        farm.resume(batch_id)
+
+    assert not farm.expander.work(batch_id, 60)
+    assert farm.publish(running).images == frozenset()
+    states = [image.state for image in farm.images_of(batch_id)]
+    assert states == [ImageState.STORED] + [ImageState.CANCELLED] * 11
+    assert {job.state for job in farm.jobs_of(batch_id)} == {"cancelled"}
+    assert (farm.end(), farm.claim()) == ([batch_id], None)
+    assert farm.balances()
+
+
+def test_one_who_was_overtaken_refuses_nothing(farm: BatchStory, small_chunks: None) -> None:
+    batch_id = farm.batch_of()
+    while not farm.batch(batch_id).jobs:
+        farm.expander.work(batch_id, 1e-9)
+    with transaction(farm.database) as connection:
+        seen = batches.read(connection, batch_id)
+    farm.expander.work(batch_id, 1e-9)  # the other one, faster
+    with transaction(farm.database) as connection:
+        assert not batches.refuse(connection, seen, "invalid", "too late")
+    farm.expander.work(batch_id, 60)
+    with transaction(farm.database) as connection:
+        seen = batches.read(connection, batch_id)
+        assert not batches.refuse(connection, seen, "invalid", "too late")  # it is expanded
+    batch = farm.batch(batch_id)
+    assert (batch.state, batch.error_code, batch.jobs) == ("running", None, 10)
+    assert [lane.closed for lane in farm.lanes_of(batch_id)] == [False]
 
 
 def test_another_control_worker_goes_on_where_one_stopped(farm: BatchStory, small_chunks: None) -> None:
