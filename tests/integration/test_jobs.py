@@ -46,7 +46,7 @@ def test_a_tenant_cannot_touch_the_job_of_another(story: Story) -> None:
 
 
 def test_a_retry_is_a_new_job_with_the_same_recipe(story: Story) -> None:
-    job = story.submit(count=2)
+    job = story.submit(count=2, tier=Tier.BULK)
     tenant = story.tenant()
     with transaction(story.database) as connection, pytest.raises(Conflict, match="queued"):
         jobs.retry(connection, job, tenant)
@@ -54,7 +54,7 @@ def test_a_retry_is_a_new_job_with_the_same_recipe(story: Story) -> None:
         jobs.cancel(connection, job)
         again = jobs.retry(connection, job, tenant)
     assert story.job(again.id).parent_id == job
-    assert story.job(again.id).recipe == story.job(job).recipe
+    assert (story.job(again.id).recipe, story.job(again.id).tier) == (story.job(job).recipe, Tier.BULK)
     assert story.job(job).state == JobState.CANCELLED
 
 
@@ -85,6 +85,22 @@ def test_a_key_belongs_to_one_body_for_a_day(story: Story) -> None:
         connection.execute(text("UPDATE idempotency_keys SET created_at = now() - interval '25 hours'"))
         assert jobs.submit_once(connection, tenant, jobs.Once("route", "key", "two"), second) is None
         assert jobs.forget_old_keys(connection) == 1  # the one on the other route
+
+
+def test_what_a_key_made_is_found_again_for_a_day(story: Story) -> None:
+    tenant, once, made = story.tenant(), jobs.Once("route", "key", "one"), new_id()
+    with transaction(story.database) as connection:
+        assert jobs.made_before(connection, tenant, once) is None
+        assert jobs.submit_once(connection, tenant, once, made) is None
+        for strange in (replace(once, route="other"), replace(once, key="other")):
+            assert jobs.made_before(connection, tenant, strange) is None
+        assert jobs.made_before(connection, story.tenant("another"), once) is None
+        with pytest.raises(IdempotencyMismatch):
+            jobs.made_before(connection, tenant, replace(once, fingerprint="two"))
+        connection.execute(text("UPDATE idempotency_keys SET created_at = now() - interval '23 hours'"))
+        assert jobs.made_before(connection, tenant, once) == made
+        connection.execute(text("UPDATE idempotency_keys SET created_at = now() - interval '25 hours'"))
+        assert jobs.made_before(connection, tenant, once) is None
 
 
 def test_a_job_that_is_not_done_by_its_deadline_fails_and_keeps_what_it_stored(story: Story) -> None:

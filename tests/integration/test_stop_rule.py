@@ -72,6 +72,17 @@ def test_resume_begins_anew(farm: BatchStory, sweep: Sweep, client: httpx.Client
     assert farm.batch(batch_id).paused_because.startswith("Of its last 24 images 10 failed")
 
 
+def test_to_resume_what_is_not_paused_changes_nothing(farm: BatchStory, sweep: Sweep) -> None:
+    """Its failures count on: whoever resumes it again and again does not put off its stop."""
+    batch_id = farm.expanded(PROMPTS, stop_rule=RULE)
+    render(farm, 14)
+    sweep.once()
+    render(farm, 6, ImageState.FAILED)
+    farm.resume(batch_id)
+    sweep.once()
+    assert farm.batch(batch_id).paused_because.startswith("Of its last 20 images 6 failed")
+
+
 def test_without_a_rule_nothing_pauses(farm: BatchStory, sweep: Sweep) -> None:
     batch_id = farm.expanded(PROMPTS)
     render(farm, 120, ImageState.FAILED)

@@ -179,6 +179,17 @@ def test_a_job_of_a_batch_stays_in_it(farm: BatchStory) -> None:
     assert farm.balances()
 
 
+def test_a_job_of_a_cancelled_batch_that_changes_its_tier_is_not_rendered(farm: BatchStory) -> None:
+    """Before its jobs are settled: they have not ended yet."""
+    batch = farm.expanded()
+    farm.cancel_batch(batch)
+    farm.change_tier(first_of(farm, batch), Tier.INTERACTIVE)
+    assert farm.claim() is None
+    farm.expander.work(batch)
+    assert farm.end() == [batch]
+    assert farm.balances()
+
+
 def test_a_batch_that_is_paused_during_a_change_is_paused_as_a_whole(
     farm: BatchStory, aside: ThreadPoolExecutor
 ) -> None:
