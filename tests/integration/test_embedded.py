@@ -128,6 +128,19 @@ def test_a_killed_process_comes_back_with_what_it_kept(home: Path) -> None:
     check_written(home)
 
 
+def test_a_farm_loses_nothing_that_it_has_confirmed(home: Path) -> None:
+    """A killed process shows none of it: only a machine that loses power does."""
+    at = site_of(home)
+    wanted = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on"}
+    with psycopg.connect(at.database_url(at.host)) as connection:
+        shown = connection.execute("SELECT name, setting FROM pg_settings WHERE name = ANY(%s)", [list(wanted)])
+        assert dict(shown.fetchall()) == wanted
+    with redis.Redis(at.host, at.ports["valkey"], password=at.secrets["valkey"], decode_responses=True) as client:
+        known = {name: client.config_get(name)[name] for name in ("appendonly", "appendfsync", "maxmemory-policy")}
+    assert known.pop("appendfsync") in ("everysec", "always")
+    assert known == {"appendonly": "yes", "maxmemory-policy": "noeviction"}
+
+
 def came_back(home: Path, name: str, old: int) -> bool:
     return pids(farm.status(Settings(home=home)))[name] not in (None, old)
 
