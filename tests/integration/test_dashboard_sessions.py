@@ -1,11 +1,14 @@
 """The way into the dashboard, and who may act there: sessions, tokens, origins, links, headers, languages."""
 
 import re
+import time
 from collections.abc import Iterator
 
 import httpx
 import pytest
+from itsdangerous import TimestampSigner
 
+from api.dashboard.sessions import LASTS_S
 from common import tenants
 from common.db import transaction
 from common.states import Scope
@@ -65,6 +68,25 @@ def test_revoking_the_key_ends_its_sessions(api: Api, browser: httpx.Client) -> 
     with transaction(api.database) as connection:
         tenants.revoke_key(connection, tenants.ensure_tenant(connection, "somebody"), key.id)
     assert browser.get("/dashboard/").status_code == 303
+
+
+def test_a_session_ends_however_long_a_browser_keeps_it(
+    api: Api, browser: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = now = int(time.time())
+    monkeypatch.setattr(TimestampSigner, "get_timestamp", lambda signer: now)
+    kept = sign_in(api, browser, key_of(api, Scope.VIEWER).secret).headers["set-cookie"]
+    assert f"Max-Age={LASTS_S};" in kept
+    session = browser.cookies["huafang_session"]
+
+    def status() -> int:
+        headers = {"Cookie": f"huafang_session={session}"}
+        return httpx.get(f"{api.url}/dashboard/", headers=headers, trust_env=False, timeout=30).status_code
+
+    now = begin + LASTS_S
+    assert status() == 200
+    now = begin + LASTS_S + 1
+    assert status() == 303
 
 
 def test_a_forged_or_altered_session_is_none(api: Api, browser: httpx.Client) -> None:
