@@ -1,7 +1,7 @@
 """Jobs are found by what they are and by the words of their prompts, however many and however old they are."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -116,6 +116,17 @@ def test_jobs_are_found_by_the_time_they_were_made(story: Story, seeker: Seeker)
     assert seeker.found(created_after=noon) == [today, third]
     assert seeker.found(created_before=noon) == [second, first]
     assert seeker.found(created_after=datetime(2026, 1, 2, tzinfo=UTC), created_before=noon) == []
+
+
+def test_a_job_is_found_by_its_time_though_its_id_is_of_another_clock(story: Story, seeker: Seeker) -> None:
+    """Whoever makes the ids may have a clock that is some minutes ahead of the database's, or behind it."""
+    made = datetime(2026, 1, 2, 12, tzinfo=UTC)
+    second, skew = timedelta(seconds=1), timedelta(minutes=4)
+    jobs = [story.submit(at=at) for at in (made - skew, made, made + skew)]
+    with story.database.begin() as connection:
+        connection.execute(text("UPDATE jobs SET created_at = :made"), {"made": made})
+    assert seeker.found(created_before=made + second) == seeker.found(created_after=made - second) == jobs[::-1]
+    assert seeker.found(created_before=made) == seeker.found(created_after=made) == []
 
 
 def test_a_count_says_whether_it_is_exact(story: Story, seeker: Seeker, monkeypatch: pytest.MonkeyPatch) -> None:
