@@ -14,7 +14,9 @@ import pytest
 from redis import Redis
 from sqlalchemy import Engine
 
+from api.events import read_bookmark
 from api.reading import Mark, find_changed
+from api.routes.events import RETRY, news
 from api.shapes import Job
 from api.waiting import WOKEN_AT_ONCE, WaitingRoom, Watched, Watcher
 from common import tenants
@@ -191,6 +193,21 @@ def test_the_subscription_comes_back_by_itself(settings: Settings, monkeypatch: 
         await room.close()
 
     asyncio.run(asyncio.wait_for(story(), 30))
+
+
+def test_nobody_waits_in_a_room_that_is_closed() -> None:
+    async def come_late() -> tuple[Job | None, bool, list[bytes]]:
+        room = WaitingRoom(NO_REDIS, lambda known: {})
+        room.open()
+        await room.close()
+        waited = await room.wait(new_id(), 1000)
+        with room.watch(new_id()) as watcher:
+            is_sent_away = watcher.is_sent_away
+        told = [event async for event in news(room, new_id(), read_bookmark(None), "http://127.0.0.1")]
+        assert room.waiting == 0
+        return waited, is_sent_away, told
+
+    assert asyncio.run(asyncio.wait_for(come_late(), 10)) == (None, True, [RETRY])
 
 
 def test_a_server_that_stops_lets_those_go_who_wait(farm_env: dict[str, str], settings: Settings, story: Story) -> None:
