@@ -68,12 +68,16 @@ def limited(receive: Receive, limit: int, declared: int) -> Receive:
     """The same, but ends the request once the body has passed the limit, or at once if it says that it will."""
     total = 0
 
+    def check(size: int) -> None:
+        if size > limit:
+            raise HTTPException(413, f"The body is over the limit of {limit:,} bytes.")
+
     async def receive_limited() -> Message:
         nonlocal total
+        check(declared)  # first: the client may send nothing until it is asked to, or answered
         message = await receive()
         total += len(message.get("body", b""))
-        if max(total, declared) > limit:
-            raise HTTPException(413, f"The body is over the limit of {limit:,} bytes.")
+        check(total)
         return message
 
     return receive_limited

@@ -2,6 +2,7 @@
 
 import json
 import math
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -189,6 +190,20 @@ def test_a_body_without_a_declared_length_is_limited_too(client: httpx.Client) -
     chunks = (b'{"prompt": "', *(b"x" * 10_000 for _ in range(150)), b'"}')
     answer = client.post("/v1/jobs", content=iter(chunks), headers={"Content-Type": "application/json"})
     assert refusal(answer, "body") == (413, "body")
+
+
+@pytest.mark.parametrize("expect", ["", "Expect: 100-continue\r\n"], ids=["withheld", "expecting leave"])
+@pytest.mark.parametrize(("path", "media_type"), [("/v1/jobs", "application/json"), ("/v1/uploads", "text/plain")])
+def test_a_body_that_is_declared_too_long_is_neither_waited_for_nor_asked_for(
+    client: httpx.Client, api: Api, path: str, media_type: str, expect: str
+) -> None:
+    key, url = client.headers["Authorization"], httpx.URL(api.url)
+    headers = f"Host: {url.host}\r\nAuthorization: {key}\r\nContent-Type: {media_type}\r\n{expect}"
+    head = f"POST {path} HTTP/1.1\r\n{headers}Content-Length: {api.settings.upload_limit + 1}\r\n\r\n"
+    with socket.create_connection((url.host, url.port), timeout=10) as connection:
+        connection.sendall(head.encode())
+        with connection.makefile("rb") as answer:
+            assert answer.readline().split()[1] == b"413"
 
 
 @pytest.mark.usefixtures("nothing_stored")
