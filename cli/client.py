@@ -219,6 +219,7 @@ class Client:
                 if answer.status_code == 200:
                     file.seek(0)
                     file.truncate()
+                    tell(-offset)  # what was there is counted again
                 for block in answer.iter_bytes(BLOCK_BYTES):
                     file.write(block)
                     tell(len(block))

@@ -102,7 +102,7 @@ def _fetch_file(model: Model, revision: str, file: HubFile, whole: Path, on_byte
             resume_size=had,
             headers=build_hf_headers(),
             expected_size=file.bytes,
-            tqdm_class=_telling(on_bytes),
+            tqdm_class=_telling(on_bytes, had),
         )
     if file.sha256:
         with part.open("rb") as content:
@@ -113,11 +113,12 @@ def _fetch_file(model: Model, revision: str, file: HubFile, whole: Path, on_byte
     part.rename(whole)
 
 
-def _telling(on_bytes: Callable[[int], None]) -> type:
+def _telling(on_bytes: Callable[[int], None], had: int) -> type:
     """The hub's client shows progress in a bar of tqdm: this one only passes it on."""
 
     class Telling:
-        def __init__(self, *given: object, **named: object) -> None: ...
+        def __init__(self, *given: object, initial: int = 0, **named: object) -> None:
+            on_bytes(initial - had)  # less than nothing where the hub sends all again
 
         def __enter__(self) -> "Telling":
             return self

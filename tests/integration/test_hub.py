@@ -17,11 +17,13 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 
 from common import imported
+from common.catalog import of_entry
 from tests import checkpoints
 from tests.command_line import start as command_line
-from worker.hub import wanted
+from worker.hub import HubFile, Listing, fetch, wanted
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = "unet/diffusion_pytorch_model.bin"
@@ -45,6 +47,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Asked)
         self.files = files
         self.sums = {path: hashlib.sha256(content).hexdigest() for path, content in files.items()}
+        self.knows_ranges = True  # else it sends the whole file, whatever is asked for
         self.stalls_at: int | None = None  # bytes of the large file, after which nothing comes any more
         self.stalled, self.going_on = threading.Event(), threading.Event()
         self.fetched: list[tuple[str, str | None]] = []  # what was asked for, and from where on
@@ -84,8 +87,8 @@ class Asked(BaseHTTPRequestHandler):
     def _send(self, path: str) -> None:
         asked, content = self.headers.get("Range"), self.server.files[path]
         self.server.fetched.append((path, asked))
-        begin = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
-        self._head(206 if asked else 200, len(content) - begin)
+        begin = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.server.knows_ranges else 0
+        self._head(206 if begin else 200, len(content) - begin)
         stops = self.server.stalls_at if path == LARGE and not asked else None
         self.wfile.write(content[begin:stops])
         if stops:
@@ -198,6 +201,24 @@ def test_a_killed_download_goes_on_where_it_stopped_and_then_serves_while_the_hu
     assert again == pinned == made
     assert other.startswith("The model tiny is refused: the hub cannot be reached")
     assert "local folder" in other
+
+
+def test_a_hub_that_knows_no_ranges_gives_the_whole_file(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is there already is replaced, not gone on with, and not counted twice."""
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.address}/{{repo_id}}/{{revision}}/{{filename}}"
+    )
+    hub.knows_ranges, data, told = False, bytes(range(256)) * 8, list[int]()
+    hub.files = {"weights.bin": data}
+    (tmp_path / "weights.bin.part").write_bytes(data[:1000])
+    file = HubFile("weights.bin", len(data), hashlib.sha256(data).hexdigest())
+    model = of_entry("tiny", {**ENTRY, "source": "somebody/tiny"}, tmp_path)
+    fetch(model, Listing(COMMIT, (file,), None), tmp_path, told.append)
+    assert (tmp_path / "weights.bin").read_bytes() == data
+    assert hub.fetched == [("weights.bin", "bytes=1000-")]
+    assert sum(told) == len(data)
 
 
 def test_what_comes_damaged_is_not_kept(hub: Hub, tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from cli.client import Client
 from cli.demo import wait_for_worker
+from cli.download import File, fetch
 from cli.shell import Failure, Shell
 from tests.command_line import HANG_UP, Asked, CommandLine, Say, farm_that
 
@@ -274,6 +276,18 @@ def test_a_key_is_not_sent_along_to_the_image_store(call: CommandLine) -> None:
             assert call("--url", farm.url, "--key", "huaf_given", "generate", "红色的圆形").code == 0
     assert "authorization" not in store.asked[0].headers
     assert farm.asked[0].headers["authorization"] == "Bearer huaf_given"
+
+
+def test_a_link_that_knows_no_ranges_gives_the_whole_file(tmp_path: Path) -> None:
+    """What is there already is replaced, not gone on with, and not counted twice."""
+    data, told = bytes(range(256)) * 8, list[int]()
+    (tmp_path / "shard.tar.part").write_bytes(data[:1000])
+    with farm_that(lambda asked: Say(body=data)) as store:
+        file = File("the-dataset", "0", "shard.tar", hashlib.sha256(data).hexdigest(), f"{store.url}/signed")
+        fetch(Client(store.url, None), file, tmp_path, told.append)
+    assert (tmp_path / "shard.tar").read_bytes() == data
+    assert [asked.headers.get("range") for asked in store.asked] == ["bytes=1000-"]
+    assert sum(told) == len(data)
 
 
 def test_a_key_that_no_header_can_carry(call: CommandLine) -> None:
