@@ -95,7 +95,9 @@ class Verification:
         self._expect(f"{name}: files", shard["files"], mark["files"])
         self._expect(f"{name}: rows", (shard["rows"], mark["rows"]), (len(rows), len(rows)))
         self._expect(f"{name}: statuses", mark["statuses"], dict(Counter(row["status"] for row in rows)))
-        self._expect(f"{name}: recipes", mark["recipes"], layout.sha256("\n".join(row["key"] for row in rows)))
+        recipes = layout.sha256("\n".join(row["key"] for row in rows))
+        self._expect(f"{name}: recipes", mark["recipes"], recipes)
+        self._expect(f"{MANIFEST}: recipes of {name}", shard["recipes"], recipes)
         self.rows += len(rows)
         stored = {row["key"]: row for row in rows if row["status"] == "stored"}
         found = 0
