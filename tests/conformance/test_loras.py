@@ -164,3 +164,12 @@ def test_a_model_beside_it_that_has_the_same_files_paints_as_it_did(paints: Diff
     painted(paints, make({**for_the_unet(paints), **for_the_text_encoder(paints)}))
     assert painted(beside) == before
     beside.close()
+
+
+def test_after_a_refused_one_the_one_before_is_put_on_again(paints: Diffusers, make: Any) -> None:
+    before, ink = painted(paints), make(for_the_unet(paints))
+    first = painted(paints, ink)
+    assert first != before
+    (refused,) = pictures(paints, stroke(paints, lora=make(b"no tensors")))
+    assert isinstance(refused, LoraRefused)
+    assert painted(paints, ink) == first
