@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 import boto3
+import psycopg
 from botocore.config import Config
 from sqlalchemy import text
 
@@ -100,3 +101,15 @@ def ready_workers(story: Story) -> list[Mapping[str, Any]]:
     with story.database.connect() as connection:
         rows = connection.exec_driver_sql("SELECT * FROM workers WHERE state = 'ready' ORDER BY id").mappings()
         return list(rows)
+
+
+@contextmanager
+def nobody_let_in(settings: Settings) -> Iterator[None]:
+    """Postgres takes no new connection while the block lasts; those that are open stay."""
+    server, _, name = settings.database_url.get_secret_value().rpartition("/")
+    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+        connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false'.encode())
+        try:
+            yield
+        finally:
+            connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true'.encode())

@@ -19,7 +19,7 @@ from common.db import transaction
 from common.errors import OutOfMemory, RenderFailed
 from common.states import ImageState, JobState, WorkerState
 from tests.stories import CATALOG, Story
-from tests.workers import QUICK, SLOW, MakeWorker, log_of, running, until, until_ended
+from tests.workers import QUICK, SLOW, MakeWorker, log_of, nobody_let_in, running, until, until_ended
 from worker.clock import RIGHT_BEATS, Clock
 from worker.painter import OnStep, Picture, Stroke
 from worker.render_worker import RenderWorker
@@ -165,6 +165,20 @@ def test_a_microbatch_that_is_too_much_is_halved_and_the_next_are_smaller(
     assert [len(lease.image_ids) for lease in leases(story)] == [8, 2, 2, 1]
 
 
+def test_a_shortness_of_memory_ends_after_ten_minutes(
+    story: Story, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    story.submit(count=8)
+    worker = make_worker()
+    worker.gallery._painters = {"mini-zh": Small(CATALOG.get("mini-zh"))}
+    work(worker)
+    for minutes in (9, 11):
+        story.submit(count=8)
+        with clock_off_by(60 * minutes, monkeypatch, "monotonic"):
+            work(worker)
+    assert [len(lease.image_ids) for lease in leases(story)] == [8, *[2] * 4, 8]
+
+
 # Draining
 
 
@@ -206,14 +220,45 @@ def test_a_drain_from_afar_gives_back_what_cannot_be_finished_in_time(
     assert story.job(job).state == JobState.SUCCEEDED
 
 
+def test_beats_put_off_no_deadline(story: Story, make_worker: MakeWorker, aside: ThreadPoolExecutor) -> None:
+    """In the middle of a step that takes four seconds: at each beat the worker is asked to drain once more."""
+    job = story.submit(steps=1)
+    worker = make_worker(device="stub:4", drain_s=1)
+    worker.heartbeat.beat()
+    working = aside.submit(work, worker)
+    until(lambda: story.job(job).state == JobState.RUNNING)
+    with transaction(story.database) as connection:
+        workers.drain(connection, worker.id, "a new driver")
+
+    def has_left_after_another_beat() -> bool:
+        worker.heartbeat.beat()
+        return working.done()
+
+    until(has_left_after_another_beat)
+    assert {(image.state, image.attempts) for image in story.images(job)} == {(ImageState.QUEUED, 0)}
+
+
+def test_a_worker_that_drains_twice_leaves_at_the_earlier_deadline(make_worker: MakeWorker) -> None:
+    """Asked from afar, then by its supervisor."""
+    worker = make_worker(drain_s=100)
+    worker.engine.pause(True)
+    first = worker.engine._leave_at
+    worker.engine.drain()
+    assert worker.engine._leave_at == first < time.monotonic() + 100
+    worker.engine.pause(False)
+    assert first <= worker.engine._leave_at < time.monotonic() + 100
+    worker.engine.drain()
+    assert worker.engine._leave_at <= time.monotonic()
+
+
 # The clock
 
 
 @contextmanager
-def clock_off_by(seconds: float, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    real = time.time
+def clock_off_by(seconds: float, monkeypatch: pytest.MonkeyPatch, clock: str = "time") -> Iterator[None]:
+    real = getattr(time, clock)
     with monkeypatch.context() as here:
-        here.setattr(time, "time", lambda: real() + seconds)
+        here.setattr(time, clock, lambda: real() + seconds)
         yield
 
 
@@ -290,14 +335,3 @@ def test_no_lease_is_lost_for_want_of_a_connection(story: Story, settings: Setti
             assert not beating.is_alive()
         assert leases(story)[0].expires_at != before
     worker.store.give_back(held, "the test is over")
-
-
-@contextmanager
-def nobody_let_in(settings: Settings) -> Iterator[None]:
-    server, _, name = settings.database_url.get_secret_value().rpartition("/")
-    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
-        connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false'.encode())
-        try:
-            yield
-        finally:
-            connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true'.encode())
