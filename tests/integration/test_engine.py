@@ -366,7 +366,7 @@ def test_a_drain_gives_back_at_once_what_it_cannot_finish(
 
 
 def test_a_drain_asked_from_afar_lasts_until_the_worker_is_resumed(story: Story, make_worker: MakeWorker) -> None:
-    worker = make_worker()
+    worker = make_worker(drain_s=0)
     worker.heartbeat.beat()
     with transaction(story.database) as connection:
         workers.drain(connection, worker.id, "a new driver")
