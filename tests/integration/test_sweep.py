@@ -168,14 +168,47 @@ def test_silent_workers_are_shown_as_stopped(story: Story, sweep: Sweep) -> None
     assert states == {silent: WorkerState.STOPPED, alive: WorkerState.READY}
 
 
-def test_old_idempotency_keys_are_forgotten(story: Story, sweep: Sweep) -> None:
+def silent_for(story: Story, worker: UUID, seconds: float) -> None:
     with story.database.begin() as connection:
         connection.execute(
-            text("INSERT INTO idempotency_keys VALUES (:t, 'r', 'k', 'f', :j, now() - interval '25 hours')"),
-            {"t": story.tenant(), "j": new_id()},
+            text("UPDATE workers SET seen_at = now() - make_interval(secs => :s) WHERE id = :w"),
+            {"w": worker, "s": seconds},
         )
+
+
+@pytest.mark.parametrize(("lease_s", "beat_s"), [(2, 20), (20, 2)])
+def test_a_worker_may_be_silent_for_three_beats_or_leases_and_no_longer(
+    story: Story, settings: Settings, lease_s: float, beat_s: float
+) -> None:
+    own = settings.model_copy(update={"lease_s": lease_s, "beat_s": beat_s})
+    sweep = Sweep(own, story.database, Messages(own), Storage(own))
+    late, silent = register(story, []), register(story, [])
+    silent_for(story, late, 50)
+    silent_for(story, silent, 61)
+    sweep.prune()
+    states = {row.id: (row.state, row.reason) for row in story.rows("SELECT id, state, reason FROM workers")}
+    assert states == {late: (WorkerState.READY, None), silent: (WorkerState.STOPPED, workers.UNHEARD)}
+
+
+def test_a_worker_that_stopped_is_shown_for_a_day(story: Story, sweep: Sweep) -> None:
+    shown, forgotten = register(story, []), register(story, [])
+    for worker, hours in ((shown, 23.9), (forgotten, 24.1)):
+        with transaction(story.database) as connection:
+            workers.stop(connection, worker, "the day is over")
+        silent_for(story, worker, 3600 * hours)
+    sweep.prune()
+    assert [row.id for row in story.rows("SELECT id FROM workers")] == [shown]
+
+
+def test_idempotency_keys_are_forgotten_after_a_day(story: Story, sweep: Sweep) -> None:
+    for key, age in (("kept", "23:59:00"), ("old", "24:00:01")):
+        with story.database.begin() as connection:
+            connection.execute(
+                text("INSERT INTO idempotency_keys VALUES (:t, 'r', :k, 'f', :j, now() - cast(:age AS interval))"),
+                {"t": story.tenant(), "k": key, "j": new_id(), "age": age},
+            )
     sweep.once()
-    assert story.count("idempotency_keys") == 0
+    assert [row.key for row in story.rows("SELECT key FROM idempotency_keys")] == ["kept"]
 
 
 def test_a_step_that_fails_does_not_stop_the_others(story: Story, sweep: Sweep) -> None:
@@ -243,6 +276,24 @@ def test_what_a_dead_lease_stored_is_deleted_and_what_is_visible_stays(
     assert story.leftovers() == {}
 
 
+@pytest.mark.parametrize("format", ["webp", "jpeg"])
+def test_leftovers_are_deleted_under_their_own_format_four_lease_times_after_the_end(
+    story: Story, quick: Settings, format: str
+) -> None:
+    story.submit(count=2, format=format)
+    died = story.started()
+    keys = {image_key(image.job_id, image.index, died.lease_id, format) for image in died.images}
+    for key in keys:
+        Storage(quick).put(key, b"x", f"image/{format}")
+    story.die(died)
+    sweep = Sweep(quick.model_copy(update={"lease_s": 15}), story.database, Messages(quick), Storage(quick))
+    for age, left in ((55, keys), (61, set())):
+        with story.database.begin() as connection:
+            connection.execute(text("UPDATE leases SET ended_at = now() - make_interval(secs => :s)"), {"s": age})
+        sweep.clean()
+        assert bucket_of(quick).keys() == left
+
+
 def test_a_store_that_is_away_costs_the_sweep_nothing_but_the_cleaning(
     story: Story, quick: Settings, clock: Clock
 ) -> None:
@@ -261,8 +312,8 @@ def test_uploads_that_nobody_asks_for_are_deleted_and_those_of_batches_stay(
     story: Story, quick: Settings, sweep: Sweep
 ) -> None:
     tenant_id = story.tenant()
-    old, fresh, of_a_batch = (Upload(new_id(), "txt", 1, "0") for _ in range(3))
-    for upload in (old, fresh, of_a_batch):
+    old, almost_old, fresh, of_a_batch = (Upload(new_id(), "txt", 1, "0") for _ in range(4))
+    for upload in (old, almost_old, fresh, of_a_batch):
         with transaction(story.database) as connection:
             uploads.record(connection, tenant_id, upload)
         Storage(quick).put(upload_key(upload.id, "txt"), b"x", "text/plain")
@@ -270,8 +321,10 @@ def test_uploads_that_nobody_asks_for_are_deleted_and_those_of_batches_stay(
         batches.submit(connection, tenant_id, of_a_batch.id, Plan(images_per_prompt=1, seed=1))
         age = text("UPDATE uploads SET used_at = now() - interval '30 days 1 s' WHERE id <> :fresh")
         connection.execute(age, {"fresh": fresh.id})
+        almost = text("UPDATE uploads SET used_at = now() - interval '29 days 23:59:00' WHERE id = :id")
+        connection.execute(almost, {"id": almost_old.id})
     sweep.clean()
-    left = {upload.id for upload in (fresh, of_a_batch)}
+    left = {upload.id for upload in (almost_old, fresh, of_a_batch)}
     assert {row.id for row in story.rows("SELECT id FROM uploads")} == left
     assert bucket_of(quick).keys() == {upload_key(upload, "txt") for upload in left}
 
