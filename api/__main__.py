@@ -9,7 +9,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.app import create_app
 from api.routes.events import HANG_UP
-from common import telemetry
+from common import log
 from common.config import Settings
 from common.errors import Error
 
@@ -31,7 +31,7 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             host, port, *_ = self.servers[0].sockets[0].getsockname()
-            telemetry.tell("api_started", host=host, port=port)
+            log.tell("api_started", host=host, port=port)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         state = self.config.app.state  # type: ignore[union-attr]
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000)
     arguments = parser.parse_args()
     settings = Settings()
-    telemetry.set_up(settings.log_level)
+    log.set_up(settings.log_level)
     try:
         app = create_app(settings)
     except Error as error:

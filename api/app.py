@@ -14,9 +14,10 @@ from sqlalchemy import Engine
 from api.dashboard.app import create_dashboard
 from api.deps import Farm
 from api.errors import MEDIA_TYPE, Problem, add_handlers
+from api.live.job_watcher import WaitingRoom
 from api.metrics import FarmMetrics, RequestMetrics
 from api.middleware import Passage
-from api.reading import Mark, find_changed, with_progress
+from api.queries.jobs import Mark, find_changed, with_progress
 from api.routes import (
     batches,
     datasets,
@@ -31,13 +32,12 @@ from api.routes import (
     uploads,
     workers,
 )
-from api.shapes import Job
-from api.waiting import WaitingRoom
-from common import catalog
+from api.schemas import Job
+from common.accounts.licences import Acceptances
+from common.broker import Messages
+from common.catalog import catalog
 from common.config import Settings
 from common.db import connect, transaction
-from common.licences import Acceptances
-from common.queue import Messages
 from common.storage import Storage
 
 DASHBOARD = "/dashboard"

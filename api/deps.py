@@ -8,16 +8,16 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Engine
 
-from api.waiting import WaitingRoom
-from common.catalog import Catalog
+from api.live.job_watcher import WaitingRoom
+from common.accounts.licences import Acceptances
+from common.accounts.tenants import Caller, authenticate
+from common.broker import Messages
+from common.catalog.catalog import Catalog
 from common.config import Settings
 from common.db import transaction
+from common.enums import Scope
 from common.errors import Forbidden, Unauthorized
-from common.licences import Acceptances
-from common.queue import Messages
-from common.states import Scope
 from common.storage import Storage
-from common.tenants import Caller, authenticate
 
 
 @dataclass(frozen=True)

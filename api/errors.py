@@ -14,8 +14,8 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from common.errors import Error, FieldError, Invalid, Unavailable
-from common.recipe import sentence
-from common.telemetry import tell
+from common.log import tell
+from common.recipes.recipe import sentence
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 2

@@ -10,9 +10,9 @@ from prometheus_client.registry import Collector
 from sqlalchemy import Engine, text
 from starlette.types import Scope
 
-from api.backlog import read_backlog
 from common.db import transaction
 from common.errors import Unavailable
+from common.queue.stats import read_backlog
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 

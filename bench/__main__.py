@@ -14,11 +14,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench import BENCHES, frame
-from bench.frame import Options
-from bench.report import write_report
+from bench import BENCHES
+from bench.harness import measurement
+from bench.harness.measurement import Options
+from bench.harness.report import write_report
 from common.errors import Error
-from worker import painter
+from worker.pipelines import base
 
 
 def main(arguments: list[str]) -> int:
@@ -45,18 +46,18 @@ def main(arguments: list[str]) -> int:
 def run(name: str, options: Options, as_json: bool, check: bool) -> int:
     console = Console(stderr=True, highlight=False)
     try:
-        result = frame.measure(name, frame.find(name), options, console.print)
+        result = measurement.measure(name, measurement.find(name), options, console.print)
     except Error as error:
         print(error.message, file=sys.stderr)
         return 1
     if options.device not in ("stub", "cpu"):
-        result["machine"]["device"] = painter.describe(options.device)["name"]
-    frame.save(result, frame.path_of(name, options))
+        result["machine"]["device"] = base.describe(options.device)["name"]
+    measurement.save(result, measurement.path_of(name, options))
     if as_json:
         print(json.dumps(result, ensure_ascii=False))
     else:
         show(result)
-    missed = frame.missed(result)
+    missed = measurement.missed(result)
     for line in missed:
         print(f"missed: {line}", file=sys.stderr)
     return 1 if check and missed else 0
@@ -83,7 +84,7 @@ def show(result: dict[str, Any]) -> None:
     for one in result["goals"]:
         verdict = {True: "[green]met[/]", False: "[red]missed[/]", None: ""}[one["met"]]
         low_high = f"{one['low']:.3g} – {one['high']:.3g}"
-        goals.add_row(frame.words(one), f"{one['median']:.3g}", low_high, frame.bound(one), verdict)
+        goals.add_row(measurement.words(one), f"{one['median']:.3g}", low_high, measurement.bound(one), verdict)
     if result["goals"]:
         console.print(goals)
 

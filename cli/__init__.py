@@ -1,1 +1,1 @@
-"""The command line: talks HTTP to a farm, and starts the local processes of one. See `cli.main`."""
+"""The command line."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cli.client import PAUSES, Away, Client, Gone, Json, path
 from cli.shell import Failure
-from common.layout import AT_TOP, FOLDERS, MANIFEST, SUMS
+from common.datasets.layout import AT_TOP, FOLDERS, MANIFEST, SUMS
 
 PAGE = 200
 AT_ONCE = 4  # files

@@ -1,7 +1,7 @@
 """The local farm as the command line sees it: its address, its key, and the processes that start and stop it.
 
-Everything is done by `python -m embedded` and `python -m common.admin`; this reads what they say, and keeps the admin
-key of the farm in a private file of its home. Knows no command.
+Everything is done by `python -m embedded` and `python -m common.bootstrap`; this reads what they say, and keeps the
+admin key of the farm in a private file of its home. Knows no command.
 """
 
 import json
@@ -51,7 +51,7 @@ def read_key(home: Path) -> str | None:
 
 def make_key(settings: Settings, environment: dict[str, str]) -> str:
     """Make an admin key in the farm that this environment leads to, and keep it."""
-    made = run("common.admin", "bootstrap", "--another", "--wait=30", environment=environment)
+    made = run("common.bootstrap", "bootstrap", "--another", "--wait=30", environment=environment)
     key = str(made["secret"])
     draft = key_file(settings.home).with_suffix(".new")
     draft.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """The composition root: the table of all commands, and what an error looks like from outside.
 
 A command is imported when it is called, so that `huafang --help` costs no more than Click. Local commands start
-`python -m api | worker | embedded | common.admin`; all others talk HTTP (`cli.client`). Knows no command's options.
+`python -m api | worker | embedded | common.bootstrap`; all others talk HTTP (`cli.client`). Knows no command's options.
 """
 
 import io
@@ -20,22 +20,22 @@ from common.errors import Error
 
 # name: the module that has a command of this name, and its line in the help.
 COMMANDS = {
-    "demo": ("cli.demo", "Set up a local farm, render a few Chinese prompts, show where the pictures are."),
-    "test": ("cli.farm", "Set everything up and run the test suite (./huafang test, in a clone)."),
-    "up": ("cli.farm", "Start the local farm, or find it running."),
-    "down": ("cli.farm", "Stop the local farm; its data stays."),
-    "status": ("cli.farm", "Show what of the local farm is running."),
-    "generate": ("cli.generate", "Render a prompt and download the pictures."),
-    "jobs": ("cli.jobs", "List, show, watch, cancel and retry jobs."),
-    "batch": ("cli.batch", "Submit, list, watch, pause, resume, cancel and retry batches."),
-    "grid": ("cli.grid", "Compare models, schedulers, steps or guidance side by side."),
-    "dataset": ("cli.dataset", "Export batches as datasets, list and verify them."),
-    "models": ("cli.models", "List the models, check their files."),
-    "workers": ("cli.workers", "List, drain and resume render workers."),
-    "keys": ("cli.keys", "Create, list and revoke API keys."),
-    "admin": ("cli.admin", "Prepare a farm's database: migrate, bootstrap."),
-    "doctor": ("cli.doctor", "Check this machine and the farm; say what to do about what is wrong."),
-    "serve": ("cli.serve", "Be one process of a farm: api, worker or control."),
+    "demo": ("cli.commands.demo", "Set up a local farm, render a few Chinese prompts, show where the pictures are."),
+    "test": ("cli.commands.farm", "Set everything up and run the test suite (./huafang test, in a clone)."),
+    "up": ("cli.commands.farm", "Start the local farm, or find it running."),
+    "down": ("cli.commands.farm", "Stop the local farm; its data stays."),
+    "status": ("cli.commands.farm", "Show what of the local farm is running."),
+    "generate": ("cli.commands.generate", "Render a prompt and download the pictures."),
+    "jobs": ("cli.commands.jobs", "List, show, watch, cancel and retry jobs."),
+    "batch": ("cli.commands.batch", "Submit, list, watch, pause, resume, cancel and retry batches."),
+    "grid": ("cli.commands.grid", "Compare models, schedulers, steps or guidance side by side."),
+    "dataset": ("cli.commands.dataset", "Export batches as datasets, list and verify them."),
+    "models": ("cli.commands.models", "List the models, check their files."),
+    "workers": ("cli.commands.workers", "List, drain and resume render workers."),
+    "keys": ("cli.commands.keys", "Create, list and revoke API keys."),
+    "admin": ("cli.commands.admin", "Prepare a farm's database: migrate, bootstrap."),
+    "doctor": ("cli.commands.doctor", "Check this machine and the farm; say what to do about what is wrong."),
+    "serve": ("cli.commands.serve", "Be one process of a farm: api, worker or control."),
 }
 
 

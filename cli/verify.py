@@ -20,8 +20,8 @@ from PIL import Image
 
 from cli.download import digest_of
 from cli.shell import Failure
-from common import layout
-from common.layout import FOLDERS, MANIFEST, SUMS, Row
+from common.datasets import layout
+from common.datasets.layout import FOLDERS, MANIFEST, SUMS, Row
 
 Tell = Callable[[int], None]
 GROUP = 100

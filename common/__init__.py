@@ -1,1 +1,1 @@
-"""The domain: what the API, the workers and the command line share, and the only place that changes state."""
+"""The domain: what a farm stores and decides. The only place that changes state."""

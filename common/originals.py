@@ -7,7 +7,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from common.modes import Original
+from common.recipes.img2img import Original
 from common.storage import upload_key
 from common.uploads import PICTURE
 

@@ -11,7 +11,7 @@ import click
 from common.config import Settings
 from common.errors import Conflict, Error
 from embedded import farm
-from embedded.site import home_of
+from embedded.instance import home_of
 
 
 @click.group()

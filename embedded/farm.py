@@ -16,13 +16,13 @@ from urllib.error import URLError
 
 from pydantic import SecretStr
 
-from common import catalog
+from common.catalog import catalog
 from common.config import Settings
 from common.errors import Conflict, NotFound, Unavailable
 from embedded import supervisor
+from embedded.instance import LOOPBACK, Site, find_site, home_of, make_home, prepare_site
 from embedded.processes import Program, only_one, stop_left_over, write_programs
 from embedded.servers import ANSWERS, create_bucket, server_programs, wait_for_server
-from embedded.site import LOOPBACK, Site, find_site, home_of, make_home, prepare_site
 from embedded.supervisor import Process
 
 PYTHON = (sys.executable, "-P", "-m")

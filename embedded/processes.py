@@ -1,8 +1,8 @@
 """Programs of a farm on this machine: their command lines, and which of them are alive.
 
-A program runs on a leash (`embedded.leash`): it holds a lock file for as long as it or a child of it lives, so "is it
-alive?" and "what is left over?" have exact answers, whatever was killed and whatever process number was used again.
-Knows neither the servers nor the supervisor.
+A program runs on a leash (`embedded.locked_run`): it holds a lock file for as long as it or a child of it lives, so
+"is it alive?" and "what is left over?" have exact answers, whatever was killed and whatever process number was used
+again. Knows neither the servers nor the supervisor.
 """
 
 import fcntl
@@ -33,7 +33,7 @@ class Program:
 
 def leash(name: str) -> list[str]:
     """The command that runs a written program; to be started in the farm's home."""
-    return [sys.executable, "-P", "-m", "embedded.leash", name]
+    return [sys.executable, "-P", "-m", "embedded.locked_run", name]
 
 
 def write_programs(home: Path, programs: list[Program]) -> None:

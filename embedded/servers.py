@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import Unavailable
+from embedded.instance import DATABASE, S3_ACCOUNT, USER, Site, prepare_site
 from embedded.processes import (
     SIGNALS,
     Program,
@@ -26,7 +27,6 @@ from embedded.processes import (
     write_private,
     write_programs,
 )
-from embedded.site import DATABASE, S3_ACCOUNT, USER, Site, prepare_site
 
 NOBODY = 65534
 START_S = 60
@@ -160,7 +160,7 @@ def s3(site: Site) -> Program:
     access = {"listen": site.listen, "port": site.ports["s3"], "account": S3_ACCOUNT, "secret": site.secrets["s3"]}
     write_private(data / "server.json", json.dumps(access))
     if sys.platform == "linux":
-        return Program("s3", (sys.executable, "-P", "-W", "ignore", "-m", "embedded.swift", "s3"))
+        return Program("s3", (sys.executable, "-P", "-W", "ignore", "-m", "embedded.s3_server", "s3"))
     # Swift needs Linux. The stand-in forgets everything when it stops: for a first look only.
     port = str(site.ports["s3"])
     return Program("s3", (sys.executable, "-P", "-m", "moto.server", "-H", site.listen, "-p", port))

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from common.tables import metadata
+from common.schema import metadata
 
 connection = context.config.attributes["connection"]
 context.configure(

@@ -27,9 +27,9 @@ from sqlalchemy import Engine
 from common.config import Settings
 from common.db import connect, migrate
 from embedded.farm import variables
+from embedded.instance import S3_ACCOUNT, Site, find_site
 from embedded.processes import only_one
 from embedded.servers import s3_client
-from embedded.site import S3_ACCOUNT, Site, find_site
 
 TEMPLATE = "template_of_tests"
 

@@ -16,7 +16,7 @@ import torch
 import transformers
 from PIL import Image
 
-from common import catalog
+from common.catalog import catalog
 from training import heldout
 from training.captions import read_tags, said
 from training.drawing import draw

@@ -1,7 +1,7 @@
 """Sentence patterns that training never sees: evaluation's own, in nobody's style but other people's.
 
 Symbols as in `training.grammar`; whole patterns are held out, not only ways to fill them. Of those with a background,
-none has a frame that the grammar has; `tests/unit/test_captions.py` sees to it.
+none has a frame that the grammar has; `tests/unit/training/test_captions.py` sees to it.
 """
 
 RULES: dict[str, tuple[str, ...]] = {

@@ -1,0 +1,1 @@
+"""What runs in a Celery worker: rendering on a device, and the control work beside it."""

@@ -20,17 +20,18 @@ from celery.signals import setup_logging, task_postrun, worker_shutting_down
 from kombu.asynchronous import get_event_loop
 from sqlalchemy import Engine as Database
 
-from common import catalog, telemetry
+from common import log
+from common.broker import CONTROL_QUEUE, Messages, celery_app, render_queue
+from common.catalog import catalog
 from common.config import Settings
 from common.db import ACCEPTED_REVISIONS, connect, current_revision, new_id, transaction
 from common.errors import Error, Unavailable
-from common.queue import CONTROL_QUEUE, Messages, celery_app, render_queue
+from common.log import tell
 from common.storage import Storage
-from common.telemetry import tell
 from worker import tasks
-from worker.expander import Expander
-from worker.outage import Outage
-from worker.sweep import Sweep
+from worker.availability import Outage
+from worker.control.batch_expander import Expander
+from worker.control.sweep import Sweep
 
 WAIT_FOR_DATABASE_S = 60
 TASK_ENDS_S = 0.01
@@ -55,7 +56,7 @@ def main(arguments: list[str]) -> int:
     kinds.add_parser("verify", help="see whether models would be refused").add_argument("names", nargs="+")
     asked = parser.parse_args(arguments)
     settings = Settings(**{key: value for key, value in vars(asked).items() if key in GIVEN and value is not None})
-    telemetry.set_up(settings.log_level)
+    log.set_up(settings.log_level)
     signal.signal(signal.SIGTERM, leave)  # until Celery takes it over
     kind = {"render": render, "control": control, "import": see_to_files, "verify": see_to_files}[asked.kind]
     try:
@@ -66,7 +67,7 @@ def main(arguments: list[str]) -> int:
 
 
 def render(settings: Settings, asked: Namespace) -> int:
-    from worker.render_worker import RenderWorker  # here, for a control worker has none of what it needs
+    from worker.render.worker import RenderWorker  # here, for a control worker has none of what it needs
 
     worker = RenderWorker(settings, catalog.read(settings.catalog, settings.model_store))
     wait_for_services(worker.database, worker.messages)
@@ -84,9 +85,9 @@ def render(settings: Settings, asked: Namespace) -> int:
 
 
 def see_to_files(settings: Settings, asked: Namespace) -> int:
-    from worker import model_files  # here, for the same reason
+    from worker.models import cli  # here, for the same reason
 
-    return model_files.main(settings, asked)
+    return cli.main(settings, asked)
 
 
 def leave(*_: object) -> None:
@@ -95,7 +96,7 @@ def leave(*_: object) -> None:
 
 
 def control(settings: Settings, asked: Namespace) -> int:
-    from worker.exporter import Exporter  # here, for a render worker has none of what it needs
+    from worker.datasets.exporter import Exporter  # here, for a render worker has none of what it needs
 
     database, messages = connect(settings, pool=5), Messages(settings)
     wait_for_services(database, messages)

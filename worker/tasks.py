@@ -5,8 +5,9 @@
     advance  on the control queue: check, expand or settle a batch, for some seconds
     export   on the control queue: write a dataset, as far as its batch has come
 
-What the tasks do is in `worker.engine` (the render loop), `worker.sweep`, `worker.expander` and `worker.exporter`. A
-lost message costs seconds, a spare one costs one look at the queue. Importing this loads no torch.
+What the tasks do is in `worker.render.loop` (the render loop), `worker.control.sweep`,
+`worker.control.batch_expander` and `worker.datasets.exporter`. A lost message costs seconds, a spare one costs one
+look at the queue. Importing this loads no torch.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from uuid import UUID
 
 from celery import Celery
 
+from common.broker import CONTROL_QUEUE, Messages
 from common.errors import Unavailable
-from common.queue import CONTROL_QUEUE, Messages
-from worker.expander import Expander
-from worker.sweep import Sweep
+from worker.control.batch_expander import Expander
+from worker.control.sweep import Sweep
 
 if TYPE_CHECKING:  # a control worker has none of what the engine needs, a render worker none of what the exporter does
-    from worker.engine import Engine
-    from worker.exporter import Exporter
+    from worker.datasets.exporter import Exporter
+    from worker.render.loop import Engine
 
 
 def add_render(app: Celery, engine: Engine, messages: Messages) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from common.config import Settings
-from common.telemetry import tell
+from common.log import tell
 
 EXIT_CODE = 70  # of a process that ended itself
 TICK_S = 0.5

@@ -14,27 +14,15 @@ from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.dashboard.live import Boards
-from api.dashboard.pages import STATIC, notice, page, safe_headers, static, wants_part
-from api.dashboard.screens import (
-    admin,
-    batches,
-    datasets,
-    gallery,
-    job,
-    jobs,
-    new_job,
-    overview,
-    pictures,
-    signing_in,
-    workers,
-)
+from api.dashboard.rendering import STATIC, notice, page, safe_headers, static, wants_part
 from api.dashboard.sessions import SignedOut
+from api.dashboard.views import admin, batches, datasets, gallery, images, job, jobs, login, new_job, overview, workers
 from api.deps import Farm
 from api.errors import problem, tell_unforeseen
+from api.live.page_streams import Boards
 from common.errors import Error
 
-SCREENS = (signing_in, overview, jobs, job, new_job, batches, datasets, gallery, workers, admin, pictures)
+SCREENS = (login, overview, jobs, job, new_job, batches, datasets, gallery, workers, admin, images)
 
 
 def create_dashboard(farm: Farm, **state: Any) -> FastAPI:

@@ -14,12 +14,12 @@ from fastapi import Depends, Request, Response
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 
 from api.deps import Farm, TheFarm
-from common import audit
-from common.audit import Action
+from common.accounts import audit
+from common.accounts.audit import Action
+from common.accounts.tenants import Caller, authenticate, recognise
 from common.db import transaction
+from common.enums import Scope, Via
 from common.errors import Forbidden, Unauthorized, Unavailable
-from common.states import Scope, Via
-from common.tenants import Caller, authenticate, recognise
 
 COOKIE = "huafang_session"
 LASTS_S = 12 * 3600

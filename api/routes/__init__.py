@@ -1,0 +1,1 @@
+"""HTTP, one noun a file: what a route takes and answers, nothing else."""

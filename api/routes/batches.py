@@ -1,5 +1,5 @@
-"""Batches over HTTP: submit, look, list, pause, resume, cancel. `api.batch_draft` understands what is submitted,
-`common.batches` does it, `api.batch_reading` shows it.
+"""Batches over HTTP: submit, look, list, pause, resume, cancel. `api.services.batches` understands what is submitted,
+`common.batches.lifecycle` does it, `api.queries.batches` shows it.
 
 Nothing here looks at a prompt: a control worker checks and expands what was submitted, a chunk at a time.
 """
@@ -11,19 +11,21 @@ import anyio.to_thread
 from fastapi import APIRouter, Body, Query, Request, Response
 from pydantic import BaseModel, Field
 
-from api import actions
-from api.batch_draft import EXAMPLES, BatchDraft, fingerprint, keep_inline, plan_of
-from api.batch_reading import BATCH, Batch, find_batch, find_batches
-from api.batch_trial import BatchDryRun, try_out
 from api.deps import BaseUrl, BatchesWriter, Farm, JobsReader, RequestId, TheFarm
 from api.headers import IdempotencyKey, with_etag
-from api.paging import NEXT_CURSOR, Paging, next_link
-from api.shapes import example
-from common import audit, batches, jobs
-from common.audit import Action
+from api.pagination import NEXT_CURSOR, Paging, next_link
+from api.queries.batches import BATCH, Batch, find_batch, find_batches
+from api.schemas import example
+from api.services import actions
+from api.services.batch_dry_run import BatchDryRun, try_out
+from api.services.batches import EXAMPLES, BatchDraft, fingerprint, keep_inline, plan_of
+from common.accounts import audit
+from common.accounts.audit import Action
+from common.accounts.tenants import Caller
+from common.batches import lifecycle as batches
 from common.db import new_id, transaction
-from common.telemetry import tell
-from common.tenants import Caller
+from common.log import tell
+from common.queue import jobs
 
 router = APIRouter(tags=["batches"])
 

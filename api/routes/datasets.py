@@ -1,4 +1,6 @@
-"""Datasets over HTTP: ask for one, look, list, get the files. `common.datasets` does, `api.dataset_reading` shows it.
+"""Datasets over HTTP: ask for one, look, list, get the files.
+
+`common.datasets.lifecycle` does, `api.queries.datasets` shows it.
 
 Nothing here reads a picture: a control worker writes what was asked for, as far as the batch has come.
 """
@@ -10,20 +12,22 @@ from uuid import UUID
 from fastapi import APIRouter, Body, Query, Request, Response
 from pydantic import BaseModel, Field
 
-from api.dataset_reading import DATASET, FILE, Dataset, DatasetFile, find_dataset, find_datasets, find_files
 from api.deps import BaseUrl, DatasetsWriter, Farm, JobsReader, RequestId, TheFarm
 from api.headers import IdempotencyKey, with_etag
-from api.paging import NEXT_CURSOR, Paging, next_link
-from api.shapes import example
-from common import audit, datasets, jobs
-from common.audit import Action
+from api.pagination import NEXT_CURSOR, Paging, next_link
+from api.queries.datasets import DATASET, FILE, Dataset, DatasetFile, find_dataset, find_datasets, find_files
+from api.schemas import example
+from common.accounts import audit
+from common.accounts.audit import Action
+from common.accounts.tenants import Caller
+from common.datasets import lifecycle as datasets
+from common.datasets.layout import DatasetPlan
 from common.db import new_id, transaction
+from common.enums import DatasetState
 from common.errors import Conflict
-from common.layout import DatasetPlan
-from common.recipe import canonical
-from common.states import DatasetState
-from common.telemetry import tell
-from common.tenants import Caller
+from common.log import tell
+from common.queue import jobs
+from common.recipes.recipe import canonical
 
 router = APIRouter(tags=["datasets"])
 

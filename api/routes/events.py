@@ -1,4 +1,7 @@
-"""The news of a job as a stream. What its events say is in `api.events`; `api.waiting` knows when there is one."""
+"""The news of a job as a stream. What its events say is in `api.live.job_events`;
+
+`api.live.job_watcher` knows when there is one.
+"""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -11,10 +14,10 @@ from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from api.deps import BaseUrl, JobsReader, TheFarm
-from api.events import END, Bookmark, event, progress_event, read_bookmark
-from api.reading import has_ended
-from api.shapes import IMAGE, Image
-from api.waiting import WaitingRoom
+from api.live.job_events import END, Bookmark, event, progress_event, read_bookmark
+from api.live.job_watcher import WaitingRoom
+from api.queries.jobs import has_ended
+from api.schemas import IMAGE, Image
 from common.db import transaction
 
 router = APIRouter(tags=["jobs"])

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from api.deps import Farm, TheFarm
 from api.errors import RETRY_AFTER_S, Problem, problem
-from api.shapes import example
+from api.schemas import example
 from common.db import ACCEPTED_REVISIONS, current_revision, transaction
 from common.errors import Error, FieldError, Unavailable
 

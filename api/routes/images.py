@@ -9,11 +9,11 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from api.deps import BaseUrl, Farm, JobsReader, TheFarm
 from api.headers import is_known, with_etag
-from api.reading import find_image
-from api.shapes import LoneImage
+from api.queries.jobs import find_image
+from api.schemas import LoneImage
 from common.db import transaction
+from common.enums import TERMINAL_IMAGE, ImageState
 from common.errors import Conflict, NotFound
-from common.states import TERMINAL_IMAGE, ImageState
 
 router = APIRouter(tags=["images"])
 

@@ -1,4 +1,4 @@
-"""Jobs over HTTP: submit, look, list, cancel, change tier, retry. `common` does it, `api.reading` shows it."""
+"""Jobs over HTTP: submit, look, list, cancel, change tier, retry. `common` does it, `api.queries.jobs` shows it."""
 
 import hashlib
 import secrets
@@ -9,22 +9,24 @@ from fastapi import APIRouter, Body, Query, Request, Response
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
-from api import actions
-from api.crew import read_crew
 from api.deps import BaseUrl, Farm, JobsReader, JobsWriter, RequestId, TheFarm
 from api.headers import CancelAfter, IdempotencyKey, Prefer, seconds_to_live, seconds_to_wait, with_etag
-from api.paging import NEXT_CURSOR, Paging, next_link
-from api.reading import find_job, find_jobs, with_progress
-from api.shapes import JOB, RECIPE, Job, Recipe, example
-from common import jobs, originals, prompts, recipe
+from api.pagination import NEXT_CURSOR, Paging, next_link
+from api.queries.fleet import read_crew
+from api.queries.jobs import find_job, find_jobs, with_progress
+from api.schemas import JOB, RECIPE, Job, Recipe, example
+from api.services import actions
+from common import originals
+from common.accounts.tenants import Caller
 from common.db import new_id, transaction
+from common.enums import JobState, Tier
 from common.errors import Unavailable
-from common.modes import Find, Original
-from common.recipe import canonical
-from common.search import Search
-from common.states import JobState, Tier
-from common.telemetry import tell
-from common.tenants import Caller
+from common.log import tell
+from common.queue import jobs
+from common.queue.search import Search
+from common.recipes import recipe, token_counter
+from common.recipes.img2img import Find, Original
+from common.recipes.recipe import canonical
 
 router = APIRouter(tags=["jobs"])
 
@@ -192,8 +194,8 @@ def resolve(
     """The complete recipe and its warnings. Raises Invalid for all that no worker could draw."""
     drawn = recipe.resolve(submission, farm.catalog, farm.default_model, root_seed, find_for(farm, caller))
     model = farm.catalog.get(drawn.model)
-    prompts.check(drawn, model)
-    return drawn, prompts.warnings(drawn, model)
+    token_counter.check(drawn, model)
+    return drawn, token_counter.warnings(drawn, model)
 
 
 def find_for(farm: Farm, caller: Caller) -> Find:

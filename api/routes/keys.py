@@ -7,12 +7,12 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
 
-from api import actions
 from api.deps import Admin, TheFarm
-from api.shapes import example
+from api.schemas import example
+from api.services import actions
 from common.db import transaction
-from common.states import Scope
-from common.tables import api_keys as table
+from common.enums import Scope
+from common.schema import api_keys as table
 
 router = APIRouter(tags=["keys"])
 

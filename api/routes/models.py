@@ -9,16 +9,16 @@ from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
 
-from api import actions
-from api.crew import Crew, read_crew
 from api.deps import AnyCaller, JobsWriter, TheFarm
-from api.shapes import example
-from common import licences
-from common.catalog import SCHEDULERS, Catalog
-from common.catalog import Model as Entry
+from api.queries.fleet import Crew, read_crew
+from api.schemas import example
+from api.services import actions
+from common.accounts import licences
+from common.accounts.licences import Mark, mark
+from common.catalog.catalog import SCHEDULERS, Catalog
+from common.catalog.catalog import Model as Entry
 from common.db import transaction
-from common.licences import Mark, mark
-from common.states import WorkerState
+from common.enums import WorkerState
 
 router = APIRouter(tags=["models"])
 

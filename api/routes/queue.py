@@ -3,11 +3,11 @@
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from api.backlog import read_backlog
 from api.deps import TheFarm, Viewer
-from api.shapes import example
+from api.schemas import example
 from common.db import transaction
-from common.states import Tier
+from common.enums import Tier
+from common.queue.stats import read_backlog
 
 router = APIRouter(tags=["farm"])
 

@@ -1,7 +1,8 @@
 """Files over HTTP: pictures to start from, prompts for a batch. A file goes through a temporary one into storage.
 
-A picture is written anew (`api.pictures`), of a sheet it is seen that it is one (`api.sheets`). Prompts are never in
-memory whole, and what their lines say is for the control worker to check, once a batch is made of them.
+A picture is written anew (`api.services.image_upload`), of a sheet it is seen that it is one (`api.services.sheets`).
+Prompts are never in memory whole, and what their lines say is for the control worker to check, once a batch is made
+of them.
 """
 
 import tempfile
@@ -18,13 +19,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from api.deps import AnyCaller, Farm, TheFarm
-from api.shapes import example
-from api.sheets import check_parquet, encoding_of
-from api.spool import Spool, keep
+from api.schemas import example
+from api.services.sheets import check_parquet, encoding_of
+from api.services.uploads import Spool, keep
 from common import uploads
+from common.accounts.tenants import Caller
+from common.enums import Scope
 from common.errors import Forbidden, Invalid
-from common.states import Scope
-from common.tenants import Caller
 
 router = APIRouter(tags=["uploads"])
 
@@ -157,7 +158,7 @@ def keep_prompts(
 
 
 def keep_picture(farm: Farm, caller: Caller, file: BinaryIO, size: int) -> tuple[uploads.Upload, datetime]:
-    from api.pictures import normalise  # who uploads no picture need not wait for Pillow
+    from api.services.image_upload import normalise  # who uploads no picture need not wait for Pillow
 
     file.seek(0)
     with tempfile.TemporaryFile() as anew:

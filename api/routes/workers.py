@@ -8,13 +8,13 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from sqlalchemy import select
 
-from api import actions
 from api.deps import Admin, Farm, TheFarm, Viewer
-from api.shapes import example
+from api.schemas import example
+from api.services import actions
 from common.db import transaction
+from common.enums import WorkerState
 from common.errors import NotFound
-from common.states import WorkerState
-from common.tables import workers as table
+from common.schema import workers as table
 
 router = APIRouter(tags=["farm"])
 

@@ -11,19 +11,19 @@ import pytest
 import torch
 
 from common.errors import Interrupted, OutOfMemory
-from tests import checkpoints
 from tests.conformance.test_painters import MINI, pictures, stroke
-from tests.devices import DEVICE
-from worker import painter
-from worker.capacity import MOST
-from worker.pipeline import Diffusers
+from tests.support import checkpoints
+from tests.support.devices import DEVICE
+from worker.pipelines import base
+from worker.pipelines.batch_size import MOST
+from worker.pipelines.stable_diffusion import Diffusers
 
 MEMORY = torch.cuda.get_device_properties(0).total_memory
 
 
 @pytest.fixture
 def paints() -> Iterator[Diffusers]:
-    loaded = painter.load(MINI, DEVICE, threads=1)
+    loaded = base.load(MINI, DEVICE, threads=1)
     assert isinstance(loaded, Diffusers)
     yield loaded
     loaded.close()
@@ -45,10 +45,10 @@ def peak_of(paints: Diffusers, images: int) -> int:
 
 
 def test_it_says_what_it_paints_on_and_in_which_precision() -> None:
-    said = painter.describe("auto")
+    said = base.describe("auto")
     assert (said["device"], said["precision"]) == ("cuda", "fp16")
     assert said["name"] == torch.cuda.get_device_name(0)
-    assert painter.model_memory("auto") == MEMORY // 2
+    assert base.model_memory("auto") == MEMORY // 2
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_it_says_what_it_paints_on_and_in_which_precision() -> None:
 def test_all_parts_are_there_in_the_precision_that_the_catalogue_says(
     tmp_path: Path, precision: str, dtype: torch.dtype
 ) -> None:
-    loaded = painter.load(checkpoints.entry(checkpoints.make(tmp_path), precision=precision), DEVICE, threads=1)
+    loaded = base.load(checkpoints.entry(checkpoints.make(tmp_path), precision=precision), DEVICE, threads=1)
     assert isinstance(loaded, Diffusers)
     assert loaded.details == {"precision": precision}
     for part in (loaded._pipe.unet, loaded._pipe.vae, loaded._pipe.text_encoder):
@@ -110,7 +110,7 @@ def test_what_is_given_up_frees_the_device_within_a_step(paints: Diffusers) -> N
 def test_memory_is_given_back(paints: Diffusers) -> None:
     pictures(paints, *(stroke(paints, seed=seed) for seed in range(8)))
     taken = torch.cuda.memory_reserved(0)
-    other = painter.load(MINI, DEVICE, threads=1)  # has its parts in common with the first, but for the UNet
+    other = base.load(MINI, DEVICE, threads=1)  # has its parts in common with the first, but for the UNet
     other.close()
     del other
     paints.close()
@@ -128,8 +128,8 @@ def test_a_context_that_broke_is_told_from_a_picture_that_failed() -> None:
 BROKEN = """
 import sys, torch
 from tests.conformance.test_painters import MINI, pictures, stroke
-from worker import painter
-from worker.painter import DeviceLost
+from worker.pipelines import base as painter
+from worker.pipelines.base import DeviceLost
 
 paints = painter.load(MINI, sys.argv[1], threads=1)
 

@@ -12,15 +12,15 @@ import torch
 from PIL import Image
 from sentencepiece import SentencePieceProcessor
 
-from common import emphasis
-from common.prompts import PromptCounter
-from tests import families
+from common.recipes import prompt_weighting
+from common.recipes.token_counter import PromptCounter
 from tests.conformance.test_painters import ODD, pictures, stroke
-from tests.devices import DEVICE, LEVELS
 from tests.golden.make import HERE, PAINTED, SEED, STEPS
-from tests.parts import T5Tokenizer
-from worker import painter, spiece
-from worker.pipeline import Diffusers
+from tests.support import families
+from tests.support.devices import DEVICE, LEVELS
+from tests.support.parts import T5Tokenizer
+from worker.pipelines import base, tokenizer
+from worker.pipelines.stable_diffusion import Diffusers
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array_:DeprecationWarning", "ignore:The configuration file of this scheduler:FutureWarning"
@@ -40,7 +40,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def load(published: dict[str, Path]) -> Load:
     @cache
     def one(name: str) -> Diffusers:
-        loaded = painter.load(replace(families.entry(published[name], name), precision="fp32"), DEVICE, threads=1)
+        loaded = base.load(replace(families.entry(published[name], name), precision="fp32"), DEVICE, threads=1)
         assert isinstance(loaded, Diffusers)
         return loaded
 
@@ -108,7 +108,7 @@ def test_a_tokenizer_that_was_converted_counts_the_same(load: Load, name: str, t
     tokenizer.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
     counter = PromptCounter(tmp_path / "tokenizer.json")
     for text in (*ODD, PAINTED[name]["prompt"], "", " "):
-        assert counter.read(text).tokens == len(tokenizer(emphasis.plain(text)).input_ids)
+        assert counter.read(text).tokens == len(tokenizer(prompt_weighting.plain(text)).input_ids)
 
 
 @every_family
@@ -137,7 +137,7 @@ def test_pieces_are_those_of_sentencepiece(tmp_path: Path, text: str) -> None:
     """What rinna's model was trained on: sentencepiece's ids of the text in lower case, and the end."""
     T5Tokenizer().save_pretrained(tmp_path / "tokenizer")
     file = tmp_path / "tokenizer" / "spiece.model"
-    ours = spiece.read(file)
+    ours = tokenizer.read(file)
     ours.encode_special_tokens = True
     theirs = SentencePieceProcessor(model_file=str(file))
     assert ours.encode(text).ids == [*theirs.encode(text.lower()), theirs.eos_id()]

@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from common.catalog.loras import Lora, LoraUse
 from common.errors import Interrupted, LoraRefused
-from common.loras import Lora, LoraUse
 from common.storage import sha256
-from tests import checkpoints
 from tests.conformance.test_painters import pictures, stroke
-from tests.devices import DEVICE
-from worker import painter
-from worker.pipeline import Diffusers
+from tests.support import checkpoints
+from tests.support.devices import DEVICE
+from worker.pipelines import base
+from worker.pipelines.stable_diffusion import Diffusers
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
@@ -28,7 +28,7 @@ Weights = dict[str, torch.Tensor]
 @pytest.fixture(scope="module", params=["bert", "clip"])
 def paints(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Diffusers]:
     folder = checkpoints.make(tmp_path_factory.mktemp("tiny"), request.param)
-    loaded = painter.load(checkpoints.entry(folder), DEVICE, threads=1)
+    loaded = base.load(checkpoints.entry(folder), DEVICE, threads=1)
     assert isinstance(loaded, Diffusers)
     yield loaded
     loaded.close()
@@ -157,7 +157,7 @@ def test_what_cannot_be_loaded_is_refused_and_leaves_nothing_behind(
 def test_a_model_beside_it_that_has_the_same_files_paints_as_it_did(paints: Diffusers, make: Any) -> None:
     """Equal parts are in memory once, but not those that a LoRA is put on."""
     assert paints.model.folder
-    beside = painter.load(replace(paints.model, name="beside", loras={}), DEVICE, threads=1)
+    beside = base.load(replace(paints.model, name="beside", loras={}), DEVICE, threads=1)
     assert isinstance(beside, Diffusers)
     assert beside._pipe.vae is paints._pipe.vae
     before = painted(beside)

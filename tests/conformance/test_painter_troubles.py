@@ -9,19 +9,19 @@ import pytest
 import torch
 
 from common.errors import NanImage
-from tests import checkpoints
 from tests.conformance.test_painters import MINI, pictures, stroke
-from tests.devices import DEVICE
-from worker import painter
-from worker.painter import DeviceLost
-from worker.pipeline import Diffusers
+from tests.support import checkpoints
+from tests.support.devices import DEVICE
+from worker.pipelines import base
+from worker.pipelines.base import DeviceLost
+from worker.pipelines.stable_diffusion import Diffusers
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")
 
 
 @pytest.fixture
 def paints(tmp_path: Path) -> Iterator[Diffusers]:
-    loaded = painter.load(checkpoints.entry(checkpoints.make(tmp_path, "bert"), precision="fp32"), DEVICE, threads=1)
+    loaded = base.load(checkpoints.entry(checkpoints.make(tmp_path, "bert"), precision="fp32"), DEVICE, threads=1)
     assert isinstance(loaded, Diffusers)
     yield loaded
     loaded.close()
@@ -42,7 +42,7 @@ def test_what_half_precision_cannot_paint_is_painted_in_full_and_only_once(paint
 @pytest.mark.parametrize("scheduler", ["lms", "euler_a"])
 def test_a_seed_means_the_same_picture_in_every_precision(scheduler: str) -> None:
     """With one that adds noise at every step, too. Older torches draw other numbers in half precision."""
-    paints = painter.load(replace(MINI, precision="fp32"), DEVICE, threads=1)
+    paints = base.load(replace(MINI, precision="fp32"), DEVICE, threads=1)
     assert isinstance(paints, Diffusers)
     for mode in ("text2image", "inpaint"):
         one, another = (stroke(paints, seed=seed, scheduler=scheduler, mode=mode) for seed in (1, 2))

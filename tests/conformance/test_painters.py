@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from common.catalog import SCHEDULERS, Model, read
+from common.catalog.catalog import SCHEDULERS, Model, read
 from common.errors import Interrupted, NanImage, OutOfMemory, PromptRefused
-from common.modes import Mode, Original
-from common.prompts import PromptCounter
-from common.recipe import Recipe
-from tests import checkpoints
-from tests.devices import DEVICE, LEVELS
-from worker import painter
-from worker.painter import Painter, Picture, Stroke
+from common.recipes.img2img import Mode, Original
+from common.recipes.recipe import Recipe
+from common.recipes.token_counter import PromptCounter
+from tests.support import checkpoints
+from tests.support.devices import DEVICE, LEVELS
+from worker.pipelines import base
+from worker.pipelines.base import Painter, Picture, Stroke
 
 pytestmark = pytest.mark.filterwarnings(  # diffusers' numbers are NumPy's, who will have them changed some day
     "ignore:__array_:DeprecationWarning", "ignore:invalid value encountered in cast:RuntimeWarning"
@@ -58,7 +58,7 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Load]:
 
     def one(kind: str) -> Painter:
         if kind not in loaded:
-            loaded[kind] = painter.load(*_model(kind, tmp_path_factory), threads=1)
+            loaded[kind] = base.load(*_model(kind, tmp_path_factory), threads=1)
         return loaded[kind]
 
     yield one
@@ -300,7 +300,9 @@ def test_each_image_is_painted_over_its_own_source(paints: Painter) -> None:
 
 
 def test_the_stub_needs_no_torch() -> None:
-    code = "import sys, worker.painter; worker.painter.describe('stub'); assert 'torch' not in sys.modules"
+    code = (
+        "import sys, worker.pipelines.base; worker.pipelines.base.describe('stub'); assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 

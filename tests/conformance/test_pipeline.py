@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests import checkpoints
 from tests.conformance.test_painters import pictures, stroke
-from tests.devices import DEVICE, LEVELS
-from worker import painter
-from worker.device import choose
-from worker.painter import Picture
-from worker.pipeline import Diffusers, clip_input
+from tests.support import checkpoints
+from tests.support.devices import DEVICE, LEVELS
+from worker.pipelines import base
+from worker.pipelines.base import Picture
+from worker.pipelines.device import choose
+from worker.pipelines.stable_diffusion import Diffusers, clip_input
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")
 
@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def paints(folder: Path) -> Iterator[Diffusers]:
-    loaded = painter.load(checkpoints.entry(folder, precision="fp32"), DEVICE, threads=1)
+    loaded = base.load(checkpoints.entry(folder, precision="fp32"), DEVICE, threads=1)
     assert isinstance(loaded, Diffusers)
     yield loaded
     loaded.close()
@@ -105,20 +105,20 @@ def test_an_unusual_extractor_does_its_work_itself(paints: Diffusers) -> None:
 def test_a_cpu_paints_in_full_precision_whatever_the_catalogue_says(
     folder: Path, precision: str, dtype: torch.dtype
 ) -> None:
-    loaded = painter.load(checkpoints.entry(folder, precision=precision), "cpu", threads=1)
+    loaded = base.load(checkpoints.entry(folder, precision=precision), "cpu", threads=1)
     assert loaded.details == {"precision": "fp32"}
     assert loaded._pipe.unet.dtype == torch.float32  # type: ignore[attr-defined]
     loaded.close()
 
 
 def test_the_size_of_a_model_is_that_of_its_parts(paints: Diffusers, folder: Path) -> None:
-    of_files = painter.model_parts(paints.model, "cpu")  # which are in fp32 too
+    of_files = base.model_parts(paints.model, "cpu")  # which are in fp32 too
     assert {name: pytest.approx(size, rel=0.1) for name, size in of_files.items()} == paints.parts
-    assert painter.model_parts(replace(paints.model, folder=None), "cpu") is None
+    assert base.model_parts(replace(paints.model, folder=None), "cpu") is None
 
 
 def test_what_is_closed_leaves_the_memory_at_once(folder: Path) -> None:
-    loaded = painter.load(checkpoints.entry(folder), DEVICE, threads=1)
+    loaded = base.load(checkpoints.entry(folder), DEVICE, threads=1)
     assert isinstance(loaded, Diffusers)
     parts = [weakref.ref(loaded._pipe.unet), weakref.ref(loaded._pipe.text_encoder)]
     loaded.close()
@@ -135,7 +135,7 @@ def test_of_several_accelerators_one_is_named(monkeypatch: pytest.MonkeyPatch, d
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_compiled_model_paints_the_same_and_says_that_it_is_compiled(paints: Diffusers, folder: Path) -> None:
-    compiled = painter.load(checkpoints.entry(folder, precision="fp32", compile=True), DEVICE, threads=1)
+    compiled = base.load(checkpoints.entry(folder, precision="fp32", compile=True), DEVICE, threads=1)
     assert compiled.details == {"precision": "fp32", "compiled": True}
     strokes = [stroke(paints, seed=seed) for seed in range(3)]
     for ours, theirs in zip(pictures(compiled, *strokes), pictures(paints, *strokes), strict=True):

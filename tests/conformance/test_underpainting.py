@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from common.catalog import SCHEDULERS
-from worker.assembly import scheduler
-from worker.underpainting import shorten
+from common.catalog.catalog import SCHEDULERS
+from worker.pipelines.img2img import shorten
+from worker.pipelines.loader import scheduler
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 

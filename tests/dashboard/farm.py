@@ -1,6 +1,6 @@
 """A farm with a history, for all tests of the dashboard to look at: a job of every kind, batches, a dataset.
 
-    the API       as in `tests.serving`
+    the API       as in `tests.support.serving`
     a control     expands batches, writes datasets, sweeps
     画室          a worker with a quick stub: mini-zh and taiyi
     the hostile   a worker with a slow stub and a name to break pages: zh-v0, two seconds a step
@@ -20,21 +20,23 @@ from uuid import UUID
 import httpx
 from sqlalchemy import Engine
 
-from common import batches, datasets, tenants
-from common.catalog import SCHEDULERS
+from common.accounts import tenants
+from common.batches import lifecycle as batches
+from common.broker import Messages
+from common.catalog.catalog import SCHEDULERS
 from common.config import Settings
+from common.datasets import lifecycle as datasets
 from common.db import connect, transaction
-from common.queue import Messages
-from common.states import ImageState, Scope
+from common.enums import ImageState, Scope
 from common.storage import Storage
 from tests.dashboard.corpus import HOSTILE
-from tests.serving import Api, serving
-from tests.stories import CATALOG, Story
-from tests.workers import until
-from worker.expander import Expander
-from worker.exporter import Exporter
-from worker.render_worker import RenderWorker
-from worker.sweep import Sweep
+from tests.support.serving import Api, serving
+from tests.support.stories import CATALOG, Story
+from tests.support.workers import until
+from worker.control.batch_expander import Expander
+from worker.control.sweep import Sweep
+from worker.datasets.exporter import Exporter
+from worker.render.worker import RenderWorker
 
 TENANT = "画坊"
 HOSTILE_NAME = HOSTILE["image"]

@@ -11,7 +11,7 @@ from playwright.sync_api import Dialog, Locator, Page, expect
 from tests.dashboard.conftest import Sessions, Visiting
 from tests.dashboard.farm import DashboardFarm
 from tests.dashboard.screens import SCREENS
-from tests.workers import until
+from tests.support.workers import until
 
 pytestmark = pytest.mark.needs("chromium", "hanzi")
 

@@ -18,9 +18,9 @@ from sqlalchemy import Engine, text
 
 from common.config import Settings
 from embedded.farm import variables
-from tests.command_line import HUAFANG, CommandLine, Done, start
-from tests.serving import Api, serving
-from tests.workers import QUICK, bucket_of, log_of, running, until
+from tests.support.command_line import HUAFANG, CommandLine, Done, start
+from tests.support.serving import Api, serving
+from tests.support.workers import QUICK, bucket_of, log_of, running, until
 
 Call = Callable[..., Done]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command_line import HUAFANG, CommandLine, Done, start
+from tests.support.command_line import HUAFANG, CommandLine, Done, start
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 

@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import Engine, text
 
 from common.config import Settings
-from tests.command_line import CommandLine, Done
-from tests.serving import serving
-from tests.workers import QUICK, bucket_of, running, until
+from tests.support.command_line import CommandLine, Done
+from tests.support.serving import serving
+from tests.support.workers import QUICK, bucket_of, running, until
 
 Call = Callable[..., Done]
 

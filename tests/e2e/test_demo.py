@@ -15,7 +15,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from tests.command_line import Done, start
+from tests.support.command_line import Done, start
 
 COLOURS = {
     "red": (225, 35, 35),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.command_line import start
+from tests.support.command_line import start
 
 pytestmark = pytest.mark.timeout(180)
 

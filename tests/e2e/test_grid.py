@@ -11,10 +11,10 @@ from PIL import Image
 from sqlalchemy import Engine
 
 from common.config import Settings
-from tests.command_line import HUAFANG, CommandLine
-from tests.serving import Api, serving
-from tests.unit.test_cli_grid import Page
-from tests.workers import QUICK, running
+from tests.support.command_line import HUAFANG, CommandLine
+from tests.support.serving import Api, serving
+from tests.support.workers import QUICK, running
+from tests.unit.cli.test_grid import Page
 
 SIZE = "--size=64x64"
 HOSTILE = "<script>alert('圆')</script> & \""

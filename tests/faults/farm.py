@@ -25,15 +25,15 @@ import psycopg
 import redis
 from psycopg.rows import dict_row
 
-from common import licences
-from common.catalog import read
+from common.accounts import licences
+from common.accounts.tenants import create_key, ensure_tenant
+from common.catalog.catalog import read
 from common.config import SHIPPED_CATALOG, Settings
 from common.db import connect, migrate, transaction
-from common.states import Scope
-from common.tenants import create_key, ensure_tenant
+from common.enums import Scope
+from embedded.instance import FIRST_PORT, PORTS, S3_ACCOUNT, can_bind
 from embedded.processes import wait_gone, write_programs
 from embedded.servers import Servers, create_bucket, s3_client
-from embedded.site import FIRST_PORT, PORTS, S3_ACCOUNT, can_bind
 from tests.faults.proxy import Network
 
 HOME = Path(__file__).resolve().parents[2]

@@ -18,7 +18,7 @@ from uuid import uuid4
 
 import httpx
 
-from common.states import TERMINAL_JOB, Tier
+from common.enums import TERMINAL_JOB, Tier
 from tests.faults.farm import TENANTS, Farm
 
 T = TypeVar("T")

@@ -95,8 +95,9 @@ def wrap(owner: Any, function: str, around: Callable[..., Any]) -> None:
 
 
 def set_traps() -> None:
-    from common import claims, jobs
-    from common.queue import Messages
+    from common.broker import Messages
+    from common.queue import claim as claims
+    from common.queue import jobs
     from common.storage import Storage
 
     wrap(Messages, "wake", dying_before_the_message)
@@ -109,11 +110,11 @@ def set_traps() -> None:
     after(jobs, "cancel", "die_cancelling")  # before its COMMIT
     wrap(Storage, "put", dying_in_the_middle)
     if ME.startswith(("stub", "mini")):
-        from worker import painter
-        from worker.news import News
+        from worker.pipelines import base
+        from worker.render.notifications import News
 
         before(News, "changed", "die_published")  # after the COMMIT of a publish
-        wrap(painter, "load", treacherous)
+        wrap(base, "load", treacherous)
 
 
 def dying_before_the_message(wake: Callable[..., Any], *args: Any, job_id: Any = None, **named: Any) -> Any:
@@ -202,14 +203,14 @@ def shift_the_clock() -> None:
 
 def without_fence() -> None:
     """Any lease may publish any image that is being rendered."""
-    from common import claims
+    from common.queue import claim as claims
 
     claims.PUBLISH = replaced(claims.PUBLISH, "AND images.lease_id = :lease ", "")
 
 
 def without_cancel() -> None:
     """Ends the job, and lets its images go on."""
-    from common import jobs
+    from common.queue import jobs
 
     jobs.CANCEL = replaced(jobs.CANCEL, "AND images.state IN ('queued', 'running')", "AND false")
 
@@ -223,14 +224,14 @@ def replaced(statement: Any, words: str, others: str) -> Any:
 
 def without_keys() -> None:
     """Takes no Idempotency-Key for taken."""
-    from common import jobs
+    from common.queue import jobs
 
     jobs.submit_once = lambda *_: None
 
 
 def without_heartbeat() -> None:
     """Says that leases are renewed, and renews none."""
-    from common import claims
+    from common.queue import claim as claims
 
     def renew(connection: Any, lease_ids: Any, lease_s: float) -> Any:
         rows = connection.execute(claims.WANTED, {"leases": list(lease_ids)}).all()

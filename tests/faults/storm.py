@@ -23,7 +23,7 @@ from tests.faults.faults import PROCESSES, SERVICES, Fault, Scene, Tally
 from tests.faults.load import Load, Witness
 from tests.faults.promises import judge
 from tests.faults.report import describe, say
-from worker.sweep import CLEAN_AFTER_LEASES
+from worker.control.sweep import CLEAN_AFTER_LEASES
 
 SABOTAGES = ("cancel", "fence", "heartbeat", "keys", "order", "sweep")  # what `sabotaged` can do
 GAP_S = (0.3, 2.0)  # between two faults of a kind

@@ -1,4 +1,6 @@
-"""The pictures beside this file: the tiny checkpoints of `tests.families`, painted by diffusers 0.6.0 of October 2022.
+"""The pictures beside this file:
+
+the tiny checkpoints of `tests.support.families`, painted by diffusers 0.6.0 of October 2022.
 
 With it zh-v0, Taiyi and rinna's model were published, and zh-v0's card asks for it. To paint them again:
 
@@ -31,7 +33,7 @@ PAINTED: dict[str, dict[str, Any]] = {
 
 
 def publish(checkpoints: Path) -> None:
-    from tests import families
+    from tests.support import families
 
     for name in PAINTED:
         families.publish(checkpoints / name, name)

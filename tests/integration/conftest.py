@@ -9,10 +9,10 @@ import pytest
 from sqlalchemy import Engine
 
 from common.config import Settings
-from tests.serving import Api, serving
-from tests.stories import CATALOG, Story
-from tests.workers import MakeWorker
-from worker.render_worker import RenderWorker
+from tests.support.serving import Api, serving
+from tests.support.stories import CATALOG, Story
+from tests.support.workers import MakeWorker
+from worker.render.worker import RenderWorker
 
 
 @pytest.fixture

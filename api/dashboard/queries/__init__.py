@@ -1,6 +1,6 @@
 """What the screens read and the API does not, one module a noun: codes and numbers, no words. Changes nothing.
 
 Each is bounded by an index, a counter or a window, however many jobs and images there are. What the API reads already
-is not here: jobs (`api.reading`, `common.search`), batches (`api.batch_reading`), datasets (`api.dataset_reading`), and
-what waits and runs (`api.backlog`).
+is not here: jobs (`api.queries.jobs`, `common.queue.search`), batches (`api.queries.batches`), datasets
+(`api.queries.datasets`), and what waits and runs (`common.queue.stats`).
 """

@@ -1,4 +1,4 @@
-"""Who did what, for who administers a tenant. The notes are written by `common.audit`."""
+"""Who did what, for who administers a tenant. The notes are written by `common.accounts.audit`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,10 @@ from sqlalchemy import Connection, text
 
 @dataclass(frozen=True)
 class Note:
-    """`action` is one of `common.audit.Action`; `subject` an id or a name, or None for what is done to a selection."""
+    """`action` is one of `common.accounts.audit.Action`;
+
+    `subject` an id or a name, or None for what is done to a selection.
+    """
 
     id: UUID
     at: datetime

@@ -1,4 +1,4 @@
-"""What became of a batch's images. Its state, counts, pace and ETA are `api.batch_reading`'s."""
+"""What became of a batch's images. Its state, counts, pace and ETA are `api.queries.batches`'s."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
 
-from common.search import CANDIDATES, THE_HITS, Search, find
+from common.queue.search import CANDIDATES, THE_HITS, Search, find
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""The timeline of a job, and its retries. Jobs themselves are `api.reading`'s, and which match `common.search`'s."""
+"""The timeline of a job, and its retries.
+
+Jobs themselves are `api.queries.jobs`'s, and which match `common.queue.search`'s.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +11,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from common.states import JobState
+from common.enums import JobState
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, text
 
-from common.states import Tier
+from common.enums import Tier
 
 
 @dataclass(frozen=True)

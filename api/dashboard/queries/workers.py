@@ -1,4 +1,4 @@
-"""The workers: what each of them is, holds and did wrong. What it is asked to do is `common.workers`'s."""
+"""The workers: what each of them is, holds and did wrong. What it is asked to do is `common.queue.workers`'s."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from common.states import WorkerState
+from common.enums import WorkerState
 
 
 @dataclass(frozen=True)

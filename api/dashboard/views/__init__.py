@@ -1,0 +1,1 @@
+"""The views of the dashboard, one a file: what it reads, shows and does."""

@@ -1,0 +1,81 @@
+"""Administration: models and their licences, API keys, and the audit of who did what."""
+
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Form, Query, Request, Response
+
+from api.dashboard.queries.admin import find_keys
+from api.dashboard.queries.audit import find_notes
+from api.dashboard.rendering import notice
+from api.dashboard.sessions import TheActor, TheVisitor, Visitor
+from api.dashboard.view import Look, screen
+from api.deps import TheFarm
+from api.pagination import Paging
+from api.routes.keys import NewKey
+from api.routes.models import find_models
+from api.services import actions
+from common.db import transaction
+from common.errors import Forbidden
+
+router = APIRouter()
+
+LATEST = 10  # notes of the audit that are shown beside the keys
+
+
+@screen(router, "/admin", "admin.html")
+def admin(farm: TheFarm, visitor: TheVisitor) -> Look:
+    """Who may only look sees the models, as by the API: keys and the audit are for administrators."""
+    tenant_id, may_act = visitor.caller.tenant_id, visitor.may_act
+
+    def look() -> dict[str, Any]:
+        with transaction(farm.autocommit) as connection:
+            return {
+                "models": find_models(connection, tenant_id, farm.catalog, farm.default_model),
+                "keys": find_keys(connection, tenant_id) if may_act else [],
+                "notes": find_notes(connection, tenant_id, None, LATEST) if may_act else [],
+            }
+
+    return look
+
+
+def administrator(visitor: TheVisitor) -> Visitor:
+    if not visitor.may_act:
+        raise Forbidden("This API key lacks the scope admin.")
+    return visitor
+
+
+@screen(router, "/admin/audit", "audit.html")
+def audit(
+    paging: Annotated[Paging, Query()], farm: TheFarm, visitor: Annotated[Visitor, Depends(administrator)]
+) -> Look:
+    tenant_id = visitor.caller.tenant_id
+
+    def look() -> dict[str, Any]:
+        with transaction(farm.autocommit) as connection:
+            found = find_notes(connection, tenant_id, paging.before, paging.limit + 1)
+        notes, cursor = paging.cut(found)
+        return {"notes": notes, "cursor": cursor, "paging": paging}
+
+    return look
+
+
+@router.post("/admin/keys")
+def create_key(request: Request, new: Annotated[NewKey, Form()], visitor: TheActor, farm: TheFarm) -> Response:
+    """The one answer that holds the secret: it goes to the page of who asked, and to no stream."""
+    key = actions.create_key(farm, visitor.caller, new.name, list(dict.fromkeys(new.scopes)))
+    return notice(request, "new_key.html", name=new.name, secret=key.secret)
+
+
+@router.post("/admin/keys/{key_id}/revoke")
+def revoke_key(request: Request, key_id: UUID, visitor: TheActor, farm: TheFarm) -> Response:
+    actions.revoke_key(farm, visitor.caller, key_id)
+    return notice(request, "notice_farm.html", done="revoked")
+
+
+@router.post("/admin/models/{name}/licence")
+def accept_licence(
+    request: Request, name: str, version: Annotated[str, Form()], visitor: TheActor, farm: TheFarm
+) -> Response:
+    actions.accept_licence(farm, visitor.caller, name, version)
+    return notice(request, "notice_farm.html", done="accepted")

@@ -1,0 +1,47 @@
+"""The workers: what each of them is, holds and did wrong; drain and resume."""
+
+from typing import Any
+from uuid import UUID
+
+from fastapi import APIRouter, Request, Response
+
+from api.dashboard.queries.workers import find_worker_errors, find_workers
+from api.dashboard.rendering import notice
+from api.dashboard.sessions import TheActor, TheVisitor
+from api.dashboard.view import Look, screen
+from api.deps import TheFarm
+from api.services import actions
+from common.db import transaction
+from common.enums import WorkerState
+
+router = APIRouter()
+
+
+@screen(router, "/workers", "workers.html")
+def workers(farm: TheFarm, visitor: TheVisitor) -> Look:
+    tenant_id = visitor.caller.tenant_id
+
+    def look() -> dict[str, Any]:
+        with transaction(farm.autocommit) as connection:
+            found = find_workers(connection, tenant_id)
+            errors = find_worker_errors(connection, tenant_id)
+        return {
+            "crew": [one for one in found if one.state != WorkerState.STOPPED],
+            "stopped": [one for one in found if one.state == WorkerState.STOPPED],
+            "errors": errors,
+            "silence_s": farm.settings.lease_s,
+        }
+
+    return look
+
+
+@router.post("/workers/{worker_id}/drain")
+def drain(request: Request, worker_id: UUID, visitor: TheActor, farm: TheFarm) -> Response:
+    actions.drain_worker(farm, visitor.caller, worker_id)
+    return notice(request, "notice_farm.html", done="drained")
+
+
+@router.post("/workers/{worker_id}/resume")
+def resume(request: Request, worker_id: UUID, visitor: TheActor, farm: TheFarm) -> Response:
+    actions.resume_worker(farm, visitor.caller, worker_id)
+    return notice(request, "notice_farm.html", done="resumed")

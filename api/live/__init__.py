@@ -1,0 +1,1 @@
+"""Waits and streams: one subscription and one poll per process serve all clients."""

@@ -1,0 +1,1 @@
+"""What routes and dashboard read, one noun a file."""

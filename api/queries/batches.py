@@ -1,0 +1,232 @@
+"""Batches as their tenant sees them. Reads only; what changes one is in `common.batches.lifecycle`.
+
+However many a page has, it is one query, and none that grows with a batch: what has become of its images its lanes
+count, and what runs is looked up by the open leases. A cancelled batch is shown as it is going to be: ended, and
+cancelled what was open, though a control worker is still settling its jobs.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from pydantic import BaseModel, Field
+from sqlalchemy import Connection, Row, TextClause, text
+
+from api.queries.fleet import MEMBERS_JSON, Crew
+from api.schemas import example
+from common.batches.plan import Plan
+from common.batches.progress import marks_of
+from common.batches.throughput import StopRule, images_per_minute
+from common.enums import BatchState, Tier
+from common.errors import NotFound
+
+GOES_ON = (BatchState.EXPANDING, BatchState.RUNNING)
+SHOWN_SKIPS = 20
+
+BATCH: dict[str, Any] = {
+    "id": "019c2f6e-7d50-7b1a-8f3e-2c4d5e6f7081",
+    "name": "doors, first try",
+    "state": "running",
+    "tier": "bulk",
+    "model": "zh-v0",
+    "images_per_prompt": 4,
+    "seed": 42,
+    "defaults": {"model": "zh-v0", "steps": 30},
+    "matrix": {},
+    "variants": 1,
+    "upload_id": "019c2f6e-7d40-7c3d-9a1f-0d5b6c7e8f90",
+    "parent_id": None,
+    "retry_id": None,
+    "stop_rule": {"percent": 20, "of_last": 50},
+    "prompts": 1000,
+    "jobs": 1000,
+    "images": {"total": 4000, "open": 3100, "stored": 897, "flagged": 1, "failed": 2, "cancelled": 0},
+    "running": 8,
+    "images_per_minute": 120.0,
+    "eta_seconds": 1550.0,
+    "warned": 2,
+    "warnings": ["Line 7: zh-v0 cannot read 𰻝 and draws the prompt as if it were not there."],
+    "skip_bad": True,
+    "skipped": 1,
+    "skips": [{"line": 12, "reason": "prompt is empty."}],
+    "error": None,
+    "created_at": "2026-11-22T08:00:00Z",
+    "expanded_at": "2026-11-22T08:00:02Z",
+    "paused_at": None,
+    "paused_because": None,
+    "cancelled_at": None,
+    "finished_at": None,
+}
+
+
+class Images(BaseModel):
+    """How many images of a batch are in which state."""
+
+    total: int | None = Field(description="Null until all its jobs are there.")
+    open: int = Field(description="That have not ended.")
+    stored: int
+    flagged: int
+    failed: int
+    cancelled: int
+
+
+class Skip(BaseModel):
+    """A line of a batch's file that is no prompt of it."""
+
+    line: int = Field(description="Where it begins; of Parquet the number of the row.", examples=[12])
+    reason: str = Field(examples=["prompt is empty."])
+
+
+class BatchError(BaseModel):
+    code: str = Field(examples=["invalid"])
+    message: str = Field(examples=["Line 7: it is not JSON."])
+
+
+class Batch(BaseModel):
+    """Jobs that were submitted together."""
+
+    model_config = example(BATCH)
+
+    id: UUID
+    name: str
+    state: BatchState
+    tier: Tier
+    model: str = Field(description="Of all prompts that name none themselves; of several in its matrix the first.")
+    images_per_prompt: int
+    seed: int = Field(description="Of the first image; the others count on from it.")
+    defaults: dict[str, Any] = Field(description="What its recipes have in common.")
+    matrix: dict[str, Any] = Field(description="What each prompt is drawn with.")
+    variants: int = Field(description="The combinations of its matrix: each prompt becomes so many jobs.")
+    upload_id: UUID
+    parent_id: UUID | None = Field(description="The batch whose failed images it draws again.")
+    retry_id: UUID | None = Field(description="The batch that draws its failed images again.")
+    stop_rule: StopRule | None = Field(description="When it pauses by itself.")
+    prompts: int | None = Field(description="In its file, as far as it is checked; of a retry, those that failed.")
+    jobs: int = Field(description="That are made of its prompts by now.")
+    images: Images
+    running: int = Field(description="Images that are being rendered now.")
+    images_per_minute: float | None = Field(
+        description="That ended, in the last minute or so; null while nobody knows."
+    )
+    eta_seconds: float | None = Field(description="Until it has probably ended; null while nobody knows.")
+    warned: int = Field(description="Prompts whose pictures may not show what they say.")
+    warnings: list[str] = Field(description="Of the first of them.")
+    skip_bad: bool = Field(description="Whether what cannot be rendered is left out.")
+    skipped: int = Field(description="Lines that were left out, as far as its file is checked.")
+    skips: list[Skip] = Field(description="The first of them.")
+    error: BatchError | None = Field(description="Why its prompts cannot be rendered.")
+    created_at: datetime
+    expanded_at: datetime | None = Field(description="When all its jobs were there.")
+    paused_at: datetime | None
+    paused_because: str | None = Field(description="Why it is paused, if that was its stop rule.")
+    cancelled_at: datetime | None
+    finished_at: datetime | None = Field(description="When all its images had ended, and their jobs.")
+
+
+def find_batch(connection: Connection, tenant_id: UUID, batch_id: UUID) -> Batch:
+    """Raises NotFound when the tenant has no such batch."""
+    found = _read(connection, READ_BATCH, {"tenant": tenant_id, "batch": batch_id, "limit": 1})
+    if not found:
+        raise NotFound(f"There is no batch {batch_id}.")
+    return found[0]
+
+
+def find_batches(connection: Connection, tenant_id: UUID, before: UUID | None, limit: int) -> list[Batch]:
+    """A page of batches, newest first: those that are older than the one of `before`."""
+    page = {"tenant": tenant_id, "before": before or UUID(int=2**128 - 1), "limit": limit}
+    return _read(connection, READ_PAGE, page)
+
+
+def _read(connection: Connection, statement: TextClause, parameters: Mapping[str, Any]) -> list[Batch]:
+    rows = connection.execute(statement, parameters).all()
+    crew = Crew(next((row.crew for row in rows if row.crew), None))
+    return [_batch(row, crew) for row in rows]
+
+
+def _batch(row: Row[Any], crew: Crew) -> Batch:
+    plan, is_cancelled = Plan.model_validate(row.plan), row.cancelled_at is not None
+    shown_open = 0 if is_cancelled else row.open
+    state = BatchState.ENDED if is_cancelled else BatchState(row.state)
+    pace = images_per_minute(marks_of(row.pace)) if state in GOES_ON else None
+    return Batch(
+        id=row.id,
+        name=row.name,
+        state=state,
+        tier=row.tier,
+        model=plan.models[0],
+        images_per_prompt=plan.images_per_prompt,
+        seed=plan.seed,
+        defaults=plan.defaults,
+        matrix=plan.matrix,
+        variants=row.variants,
+        upload_id=row.upload_id,
+        parent_id=row.parent_id,
+        retry_id=row.retry_id,
+        stop_rule=row.stop_rule,
+        prompts=row.prompts,
+        jobs=row.jobs,
+        images=Images(
+            total=row.images if row.expanded_at or state == BatchState.ENDED else None,
+            open=shown_open,
+            stored=row.stored,
+            flagged=row.flagged,
+            failed=row.failed,
+            cancelled=row.cancelled + row.open - shown_open,
+        ),
+        running=row.running,
+        images_per_minute=pace,
+        eta_seconds=_eta(row.open, pace, plan.models, crew) if state == BatchState.RUNNING else None,
+        warned=row.warned,
+        warnings=row.warnings,
+        skip_bad=plan.skip_bad,
+        skipped=row.skipped,
+        skips=row.skips or [],
+        error=BatchError(code=row.error_code, message=row.error_message) if row.error_code else None,
+        created_at=row.created_at,
+        expanded_at=row.expanded_at,
+        paused_at=row.paused_at,
+        paused_because=row.paused_because if state == BatchState.PAUSED else None,
+        cancelled_at=row.cancelled_at,
+        finished_at=row.finished_at,
+    )
+
+
+def _eta(images: int, pace: float | None, models: Sequence[str], crew: Crew) -> float | None:
+    """By its pace; before it has one as if it had the workers for itself, and as many images of each model."""
+    if pace:
+        return round(60 * images / pace, 1)
+    rates = [crew.images_per_second(model) for model in models]
+    return round(sum(images / len(models) / rate for rate in rates if rate), 1) if all(rates) else None
+
+
+SKIPS = f"""
+    CASE WHEN page.skipped > 0 THEN (
+        SELECT json_agg(json_build_object('line', line, 'reason', reason) ORDER BY line)
+        FROM (SELECT * FROM skips WHERE batch_id = page.id ORDER BY line LIMIT {SHOWN_SKIPS}) AS first) END AS skips"""
+
+READ_BATCHES = f"""
+    WITH page AS MATERIALIZED (
+        SELECT * FROM batches WHERE tenant_id = :tenant AND {{filter}} ORDER BY id DESC LIMIT :limit),
+    hands AS MATERIALIZED (
+        SELECT lanes.batch_id, count(*) AS running
+        FROM leases
+        JOIN images ON images.id = ANY(leases.image_ids) AND images.lease_id = leases.id AND images.state = 'running'
+        JOIN lanes ON lanes.id = images.lane_id
+        WHERE leases.ended_at IS NULL AND lanes.batch_id = ANY(ARRAY(SELECT id FROM page))
+        GROUP BY lanes.batch_id)
+    SELECT page.*, counted.*, coalesce(hands.running, 0) AS running,
+           (SELECT id FROM batches AS retry WHERE retry.parent_id = page.id AND retry.cancelled_at IS NULL) AS retry_id,
+           {SKIPS},
+           CASE WHEN row_number() OVER (ORDER BY page.id DESC) = 1 THEN ({MEMBERS_JSON}) END AS crew
+    FROM page
+    CROSS JOIN LATERAL (
+        SELECT coalesce(sum(open), 0)::bigint AS open, coalesce(sum(stored), 0)::bigint AS stored,
+               coalesce(sum(flagged), 0)::bigint AS flagged, coalesce(sum(failed), 0)::bigint AS failed,
+               coalesce(sum(cancelled), 0)::bigint AS cancelled
+        FROM lanes WHERE lanes.batch_id = page.id) AS counted
+    LEFT JOIN hands ON hands.batch_id = page.id
+    ORDER BY page.id DESC
+"""
+READ_BATCH = text(READ_BATCHES.format(filter="id = :batch"))
+READ_PAGE = text(READ_BATCHES.format(filter="id < :before"))

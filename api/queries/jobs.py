@@ -1,0 +1,216 @@
+"""Jobs and images as their tenant sees them. Reads only;
+
+what changes a state is in `common.queue.jobs` and `common.queue.claim`.
+
+However many jobs a page has, it is one query: the jobs with their images and, for those that wait, how many images are
+ahead of them. The first that waits brings along the crew, who could render it.
+"""
+
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Row, TextClause, text
+
+from api.queries.fleet import MEMBERS_JSON, Crew
+from api.schemas import Image, ImageError, Job, JobError, LoneImage, Progress, Recipe, Timings, WaitingFor
+from common.broker import Messages
+from common.enums import TERMINAL_JOB, ImageState, JobState
+from common.errors import NotFound, RenderFailed
+from common.queue.claim import WAITING
+from common.queue.search import Search, find
+
+FARTHEST = 1000  # images ahead are counted up to here
+Mark = tuple[JobState, int]  # the state of a job and how many of its images are open: what changes with its news
+RETRYABLE = {error.code: error.retryable for error in RenderFailed.__subclasses__()}
+
+
+def find_job(connection: Connection, tenant_id: UUID, job_id: UUID, base_url: str) -> Job:
+    """Raises NotFound when the tenant has no such job."""
+    found = _read(
+        connection, base_url, "tenant_id = :tenant AND id = :job", {"tenant": tenant_id, "job": job_id, "limit": 1}
+    )
+    if not found:
+        raise NotFound(f"There is no job {job_id}.")
+    return found[0]
+
+
+def find_jobs(connection: Connection, tenant_id: UUID, search: Search, base_url: str) -> tuple[list[Job], UUID | None]:
+    """A page of jobs, newest first, and where to look on if it has fewer than its limit: see `common.queue.search`."""
+    found = find(connection, tenant_id, search)
+    these = {"jobs": list(found.ids), "limit": len(found.ids)}
+    return (_read(connection, base_url, "id = ANY(:jobs)", these, search.order) if found.ids else []), found.resume
+
+
+def find_image(connection: Connection, tenant_id: UUID, image_id: UUID, base_url: str) -> tuple[LoneImage, str | None]:
+    """An image, and its key in storage once it is stored. Raises NotFound when the tenant has no such image."""
+    row = connection.execute(READ_IMAGE, {"tenant": tenant_id, "image": image_id}).first()
+    if row is None:
+        raise NotFound(f"There is no image {image_id}.")
+    return LoneImage(job_id=row.job_id, **_image(row.image, row.recipe, base_url)), row.key
+
+
+def find_changed(connection: Connection, known: Mapping[UUID, Mark | None]) -> dict[UUID, tuple[Mark, Job]]:
+    """Those of these jobs that are not as they are known, of whatever tenant; their links have no address yet."""
+    marks = {row.id: (row.state, row.open) for row in connection.execute(READ_MARKS, {"jobs": list(known)})}
+    changed = [job_id for job_id, mark in marks.items() if mark != known[job_id]]
+    jobs = _read(connection, "", "id = ANY(:jobs)", {"jobs": changed, "limit": len(changed)}) if changed else []
+    return {job.id: (marks[job.id], job) for job in jobs}
+
+
+def has_ended(connection: Connection, tenant_id: UUID, job_id: UUID) -> bool:
+    """Raises NotFound when the tenant has no such job."""
+    state = connection.execute(READ_STATE, {"tenant": tenant_id, "job": job_id}).scalar()
+    if state is None:
+        raise NotFound(f"There is no job {job_id}.")
+    return state in TERMINAL_JOB
+
+
+def with_progress(messages: Messages, found: Iterable[Job]) -> list[Job]:
+    """The same jobs; those that run say how far they have come, if Redis knows. Never inside a transaction."""
+    jobs = list(found)
+    running = {job.id: job for job in jobs if job.state == JobState.RUNNING}
+    for job_id, (step, steps) in messages.progress(list(running)).items():
+        running[job_id].progress = Progress(step=step, steps=steps)
+    return jobs
+
+
+def _read(
+    connection: Connection, base_url: str, filters: str, parameters: Mapping[str, Any], order: str = "id"
+) -> list[Job]:
+    rows = connection.execute(statement(filters, order), parameters).all()
+    jobs = [_job(row, base_url) for row in rows]
+    crew = Crew(next((row.crew for row in rows if row.crew), None))
+    for job, row in zip(jobs, rows, strict=True):
+        if row.waits:
+            _say_why_it_waits(job, row, crew)
+    return jobs
+
+
+@lru_cache
+def statement(filters: str, order: str) -> TextClause:
+    return text(READ_JOBS.format(filters=filters, order=order))
+
+
+def _say_why_it_waits(job: Job, row: Row[Any], crew: Crew) -> None:
+    if row.batch_cancelled_at or row.batch_paused_at:
+        job.waiting_for = BATCH_CANCELLED if row.batch_cancelled_at else BATCH_PAUSED
+        return
+    backs_off = row.head is None and row.backs_off
+    job.waiting_for = crew.why(job.recipe.model, backs_off=backs_off)
+    job.position = None if backs_off else row.ahead
+    rate = crew.images_per_second(job.recipe.model)
+    if rate and job.position is not None and job.position < FARTHEST:
+        job.eta_seconds = round((job.position + row.open) / rate, 1)
+
+
+def _job(row: Row[Any], base_url: str) -> Job:
+    images: list[dict[str, Any]] = row.images
+    seen = [image for image in images if image["worker"] and image["started_at"]]  # cancelled before it began: nobody's
+    return Job(
+        id=row.id,
+        state=row.state,
+        tier=row.tier,
+        batch_id=row.batch_id,
+        parent_id=row.parent_id,
+        recipe=Recipe.model_validate(row.recipe),
+        images=[Image(**_image(image, row.recipe, base_url)) for image in images],
+        warnings=row.warnings,
+        error=_job_error(row),
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        timings=Timings(
+            wait_s=(row.started_at - row.created_at).total_seconds() if row.started_at else None,
+            render_s=_seconds(image["render_ms"] for image in images),
+            store_s=_seconds(image["store_ms"] for image in images),
+        ),
+        worker=max(seen, key=lambda image: image["started_at"])["worker"] if seen else None,
+    )
+
+
+def _image(image: Mapping[str, Any], recipe: Mapping[str, Any], base_url: str) -> dict[str, Any]:
+    is_stored = image["state"] == ImageState.STORED
+    code = image["error_code"] if image["state"] == ImageState.FAILED else None
+    return {
+        "id": image["id"],
+        "index": image["index"],
+        "state": image["state"],
+        "attempts": image["attempts"],
+        "seed": recipe["seeds"][image["index"]],
+        "width": recipe["width"],
+        "height": recipe["height"],
+        "format": recipe["format"],
+        "bytes": image["bytes"],
+        "sha256": image["sha256"],
+        "url": f"{base_url}v1/images/{image['id']}/content" if is_stored else None,
+        "error": ImageError(code=code, message=image["error_message"] or "") if code else None,
+    }
+
+
+def _job_error(row: Row[Any]) -> JobError | None:
+    if row.state != JobState.FAILED or row.error_code is None:
+        return None
+    return JobError(code=row.error_code, message=row.error_message or "", retryable=RETRYABLE.get(row.error_code, True))
+
+
+def _seconds(milliseconds: Iterable[int | None]) -> float | None:
+    known = [value for value in milliseconds if value is not None]
+    return sum(known) / 1000 if known else None
+
+
+BATCH_PAUSED = WaitingFor(code="batch_paused", message="Its batch is paused.")
+BATCH_CANCELLED = WaitingFor(code="batch_cancelled", message="Its batch was cancelled; so will it be in a moment.")
+
+IMAGE_JSON = """json_build_object(
+    'id', images.id, 'index', images.index, 'state', images.state, 'attempts', images.attempts, 'bytes', images.bytes,
+    'sha256', images.sha256, 'error_code', images.error_code, 'error_message', images.error_message,
+    'render_ms', images.render_ms, 'store_ms', images.store_ms, 'started_at', images.started_at,
+    'worker', workers.name)"""
+
+# A claimed image that has not started is nobody's yet: its lease may still give it back.
+WORKER = """
+    LEFT JOIN leases ON leases.id = images.lease_id AND images.state <> 'queued'
+    LEFT JOIN workers ON workers.id = leases.worker_id"""
+
+# Ahead of a job is what waits in a higher tier of its model, and what is older in its own. Fair shares may move it.
+AHEAD = f"""
+    SELECT count(*) AS ahead FROM (
+        SELECT FROM lanes AS mine
+        JOIN lanes ON lanes.model = mine.model AND lanes.tier <= mine.tier AND lanes.open > 0
+            AND NOT lanes.closed
+        CROSS JOIN LATERAL (
+            SELECT FROM images WHERE images.lane_id = lanes.id AND {WAITING}
+                AND images.id < CASE WHEN lanes.tier < mine.tier THEN 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid
+                                     ELSE drawn.head END
+            ORDER BY images.id LIMIT {FARTHEST}) AS image
+        WHERE mine.id = drawn.lane_id LIMIT {FARTHEST}) AS images_ahead"""
+
+# One snapshot: a job and its images never contradict each other.
+READ_JOBS = f"""
+    SELECT page.*, drawn.*, place.ahead,
+           batches.paused_at AS batch_paused_at, batches.cancelled_at AS batch_cancelled_at,
+           CASE WHEN drawn.waits AND row_number() OVER (PARTITION BY drawn.waits) = 1 THEN ({MEMBERS_JSON}) END AS crew
+    FROM (
+        SELECT * FROM jobs WHERE {{filters}} ORDER BY {{order}} DESC LIMIT :limit) AS page
+    CROSS JOIN LATERAL (
+        SELECT json_agg({IMAGE_JSON} ORDER BY images.index) AS images,
+               coalesce(min(images.lane_id) FILTER (WHERE {WAITING}), min(images.lane_id)) AS lane_id,
+               page.finished_at IS NULL AND NOT bool_or(images.state = 'running') AS waits,
+               bool_or(images.not_before IS NOT NULL) AS backs_off,
+               (array_agg(images.id ORDER BY images.id) FILTER (WHERE {WAITING}))[1] AS head
+        FROM images {WORKER} WHERE images.job_id = page.id) AS drawn
+    LEFT JOIN LATERAL ({AHEAD}) AS place ON drawn.waits
+    LEFT JOIN batches ON batches.id = page.batch_id
+    ORDER BY page.{{order}} DESC
+"""
+
+READ_IMAGE = text(f"""
+    SELECT jobs.id AS job_id, jobs.recipe, images.key, {IMAGE_JSON} AS image
+    FROM images JOIN jobs ON jobs.id = images.job_id {WORKER}
+    WHERE images.id = :image AND jobs.tenant_id = :tenant
+""")
+
+READ_MARKS = text("SELECT id, state, open FROM jobs WHERE id = ANY(:jobs)")
+READ_STATE = text("SELECT state FROM jobs WHERE id = :job AND tenant_id = :tenant")

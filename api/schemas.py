@@ -1,0 +1,185 @@
+"""What the API answers with, where more than one route does: jobs, images, recipes. Values only."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, computed_field
+
+from common.catalog.loras import LoraUse
+from common.enums import ImageState, JobState, Tier
+from common.recipes import recipe
+
+
+def example(value: dict[str, Any]) -> ConfigDict:
+    """The configuration of a shape that shows this one in the documentation."""
+    return ConfigDict(json_schema_extra={"examples": [value]})
+
+
+IMAGE: dict[str, Any] = {
+    "id": "019c2f6e-7d53-7c1e-a0f2-5b8f0d6d1c11",
+    "index": 0,
+    "state": "stored",
+    "attempts": 1,
+    "seed": 42,
+    "width": 512,
+    "height": 512,
+    "format": "png",
+    "bytes": 412_307,
+    "sha256": "5f0c3d6d8f1e0a7a4b2f8f6f4b1d9f3c0e6a7b8c9d0e1f2a3b4c5d6e7f8091a2",
+    "url": "http://127.0.0.1:8000/v1/images/019c2f6e-7d53-7c1e-a0f2-5b8f0d6d1c11/content",
+    "error": None,
+}
+RECIPE: dict[str, Any] = {
+    "prompt": "女孩们打开了另一世界的大门",
+    "negative_prompt": "",
+    "model": "zh-v0",
+    "width": 512,
+    "height": 512,
+    "steps": 50,
+    "scheduler": "lms",
+    "guidance": 7.5,
+    "seeds": [42],
+    "mode": "text2image",
+    "format": "png",
+    "source": None,
+    "mask": None,
+    "strength": None,
+    "lora": [],
+    "count": 1,
+}
+JOB: dict[str, Any] = {
+    "id": "019c2f6e-7d50-7b1a-8f3e-2c4d5e6f7081",
+    "state": "succeeded",
+    "tier": "standard",
+    "batch_id": None,
+    "parent_id": None,
+    "recipe": RECIPE,
+    "images": [IMAGE],
+    "progress": None,
+    "position": None,
+    "eta_seconds": None,
+    "waiting_for": None,
+    "warnings": [],
+    "error": None,
+    "created_at": "2026-11-22T08:00:00Z",
+    "started_at": "2026-11-22T08:00:01.5Z",
+    "finished_at": "2026-11-22T08:00:06Z",
+    "timings": {"wait_s": 1.5, "render_s": 4.1, "store_s": 0.2},
+    "worker": "gpu-1 cuda:0",
+}
+
+
+def only_its_id(original: Any) -> Any:
+    """Where its bytes lie is nobody's business."""
+    return original["id"] if isinstance(original, dict) else original
+
+
+PictureId = Annotated[UUID | None, BeforeValidator(only_its_id)]
+
+
+class Recipe(recipe.Recipe):
+    """What to draw, complete."""
+
+    source: PictureId = Field(None, description="The upload or image that it starts from.")  # type: ignore[assignment]
+    mask: PictureId = None  # type: ignore[assignment]
+    strength: float | None = None
+    lora: tuple[LoraUse, ...] = ()
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def count(self) -> int:
+        return len(self.seeds)
+
+
+class ImageError(BaseModel):
+    code: str = Field(examples=["out_of_memory"])
+    message: str
+
+
+class JobError(ImageError):
+    retryable: bool = Field(description="Whether a retry of the job can help.")
+
+
+class Image(BaseModel):
+    """One picture of a job."""
+
+    id: UUID
+    index: int
+    state: ImageState
+    attempts: int
+    seed: int
+    width: int
+    height: int
+    format: recipe.Format
+    bytes: int | None = Field(description="Its size, once it is stored.")
+    sha256: str | None = Field(description="Of the stored bytes.")
+    url: str | None = Field(description="Redirects to the bytes, once they are stored.")
+    error: ImageError | None
+
+    def at(self, base_url: str) -> "Image":
+        """The same, with a link that begins with this address."""
+        return self.model_copy(update={"url": f"{base_url}{self.url}"}) if self.url else self
+
+
+class LoneImage(Image):
+    """One picture, and the job that it belongs to."""
+
+    model_config = example(IMAGE | {"job_id": JOB["id"]})
+
+    job_id: UUID
+
+
+class Progress(BaseModel):
+    """How far the pipeline call has come that renders a job now."""
+
+    step: int
+    steps: int
+
+
+class WaitingFor(BaseModel):
+    """Why a job waits."""
+
+    code: Literal[
+        "no_worker", "model_refused", "workers_busy", "backing_off", "draining", "batch_paused", "batch_cancelled"
+    ]
+    message: str
+
+
+class Timings(BaseModel):
+    wait_s: float | None = Field(description="From the submission until its first image started.")
+    render_s: float | None = Field(description="Spent in pipeline calls, summed over its images.")
+    store_s: float | None = Field(description="Spent encoding and storing, summed over its images.")
+
+
+class Job(BaseModel):
+    """A recipe that the farm carries out."""
+
+    model_config = example(JOB)
+
+    id: UUID
+    state: JobState
+    tier: Tier
+    batch_id: UUID | None = Field(default=None, description="The batch that it was made for.")
+    parent_id: UUID | None = Field(description="The job that this one retries.")
+    recipe: Recipe
+    images: list[Image]
+    progress: Progress | None = None
+    position: int | None = Field(default=None, description="Images ahead of it, while it waits; counted up to 1000.")
+    eta_seconds: float | None = Field(default=None, description="Until it has probably ended; null while nobody knows.")
+    waiting_for: WaitingFor | None = None
+    warnings: list[str]
+    error: JobError | None
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    timings: Timings
+    worker: str | None = Field(description="Who rendered, or renders, its latest image.")
+
+    @property
+    def has_ended(self) -> bool:
+        return self.finished_at is not None
+
+    def at(self, base_url: str) -> "Job":
+        """The same, with links that begin with this address."""
+        return self.model_copy(update={"images": [image.at(base_url) for image in self.images]})

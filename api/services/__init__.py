@@ -1,0 +1,1 @@
+"""What routes and dashboard do, one noun a file."""

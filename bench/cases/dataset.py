@@ -1,0 +1,134 @@
+"""From a file of prompts to a verified dataset: 100,000 prompts, a picture each, uploaded, expanded, rendered, exported
+as a WebDataset while they are rendered, downloaded and verified picture by picture, by the command line. `bare` is the
+slower of two loops: pipeline calls that throw their pictures away, and puts of such a picture into the same store from
+eight threads. The GPU is a fake one that takes 200 ms for a microbatch of 8; at full speed, where it takes 20, the
+embedded store is the limit, which every picture passes twice. No process may take more than 500 MB at any time.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from bench.cases import farm_vs_bare
+from bench.harness import peers
+from bench.harness.farm import Farm, farm
+from bench.harness.measurement import HOME, Figures, Goal, Options, Sides
+from common.config import Settings
+from common.db import connect
+from common.storage import Storage
+from worker.render.encode import encode
+
+ROUNDS = 1  # it takes most of an hour
+SPEEDS = {"200 ms": "stub:0.01", "full speed": "stub:0.001"}  # name → device, by the seconds of a step
+GOALS = (
+    Goal("dataset, 200 ms", "bare, 200 ms", at_least=0.7),
+    Goal("dataset, full speed", "bare, full speed"),
+    *(Goal(f"dataset, {speed}", measure="largest process, MB", at_most=500) for speed in SPEEDS),
+)
+RECIPE = {"model": "mini-zh", "width": 128, "height": 128, "steps": peers.STEPS}
+UPLOADS = 8
+SAMPLE_S = 1.0
+MOST_S = 3 * 3600
+
+
+@contextmanager
+def sides(options: Options) -> Iterator[Sides]:
+    prompts = {"200 ms": 400 if options.quick else 100_000, "full speed": 800 if options.quick else 20_000}
+    with farm() as the_farm, the_farm.api(the_farm.settings) as url, the_farm.control(the_farm.settings):
+        found: dict[str, Any] = {}
+        for speed, device in SPEEDS.items():
+            found[f"bare, {speed}"] = partial(bare, the_farm.settings, device, 20 if options.quick else 100)
+            found[f"dataset, {speed}"] = partial(dataset, the_farm, url, device, prompts[speed])
+        yield found
+
+
+def bare(settings: Settings, device: str, microbatches: int) -> Figures:
+    loop = farm_vs_bare.bare(settings, device, microbatches, RECIPE)["images/s"]
+    puts = puts_a_second(Storage(settings, connections=UPLOADS), microbatches * peers.MICROBATCH)
+    return {"images/s": min(loop, puts), "loop, images/s": loop, "puts, images/s": puts}
+
+
+def puts_a_second(store: Storage, count: int) -> float:
+    noise = np.random.default_rng(0).integers(0, 16, (128, 128, 3), np.uint8)
+    picture = encode(noise, "png", {})
+    with ThreadPoolExecutor(UPLOADS) as pool:
+        began = time.monotonic()
+        list(pool.map(lambda number: store.put(f"bare/{number}.png", picture, "image/png"), range(count)))
+        return count / (time.monotonic() - began)
+
+
+def dataset(the_farm: Farm, url: str, device: str, prompts: int) -> Figures:
+    database = connect(the_farm.settings, pool=1)
+    environment = {**os.environ, "HUAFANG_URL": url, "HUAFANG_KEY": the_farm.key(database)}
+    database.dispose()
+    with tempfile.TemporaryDirectory(prefix="huafang-bench-") as home, Memory() as memory:
+        file, folder = Path(home) / "prompts.txt", Path(home) / "dataset"
+        file.write_text("\n".join(f"红色的圆形，第{place}幅" for place in range(prompts)))
+        call = partial(huafang, environment)
+        with the_farm.worker(the_farm.settings, device, "--models", str(RECIPE["model"]), TORCH_THREADS="1"):
+            began = time.monotonic()
+            size, steps = f"{RECIPE['width']}x{RECIPE['height']}", str(RECIPE["steps"])
+            batch = call("batch", "submit", str(file), "--seed=1", f"--size={size}", f"--steps={steps}")
+            call("dataset", "export", batch, f"--out={folder}")
+            written = time.monotonic() - began
+            call("dataset", "verify", str(folder))
+            seconds = time.monotonic() - began
+    return {
+        "images/s": prompts / seconds,
+        "until it is here, s": written,
+        "until it is verified, s": seconds,
+        "largest process, MB": max(memory.found.values()),
+        **{f"{name}, MB": size for name, size in sorted(memory.found.items())},
+    }
+
+
+def huafang(environment: dict[str, str], *arguments: str) -> str:
+    command = [sys.executable, "-P", "-m", "cli", *arguments, "--format=quiet"]
+    done = subprocess.run(command, cwd=HOME, env=environment, stdout=subprocess.PIPE, text=True, timeout=MOST_S)
+    done.check_returncode()
+    return done.stdout.strip()
+
+
+class Memory:
+    """Watches every process that this one has started: the most that one of a kind took, in MB."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, float] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="memory", daemon=True)
+
+    def __enter__(self) -> "Memory":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join(10)
+
+    def _watch(self) -> None:
+        while not self._over.wait(SAMPLE_S):
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    command, size = process.cmdline(), process.memory_info().rss / 1e6
+                    if command:  # one that has ended has none
+                        self.found[kind_of(command)] = max(self.found.get(kind_of(command), 0.0), size)
+
+
+def kind_of(command: list[str]) -> str:
+    """`python -m worker control …` → worker control; `/…/bin/postgres -D …` → postgres."""
+    if "-m" not in command:
+        return Path(command[0].partition(" ")[0].rstrip(":")).name
+    module = command[command.index("-m") + 1 :]
+    return " ".join(module[:2]) if module[0] in ("worker", "cli") else module[0]

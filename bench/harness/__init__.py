@@ -1,0 +1,1 @@
+"""What the benches share: measurement, a farm to measure, load, reports."""

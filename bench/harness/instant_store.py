@@ -1,0 +1,55 @@
+"""`python -m bench.harness.instant_store PORT`:
+
+an S3 that takes what is put and forgets it, as fast as bytes can be read.
+
+It stands where a bench shows what the farm does when its image store is not the limit. It checks nothing and keeps
+nothing.
+"""
+
+import asyncio
+import sys
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+DONE = b'HTTP/1.1 200 OK\r\nContent-Length: 0\r\nETag: "00000000000000000000000000000000"\r\n\r\n'
+
+
+class Request(asyncio.Protocol):
+    """One connection: heads are read whole, bodies are counted and dropped."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+        self.head = b""
+        self.body_left = 0
+
+    def data_received(self, data: bytes) -> None:
+        while data:
+            if self.body_left:
+                taken = min(self.body_left, len(data))
+                self.body_left, data = self.body_left - taken, data[taken:]
+                if not self.body_left:
+                    self._answer(DONE)
+                continue
+            self.head += data
+            head, end, data = self.head.partition(b"\r\n\r\n")
+            if not end:
+                return
+            self.head = b""
+            fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:] if b": " in line)
+            self.body_left = int(fields.get(b"content-length", b"0"))
+            if fields.get(b"expect") == b"100-continue":
+                self._answer(CONTINUE)
+            if not self.body_left:
+                self._answer(DONE)
+
+    def _answer(self, answer: bytes) -> None:
+        assert isinstance(self.transport, asyncio.WriteTransport)
+        self.transport.write(answer)
+
+
+async def serve(port: int) -> None:
+    server = await asyncio.get_running_loop().create_server(Request, "127.0.0.1", port)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(int(sys.argv[1])))

@@ -1,0 +1,148 @@
+"""`huafang jobs`: list, show, watch, cancel, retry."""
+
+from typing import Any
+
+import click
+
+from cli.client import Json, path
+from cli.shell import PARTLY, Columns, Failure, Group, Row, Shell
+from cli.watch import outcome, watch
+from common.enums import JobState, Tier
+
+IDS = click.argument("ids", metavar="ID...", nargs=-1, required=True)
+
+
+def stored(job: Row) -> str:
+    return f"{sum(image['state'] == 'stored' for image in job['images'])}/{len(job['images'])}"
+
+
+def start_of_prompt(job: Row) -> str:
+    text = " ".join(job["recipe"]["prompt"].split())
+    return text if len(text) <= 30 else text[:29] + "…"
+
+
+def why(job: Row) -> str | None:
+    """Why a job waits, or why it failed."""
+    reason = job.get("error") or (job.get("waiting_for") if job["state"] == "queued" else None)
+    return reason["message"] if isinstance(reason, dict) else reason
+
+
+def times(job: Row) -> str:
+    named = {"waited": "wait_s", "rendered": "render_s", "stored": "store_s"}
+    spent = {name: (job.get("timings") or {}).get(key) for name, key in named.items()}
+    return ", ".join(f"{name} {value:.2f} s" for name, value in spent.items() if value is not None)
+
+
+ROW: Columns = {
+    "id": lambda job: job["id"],
+    "state": lambda job: job["state"],
+    "pictures": stored,
+    "model": lambda job: job["recipe"]["model"],
+    "prompt": start_of_prompt,
+    "created": lambda job: job["created_at"],
+}
+RECORD: Columns = {
+    "id": lambda job: job["id"],
+    "state": lambda job: job["state"],
+    "why": why,
+    "prompt": lambda job: job["recipe"]["prompt"],
+    "negative": lambda job: job["recipe"]["negative_prompt"],
+    "model": lambda job: job["recipe"]["model"],
+    "size": lambda job: f"{job['recipe']['width']}×{job['recipe']['height']}",
+    "steps": lambda job: f"{job['recipe']['steps']} of {job['recipe']['scheduler']}",
+    "guidance": lambda job: job["recipe"]["guidance"],
+    "pictures": stored,
+    "batch": lambda job: job.get("batch_id"),
+    "retry of": lambda job: job.get("parent_id"),
+    "position": lambda job: job.get("position"),
+    "created": lambda job: job["created_at"],
+    "finished": lambda job: job.get("finished_at"),
+    "times": times,
+}
+IMAGE: Columns = {
+    "picture": lambda image: image["index"],
+    "state": lambda image: image["state"],
+    "attempts": lambda image: image["attempts"],
+    "seed": lambda image: image["seed"],
+    "sha256": lambda image: image.get("sha256"),
+    "error": lambda image: (image.get("error") or {}).get("message"),
+}
+
+
+@click.group(cls=Group)
+def jobs() -> None:
+    """Jobs of your tenant."""
+
+
+@jobs.command()
+@click.option("--state", type=click.Choice([state.value for state in JobState]), help="Only those.")
+@click.option("--model", help="Only those of this model.")
+@click.option("--tier", type=click.Choice([tier.value for tier in Tier]), help="Only those of this tier.")
+@click.option("--batch", help="Only those of this batch, its last prompt first.")
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="At most that many.")
+@click.pass_obj
+def ls(shell: Shell, /, limit: int, **filters: str | None) -> None:
+    """List jobs, the newest first."""
+    wanted = {name: value for name, value in filters.items() if value}
+    shell.print_rows(shell.client.pages("/v1/jobs", limit, **wanted), ROW)
+
+
+@jobs.command()
+@click.argument("job_id", metavar="ID")
+@click.pass_obj
+def show(shell: Shell, job_id: str) -> None:
+    """Show a job and its pictures."""
+    print_job(shell, shell.client.get(path("jobs", job_id)))
+
+
+@jobs.command("watch")
+@click.argument("job_id", metavar="ID")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Give up waiting after that many seconds.")
+@click.pass_obj
+def watch_(shell: Shell, job_id: str, timeout: float | None) -> None:
+    """Watch a job until it has ended."""
+    job = watch(shell, job_id, timeout)
+    print_job(shell, job)
+    if missing := outcome(job):
+        raise missing
+
+
+@jobs.command()
+@IDS
+@click.pass_obj
+def cancel(shell: Shell, ids: tuple[str, ...]) -> None:
+    """Cancel jobs. One that has ended stays as it is."""
+    each(shell, ids, "cancel")
+
+
+@jobs.command()
+@IDS
+@click.pass_obj
+def retry(shell: Shell, ids: tuple[str, ...]) -> None:
+    """Submit the recipes of jobs that have ended again, as new jobs."""
+    each(shell, ids, "retry")
+
+
+def each(shell: Shell, ids: tuple[str, ...], verb: str) -> None:
+    """Do it to every job; what fails for some is said, and the others are done all the same."""
+    done: list[Any] = []
+    failures: list[Failure] = []
+    for job_id in ids:
+        try:
+            done.append(shell.client.post(path("jobs", job_id, verb)))
+        except Failure as failure:
+            failures.append(failure)
+            if len(ids) > 1:
+                click.echo(f"huafang: {job_id}: {failure.message}", err=True)
+    if done:
+        shell.print_rows(done, ROW)
+    if failures and len(ids) > 1:
+        raise Failure(f"{len(failures)} of {len(ids)} were not possible.", PARTLY if done else failures[0].exit_code)
+    if failures:
+        raise failures[0]
+
+
+def print_job(shell: Shell, job: Json) -> None:
+    shell.print_record(job, RECORD)
+    if shell.speaks == "human":
+        shell.print_rows(job["images"], IMAGE)

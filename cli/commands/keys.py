@@ -1,0 +1,64 @@
+"""`huafang keys`: create, list, revoke API keys."""
+
+import click
+
+from cli.client import path
+from cli.shell import Columns, Group, Shell
+from common.enums import Scope
+
+ROW: Columns = {
+    "id": lambda key: key["id"],
+    "name": lambda key: key["name"],
+    "scopes": lambda key: ", ".join(key["scopes"]),
+    "created": lambda key: key["created_at"],
+    "revoked": lambda key: key.get("revoked_at"),
+}
+
+
+@click.group(cls=Group)
+def keys() -> None:
+    """API keys of your tenant."""
+
+
+@keys.command()
+@click.option("--name", required=True, help="Who or what it is for.")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice([scope.value for scope in Scope]),
+    default=("jobs:read", "jobs:write"),
+    show_default=True,
+    help="What it may do; more than once for more.",
+)
+@click.pass_obj
+def create(shell: Shell, name: str, scopes: tuple[str, ...]) -> None:
+    """Make a key and show its secret: the only time."""
+    key = shell.client.post("/v1/keys", {"name": name, "scopes": list(scopes)})
+    shell.print_record(
+        key,
+        {
+            "id": lambda key: key["id"],
+            "name": lambda key: key["name"],
+            "scopes": lambda key: ", ".join(key["scopes"]),
+            "secret": lambda key: key["secret"],
+        },
+        name="secret",
+    )
+    shell.note("Keep it now: it is not shown again.")
+
+
+@keys.command()
+@click.pass_obj
+def ls(shell: Shell) -> None:
+    """List keys, without their secrets."""
+    shell.print_rows(shell.client.get("/v1/keys")["items"], ROW)
+
+
+@keys.command()
+@click.argument("key_id", metavar="ID")
+@click.pass_obj
+def revoke(shell: Shell, key_id: str) -> None:
+    """End a key; what uses it is refused from now on."""
+    shell.client.delete(path("keys", key_id))
+    shell.note(f"{key_id} is revoked.")

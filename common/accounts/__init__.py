@@ -1,0 +1,1 @@
+"""Who may do what, and who did it: tenants, API keys, licences, the audit log."""

@@ -1,0 +1,94 @@
+"""Tenants and their API keys: who may do what. Knows nothing of HTTP.
+
+A key is `huaf_` and 43 characters; the database holds only its HMAC-SHA256 under the farm's pepper.
+"""
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import Connection, func, insert, select, text, update
+
+from common.db import new_id
+from common.enums import Scope, Via
+from common.errors import NotFound, Unauthorized
+from common.schema import api_keys, tenants
+
+PREFIX = "huaf_"
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who a request comes from, by which way, and in which request."""
+
+    tenant_id: UUID
+    key_id: UUID
+    scopes: frozenset[str]
+    via: Via = Via.API
+    request_id: str | None = None
+
+    def may(self, scope: Scope) -> bool:
+        return scope in self.scopes or Scope.ADMIN in self.scopes
+
+
+@dataclass(frozen=True)
+class NewKey:
+    """A key just made: the only time its secret is known."""
+
+    id: UUID
+    secret: str
+
+
+def ensure_tenant(connection: Connection, name: str) -> UUID:
+    """The tenant of that name, made if there is none."""
+    found = connection.execute(select(tenants.c.id).where(tenants.c.name == name)).scalar()
+    if found is None:
+        found = new_id()
+        connection.execute(insert(tenants).values(id=found, name=name))
+    return UUID(str(found))
+
+
+def create_key(connection: Connection, tenant_id: UUID, name: str, scopes: Sequence[Scope], pepper: str) -> NewKey:
+    key = NewKey(new_id(), PREFIX + secrets.token_urlsafe(32))
+    connection.execute(
+        insert(api_keys).values(
+            id=key.id, tenant_id=tenant_id, name=name, digest=_digest(key.secret, pepper), scopes=list(scopes)
+        )
+    )
+    return key
+
+
+def authenticate(connection: Connection, secret: str, pepper: str) -> Caller:
+    """Who owns this key. Raises Unauthorized when nobody does, or when it was revoked."""
+    row = connection.execute(OWNER, {"digest": _digest(secret, pepper)}).first()
+    if row is None:
+        raise Unauthorized("This API key is not known or was revoked.")
+    return Caller(row.tenant_id, row.id, frozenset(row.scopes))
+
+
+def recognise(connection: Connection, key_id: UUID) -> Caller | None:
+    """Whose key that is, for one who has proved already that it is his; None when it was revoked."""
+    row = connection.execute(OWNER_BY_ID, {"key": key_id}).first()
+    return Caller(row.tenant_id, row.id, frozenset(row.scopes)) if row else None
+
+
+def revoke_key(connection: Connection, tenant_id: UUID, key_id: UUID) -> None:
+    """Revoke a key of this tenant; again is no error. Raises NotFound when it has no such key."""
+    mine = (api_keys.c.id == key_id) & (api_keys.c.tenant_id == tenant_id)
+    changed = connection.execute(
+        update(api_keys).where(mine).values(revoked_at=func.coalesce(api_keys.c.revoked_at, func.now()))
+    )
+    if changed.rowcount == 0:
+        raise NotFound(f"There is no key {key_id}.")
+
+
+# Asked with every request, so made once.
+OWNER = text("SELECT id, tenant_id, scopes FROM api_keys WHERE digest = :digest AND revoked_at IS NULL")
+OWNER_BY_ID = text("SELECT id, tenant_id, scopes FROM api_keys WHERE id = :key AND revoked_at IS NULL")
+
+
+def _digest(secret: str, pepper: str) -> bytes:
+    return hmac.digest(pepper.encode(), secret.encode("utf-8", "surrogateescape"), hashlib.sha256)

@@ -1,0 +1,109 @@
+"""Preparing a farm's database: `python -m common.bootstrap migrate | bootstrap`. The only command line in `common`.
+
+What `huafang admin` starts and compose runs once: it needs no API, so it works before there is one. Prints JSON on
+stdout; what goes wrong is one sentence on stderr and exit code 1, or 5 where there is an admin key already.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from alembic.util import CommandError
+from psycopg.errors import UndefinedTable
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import ArgumentError, ProgrammingError
+
+from common.accounts import audit
+from common.accounts.audit import Action
+from common.accounts.tenants import Caller, create_key, ensure_tenant
+from common.config import Settings
+from common.db import connect, migrate, newest_revision, transaction
+from common.enums import Scope, Via
+from common.errors import Conflict, Error, Invalid, Unavailable
+
+TENANT = "default"
+
+T = TypeVar("T")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser("python -m common.bootstrap", description=__doc__)
+    parser.add_argument("command", choices=("migrate", "bootstrap"))
+    parser.add_argument("--wait", type=float, default=0, help="seconds to wait for Postgres")
+    parser.add_argument("--another", action="store_true", help="bootstrap: make a key although there is one")
+    given = parser.parse_args()
+    settings = Settings()
+    try:
+        with in_one_sentence():
+            if given.command == "migrate":
+                done = patiently(given.wait, lambda: migrate_to_newest(settings))
+            else:
+                done = patiently(given.wait, lambda: bootstrap(settings, another=given.another))
+            print(json.dumps(done))
+    except Error as error:
+        print(f"huafang: {error.message}", file=sys.stderr)
+        sys.exit(5 if isinstance(error, Conflict) else 1)
+
+
+def migrate_to_newest(settings: Settings) -> dict[str, str]:
+    migrate(settings.database_url.get_secret_value())
+    return {"revision": str(newest_revision())}
+
+
+def bootstrap(settings: Settings, *, another: bool) -> dict[str, str]:
+    """Make the first tenant and its admin key. Raises Conflict when it has one, unless it is to have another."""
+    pepper = settings.key_pepper.get_secret_value()
+    if not pepper:
+        raise Invalid("HUAFANG_KEY_PEPPER is not set: give the farm a long random secret, and never change it.")
+    engine = connect(settings, pool=1)
+    try:
+        with transaction(engine) as connection:
+            tenant = ensure_tenant(connection, TENANT)
+            if not another and has_admin_key(connection):
+                raise Conflict("The farm has an admin key; if it is lost, make another with `--another`.")
+            key = create_key(connection, tenant, "admin", [Scope.ADMIN], pepper)
+            itself = Caller(tenant, key.id, frozenset(), Via.SHELL)  # whoever has the database has no key
+            audit.note(connection, itself, Action.CREATE_KEY, key.id, name="admin", scopes=[Scope.ADMIN])
+    finally:
+        engine.dispose()
+    return {"tenant": TENANT, "id": str(key.id), "secret": key.secret}
+
+
+def has_admin_key(connection: Connection) -> bool:
+    statement = text("SELECT EXISTS (SELECT FROM api_keys WHERE 'admin' = ANY(scopes) AND revoked_at IS NULL)")
+    return bool(connection.execute(statement).scalar_one())
+
+
+def patiently(seconds: float, do: Callable[[], T]) -> T:
+    """Do it, again and again for that long while Postgres is away."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return do()
+        except Unavailable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+
+
+@contextmanager
+def in_one_sentence() -> Iterator[None]:
+    """What only the operator of a database can make go wrong, as an error of ours."""
+    try:
+        yield
+    except (ArgumentError, ModuleNotFoundError) as error:  # no URL, or one of another kind of database
+        raise Invalid("HUAFANG_DATABASE_URL must look like postgresql://user:password@host:port/database.") from error
+    except ProgrammingError as error:
+        if isinstance(error.orig, UndefinedTable):
+            raise Invalid("The database has no tables yet: run `huafang admin migrate` first.") from error
+        raise Invalid(f"The database refuses: {str(error.orig).splitlines()[0]}.") from error
+    except CommandError as error:  # a revision that this code does not know
+        raise Invalid(f"The database cannot be migrated by this version: {error}.") from error
+
+
+if __name__ == "__main__":
+    main()

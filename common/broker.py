@@ -1,0 +1,200 @@
+"""What travels through Redis: Celery messages that wake workers, and passing news. Losing any of it costs time only.
+
+Knows no table: whether a message leads to work is decided by Postgres when the worker claims. Nothing here raises when
+Redis is away; it says False, and the sweep sends again.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+from uuid import UUID
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+from redis import Redis
+from redis.exceptions import RedisError
+
+from common.config import Settings
+from common.log import tell
+
+CONTROL_QUEUE = "control"
+CHANGED_CHANNEL = "huafang:changed"  # ids of jobs that started, got a picture or ended: their rows say more
+PROGRESS_CHANNEL = "huafang:progress"  # step/steps, and the ids of the jobs that have come so far
+UNWANTED_CHANNEL = "huafang:cancelled"  # ids of jobs that were cancelled
+MESSAGE_EXPIRES_S = 300
+QUIET_S = 2.0  # after a failure Redis is left alone for that long, so that a submission never waits twice
+BURST_S = 0.02
+PROGRESS_EXPIRES_S = 120
+
+
+def render_queue(model: str) -> str:
+    """The queue of the workers that serve a model."""
+    return f"render.{model}"
+
+
+def celery_app(settings: Settings, *, socket_timeout: float = 10) -> Celery:
+    """The Celery application, for producers and workers alike. JSON only, no results, no remote control."""
+    app = Celery("huafang", broker=settings.redis_url.get_secret_value(), set_as_current=False)
+    app.conf.update(
+        accept_content=["json"],
+        task_serializer="json",
+        task_ignore_result=True,
+        task_acks_late=False,
+        task_store_errors_even_if_ignored=False,
+        worker_disable_prefetch=True,
+        worker_prefetch_multiplier=1,
+        worker_enable_remote_control=False,
+        worker_send_task_events=False,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_channel_error_retry=True,  # a full Redis answers with an error: no reason for a worker to end
+        broker_transport_options={
+            "socket_timeout": socket_timeout,
+            "socket_connect_timeout": min(3, socket_timeout),
+            "socket_keepalive": True,
+            "health_check_interval": 5,
+            "visibility_timeout": 600,
+        },
+        timezone="UTC",
+    )
+    return app
+
+
+class Messages:
+    """The sending side, for the API and the workers. Safe to share between threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._app = celery_app(settings, socket_timeout=0.5)
+        self._redis = Redis.from_url(
+            settings.redis_url.get_secret_value(), socket_timeout=0.5, socket_connect_timeout=0.5, decode_responses=True
+        )
+        self._lock = threading.Lock()
+        self._woken_at: dict[str, float] = {}  # model → when a message about a job of its was last sent
+        self._coming: set[str] = set()  # models that a message will be sent for at the end of a burst
+        self._quiet_until = 0.0
+        self._is_away = False
+
+    def wake(self, model: str, *, job_id: UUID | None = None, tier: str | None = None) -> bool:
+        """Wake a worker that serves this model. The message names the job that was the occasion, if one was."""
+        return self._try(
+            lambda: self._app.send_task(
+                "render",
+                kwargs={"model": model, "job": str(job_id) if job_id else None, "tier": tier},
+                task_id=str(job_id) if job_id else None,
+                queue=render_queue(model),
+                expires=MESSAGE_EXPIRES_S,
+                retry=False,
+                ignore_result=True,
+            )
+        )
+
+    def wake_soon(self, model: str, job_id: UUID, tier: str) -> None:
+        """The same for a job: at once or, where a message for this model was just sent, with one for a whole burst.
+
+        One message a job was a third of what its submission costs. Who finds more than it can take wakes the next one.
+        """
+        with self._lock:
+            if model in self._coming:
+                return
+            wait = self._woken_at.get(model, 0.0) + BURST_S - time.monotonic()
+            if wait > 0:
+                self._coming.add(model)
+                timer = threading.Timer(wait, self._wake_late, (model, job_id, tier))
+                timer.daemon = True  # what is lost with this process the sweep sends again
+                return timer.start()
+            self._woken_at[model] = time.monotonic()
+        self.wake(model, job_id=job_id, tier=tier)
+
+    def _wake_late(self, model: str, job_id: UUID, tier: str) -> None:
+        with self._lock:  # whose job came before this was committed before the message is sent
+            self._coming.discard(model)
+            self._woken_at[model] = time.monotonic()
+        self.wake(model, job_id=job_id, tier=tier)
+
+    def announce_changed(self, job_ids: Iterable[UUID]) -> bool:
+        """Tell those who watch that these jobs have started, got a picture, or ended."""
+        return self._publish(CHANGED_CHANNEL, job_ids)
+
+    def announce_cancelled(self, job_ids: Sequence[UUID]) -> bool:
+        """Tell those who watch, and those who render, that these jobs were cancelled."""
+        return self._publish(UNWANTED_CHANNEL, job_ids) and self._publish(CHANGED_CHANNEL, job_ids)
+
+    def advance(self, batch_id: UUID) -> bool:
+        """Have a control worker check, expand or settle a batch."""
+        return self._control("advance", batch=str(batch_id))
+
+    def export(self, dataset_id: UUID) -> bool:
+        """Have a control worker write a dataset, or write on."""
+        return self._control("export", dataset=str(dataset_id))
+
+    def report_progress(self, job_ids: Iterable[UUID], step: int, steps: int) -> bool:
+        """Tell those who watch which denoising step these jobs have come to; for a while, those who ask later too."""
+        ids = [str(job_id) for job_id in job_ids]
+
+        def send() -> None:
+            pipeline = self._redis.pipeline(transaction=False)
+            for job_id in ids:
+                pipeline.set(f"huafang:progress:{job_id}", f"{step}/{steps}", ex=PROGRESS_EXPIRES_S)
+            pipeline.publish(PROGRESS_CHANNEL, " ".join([f"{step}/{steps}", *ids]))
+            pipeline.execute()
+
+        return self._try(send)
+
+    def progress(self, job_ids: Sequence[UUID]) -> dict[UUID, tuple[int, int]]:
+        """(step, steps) of those jobs whose progress is known."""
+        found: list[Any] = []
+        if job_ids:
+            self._try(lambda: found.extend(self._redis.mget([f"huafang:progress:{job_id}" for job_id in job_ids])))
+        steps = (value.split("/") if value else None for value in found)
+        return {job: (int(step[0]), int(step[1])) for job, step in zip(job_ids, steps, strict=False) if step}
+
+    def leave(self, ticket: str, key_id: UUID, seconds: int) -> bool:
+        """Leave an API key's id for whoever brings this ticket first, within so many seconds."""
+        return self._try(lambda: self._redis.set(f"huafang:ticket:{ticket}", str(key_id), ex=seconds))
+
+    def collect(self, ticket: str) -> UUID | None:
+        """The id that was left under this ticket; only once."""
+        found: list[Any] = []
+        self._try(lambda: found.append(self._redis.getdel(f"huafang:ticket:{ticket}")))
+        return UUID(found[0]) if found and found[0] else None
+
+    def eviction_policy(self) -> str | None:
+        """Redis' maxmemory-policy: anything but `noeviction` loses messages silently. None while Redis is away."""
+        policy: list[str] = []
+        self._try(lambda: policy.append(str(self._redis.info("memory").get("maxmemory_policy"))))
+        return policy[0] if policy else None
+
+    def _control(self, task: str, **message: str) -> bool:
+        return self._try(
+            lambda: self._app.send_task(
+                task,
+                kwargs=message,
+                queue=CONTROL_QUEUE,
+                expires=MESSAGE_EXPIRES_S,
+                retry=False,
+                ignore_result=True,
+            )
+        )
+
+    def _publish(self, channel: str, job_ids: Iterable[UUID]) -> bool:
+        ids = " ".join(str(job_id) for job_id in job_ids)
+        return not ids or self._try(lambda: self._redis.publish(channel, ids))
+
+    def _try(self, send: Callable[[], object]) -> bool:
+        if time.monotonic() < self._quiet_until:
+            return False
+        try:
+            send()
+        except (RedisError, OperationalError, OSError) as error:
+            self._quiet_until = time.monotonic() + QUIET_S
+            if not self._is_away:
+                self._is_away = True
+                tell("redis_away", reason=type(error).__name__)
+            return False
+        if self._is_away:
+            self._is_away = False
+            tell("redis_back")
+        return True

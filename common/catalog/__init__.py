@@ -1,0 +1,1 @@
+"""What to draw with: models, LoRAs, and the manifest of an imported model. Pure values."""

@@ -1,0 +1,1 @@
+"""Datasets: their life, and where each file of an export lies."""

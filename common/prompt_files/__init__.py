@@ -1,0 +1,1 @@
+"""Prompt files: text, JSON Lines, CSV and Parquet, read line by line."""

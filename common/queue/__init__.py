@@ -1,0 +1,1 @@
+"""Jobs and images: every change of their state, how a worker claims them, and how they are found and counted."""

@@ -1,0 +1,275 @@
+"""Jobs: submit, cancel, retry, settle. With `claims.py` beside it, the only code that changes the state of anything.
+
+    submit ──► queued ──► running ──► succeeded | failed        (an image starts; its last image ends)
+                  ├──────────┴──────► failed                    (expire: its deadline has passed)
+                  └──────────┴──────► cancelled                 (by its tenant or the operator)
+
+Every function takes an open connection and leaves the COMMIT, and what is sent to Redis after it, to its caller.
+Rows are locked leases first, then batches, jobs, images, lanes, each by id.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from common.db import new_id
+from common.enums import JobState, Tier
+from common.errors import Conflict, IdempotencyMismatch, NotFound
+from common.recipes.recipe import Recipe, canonical
+
+IDEMPOTENCY_HOURS = 24
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a message about a job needs to say."""
+
+    id: UUID
+    tenant_id: UUID
+    model: str
+    tier: Tier
+
+
+@dataclass(frozen=True)
+class Once:
+    """An Idempotency-Key, on the route it was used on, with the fingerprint of the body it came with."""
+
+    route: str
+    key: str
+    fingerprint: str
+
+
+def submit(
+    connection: Connection,
+    tenant_id: UUID,
+    recipe: Recipe,
+    *,
+    tier: Tier = Tier.STANDARD,
+    warnings: tuple[str, ...] = (),
+    parent_id: UUID | None = None,
+    request_id: str | None = None,
+    job_id: UUID | None = None,
+    expires_after_s: float | None = None,
+) -> Job:
+    """Insert a job and its images, queued in the lane of its tenant, tier and compatibility.
+
+    What is not done after `expires_after_s` is given up: see `expire`.
+    """
+    job = Job(job_id or new_id(), tenant_id, recipe.model, tier)
+    connection.execute(
+        INSERT_JOB,
+        {
+            "job": job.id,
+            "tenant": tenant_id,
+            "parent": parent_id,
+            "tier": tier.value,
+            "recipe": canonical(recipe.model_dump(mode="json")),
+            "warnings": list(warnings),
+            "count": recipe.count,
+            "request": request_id,
+            "expires": expires_after_s,
+            "model": recipe.model,
+            "compatibility": recipe.compatibility,
+            "images": [new_id() for _ in recipe.seeds],
+        },
+    )
+    return job
+
+
+def submit_once(connection: Connection, tenant_id: UUID, once: Once, made_id: UUID) -> UUID | None:
+    """Take an Idempotency-Key for a job or batch that is about to be made: None, or the one that took it before.
+
+    Of several at once, the first to commit has it and the others wait for that. Raises IdempotencyMismatch when the
+    key came with another body in the last 24 hours.
+    """
+    parameters = {"tenant": tenant_id, "route": once.route, "key": once.key, "hours": IDEMPOTENCY_HOURS}
+    taken = connection.execute(TAKE_KEY, parameters | {"fingerprint": once.fingerprint, "made": made_id}).first()
+    return None if taken else made_before(connection, tenant_id, once)
+
+
+def made_before(connection: Connection, tenant_id: UUID, once: Once) -> UUID | None:
+    """The job or batch that an Idempotency-Key made in the last 24 hours. Raises IdempotencyMismatch as above."""
+    parameters = {"tenant": tenant_id, "route": once.route, "key": once.key, "hours": IDEMPOTENCY_HOURS}
+    earlier = connection.execute(READ_KEY, parameters).first()
+    if earlier is None:
+        return None
+    if earlier.fingerprint != once.fingerprint:
+        raise IdempotencyMismatch(
+            "This Idempotency-Key was used with another request in the last 24 hours; use a new key."
+        )
+    return UUID(str(earlier.made_id))
+
+
+def cancel(connection: Connection, job_id: UUID, tenant_id: UUID | None = None) -> bool:
+    """Cancel a job and those of its images that have not ended; True if this call did it.
+
+    A job that had ended stays as it is (False). Raises NotFound when the tenant has no such job; no tenant: any job.
+    """
+    lock = connection.execute(LOCK_JOB, {"job": job_id, "tenant": tenant_id}).first()
+    if lock is None:
+        raise NotFound(f"There is no job {job_id}.")
+    return bool(cancel_locked(connection, [job_id]))
+
+
+def cancel_locked(connection: Connection, job_ids: Sequence[UUID]) -> list[UUID]:
+    """Cancel those of these jobs that have not ended, and their images; which. They are locked already, by id."""
+    return list(connection.execute(CANCEL, {"jobs": list(job_ids)}).scalars())
+
+
+def retry(connection: Connection, job_id: UUID, tenant_id: UUID, request_id: str | None = None) -> Job:
+    """Submit the recipe of a job that has ended as a new job that names its parent. It has no deadline.
+
+    Raises NotFound, or Conflict while the job has not ended.
+    """
+    parent = connection.execute(LOCK_JOB, {"job": job_id, "tenant": tenant_id}).first()
+    if parent is None:
+        raise NotFound(f"There is no job {job_id}.")
+    if parent.finished_at is None:
+        raise Conflict(f"Job {job_id} is still {parent.state}; it can be retried once it has ended.")
+    return submit(
+        connection,
+        tenant_id,
+        Recipe.model_validate(parent.recipe),
+        tier=Tier(parent.tier),
+        warnings=tuple(parent.warnings),
+        parent_id=job_id,
+        request_id=request_id,
+    )
+
+
+def expire(connection: Connection) -> list[UUID]:
+    """Fail the jobs whose deadline has passed, with `expired`; which. What they have stored stays.
+
+    Leaves out those that somebody changes this moment: they are found again at the next sweep.
+    """
+    overdue = connection.execute(LOCK_OVERDUE).scalars().all()
+    return list(connection.execute(EXPIRE, {"jobs": overdue}).scalars()) if overdue else []
+
+
+def lock_of_images(connection: Connection, image_ids: list[UUID]) -> None:
+    """Lock the jobs of these images, in the order that keeps two workers from waiting for each other."""
+    connection.execute(LOCK_JOBS_OF_IMAGES, {"images": image_ids})
+
+
+def forget_old_keys(connection: Connection) -> int:
+    """Forget Idempotency-Keys older than 24 hours; how many."""
+    return connection.execute(FORGET_KEYS, {"hours": IDEMPOTENCY_HOURS}).rowcount
+
+
+def index_prompts(connection: Connection) -> None:
+    """Sort what waits at the door of the index of prompts into it, or one in some thousand changes of a job has to."""
+    connection.execute(INDEX_PROMPTS)
+
+
+# One statement each. SETTLE follows a CTE `ended(job_id, lane_id, state, error_code, error_message)` of images that
+# have just ended: it lowers what is open in their jobs and lanes, and ends the jobs that reach zero. A job's error is
+# that of the image that failed last.
+
+LOWER_LANES = """
+    lane_tally AS (
+        SELECT lane_id, count(*) AS images, count(*) FILTER (WHERE state = 'stored') AS stored,
+               count(*) FILTER (WHERE state = 'flagged') AS flagged, count(*) FILTER (WHERE state = 'failed') AS failed,
+               count(*) FILTER (WHERE state = 'cancelled') AS cancelled
+        FROM ended GROUP BY lane_id),
+    lane_lock AS MATERIALIZED (
+        SELECT id FROM lanes WHERE id IN (SELECT lane_id FROM lane_tally) ORDER BY id FOR NO KEY UPDATE),
+    lowered AS (
+        UPDATE lanes SET open = lanes.open - lane_tally.images, stored = lanes.stored + lane_tally.stored,
+            flagged = lanes.flagged + lane_tally.flagged, failed = lanes.failed + lane_tally.failed,
+            cancelled = lanes.cancelled + lane_tally.cancelled
+        FROM lane_tally JOIN lane_lock ON lane_lock.id = lane_tally.lane_id WHERE lanes.id = lane_tally.lane_id)
+"""
+
+SETTLE = f"""
+    tally AS (
+        SELECT job_id, count(*) AS images, count(*) FILTER (WHERE state = 'failed') AS failed,
+               min(error_code) FILTER (WHERE state = 'failed') AS error_code,
+               min(error_message) FILTER (WHERE state = 'failed') AS error_message
+        FROM ended GROUP BY job_id),
+    settled AS (
+        UPDATE jobs SET
+            open = jobs.open - tally.images,
+            failed = jobs.failed + tally.failed,
+            error_code = coalesce(tally.error_code, jobs.error_code),
+            error_message = coalesce(tally.error_message, jobs.error_message),
+            state = CASE WHEN jobs.open > tally.images THEN jobs.state
+                         WHEN jobs.failed + tally.failed > 0 THEN '{JobState.FAILED}'::job_state
+                         ELSE '{JobState.SUCCEEDED}'::job_state END,
+            finished_at = CASE WHEN jobs.open > tally.images THEN NULL ELSE now() END
+        FROM tally WHERE jobs.id = tally.job_id AND jobs.finished_at IS NULL
+        RETURNING jobs.id, jobs.state, jobs.finished_at),
+    {LOWER_LANES}
+"""
+
+INSERT_JOB = text("""
+    WITH lane AS (
+        INSERT INTO lanes (tenant_id, tier, model, compatibility, open)
+        VALUES (:tenant, cast(:tier AS tier), :model, :compatibility, :count)
+        ON CONFLICT (tenant_id, tier, compatibility, batch_id) DO UPDATE SET open = lanes.open + excluded.open
+        RETURNING id),
+    job AS (
+        INSERT INTO jobs (id, tenant_id, parent_id, tier, recipe, warnings, count, open, request_id, deadline)
+        VALUES (:job, :tenant, :parent, cast(:tier AS tier), cast(:recipe AS jsonb), cast(:warnings AS text[]),
+                :count, :count, :request, now() + make_interval(secs => cast(:expires AS double precision)))
+        RETURNING id)
+    INSERT INTO images (id, job_id, lane_id, index)
+    SELECT image.id, job.id, lane.id, image.position - 1
+    FROM job, lane, unnest(cast(:images AS uuid[])) WITH ORDINALITY AS image(id, position)
+""")
+
+TAKE_KEY = text("""
+    INSERT INTO idempotency_keys AS old (tenant_id, route, key, fingerprint, made_id)
+    VALUES (:tenant, :route, :key, :fingerprint, :made)
+    ON CONFLICT (tenant_id, route, key) DO UPDATE
+        SET fingerprint = excluded.fingerprint, made_id = excluded.made_id, created_at = now()
+        WHERE old.created_at < now() - make_interval(hours => :hours)
+    RETURNING made_id
+""")
+
+READ_KEY = text("""
+    SELECT fingerprint, made_id FROM idempotency_keys
+    WHERE tenant_id = :tenant AND route = :route AND key = :key
+        AND created_at >= now() - make_interval(hours => :hours)
+""")
+
+FORGET_KEYS = text("DELETE FROM idempotency_keys WHERE created_at < now() - make_interval(hours => :hours)")
+
+INDEX_PROMPTS = text("SELECT gin_clean_pending_list('jobs_prompt_idx')")
+
+LOCK_JOB = text("""
+    SELECT state, tier, recipe, warnings, finished_at FROM jobs
+    WHERE id = :job AND (tenant_id = :tenant OR cast(:tenant AS uuid) IS NULL) FOR NO KEY UPDATE
+""")
+
+LOCK_JOBS_OF_IMAGES = text("""
+    SELECT id FROM jobs WHERE id = ANY(ARRAY(SELECT job_id FROM images WHERE id = ANY(:images)))
+    ORDER BY id FOR NO KEY UPDATE
+""")
+
+CANCEL = text(f"""
+    WITH job AS (
+        UPDATE jobs SET state = 'cancelled', open = 0, finished_at = now()
+        WHERE id = ANY(:jobs) AND state IN ('queued', 'running') RETURNING id),
+    ended AS (
+        UPDATE images SET state = 'cancelled', finished_at = now(), not_before = NULL FROM job
+        WHERE images.job_id = job.id AND images.state IN ('queued', 'running') RETURNING images.lane_id, images.state),
+    {LOWER_LANES}
+    SELECT id FROM job
+""")
+
+LOCK_OVERDUE = text("""
+    SELECT id FROM jobs WHERE deadline <= now() AND finished_at IS NULL
+    ORDER BY deadline LIMIT 100 FOR NO KEY UPDATE SKIP LOCKED
+""")
+
+EXPIRE = text(f"""
+    WITH ended AS (
+        UPDATE images SET state = 'failed', finished_at = now(), not_before = NULL, error_code = 'expired',
+            error_message = 'The deadline of the job passed before this image was done.'
+        WHERE job_id = ANY(:jobs) AND state IN ('queued', 'running')
+        RETURNING job_id, lane_id, state, error_code, error_message),
+    {SETTLE}
+    SELECT id FROM settled
+""")

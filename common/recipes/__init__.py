@@ -1,0 +1,1 @@
+"""What to draw: recipes, prompts and their tokens, pictures to start from. Pure values."""

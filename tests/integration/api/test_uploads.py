@@ -1,0 +1,80 @@
+"""Pictures as a client uploads them. What becomes of each kind of file is in `tests/unit/api/test_image_upload.py`."""
+
+import hashlib
+from collections.abc import Iterator
+from io import BytesIO
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+from sqlalchemy import Engine
+
+from common.config import Settings
+from common.enums import Scope
+from tests.support.serving import Api, serving
+from tests.support.stories import Story
+from tests.support.workers import bucket_of
+
+
+def jpeg(width: int = 48, height: int = 32) -> bytes:
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    file = BytesIO()
+    Image.new("RGB", (width, height), (255, 0, 0)).save(file, "JPEG", exif=turned)
+    return file.getvalue()
+
+
+def upload(client: httpx.Client, data: Any, media_type: str = "image/jpeg") -> httpx.Response:
+    return client.post("/v1/uploads", content=data, headers={"Content-Type": media_type})
+
+
+def test_a_picture_is_kept_as_a_png_whatever_its_name_says(client: httpx.Client, settings: Settings) -> None:
+    answer = upload(client, jpeg(), "image/png")
+    assert answer.status_code == 201, answer.text
+    made = answer.json()
+    ((key, data),) = bucket_of(settings).items()
+    assert key == f"uploads/{made['id']}.png"
+    assert (made["format"], made["width"], made["height"]) == ("png", 32, 48)
+    assert (made["bytes"], made["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+    assert (Image.open(BytesIO(data)).format, Image.open(BytesIO(data)).size) == ("PNG", (32, 48))
+
+
+def test_what_is_no_picture_is_refused_and_nothing_of_it_is_kept(
+    client: httpx.Client, settings: Settings, story: Story
+) -> None:
+    answer = upload(client, b"GIF89a or so")
+    assert (answer.status_code, answer.json()["code"]) == (422, "picture_refused")
+    assert upload(client, b"").status_code == 422
+    assert upload(client, jpeg(), "image/gif").status_code == 415
+    assert (bucket_of(settings), story.count("uploads")) == ({}, 0)
+
+
+def test_a_batch_is_not_made_of_a_picture(client: httpx.Client) -> None:
+    picture = upload(client, jpeg()).json()["id"]
+    answer = client.post("/v1/batches", json={"upload": picture})
+    assert (answer.status_code, answer.json()["detail"]) == (404, f"There is no upload {picture} with prompts in it.")
+
+
+def test_pictures_are_for_whoever_may_submit_jobs(api: Api) -> None:
+    with api.client(scopes=[Scope.BATCHES_WRITE, Scope.JOBS_READ]) as client:
+        answer = upload(client, jpeg())
+        assert (answer.status_code, answer.json()["detail"]) == (403, "This API key lacks the scope jobs:write.")
+    with api.client(scopes=[Scope.JOBS_WRITE]) as client:
+        assert upload(client, jpeg()).status_code == 201
+
+
+@pytest.fixture
+def strict(settings: Settings, database: Engine) -> Iterator[httpx.Client]:
+    changes = {"picture_limit": 2_000, "picture_pixels": 2_000}
+    with serving(settings.model_copy(update=changes), database) as api, api.client() as client:
+        yield client
+
+
+def test_bytes_and_pixels_have_limits(strict: httpx.Client) -> None:
+    assert upload(strict, jpeg()).status_code == 201
+    answer = upload(strict, iter([b"x" * 1_000] * 3))
+    assert (answer.status_code, answer.json()["detail"]) == (413, "The file is over the limit of 2,000 bytes.")
+    answer = upload(strict, jpeg(48, 42))
+    assert (answer.status_code, answer.json()["code"]) == (422, "picture_refused")
+    assert upload(strict, "红色的圆形\n" * 1000, "text/plain").status_code == 201  # these are for pictures only

@@ -1,0 +1,59 @@
+"""A batch ends once, when it is read to its end and all its images have ended; the phases of two workers never mix."""
+
+import pytest
+
+from common.batches import lifecycle as batches
+from common.config import Settings
+from common.db import transaction
+from tests.support.batch_stories import PROMPTS, BatchStory
+from tests.support.stories import Story
+from worker.control import batch_expander
+
+
+@pytest.fixture
+def farm(story: Story, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> BatchStory:
+    monkeypatch.setattr(batch_expander, "CHUNK_IMAGES", 6)  # three prompts
+    return BatchStory(story, settings)
+
+
+def render_all(farm: BatchStory) -> None:
+    while microbatch := farm.claim():
+        farm.start(microbatch)
+        farm.publish(microbatch)
+
+
+def test_a_batch_whose_images_are_faster_than_its_expansion_does_not_end(farm: BatchStory) -> None:
+    batch_id = farm.batch_of()
+    assert farm.end() == []  # it has no images yet
+    while not farm.batch(batch_id).jobs:
+        farm.expander.work(batch_id, 1e-9)
+    render_all(farm)
+    assert (farm.end(), farm.batch(batch_id).finished_at) == ([], None)
+    assert not farm.expander.work(batch_id, 60)
+    render_all(farm)
+    assert (farm.end(), farm.end()) == ([batch_id], [])
+    assert len(farm.jobs_of(batch_id)) == len(PROMPTS)
+
+
+def test_a_paused_batch_ends_when_what_was_in_hand_was_its_last(farm: BatchStory) -> None:
+    batch_id = farm.expanded(PROMPTS[:2])
+    last = farm.started()
+    farm.pause(batch_id)
+    assert farm.end() == []
+    farm.publish(last)
+    assert farm.end() == [batch_id]
+    assert farm.batch(batch_id).state == "ended"
+
+
+def test_two_who_check_at_once_count_its_prompts_once(farm: BatchStory) -> None:
+    """The slower one began where the expansion begins now: at the start of the file."""
+    batch_id = farm.batch_of()
+    with transaction(farm.database) as connection:
+        seen = batches.read(connection, batch_id)
+    assert farm.expander.work(batch_id, 1e-9)  # the other one, faster: all of it in one chunk
+    checked = farm.batch(batch_id)
+    assert (checked.state, checked.prompts, checked.offset) == ("expanding", 10, 0)
+    with farm.expander._chunks(seen) as chunks, transaction(farm.database) as connection:
+        chunk, _ = next(chunks)
+        assert not batches.note_checked(connection, seen, chunk)
+    assert farm.batch(batch_id) == checked

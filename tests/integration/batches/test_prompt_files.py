@@ -1,0 +1,281 @@
+"""Batches of sheets, and of files with wrong lines in them: read as they are, gone on with, skipped as one says."""
+
+import io
+import json
+from typing import Any
+
+import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from api.services import batch_dry_run
+from common.broker import Messages
+from common.config import Settings
+from common.storage import Storage
+from tests.support.stories import CATALOG, Story
+from tests.support.workers import MakeWorker, bucket_of, until
+from worker.control import batch_expander
+from worker.control.batch_expander import Expander
+
+LOOK = {"model": "mini-zh", "steps": 2}
+PARQUET = "application/vnd.apache.parquet"
+SHEET = '提示词,步数,种子\r\n"红色的圆形\r\n在草地上",3,7\r\n绿色的三角形,,\r\n蓝色的星形,4,\r\n'
+RECIPES = [("红色的圆形\r\n在草地上", 3, [7]), ("绿色的三角形", 2, [101]), ("蓝色的星形", 4, [102])]
+WRONG = "\n".join(
+    [
+        '{"prompt": "红色的圆形"}',
+        "no JSON",
+        '{"prompt": " "}',
+        '{"prompt": "绿色的三角形", "steps": 999}',
+        '{"prompt": "绿色的三角形"}',
+        json.dumps({"prompt": "红" * 600}),
+        '{"prompt": "蓝色的星形"}',
+    ]
+)
+
+
+@pytest.fixture
+def control(story: Story, settings: Settings) -> Expander:
+    return Expander(story.database, Storage(settings), Messages(settings), CATALOG)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_expander, "CHUNK_IMAGES", 2)
+    monkeypatch.setattr(batch_expander, "CHECK_PROMPTS", 2)
+
+
+def upload(client: httpx.Client, data: bytes, media_type: str) -> dict[str, Any]:
+    answer = client.post("/v1/uploads", content=data, headers={"Content-Type": media_type})
+    assert answer.status_code == 201, answer.text
+    return answer.json()
+
+
+def submitted(client: httpx.Client, data: bytes, media_type: str, **fields: Any) -> str:
+    body = {"upload": upload(client, data, media_type)["id"], "defaults": LOOK, "seed": 100, **fields}
+    answer = client.post("/v1/batches", json=body)
+    assert answer.status_code == 201, answer.text
+    return answer.json()["id"]
+
+
+def read(client: httpx.Client, batch_id: str) -> dict[str, Any]:
+    return client.get(f"/v1/batches/{batch_id}").json()
+
+
+def recipes(client: httpx.Client, batch_id: str) -> list[Any]:
+    jobs = client.get("/v1/jobs", params={"batch": batch_id}).json()["items"][::-1]
+    return [tuple(job["recipe"][name] for name in ("prompt", "steps", "seeds")) for job in jobs]
+
+
+def parquet(**columns: Any) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.table(columns), file, row_group_size=2)
+    return file.getvalue()
+
+
+FILES = {
+    "csv": (SHEET.encode(), "text/csv"),
+    "csv with a BOM": (SHEET.encode("utf-8-sig"), "text/csv"),
+    "csv of Excel on a Chinese Windows": (SHEET.encode("gb18030"), "text/csv; charset=GBK"),
+    "parquet": (
+        parquet(提示词=[one[0] for one in RECIPES], 步数=[3, None, 4.0], seed=pa.array([7, None, None])),
+        PARQUET,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_sheet_becomes_jobs_wherever_it_is_gone_on_with(
+    client: httpx.Client, control: Expander, small_chunks: None, name: str
+) -> None:
+    batch_id = submitted(client, *FILES[name])
+    while control.work(batch_id, 0):  # a chunk at a time, each opened anew
+        pass
+    found = read(client, batch_id)
+    assert (found["state"], found["prompts"], found["jobs"], found["error"]) == ("running", 3, 3, None)
+    assert recipes(client, batch_id) == RECIPES
+
+
+def test_what_a_sheet_is_written_in_is_seen_and_said(client: httpx.Client, settings: Settings) -> None:
+    assert upload(client, SHEET.encode(), "text/csv")["encoding"] == "utf-8"
+    assert upload(client, SHEET.encode("gbk"), "text/csv")["encoding"] == "gb18030"
+    assert upload(client, SHEET.encode("gbk"), "text/csv; charset=GB2312")["encoding"] == "gb18030"
+    kept = len(bucket_of(settings))
+    broken = SHEET.encode() + b"\xff"
+    for data, media_type, says in (
+        (broken, "text/csv", "The file is not UTF-8 (line 6 is not) and not GB18030 (line "),
+        (SHEET.encode("gbk"), "text/csv; charset=utf-8", "The file is not UTF-8 (line 1 is not), as its charset says"),
+        (SHEET.encode("utf-16"), "text/csv", "The file is UTF-16; save it as UTF-8."),
+        (SHEET.encode(), "text/csv; charset=big5", "charset must be UTF-8 or GB18030."),
+        (FILES["parquet"][0][:-1], PARQUET, "The file is not Parquet, or not all of it."),
+        (b"x", PARQUET, "The file is not Parquet, or not all of it."),
+    ):
+        answer = client.post("/v1/uploads", content=data, headers={"Content-Type": media_type})
+        assert (answer.status_code, answer.json()["detail"][: len(says)]) == (422, says)
+    assert len(bucket_of(settings)) == kept
+
+
+@pytest.mark.parametrize(
+    ("data", "media_type", "says"),
+    [
+        ("红色的圆形\n".encode(), "text/csv", "Line 1 must name the columns: no column is called prompt"),
+        (b"prompt,steps\nx,3\ny,many\n\nz,4,5\n", "text/csv", "Line 3: steps must be a whole number. Line 5: it has 3"),
+        (b"prompt\n\n", "text/csv", "Its file has no prompts."),
+        (parquet(prompt=["a", "b", "c"], steps=[2, 0, 999]), PARQUET, "Row 2: steps is 0;"),
+        (parquet(text=["a"]), PARQUET, "The file: no column is called prompt"),
+        (b"PAR1 and what is no table PAR1", PARQUET, "The file: it cannot be read as Parquet"),
+    ],
+)
+def test_wrong_sheets_are_told_before_anything_is_expanded(
+    client: httpx.Client, control: Expander, data: bytes, media_type: str, says: str
+) -> None:
+    batch_id = submitted(client, data, media_type)
+    assert not control.work(batch_id, 60)
+    found = read(client, batch_id)
+    assert (found["state"], found["jobs"], found["error"]["code"]) == ("ended", 0, "invalid")
+    assert found["error"]["message"].startswith(says)
+
+
+def test_wrong_lines_are_skipped_as_one_says(client: httpx.Client, control: Expander, small_chunks: None) -> None:
+    batch_id = submitted(client, WRONG.encode(), "application/jsonl", skip_bad=True, images_per_prompt=2)
+    while control.work(batch_id, 0):
+        pass
+    found = read(client, batch_id)
+    assert (found["state"], found["skip_bad"], found["prompts"], found["jobs"]) == ("running", True, 3, 3)
+    assert recipes(client, batch_id) == [
+        ("红色的圆形", 2, [100, 101]),
+        ("绿色的三角形", 2, [102, 103]),
+        ("蓝色的星形", 2, [104, 105]),
+    ]
+    assert found["skipped"] == 4
+    reasons = {skip["line"]: skip["reason"] for skip in found["skips"]}
+    assert list(reasons) == [2, 3, 4, 6]
+    assert (reasons[2], reasons[3]) == ("it is not JSON.", "prompt is empty.")
+    assert reasons[6].startswith("prompt has 602 tokens")
+
+
+def test_a_file_of_which_nothing_is_left_is_refused(
+    client: httpx.Client, control: Expander, small_chunks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch_id = submitted(client, b"{}\n" * 5, "application/jsonl", skip_bad=True)
+    assert not control.work(batch_id, 60)
+    found = read(client, batch_id)
+    assert (found["state"], found["error"]["message"]) == (
+        "ended",
+        "None of its lines is right. Line 5: prompt is missing.",
+    )
+    monkeypatch.setattr(batch_expander, "MOST_SKIPPED", 3)
+    batch_id = submitted(client, WRONG.encode(), "application/jsonl", skip_bad=True)
+    assert not control.work(batch_id, 60)
+    message = read(client, batch_id)["error"]["message"]
+    assert message.startswith("More than 3 of its lines are wrong. Line 6: prompt has 602 tokens")
+
+
+def test_any_reason_can_be_stored(client: httpx.Client, control: Expander) -> None:
+    lines = '{"prompt": "红色的圆形"}\n{"prompt": "x", "a\\u0000\\ud800": 1}\n{"prompt": "x", "\\ud800": 1}'
+    batch_id = submitted(client, lines.encode(), "application/jsonl", skip_bad=True)
+    assert not control.work(batch_id, 60)
+    assert read(client, batch_id)["skipped"] == 2
+    batch_id = submitted(client, lines.encode(), "application/jsonl")
+    assert not control.work(batch_id, 60)
+    assert read(client, batch_id)["state"] == "ended"
+
+
+# Dry runs
+
+
+def try_out(client: httpx.Client, **fields: Any) -> dict[str, Any]:
+    body = {"defaults": LOOK, "seed": 100, **fields}
+    answer = client.post("/v1/batches", params={"dry_run": "true"}, json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_a_dry_run_tells_what_a_batch_becomes_and_stores_nothing(
+    client: httpx.Client, control: Expander, settings: Settings
+) -> None:
+    file = upload(client, WRONG.encode(), "application/jsonl")["id"]
+    before, redis = bucket_of(settings), Messages(settings)._redis
+    found = try_out(client, upload=file, skip_bad=True, images_per_prompt=2)
+    assert (found["prompts"], found["checked_prompts"], found["is_estimate"]) == (7, 7, False)
+    assert (found["jobs"], found["images"], found["bad"]) == (3, 6, 4)
+    assert [one["line"] for one in found["bad_lines"]] == [2, 3, 4, 6]
+    assert found["estimate"] == {"gpu_seconds": None, "seconds": None, "bytes": None}
+    assert bucket_of(settings) == before
+    assert redis.llen("control") == 0
+    assert client.get("/v1/batches").json()["items"] == []
+
+    body = {"upload": file, "skip_bad": True, "images_per_prompt": 2, "defaults": LOOK, "seed": 100}
+    batch_id = client.post("/v1/batches", json=body).json()["id"]
+    assert not control.work(batch_id, 60)
+    jobs = client.get("/v1/jobs", params={"batch": batch_id}).json()["items"][::-1]
+    assert found["recipes"] == [job["recipe"] for job in jobs]
+    assert found["bad_lines"] == read(client, batch_id)["skips"]
+
+
+def test_a_dry_run_of_inline_prompts_counts_what_their_matrix_makes(client: httpx.Client, settings: Settings) -> None:
+    matrix = {"guidance": [1.5, 3]}
+    found = try_out(client, prompts=["红色的圆形", "小狗\n第二行"], matrix=matrix, images_per_prompt=3)
+    assert (found["prompts"], found["jobs"], found["images"], found["bad"]) == (2, 4, 12, 0)
+    assert [(one["guidance"], one["seeds"][0]) for one in found["recipes"]] == [
+        (1.5, 100),
+        (3, 100),
+        (1.5, 103),
+        (3, 103),
+    ]
+    assert (found["warned"], found["warnings"][0][:7]) == (1, "Line 2:")
+    assert bucket_of(settings) == {}
+
+
+def test_a_dry_run_of_a_large_file_says_that_it_looked_at_a_part(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_dry_run, "MOST_PROMPTS", 100)
+    monkeypatch.setattr(batch_dry_run, "MOST_S", 60)
+    monkeypatch.setattr(batch_dry_run, "STEP", 50)
+    rows = "".join(f'{{"prompt": "红色的圆形 {n:04}"}}\n' for n in range(1000))
+    sheet = "prompt,steps\n" + "".join(f"红色的圆形 {n:04},{n % 10}\n" for n in range(1000))
+    table = parquet(prompt=[f"红色的圆形 {n}" for n in range(1000)])
+    for data, media_type, near, bad in (
+        (rows.encode(), "application/jsonl", 0, 0),
+        (sheet.encode(), "text/csv", 10, 10),
+        (table, PARQUET, 0, 0),
+    ):
+        found = try_out(client, upload=upload(client, data, media_type)["id"], images_per_prompt=2)
+        assert (found["checked_prompts"], found["is_estimate"], found["bad"]) == (100, True, bad)
+        assert abs(found["prompts"] - 1000) <= near
+        assert abs(found["jobs"] - (1000 - 10 * bad)) <= near
+        assert abs(found["images"] - 2 * found["jobs"]) <= 1
+
+
+def test_a_dry_run_knows_how_long_it_takes_and_how_large_it_gets(
+    client: httpx.Client, control: Expander, story: Story, make_worker: MakeWorker
+) -> None:
+    look = {"model": "mini-zh", "steps": 1, "width": 64, "height": 64}
+    batch_id = submitted(client, "红色的圆形\n".encode() * 20, "text/plain", defaults=look)
+    assert not control.work(batch_id, 60)
+    worker = make_worker()
+    worker.engine.start()
+    until(lambda: worker.engine.work() or read(client, batch_id)["images"]["stored"] == 20)
+    worker.heartbeat.beat()
+    found = try_out(client, prompts=["红色的圆形"] * 50, defaults=look)["estimate"]
+    images = [image for job in client.get("/v1/jobs").json()["items"] for image in job["images"]]
+    assert found["bytes"] == pytest.approx(50 * sum(image["bytes"] for image in images) / 20, abs=1)
+    assert found["gpu_seconds"] == found["seconds"]
+    assert found["seconds"] is not None
+    assert try_out(client, prompts=["红色的圆形"], defaults={**look, "width": 72})["estimate"]["bytes"] is None
+
+
+def test_a_dry_run_is_refused_as_the_batch_would_be(client: httpx.Client) -> None:
+    missing = "019c2f6e-7d40-7c3d-9a1f-0d5b6c7e8f90"
+    table = parquet(text=["a"])
+    for fields, status, says in (
+        ({"upload": missing}, 404, f"There is no upload {missing} with prompts in it."),
+        ({"prompts": ["x"], "defaults": {"steps": 0}}, 422, "defaults.steps is 0"),
+        ({"upload": upload(client, b"steps\n3\n", "text/csv")["id"]}, 422, "Line 1 must name the columns: no column"),
+        ({"upload": upload(client, b"prompt\n", "text/csv")["id"]}, 422, "The file has no prompts."),
+        ({"upload": upload(client, table, PARQUET)["id"]}, 422, "The file: no column is called prompt"),
+    ):
+        answer = client.post("/v1/batches", params={"dry_run": "true"}, json=fields)
+        assert (answer.status_code, answer.json()["detail"][: len(says)]) == (status, says)

@@ -1,0 +1,245 @@
+"""The dashboard's overview, workers and administration: what they show of a farm, to whom, and what they do to it."""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+import httpx
+import pytest
+
+from api.dashboard.alerts import AlertCode
+from api.dashboard.i18n import LOCALE
+from common.accounts import audit, tenants
+from common.accounts.audit import Action
+from common.db import new_id, transaction
+from common.enums import ImageState, Scope, Tier
+from common.queue import workers
+from common.queue.claim import Microbatch
+from tests.support.serving import Api
+from tests.support.stories import CATALOG, Story
+
+pytestmark = pytest.mark.timeout(60)
+
+ZH = {"Accept-Language": "zh-CN"}
+HOSTILE = "<script>alert(1)</script>"
+
+
+class Visitor:
+    """A browser that is signed in."""
+
+    def __init__(self, api: Api, *scopes: Scope, tenant: str = "somebody") -> None:
+        self.origin = {"Origin": api.url}
+        self.browser = api.stranger()
+        with transaction(api.database) as connection:
+            tenant_id = tenants.ensure_tenant(connection, tenant)
+            pepper = api.settings.key_pepper.get_secret_value()
+            self.key = tenants.create_key(connection, tenant_id, "a key of the tests", scopes, pepper)
+        self.browser.post("/dashboard/sign-in", data={"key": self.key.secret}, headers=self.origin)
+
+    def close(self) -> None:
+        self.browser.close()
+
+    def page(self, path: str, **headers: str) -> str:
+        return self.browser.get(f"/dashboard{path}", headers=headers).raise_for_status().text
+
+    def do(self, path: str, **fields: object) -> httpx.Response:
+        """Press a button of a page."""
+        found = re.search('"X-CSRF-Token": "([0-9a-f]+)"', self.page("/"))
+        assert found
+        return self.browser.post(f"/dashboard{path}", data=fields, headers=self.origin | {"X-CSRF-Token": found[1]})
+
+
+@pytest.fixture
+def admin(api: Api) -> Iterator[Visitor]:
+    with closing(Visitor(api, Scope.ADMIN)) as visitor:
+        yield visitor
+
+
+@pytest.fixture
+def viewer(api: Api) -> Iterator[Visitor]:
+    with closing(Visitor(api, Scope.VIEWER)) as visitor:
+        yield visitor
+
+
+@pytest.fixture
+def stranger(api: Api) -> Iterator[Visitor]:
+    """Who administers another tenant."""
+    with closing(Visitor(api, Scope.ADMIN, tenant="another")) as visitor:
+        yield visitor
+
+
+CPU = {"name": "AVX512", "device": "cpu", "precision": "fp32", "torch": "2.13.0"}
+
+
+def hire(story: Story, name: str = "gpu-1", about: Mapping[str, str] = CPU, **changes: object) -> UUID:
+    """A worker that serves mini-zh, as it registers itself; the one whose hand the story's leases are."""
+    worker = workers.Worker(story.worker_id, name, about, ["mini-zh"], ["mini-zh"], capacity={"mini-zh": 8}, **changes)  # type: ignore[arg-type]
+    with transaction(story.database) as connection:
+        workers.beat(connection, worker, ready=True)
+    return worker.id
+
+
+def fail(story: Story, microbatch: Microbatch) -> None:
+    story.publish(microbatch, ImageState.FAILED, error_code="out_of_memory", error_message=f"No room. {HOSTILE}")
+
+
+def row_of(page: str, mark: str) -> list[str]:
+    """What is in the cells of a row."""
+    row = re.search(rf'<tr id="{mark}".*?</tr>', page, re.S)
+    assert row, page
+    cells = re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row[0], re.S)
+    return [" ".join(re.sub(r"<[^>]+>", " ", cell).split()) for cell in cells]
+
+
+@pytest.mark.parametrize(("template", "codes"), [("audit_table.html", Action), ("alerts.html", AlertCode)])
+def test_every_deed_and_every_alert_has_its_words(template: str, codes: type[StrEnum]) -> None:
+    said = (LOCALE.parent / "templates" / template).read_text()
+    assert [code for code in codes if f'"{code}"' not in said] == []
+
+
+def test_an_empty_farm_says_what_to_do(admin: Visitor) -> None:
+    page = admin.page("/")
+    assert "Nothing needs attention." in page
+    assert "Nothing waits, and nothing was rendered lately." in page
+    assert "huafang serve worker" in page
+    assert "没有运行中的工作进程" in admin.page("/", **ZH)
+    assert "huafang serve worker" in admin.page("/workers")
+    assert "Nobody has done anything yet." not in admin.page("/admin")  # he signed in
+
+
+def test_the_overview_tells_what_waits_what_failed_and_what_to_do(admin: Visitor, story: Story) -> None:
+    hire(story, HOSTILE, refusals={"zh-v0": "It is gated."})
+    story.submit(count=5)
+    fail(story, story.started(capacity=5))
+    story.submit()
+    story.publish(story.started(capacity=1))
+    story.submit(count=2)
+    story.submit(count=3, tier=Tier.INTERACTIVE, model="zh-v1")
+    held = story.started(capacity=1)
+    page = admin.page("/")
+    assert row_of(page, "load-mini-zh-standard")[2] == "1"
+    assert row_of(page, "load-mini-zh-standard")[4:] == ["1", "1", "1", "0", "5"]
+    assert row_of(page, "load-zh-v1-interactive")[1:3] == ["interactive", "3"]
+    assert "3 images wait for zh-v1: no worker serves it." in page
+    assert "5 images of mini-zh failed in the last 15 minutes (83 %)." in page
+    assert "It is gated." in page
+    assert HOSTILE not in page
+    assert row_of(page, f"crew-{story.worker_id}")[1:] == [
+        "ready", "AVX512 · cpu · fp32", "mini-zh", "1 image · mini-zh · standard",
+    ]  # fmt: skip
+    assert 'class="failed" d="M59.1' in page  # in the last minute
+    assert "stored 1, flagged 0, failed 5, at most 6" in page
+    chinese = admin.page("/", **ZH)
+    assert "3 张图像在等模型 zh-v1：没有工作进程提供它。" in chinese
+    assert "已存储 1, 被拦下 0, 失败 5, 最多 6" in chinese
+    assert len(held.images) == 1
+
+
+def test_a_worker_shows_what_it_holds_but_nothing_of_another_tenant(admin: Visitor, story: Story) -> None:
+    worker = hire(story)
+    broken = story.submit()
+    fail(story, story.started())
+    mine, theirs = story.submit(count=2), story.submit("another")
+    story.started(capacity=8)
+    page = admin.page("/workers")
+    assert f"/dashboard/jobs/{mine}" in page
+    assert f"/dashboard/jobs/{broken}" in page
+    assert str(theirs) not in page
+    assert "1 job of others" in page
+    assert "out_of_memory" in page
+    assert HOSTILE not in page
+    assert "just now" in page
+    with transaction(story.database) as connection:
+        workers.stop(connection, worker, "it was told to stop")
+    stopped = row_of(admin.page("/workers", **ZH), f"worker-{worker}")
+    assert stopped[:3] == ["gpu-1", "AVX512 · cpu · fp32", "收到停止信号"]
+
+
+def test_a_worker_is_drained_and_resumed(admin: Visitor, viewer: Visitor, story: Story) -> None:
+    worker = hire(story, about={"device": "stub"})
+    drain, resume = f"/workers/{worker}/drain", f"/workers/{worker}/resume"
+    assert drain in admin.page("/workers")
+    assert drain not in viewer.page("/workers")
+    assert viewer.do(drain).status_code == 403
+    assert admin.browser.post(f"/dashboard{drain}", headers=admin.origin).status_code == 403  # without the token
+    assert "gpu-1" in viewer.page("/workers")
+    assert "an operator asked for it" not in admin.page("/workers")
+
+    assert "claims nothing more" in admin.do(drain).raise_for_status().text
+    page = admin.page("/workers")
+    assert "an operator asked for it" in page
+    assert resume in page
+    assert "claims work again" in admin.do(resume).raise_for_status().text
+    assert drain in admin.page("/workers")
+    assert admin.do(f"/workers/{new_id()}/drain").status_code == 404
+    noted = story.rows("SELECT action, via::text FROM audit WHERE action LIKE 'worker.%' ORDER BY id")
+    assert noted == [("worker.drain", "dashboard"), ("worker.resume", "dashboard")]
+
+
+def test_a_licence_is_accepted_for_all_its_models(admin: Visitor, viewer: Visitor, stranger: Visitor) -> None:
+    licence = CATALOG.get("zh-v0").licence
+    accept = "/admin/models/zh-v0/licence"
+    assert row_of(admin.page("/admin"), "model-taiyi")[4] == f"{licence.name} not accepted"
+    assert accept in admin.page("/admin")
+    assert accept not in viewer.page("/admin")
+    assert viewer.do(accept, version=licence.version).status_code == 403
+    assert admin.do(accept, version="1999-01-01").status_code == 409
+    assert admin.do(accept, version=licence.version).status_code == 200
+    page = admin.page("/admin")
+    assert row_of(page, "model-taiyi")[4] == f"{licence.name} accepted for your tenant"
+    assert accept not in page
+    assert row_of(stranger.page("/admin"), "model-taiyi")[4].endswith("not accepted")
+
+
+def test_a_key_is_made_shown_once_and_revoked(api: Api, admin: Visitor, viewer: Visitor, stranger: Visitor) -> None:
+    fields = {"name": HOSTILE, "scopes": ["jobs:read", "viewer"]}
+    assert viewer.do("/admin/keys", **fields).status_code == 403
+    assert admin.do("/admin/keys", name="none").status_code == 422
+    answer = admin.do("/admin/keys", **fields).raise_for_status().text
+    found = re.search("huaf_[A-Za-z0-9_-]{43}", answer)
+    assert found
+    assert HOSTILE not in answer
+    with api.stranger(headers={"Authorization": f"Bearer {found[0]}"}) as client:
+        assert client.get("/v1/jobs").status_code == 200
+        page = admin.page("/admin")
+        assert found[0] not in page
+        keys = re.findall(r'<tr id="key-([0-9a-f-]+)"', page)
+        assert row_of(page, f"key-{keys[0]}")[:2] == ["&lt;script&gt;alert(1)&lt;/script&gt;", "jobs:read viewer"]
+
+        assert keys[0] not in stranger.page("/admin")
+        assert stranger.do(f"/admin/keys/{keys[0]}/revoke").status_code == 404
+        assert viewer.do(f"/admin/keys/{keys[0]}/revoke").status_code == 403
+        assert client.get("/v1/jobs").status_code == 200
+        assert admin.do(f"/admin/keys/{keys[0]}/revoke").status_code == 200
+        assert client.get("/v1/jobs").status_code == 401
+    assert row_of(admin.page("/admin"), f"key-{keys[0]}")[3].startswith("revoked")
+
+
+def test_keys_and_the_audit_are_for_administrators(admin: Visitor, viewer: Visitor) -> None:
+    page = viewer.page("/admin")
+    assert "mini-zh" in page
+    assert "shown to keys of the scope admin" in page
+    assert str(admin.key.id) not in page
+    for path in ("/admin/audit", "/live/admin/audit"):
+        assert viewer.browser.get(f"/dashboard{path}").status_code == 403
+
+
+def test_the_audit_is_paged_newest_first_and_of_the_own_tenant(admin: Visitor, stranger: Visitor, story: Story) -> None:
+    caller = tenants.Caller(story.tenant(), admin.key.id, frozenset())
+    with transaction(story.database) as connection:
+        for number in range(3):
+            audit.note(connection, caller, Action.REVOKE_KEY, f"key {number}", why=HOSTILE)
+    page = admin.page("/admin/audit?limit=2")
+    assert re.findall("key [0-9]</a>", page) == ["key 2</a>", "key 1</a>"]
+    assert HOSTILE not in page
+    older = re.search(r'href="/dashboard(/admin/audit\?cursor=[^"]+)"', page)
+    assert older
+    rest = admin.page(older[1].replace("&amp;", "&"))
+    assert re.findall("key [0-9]</a>", rest) == ["key 0</a>"]
+    assert "signed in" in rest
+    assert "登录" in admin.page("/admin/audit", **ZH)
+    assert "key 0" not in stranger.page("/admin/audit")
+    assert all(datetime.fromisoformat(moment) for moment in re.findall(r'<time datetime="([^"]+)"', page))

@@ -1,0 +1,271 @@
+"""Models that are on the hub: brought here once, no byte of them twice, and every way to be refused is one sentence.
+
+Against a hub of our own, which speaks as much of Hugging Face's HTTP as its client asks for.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import constants
+
+from common.catalog import manifest
+from common.catalog.catalog import of_entry
+from tests.support import checkpoints
+from tests.support.command_line import start as command_line
+from worker.models.hub import HubFile, Listing, fetch, wanted
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+LARGE = "unet/diffusion_pytorch_model.bin"
+LEFT_OUT = {"README.md", "model.ckpt", "unet/diffusion_pytorch_model.fp16.bin"}
+ENTRY = {
+    "family": "stable-diffusion-zh",
+    "licence": "none",
+    "licence_url": "",
+    "description": "noise",
+    "width": 64,
+    "height": 64,
+    "steps": 3,
+    "scheduler": "lms",
+    "guidance": 5.0,
+}
+MB = 1 << 20
+
+
+class Hub(ThreadingHTTPServer):
+    def __init__(self, files: dict[str, bytes]) -> None:
+        super().__init__(("127.0.0.1", 0), Asked)
+        self.files = files
+        self.sums = {path: hashlib.sha256(content).hexdigest() for path, content in files.items()}
+        self.knows_ranges = True  # else it sends the whole file, whatever is asked for
+        self.stalls_at: int | None = None  # bytes of the large file, after which nothing comes any more
+        self.stalled, self.going_on = threading.Event(), threading.Event()
+        self.fetched: list[tuple[str, str | None]] = []  # what was asked for, and from where on
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Asked(BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_GET(self) -> None:
+        path = self.path.partition("?")[0].strip("/")
+        if "/gone" in path:
+            self._answer(404, error="RepoNotFound")
+        elif "tiny/revision/" in path and not path.endswith(("main", COMMIT)):
+            self._answer(404, error="RevisionNotFound")
+        elif path.startswith("api/models/"):
+            self._answer(200, json.dumps(self._about()).encode())
+        elif "/gated/resolve/" in path:
+            self._answer(403, error="GatedRepo")
+        else:
+            self._send(path.partition(f"{COMMIT}/")[2])
+
+    def _about(self) -> dict[str, Any]:
+        files = [
+            {
+                "rfilename": path,
+                "size": len(content),
+                "lfs": {"size": len(content), "sha256": self.server.sums[path], "pointerSize": 1},
+            }
+            for path, content in self.server.files.items()
+        ]
+        return {"id": "a/b", "sha": COMMIT, "siblings": files, "cardData": {"license": "creativeml-openrail-m"}}
+
+    def _send(self, path: str) -> None:
+        asked, content = self.headers.get("Range"), self.server.files[path]
+        self.server.fetched.append((path, asked))
+        begin = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.server.knows_ranges else 0
+        self._head(206 if begin else 200, len(content) - begin)
+        stops = self.server.stalls_at if path == LARGE and not asked else None
+        self.wfile.write(content[begin:stops])
+        if stops:
+            self.wfile.flush()
+            self.server.stalled.set()
+            self.server.going_on.wait(60)
+            self.close_connection = True
+
+    def _answer(self, status: int, content: bytes = b"", error: str = "") -> None:
+        self._head(status, len(content), error)
+        self.wfile.write(content)
+
+    def _head(self, status: int, length: int, error: str = "") -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(length))
+        self.send_header("Content-Type", "application/json")
+        if error:
+            self.send_header("X-Error-Code", error)
+        self.end_headers()
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """A checkpoint of 2022, with all else that is in such a repository."""
+    folder = checkpoints.as_in_2022(checkpoints.make(tmp_path_factory.mktemp("published")))
+    torch.save({**torch.load(folder / LARGE), "not used": torch.zeros(6 * MB)}, folder / LARGE)
+    files = {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    return files | dict.fromkeys(LEFT_OUT, b"pickle")
+
+
+@pytest.fixture
+def hub(published: dict[str, bytes]) -> Iterator[Hub]:
+    server = Hub(dict(published))
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield server
+    server.going_on.set()
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+IMPORT = """
+import json, sys
+from pathlib import Path
+from common.catalog.catalog import of_entry
+from common.errors import ModelRefused
+from worker.models import importer as importing, painter
+
+store, entry = Path(sys.argv[1]), json.loads(sys.argv[2])
+for source, revision in json.loads(sys.argv[3]):
+    model = of_entry("tiny", {**entry, "source": source, "revision": revision}, store)
+    try:
+        here = importing.ensure(model, store, lambda model: painter.load(model, "cpu", 1), lambda *progress: None)
+        print(json.dumps({"revision": here.revision, "files": sorted(here.sha256)}))
+    except ModelRefused as error:
+        print(json.dumps(error.message))
+"""
+
+
+def bring(address: str, store: Path, *models: tuple[str, str | None]) -> list[Any]:
+    """In a process of its own, for the hub's client reads its environment once."""
+    process = importing(address, store, *models)
+    said, complained = process.communicate(timeout=90)
+    assert process.returncode == 0, complained
+    return [json.loads(line) for line in said.splitlines()]
+
+
+def importing(address: str, store: Path, *models: tuple[str, str | None]) -> subprocess.Popen[str]:
+    settings = {"HF_ENDPOINT": address, "HF_HOME": str(store / ".hub"), "HF_TOKEN": "", "HF_HUB_OFFLINE": "0"}
+    return subprocess.Popen(
+        [sys.executable, "-c", IMPORT, str(store), json.dumps(ENTRY), json.dumps(models)],
+        env={**os.environ, **settings, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_killed_download_goes_on_where_it_stopped_and_then_serves_while_the_hub_is_away(
+    hub: Hub, published: dict[str, bytes], tmp_path: Path
+) -> None:
+    hub.stalls_at = 21 * MB
+    process = importing(hub.address, tmp_path, ("somebody/tiny", None))
+    assert hub.stalled.wait(60)
+    part = next(tmp_path.rglob("*.part"))
+    while part.stat().st_size < 20 * MB:  # the client writes 10 MB at a time
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    assert manifest.read_all(tmp_path) == []
+    before, hub.fetched = {path for path, _ in hub.fetched}, []
+
+    (made,) = bring(hub.address, tmp_path, ("somebody/tiny", None))
+    assert made["revision"] == COMMIT
+    assert (LARGE, f"bytes={20 * MB}-") in hub.fetched
+    fetched = [path for path, _ in hub.fetched]
+    assert before & set(fetched) == {LARGE}
+    assert before | set(fetched) == set(published) - LEFT_OUT
+    assert not list(tmp_path.rglob("*.part"))
+
+    nowhere = "http://127.0.0.1:1"
+    again, pinned, other = bring(
+        nowhere, tmp_path, ("somebody/tiny", None), ("somebody/tiny", COMMIT), ("somebody/other", None)
+    )
+    assert again == pinned == made
+    assert other.startswith("The model tiny is refused: the hub cannot be reached")
+    assert "local folder" in other
+
+
+def test_a_hub_that_knows_no_ranges_gives_the_whole_file(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is there already is replaced, not gone on with, and not counted twice."""
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.address}/{{repo_id}}/{{revision}}/{{filename}}"
+    )
+    hub.knows_ranges, data, told = False, bytes(range(256)) * 8, list[int]()
+    hub.files = {"weights.bin": data}
+    (tmp_path / "weights.bin.part").write_bytes(data[:1000])
+    file = HubFile("weights.bin", len(data), hashlib.sha256(data).hexdigest())
+    model = of_entry("tiny", {**ENTRY, "source": "somebody/tiny"}, tmp_path)
+    fetch(model, Listing(COMMIT, (file,), None), tmp_path, told.append)
+    assert (tmp_path / "weights.bin").read_bytes() == data
+    assert hub.fetched == [("weights.bin", "bytes=1000-")]
+    assert sum(told) == len(data)
+
+
+def test_what_comes_damaged_is_not_kept(hub: Hub, tmp_path: Path) -> None:
+    hub.sums[LARGE] = "0" * 64
+    (said,) = bring(hub.address, tmp_path, ("somebody/tiny", None))
+    assert f"{LARGE} came damaged from the hub: try again" in said
+    assert not list(tmp_path.rglob(f"{LARGE}*"))
+
+
+def test_what_the_hub_refuses_is_said_with_what_to_do(hub: Hub, tmp_path: Path) -> None:
+    gated, gone, revision, nonsense = bring(
+        hub.address,
+        tmp_path,
+        ("somebody/gated", None),
+        ("somebody/gone", None),
+        ("somebody/tiny", "nowhere"),
+        ("no such name", None),
+    )
+    assert "accept it at https://huggingface.co/somebody/gated and set HF_TOKEN" in gated
+    assert "https://huggingface.co/somebody/gone does not exist" in gone
+    assert "has no revision nowhere" in revision
+    assert "does not exist" in nonsense
+
+
+def test_what_would_be_brought_here_is_told_beforehand(hub: Hub, published: dict[str, bytes], tmp_path: Path) -> None:
+    done = command_line(
+        *("models", "import", "somebody/tiny", "--name", "mine", "--dry-run", "--format", "json"),
+        environment={**os.environ, "HF_ENDPOINT": hub.address, "HUAFANG_HOME": str(tmp_path)},
+    )
+    files = {file["path"]: file["bytes"] for file in done.json}
+    assert files == {path: len(content) for path, content in published.items() if path not in LEFT_OUT}
+    assert f"{sum(files.values()) / 1e6:.1f} MB" in done.err
+    assert hub.fetched == []
+
+
+def test_of_the_card_s_model_only_what_is_needed_is_fetched() -> None:
+    parts = ("tokenizer", "unet", "safety_checker")
+    files = [
+        "README.md",
+        "model.ckpt",
+        "model_index.json",
+        "safety_checker/config.json",
+        "safety_checker/pytorch_model.bin",
+        "tokenizer/special_tokens_map.json",
+        "tokenizer/vocab.txt",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.bin",
+        "vae/diffusion_pytorch_model.bin",
+    ]
+    assert sorted(wanted(files, parts)) == files[2:-1]

@@ -1,0 +1,411 @@
+"""Importing: once, whatever happens meanwhile; shared on disk and in memory; and nobody's code is ever run."""
+
+import gc
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sqlalchemy import Engine
+
+from common.catalog import catalog, manifest
+from common.catalog.catalog import Model
+from common.config import SHIPPED_CATALOG, Settings
+from common.errors import ModelRefused
+from common.recipes import token_counter
+from tests.integration.models.test_cli import Evil, painted, painted_by
+from tests.support import checkpoints
+from tests.support.command_line import CommandLine
+from worker.models import importer
+from worker.models import store as model_store
+from worker.models.manager import Gallery
+from worker.pipelines import base
+from worker.watchdog import Watchdog, limits
+
+WEIGHTS = ("text_encoder/model", "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model")
+
+
+@pytest.fixture(scope="module")
+def today(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoints.make(tmp_path_factory.mktemp("today") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def of_2022(today: Path) -> Path:
+    return checkpoints.as_in_2022(shutil.copytree(today, today.with_name("of-2022")))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+def load(model: Model) -> base.Painter:
+    return base.load(model, "cpu", threads=1)
+
+
+def nobody(phase: str, done: int, total: int) -> None:
+    """Whom progress is told."""
+
+
+def bring(store: Path, folder: Path, name: str = "tiny", **changes: Any) -> Model:
+    return importer.ensure(checkpoints.entry(folder, name=name, **changes), store, load, nobody)
+
+
+def inode(folder: Path, part: str) -> int:
+    return next(file for file in (folder / part).iterdir() if file.suffix == ".safetensors").stat().st_ino
+
+
+# Once, and the same
+
+
+def test_a_checkpoint_of_2022_paints_bitwise_the_same_before_and_after(today: Path, of_2022: Path, store: Path) -> None:
+    unconverted = painted(of_2022)
+    here = bring(store, of_2022)
+    assert painted(here.folder, sha256=here.sha256) == unconverted == painted(today)
+    assert all((store / "tiny" / f"{weights}.safetensors").is_file() for weights in WEIGHTS)
+    assert not list(store.rglob("*.bin"))
+
+    phases: list[str] = []
+    again = importer.ensure(checkpoints.entry(of_2022), store, load, lambda phase, done, of: phases.append(phase))
+    assert (again, phases) == (here, [])
+
+
+def test_the_api_counts_the_tokens_of_an_imported_model(of_2022: Path, store: Path) -> None:
+    model = checkpoints.entry(of_2022, store=store / "tiny")
+    assert token_counter.counter_of(model) is None
+    here = bring(store, of_2022)
+    counter = token_counter.counter_of(replace(model, store=here.folder, folder=None))
+    pipe = load(here)._pipe  # type: ignore[attr-defined]
+    for prompt in ("红色的圆形，黑色背景", "a b c [SEP] 猫", ""):
+        assert counter.read(prompt).tokens == len(pipe.tokenizer(prompt).input_ids)
+
+
+def test_safetensors_in_a_folder_are_read_as_they_lie(today: Path, store: Path) -> None:
+    model = checkpoints.entry(today)
+    assert importer.ensure(model, store, load, nobody) is model
+    assert not store.exists()
+
+
+def test_another_checkpoint_in_the_same_folder_is_another_import(of_2022: Path, store: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(of_2022, tmp_path / "mine")
+    first = bring(store, folder)
+    weights = torch.load(folder / "unet/diffusion_pytorch_model.bin")
+    torch.save({**weights, "conv_in.bias": weights["conv_in.bias"] + 1}, folder / "unet/diffusion_pytorch_model.bin")
+    assert bring(store, folder).revision != first.revision
+
+
+# Shared
+
+
+def family(today: Path, folder: Path) -> list[Path]:
+    """Three that differ in the UNet only; each says of itself where it was written."""
+    members = []
+    for number in range(3):
+        member = shutil.copytree(today, folder / f"v{number}")
+        weights = load_file(member / "unet/diffusion_pytorch_model.safetensors")
+        weights["conv_in.bias"] += number
+        save_file(weights, member / "unet/diffusion_pytorch_model.safetensors", {"format": "pt"})
+        config = member / "vae/config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "_name_or_path": str(member)}))
+        members.append(checkpoints.as_pickles(member))
+    return members
+
+
+@contextmanager
+def gallery_of(models: list[Model], settings: Settings, database: Engine) -> Iterator[Gallery]:
+    watchdog = Watchdog(limits(settings, "cpu"), lambda reason: None)
+    gallery = Gallery(models, settings, {"device": "cpu"}, database, watchdog)
+    yield gallery
+    gallery.close()
+
+
+def test_what_models_have_in_common_is_stored_once_and_loaded_once(
+    today: Path, settings: Settings, database: Engine, tmp_path: Path
+) -> None:
+    settings = settings.model_copy(update={"device": "cpu", "torch_threads": 1})
+    store = settings.model_store
+    folders = family(today, tmp_path)
+    models = [
+        checkpoints.entry(folder, name=folder.name, microbatch=1, store=store / folder.name) for folder in folders
+    ]
+    with gallery_of(models, settings, database) as gallery:
+        first, second, third = (gallery.painter(model.name) for model in models)
+        unets = {inode(store / model.name, "unet") for model in models}
+        shared = {part: {inode(store / model.name, part) for model in models} for part in ("vae", "text_encoder")}
+        assert (len(unets), [len(found) for found in shared.values()]) == (3, [1, 1])
+        assert len(list((store / manifest.PARTS).iterdir())) == 6 + 3
+        made = manifest.read_all(store)
+        assert made[0].shared_with(made)["vae"] == ["v1", "v2"]
+        assert "unet" not in made[0].shared_with(made)
+
+        pipes = [each._pipe for each in (first, second, third)]  # type: ignore[attr-defined]
+        for part in ("vae", "text_encoder", "safety_checker"):
+            assert len({id(getattr(pipe, part)) for pipe in pipes}) == 1
+        for part in ("unet", "tokenizer"):
+            assert len({id(getattr(pipe, part)) for pipe in pipes}) == 3
+        unet = first.parts["v0", "unet"]
+        common = sum(first.parts.values()) - unet
+        alone = {model.name: painted(store / model.name) for model in models}
+    del pipes, first, second, third
+
+    # There is room for what they share and two UNets, where three whole models would be too much.
+    room = settings.model_copy(update={"model_memory": common + unet * 5 // 2})
+    with gallery_of(models, room, database) as gallery:
+        for model, resident in zip(models, [("v0",), ("v0", "v1"), ("v1", "v2")], strict=True):
+            gallery.painter(model.name)
+            assert gallery.resident == resident
+        gc.collect()
+        for name in gallery.resident:  # v0 is gone, and took nothing along
+            assert painted_by(gallery.painter(name)) == alone[name]
+
+
+def test_parts_that_nobody_has_any_more_are_deleted(today: Path, store: Path, tmp_path: Path) -> None:
+    first, second, _ = family(today, tmp_path)
+    bring(store, first, "mine")
+    old = (store / "mine" / "unet").resolve()
+    bring(store, second, "mine")
+    assert not old.exists()
+    assert len(list((store / manifest.PARTS).iterdir())) == 7
+
+
+# Broken off, or at the same time
+
+
+def start(store: Path, *arguments: str) -> subprocess.Popen[str]:
+    """`python -m worker import`, which tells its progress in lines of JSON."""
+    environment = {**os.environ, "HUAFANG_MODELS_DIR": str(store), "HUAFANG_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-P", "-m", "worker", "import", *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def result(process: subprocess.Popen[str]) -> dict[str, Any]:
+    said, _ = process.communicate(timeout=90)
+    last: dict[str, Any] = json.loads(said.splitlines()[-1])
+    assert (process.returncode == 0) == ("error" not in last)
+    return last
+
+
+def test_a_killed_import_leaves_nothing_half_and_the_next_one_completes(of_2022: Path, store: Path) -> None:
+    process = start(store, str(of_2022), "--name", "tiny")
+    for line in process.stdout:
+        if json.loads(line)["phase"] == "check":  # all parts are stored, and nobody knows yet whether they paint
+            break
+    process.kill()
+    process.wait(10)
+    process.stdout.close()
+    assert manifest.read_all(store) == []
+    assert "tiny" not in catalog.read(SHIPPED_CATALOG, store).models
+    parts = sorted((store / manifest.PARTS).iterdir())
+    assert len(parts) == 7
+
+    here = bring(store, of_2022)
+    assert sorted((store / manifest.PARTS).iterdir()) == parts
+    assert {path.name for path in store.iterdir()} == {".lock", ".parts", "tiny"}
+    assert painted_by(load(here)) == painted(of_2022)
+
+
+def test_of_a_model_that_was_being_replaced_one_is_there(of_2022: Path, store: Path) -> None:
+    """Killed between the two renames."""
+    bring(store, of_2022)
+    (store / "tiny").rename(store / ".old-tiny")
+    model_store.tidy(store)
+    assert [model.name for model in manifest.read_all(store)] == ["tiny"]
+
+
+def test_of_two_that_come_at_once_one_converts_and_both_end_well(of_2022: Path, store: Path) -> None:
+    both = [start(store, str(of_2022), "--name", "tiny") for _ in range(2)]
+    done = [result(process) for process in both]
+    assert sorted(each["had_it"] for each in done) == [False, True]
+    assert done[0]["revision"] == done[1]["revision"]
+
+
+# Damaged, or evil
+
+
+def flip_a_bit(file: Path) -> None:
+    with file.open("r+b") as content:
+        content.seek(-5, os.SEEK_END)
+        byte = content.read(1)[0]
+        content.seek(-5, os.SEEK_END)
+        content.write(bytes([byte ^ 1]))
+
+
+def test_a_flipped_bit_is_found_and_mended_by_another_import(
+    of_2022: Path, store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"MODELS_DIR": str(store), "HOME": str(store.parent), "DEVICE": "cpu"}.items():
+        monkeypatch.setenv(f"HUAFANG_{name}", value)
+    call = CommandLine(capsys)
+    made = call("models", "import", str(of_2022), "--name", "mine", "--licence", "MIT").json
+    assert (made["licence"], made["family"], made["shared"]) == ("MIT", "stable-diffusion-zh", {})
+    model = catalog.read(SHIPPED_CATALOG, store).get("mine")
+    before = painted_by(load(importer.ensure(model, store, load, nobody)))
+    flip_a_bit(store / "mine/unet/diffusion_pytorch_model.safetensors")
+    done = call("models", "verify", "mine")
+    assert (done.code, done.json[0]["verdict"]) == (1, "bad")
+    assert done.json[0]["details"] == ["the sha256 of unet/diffusion_pytorch_model.safetensors is not what it must be"]
+    with pytest.raises(ModelRefused, match="the sha256 of unet/diffusion_pytorch_model"):
+        load(importer.ensure(model, store, load, nobody))
+
+    assert not model_store.is_whole(manifest.read(store / "mine"), store)
+    with importer.alone(model, store, nobody):
+        importer.import_model(model, store, load, nobody)
+    assert catalog.read(SHIPPED_CATALOG, store).get("mine") == model
+    assert painted_by(load(importer.ensure(model, store, load, nobody))) == before
+
+
+def test_what_a_worker_would_refuse_is_not_ok(
+    today: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Files that are whole and do not fit together."""
+    shutil.copytree(SHIPPED_CATALOG.parent, tmp_path / "models")
+    file = tmp_path / "models/catalog.toml"
+    file.write_text(file.read_text().partition("[models.mini-zh.sha256]")[0])
+    config = tmp_path / "models/mini-zh/text_encoder/config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "num_hidden_layers": 9}))
+    monkeypatch.setenv("HUAFANG_CATALOG", str(file))
+    monkeypatch.setenv("HUAFANG_HOME", str(tmp_path))
+    found = CommandLine(capsys)("models", "verify", "mini-zh").json[0]
+    assert (found["verdict"], "text_encoder lacks" in found["details"][0]) == ("bad", True)
+
+
+def in_a_bin(folder: Path, evil: Evil) -> Path:
+    torch.save({"a": evil}, folder / "unet/diffusion_pytorch_model.bin")
+    return folder
+
+
+def in_an_old_bin(folder: Path, evil: Evil) -> Path:
+    (folder / "unet/diffusion_pytorch_model.bin").write_bytes(pickle.dumps({"a": evil}, protocol=2))
+    return folder
+
+
+def beside_good_tensors(folder: Path, evil: Evil) -> Path:
+    file = folder / "unet/diffusion_pytorch_model.bin"
+    torch.save({**torch.load(file), "callbacks": [{"a": evil}]}, file)
+    return folder
+
+
+def in_the_second_pickle_of_a_zip(folder: Path, evil: Evil) -> Path:
+    """A zip may name a file twice, and another reader takes the other one."""
+    file = folder / "unet/diffusion_pytorch_model.bin"
+    with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(file, "a") as archive:
+        archive.writestr(next(name for name in archive.namelist() if name.endswith("data.pkl")), pickle.dumps(evil))
+    return folder
+
+
+def in_a_zip_in_a_zip(folder: Path, evil: Evil) -> Path:
+    inner = folder / "inner.bin"
+    torch.save({"a": evil}, inner)
+    with zipfile.ZipFile(folder / "unet/diffusion_pytorch_model.bin", "w") as archive:
+        archive.write(inner, "archive/data.pkl")
+        archive.writestr("archive/version", "3")
+        archive.writestr("archive/constants.pkl", pickle.dumps(evil))
+    return folder
+
+
+def in_a_script(folder: Path, evil: Evil) -> Path:
+    """TorchScript is code by itself."""
+    torch.jit.script(torch.nn.Linear(1, 1)).save(folder / "unet/diffusion_pytorch_model.bin")
+    return folder
+
+
+def called_safetensors(folder: Path, evil: Evil) -> Path:
+    (folder / "unet/diffusion_pytorch_model.bin").unlink()
+    torch.save({"a": evil}, folder / "unet/diffusion_pytorch_model.safetensors")
+    return folder
+
+
+def in_a_ckpt(folder: Path, evil: Evil) -> Path:
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "callbacks": evil}, folder / "evil.ckpt")
+    return folder / "evil.ckpt"
+
+
+def in_the_state_of_a_ckpt(folder: Path, evil: Evil) -> Path:
+    torch.save({"state_dict": {"a": evil}}, folder / "evil.ckpt")
+    return folder / "evil.ckpt"
+
+
+HIDING: list[Callable[[Path, Evil], Path]] = [
+    in_a_bin,
+    in_an_old_bin,
+    beside_good_tensors,
+    in_the_second_pickle_of_a_zip,
+    in_a_zip_in_a_zip,
+    in_a_script,
+    called_safetensors,
+    in_a_ckpt,
+    in_the_state_of_a_ckpt,
+]
+
+
+@pytest.mark.parametrize("hide", HIDING)
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:Duplicate name")
+def test_code_in_a_checkpoint_is_refused_and_never_runs(
+    today: Path, of_2022: Path, store: Path, tmp_path: Path, hide: Callable[[Path, Evil], Path]
+) -> None:
+    trace = tmp_path / "trace"
+    source = hide(shutil.copytree(of_2022, tmp_path / "evil"), Evil(trace))
+    model = checkpoints.entry(source)
+    with pytest.raises(ModelRefused) as raised, importer.alone(model, store, nobody):
+        importer.import_model(model, store, load, nobody, like=checkpoints.entry(today))
+    assert raised.value.message.startswith("The model tiny is refused: ")
+    assert "\n" not in raised.value.message
+    assert not trace.exists()
+    assert manifest.read_all(store) == []
+
+
+# One file
+
+
+def as_left_by_training(file: Path, weights: dict[str, torch.Tensor]) -> Path:
+    torch.save({"state_dict": weights, "global_step": 7, "epoch": None}, file)
+    return file
+
+
+def as_safetensors(file: Path, weights: dict[str, torch.Tensor]) -> Path:
+    save_file(weights, file)
+    return file
+
+
+@pytest.mark.parametrize(("name", "write"), [("it.ckpt", as_left_by_training), ("it.safetensors", as_safetensors)])
+def test_a_single_file_is_split_into_parts_and_takes_the_others_from_its_like(
+    today: Path, store: Path, tmp_path: Path, name: str, write: Callable[[Path, dict[str, torch.Tensor]], Path]
+) -> None:
+    file = write(tmp_path / name, checkpoints.as_one_file(today))
+    model = checkpoints.entry(file)
+    with importer.alone(model, store, nobody):
+        made = importer.import_model(model, store, load, nobody, like=checkpoints.entry(today))
+    assert painted_by(load(importer.located(model, store, made))) == painted(today)
+
+
+def test_a_single_file_that_is_something_else_is_refused(today: Path, store: Path, tmp_path: Path) -> None:
+    like = checkpoints.entry(today)
+    reasons = {
+        as_safetensors(tmp_path / "other.safetensors", {"a": torch.zeros(1)}): "is no Stable Diffusion like tiny",
+        as_left_by_training(tmp_path / "lacking.ckpt", lacking(today)): "is no Stable Diffusion like tiny",
+        today / "model_index.json": "model_index.json is none of .ckpt, .safetensors",
+    }
+    for file, reason in reasons.items():
+        model = checkpoints.entry(file)
+        with pytest.raises(ModelRefused, match=reason), importer.alone(model, store, nobody):
+            importer.import_model(model, store, load, nobody, like=like)
+    with pytest.raises(ModelRefused, match="name a model of the same kind by --like"):
+        importer.import_model(checkpoints.entry(tmp_path / "lacking.ckpt"), store, load, nobody)
+
+
+def lacking(folder: Path) -> dict[str, torch.Tensor]:
+    weights = checkpoints.as_one_file(folder)
+    del weights["model.diffusion_model.out.2.weight"]
+    return weights

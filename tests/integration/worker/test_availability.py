@@ -1,0 +1,99 @@
+"""What a worker does while the image store or Postgres is away: it waits, gives back late, and loses nothing."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psycopg
+import pytest
+
+from common.config import Settings
+from common.enums import ImageState, JobState
+from common.errors import Unavailable
+from tests.support.stories import Story
+from tests.support.workers import MakeWorker, bucket_of, nobody_let_in, until
+
+# The image store
+
+
+def test_pictures_wait_for_a_bucket_that_is_missing(
+    story: Story,
+    settings: Settings,
+    make_worker: MakeWorker,
+    s3_of_run: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    job = story.submit(count=3)
+    s3_of_run.delete_bucket(Bucket=settings.s3_bucket)
+    worker = make_worker()
+    worker.engine.work(30)
+    until(lambda: "storage_away" in caplog.text or worker.holdings.wait_until_empty(0))
+    assert not worker.holdings.wait_until_empty(1)
+    assert {(image.state, image.attempts) for image in story.images(job)} == {(ImageState.RUNNING, 1)}
+    s3_of_run.create_bucket(Bucket=settings.s3_bucket)
+    assert worker.holdings.wait_until_empty(20)
+    assert {(image.state, image.attempts) for image in story.images(job)} == {(ImageState.STORED, 1)}
+    assert bucket_of(settings).keys() == {image.key for image in story.images(job)}
+    assert caplog.text.count("storage_away") == caplog.text.count("storage_back") == 1
+
+
+def test_a_second_drain_gives_back_the_pictures_that_wait(
+    story: Story, settings: Settings, make_worker: MakeWorker, aside: ThreadPoolExecutor, s3_of_run: Any
+) -> None:
+    job = story.submit()
+    s3_of_run.delete_bucket(Bucket=settings.s3_bucket)
+    worker = make_worker(drain_s=60)
+    worker.engine.work(30)
+    worker.engine.drain()
+    closing = aside.submit(worker.store.close, 60)
+    assert not worker.holdings.wait_until_empty(2)
+    worker.engine.drain()
+    closing.result(20)
+    assert {(image.state, image.attempts) for image in story.images(job)} == {(ImageState.QUEUED, 0)}
+    s3_of_run.create_bucket(Bucket=settings.s3_bucket)
+
+
+# Postgres
+
+
+def test_what_could_not_be_given_back_is_given_back_when_postgres_answers(
+    story: Story, settings: Settings, make_worker: MakeWorker
+) -> None:
+    job, worker = story.submit(count=2), make_worker()
+    held = story.started()
+    worker.holdings.take(held)
+    with nobody_let_in(settings):
+        worker.store.give_back(held, "a drill")
+        assert worker.holdings.leases() == []
+        with pytest.raises(Unavailable):
+            worker.heartbeat.beat()
+    assert {image.lease_id for image in story.images(job)} == {held.lease_id}
+    worker.heartbeat.beat()
+    assert {(image.state, image.attempts, image.lease_id) for image in story.images(job)} == {
+        (ImageState.QUEUED, 0, None)
+    }
+    assert worker.holdings.abandoned() == []
+
+
+def test_a_claim_whose_answer_was_lost_is_given_back(
+    story: Story, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Postgres has committed it; the worker learned nothing of it."""
+    job, worker = story.submit(), make_worker()
+
+    dialect = worker.database.dialect
+    commit = dialect.do_commit
+
+    def commit_and_lose_the_answer(connection: Any) -> None:
+        commit(connection)
+        raise psycopg.OperationalError("server closed the connection unexpectedly")
+
+    with monkeypatch.context() as here:
+        here.setattr(dialect, "do_commit", commit_and_lose_the_answer)
+        worker.engine.work(1)
+    (image,) = story.images(job)
+    assert image.lease_id is not None
+    worker.heartbeat.beat()
+    worker.engine.work(30)
+    assert worker.holdings.wait_until_empty(20)
+    assert story.job(job).state == JobState.SUCCEEDED

@@ -1,0 +1,337 @@
+"""What a worker does when it hangs, dies, runs short of memory, has a wrong clock, or is told twice to go."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from sqlalchemy import Row, text
+
+from common.config import Settings
+from common.db import transaction
+from common.enums import ImageState, JobState, WorkerState
+from common.errors import OutOfMemory, RenderFailed
+from common.queue import workers
+from tests.support.stories import CATALOG, Story
+from tests.support.workers import QUICK, SLOW, MakeWorker, log_of, nobody_let_in, running, until, until_ended
+from worker.pipelines.base import OnStep, Picture, Stroke
+from worker.pipelines.stub import Stub
+from worker.render.clock import RIGHT_BEATS, Clock
+from worker.render.worker import RenderWorker
+from worker.watchdog import EXIT_CODE
+
+
+def work(worker: RenderWorker) -> None:
+    """Render what there is and wait until it is published."""
+    worker.engine.work(30)
+    assert worker.holdings.wait_until_empty(20)
+
+
+def leases(story: Story) -> Sequence[Row[Any]]:
+    with story.database.connect() as connection:
+        return connection.execute(text("SELECT * FROM leases ORDER BY claimed_at")).all()
+
+
+def row_of(story: Story, worker: RenderWorker) -> Row[Any]:
+    with story.database.connect() as connection:
+        return connection.execute(text("SELECT * FROM workers WHERE id = :id"), {"id": worker.id}).one()
+
+
+def until_painting(worker: RenderWorker, step: int = 2) -> None:
+    until(lambda: worker.brush.rendering and worker.brush.rendering.step >= step)
+
+
+# Hanging and dying
+
+
+def test_a_step_that_hangs_ends_the_process_and_counts(story: Story, settings: Settings, tmp_path: Path) -> None:
+    job = story.submit(prompt="圆 #hang")
+    with running(tmp_path, settings, "render", STEP_LIMIT_S="1", **QUICK) as worker:
+        assert worker.wait(30) == EXIT_CODE
+    (line,) = [line for line in log_of(worker).splitlines() if "worker_ends_itself" in line]
+    assert "step takes longer than HUAFANG_STEP_LIMIT_S allows" in line
+    assert "Traceback" not in log_of(worker)
+    assert {(image.state, image.attempts) for image in story.images(job)} == {(ImageState.RUNNING, 1)}
+    with story.database.connect() as connection:
+        state, reason = connection.exec_driver_sql("SELECT state, reason FROM workers").one()
+    assert (state, reason) == (WorkerState.STOPPED, "step takes longer than HUAFANG_STEP_LIMIT_S allows")
+
+
+def test_a_slow_render_is_no_hang(story: Story, settings: Settings, tmp_path: Path) -> None:
+    """Longer than the limit as a whole, and each step well below it."""
+    job = story.submit(steps=30)
+    with running(tmp_path, settings, "render", DEVICE="stub:0.1", STEP_LIMIT_S="1", DECODE_LIMIT_S="1", **QUICK):
+        assert until_ended(story, job) == [JobState.SUCCEEDED]
+
+
+@pytest.mark.parametrize("trouble", ["#lost", "#die"])
+def test_what_ends_workers_fails_at_the_third_and_takes_no_neighbour_along(
+    story: Story, settings: Settings, tmp_path: Path, trouble: str
+) -> None:
+    poison, neighbour = story.submit(prompt=f"圆 {trouble}"), story.submit(count=3)
+    ends = []
+    with running(tmp_path, settings, "control", **QUICK):
+        while not (ended := story.job(poison).finished_at):
+            with running(tmp_path, settings, "render", **QUICK) as worker:  # as its supervisor does
+                until(lambda: worker.poll() is not None or story.job(poison).finished_at)
+                if worker.poll() is not None:
+                    ends.append(worker.poll())
+        with running(tmp_path, settings, "render", **QUICK):
+            assert until_ended(story, neighbour) == [JobState.SUCCEEDED]
+    assert ended
+    assert ends == 3 * [EXIT_CODE if trouble == "#lost" else -signal.SIGKILL]
+    (image,) = story.images(poison)
+    assert (image.state, image.attempts, image.error_code) == (ImageState.FAILED, 3, "worker_lost")
+    assert {image.attempts for image in story.images(neighbour)} == {2}  # once in its company, once alone
+
+
+def test_what_is_painted_is_stored_before_the_end(
+    story: Story, make_worker: MakeWorker, aside: ThreadPoolExecutor
+) -> None:
+    job = story.submit(count=8)
+    with story.database.begin() as connection:  # larger than the model's limit, so that it takes its time to store them
+        connection.exec_driver_sql('UPDATE jobs SET recipe = recipe || \'{"width": 1024, "height": 1024}\'')
+    worker = make_worker()
+    working = aside.submit(worker.engine.work, 30)
+    until(lambda: worker.brush.rendering and not worker.engine._in_hand)
+    assert story.job(job).state == JobState.RUNNING  # its pictures are on their way to the store
+    worker.say_farewell("a drill")
+    assert story.job(job).state == JobState.SUCCEEDED
+    working.result(30)
+
+
+def test_what_has_not_started_is_given_back_before_the_end(
+    story: Story, make_worker: MakeWorker, aside: ThreadPoolExecutor
+) -> None:
+    job = story.submit(count=24, steps=20)
+    worker = make_worker(device=SLOW)
+    working = aside.submit(worker.engine.work, 30)
+    until(lambda: len(leases(story)) == 3)
+    worker.say_farewell("a drill")
+    assert [image.state for image in story.images(job)].count(ImageState.RUNNING) == 8
+    assert [lease.outcome for lease in leases(story)] == ["published", None, "released"]
+    worker.engine.drain()
+    worker.engine.drain()
+    working.result(30)
+
+
+def test_a_suspect_starts_when_all_else_of_its_worker_has_landed(
+    story: Story, make_worker: MakeWorker, aside: ThreadPoolExecutor
+) -> None:
+    suspect = story.submit()
+    story.die(story.started())
+    story.skip_backoff()
+    story.submit(tenant="other", count=8, steps=20)
+    story.submit(tenant="another", count=8, steps=30)
+    with story.database.begin() as connection:  # so that it comes last
+        connection.exec_driver_sql(
+            "UPDATE tenants SET served = 1000 FROM jobs WHERE tenants.id = jobs.tenant_id AND jobs.id = %s", (suspect,)
+        )
+    work(make_worker(device=SLOW))
+    (own,) = [lease for lease in leases(story) if lease.id == story.images(suspect)[0].lease_id]
+    others = [lease for lease in leases(story) if lease.id != own.id and lease.outcome == "published"]
+    assert len(others) == 2
+    assert own.started_at >= max(lease.ended_at for lease in others)
+    assert own.claimed_at < max(lease.ended_at for lease in others)  # it was claimed ahead
+
+
+# Memory
+
+
+class Small(Stub):
+    """Has room for three at once."""
+
+    def paint(self, strokes: Sequence[Stroke], on_step: OnStep) -> list[Picture | RenderFailed]:
+        if len(strokes) > 3:
+            raise OutOfMemory("Out of memory.")
+        return super().paint(strokes, on_step)
+
+
+def test_a_microbatch_that_is_too_much_is_halved_and_the_next_are_smaller(
+    story: Story, make_worker: MakeWorker
+) -> None:
+    job = story.submit(count=13)
+    worker = make_worker()
+    worker.gallery._painters = {"mini-zh": Small(CATALOG.get("mini-zh"))}
+    work(worker)
+    assert story.job(job).state == JobState.SUCCEEDED
+    assert {image.attempts for image in story.images(job)} == {1}
+    assert [len(lease.image_ids) for lease in leases(story)] == [8, 2, 2, 1]
+
+
+def test_a_shortness_of_memory_ends_after_ten_minutes(
+    story: Story, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    story.submit(count=8)
+    worker = make_worker()
+    worker.gallery._painters = {"mini-zh": Small(CATALOG.get("mini-zh"))}
+    work(worker)
+    for minutes in (9, 11):
+        story.submit(count=8)
+        with clock_off_by(60 * minutes, monkeypatch, "monotonic"):
+            work(worker)
+    assert [len(lease.image_ids) for lease in leases(story)] == [8, *[2] * 4, 8]
+
+
+# Draining
+
+
+def test_a_second_sigterm_gives_back_at_once(story: Story, settings: Settings, tmp_path: Path) -> None:
+    """In the middle of a step, that nobody can stop."""
+    job = story.submit(steps=1)
+    with running(tmp_path, settings, "render", DEVICE="stub:30", DRAIN_S="60", **QUICK) as worker:
+        until(lambda: story.job(job).state == JobState.RUNNING)
+
+        def is_gone_when_told_again() -> bool:
+            worker.terminate()
+            return worker.poll() is not None
+
+        until(is_gone_when_told_again, 20)
+        assert worker.poll() == 0
+    assert {(image.state, image.attempts) for image in story.images(job)} == {(ImageState.QUEUED, 0)}
+    assert "Traceback" not in log_of(worker)
+
+
+def test_a_drain_from_afar_gives_back_what_cannot_be_finished_in_time(
+    story: Story, make_worker: MakeWorker, aside: ThreadPoolExecutor
+) -> None:
+    job = story.submit(count=2, steps=100)
+    worker = make_worker(device=SLOW, drain_s=1)
+    worker.heartbeat.beat()
+    working = aside.submit(work, worker)
+    until_painting(worker)
+    rendering = worker.brush.rendering
+    with transaction(story.database) as connection:
+        workers.drain(connection, worker.id, "a new driver")
+    worker.heartbeat.beat()
+    working.result(30)
+    assert rendering.step < 75
+    assert {(image.state, image.attempts) for image in story.images(job)} == {(ImageState.QUEUED, 0)}
+    with transaction(story.database) as connection:
+        workers.resume(connection, worker.id)
+    worker.heartbeat.beat()
+    work(worker)
+    assert story.job(job).state == JobState.SUCCEEDED
+
+
+def test_beats_put_off_no_deadline(story: Story, make_worker: MakeWorker, aside: ThreadPoolExecutor) -> None:
+    """In the middle of a step that takes four seconds: at each beat the worker is asked to drain once more."""
+    job = story.submit(steps=1)
+    worker = make_worker(device="stub:4", drain_s=1)
+    worker.heartbeat.beat()
+    working = aside.submit(work, worker)
+    until(lambda: story.job(job).state == JobState.RUNNING)
+    with transaction(story.database) as connection:
+        workers.drain(connection, worker.id, "a new driver")
+
+    def has_left_after_another_beat() -> bool:
+        worker.heartbeat.beat()
+        return working.done()
+
+    until(has_left_after_another_beat)
+    assert {(image.state, image.attempts) for image in story.images(job)} == {(ImageState.QUEUED, 0)}
+
+
+def test_a_worker_that_drains_twice_leaves_at_the_earlier_deadline(make_worker: MakeWorker) -> None:
+    """Asked from afar, then by its supervisor."""
+    worker = make_worker(drain_s=100)
+    worker.engine.pause(True)
+    first = worker.engine._leave_at
+    worker.engine.drain()
+    assert worker.engine._leave_at == first < time.monotonic() + 100
+    worker.engine.pause(False)
+    assert first <= worker.engine._leave_at < time.monotonic() + 100
+    worker.engine.drain()
+    assert worker.engine._leave_at <= time.monotonic()
+
+
+# The clock
+
+
+@contextmanager
+def clock_off_by(seconds: float, monkeypatch: pytest.MonkeyPatch, clock: str = "time") -> Iterator[None]:
+    real = getattr(time, clock)
+    with monkeypatch.context() as here:
+        here.setattr(time, clock, lambda: real() + seconds)
+        yield
+
+
+@pytest.mark.parametrize(("off_s", "says"), [(3600, "3600 s ahead of"), (-20, "20 s behind")])
+def test_a_wrong_clock_drains_the_worker_until_it_is_right_for_a_while(
+    story: Story, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch, off_s: float, says: str
+) -> None:
+    job, worker = story.submit(), make_worker()
+    worker.engine.is_ready = True
+    with clock_off_by(off_s, monkeypatch):
+        worker.heartbeat.beat()
+        worker.heartbeat.beat()
+    assert row_of(story, worker).state == WorkerState.DRAINING
+    assert row_of(story, worker).reason == f"its clock is {says} the database's"
+    for _ in range(RIGHT_BEATS):
+        work(worker)
+        assert story.job(job).state == JobState.QUEUED
+        worker.heartbeat.beat()
+    worker.heartbeat.beat()
+    assert (row_of(story, worker).state, row_of(story, worker).reason) == (WorkerState.READY, None)
+    work(worker)
+    assert story.job(job).state == JobState.SUCCEEDED
+
+
+def test_a_clock_that_is_right_again_ends_nobody_elses_drain(
+    story: Story, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = make_worker()
+    with clock_off_by(3600, monkeypatch):
+        worker.heartbeat.beat()
+        with transaction(story.database) as connection:
+            workers.resume(connection, worker.id)
+        worker.heartbeat.beat()
+        assert row_of(story, worker).state == WorkerState.DRAINING  # resumed too early
+    with transaction(story.database) as connection:
+        workers.drain(connection, worker.id, "a new driver")
+    for _ in range(RIGHT_BEATS + 1):
+        worker.heartbeat.beat()
+    assert (row_of(story, worker).state, row_of(story, worker).reason) == (WorkerState.DRAINING, "a new driver")
+
+
+def test_a_slow_answer_is_no_wrong_clock() -> None:
+    clock = Clock()
+    clock.compare(before=1000, theirs=1001, after=1060)
+    assert not clock.is_wrong
+    clock.compare(before=1000, theirs=1059, after=1060)
+    assert not clock.is_wrong
+    clock.compare(before=1000, theirs=994, after=1060)
+    assert clock.is_wrong
+    clock.compare(before=1000, theirs=1066, after=1060)
+    assert clock.is_wrong
+
+
+# The heartbeat's connection
+
+
+def test_no_lease_is_lost_for_want_of_a_connection(story: Story, settings: Settings, make_worker: MakeWorker) -> None:
+    """The worker's pool is in use and Postgres lets nobody in: the heartbeat has its own, and keeps it."""
+    story.submit()
+    worker = make_worker()
+    worker.heartbeat.beat()
+    with ExitStack() as hold:
+        for _ in range(4):
+            hold.enter_context(worker.database.connect())
+        held = story.started()
+        worker.holdings.take(held)
+        before = leases(story)[0].expires_at
+        with nobody_let_in(settings):
+            with pytest.raises(psycopg.OperationalError):
+                psycopg.connect(settings.database_url.get_secret_value(), connect_timeout=5).close()
+            beating = threading.Thread(target=worker.heartbeat.beat)
+            beating.start()
+            beating.join(5)
+            assert not beating.is_alive()
+        assert leases(story)[0].expires_at != before
+    worker.store.give_back(held, "the test is over")

@@ -1,0 +1,25 @@
+"""News over Redis: cancellations that a render worker receives."""
+
+import redis
+
+from common.broker import UNWANTED_CHANNEL, Messages
+from common.config import Settings
+from common.db import new_id
+from tests.support.stories import Story
+from tests.support.workers import MakeWorker, until
+
+
+def test_news_that_is_none_does_not_end_the_listening(
+    story: Story, settings: Settings, make_worker: MakeWorker
+) -> None:
+    """Whoever reaches Redis can write there."""
+    job, worker = story.submit(), make_worker()
+    held = story.started()
+    worker.holdings.take(held)
+    worker.news.start()
+    until(lambda: Messages(settings).announce_cancelled([new_id()]))
+    with redis.Redis.from_url(settings.redis_url.get_secret_value()) as anybody:
+        anybody.publish(UNWANTED_CHANNEL, f"no id {new_id()} " + "-" * 36)
+        anybody.publish(UNWANTED_CHANNEL, f"nonsense {job}")
+    until(lambda: not worker.holdings.wanted(held.lease_id), 10)
+    worker.store.give_back(held, "the test is over")

@@ -1,0 +1,1 @@
+"""What tests share: stories, farms, checkpoints, clients."""

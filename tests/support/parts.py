@@ -1,0 +1,188 @@
+"""The parts of tiny checkpoints. Their weights are random and depend on their names only: every torch has the same.
+
+Prompts are read by Bert, by CLIP, or by CLIP in pieces of Japanese.
+"""
+
+import json
+import string
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from sentencepiece import SentencePieceNormalizer
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
+from transformers import BertConfig, BertModel, BertTokenizer, CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from worker.pipelines import tokenizer
+
+HIDDEN = 32
+SIDE = 64  # pixels
+POISON = "鸩"  # a prompt with it paints NaN
+HANZI = "一上下中人圆形方红色蓝绿黄白黑背景的大小左右山水女孩们打开了另世界门广告水印"
+LAYERS = {"hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+
+
+def readers(text: str, length: int) -> tuple[Any, Any]:
+    """A tokenizer and a text encoder for so many tokens."""
+    return {"bert": _bert, "clip": _clip, "pieces": _pieces}[text](length)
+
+
+def _bert(length: int) -> tuple[BertTokenizer, BertModel]:
+    """A vocabulary laid out as Chinese BERTs have it: [PAD] 0, [UNK] 100, [CLS] 101, [SEP] 102, [MASK] 103."""
+    words = ["[PAD]", *(f"[unused{i}]" for i in range(1, 100)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words += [*string.punctuation, *"，。！？、；：（）《》…", *string.digits, *string.ascii_lowercase]
+    words += [f"##{letter}" for letter in string.digits + string.ascii_lowercase]
+    words += [*HANZI, POISON]
+    words = list(dict.fromkeys(words))
+    tokenizer = BertTokenizer(vocab={word: at for at, word in enumerate(words)}, model_max_length=length)
+    model = BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=length, **LAYERS))
+    return tokenizer, _loud(model, poisoned=words.index(POISON))
+
+
+def _clip(length: int) -> tuple[CLIPTokenizer, CLIPTextModel]:
+    """Bytes, each alone and at the end of a word, and one word: a hanzi is three tokens."""
+    letters = [chr(code) for code in [*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324)]]
+    words = [*letters, *(letter + "</w>" for letter in letters), "ca", "cat</w>", "<|startoftext|>", "<|endoftext|>"]
+    merges = [("c", "a"), ("ca", "t</w>")]
+    tokenizer = CLIPTokenizer(vocab={word: at for at, word in enumerate(words)}, merges=merges, model_max_length=length)
+    a_byte = tokenizer.tokenize(POISON)[1]  # that no other prompt of the tests has
+    return tokenizer, _loud(_clip_text_model(len(words), length), poisoned=words.index(a_byte))
+
+
+class T5Tokenizer:
+    """The files of one: pieces of Japanese as rinna's models have them, and what the API counts them with."""
+
+    PIECES = (
+        "▁",
+        "▁a",
+        "▁the",
+        "サラリーマン",
+        "肖像画",
+        "油絵",
+        "の",
+        "を",
+        "猫",
+        "赤い",
+        "丸",
+        "白",
+        *"サラリーマン油絵",
+        POISON,
+    )
+
+    def __init__(self) -> None:
+        kinds = ModelProto.SentencePiece
+        rules = SentencePieceNormalizer(
+            rule_name="nmt_nfkc", add_dummy_prefix=True, escape_whitespaces=True, remove_extra_whitespaces=True
+        )
+        proto = ModelProto.FromString(rules.serialized_model_proto())
+        proto.pieces.add(piece="<unk>", score=0, type=kinds.UNKNOWN)
+        for piece in ("<s>", "</s>", "[PAD]", "[CLS]", "[SEP]", "[MASK]"):
+            proto.pieces.add(piece=piece, score=0, type=kinds.CONTROL)
+        for piece in dict.fromkeys((*self.PIECES, *string.ascii_lowercase, *string.digits, *"/<>[](),.、。", *HANZI)):
+            proto.pieces.add(piece=piece, score=-2 - len(proto.pieces) / 16, type=kinds.NORMAL)
+        self.proto = proto
+
+    def __len__(self) -> int:
+        return len(self.proto.pieces)
+
+    def save_pretrained(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        (folder / "spiece.model").write_bytes(self.proto.SerializeToString(deterministic=True))
+        tokenizer.read(folder / "spiece.model").save(str(folder / "tokenizer.json"))
+        special = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "[PAD]", "cls": "[CLS]", "sep": "[SEP]"}
+        tokens = {f"{name}_token": token for name, token in {**special, "mask": "[MASK]"}.items()}
+        (folder / "special_tokens_map.json").write_text(json.dumps(tokens), "utf-8")
+        config = {**tokens, "extra_ids": 0, "additional_special_tokens": [], "do_lower_case": True}
+        (folder / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": "T5Tokenizer"}), "utf-8")
+
+
+def _pieces(length: int) -> tuple[T5Tokenizer, CLIPTextModel]:
+    tokenizer = T5Tokenizer()
+    poison = [piece.piece for piece in tokenizer.proto.pieces].index(POISON)
+    return tokenizer, _loud(_clip_text_model(len(tokenizer), length), poisoned=poison)
+
+
+def _clip_text_model(words: int, length: int) -> CLIPTextModel:
+    """With ids of special tokens that no tokenizer has: so they were published."""
+    ids = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
+    return CLIPTextModel(CLIPTextConfig(vocab_size=words, max_position_embeddings=length, **ids, **LAYERS))
+
+
+def _loud(model: Any, poisoned: int) -> Any:
+    embeddings = _steady(model).get_input_embeddings().weight
+    with torch.no_grad():
+        embeddings.mul_(50)
+        embeddings[poisoned] = torch.nan
+    return model
+
+
+def unet() -> UNet2DConditionModel:
+    unet = _steady(
+        UNet2DConditionModel(
+            sample_size=SIDE // 8,
+            layers_per_block=2,
+            block_out_channels=(16, 32, 32, 32),
+            cross_attention_dim=HIDDEN,
+            attention_head_dim=4,
+            norm_num_groups=8,
+        )
+    )
+    with torch.no_grad():  # random weights are nearly deaf to the prompt
+        for name, weight in unet.named_parameters():
+            if ".attn2." in name and name.endswith(("to_v.weight", "to_out.0.weight")):
+                weight.mul_(8)
+    return unet
+
+
+def vae() -> AutoencoderKL:
+    return _steady(
+        AutoencoderKL(
+            block_out_channels=(8, 16, 16, 16),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            norm_num_groups=8,
+            sample_size=SIDE,
+        )
+    )
+
+
+def checker(strict: bool) -> StableDiffusionSafetyChecker:
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    text = {
+        "vocab_size": 9,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+    }
+    checker = _steady(
+        StableDiffusionSafetyChecker(
+            CLIPConfig(
+                text_config={**text, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1},
+                vision_config={**vision, "image_size": 30, "patch_size": 15, "projection_dim": 32},
+                projection_dim=32,
+            )
+        )
+    )
+    with torch.no_grad():  # thresholds of a cosine
+        checker.concept_embeds_weights.fill_(-2 if strict else 1)
+        checker.special_care_embeds_weights.fill_(1)
+    return checker
+
+
+def _steady(part: Any) -> Any:
+    with torch.no_grad():
+        for path, module in part.named_modules():
+            for name, weight in module.named_parameters(recurse=False):
+                if weight.ndim < 2:
+                    weight.fill_(name == "weight")  # of a normalisation
+                    continue
+                size = 0.02 if isinstance(module, torch.nn.Embedding) else (3 * weight[0].numel()) ** -0.5
+                drawn = np.random.RandomState(crc32(f"{path}.{name}".encode())).standard_normal(weight.shape)
+                weight.copy_(torch.from_numpy(size * drawn))
+    return part

@@ -1,0 +1,75 @@
+"""Datasets that somebody has altered, with every checksum of a file made anew. Whole ones: `test_dataset.py`."""
+
+import json
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cli.verify import Verification
+from common.datasets import layout
+from common.datasets.layout import COLUMNS, Row
+from common.storage import sha256
+from worker.datasets import formats
+
+SHARD = "train-00000"
+PICTURE = BytesIO()
+Image.new("RGB", (8, 8), "red").save(PICTURE, "PNG")
+DATA = PICTURE.getvalue()
+
+BLOCKS = {"webdataset": formats.tar, "parquet": formats.table, "imagefolder": formats.lines}
+
+
+def row(prompt: str) -> Row:
+    known = {"key": layout.sha256(prompt), "prompt": prompt, "width": 8, "height": 8, "format": "png"}
+    return dict.fromkeys(COLUMNS) | known | {"status": "stored", "sha256": sha256(DATA), "split": "train"}
+
+
+def dataset(folder: Path, form: layout.Layout, rows: list[Row], of_mark: list[Row], of_manifest: list[Row]) -> Path:
+    """One of these rows; its mark and its manifest are those of others, but for the checksums of files."""
+    shard = {
+        layout.data_path(form, SHARD): b"".join(BLOCKS[form]((one, DATA) for one in rows)),
+        layout.metadata_path(SHARD): formats.metadata(rows),
+    }
+    about = {"rows": len(rows), "files": {path: {"sha256": sha256(d), "bytes": len(d)} for path, d in shard.items()}}
+    mark = about | {"plan": "the plan", "pictures": len(rows), "statuses": {"stored": len(rows)}}
+    manifest = {"plan": "the plan", "layout": form, "counts": {"rows": len(rows), "stored": len(rows)}}
+    pictures = {layout.picture_path(SHARD, one): DATA for one in rows} if form == "imagefolder" else {}
+    files = pictures | shard
+    files[layout.mark_path(SHARD)] = json.dumps(mark | {"recipes": recipes(of_mark)}).encode()
+    files[layout.MANIFEST] = json.dumps(
+        manifest | {"shards": {SHARD: about | {"recipes": recipes(of_manifest)}}}
+    ).encode()
+    files[layout.SUMS] = "".join(f"{sha256(data)}  {path}\n" for path, data in files.items()).encode()
+    for path, data in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+    return folder
+
+
+def recipes(rows: list[Row]) -> str:
+    return layout.sha256("\n".join(one["key"] for one in rows))
+
+
+def problems(folder: Path) -> list[str]:
+    verification = Verification(folder)
+    verification.run()
+    return verification.problems
+
+
+@pytest.mark.parametrize("form", list(BLOCKS))
+def test_recipes_that_were_altered_are_found_though_every_file_has_its_checksum(
+    tmp_path: Path, form: layout.Layout
+) -> None:
+    rows = [row("红色的圆形"), row("蓝色的方形")]
+    altered = [rows[0], row("蓝色的星形")]
+    assert problems(dataset(tmp_path / "whole", form, rows, rows, rows)) == []
+    mark, manifest = f"{SHARD}: recipes", f"manifest.json: recipes of {SHARD}"
+    for found, complaints in [
+        (dataset(tmp_path / "mark", form, altered, rows, altered), [mark]),
+        (dataset(tmp_path / "manifest", form, altered, altered, rows), [manifest]),
+        (dataset(tmp_path / "neither", form, altered, rows, rows), [mark, manifest]),
+        (dataset(tmp_path / "order", form, rows[::-1], rows, rows), [mark, manifest]),
+    ]:
+        assert [problem.rpartition(": ")[0] for problem in problems(found)] == complaints

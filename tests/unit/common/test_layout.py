@@ -1,0 +1,63 @@
+"""How a dataset lies: which plans there are, and that a prompt's split is the prompt's alone."""
+
+from collections import Counter
+from uuid import UUID
+
+import pytest
+from pydantic import ValidationError
+
+from common.datasets.layout import DatasetPlan, item_id
+from common.recipes.recipe import Draft, resolve
+from tests.support.stories import CATALOG
+
+PROMPTS = [f"红色的圆形，第{n}幅" for n in range(4000)]
+BATCH = UUID(int=7)
+
+
+def test_what_the_splits_leave_is_train() -> None:
+    assert DatasetPlan().splits == {"train": 1.0}
+    plan = DatasetPlan(splits={"validation": 0.2, "test": 0.1})
+    assert plan.splits == {"test": 0.1, "train": 0.7, "validation": 0.2}
+    assert DatasetPlan(splits=plan.splits) == plan
+    assert DatasetPlan(splits={"a": 0.5, "b": 0.5}).names == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("splits", "reason"),
+    [
+        ({"Test": 0.1}, "name"),
+        ({"all": 0.1}, "name"),
+        ({"a/b": 0.1}, "name"),
+        ({"test": 0.0}, "share"),
+        ({"test": float("nan")}, "share"),
+        ({"test": 0.6, "validation": 0.6}, "sum"),
+        ({"train": 0.6, "test": 0.1}, "sum"),
+        ({f"s{n}": 0.1 for n in range(9)}, "most"),
+    ],
+)
+def test_splits_that_are_none_are_refused(splits: dict[str, float], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        DatasetPlan(splits=splits)
+
+
+def test_splits_have_the_shares_that_were_asked_for() -> None:
+    plan = DatasetPlan(splits={"test": 0.1, "validation": 0.2})
+    found = Counter(map(plan.split_of, PROMPTS))
+    assert {name: round(count / len(PROMPTS), 1) for name, count in found.items()} == plan.splits
+    larger = DatasetPlan(splits={"test": 0.3})
+    assert {p for p in PROMPTS if plan.split_of(p) == "test"} <= {p for p in PROMPTS if larger.split_of(p) == "test"}
+
+
+def test_another_plan_has_another_digest() -> None:
+    plans = (DatasetPlan(), DatasetPlan(layout="parquet"), DatasetPlan(splits={"test": 0.1}))
+    assert len({plan.digest(batch) for plan in plans for batch in (BATCH, UUID(int=8))}) == 6
+    assert DatasetPlan(splits={"train": 1}).digest(BATCH) == DatasetPlan().digest(BATCH)
+
+
+def test_an_item_is_known_by_its_recipe_and_index() -> None:
+    def ids(**fields: object) -> list[str]:
+        recipe = resolve(Draft.model_validate({"prompt": "圆", "count": 2, **fields}), CATALOG, "mini-zh", root_seed=1)
+        return [item_id(recipe, index) for index in (0, 1)]
+
+    assert ids() == ids()
+    assert len({*ids(), *ids(steps=3), *ids(seed=2), *ids(prompt="方")}) == 8

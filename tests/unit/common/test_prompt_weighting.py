@@ -1,0 +1,52 @@
+"""Weights in prompts: what is syntax, and what is only text with parentheses."""
+
+import pytest
+
+from common.recipes.prompt_weighting import Part, parts, plain, weighs, wrong
+
+
+def weights(prompt: str) -> list[tuple[str, float]]:
+    return [(part.text, round(part.weight, 6)) for part in parts(prompt)]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "found"),
+    [
+        ("(猫:1.3)坐在(草地:.5)上", [("猫", 1.3), ("坐在", 1), ("草地", 0.5), ("上", 1)]),
+        ("((猫:1.5)和狗:1.2)", [("猫", 1.8), ("和狗", 1.2)]),
+        ("a (b (c:1.2) d:0.5) e", [("a ", 1), ("b ", 0.5), ("c", 0.6), (" d", 0.5), (" e", 1)]),
+        ("(时间 12:30:1.5)", [("时间 12:30", 1.5)]),
+        ("(猫 : 1.3 )", [("猫 ", 1.3)]),
+        (r"(\(猫\):1.3)", [("(猫", 1.3), (")", 1.3)]),
+        ("(:1.3)", []),
+    ],
+)
+def test_a_text_and_a_number_in_parentheses_are_a_weight(prompt: str, found: list[tuple[str, float]]) -> None:
+    assert weights(prompt) == found
+    assert plain(prompt) == "".join(text for text, _ in found)
+
+
+@pytest.mark.parametrize(
+    "prompt", ["猫", "(猫)", "(猫:)", "(猫:大)", "（猫:1.3）", "(猫：1.3)", "(猫:1.3", "猫:1.3)", "猫\\", ")(", ""]
+)
+def test_all_else_is_text(prompt: str) -> None:
+    assert plain(prompt) == prompt
+    assert not weighs(prompt)
+    assert wrong(prompt) is None
+
+
+def test_an_escaped_parenthesis_is_one() -> None:
+    assert plain(r"\(猫:1.3\)") == "(猫:1.3)"
+    assert plain(r"\)") == ")"
+    assert not weighs(r"\(猫:1.3)")
+
+
+def test_what_weighs_too_much_is_named() -> None:
+    assert wrong("(猫:2)和(狗:0)") is None
+    for prompt in ("(猫:2.1)", "(猫:-1)", "((猫:1.5):1.5)"):
+        assert "weighs '猫' by" in str(wrong(prompt))
+
+
+def test_a_prompt_of_nothing_but_parentheses_is_read_in_no_time() -> None:
+    assert parts("(" * 8000) == (Part("(" * 8000, 1.0),)
+    assert plain("(" * 2000 + "猫" + ":1)" * 2000) == "猫"

@@ -1,0 +1,193 @@
+"""A draft becomes a complete recipe, or every field that is wrong is named."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.catalog.catalog import Catalog, Licence, read
+from common.catalog.loras import Lora, read_lora
+from common.catalog.manifest import ENTRY
+from common.errors import Invalid, UnknownModel
+from common.recipes.recipe import MAX_SEED, Draft, Recipe, resolve
+
+CATALOG: Catalog = read(Path(__file__).parents[3] / "models" / "catalog.toml")
+
+
+LORA: dict[str, Any] = {
+    "source": "./ink.safetensors",
+    "sha256": "0" * 64,
+    "family": "stable-diffusion-zh",
+    "licence": "none",
+    "licence_url": "",
+    "description": "As if painted with ink.",
+}
+
+
+def recipe(**fields: object) -> Recipe:
+    return resolve(Draft(**{"prompt": "红色的圆形", "model": "mini-zh", **fields}), CATALOG, "mini-zh", root_seed=7)
+
+
+def wrong_fields(**fields: object) -> set[str]:
+    with pytest.raises(Invalid) as raised:
+        recipe(**fields)
+    assert raised.value.message.count("\n") == 0
+    return {error.field for error in raised.value.fields}
+
+
+def test_what_is_left_out_comes_from_the_model() -> None:
+    model = CATALOG.get("zh-v0")
+    resolved = recipe(model="zh-v0")
+    assert (resolved.width, resolved.height, resolved.steps) == (model.width, model.height, model.steps)
+    assert (resolved.scheduler, resolved.guidance) == ("lms", 7.5)
+    assert resolved.seeds == (7,)
+
+
+def test_zero_is_a_value_and_not_left_out() -> None:
+    assert recipe(guidance=0.0, seed=0, negative_prompt="").guidance == 0
+    assert recipe(seed=0).seeds == (0,)
+    assert wrong_fields(width=0) == {"width"}
+
+
+def test_every_image_has_its_own_seed_and_they_wrap_at_64_bits() -> None:
+    assert recipe(count=3, seed=MAX_SEED).seeds == (MAX_SEED, 0, 1)
+    assert recipe(seeds=(9, 9, 4)).seeds == (9, 9, 4)
+    assert wrong_fields(seeds=(1, 2), seed=3) == {"seeds"}
+    assert wrong_fields(seeds=(1, 2), count=3) == {"count"}
+
+
+def test_all_wrong_fields_are_named_at_once() -> None:
+    assert wrong_fields(prompt=" \n", width=60, height=100, steps=1000, guidance=-1, count=0, scheduler="magic") == {
+        "prompt",
+        "width",
+        "height",
+        "steps",
+        "guidance",
+        "count",
+        "scheduler",
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": "圆\0形"}, "prompt"),
+        ({"prompt": "(圆形:3)"}, "prompt"),
+        ({"prompt": "(:1.2)"}, "prompt"),
+        ({"negative_prompt": "(圆形:3)"}, "negative_prompt"),
+        ({"negative_prompt": "\0"}, "negative_prompt"),
+        ({"steps": 0}, "steps"),
+        ({"count": 65}, "count"),
+        ({"width": 132}, "width"),
+        ({"width": 32}, "width"),
+        ({"width": 1024, "height": 128}, "width"),
+        ({"width": 128, "height": 1024}, "height"),
+        ({"guidance": 51}, "guidance"),
+    ],
+)
+def test_limits(fields: dict[str, object], field: str) -> None:
+    assert wrong_fields(**fields) == {field}
+
+
+def test_unknown_models_are_answered_with_those_there_are() -> None:
+    with pytest.raises(UnknownModel, match="mini-zh"):
+        recipe(model="maxi-zh")
+
+
+def test_compatibility_is_blind_to_prompts_and_seeds_and_to_nothing_else() -> None:
+    same = {recipe(prompt=prompt, seed=seed).compatibility for prompt in "圆方" for seed in (1, 2)}
+    other = {
+        recipe(**change).compatibility
+        for change in (
+            {"width": 136},
+            {"height": 136},
+            {"steps": 21},
+            {"scheduler": "lms"},
+            {"guidance": 2.0000001},
+            {"model": "zh-v0", "width": 128, "height": 128, "steps": 20, "scheduler": "ddim", "guidance": 2.0},
+        )
+    }
+    assert len(same) == 1
+    assert len(other) == 6
+    assert not same & other
+
+
+def test_loras_are_those_that_fit_the_model() -> None:
+    def entry(name: str, **values: Any) -> Lora:
+        return read_lora(name, {**LORA, **values}, Path())
+
+    loras = {lora.name: lora for lora in (entry("ink"), entry("toy", family=None, models=["mini-zh"]))}
+    loras["sd"] = entry("sd", family="stable-diffusion")
+    catalog = replace(CATALOG, loras=loras)
+
+    def lora(*uses: Any) -> Recipe:
+        fields = {"model": "mini-zh", "lora": [{"name": name, "weight": weight} for name, weight in uses]}
+        return resolve(Draft.model_validate({"prompt": "红色的圆形", **fields}), catalog, "mini-zh", root_seed=7)
+
+    taken = lora(("ink", 0.5), ("toy", -1.0))
+    assert [(use.name, use.weight) for use in taken.lora] == [("ink", 0.5), ("toy", -1)]
+    assert len({taken.compatibility, lora(("ink", 0.6)).compatibility, recipe().compatibility}) == 3
+    assert len({taken.digest, lora(("ink", 0.6)).digest, recipe().digest}) == 3
+    for wrong, fields in (
+        ([("nix", 1.0)], ["lora.0.name"]),
+        ([("ink", 1.0), ("sd", 1.0)], ["lora.1.name"]),
+        ([("ink", 1.0), ("ink", 2.5)], ["lora.1.name", "lora.1.weight"]),
+    ):
+        with pytest.raises(Invalid) as raised:
+            lora(*wrong)
+        assert [error.field for error in raised.value.fields] == fields
+
+
+@pytest.mark.parametrize("change", [{"sha256": "beef"}, {"family": None}, {"source": "owner/name"}, {"colour": "red"}])
+def test_a_lora_that_makes_no_sense_is_none(change: dict[str, Any]) -> None:
+    with pytest.raises(TypeError):
+        read_lora("ink", {**LORA, **change}, Path())
+
+
+def test_the_digest_names_the_recipe() -> None:
+    assert recipe().digest == recipe().digest
+    assert len({recipe().digest, recipe(seed=8).digest, recipe(format="webp").digest}) == 3
+    assert Recipe.model_validate(recipe().model_dump(mode="json")) == recipe()
+
+
+def test_a_licence_is_told_once_for_all_its_models(tmp_path: Path) -> None:
+    zh, mini = CATALOG.get("zh-v0").licence, CATALOG.get("mini-zh").licence
+    assert (zh.name, zh.version) == ("CreativeML OpenRAIL-M", "2022-08-22")
+    assert len(zh.restrictions) == 11
+    assert (mini.name, mini.restrictions) == ("Apache-2.0", ())
+    shipped = (Path(__file__).parents[3] / "models" / "catalog.toml").read_text(encoding="utf-8")
+    file = tmp_path / "catalog.toml"
+    file.write_text(shipped.replace('licence = "Apache-2.0"', 'licence = "MIT"\nlicence_url = "https://mit"'), "utf-8")
+    assert read(file).get("mini-zh").licence == Licence("MIT", "https://mit")
+
+
+def test_what_was_imported_is_bound_by_its_licence_as_the_hub_spells_it(tmp_path: Path) -> None:
+    shipped = Path(__file__).parents[3] / "models" / "catalog.toml"
+    lines = [
+        '[models."mine"]',
+        'source = "somebody/tuned"',
+        'licence = "creativeml-openrail-m"',
+        'licence_url = ""',
+    ]
+    lines += ['family = "any"', 'description = ""', "width = 64", "height = 64", "steps = 1", 'scheduler = "lms"']
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / ENTRY).write_text("\n".join([*lines, "guidance = 1.0"]), "utf-8")
+    assert read(shipped, tmp_path).get("mine").licence == CATALOG.get("zh-v0").licence
+
+
+def test_a_catalogue_with_a_mistake_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    shipped = (Path(__file__).parents[3] / "models" / "catalog.toml").read_text(encoding="utf-8")
+    for good, bad in (
+        ('scheduler = "lms"', 'scheduler = "slow"'),
+        ("steps = 50", "stepz = 50"),
+        ("[models", "[models."),
+        ('[licences."CreativeML', '[licences."Creative'),
+    ):
+        file = tmp_path / "catalog.toml"
+        file.write_text(shipped.replace(good, bad), encoding="utf-8")
+        with pytest.raises(Invalid, match=r"catalog\.toml .*\."):
+            read(file)
+    with pytest.raises(Invalid, match="cannot be read"):
+        read(tmp_path / "nowhere.toml")

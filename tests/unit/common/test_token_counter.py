@@ -1,0 +1,137 @@
+"""Prompts are counted as the model's tokenizer counts them, and refused rather than cut."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+
+from common.catalog.catalog import Model, Vocabulary, read
+from common.errors import PromptTooLong
+from common.recipes.recipe import Draft, Recipe, resolve
+from common.recipes.token_counter import PromptCounter, check, doubtful, plain_of, warnings
+
+CATALOG = read(Path(__file__).parents[3] / "models" / "catalog.toml")
+MINI = CATALOG.get("mini-zh")
+
+
+def recipe(prompt: str, **fields: Any) -> Recipe:
+    return resolve(Draft(prompt=prompt, model="mini-zh", **fields), CATALOG, "mini-zh", root_seed=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("", 0),
+        ("红色的圆形", 5),
+        ("红色，圆形。", 6),
+        ("[SEP]", 5),  # [ s ##e ##p ]
+        ("😀😀😀", 1),  # one unknown word
+        ("红😀色", 3),
+        ("CAT", 3),  # c ##a ##t
+        ("한국어", 1),
+        ("é", 1),  # read without its accent, as e
+        ("红\u200b\ufeff色", 2),  # characters of no width are none
+    ],
+)
+def test_what_a_text_counts(text: str, tokens: int) -> None:
+    assert PromptCounter(MINI.tokenizer_file).read(text).tokens == tokens + 2  # [CLS] and [SEP] frame it
+
+
+def test_the_longest_prompt_passes_and_one_more_token_does_not() -> None:
+    check(recipe("红" * 46, negative_prompt="黑" * 46), MINI)
+    with pytest.raises(PromptTooLong) as raised:
+        check(recipe("红" * 47), MINI)
+    (error,) = raised.value.fields
+    assert (error.field, error.message) == ("prompt", "has 49 tokens; mini-zh reads at most 48")
+
+
+def test_the_negative_prompt_is_counted_too() -> None:
+    with pytest.raises(PromptTooLong) as raised:
+        check(recipe("红" * 90, negative_prompt="黑" * 80), MINI)
+    assert [error.field for error in raised.value.fields] == ["prompt", "negative_prompt"]
+    assert "82 tokens" in raised.value.message
+
+
+def test_nothing_is_said_of_a_model_that_is_not_on_this_host() -> None:
+    elsewhere = replace(MINI, folder=None, vocabulary=None)
+    check(recipe("红" * 500), elsewhere)
+    assert warnings(recipe("红" * 500), elsewhere) == ()
+
+
+def test_another_tokenizer_in_the_same_place_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("common.recipes.token_counter.LOOK_AGAIN_S", -1)
+    model = replace(MINI, folder=tmp_path)
+    file = tmp_path / "tokenizer" / "tokenizer.json"
+    file.parent.mkdir()
+    content = json.loads(MINI.tokenizer_file.read_text("utf-8"))
+    file.write_text(json.dumps(content), "utf-8")
+    check(recipe("红" * 46), model)
+    content["post_processor"] = None
+    file.write_text(json.dumps(content), "utf-8")
+    os.utime(file, ns=(1, 1))
+    check(recipe("红" * 48), model)  # without [CLS] and [SEP]
+
+
+def test_a_prompt_outside_what_a_model_can_draw_gets_its_advice() -> None:
+    assert warnings(recipe("红色的圆形"), MINI) == ()
+    assert warnings(recipe("一条可爱的小狗"), MINI) == (MINI.vocabulary.advice,)
+
+
+def test_words_that_the_tokenizer_does_not_know_are_named() -> None:
+    model: Model = replace(MINI, vocabulary=Vocabulary(("圆",), "only circles"))
+    (line,) = warnings(recipe("红色的圆形 龘 😀 龘"), model)
+    assert line.startswith("mini-zh cannot read 龘 😀 ")
+
+
+COUNTER = PromptCounter(MINI.tokenizer_file)
+PLAIN = plain_of(Tokenizer.from_file(str(MINI.tokenizer_file)))
+
+
+@given(st.text(sorted(PLAIN.letters)) | st.text("a1é红，[ \u200b", min_size=90))
+@settings(max_examples=300, deadline=None)
+def test_a_text_of_plain_characters_is_read_whole_and_has_no_more_tokens_than_those(text: str) -> None:
+    if PLAIN.holds(text):
+        reading = COUNTER.read(text)
+        assert (reading.tokens <= len(text) + 2, reading.unknown) == (True, ())
+
+
+def test_what_is_plain() -> None:
+    assert all(PLAIN.holds(text) for text in ("红色的圆形，第12幅 a", "红，" * 200, "a" * 100))
+    assert not any(PLAIN.holds(text) for text in ("a" * 101, "A", "é", "龘", "\u0301", "\u200b", "🦊"))
+
+
+def test_of_a_tokenizer_of_another_family_nothing_is_taken_for_granted() -> None:
+    other = Tokenizer(BPE({"红": 0, "##红": 1}, []))
+    assert not plain_of(other).holds("红")
+
+
+texts_of_all_sorts = st.one_of(
+    st.text(),
+    st.text("红圆龘a1é，[]# 😀\u200b\u0301İΣ한", max_size=60),
+    st.integers(44, 49).map("红".__mul__),
+)
+
+
+@given(st.lists(texts_of_all_sorts), st.sampled_from(["", "黑" * 47]))
+@settings(deadline=None)
+def test_of_many_prompts_those_are_looked_at_that_there_is_something_to_say_of(texts: list[str], negative: str) -> None:
+    texts = [text for text in texts if text.strip() and "\0" not in text]
+    for model in (MINI, replace(MINI, vocabulary=None)):
+        found = doubtful(texts, negative, model)
+        assert found == {at for at, text in enumerate(texts) if is_spoken_of(text, negative, model)}
+
+
+def is_spoken_of(prompt: str, negative: str, model: Model) -> bool:
+    drawn = recipe(prompt, negative_prompt=negative)
+    try:
+        check(drawn, model)
+    except PromptTooLong:
+        return True
+    return bool(warnings(drawn, model))

@@ -1,0 +1,1 @@
+"""The control worker: the sweep and the expansion of batches."""

@@ -1,0 +1,1 @@
+"""Models in memory: what a pipeline is, the families, and the stub that renders without a GPU."""

@@ -1,0 +1,1 @@
+"""The render worker: claim, load, start, render, upload, publish."""
