@@ -12,11 +12,11 @@ from prometheus_client import CollectorRegistry
 from sqlalchemy import Engine
 
 from api.dashboard.app import create_dashboard
-from api.deps import Farm
+from api.deps import AppState
 from api.errors import MEDIA_TYPE, Problem, add_handlers
-from api.live.job_watcher import WaitingRoom
+from api.live.job_watcher import JobWatcher
 from api.metrics import FarmMetrics, RequestMetrics
-from api.middleware import Passage
+from api.middleware import RequestMiddleware
 from api.queries.jobs import Mark, find_changed, with_progress
 from api.routes import (
     batches,
@@ -34,7 +34,7 @@ from api.routes import (
 )
 from api.schemas import Job
 from common.accounts.licences import Acceptances
-from common.broker import Messages
+from common.broker import Broker
 from common.catalog import catalog
 from common.config import Settings
 from common.db import connect, transaction
@@ -83,7 +83,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.upload_limiter = anyio.CapacityLimiter(UPLOAD_THREADS)
     app.state.picture_limiter = anyio.CapacityLimiter(PICTURE_THREADS)
     limits = {uploads.PATH: settings.upload_limit, batches.PATH: batches.MAX_BODY_BYTES}
-    app.add_middleware(Passage, metrics=RequestMetrics(app.state.registry), limits=limits)
+    app.add_middleware(RequestMiddleware, metrics=RequestMetrics(app.state.registry), limits=limits)
     add_handlers(app)
     for noun in (jobs, events, uploads, batches, datasets, images, models, queue, workers, keys, health, documentation):
         app.include_router(noun.router)
@@ -93,26 +93,26 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def make_farm(settings: Settings) -> Farm:
+def make_farm(settings: Settings) -> AppState:
     engine = connect(settings, pool=THREADS + SPARE_CONNECTIONS)
     autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
-    messages = Messages(settings)
+    messages = Broker(settings)
     known = catalog.read(settings.catalog, settings.model_store)
-    farm = Farm(
+    farm = AppState(
         settings=settings,
         engine=engine,
         autocommit=autocommit,
         messages=messages,
         storage=Storage(settings),
         catalog=known,
-        waiting_room=WaitingRoom(settings.redis_url.get_secret_value(), look=partial(look, autocommit, messages)),
+        waiting_room=JobWatcher(settings.redis_url.get_secret_value(), look=partial(look, autocommit, messages)),
         acceptances=Acceptances(autocommit),
     )
     known.get(farm.default_model)  # a default that the catalogue lacks is said now, not at the first request
     return farm
 
 
-def look(autocommit: Engine, messages: Messages, known: Mapping[UUID, Mark | None]) -> dict[UUID, tuple[Mark, Job]]:
+def look(autocommit: Engine, messages: Broker, known: Mapping[UUID, Mark | None]) -> dict[UUID, tuple[Mark, Job]]:
     """Those of these jobs that are not as they are known."""
     with transaction(autocommit) as connection:
         found = find_changed(connection, known)
@@ -122,7 +122,7 @@ def look(autocommit: Engine, messages: Messages, known: Mapping[UUID, Mark | Non
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    farm: Farm = app.state.farm
+    farm: AppState = app.state.farm
     anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
     farm.waiting_room.open()
     yield

@@ -8,10 +8,10 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Engine
 
-from api.live.job_watcher import WaitingRoom
+from api.live.job_watcher import JobWatcher
 from common.accounts.licences import Acceptances
 from common.accounts.tenants import Caller, authenticate
-from common.broker import Messages
+from common.broker import Broker
 from common.catalog.catalog import Catalog
 from common.config import Settings
 from common.db import transaction
@@ -21,16 +21,16 @@ from common.storage import Storage
 
 
 @dataclass(frozen=True)
-class Farm:
+class AppState:
     """The parts that every route works with, made once in `app.py`."""
 
     settings: Settings
     engine: Engine
     autocommit: Engine  # the same connections, each statement a transaction of its own: no BEGIN, no COMMIT
-    messages: Messages
+    messages: Broker
     storage: Storage
     catalog: Catalog
-    waiting_room: WaitingRoom
+    waiting_room: JobWatcher
     acceptances: Acceptances
 
     @property
@@ -38,18 +38,18 @@ class Farm:
         return self.settings.default_model or self.catalog.default
 
 
-async def the_farm(request: Request) -> Farm:
-    farm: Farm = request.app.state.farm
+async def get_state(request: Request) -> AppState:
+    farm: AppState = request.app.state.farm
     return farm
 
 
-TheFarm = Annotated[Farm, Depends(the_farm)]
+State = Annotated[AppState, Depends(get_state)]
 
 key_scheme = HTTPBearer(scheme_name="key", auto_error=False, description="An API key: `huaf_…`.")
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(key_scheme)]
 
 
-def caller(farm: TheFarm, credentials: Credentials, request: Request) -> Caller:
+def caller(farm: State, credentials: Credentials, request: Request) -> Caller:
     """Whoever holds a valid key."""
     if credentials is None:
         raise Unauthorized("This needs an API key: send the header `Authorization: Bearer huaf_…`.")
@@ -61,7 +61,7 @@ def caller(farm: TheFarm, credentials: Credentials, request: Request) -> Caller:
 AnyCaller = Annotated[Caller, Depends(caller)]
 
 
-def who_may(scope: Scope) -> Callable[[Caller], Awaitable[Caller]]:
+def require_scope(scope: Scope) -> Callable[[Caller], Awaitable[Caller]]:
     async def allowed(caller: AnyCaller) -> Caller:
         if not caller.may(scope):
             raise Forbidden(f"This API key lacks the scope {scope}.")
@@ -70,12 +70,12 @@ def who_may(scope: Scope) -> Callable[[Caller], Awaitable[Caller]]:
     return allowed
 
 
-JobsReader = Annotated[Caller, Depends(who_may(Scope.JOBS_READ))]
-JobsWriter = Annotated[Caller, Depends(who_may(Scope.JOBS_WRITE))]
-BatchesWriter = Annotated[Caller, Depends(who_may(Scope.BATCHES_WRITE))]
-DatasetsWriter = Annotated[Caller, Depends(who_may(Scope.DATASETS_WRITE))]
-Viewer = Annotated[Caller, Depends(who_may(Scope.VIEWER))]
-Admin = Annotated[Caller, Depends(who_may(Scope.ADMIN))]
+JobsReader = Annotated[Caller, Depends(require_scope(Scope.JOBS_READ))]
+JobsWriter = Annotated[Caller, Depends(require_scope(Scope.JOBS_WRITE))]
+BatchesWriter = Annotated[Caller, Depends(require_scope(Scope.BATCHES_WRITE))]
+DatasetsWriter = Annotated[Caller, Depends(require_scope(Scope.DATASETS_WRITE))]
+Viewer = Annotated[Caller, Depends(require_scope(Scope.VIEWER))]
+Admin = Annotated[Caller, Depends(require_scope(Scope.ADMIN))]
 
 
 async def base_url_of(request: Request) -> str:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from common.errors import Error, FieldError, Invalid, Unavailable
-from common.log import tell
+from common.log import log_event
 from common.recipes.recipe import sentence
 
 MEDIA_TYPE = "application/problem+json"
@@ -40,12 +40,12 @@ class Problem(BaseModel):
 
 
 def add_handlers(app: FastAPI) -> None:
-    app.add_exception_handler(Error, tell_error)
-    app.add_exception_handler(RequestValidationError, tell_invalid)
-    app.add_exception_handler(HTTPException, tell_http)
+    app.add_exception_handler(Error, render_error)
+    app.add_exception_handler(RequestValidationError, render_invalid)
+    app.add_exception_handler(HTTPException, render_http_error)
 
 
-async def tell_error(request: Request, error: Exception) -> Response:
+async def render_error(request: Request, error: Exception) -> Response:
     """An error of the domain."""
     assert isinstance(error, Error)
     headers = {}
@@ -53,11 +53,11 @@ async def tell_error(request: Request, error: Exception) -> Response:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(RETRY_AFTER_S)
-        tell("request_unavailable", request=request_id(request), path=request.url.path, reason=error.message)
+        log_event("request_unavailable", request=request_id(request), path=request.url.path, reason=error.message)
     return problem(request, error.status, error.code, error.message, error.fields, headers)
 
 
-async def tell_invalid(request: Request, error: Exception) -> Response:
+async def render_invalid(request: Request, error: Exception) -> Response:
     """A request that does not have the shape of its route: each field that is wrong, by its name."""
     assert isinstance(error, RequestValidationError)
     found = error.errors()
@@ -72,7 +72,7 @@ async def tell_invalid(request: Request, error: Exception) -> Response:
     return problem(request, 422, "invalid", Invalid.of(wrong).message, wrong)
 
 
-async def tell_http(request: Request, error: Exception) -> Response:
+async def render_http_error(request: Request, error: Exception) -> Response:
     """What the router refuses: no such path, no such method, a body that is too large or cannot be read."""
     assert isinstance(error, HTTPException)
     detail = f"There is nothing at {request.url.path}." if error.status_code == 404 else str(error.detail)
@@ -81,9 +81,9 @@ async def tell_http(request: Request, error: Exception) -> Response:
     return problem(request, error.status_code, code, detail, wrong, error.headers)
 
 
-def tell_unforeseen(request: Request) -> Response:
+def render_server_error(request: Request) -> Response:
     """A fault of ours, inside an `except`: the log has the traceback, the client the id to find it by."""
-    tell("request_failed", exc_info=True, request=request_id(request), path=request.url.path)
+    log_event("request_failed", exc_info=True, request=request_id(request), path=request.url.path)
     return problem(request, 500, "error", "The farm failed for a reason that nobody foresaw; its log has more.")
 
 

@@ -11,7 +11,7 @@ from fastapi import Request
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.errors import tell_unforeseen
+from api.errors import render_server_error
 from api.metrics import RequestMetrics
 from common.db import new_id
 
@@ -19,7 +19,7 @@ MAX_BODY_BYTES = 1_000_000  # of a request to a path that has no limit of its ow
 REQUEST_ID = re.compile(r"[A-Za-z0-9._~:/+=@-]{1,128}")
 
 
-class Passage:
+class RequestMiddleware:
     """`limits`: the paths whose bodies may have more, or fewer, bytes than others."""
 
     def __init__(self, app: ASGIApp, metrics: RequestMetrics, limits: Mapping[str, int]) -> None:
@@ -46,7 +46,7 @@ class Passage:
             limit = self.limits.get(scope["path"], MAX_BODY_BYTES)
             await self.app(scope, limited(receive, limit, declared_bytes(request)), send_with_id)
         except Exception:
-            answer = tell_unforeseen(request)
+            answer = render_server_error(request)
             if not status:
                 await answer(scope, receive, send_with_id)
         finally:

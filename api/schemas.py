@@ -122,7 +122,7 @@ class Image(BaseModel):
         return self.model_copy(update={"url": f"{base_url}{self.url}"}) if self.url else self
 
 
-class LoneImage(Image):
+class ImageWithJob(Image):
     """One picture, and the job that it belongs to."""
 
     model_config = example(IMAGE | {"job_id": JOB["id"]})

@@ -19,7 +19,7 @@ from bench.harness import measurement
 from bench.harness.measurement import Options
 from bench.harness.report import write_report
 from common.errors import Error
-from worker.pipelines import base
+from worker.pipelines import registry
 
 
 def main(arguments: list[str]) -> int:
@@ -51,7 +51,7 @@ def run(name: str, options: Options, as_json: bool, check: bool) -> int:
         print(error.message, file=sys.stderr)
         return 1
     if options.device not in ("stub", "cpu"):
-        result["machine"]["device"] = base.describe(options.device)["name"]
+        result["machine"]["device"] = registry.describe(options.device)["name"]
     measurement.save(result, measurement.path_of(name, options))
     if as_json:
         print(json.dumps(result, ensure_ascii=False))

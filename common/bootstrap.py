@@ -40,9 +40,9 @@ def main() -> None:
     try:
         with in_one_sentence():
             if given.command == "migrate":
-                done = patiently(given.wait, lambda: migrate_to_newest(settings))
+                done = retry_until(given.wait, lambda: migrate_to_newest(settings))
             else:
-                done = patiently(given.wait, lambda: bootstrap(settings, another=given.another))
+                done = retry_until(given.wait, lambda: bootstrap(settings, another=given.another))
             print(json.dumps(done))
     except Error as error:
         print(f"huafang: {error.message}", file=sys.stderr)
@@ -67,7 +67,7 @@ def bootstrap(settings: Settings, *, another: bool) -> dict[str, str]:
                 raise Conflict("The farm has an admin key; if it is lost, make another with `--another`.")
             key = create_key(connection, tenant, "admin", [Scope.ADMIN], pepper)
             itself = Caller(tenant, key.id, frozenset(), Via.SHELL)  # whoever has the database has no key
-            audit.note(connection, itself, Action.CREATE_KEY, key.id, name="admin", scopes=[Scope.ADMIN])
+            audit.record(connection, itself, Action.CREATE_KEY, key.id, name="admin", scopes=[Scope.ADMIN])
     finally:
         engine.dispose()
     return {"tenant": TENANT, "id": str(key.id), "secret": key.secret}
@@ -78,7 +78,7 @@ def has_admin_key(connection: Connection) -> bool:
     return bool(connection.execute(statement).scalar_one())
 
 
-def patiently(seconds: float, do: Callable[[], T]) -> T:
+def retry_until(seconds: float, do: Callable[[], T]) -> T:
     """Do it, again and again for that long while Postgres is away."""
     deadline = time.monotonic() + seconds
     while True:

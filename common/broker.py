@@ -16,12 +16,12 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from common.config import Settings
-from common.log import tell
+from common.log import log_event
 
 CONTROL_QUEUE = "control"
 CHANGED_CHANNEL = "huafang:changed"  # ids of jobs that started, got a picture or ended: their rows say more
 PROGRESS_CHANNEL = "huafang:progress"  # step/steps, and the ids of the jobs that have come so far
-UNWANTED_CHANNEL = "huafang:cancelled"  # ids of jobs that were cancelled
+CANCELLED_CHANNEL = "huafang:cancelled"  # ids of jobs that were cancelled
 MESSAGE_EXPIRES_S = 300
 QUIET_S = 2.0  # after a failure Redis is left alone for that long, so that a submission never waits twice
 BURST_S = 0.02
@@ -63,7 +63,7 @@ def celery_app(settings: Settings, *, socket_timeout: float = 10) -> Celery:
     return app
 
 
-class Messages:
+class Broker:
     """The sending side, for the API and the workers. Safe to share between threads."""
 
     def __init__(self, settings: Settings) -> None:
@@ -120,7 +120,7 @@ class Messages:
 
     def announce_cancelled(self, job_ids: Sequence[UUID]) -> bool:
         """Tell those who watch, and those who render, that these jobs were cancelled."""
-        return self._publish(UNWANTED_CHANNEL, job_ids) and self._publish(CHANGED_CHANNEL, job_ids)
+        return self._publish(CANCELLED_CHANNEL, job_ids) and self._publish(CHANGED_CHANNEL, job_ids)
 
     def advance(self, batch_id: UUID) -> bool:
         """Have a control worker check, expand or settle a batch."""
@@ -192,9 +192,9 @@ class Messages:
             self._quiet_until = time.monotonic() + QUIET_S
             if not self._is_away:
                 self._is_away = True
-                tell("redis_away", reason=type(error).__name__)
+                log_event("redis_away", reason=type(error).__name__)
             return False
         if self._is_away:
             self._is_away = False
-            tell("redis_back")
+            log_event("redis_back")
         return True

@@ -81,7 +81,7 @@ def set_up(level: str = "INFO") -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
-def tell(event: str, *, exc_info: bool = False, **facts: Any) -> None:
+def log_event(event: str, *, exc_info: bool = False, **facts: Any) -> None:
     """Log an event with its facts."""
     level, sentence = EVENTS[event]
     if logger.isEnabledFor(level):

@@ -7,18 +7,18 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from common.recipes.img2img import Original
+from common.recipes.img2img import InputImage
 from common.storage import upload_key
 from common.uploads import PICTURE
 
 
-def find(connection: Connection, tenant_id: UUID, picture: UUID) -> Original | None:
+def find_image(connection: Connection, tenant_id: UUID, picture: UUID) -> InputImage | None:
     """The upload or image of this id, if it is a picture of this tenant's. An upload is kept longer for it."""
     row = connection.execute(FIND, {"picture": picture, "tenant": tenant_id}).first()
     if row is None:
         return None
     key = row.key or upload_key(row.id, PICTURE)
-    return Original(id=row.id, sha256=row.sha256, key=key, width=row.width, height=row.height)
+    return InputImage(id=row.id, sha256=row.sha256, key=key, width=row.width, height=row.height)
 
 
 # Noted once an hour. An upload that is about to be deleted is waited for, and then not found.

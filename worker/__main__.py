@@ -21,15 +21,15 @@ from kombu.asynchronous import get_event_loop
 from sqlalchemy import Engine as Database
 
 from common import log
-from common.broker import CONTROL_QUEUE, Messages, celery_app, render_queue
+from common.broker import CONTROL_QUEUE, Broker, celery_app, render_queue
 from common.catalog import catalog
 from common.config import Settings
 from common.db import ACCEPTED_REVISIONS, connect, current_revision, new_id, transaction
 from common.errors import Error, Unavailable
-from common.log import tell
+from common.log import log_event
 from common.storage import Storage
 from worker import tasks
-from worker.availability import Outage
+from worker.availability import Availability
 from worker.control.batch_expander import Expander
 from worker.control.sweep import Sweep
 
@@ -98,7 +98,7 @@ def leave(*_: object) -> None:
 def control(settings: Settings, asked: Namespace) -> int:
     from worker.datasets.exporter import Exporter  # here, for a render worker has none of what it needs
 
-    database, messages = connect(settings, pool=5), Messages(settings)
+    database, messages = connect(settings, pool=5), Broker(settings)
     wait_for_services(database, messages)
     storage, stopping = Storage(settings, attempts=1), threading.Event()
     known = catalog.read(settings.catalog, settings.model_store)
@@ -112,7 +112,7 @@ def control(settings: Settings, asked: Namespace) -> int:
     thread = threading.Thread(target=sweep.run, args=(stopping,), name="sweep", daemon=True)
     if settings.sweep:
         thread.start()
-    tell("control_started", sweeps=settings.sweep)
+    log_event("control_started", sweeps=settings.sweep)
     try:
         return consume(app, f"control-{new_id()}", [CONTROL_QUEUE], threads=2)  # a dataset, and a batch beside it
     finally:
@@ -121,9 +121,9 @@ def control(settings: Settings, asked: Namespace) -> int:
             thread.join(10)
 
 
-def wait_for_services(database: Database, messages: Messages) -> None:
+def wait_for_services(database: Database, messages: Broker) -> None:
     """Wait for Postgres. Raises Unavailable if it does not come, or if it or Redis is not as the farm needs it."""
-    deadline, outage = time.monotonic() + WAIT_FOR_DATABASE_S, Outage("database_away", "database_back")
+    deadline, outage = time.monotonic() + WAIT_FOR_DATABASE_S, Availability("database_away", "database_back")
 
     def revision() -> str | None:
         with transaction(database) as connection:

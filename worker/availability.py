@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from common.errors import Unavailable
-from common.log import tell
+from common.log import log_event
 
 T = TypeVar("T")
 
@@ -18,7 +18,7 @@ FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 2.0
 
 
-class Outage:
+class Availability:
     def __init__(self, away_event: str, back_event: str) -> None:
         self._events = {True: away_event, False: back_event}
         self._is_away = False
@@ -57,4 +57,4 @@ class Outage:
         with self._lock:
             changed, self._is_away = self._is_away != is_away, is_away
         if changed:
-            tell(self._events[is_away], **facts)
+            log_event(self._events[is_away], **facts)

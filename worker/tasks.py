@@ -17,17 +17,17 @@ from uuid import UUID
 
 from celery import Celery
 
-from common.broker import CONTROL_QUEUE, Messages
+from common.broker import CONTROL_QUEUE, Broker
 from common.errors import Unavailable
 from worker.control.batch_expander import Expander
 from worker.control.sweep import Sweep
 
 if TYPE_CHECKING:  # a control worker has none of what the engine needs, a render worker none of what the exporter does
     from worker.datasets.exporter import Exporter
-    from worker.render.loop import Engine
+    from worker.render.loop import RenderLoop
 
 
-def add_render(app: Celery, engine: Engine, messages: Messages) -> None:
+def add_render(app: Celery, engine: RenderLoop, messages: Broker) -> None:
     @app.task(name="render")
     def render(model: str, job: str | None = None, tier: str | None = None) -> None:
         """Claim and render while there is work, whichever job the message named; then hand the turn back to Celery."""
@@ -41,7 +41,7 @@ def add_sweep(app: Celery, sweep: Sweep) -> None:
         sweep.once()
 
 
-def add_advance(app: Celery, expander: Expander, messages: Messages) -> None:
+def add_advance(app: Celery, expander: Expander, messages: Broker) -> None:
     @app.task(name="advance", queue=CONTROL_QUEUE)
     def advance(batch: str) -> None:
         """Do what the batch needs next, then hand the turn back to Celery; other batches wait too."""
@@ -52,7 +52,7 @@ def add_advance(app: Celery, expander: Expander, messages: Messages) -> None:
             pass  # the sweep comes back to it
 
 
-def add_export(app: Celery, exporter: Exporter, messages: Messages) -> None:
+def add_export(app: Celery, exporter: Exporter, messages: Broker) -> None:
     @app.task(name="export", queue=CONTROL_QUEUE)
     def export(dataset: str) -> None:
         """Write on at a dataset, then hand the turn back to Celery; other datasets wait too."""

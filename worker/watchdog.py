@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from common.config import Settings
-from common.log import tell
+from common.log import log_event
 
 EXIT_CODE = 70  # of a process that ended itself
 TICK_S = 0.5
@@ -73,7 +73,7 @@ class Watchdog:
     def end(self, reason: str) -> NoReturn:
         """End this process, with a word to those it concerns."""
         with self._ending:  # never let go: once is enough
-            tell("worker_ends_itself", reason=reason)
+            log_event("worker_ends_itself", reason=reason)
             farewell = threading.Thread(target=self._farewell, args=(reason,), name="farewell", daemon=True)
             farewell.start()
             farewell.join(FAREWELL_S)

@@ -9,9 +9,9 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, text
 
 from api.dashboard.queries.overview import Tally
-from api.queries.fleet import Crew
+from api.queries.fleet import Fleet
 from common.enums import Tier
-from common.queue.workers import UNHEARD
+from common.queue.workers import IS_SILENT
 
 SWEEP_SILENCE_S = 180  # longer than two samples are apart
 TOO_MANY = 0.1  # of the images that ended
@@ -50,7 +50,7 @@ def find_alerts(
     connection: Connection,
     tenant_id: UUID,
     backlog: Iterable[Row[Any]],
-    crew: Crew,
+    crew: Fleet,
     tallies: Iterable[Tally],
     silence_s: float,
 ) -> Sequence[Alert]:
@@ -82,7 +82,7 @@ def _of_workers(connection: Connection, silence_s: float) -> Iterable[Alert]:
         yield Alert(code, worker=row.name, seconds=row.seconds)
 
 
-def _of_models(backlog: Iterable[Row[Any]], crew: Crew) -> Iterable[Alert]:
+def _of_models(backlog: Iterable[Row[Any]], crew: Fleet) -> Iterable[Alert]:
     waiting = dict[str, int]()
     for row in backlog:
         waiting[row.model] = waiting.get(row.model, 0) + row.waiting
@@ -91,7 +91,7 @@ def _of_models(backlog: Iterable[Row[Any]], crew: Crew) -> Iterable[Alert]:
             yield Alert(code, model=model, count=images)
 
 
-def _of_refusals(crew: Crew) -> Iterable[Alert]:
+def _of_refusals(crew: Fleet) -> Iterable[Alert]:
     refusing = dict[tuple[str, str], list[str]]()
     for member in crew.members:
         for model, reason in member.refusals.items():
@@ -132,7 +132,7 @@ SWEEP_SILENCE = text("SELECT extract(epoch FROM now() - max(minute))::float FROM
 SILENT = text(f"""
     SELECT name, state = 'stopped' AS is_lost, extract(epoch FROM now() - seen_at)::float AS seconds FROM workers
     WHERE state <> 'stopped' AND seen_at < now() - make_interval(secs => :silence)
-        OR state = 'stopped' AND reason = '{UNHEARD}' AND seen_at > now() - interval '1 hour'
+        OR state = 'stopped' AND reason = '{IS_SILENT}' AND seen_at > now() - interval '1 hour'
     ORDER BY name, id
 """)
 

@@ -17,19 +17,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.dashboard.rendering import STATIC, notice, page, safe_headers, static, wants_part
 from api.dashboard.sessions import SignedOut
 from api.dashboard.views import admin, batches, datasets, gallery, images, job, jobs, login, new_job, overview, workers
-from api.deps import Farm
-from api.errors import problem, tell_unforeseen
-from api.live.page_streams import Boards
+from api.deps import AppState
+from api.errors import problem, render_server_error
+from api.live.page_streams import PageStreams
 from common.errors import Error
 
 SCREENS = (login, overview, jobs, job, new_job, batches, datasets, gallery, workers, admin, images)
 
 
-def create_dashboard(farm: Farm, **state: Any) -> FastAPI:
+def create_dashboard(farm: AppState, **state: Any) -> FastAPI:
     """`state`: what its routes find in `app.state` beside the farm."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.state.farm = farm
-    app.state.boards = Boards()
+    app.state.boards = PageStreams()
     for name, value in state.items():
         setattr(app.state, name, value)
     for kind in (Error, RequestValidationError, HTTPException, Exception):
@@ -77,7 +77,7 @@ async def tell(request: Request, error: Exception) -> Response:
             return Response(status_code=204)  # tells an EventSource to stay away; the page's poll finds out
         here = request.url.path.removeprefix(root) + (f"?{request.url.query}" if request.url.query else "")
         return RedirectResponse(request.url_for("way_in").include_query_params(to=here or "/"), 303)
-    status, code, sentence = account(request, error)
+    status, code, sentence = describe_error(request, error)
     if "authorization" in request.headers:  # no browser: the command line asks for a link
         return problem(request, status, code, sentence)
     if wants_part(request):
@@ -85,7 +85,7 @@ async def tell(request: Request, error: Exception) -> Response:
     return page(request, "error.html", status=status, code=code, sentence=sentence)
 
 
-def account(request: Request, error: Exception) -> tuple[int, str, str]:
+def describe_error(request: Request, error: Exception) -> tuple[int, str, str]:
     """An error's status, its code, and a sentence that names what no code can."""
     if isinstance(error, Error):
         return error.status, error.code, error.message
@@ -93,5 +93,5 @@ def account(request: Request, error: Exception) -> tuple[int, str, str]:
         return error.status_code, "not_found" if error.status_code == 404 else "invalid", ""
     if isinstance(error, RequestValidationError):
         return 422, "invalid", "; ".join(str(one["msg"]) for one in error.errors())
-    tell_unforeseen(request)
+    render_server_error(request)
     return 500, "error", ""

@@ -20,7 +20,7 @@ from starlette.responses import HTMLResponse
 
 from api.dashboard.i18n import LANGUAGES, language_of, translations
 from api.dashboard.sessions import Visitor
-from api.deps import Farm
+from api.deps import AppState
 
 HERE = Path(__file__).parent
 STATIC = HERE / "static"
@@ -56,7 +56,7 @@ def wants_part(request: Request) -> bool:
     return request.headers.get("hx-request") == "true"
 
 
-def safe_headers(farm: Farm) -> dict[str, str]:
+def safe_headers(farm: AppState) -> dict[str, str]:
     """No script and no style but our own files, no other host but the image store, nobody's frame."""
     store = urlsplit(farm.settings.s3_public_url or farm.settings.s3_endpoint_url or "https://*.amazonaws.com")
     policy = {

@@ -13,10 +13,10 @@ from uuid import UUID
 from fastapi import Depends, Request, Response
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 
-from api.deps import Farm, TheFarm
+from api.deps import AppState, State
 from common.accounts import audit
 from common.accounts.audit import Action
-from common.accounts.tenants import Caller, authenticate, recognise
+from common.accounts.tenants import Caller, authenticate, find_key
 from common.db import transaction
 from common.enums import Scope, Via
 from common.errors import Forbidden, Unauthorized, Unavailable
@@ -42,17 +42,17 @@ class Visitor:
         return self.caller.may(Scope.ADMIN)
 
 
-def sign_in(farm: Farm, secret: str) -> Caller:
+def sign_in(farm: AppState, secret: str) -> Caller:
     """Who owns this key. Raises Unauthorized, or Forbidden when the key is not one for the dashboard."""
     with transaction(farm.autocommit) as connection:
         caller = authenticate(connection, secret.strip(), _pepper(farm))
     return _for_dashboard(caller)
 
 
-def open_session(farm: Farm, request: Request, response: Response, caller: Caller) -> None:
+def open_session(farm: AppState, request: Request, response: Response, caller: Caller) -> None:
     enters = replace(caller, via=Via.DASHBOARD, request_id=request.state.request_id)
     with transaction(farm.engine) as connection:
-        audit.note(connection, enters, Action.SIGN_IN)
+        audit.record(connection, enters, Action.SIGN_IN)
     response.set_cookie(
         COOKIE,
         _sessions(farm).dumps(str(caller.key_id)),
@@ -68,7 +68,7 @@ def close_session(request: Request, response: Response) -> None:
     response.delete_cookie(COOKIE, path=_path(request), httponly=True, samesite="strict")
 
 
-def visitor(request: Request, farm: TheFarm) -> Visitor:
+def visitor(request: Request, farm: State) -> Visitor:
     """Who is signed in. Raises SignedOut."""
     cookie = request.cookies.get(COOKIE, "")
     try:
@@ -76,7 +76,7 @@ def visitor(request: Request, farm: TheFarm) -> Visitor:
     except (BadSignature, ValueError):
         raise SignedOut("Sign in with an API key.") from None
     with transaction(farm.autocommit) as connection:
-        caller = recognise(connection, key_id)
+        caller = find_key(connection, key_id)
     if caller is None:
         raise SignedOut("The API key of this session was revoked.")
     acts_here = replace(_for_dashboard(caller), via=Via.DASHBOARD, request_id=request.state.request_id)
@@ -92,7 +92,7 @@ def from_our_page(request: Request) -> None:
         raise Forbidden("This did not come from a page of this dashboard.")
 
 
-def actor(request: Request, farm: TheFarm, visitor: TheVisitor, _: Annotated[None, Depends(from_our_page)]) -> Visitor:
+def actor(request: Request, farm: State, visitor: TheVisitor, _: Annotated[None, Depends(from_our_page)]) -> Visitor:
     """Who acts. Raises Forbidden when it is not this visitor's page that asks, or when he may only look."""
     if not hmac.compare_digest(request.headers.get(TOKEN_HEADER, "").encode(), visitor.token.encode()):
         raise Forbidden("This page is no longer current: reload it and try again.")
@@ -110,15 +110,15 @@ def _for_dashboard(caller: Caller) -> Caller:
     return caller
 
 
-def _sessions(farm: Farm) -> URLSafeTimedSerializer:
+def _sessions(farm: AppState) -> URLSafeTimedSerializer:
     return URLSafeTimedSerializer(_pepper(farm), salt="dashboard session")
 
 
-def _token(farm: Farm, cookie: str) -> str:
+def _token(farm: AppState, cookie: str) -> str:
     return hmac.digest(_pepper(farm).encode(), b"dashboard token " + cookie.encode(), "sha256").hex()
 
 
-def _pepper(farm: Farm) -> str:
+def _pepper(farm: AppState) -> str:
     """Raises Unavailable without one: anybody could then write himself a session."""
     pepper = farm.settings.key_pepper.get_secret_value()
     if not pepper:

@@ -18,17 +18,17 @@ from fastapi import APIRouter, Depends, Request, Response
 from api.dashboard.i18n import language_of
 from api.dashboard.rendering import live, page
 from api.dashboard.sessions import TheVisitor
-from api.live.page_streams import Boards
+from api.live.page_streams import PageStreams
 from api.routes.events import EventStream
 
-Look = Callable[[], dict[str, Any]]
+Read = Callable[[], dict[str, Any]]
 
 
-def screen(router: APIRouter, path: str, template: str) -> Callable[[Callable[..., Look]], Callable[..., Look]]:
+def view(router: APIRouter, path: str, template: str) -> Callable[[Callable[..., Read]], Callable[..., Read]]:
     """Give a router the page of this path and its stream, under `/live`."""
 
-    def register(read: Callable[..., Look]) -> Callable[..., Look]:
-        Found = Annotated[Look, Depends(read)]
+    def register(read: Callable[..., Read]) -> Callable[..., Read]:
+        Found = Annotated[Read, Depends(read)]
 
         @router.get(path, name=read.__name__)
         def show(request: Request, visitor: TheVisitor, look: Found) -> Response:
@@ -39,7 +39,7 @@ def screen(router: APIRouter, path: str, template: str) -> Callable[[Callable[..
             def draw() -> str:
                 return live(request, template, {"may_act": visitor.may_act, **look()})
 
-            boards: Boards = request.app.state.boards
+            boards: PageStreams = request.app.state.boards
             shown_to = (visitor.caller.tenant_id, visitor.may_act, language_of(request))
             return EventStream(boards.watch((str(request.url), *shown_to), draw))
 

@@ -14,12 +14,12 @@ from api.schemas import Job, Progress
 from common.enums import ImageState, JobState
 
 END = "end"  # the id of the last event
-BOOKMARK = re.compile(rf"({'|'.join(JobState)})\.([0-9a-f]{{1,256}})")
+EVENT_ID = re.compile(rf"({'|'.join(JobState)})\.([0-9a-f]{{1,256}})")
 DECIDED = (ImageState.STORED, ImageState.FLAGGED, ImageState.FAILED)
 
 
 @dataclass(frozen=True)
-class Bookmark:
+class EventId:
     """The state that a reader was told, and the images: bit *i* stands for the image of index *i*."""
 
     state: str = ""
@@ -29,13 +29,13 @@ class Bookmark:
         return f"{self.state}.{self.images:x}"
 
 
-def read_bookmark(event_id: str | None) -> Bookmark:
+def read_event_id(event_id: str | None) -> EventId:
     """What is no id of ours is the beginning."""
-    found = BOOKMARK.fullmatch(event_id or "")
-    return Bookmark(found[1], int(found[2], 16)) if found else Bookmark()
+    found = EVENT_ID.fullmatch(event_id or "")
+    return EventId(found[1], int(found[2], 16)) if found else EventId()
 
 
-class Account:
+class JobEvents:
     """A job as its events tell it, rendered once for all who read it at one address."""
 
     def __init__(self, job: Job, base_url: str) -> None:
@@ -45,16 +45,16 @@ class Account:
             image.index: image.at(base_url).model_dump_json() for image in job.images if image.state in DECIDED
         }
         self._end = event("end", job.at(base_url).model_dump_json(), END) if job.has_ended else b""
-        self._asked: tuple[Bookmark, Progress | None] | None = None
-        self._answer = b"", Bookmark()
+        self._asked: tuple[EventId, Progress | None] | None = None
+        self._answer = b"", EventId()
 
-    def after(self, bookmark: Bookmark, progress: Progress | None) -> tuple[bytes, Bookmark]:
+    def after(self, bookmark: EventId, progress: Progress | None) -> tuple[bytes, EventId]:
         """All that is new to a reader, and his bookmark after it. Most readers ask the same, one after the other."""
         if (bookmark, progress) != self._asked:
             self._asked, self._answer = (bookmark, progress), self._tell(bookmark, progress)
         return self._answer
 
-    def _tell(self, bookmark: Bookmark, progress: Progress | None) -> tuple[bytes, Bookmark]:
+    def _tell(self, bookmark: EventId, progress: Progress | None) -> tuple[bytes, EventId]:
         said = []
         if bookmark.state != self._state:
             bookmark = replace(bookmark, state=self._state)
@@ -74,5 +74,5 @@ def progress_event(step: int, steps: int) -> bytes:
     return format_sse_event(event="progress", data_str=f'{{"step":{step},"steps":{steps}}}')
 
 
-def event(name: str, data: str, bookmark: Bookmark | str) -> bytes:
+def event(name: str, data: str, bookmark: EventId | str) -> bytes:
     return format_sse_event(event=name, data_str=data, id=str(bookmark))

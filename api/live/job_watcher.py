@@ -15,12 +15,12 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
 
-from api.live.job_events import Account
+from api.live.job_events import JobEvents
 from api.queries.jobs import Mark
 from api.schemas import Job, Progress
 from common.broker import CHANGED_CHANNEL, PROGRESS_CHANNEL
 from common.errors import Unavailable
-from common.log import tell
+from common.log import log_event
 
 POLL_S = 1.0
 PROGRESS_S = 0.1  # at most ten times a second, however many workers render a job
@@ -32,15 +32,15 @@ STEP = re.compile(r"([0-9]{1,6})/([0-9]{1,6})")
 Look = Callable[[Mapping[UUID, Mark | None]], Mapping[UUID, tuple[Mark, Job]]]
 
 
-class Watched:
+class WatchedJob:
     """The latest that is known of a job, for all who wait for news of it."""
 
     def __init__(self) -> None:
         self.job: Job | None = None  # its links have no address yet
         self.mark: Mark | None = None
         self.progress: Progress | None = None
-        self.watchers: set[Watcher] = set()
-        self._accounts: dict[str, Account] = {}
+        self.watchers: set[Subscription] = set()
+        self._accounts: dict[str, JobEvents] = {}
         self._told_at = 0.0
         self._will_tell: asyncio.TimerHandle | None = None
 
@@ -56,9 +56,9 @@ class Watched:
             loop = asyncio.get_running_loop()
             self._will_tell = loop.call_at(max(self._told_at + pause_s, loop.time()), self._tell_progress)
 
-    def account(self, base_url: str) -> Account | None:
+    def account(self, base_url: str) -> JobEvents | None:
         if self.job and base_url not in self._accounts:
-            self._accounts[base_url] = Account(self.job, base_url)
+            self._accounts[base_url] = JobEvents(self.job, base_url)
         return self._accounts.get(base_url)
 
     def tell(self) -> None:
@@ -69,10 +69,10 @@ class Watched:
         self.tell()
 
 
-class Watcher:
+class Subscription:
     """One who waits for news of a job."""
 
-    def __init__(self, watched: Watched) -> None:
+    def __init__(self, watched: WatchedJob) -> None:
         self.watched = watched
         self.is_sent_away = False
         self._news = asyncio.Event()
@@ -91,14 +91,14 @@ class Watcher:
         self._news.set()
 
 
-class WaitingRoom:
+class JobWatcher:
     """`look` reads those of some jobs that are not as they are known; it may block, and runs in a thread."""
 
     def __init__(self, redis_url: str, look: Look) -> None:
         self._redis_url = redis_url
         self._look = look
         self.waiting = 0  # how many wait
-        self._watched: dict[UUID, Watched] = {}
+        self._watched: dict[UUID, WatchedJob] = {}
         self._suspects: set[UUID] = set()  # whose rows may have changed
         self._suspicion = asyncio.Event()
         self._closed = False
@@ -115,10 +115,10 @@ class WaitingRoom:
         return None
 
     @contextmanager
-    def watch(self, job_id: UUID) -> Iterator[Watcher]:
+    def watch(self, job_id: UUID) -> Iterator[Subscription]:
         """Wait for news of a job, from what is known of it at first. Whether one may is for the caller to know."""
-        watched = self._watched.setdefault(job_id, Watched())
-        watcher = Watcher(watched)
+        watched = self._watched.setdefault(job_id, WatchedJob())
+        watcher = Subscription(watched)
         watcher.is_sent_away = self._closed
         watched.watchers.add(watcher)
         self.waiting += 1
@@ -208,13 +208,13 @@ class WaitingRoom:
         except Unavailable:
             return  # whoever submits is told so
         except Exception:
-            return tell("request_failed", exc_info=True, path="the waiting room's poll")
+            return log_event("request_failed", exc_info=True, path="the waiting room's poll")
         for job_id, (mark, job) in found.items():
             if watched := self._watched.get(job_id):
                 watched.learn(job, mark)
 
 
-def wake(watchers: Sequence[Watcher]) -> None:
+def wake(watchers: Sequence[Subscription]) -> None:
     """Some at a time, and the rest after whatever else has come: nobody waits until a thousand have been told."""
     for watcher in watchers[:WOKEN_AT_ONCE]:
         watcher.wake()

@@ -15,7 +15,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.concurrency import run_in_threadpool
 
 from common.errors import Error
-from common.log import tell
+from common.log import log_event
 
 REST_S = 1.0
 PING_S = 15.0
@@ -25,7 +25,7 @@ RETRY = format_sse_event(retry=1000)
 Draw = Callable[[], str]
 
 
-class Board:
+class PageStream:
     """A screen as it is shown to some visitors: the same to all of them."""
 
     def __init__(self, draw: Draw) -> None:
@@ -44,18 +44,18 @@ class Board:
             watcher.set()
 
 
-class Boards:
+class PageStreams:
     """Those that somebody looks at."""
 
     def __init__(self) -> None:
-        self._boards: dict[Any, Board] = {}
+        self._boards: dict[Any, PageStream] = {}
         self._task: asyncio.Task[None] | None = None
         self._closed = False
 
     async def watch(self, key: Any, draw: Draw) -> AsyncGenerator[bytes]:
         """The stream of a screen. `key`: all that its text depends on; `draw` may block, and runs in a thread."""
         yield RETRY
-        board, news = self._boards.setdefault(key, Board(draw)), asyncio.Event()
+        board, news = self._boards.setdefault(key, PageStream(draw)), asyncio.Event()
         board.watchers.add(news)
         if board.message:
             news.set()
@@ -96,7 +96,7 @@ class Boards:
                 await self._draw(board)
             await asyncio.sleep(max(REST_S, clock() - began))
 
-    async def _draw(self, board: Board) -> None:
+    async def _draw(self, board: PageStream) -> None:
         if not board.watchers:
             return
         try:
@@ -104,4 +104,4 @@ class Boards:
         except Error:
             return  # the page stands as it was; whoever reloads it is told
         except Exception:
-            tell("request_failed", exc_info=True, path="a live page")
+            log_event("request_failed", exc_info=True, path="a live page")

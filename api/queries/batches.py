@@ -13,10 +13,10 @@ from uuid import UUID
 from pydantic import BaseModel, Field
 from sqlalchemy import Connection, Row, TextClause, text
 
-from api.queries.fleet import MEMBERS_JSON, Crew
+from api.queries.fleet import WORKERS_JSON, Fleet
 from api.schemas import example
 from common.batches.plan import Plan
-from common.batches.progress import marks_of
+from common.batches.progress import samples_of
 from common.batches.throughput import StopRule, images_per_minute
 from common.enums import BatchState, Tier
 from common.errors import NotFound
@@ -140,15 +140,15 @@ def find_batches(connection: Connection, tenant_id: UUID, before: UUID | None, l
 
 def _read(connection: Connection, statement: TextClause, parameters: Mapping[str, Any]) -> list[Batch]:
     rows = connection.execute(statement, parameters).all()
-    crew = Crew(next((row.crew for row in rows if row.crew), None))
+    crew = Fleet(next((row.crew for row in rows if row.crew), None))
     return [_batch(row, crew) for row in rows]
 
 
-def _batch(row: Row[Any], crew: Crew) -> Batch:
+def _batch(row: Row[Any], crew: Fleet) -> Batch:
     plan, is_cancelled = Plan.model_validate(row.plan), row.cancelled_at is not None
     shown_open = 0 if is_cancelled else row.open
     state = BatchState.ENDED if is_cancelled else BatchState(row.state)
-    pace = images_per_minute(marks_of(row.pace)) if state in GOES_ON else None
+    pace = images_per_minute(samples_of(row.pace)) if state in GOES_ON else None
     return Batch(
         id=row.id,
         name=row.name,
@@ -192,7 +192,7 @@ def _batch(row: Row[Any], crew: Crew) -> Batch:
     )
 
 
-def _eta(images: int, pace: float | None, models: Sequence[str], crew: Crew) -> float | None:
+def _eta(images: int, pace: float | None, models: Sequence[str], crew: Fleet) -> float | None:
     """By its pace; before it has one as if it had the workers for itself, and as many images of each model."""
     if pace:
         return round(60 * images / pace, 1)
@@ -218,7 +218,7 @@ READ_BATCHES = f"""
     SELECT page.*, counted.*, coalesce(hands.running, 0) AS running,
            (SELECT id FROM batches AS retry WHERE retry.parent_id = page.id AND retry.cancelled_at IS NULL) AS retry_id,
            {SKIPS},
-           CASE WHEN row_number() OVER (ORDER BY page.id DESC) = 1 THEN ({MEMBERS_JSON}) END AS crew
+           CASE WHEN row_number() OVER (ORDER BY page.id DESC) = 1 THEN ({WORKERS_JSON}) END AS crew
     FROM page
     CROSS JOIN LATERAL (
         SELECT coalesce(sum(open), 0)::bigint AS open, coalesce(sum(stored), 0)::bigint AS stored,

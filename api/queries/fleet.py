@@ -11,7 +11,7 @@ from common.enums import WorkerState
 
 
 @dataclass(frozen=True)
-class Member:
+class FleetWorker:
     name: str
     state: WorkerState
     models: Sequence[str]
@@ -20,16 +20,16 @@ class Member:
     seconds_per_image: Mapping[str, float]
 
 
-class Crew:
+class Fleet:
     """`members`: the answer to MEMBERS_JSON."""
 
     def __init__(self, members: Iterable[Mapping[str, Any]] | None) -> None:
-        self.members = [Member(**member) for member in members or ()]
+        self.members = [FleetWorker(**member) for member in members or ()]
 
-    def serving(self, model: str) -> list[Member]:
+    def serving(self, model: str) -> list[FleetWorker]:
         return [member for member in self.members if model in member.models]
 
-    def refusing(self, model: str) -> list[Member]:
+    def refusing(self, model: str) -> list[FleetWorker]:
         return [member for member in self.members if model in member.refusals]
 
     def images_per_second(self, model: str) -> float | None:
@@ -59,16 +59,16 @@ class Crew:
         return WaitingFor(code="workers_busy", message=f"It waits for its turn on {names(serving)}.")
 
 
-def names(members: Sequence[Member]) -> str:
+def names(members: Sequence[FleetWorker]) -> str:
     shown = ", ".join(member.name for member in members[:3])
     return f"{shown} and {len(members) - 3} more" if len(members) > 3 else shown
 
 
-def read_crew(connection: Connection) -> Crew:
-    return Crew(connection.execute(text(MEMBERS_JSON)).scalar())
+def read_fleet(connection: Connection) -> Fleet:
+    return Fleet(connection.execute(text(WORKERS_JSON)).scalar())
 
 
-MEMBERS_JSON = """
+WORKERS_JSON = """
     SELECT json_agg(member) FROM (
         SELECT name, state, models, resident, refusals, seconds_per_image FROM workers
         WHERE state <> 'stopped' ORDER BY name, id) AS member"""

@@ -13,9 +13,9 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, TextClause, text
 
-from api.queries.fleet import MEMBERS_JSON, Crew
-from api.schemas import Image, ImageError, Job, JobError, LoneImage, Progress, Recipe, Timings, WaitingFor
-from common.broker import Messages
+from api.queries.fleet import WORKERS_JSON, Fleet
+from api.schemas import Image, ImageError, ImageWithJob, Job, JobError, Progress, Recipe, Timings, WaitingFor
+from common.broker import Broker
 from common.enums import TERMINAL_JOB, ImageState, JobState
 from common.errors import NotFound, RenderFailed
 from common.queue.claim import WAITING
@@ -43,12 +43,14 @@ def find_jobs(connection: Connection, tenant_id: UUID, search: Search, base_url:
     return (_read(connection, base_url, "id = ANY(:jobs)", these, search.order) if found.ids else []), found.resume
 
 
-def find_image(connection: Connection, tenant_id: UUID, image_id: UUID, base_url: str) -> tuple[LoneImage, str | None]:
+def find_image(
+    connection: Connection, tenant_id: UUID, image_id: UUID, base_url: str
+) -> tuple[ImageWithJob, str | None]:
     """An image, and its key in storage once it is stored. Raises NotFound when the tenant has no such image."""
     row = connection.execute(READ_IMAGE, {"tenant": tenant_id, "image": image_id}).first()
     if row is None:
         raise NotFound(f"There is no image {image_id}.")
-    return LoneImage(job_id=row.job_id, **_image(row.image, row.recipe, base_url)), row.key
+    return ImageWithJob(job_id=row.job_id, **_image(row.image, row.recipe, base_url)), row.key
 
 
 def find_changed(connection: Connection, known: Mapping[UUID, Mark | None]) -> dict[UUID, tuple[Mark, Job]]:
@@ -67,7 +69,7 @@ def has_ended(connection: Connection, tenant_id: UUID, job_id: UUID) -> bool:
     return state in TERMINAL_JOB
 
 
-def with_progress(messages: Messages, found: Iterable[Job]) -> list[Job]:
+def with_progress(messages: Broker, found: Iterable[Job]) -> list[Job]:
     """The same jobs; those that run say how far they have come, if Redis knows. Never inside a transaction."""
     jobs = list(found)
     running = {job.id: job for job in jobs if job.state == JobState.RUNNING}
@@ -81,7 +83,7 @@ def _read(
 ) -> list[Job]:
     rows = connection.execute(statement(filters, order), parameters).all()
     jobs = [_job(row, base_url) for row in rows]
-    crew = Crew(next((row.crew for row in rows if row.crew), None))
+    crew = Fleet(next((row.crew for row in rows if row.crew), None))
     for job, row in zip(jobs, rows, strict=True):
         if row.waits:
             _say_why_it_waits(job, row, crew)
@@ -93,7 +95,7 @@ def statement(filters: str, order: str) -> TextClause:
     return text(READ_JOBS.format(filters=filters, order=order))
 
 
-def _say_why_it_waits(job: Job, row: Row[Any], crew: Crew) -> None:
+def _say_why_it_waits(job: Job, row: Row[Any], crew: Fleet) -> None:
     if row.batch_cancelled_at or row.batch_paused_at:
         job.waiting_for = BATCH_CANCELLED if row.batch_cancelled_at else BATCH_PAUSED
         return
@@ -191,7 +193,7 @@ AHEAD = f"""
 READ_JOBS = f"""
     SELECT page.*, drawn.*, place.ahead,
            batches.paused_at AS batch_paused_at, batches.cancelled_at AS batch_cancelled_at,
-           CASE WHEN drawn.waits AND row_number() OVER (PARTITION BY drawn.waits) = 1 THEN ({MEMBERS_JSON}) END AS crew
+           CASE WHEN drawn.waits AND row_number() OVER (PARTITION BY drawn.waits) = 1 THEN ({WORKERS_JSON}) END AS crew
     FROM (
         SELECT * FROM jobs WHERE {{filters}} ORDER BY {{order}} DESC LIMIT :limit) AS page
     CROSS JOIN LATERAL (

@@ -11,21 +11,21 @@ import anyio.to_thread
 from fastapi import APIRouter, Body, Query, Request, Response
 from pydantic import BaseModel, Field
 
-from api.deps import BaseUrl, BatchesWriter, Farm, JobsReader, RequestId, TheFarm
+from api.deps import AppState, BaseUrl, BatchesWriter, JobsReader, RequestId, State
 from api.headers import IdempotencyKey, with_etag
 from api.pagination import NEXT_CURSOR, Paging, next_link
 from api.queries.batches import BATCH, Batch, find_batch, find_batches
 from api.schemas import example
 from api.services import actions
-from api.services.batch_dry_run import BatchDryRun, try_out
-from api.services.batches import EXAMPLES, BatchDraft, fingerprint, keep_inline, plan_of
+from api.services.batch_dry_run import BatchDryRun, run_dry
+from api.services.batches import EXAMPLES, BatchRequest, fingerprint, keep_inline, plan_of
 from common.accounts import audit
 from common.accounts.audit import Action
 from common.accounts.tenants import Caller
 from common.batches import lifecycle as batches
 from common.db import new_id, transaction
-from common.log import tell
-from common.queue import jobs
+from common.log import log_event
+from common.queue import idempotency
 
 router = APIRouter(tags=["batches"])
 
@@ -50,9 +50,9 @@ class BatchPage(BaseModel):
     responses={200: {"model": BatchDryRun, "description": "What it would become, of a `dry_run`."}},
 )
 async def submit_batch(
-    draft: Annotated[BatchDraft, Body(openapi_examples=EXAMPLES)],
+    draft: Annotated[BatchRequest, Body(openapi_examples=EXAMPLES)],
     caller: BatchesWriter,
-    farm: TheFarm,
+    farm: State,
     base_url: BaseUrl,
     request_id: RequestId,
     request: Request,
@@ -67,7 +67,7 @@ async def submit_batch(
     """
     if dry_run:
         limiter = request.app.state.upload_limiter
-        found = await anyio.to_thread.run_sync(try_out, farm, caller, draft, limiter=limiter)
+        found = await anyio.to_thread.run_sync(run_dry, farm, caller, draft, limiter=limiter)
         return Response(found.model_dump_json(), media_type="application/json")
     # Prompts go to the image store, in threads of their own: while that is slow, all else stays fast.
     limiter = request.app.state.upload_limiter if draft.prompts else None
@@ -81,21 +81,21 @@ async def submit_batch(
 
 
 def submit(
-    farm: Farm, caller: Caller, draft: BatchDraft, idempotency_key: str | None, request_id: str
+    farm: AppState, caller: Caller, draft: BatchRequest, idempotency_key: str | None, request_id: str
 ) -> tuple[Batch, bool]:
     """The batch of this draft, and whether it is new: committed first, then sent."""
     plan, batch_id = plan_of(farm, caller, draft), new_id()
-    once = jobs.Once(ROUTE, idempotency_key, fingerprint(draft)) if idempotency_key else None
+    once = idempotency.IdempotencyKey(ROUTE, idempotency_key, fingerprint(draft)) if idempotency_key else None
     if once:  # its prompts may be stored already
         with transaction(farm.autocommit) as connection:
-            earlier = jobs.made_before(connection, caller.tenant_id, once)
+            earlier = idempotency.find_result(connection, caller.tenant_id, once)
         if earlier:
             return look(farm, caller, earlier), False
     farm.acceptances.require(caller.tenant_id, map(farm.catalog.get, plan.models))
     upload_id = keep_inline(farm, caller, draft.prompts) if draft.prompts else draft.upload
     assert upload_id  # the draft has one of the two
     with transaction(farm.engine) as connection:
-        earlier = jobs.submit_once(connection, caller.tenant_id, once, batch_id) if once else None
+        earlier = idempotency.claim_key(connection, caller.tenant_id, once, batch_id) if once else None
         if earlier is None:
             batches.submit(
                 connection,
@@ -108,21 +108,21 @@ def submit(
                 request_id=request_id,
                 batch_id=batch_id,
             )
-            audit.note(connection, caller, Action.SUBMIT_BATCH, batch_id, name=draft.name)
+            audit.record(connection, caller, Action.SUBMIT_BATCH, batch_id, name=draft.name)
     if earlier is None:
         farm.messages.advance(batch_id)
-        tell("batch_submitted", batch=batch_id, tenant=caller.tenant_id, request=request_id)
+        log_event("batch_submitted", batch=batch_id, tenant=caller.tenant_id, request=request_id)
     return look(farm, caller, earlier or batch_id), earlier is None
 
 
-def look(farm: Farm, caller: Caller, batch_id: UUID) -> Batch:
+def look(farm: AppState, caller: Caller, batch_id: UUID) -> Batch:
     with transaction(farm.autocommit) as connection:
         return find_batch(connection, caller.tenant_id, batch_id)
 
 
 @router.get("/v1/batches", operation_id="listBatches", summary="List batches, newest first")
 def list_batches(
-    paging: Annotated[Paging, Query()], caller: JobsReader, farm: TheFarm, request: Request, response: Response
+    paging: Annotated[Paging, Query()], caller: JobsReader, farm: State, request: Request, response: Response
 ) -> BatchPage:
     with transaction(farm.autocommit) as connection:
         found = find_batches(connection, caller.tenant_id, paging.before, paging.limit + 1)
@@ -138,26 +138,26 @@ def list_batches(
     response_model=Batch,
     responses={304: {"description": "It is as `If-None-Match` says."}},
 )
-def read_batch(batch_id: UUID, caller: JobsReader, farm: TheFarm, request: Request) -> Response:
+def read_batch(batch_id: UUID, caller: JobsReader, farm: State, request: Request) -> Response:
     return with_etag(request, look(farm, caller, batch_id))
 
 
 @router.post("/v1/batches/{batch_id}/pause", operation_id="pauseBatch", summary="Pause a batch")
-def pause_batch(batch_id: UUID, caller: BatchesWriter, farm: TheFarm) -> Batch:
+def pause_batch(batch_id: UUID, caller: BatchesWriter, farm: State) -> Batch:
     """What is being rendered is finished, and nothing more is begun. Again changes nothing."""
     actions.pause_batch(farm, caller, batch_id)
     return look(farm, caller, batch_id)
 
 
 @router.post("/v1/batches/{batch_id}/resume", operation_id="resumeBatch", summary="Resume a batch")
-def resume_batch(batch_id: UUID, caller: BatchesWriter, farm: TheFarm) -> Batch:
+def resume_batch(batch_id: UUID, caller: BatchesWriter, farm: State) -> Batch:
     """One that is not paused goes on as it did."""
     actions.resume_batch(farm, caller, batch_id)
     return look(farm, caller, batch_id)
 
 
 @router.post("/v1/batches/{batch_id}/cancel", operation_id="cancelBatch", summary="Cancel a batch")
-def cancel_batch(batch_id: UUID, caller: BatchesWriter, farm: TheFarm) -> Batch:
+def cancel_batch(batch_id: UUID, caller: BatchesWriter, farm: State) -> Batch:
     """At once and for good: nothing more of it is begun, and no image of it appears any more; what is stored stays.
 
     It is `ended` from then on. Its jobs are settled one after the other; when that is done it has a `finished_at`.
@@ -172,7 +172,7 @@ def cancel_batch(batch_id: UUID, caller: BatchesWriter, farm: TheFarm) -> Batch:
     summary="Draw again what failed of a batch",
     status_code=201,
 )
-def retry_failed(batch_id: UUID, caller: BatchesWriter, farm: TheFarm, base_url: BaseUrl, response: Response) -> Batch:
+def retry_failed(batch_id: UUID, caller: BatchesWriter, farm: State, base_url: BaseUrl, response: Response) -> Batch:
     """A new batch that names its parent, with the same recipes and seeds: of each job the images that failed, and none
     that the safety checker refused. Again gives the same one while it goes on; 409 where nothing failed, or while the
     parent has not ended. A dataset of the parent has its pictures too.

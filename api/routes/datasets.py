@@ -12,7 +12,7 @@ from uuid import UUID
 from fastapi import APIRouter, Body, Query, Request, Response
 from pydantic import BaseModel, Field
 
-from api.deps import BaseUrl, DatasetsWriter, Farm, JobsReader, RequestId, TheFarm
+from api.deps import AppState, BaseUrl, DatasetsWriter, JobsReader, RequestId, State
 from api.headers import IdempotencyKey, with_etag
 from api.pagination import NEXT_CURSOR, Paging, next_link
 from api.queries.datasets import DATASET, FILE, Dataset, DatasetFile, find_dataset, find_datasets, find_files
@@ -25,9 +25,9 @@ from common.datasets.layout import DatasetPlan
 from common.db import new_id, transaction
 from common.enums import DatasetState
 from common.errors import Conflict
-from common.log import tell
-from common.queue import jobs
-from common.recipes.recipe import canonical
+from common.log import log_event
+from common.queue import idempotency
+from common.recipes.recipe import canonical_json
 
 router = APIRouter(tags=["datasets"])
 
@@ -87,7 +87,7 @@ class FilePaging(BaseModel):
 def submit_dataset(
     draft: Annotated[DatasetDraft, Body(openapi_examples=EXAMPLES)],
     caller: DatasetsWriter,
-    farm: TheFarm,
+    farm: State,
     base_url: BaseUrl,
     request_id: RequestId,
     response: Response,
@@ -104,13 +104,13 @@ def submit_dataset(
 
 
 def submit(
-    farm: Farm, caller: Caller, draft: DatasetDraft, idempotency_key: str | None, request_id: str
+    farm: AppState, caller: Caller, draft: DatasetDraft, idempotency_key: str | None, request_id: str
 ) -> tuple[Dataset, bool]:
     """The dataset of this draft, and whether it is new: committed first, then sent."""
     dataset_id = new_id()
-    once = jobs.Once(ROUTE, idempotency_key, fingerprint(draft)) if idempotency_key else None
+    once = idempotency.IdempotencyKey(ROUTE, idempotency_key, fingerprint(draft)) if idempotency_key else None
     with transaction(farm.engine) as connection:
-        earlier = jobs.submit_once(connection, caller.tenant_id, once, dataset_id) if once else None
+        earlier = idempotency.claim_key(connection, caller.tenant_id, once, dataset_id) if once else None
         if earlier is None:
             datasets.submit(
                 connection,
@@ -120,25 +120,27 @@ def submit(
                 request_id=request_id,
                 dataset_id=dataset_id,
             )
-            audit.note(connection, caller, Action.EXPORT_DATASET, dataset_id, batch=draft.batch)
+            audit.record(connection, caller, Action.EXPORT_DATASET, dataset_id, batch=draft.batch)
     if earlier is None:
         farm.messages.export(dataset_id)
-        tell("dataset_submitted", dataset=dataset_id, batch=draft.batch, tenant=caller.tenant_id, request=request_id)
+        log_event(
+            "dataset_submitted", dataset=dataset_id, batch=draft.batch, tenant=caller.tenant_id, request=request_id
+        )
     return look(farm, caller, earlier or dataset_id), earlier is None
 
 
 def fingerprint(draft: DatasetDraft) -> str:
-    return hashlib.sha256(canonical(draft.model_dump(mode="json")).encode()).hexdigest()
+    return hashlib.sha256(canonical_json(draft.model_dump(mode="json")).encode()).hexdigest()
 
 
-def look(farm: Farm, caller: Caller, dataset_id: UUID) -> Dataset:
+def look(farm: AppState, caller: Caller, dataset_id: UUID) -> Dataset:
     with transaction(farm.autocommit) as connection:
         return find_dataset(connection, caller.tenant_id, dataset_id)
 
 
 @router.get(PATH, operation_id="listDatasets", summary="List datasets, newest first")
 def list_datasets(
-    paging: Annotated[DatasetPaging, Query()], caller: JobsReader, farm: TheFarm, request: Request, response: Response
+    paging: Annotated[DatasetPaging, Query()], caller: JobsReader, farm: State, request: Request, response: Response
 ) -> DatasetPage:
     with transaction(farm.autocommit) as connection:
         found = find_datasets(connection, caller.tenant_id, paging.batch, paging.before, paging.limit + 1)
@@ -154,7 +156,7 @@ def list_datasets(
     response_model=Dataset,
     responses={304: {"description": "It is as `If-None-Match` says."}},
 )
-def read_dataset(dataset_id: UUID, caller: JobsReader, farm: TheFarm, request: Request) -> Response:
+def read_dataset(dataset_id: UUID, caller: JobsReader, farm: State, request: Request) -> Response:
     return with_etag(request, look(farm, caller, dataset_id))
 
 
@@ -163,7 +165,7 @@ def list_files(
     dataset_id: UUID,
     paging: Annotated[FilePaging, Query()],
     caller: JobsReader,
-    farm: TheFarm,
+    farm: State,
     request: Request,
     response: Response,
 ) -> FilePage:

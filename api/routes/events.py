@@ -13,9 +13,9 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from api.deps import BaseUrl, JobsReader, TheFarm
-from api.live.job_events import END, Bookmark, event, progress_event, read_bookmark
-from api.live.job_watcher import WaitingRoom
+from api.deps import BaseUrl, JobsReader, State
+from api.live.job_events import END, EventId, event, progress_event, read_event_id
+from api.live.job_watcher import JobWatcher
 from api.queries.jobs import has_ended
 from api.schemas import IMAGE, Image
 from common.db import transaction
@@ -30,10 +30,10 @@ HANG_UP = "huafang.hang_up"  # the extension of ASGI by which our server cuts a 
 EXAMPLE = b"".join(
     [
         RETRY,
-        event("state", '{"state":"running"}', Bookmark("running")),
+        event("state", '{"state":"running"}', EventId("running")),
         progress_event(12, 50),
-        event("state", '{"state":"succeeded"}', Bookmark("succeeded")),
-        event("image", Image.model_validate(IMAGE).model_dump_json(), Bookmark("succeeded", 1)),
+        event("state", '{"state":"succeeded"}', EventId("succeeded")),
+        event("image", Image.model_validate(IMAGE).model_dump_json(), EventId("succeeded", 1)),
         event("end", '{"id":"019c2f6e-7d50-7b1a-8f3e-2c4d5e6f7081","state":"succeeded", …}', END),
     ]
 ).decode()
@@ -76,7 +76,7 @@ class EventStream(StreamingResponse):
 def follow_job(
     job_id: UUID,
     caller: JobsReader,
-    farm: TheFarm,
+    farm: State,
     base_url: BaseUrl,
     last_event_id: Annotated[
         str | None, Header(description="The `id` of the last event that was read: the stream goes on after it.")
@@ -94,10 +94,10 @@ def follow_job(
         is_over = has_ended(connection, caller.tenant_id, job_id)
     if is_over and last_event_id == END:
         return Response(status_code=204)
-    return EventStream(news(farm.waiting_room, job_id, read_bookmark(last_event_id), base_url))
+    return EventStream(news(farm.waiting_room, job_id, read_event_id(last_event_id), base_url))
 
 
-async def news(room: WaitingRoom, job_id: UUID, bookmark: Bookmark, base_url: str) -> AsyncGenerator[bytes]:
+async def news(room: JobWatcher, job_id: UUID, bookmark: EventId, base_url: str) -> AsyncGenerator[bytes]:
     """All that is new, whenever something is: who reads slowly is told less often, and misses nothing but progress."""
     yield RETRY
     progress = None

@@ -9,7 +9,7 @@ from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 
-from api.deps import Farm, TheFarm
+from api.deps import AppState, State
 from api.errors import RETRY_AFTER_S, Problem, problem
 from api.schemas import example
 from common.db import ACCEPTED_REVISIONS, current_revision, transaction
@@ -54,7 +54,7 @@ def read_metrics(request: Request) -> Response:
     response_model=Ready,
     responses={503: {"model": Problem, "description": "Which service keeps it from working."}},
 )
-async def read_readiness(farm: TheFarm, request: Request) -> Response:
+async def read_readiness(farm: State, request: Request) -> Response:
     """Postgres, its migrations, Redis and the image store, each within two seconds."""
     limiter = anyio.CapacityLimiter(len(CHECKS))  # of its own: to be ready is not to have a thread free
     results = await asyncio.gather(*(outcome(farm, check, limiter) for check in CHECKS.values()))
@@ -66,7 +66,7 @@ async def read_readiness(farm: TheFarm, request: Request) -> Response:
     return Response(Ready(status="ready", checks=checks).model_dump_json(), media_type="application/json")
 
 
-async def outcome(farm: Farm, check: Callable[[Farm], None], limiter: anyio.CapacityLimiter) -> str:
+async def outcome(farm: AppState, check: Callable[[AppState], None], limiter: anyio.CapacityLimiter) -> str:
     try:
         with anyio.fail_after(PATIENCE_S):
             await anyio.to_thread.run_sync(check, farm, limiter=limiter, abandon_on_cancel=True)
@@ -77,12 +77,12 @@ async def outcome(farm: Farm, check: Callable[[Farm], None], limiter: anyio.Capa
     return "ok"
 
 
-def check_postgres(farm: Farm) -> None:
+def check_postgres(farm: AppState) -> None:
     with transaction(farm.autocommit) as connection:
         connection.exec_driver_sql("SELECT 1")
 
 
-def check_migrations(farm: Farm) -> None:
+def check_migrations(farm: AppState) -> None:
     with transaction(farm.autocommit) as connection:
         revision = current_revision(connection)
     if revision not in ACCEPTED_REVISIONS:
@@ -90,7 +90,7 @@ def check_migrations(farm: Farm) -> None:
         raise Unavailable(f"The database is at revision {revision}, this code works with {accepted}; migrate it.")
 
 
-def check_redis(farm: Farm) -> None:
+def check_redis(farm: AppState) -> None:
     policy = farm.messages.eviction_policy()
     if policy is None:
         raise Unavailable("Redis is away.")
@@ -98,11 +98,11 @@ def check_redis(farm: Farm) -> None:
         raise Unavailable(f"Redis runs with maxmemory-policy {policy} and may lose messages; set noeviction.")
 
 
-def check_storage(farm: Farm) -> None:
+def check_storage(farm: AppState) -> None:
     farm.storage.check()
 
 
-CHECKS: dict[str, Callable[[Farm], None]] = {
+CHECKS: dict[str, Callable[[AppState], None]] = {
     "postgres": check_postgres,
     "migrations": check_migrations,
     "redis": check_redis,

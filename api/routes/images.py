@@ -7,10 +7,10 @@ from uuid import UUID
 import anyio.to_thread
 from fastapi import APIRouter, Depends, Request, Response
 
-from api.deps import BaseUrl, Farm, JobsReader, TheFarm
+from api.deps import AppState, BaseUrl, JobsReader, State
 from api.headers import is_known, with_etag
 from api.queries.jobs import find_image
-from api.schemas import LoneImage
+from api.schemas import ImageWithJob
 from common.db import transaction
 from common.enums import TERMINAL_IMAGE, ImageState
 from common.errors import Conflict, NotFound
@@ -25,16 +25,16 @@ FATES = {
 }
 
 
-def image_of(image_id: UUID, caller: JobsReader, farm: TheFarm, base_url: BaseUrl) -> tuple[LoneImage, str | None]:
+def image_of(image_id: UUID, caller: JobsReader, farm: State, base_url: BaseUrl) -> tuple[ImageWithJob, str | None]:
     """An image of the caller's, and its key in storage."""
     with transaction(farm.autocommit) as connection:
         return find_image(connection, caller.tenant_id, image_id, base_url)
 
 
-Found = Annotated[tuple[LoneImage, str | None], Depends(image_of)]
+Found = Annotated[tuple[ImageWithJob, str | None], Depends(image_of)]
 
 
-@router.get("/v1/images/{image_id}", operation_id="readImage", summary="Look at an image", response_model=LoneImage)
+@router.get("/v1/images/{image_id}", operation_id="readImage", summary="Look at an image", response_model=ImageWithJob)
 async def read_image(found: Found, request: Request) -> Response:
     return with_etag(request, found[0])
 
@@ -47,7 +47,7 @@ async def read_image(found: Found, request: Request) -> Response:
     response_class=Response,
     responses={302: {"description": "The image store has them, at a link that is good for 15 minutes."}},
 )
-async def read_content(found: Found, farm: TheFarm) -> Response:
+async def read_content(found: Found, farm: State) -> Response:
     image, key = found
     headers = {"Location": farm.storage.link(stored(image, key)), "Cache-Control": "no-store"}
     return Response(status_code=302, headers=headers)
@@ -60,7 +60,7 @@ async def read_content(found: Found, farm: TheFarm) -> Response:
     response_class=Response,
     responses={200: {"content": {"image/webp": {}}, "description": f"WebP, at most {THUMBNAIL_SIDE} pixels a side."}},
 )
-async def read_thumbnail(found: Found, farm: TheFarm, request: Request) -> Response:
+async def read_thumbnail(found: Found, farm: State, request: Request) -> Response:
     image, key = found[0], stored(*found)
     headers = {"ETag": f'"{image.sha256}"', "Cache-Control": "private, max-age=31536000, immutable"}
     if is_known(request, headers["ETag"]):
@@ -71,7 +71,7 @@ async def read_thumbnail(found: Found, farm: TheFarm, request: Request) -> Respo
     return Response(data, headers=headers, media_type="image/webp")
 
 
-def draw_thumbnail(farm: Farm, key: str) -> bytes:
+def draw_thumbnail(farm: AppState, key: str) -> bytes:
     from PIL import Image as Picture  # who asks for no thumbnail need not wait for it
 
     with Picture.open(io.BytesIO(farm.storage.get(key)), formats=("PNG", "WEBP", "JPEG")) as picture:
@@ -81,7 +81,7 @@ def draw_thumbnail(farm: Farm, key: str) -> bytes:
     return buffer.getvalue()
 
 
-def stored(image: LoneImage, key: str | None) -> str:
+def stored(image: ImageWithJob, key: str | None) -> str:
     """The key of an image that is stored. Raises Conflict while it may still be, NotFound when it never will."""
     if key is not None:
         return key

@@ -9,10 +9,10 @@ from fastapi import APIRouter, Body, Query, Request, Response
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
-from api.deps import BaseUrl, Farm, JobsReader, JobsWriter, RequestId, TheFarm
+from api.deps import AppState, BaseUrl, JobsReader, JobsWriter, RequestId, State
 from api.headers import CancelAfter, IdempotencyKey, Prefer, seconds_to_live, seconds_to_wait, with_etag
 from api.pagination import NEXT_CURSOR, Paging, next_link
-from api.queries.fleet import read_crew
+from api.queries.fleet import read_fleet
 from api.queries.jobs import find_job, find_jobs, with_progress
 from api.schemas import JOB, RECIPE, Job, Recipe, example
 from api.services import actions
@@ -21,12 +21,12 @@ from common.accounts.tenants import Caller
 from common.db import new_id, transaction
 from common.enums import JobState, Tier
 from common.errors import Unavailable
-from common.log import tell
-from common.queue import jobs
+from common.log import log_event
+from common.queue import idempotency, jobs
 from common.queue.search import Search
 from common.recipes import recipe, token_counter
-from common.recipes.img2img import Find, Original
-from common.recipes.recipe import canonical
+from common.recipes.img2img import FindImage, InputImage
+from common.recipes.recipe import canonical_json
 
 router = APIRouter(tags=["jobs"])
 
@@ -114,7 +114,7 @@ class JobPage(BaseModel):
 async def submit_job(
     submission: Annotated[Submission, Body(openapi_examples=EXAMPLES)],
     caller: JobsWriter,
-    farm: TheFarm,
+    farm: State,
     base_url: BaseUrl,
     request_id: RequestId,
     dry_run: Annotated[bool, Query(description="Only say what would be drawn; nothing is stored.")] = False,
@@ -142,10 +142,10 @@ async def submit_job(
 
 
 def submit(
-    farm: Farm,
+    farm: AppState,
     caller: Caller,
     submission: Submission,
-    once: jobs.Once | None,
+    once: idempotency.IdempotencyKey | None,
     life_s: int | None,
     root_seed: int,
     request_id: str,
@@ -157,7 +157,7 @@ def submit(
     job_id = new_id()
     # A job alone is one statement, and needs no BEGIN and COMMIT around it.
     with transaction(farm.engine if once else farm.autocommit) as connection:
-        earlier = jobs.submit_once(connection, caller.tenant_id, once, job_id) if once else None
+        earlier = idempotency.claim_key(connection, caller.tenant_id, once, job_id) if once else None
         if earlier is None:
             jobs.submit(
                 connection,
@@ -171,15 +171,15 @@ def submit(
             )
     if earlier is None:
         farm.messages.wake_soon(drawn.model, job_id, submission.tier)
-        tell("job_submitted", job=job_id, tenant=caller.tenant_id, images=drawn.count, request=request_id)
+        log_event("job_submitted", job=job_id, tenant=caller.tenant_id, images=drawn.count, request=request_id)
     # Not inside the transaction: until its commit, others that submit to this lane wait.
     return look(farm, caller, earlier or job_id, base_url), earlier is None
 
 
-def try_out(farm: Farm, caller: Caller, submission: Submission, root_seed: int) -> DryRun:
+def try_out(farm: AppState, caller: Caller, submission: Submission, root_seed: int) -> DryRun:
     drawn, warnings = resolve(farm, caller, submission, root_seed)
     with transaction(farm.autocommit) as connection:
-        rate = read_crew(connection).images_per_second(drawn.model)
+        rate = read_fleet(connection).images_per_second(drawn.model)
     seconds = round(drawn.count / rate, 1) if rate else None
     return DryRun(
         recipe=Recipe.model_validate(drawn.model_dump()),
@@ -189,7 +189,7 @@ def try_out(farm: Farm, caller: Caller, submission: Submission, root_seed: int) 
 
 
 def resolve(
-    farm: Farm, caller: Caller, submission: Submission, root_seed: int
+    farm: AppState, caller: Caller, submission: Submission, root_seed: int
 ) -> tuple[recipe.Recipe, tuple[str, ...]]:
     """The complete recipe and its warnings. Raises Invalid for all that no worker could draw."""
     drawn = recipe.resolve(submission, farm.catalog, farm.default_model, root_seed, find_for(farm, caller))
@@ -198,22 +198,22 @@ def resolve(
     return drawn, token_counter.warnings(drawn, model)
 
 
-def find_for(farm: Farm, caller: Caller) -> Find:
+def find_for(farm: AppState, caller: Caller) -> FindImage:
     """Knows the pictures of the caller's tenant."""
 
-    def find(picture: UUID) -> Original | None:
+    def find(picture: UUID) -> InputImage | None:
         with transaction(farm.autocommit) as connection:
-            return originals.find(connection, caller.tenant_id, picture)
+            return originals.find_image(connection, caller.tenant_id, picture)
 
     return find
 
 
-def look(farm: Farm, caller: Caller, job_id: UUID, base_url: str) -> Job:
+def look(farm: AppState, caller: Caller, job_id: UUID, base_url: str) -> Job:
     with transaction(farm.autocommit) as connection:
         return find_job(connection, caller.tenant_id, job_id, base_url)
 
 
-def look_again(farm: Farm, caller: Caller, job: Job, base_url: str) -> Job:
+def look_again(farm: AppState, caller: Caller, job: Job, base_url: str) -> Job:
     """The job as it is by now; as it was, while the database is away: what was committed is not taken back."""
     try:
         job = look(farm, caller, job.id, base_url)
@@ -222,11 +222,11 @@ def look_again(farm: Farm, caller: Caller, job: Job, base_url: str) -> Job:
     return with_progress(farm.messages, [job])[0]
 
 
-def once_of(submission: Submission, key: str | None) -> jobs.Once | None:
+def once_of(submission: Submission, key: str | None) -> idempotency.IdempotencyKey | None:
     if key is None:
         return None
-    body = canonical(submission.model_dump(mode="json", exclude_unset=True))
-    return jobs.Once(ROUTE, key, hashlib.sha256(body.encode()).hexdigest())
+    body = canonical_json(submission.model_dump(mode="json", exclude_unset=True))
+    return idempotency.IdempotencyKey(ROUTE, key, hashlib.sha256(body.encode()).hexdigest())
 
 
 @router.get(
@@ -236,7 +236,7 @@ def once_of(submission: Submission, key: str | None) -> jobs.Once | None:
     response_model=Job,
     responses={304: {"description": "It is as `If-None-Match` says."}},
 )
-def read_job(job_id: UUID, caller: JobsReader, farm: TheFarm, base_url: BaseUrl, request: Request) -> Response:
+def read_job(job_id: UUID, caller: JobsReader, farm: State, base_url: BaseUrl, request: Request) -> Response:
     return with_etag(request, with_progress(farm.messages, [look(farm, caller, job_id, base_url)])[0])
 
 
@@ -258,7 +258,7 @@ class Filters(Paging):
 def list_jobs(
     filters: Annotated[Filters, Query()],
     caller: JobsReader,
-    farm: TheFarm,
+    farm: State,
     base_url: BaseUrl,
     request: Request,
 ) -> Response:
@@ -268,7 +268,7 @@ def list_jobs(
     return answer(page, 200, next_link(request, page.next_cursor))
 
 
-def find_page(farm: Farm, caller: Caller, filters: Filters, base_url: str) -> JobPage:
+def find_page(farm: AppState, caller: Caller, filters: Filters, base_url: str) -> JobPage:
     chosen = filters.model_dump(exclude={"cursor", "limit"})
     search = Search(limit=filters.limit + 1, before=filters.before, **chosen)
     with transaction(farm.autocommit) as connection:
@@ -277,7 +277,7 @@ def find_page(farm: Farm, caller: Caller, filters: Filters, base_url: str) -> Jo
 
 
 @router.post("/v1/jobs/{job_id}/cancel", operation_id="cancelJob", summary="Cancel a job", response_model=Job)
-def cancel_job(job_id: UUID, caller: JobsWriter, farm: TheFarm, base_url: BaseUrl) -> Response:
+def cancel_job(job_id: UUID, caller: JobsWriter, farm: State, base_url: BaseUrl) -> Response:
     """A job that has ended stays as it is."""
     actions.cancel_job(farm, caller, job_id)
     return answer(look(farm, caller, job_id, base_url), 200)
@@ -294,7 +294,7 @@ class NewTier(BaseModel):
 @router.post(
     "/v1/jobs/{job_id}/tier", operation_id="changeTier", summary="Change the tier of a job", response_model=Job
 )
-def change_tier(job_id: UUID, new: NewTier, caller: JobsWriter, farm: TheFarm, base_url: BaseUrl) -> Response:
+def change_tier(job_id: UUID, new: NewTier, caller: JobsWriter, farm: State, base_url: BaseUrl) -> Response:
     """What waits of it goes on waiting in the new tier; what a worker holds already is finished as it is. 409 when the
     job has ended.
     """
@@ -309,7 +309,7 @@ def change_tier(job_id: UUID, new: NewTier, caller: JobsWriter, farm: TheFarm, b
     status_code=201,
     response_model=Job,
 )
-def retry_job(job_id: UUID, caller: JobsWriter, farm: TheFarm, base_url: BaseUrl) -> Response:
+def retry_job(job_id: UUID, caller: JobsWriter, farm: State, base_url: BaseUrl) -> Response:
     """A new job, with the same recipe and seeds; it names its parent."""
     job = look(farm, caller, actions.retry_job(farm, caller, job_id), base_url)
     return answer(job, 201, {"Location": f"{base_url}v1/jobs/{job.id}"})

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
 
-from api.deps import Admin, TheFarm
+from api.deps import Admin, State
 from api.schemas import example
 from api.services import actions
 from common.db import transaction
@@ -56,7 +56,7 @@ class Keys(BaseModel):
 
 
 @router.post("/v1/keys", operation_id="createKey", summary="Make an API key", status_code=201)
-def create_key(new: NewKey, caller: Admin, farm: TheFarm) -> KeyWithSecret:
+def create_key(new: NewKey, caller: Admin, farm: State) -> KeyWithSecret:
     scopes = list(dict.fromkeys(new.scopes))
     key = actions.create_key(farm, caller, new.name, scopes)
     with transaction(farm.autocommit) as connection:
@@ -65,14 +65,14 @@ def create_key(new: NewKey, caller: Admin, farm: TheFarm) -> KeyWithSecret:
 
 
 @router.get("/v1/keys", operation_id="listKeys", summary="List the API keys, revoked ones too")
-def list_keys(caller: Admin, farm: TheFarm) -> Keys:
+def list_keys(caller: Admin, farm: State) -> Keys:
     with transaction(farm.autocommit) as connection:
         rows = connection.execute(select(table).where(table.c.tenant_id == caller.tenant_id).order_by(table.c.id))
         return Keys(items=[Key.model_validate(dict(row._mapping)) for row in rows])
 
 
 @router.delete("/v1/keys/{key_id}", operation_id="revokeKey", summary="Revoke an API key", status_code=204)
-def revoke_key(key_id: UUID, caller: Admin, farm: TheFarm) -> Response:
+def revoke_key(key_id: UUID, caller: Admin, farm: State) -> Response:
     """At once, and for good. Revoking it again changes nothing."""
     actions.revoke_key(farm, caller, key_id)
     return Response(status_code=204)

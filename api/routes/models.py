@@ -9,12 +9,12 @@ from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
 
-from api.deps import AnyCaller, JobsWriter, TheFarm
-from api.queries.fleet import Crew, read_crew
+from api.deps import AnyCaller, JobsWriter, State
+from api.queries.fleet import Fleet, read_fleet
 from api.schemas import example
 from api.services import actions
 from common.accounts import licences
-from common.accounts.licences import Mark, mark
+from common.accounts.licences import LicenceVersion, mark
 from common.catalog.catalog import SCHEDULERS, Catalog
 from common.catalog.catalog import Model as Entry
 from common.db import transaction
@@ -145,7 +145,7 @@ class Models(BaseModel):
 
 
 @router.get("/v1/models", operation_id="listModels", summary="List the models that can be asked for")
-def list_models(caller: AnyCaller, farm: TheFarm) -> Models:
+def list_models(caller: AnyCaller, farm: State) -> Models:
     with transaction(farm.autocommit) as connection:
         return Models(items=find_models(connection, caller.tenant_id, farm.catalog, farm.default_model))
 
@@ -160,22 +160,22 @@ class Acceptance(BaseModel):
 
 @router.post("/v1/models/{name}/licence", operation_id="acceptLicence", summary="Accept the licence of a model")
 def accept_licence(
-    name: Annotated[str, Path(examples=["zh-v0"])], acceptance: Acceptance, caller: JobsWriter, farm: TheFarm
+    name: Annotated[str, Path(examples=["zh-v0"])], acceptance: Acceptance, caller: JobsWriter, farm: State
 ) -> Model:
     """For your tenant, once, and for all models under it; another version has to be accepted again."""
     entry = actions.accept_licence(farm, caller, name, acceptance.version)
     with transaction(farm.autocommit) as connection:
-        crew, accepted = read_crew(connection), licences.accepted(connection, caller.tenant_id)
+        crew, accepted = read_fleet(connection), licences.accepted(connection, caller.tenant_id)
     return shape(entry, crew, accepted, farm.default_model)
 
 
 def find_models(connection: Connection, tenant_id: UUID, catalog: Catalog, default: str) -> list[Model]:
     """All of the catalogue: whether their licences are accepted, who serves them, where they are resident."""
-    crew, accepted = read_crew(connection), licences.accepted(connection, tenant_id)
+    crew, accepted = read_fleet(connection), licences.accepted(connection, tenant_id)
     return [shape(entry, crew, accepted, default) for entry in catalog.models.values()]
 
 
-def shape(entry: Entry, crew: Crew, accepted: Mapping[Mark, datetime], default: str) -> Model:
+def shape(entry: Entry, crew: Fleet, accepted: Mapping[LicenceVersion, datetime], default: str) -> Model:
     serving, refusing = crew.serving(entry.name), crew.refusing(entry.name)
     return Model(
         name=entry.name,

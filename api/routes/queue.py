@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from api.deps import TheFarm, Viewer
+from api.deps import State, Viewer
 from api.schemas import example
 from common.db import transaction
 from common.enums import Tier
@@ -36,7 +36,7 @@ class Queue(Depth):
 
 
 @router.get("/v1/queue", operation_id="readQueue", summary="See how much waits and runs")
-def read_queue(caller: Viewer, farm: TheFarm) -> Queue:
+def read_queue(caller: Viewer, farm: State) -> Queue:
     with transaction(farm.autocommit) as connection:
         rows = read_backlog(connection)
     depths = [LaneDepth.model_validate(row, from_attributes=True) for row in rows]

@@ -18,10 +18,10 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from api.deps import AnyCaller, Farm, TheFarm
+from api.deps import AnyCaller, AppState, State
 from api.schemas import example
 from api.services.sheets import check_parquet, encoding_of
-from api.services.uploads import Spool, keep
+from api.services.uploads import HashingFile, save
 from common import uploads
 from common.accounts.tenants import Caller
 from common.enums import Scope
@@ -91,7 +91,7 @@ class Upload(BaseModel):
     response_model=Upload,
     openapi_extra={"requestBody": BODY},
 )
-async def upload_file(request: Request, caller: AnyCaller, farm: TheFarm) -> Upload:
+async def upload_file(request: Request, caller: AnyCaller, farm: State) -> Upload:
     """**A picture**, to be named as the `source` or `mask` of a recipe (scope `jobs:write`): PNG, JPEG or WebP by its
     content, not animated. It is kept upright, as an RGB PNG on white, without any metadata.
 
@@ -115,7 +115,7 @@ async def upload_file(request: Request, caller: AnyCaller, farm: TheFarm) -> Upl
     # In threads of their own: while the image store is slow, all else stays fast.
     limiter: anyio.CapacityLimiter = request.app.state.upload_limiter
     with tempfile.TemporaryFile() as file:
-        spool = Spool(file)
+        spool = HashingFile(file)
         await receive(
             request, spool, farm.settings.picture_limit if is_picture else farm.settings.upload_limit, limiter
         )
@@ -130,7 +130,7 @@ async def upload_file(request: Request, caller: AnyCaller, farm: TheFarm) -> Upl
     return Upload(**vars(upload), created_at=noted_at)
 
 
-async def receive(request: Request, spool: Spool, limit: int, limiter: anyio.CapacityLimiter) -> None:
+async def receive(request: Request, spool: HashingFile, limit: int, limiter: anyio.CapacityLimiter) -> None:
     """The body, as it comes."""
     block = bytearray()
     try:
@@ -149,19 +149,19 @@ async def receive(request: Request, spool: Spool, limit: int, limiter: anyio.Cap
 
 
 def keep_prompts(
-    farm: Farm, caller: Caller, spool: Spool, format: str, charset: str | None
+    farm: AppState, caller: Caller, spool: HashingFile, format: str, charset: str | None
 ) -> tuple[uploads.Upload, datetime]:
     if format == "parquet":
         check_parquet(spool.file)
     encoding = encoding_of(spool.file, charset) if format == "csv" else None
-    return keep(farm, caller.tenant_id, spool, format, encoding=encoding)
+    return save(farm, caller.tenant_id, spool, format, encoding=encoding)
 
 
-def keep_picture(farm: Farm, caller: Caller, file: BinaryIO, size: int) -> tuple[uploads.Upload, datetime]:
+def keep_picture(farm: AppState, caller: Caller, file: BinaryIO, size: int) -> tuple[uploads.Upload, datetime]:
     from api.services.image_upload import normalise  # who uploads no picture need not wait for Pillow
 
     file.seek(0)
     with tempfile.TemporaryFile() as anew:
-        spool = Spool(anew)
+        spool = HashingFile(anew)
         pixels = normalise(file, size, farm.settings.picture_pixels, spool)
-        return keep(farm, caller.tenant_id, spool, uploads.PICTURE, *pixels)
+        return save(farm, caller.tenant_id, spool, uploads.PICTURE, *pixels)

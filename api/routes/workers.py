@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from sqlalchemy import select
 
-from api.deps import Admin, Farm, TheFarm, Viewer
+from api.deps import Admin, AppState, State, Viewer
 from api.schemas import example
 from api.services import actions
 from common.db import transaction
@@ -61,7 +61,7 @@ class Workers(BaseModel):
 
 
 @router.get("/v1/workers", operation_id="listWorkers", summary="List the workers")
-def list_workers(caller: Viewer, farm: TheFarm) -> Workers:
+def list_workers(caller: Viewer, farm: State) -> Workers:
     """Those that stopped within the last day, too."""
     with transaction(farm.autocommit) as connection:
         rows = connection.execute(select(table).order_by(table.c.state, table.c.name, table.c.id)).all()
@@ -71,18 +71,18 @@ def list_workers(caller: Viewer, farm: TheFarm) -> Workers:
 @router.post(
     "/v1/workers/{worker_id}/drain", operation_id="drainWorker", summary="Let a worker finish what it holds, no more"
 )
-def drain_worker(worker_id: UUID, caller: Admin, farm: TheFarm) -> Worker:
+def drain_worker(worker_id: UUID, caller: Admin, farm: State) -> Worker:
     actions.drain_worker(farm, caller, worker_id)
     return look(farm, worker_id)
 
 
 @router.post("/v1/workers/{worker_id}/resume", operation_id="resumeWorker", summary="Let a draining worker go on")
-def resume_worker(worker_id: UUID, caller: Admin, farm: TheFarm) -> Worker:
+def resume_worker(worker_id: UUID, caller: Admin, farm: State) -> Worker:
     actions.resume_worker(farm, caller, worker_id)
     return look(farm, worker_id)
 
 
-def look(farm: Farm, worker_id: UUID) -> Worker:
+def look(farm: AppState, worker_id: UUID) -> Worker:
     with transaction(farm.autocommit) as connection:
         row = connection.execute(select(table).where(table.c.id == worker_id)).first()
     if row is None:

@@ -6,7 +6,7 @@ is done to all that match a filter is in `bulk`.
 
 from uuid import UUID
 
-from api.deps import Farm
+from api.deps import AppState
 from api.queries.jobs import find_job
 from common.accounts import audit, licences, tenants
 from common.accounts.audit import Action
@@ -17,31 +17,31 @@ from common.catalog.catalog import Model
 from common.db import transaction
 from common.enums import Scope, Tier
 from common.errors import Conflict, NotFound
-from common.log import tell
+from common.log import log_event
 from common.queue import jobs, tiers, workers
 
 
-def cancel_job(farm: Farm, caller: Caller, job_id: UUID) -> None:
+def cancel_job(farm: AppState, caller: Caller, job_id: UUID) -> None:
     """One that has ended stays as it is."""
     with transaction(farm.engine) as connection:
         is_cancelled_now = jobs.cancel(connection, job_id, caller.tenant_id)
         if is_cancelled_now:
-            audit.note(connection, caller, Action.CANCEL_JOB, job_id)
+            audit.record(connection, caller, Action.CANCEL_JOB, job_id)
     if is_cancelled_now:
         farm.messages.announce_cancelled([job_id])
-        tell("job_cancelled", job=job_id, tenant=caller.tenant_id)
+        log_event("job_cancelled", job=job_id, tenant=caller.tenant_id)
 
 
-def retry_job(farm: Farm, caller: Caller, job_id: UUID) -> UUID:
+def retry_job(farm: AppState, caller: Caller, job_id: UUID) -> UUID:
     """The new job. Raises Conflict while the old one has not ended."""
     with transaction(farm.autocommit) as connection:
         parent = find_job(connection, caller.tenant_id, job_id, "")
     farm.acceptances.require(caller.tenant_id, [farm.catalog.get(parent.recipe.model)])
     with transaction(farm.engine) as connection:
         again = jobs.retry(connection, job_id, caller.tenant_id, caller.request_id)
-        audit.note(connection, caller, Action.RETRY_JOB, job_id, job=again.id)
+        audit.record(connection, caller, Action.RETRY_JOB, job_id, job=again.id)
     farm.messages.wake_soon(again.model, again.id, again.tier)
-    tell(
+    log_event(
         "job_submitted",
         job=again.id,
         tenant=caller.tenant_id,
@@ -51,46 +51,46 @@ def retry_job(farm: Farm, caller: Caller, job_id: UUID) -> UUID:
     return again.id
 
 
-def change_tier(farm: Farm, caller: Caller, job_id: UUID, tier: Tier) -> None:
+def change_tier(farm: AppState, caller: Caller, job_id: UUID, tier: Tier) -> None:
     """Raises Conflict when the job has ended."""
     with transaction(farm.engine) as connection:
         moved = tiers.change(connection, job_id, caller.tenant_id, tier)
         if moved.jobs:
-            audit.note(connection, caller, Action.CHANGE_TIER, job_id, tier=tier)
+            audit.record(connection, caller, Action.CHANGE_TIER, job_id, tier=tier)
     for model in moved.models:
         farm.messages.wake_soon(model, job_id, tier)
     if moved.jobs:
-        tell("job_changed", job=job_id, tenant=caller.tenant_id, to=tier)
+        log_event("job_changed", job=job_id, tenant=caller.tenant_id, to=tier)
 
 
-def pause_batch(farm: Farm, caller: Caller, batch_id: UUID) -> None:
+def pause_batch(farm: AppState, caller: Caller, batch_id: UUID) -> None:
     with transaction(farm.engine) as connection:
         batches.pause(connection, batch_id, caller.tenant_id)
-        audit.note(connection, caller, Action.PAUSE_BATCH, batch_id)
-    tell("batch_changed", batch=batch_id, tenant=caller.tenant_id, to="paused")
+        audit.record(connection, caller, Action.PAUSE_BATCH, batch_id)
+    log_event("batch_changed", batch=batch_id, tenant=caller.tenant_id, to="paused")
 
 
-def resume_batch(farm: Farm, caller: Caller, batch_id: UUID) -> None:
+def resume_batch(farm: AppState, caller: Caller, batch_id: UUID) -> None:
     with transaction(farm.engine) as connection:
         models = batches.resume(connection, batch_id, caller.tenant_id)
-        audit.note(connection, caller, Action.RESUME_BATCH, batch_id)
+        audit.record(connection, caller, Action.RESUME_BATCH, batch_id)
     for model in sorted(set(models)):
         farm.messages.wake(model)
-    tell("batch_changed", batch=batch_id, tenant=caller.tenant_id, to="resumed")
+    log_event("batch_changed", batch=batch_id, tenant=caller.tenant_id, to="resumed")
 
 
-def cancel_batch(farm: Farm, caller: Caller, batch_id: UUID) -> None:
+def cancel_batch(farm: AppState, caller: Caller, batch_id: UUID) -> None:
     with transaction(farm.engine) as connection:
         batches.close(connection, batch_id, caller.tenant_id)
-        audit.note(connection, caller, Action.CANCEL_BATCH, batch_id)
+        audit.record(connection, caller, Action.CANCEL_BATCH, batch_id)
     with transaction(farm.engine) as connection:
         in_hand = batches.cancel_in_hand(connection, batch_id)
     farm.messages.announce_cancelled(in_hand)
     farm.messages.advance(batch_id)
-    tell("batch_changed", batch=batch_id, tenant=caller.tenant_id, to="cancelled")
+    log_event("batch_changed", batch=batch_id, tenant=caller.tenant_id, to="cancelled")
 
 
-def retry_failed(farm: Farm, caller: Caller, batch_id: UUID) -> tuple[UUID, bool]:
+def retry_failed(farm: AppState, caller: Caller, batch_id: UUID) -> tuple[UUID, bool]:
     """The batch that draws again what failed of this one, and whether it is new. Raises Conflict where nothing did."""
     with transaction(farm.autocommit) as connection:
         models = retries.models(connection, caller.tenant_id, batch_id)
@@ -98,41 +98,41 @@ def retry_failed(farm: Farm, caller: Caller, batch_id: UUID) -> tuple[UUID, bool
     with transaction(farm.engine) as connection:
         made, is_new = retries.submit(connection, caller.tenant_id, batch_id, request_id=caller.request_id)
         if is_new:
-            audit.note(connection, caller, Action.RETRY_FAILED, batch_id, batch=made)
+            audit.record(connection, caller, Action.RETRY_FAILED, batch_id, batch=made)
     if is_new:
         farm.messages.advance(made)
-        tell("batch_submitted", batch=made, parent=batch_id, tenant=caller.tenant_id, request=caller.request_id)
+        log_event("batch_submitted", batch=made, parent=batch_id, tenant=caller.tenant_id, request=caller.request_id)
     return made, is_new
 
 
-def drain_worker(farm: Farm, caller: Caller, worker_id: UUID) -> None:
+def drain_worker(farm: AppState, caller: Caller, worker_id: UUID) -> None:
     with transaction(farm.engine) as connection:
         workers.drain(connection, worker_id, "an operator asked for it")
-        audit.note(connection, caller, Action.DRAIN_WORKER, worker_id)
+        audit.record(connection, caller, Action.DRAIN_WORKER, worker_id)
 
 
-def resume_worker(farm: Farm, caller: Caller, worker_id: UUID) -> None:
+def resume_worker(farm: AppState, caller: Caller, worker_id: UUID) -> None:
     with transaction(farm.engine) as connection:
         workers.resume(connection, worker_id)
-        audit.note(connection, caller, Action.RESUME_WORKER, worker_id)
+        audit.record(connection, caller, Action.RESUME_WORKER, worker_id)
 
 
-def create_key(farm: Farm, caller: Caller, name: str, scopes: list[Scope]) -> NewKey:
+def create_key(farm: AppState, caller: Caller, name: str, scopes: list[Scope]) -> NewKey:
     """The key with its secret, which is known this once."""
     pepper = farm.settings.key_pepper.get_secret_value()
     with transaction(farm.engine) as connection:
         key = tenants.create_key(connection, caller.tenant_id, name, scopes, pepper)
-        audit.note(connection, caller, Action.CREATE_KEY, key.id, name=name, scopes=scopes)
+        audit.record(connection, caller, Action.CREATE_KEY, key.id, name=name, scopes=scopes)
     return key
 
 
-def revoke_key(farm: Farm, caller: Caller, key_id: UUID) -> None:
+def revoke_key(farm: AppState, caller: Caller, key_id: UUID) -> None:
     with transaction(farm.engine) as connection:
         tenants.revoke_key(connection, caller.tenant_id, key_id)
-        audit.note(connection, caller, Action.REVOKE_KEY, key_id)
+        audit.record(connection, caller, Action.REVOKE_KEY, key_id)
 
 
-def accept_licence(farm: Farm, caller: Caller, model: str, version: str) -> Model:
+def accept_licence(farm: AppState, caller: Caller, model: str, version: str) -> Model:
     """The model's entry. Raises NotFound, or Conflict when that is not the version of its licence."""
     if (entry := farm.catalog.models.get(model)) is None:
         raise NotFound(f"There is no model {model}.")
@@ -141,5 +141,5 @@ def accept_licence(farm: Farm, caller: Caller, model: str, version: str) -> Mode
         raise Conflict(f"{licence.name} is at version {licence.version}, which is the one to read: {licence.url}")
     with transaction(farm.engine) as connection:
         licences.accept(connection, caller.tenant_id, caller.key_id, licence)
-        audit.note(connection, caller, Action.ACCEPT_LICENCE, model, licence=licence.name, version=version)
+        audit.record(connection, caller, Action.ACCEPT_LICENCE, model, licence=licence.name, version=version)
     return entry

@@ -14,12 +14,12 @@ from itertools import islice
 from pydantic import BaseModel, Field
 from sqlalchemy import Connection, text
 
-from api.deps import Farm
+from api.deps import AppState
 from api.queries.batches import Skip
-from api.queries.fleet import Crew, read_crew
+from api.queries.fleet import Fleet, read_fleet
 from api.routes.jobs import find_for
 from api.schemas import RECIPE, Recipe, example
-from api.services.batches import INLINE, BatchDraft, in_lines, plan_of
+from api.services.batches import INLINE, BatchRequest, in_lines, plan_of
 from common import uploads
 from common.accounts.tenants import Caller
 from common.batches import check
@@ -28,8 +28,8 @@ from common.batches.plan import Planned, Planner, planners
 from common.catalog.catalog import Catalog
 from common.db import transaction
 from common.errors import Invalid, NotFound
-from common.prompt_files.lines import Line, lines, some
-from common.prompt_files.reader import PromptFile, called, opened
+from common.prompt_files.lines import Line, lines, take
+from common.prompt_files.reader import PromptFile, line_noun, open_prompts
 
 MOST_PROMPTS = 20_000
 MOST_S = 3.0
@@ -111,7 +111,7 @@ class Tally:
             self.kinds[recipe.model, recipe.width, recipe.height, recipe.format] += len(one.seeds)
 
 
-def try_out(farm: Farm, caller: Caller, draft: BatchDraft) -> BatchDryRun:
+def run_dry(farm: AppState, caller: Caller, draft: BatchRequest) -> BatchDryRun:
     """Raises Invalid for what suits no prompt, and for a file that cannot be read; NotFound when there is none."""
     plan = plan_of(farm, caller, draft)
     with the_file(farm, caller, draft) as (file, called):
@@ -120,7 +120,7 @@ def try_out(farm: Farm, caller: Caller, draft: BatchDraft) -> BatchDryRun:
     if not tally.prompts:
         raise Invalid("The file has no prompts.")
     with transaction(farm.autocommit) as connection:
-        crew, sizes = read_crew(connection), recent_sizes(connection)
+        crew, sizes = read_fleet(connection), recent_sizes(connection)
     share = 1 if tally.is_whole else tally.end / file.length
     kinds = {kind: round(images / share) for kind, images in tally.kinds.items()}
     return BatchDryRun(
@@ -139,26 +139,26 @@ def try_out(farm: Farm, caller: Caller, draft: BatchDraft) -> BatchDryRun:
 
 
 @contextmanager
-def the_file(farm: Farm, caller: Caller, draft: BatchDraft) -> Iterator[tuple[PromptFile, str]]:
+def the_file(farm: AppState, caller: Caller, draft: BatchRequest) -> Iterator[tuple[PromptFile, str]]:
     """Where the prompts are, and what one of its lines is called."""
     if draft.prompts:
         data = b"".join(in_lines(draft.prompts))
-        yield PromptFile(lines([data], INLINE), len(data)), called(INLINE)
+        yield PromptFile(lines([data], INLINE), len(data)), line_noun(INLINE)
         return
     assert draft.upload  # the draft has one of the two
     with transaction(farm.autocommit) as connection:
         upload = uploads.find_prompts(connection, caller.tenant_id, draft.upload)
     if upload is None:
         raise NotFound(f"There is no upload {draft.upload} with prompts in it.")
-    with opened(farm.storage, upload) as file:
-        yield file, called(upload.format)
+    with open_prompts(farm.storage, upload) as file:
+        yield file, line_noun(upload.format)
 
 
 def looked_at(file: PromptFile, called: str, variants: Sequence[Planner], catalog: Catalog) -> Tally:
     """The lines from the first one on, as many as the time allows."""
     tally, until = Tally(), time.monotonic() + MOST_S
     while tally.prompts < MOST_PROMPTS and time.monotonic() < until:
-        here = some(file.lines, max(1, STEP // len(variants)))
+        here = take(file.lines, max(1, STEP // len(variants)))
         if not here:
             return replace(tally, is_whole=True)
         found = check.checked(here, variants, tally.prompts - tally.bad, catalog)
@@ -170,7 +170,7 @@ def looked_at(file: PromptFile, called: str, variants: Sequence[Planner], catalo
     return replace(tally, is_whole=tally.end >= file.length)
 
 
-def estimate(kinds: Mapping[Kind, int], crew: Crew, sizes: Mapping[Kind, float]) -> BatchEstimate:
+def estimate(kinds: Mapping[Kind, int], crew: Fleet, sizes: Mapping[Kind, float]) -> BatchEstimate:
     images = Counter[str]()
     for (model, *_), count in kinds.items():
         images[model] += count

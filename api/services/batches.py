@@ -11,9 +11,9 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, WithJsonSchema, model_validator
 
-from api.deps import Farm
+from api.deps import AppState
 from api.routes.jobs import LARGEST_LOT, find_for
-from api.services.uploads import Spool, keep
+from api.services.uploads import HashingFile, save
 from common.accounts.tenants import Caller
 from common.batches.matrix import FIELDS, MAX_VARIANTS, OF_EACH_PROMPT, Variant, axes, variants
 from common.batches.plan import PLACEHOLDER, Plan, Planner
@@ -22,8 +22,8 @@ from common.catalog.catalog import Catalog, Model
 from common.enums import Tier
 from common.errors import FieldError, Invalid, UnknownModel
 from common.recipes import token_counter
-from common.recipes.img2img import Find
-from common.recipes.recipe import Draft, Seed, Text, canonical
+from common.recipes.img2img import FindImage
+from common.recipes.recipe import Draft, Seed, Text, canonical_json
 
 INLINE = "jsonl"  # the format that inline prompts are kept in
 
@@ -71,7 +71,7 @@ def schema_of_matrix() -> dict[str, Any]:
     return {"type": "object", "properties": lists | {"zip": zipped}, "additionalProperties": False}
 
 
-class BatchDraft(BaseModel):
+class BatchRequest(BaseModel):
     """Prompts, inline or in a file that was uploaded, and what their recipes have in common."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -102,7 +102,7 @@ class BatchDraft(BaseModel):
         return self
 
 
-def plan_of(farm: Farm, caller: Caller, draft: BatchDraft) -> Plan:
+def plan_of(farm: AppState, caller: Caller, draft: BatchRequest) -> Plan:
     """What is not said is decided now, for all prompts. Raises Invalid for what would suit none of them."""
     given = {name: value for name, value in draft.defaults.items() if value is not None}
     if strange := sorted(OF_EACH_PROMPT & given.keys()):
@@ -127,7 +127,7 @@ def plan_of(farm: Farm, caller: Caller, draft: BatchDraft) -> Plan:
     return plan
 
 
-def check(plan: Plan, variant: Variant, catalog: Catalog, find: Find) -> Model:
+def check(plan: Plan, variant: Variant, catalog: Catalog, find: FindImage) -> Model:
     """The model of a variant. Raises Invalid for what would suit no prompt at all."""
     try:
         planner = Planner(plan.model_copy(update={"images_per_prompt": 1}), catalog, find, variant)
@@ -150,12 +150,12 @@ def place(field: str, variant: Variant) -> str:
     return "matrix" if field.partition(".")[0] in variant else "defaults"
 
 
-def keep_inline(farm: Farm, caller: Caller, found: Sequence[str]) -> UUID:
+def keep_inline(farm: AppState, caller: Caller, found: Sequence[str]) -> UUID:
     """Keep prompts as the file that a user could have uploaded."""
-    spool = Spool(io.BytesIO())
+    spool = HashingFile(io.BytesIO())
     for line in in_lines(found):
         spool.write(line)
-    return keep(farm, caller.tenant_id, spool, INLINE)[0].id
+    return save(farm, caller.tenant_id, spool, INLINE)[0].id
 
 
 def in_lines(found: Sequence[str]) -> Iterator[bytes]:
@@ -163,5 +163,5 @@ def in_lines(found: Sequence[str]) -> Iterator[bytes]:
     return (json.dumps({"prompt": prompt}, ensure_ascii=False).encode() + b"\n" for prompt in found)
 
 
-def fingerprint(draft: BatchDraft) -> str:
-    return hashlib.sha256(canonical(draft.model_dump(mode="json", exclude_unset=True)).encode()).hexdigest()
+def fingerprint(draft: BatchRequest) -> str:
+    return hashlib.sha256(canonical_json(draft.model_dump(mode="json", exclude_unset=True)).encode()).hexdigest()

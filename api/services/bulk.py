@@ -15,17 +15,17 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
-from api.deps import Farm
+from api.deps import AppState
 from common.accounts import audit
 from common.accounts.audit import Action
 from common.accounts.tenants import Caller
 from common.db import transaction
 from common.enums import Tier
 from common.errors import LicenceNotAccepted, UnknownModel
-from common.log import tell
+from common.log import log_event
 from common.queue import bulk as selection
 from common.queue.bulk import Step
-from common.queue.search import Selection
+from common.queue.search import JobFilter
 
 MOST_JOBS = 10_000
 MOST_S = 5.0
@@ -47,7 +47,7 @@ class Report:
     after: UUID | None
 
 
-def cancel(farm: Farm, caller: Caller, chosen: Selection, until: datetime, after: UUID | None = None) -> Report:
+def cancel(farm: AppState, caller: Caller, chosen: JobFilter, until: datetime, after: UUID | None = None) -> Report:
     """Cancel all that were there at the preview (`until`) and have not ended."""
 
     def take(connection: Connection, after: UUID | None) -> Step:
@@ -60,7 +60,7 @@ def cancel(farm: Farm, caller: Caller, chosen: Selection, until: datetime, after
 
 
 def change_tier(
-    farm: Farm, caller: Caller, chosen: Selection, until: datetime, tier: Tier, after: UUID | None = None
+    farm: AppState, caller: Caller, chosen: JobFilter, until: datetime, tier: Tier, after: UUID | None = None
 ) -> Report:
     """Change the tier of all that were there at the preview and have not ended."""
 
@@ -71,7 +71,7 @@ def change_tier(
     return _carry_out(farm, caller, noted, take, partial(_wake, farm), after)
 
 
-def retry(farm: Farm, caller: Caller, chosen: Selection, until: datetime, after: UUID | None = None) -> Report:
+def retry(farm: AppState, caller: Caller, chosen: JobFilter, until: datetime, after: UUID | None = None) -> Report:
     """Retry all that were there at the preview and failed or were cancelled, once."""
     models = usable_models(farm, caller)
 
@@ -84,12 +84,12 @@ def retry(farm: Farm, caller: Caller, chosen: Selection, until: datetime, after:
     return _carry_out(farm, caller, noted, take, partial(_wake, farm), after)
 
 
-def usable_models(farm: Farm, caller: Caller) -> frozenset[str]:
+def usable_models(farm: AppState, caller: Caller) -> frozenset[str]:
     """The models that are in the catalogue and whose licences the tenant has accepted, or need not."""
     return frozenset(model for model in farm.catalog.models if _is_usable(farm, caller, model))
 
 
-def _is_usable(farm: Farm, caller: Caller, model: str) -> bool:
+def _is_usable(farm: AppState, caller: Caller, model: str) -> bool:
     try:
         farm.acceptances.require(caller.tenant_id, [farm.catalog.get(model)])
     except (UnknownModel, LicenceNotAccepted):
@@ -97,13 +97,13 @@ def _is_usable(farm: Farm, caller: Caller, model: str) -> bool:
     return True
 
 
-def _noted(action: Action, chosen: Selection, until: datetime, **detail: Any) -> partial[UUID]:
+def _noted(action: Action, chosen: JobFilter, until: datetime, **detail: Any) -> partial[UUID]:
     """What the audit says of it, but for the counts."""
-    return partial(audit.note, action=action, filter=chosen.chosen(), until=until, **detail)
+    return partial(audit.record, action=action, filter=chosen.chosen(), until=until, **detail)
 
 
 def _carry_out(
-    farm: Farm,
+    farm: AppState,
     caller: Caller,
     note: Callable[..., UUID],
     take: Take,
@@ -119,7 +119,7 @@ def _carry_out(
             left_alone.update(step.left_alone)
             counts = {"changed": changed, "left_alone": left_alone}
             if note_id:
-                audit.note_more(connection, note_id, **counts)
+                audit.extend(connection, note_id, **counts)
             elif changed:
                 note_id = note(connection, caller, **counts)
         if step.changed:
@@ -127,10 +127,10 @@ def _carry_out(
         after = step.after
         if after is None or changed + left_alone.total() >= MOST_JOBS or time.monotonic() > ends_at:
             break
-    tell("jobs_changed", tenant=caller.tenant_id, changed=changed, request=caller.request_id)
+    log_event("jobs_changed", tenant=caller.tenant_id, changed=changed, request=caller.request_id)
     return Report(changed, dict(left_alone), after)
 
 
-def _wake(farm: Farm, step: Step) -> None:
+def _wake(farm: AppState, step: Step) -> None:
     for model in sorted(step.models):
         farm.messages.wake(model)

@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import BinaryIO
 from uuid import UUID
 
-from api.deps import Farm
+from api.deps import AppState
 from common import uploads
 from common.db import new_id, transaction
 from common.storage import MEDIA_TYPES as PICTURES
@@ -21,7 +21,7 @@ MEDIA_TYPES = {
 }
 
 
-class Spool:
+class HashingFile:
     """What has come of a file lies in another one, a temporary one of its owner's."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -39,10 +39,10 @@ class Spool:
         return self._digest.hexdigest()
 
 
-def keep(
-    farm: Farm,
+def save(
+    farm: AppState,
     tenant_id: UUID,
-    spool: Spool,
+    spool: HashingFile,
     format: str,
     width: int | None = None,
     height: int | None = None,

@@ -20,7 +20,9 @@ from common.batches import lifecycle as batches
 from common.db import connect, new_id, transaction
 from common.enums import ImageState, Tier
 from common.queue import claim as claims
-from common.queue.claim import Offer, Outcome
+from common.queue import leases
+from common.queue.claim import Offer
+from common.queue.leases import Outcome
 from common.storage import image_key, sha256
 
 TENANTS = ("a", "b", "c", "d")
@@ -73,7 +75,7 @@ def work(database: Engine, times: int, capacity: int = CAPACITY) -> list[float]:
         took.append(time.perf_counter() - began)
         assert microbatch
         with transaction(database) as connection:
-            claims.start(connection, microbatch)
+            leases.start(connection, microbatch)
         outcomes = [
             Outcome(
                 image.id, ImageState.STORED, image_key(image.job_id, image.index, microbatch.lease_id, "png"), NONE, 0
@@ -81,7 +83,7 @@ def work(database: Engine, times: int, capacity: int = CAPACITY) -> list[float]:
             for image in microbatch.images
         ]
         with transaction(database) as connection:
-            claims.publish(connection, microbatch.lease_id, outcomes)
+            leases.publish(connection, microbatch.lease_id, outcomes)
     return took
 
 

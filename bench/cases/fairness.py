@@ -19,7 +19,7 @@ from bench.harness import backlog
 from bench.harness.farm import Farm, farm, wait_until
 from bench.harness.measurement import Figures, Goal, Options, Sides
 from common.accounts import tenants
-from common.broker import Messages
+from common.broker import Broker
 from common.catalog.catalog import read
 from common.config import SHIPPED_CATALOG, Settings
 from common.db import connect, transaction
@@ -121,7 +121,7 @@ def submit(database: Engine, settings: Settings, model: str, tier: Tier, count: 
     recipe = resolve(Draft.model_validate(fields), read(SHIPPED_CATALOG), model, root_seed=1)
     with transaction(database) as connection:
         job = jobs.submit(connection, tenants.ensure_tenant(connection, "user"), recipe, tier=tier)
-    Messages(settings).wake(model, job_id=job.id)
+    Broker(settings).wake(model, job_id=job.id)
     return job.id
 
 

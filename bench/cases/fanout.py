@@ -24,14 +24,15 @@ from sqlalchemy import Engine
 from bench.harness.farm import Farm, farm
 from bench.harness.measurement import Figures, Goal, Options, Sides
 from common.accounts import tenants
-from common.broker import Messages
+from common.broker import Broker
 from common.catalog import catalog
 from common.config import SHIPPED_CATALOG
 from common.db import connect, new_id, transaction
 from common.enums import ImageState
 from common.queue import claim as claims
-from common.queue import jobs
-from common.queue.claim import Offer, Outcome
+from common.queue import jobs, leases
+from common.queue.claim import Offer
+from common.queue.leases import Outcome
 from common.recipes.recipe import Draft, resolve
 from common.storage import image_key, sha256
 
@@ -78,7 +79,7 @@ class Fanout:
         self.host, _, port = url.removeprefix("http://").partition(":")
         self.port = int(port)
         self.database = database
-        self.messages = Messages(the_farm.settings)
+        self.messages = Broker(the_farm.settings)
         self.headers = f"Host: {self.host}\r\nAuthorization: Bearer {the_farm.key(database)}\r\n\r\n"
         self.published: dict[bytes, float] = {}  # image → when
         self.heard: list[float] = []  # seconds after that
@@ -138,7 +139,7 @@ class Fanout:
             microbatch = claims.claim(connection, offer, lease_id, 60)
         assert microbatch
         with transaction(self.database) as connection:
-            claims.start(connection, microbatch)
+            leases.start(connection, microbatch)
         job_ids = {image.job_id for image in microbatch.images}
         self.messages.announce_changed(job_ids)
         for step in range(STEPS):
@@ -149,7 +150,7 @@ class Fanout:
             for image in microbatch.images
         ]
         with transaction(self.database) as connection:
-            claims.publish(connection, lease_id, outcomes)
+            leases.publish(connection, lease_id, outcomes)
         now = time.perf_counter()
         self.published |= {str(image.id).encode(): now for image in microbatch.images}
         self.messages.announce_changed(job_ids)

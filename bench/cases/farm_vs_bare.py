@@ -27,8 +27,8 @@ from common.config import Settings
 from common.db import connect
 from common.recipes.recipe import Draft, resolve
 from embedded.farm import variables
-from worker.pipelines import base
-from worker.pipelines.base import Stroke
+from worker.pipelines import registry
+from worker.pipelines.base import ImageRequest
 
 GOALS = (
     Goal("farm, 600 ms", "bare, 600 ms", at_least=0.97),
@@ -91,8 +91,8 @@ def bare(settings: Settings, device: str, microbatches: int, recipe: Recipe) -> 
     known = catalog.read(settings.catalog)
     name = str(recipe["model"])
     the_recipe = resolve(Draft.model_validate({"prompt": "红色的圆形", **recipe}), known, name, root_seed=0)
-    pipeline = base.load(known.get(name), device, threads=1)
-    strokes = [Stroke(the_recipe, seed) for seed in range(peers.MICROBATCH)]
+    pipeline = registry.load(known.get(name), device, threads=1)
+    strokes = [ImageRequest(the_recipe, seed) for seed in range(peers.MICROBATCH)]
     pipeline.paint(strokes, lambda step, steps: None)
     began = time.monotonic()
     for _ in range(microbatches):

@@ -15,8 +15,8 @@ from common.catalog import catalog
 from common.catalog.catalog import SCHEDULERS
 from common.config import SHIPPED_CATALOG
 from common.recipes.recipe import Recipe
-from worker.pipelines import base
-from worker.pipelines.base import Painter, Picture, Stroke
+from worker.pipelines import registry
+from worker.pipelines.base import ImageRequest, Pipeline, RenderedImage
 
 COMPANY = ("蓝色的正方形，白色背景", "黄色的星形", "一个绿色的三角形，黑色背景")
 LEVELS, MOVED = "levels at most", "% of bytes moved"
@@ -27,14 +27,14 @@ GOALS = tuple(Goal(scheduler, None, LEVELS, at_most=1) for scheduler in SCHEDULE
 @contextmanager
 def sides(options: Options) -> Iterator[Sides]:
     device = "cpu" if options.device == "stub" else options.device
-    paints = base.load(catalog.read(SHIPPED_CATALOG).get("mini-zh"), device, threads=1)
+    paints = registry.load(catalog.read(SHIPPED_CATALOG).get("mini-zh"), device, threads=1)
     schedulers = ("ddim", "lms", "pndm") if options.quick else SCHEDULERS
     seeds, sizes = ((1,), (2,)) if options.quick else ((1, 2), (2, 8))
     yield {scheduler: partial(moved, paints, scheduler, seeds, sizes) for scheduler in schedulers}
     paints.close()
 
 
-def moved(paints: Painter, scheduler: str, seeds: tuple[int, ...], sizes: tuple[int, ...]) -> Figures:
+def moved(paints: Pipeline, scheduler: str, seeds: tuple[int, ...], sizes: tuple[int, ...]) -> Figures:
     differences = []
     for seed, size in product(seeds, sizes):
         one = stroke(paints, "红色的圆形", scheduler, seed)
@@ -47,7 +47,7 @@ def moved(paints: Painter, scheduler: str, seeds: tuple[int, ...], sizes: tuple[
     return {LEVELS: float(found.max()), MOVED: float((found > 0).mean() * 100)}
 
 
-def stroke(paints: Painter, prompt: str, scheduler: str, seed: int) -> Stroke:
+def stroke(paints: Pipeline, prompt: str, scheduler: str, seed: int) -> ImageRequest:
     model = paints.model
     recipe = Recipe(
         prompt=prompt,
@@ -62,9 +62,9 @@ def stroke(paints: Painter, prompt: str, scheduler: str, seed: int) -> Stroke:
         mode="text2image",
         format="png",
     )
-    return Stroke(recipe, seed)
+    return ImageRequest(recipe, seed)
 
 
-def painted(paints: Painter, strokes: list[Stroke]) -> list[np.ndarray]:
+def painted(paints: Pipeline, strokes: list[ImageRequest]) -> list[np.ndarray]:
     pictures = paints.paint(strokes, lambda step, steps: None)
-    return [picture.pixels for picture in pictures if isinstance(picture, Picture)]
+    return [picture.pixels for picture in pictures if isinstance(picture, RenderedImage)]

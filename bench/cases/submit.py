@@ -25,7 +25,7 @@ from common import uploads
 from common.accounts import tenants
 from common.batches import lifecycle as batches
 from common.batches.plan import Plan
-from common.broker import Messages
+from common.broker import Broker
 from common.config import Settings
 from common.db import connect, new_id, transaction
 from common.storage import Storage, sha256, upload_key
@@ -101,7 +101,7 @@ def expand(settings: Settings, database: Engine, file: bytes) -> float:
         tenant_id = tenants.ensure_tenant(connection, "bench")
         uploads.record(connection, tenant_id, upload)
         batch_id = batches.submit(connection, tenant_id, upload.id, PLAN)
-    Messages(settings).advance(batch_id)
+    Broker(settings).advance(batch_id)
     wait_until(lambda: is_expanded(database, batch_id), seconds=1800)
     with transaction(database) as connection:
         return float(connection.execute(TOOK, {"batch": batch_id}).scalar_one())

@@ -25,7 +25,7 @@ from common.catalog import catalog
 from common.config import SHIPPED_CATALOG, Settings
 from common.recipes.recipe import Draft, Recipe, resolve
 from worker.pipelines import stub
-from worker.pipelines.base import Picture, Stroke
+from worker.pipelines.base import ImageRequest, RenderedImage
 from worker.render.encode import encode
 
 MODEL, STEPS, MICROBATCH = "zh-v0", 20, 8
@@ -41,10 +41,10 @@ def recipe(seed: int = 0) -> Recipe:
     return resolve(draft, CATALOG, MODEL, root_seed=seed)
 
 
-def painted(gpu: stub.Stub, seeds: Sequence[int]) -> list[Picture]:
+def painted(gpu: stub.StubPipeline, seeds: Sequence[int]) -> list[RenderedImage]:
     the_recipe = recipe()
-    pictures = gpu.paint([Stroke(the_recipe, seed) for seed in seeds], lambda step, steps: None)
-    return [picture for picture in pictures if isinstance(picture, Picture)]
+    pictures = gpu.paint([ImageRequest(the_recipe, seed) for seed in seeds], lambda step, steps: None)
+    return [picture for picture in pictures if isinstance(picture, RenderedImage)]
 
 
 def app_of(broker: str) -> Celery:
@@ -57,7 +57,10 @@ def main() -> None:
     settings, microbatch_s = Settings(), float(os.environ["BENCH_MICROBATCH_S"])
     app = app_of(settings.redis_url.get_secret_value())
     model = CATALOG.get(MODEL)
-    one, eight = stub.Stub(model, microbatch_s / STEPS / MICROBATCH), stub.Stub(model, microbatch_s / STEPS)
+    one, eight = (
+        stub.StubPipeline(model, microbatch_s / STEPS / MICROBATCH),
+        stub.StubPipeline(model, microbatch_s / STEPS),
+    )
     database = psycopg.connect(settings.database_url.get_secret_value(), autocommit=True)
     secret = settings.s3_secret_key
     store = boto3.client(

@@ -38,13 +38,13 @@ class Action(StrEnum):
     SIGN_IN = "dashboard.sign_in"
 
 
-def note(
+def record(
     connection: Connection, caller: Caller, action: Action, subject: UUID | str | None = None, **detail: Any
 ) -> UUID:
     """Note that somebody did something; the note's id. `detail`: what JSON can say, in a few words."""
     note_id = new_id()
     connection.execute(
-        NOTE,
+        RECORD,
         {
             "id": note_id,
             "tenant": caller.tenant_id,
@@ -59,9 +59,9 @@ def note(
     return note_id
 
 
-def note_more(connection: Connection, note_id: UUID, **detail: Any) -> None:
+def extend(connection: Connection, note_id: UUID, **detail: Any) -> None:
     """Bring the detail of a note up to date: a deed may take several transactions."""
-    connection.execute(MORE, {"id": note_id, "detail": json.dumps(detail, ensure_ascii=False, default=str)})
+    connection.execute(EXTEND, {"id": note_id, "detail": json.dumps(detail, ensure_ascii=False, default=str)})
 
 
 def forget(connection: Connection, days: float) -> int:
@@ -69,11 +69,11 @@ def forget(connection: Connection, days: float) -> int:
     return connection.execute(FORGET, {"days": days}).rowcount
 
 
-NOTE = text("""
+RECORD = text("""
     INSERT INTO audit (id, tenant_id, key_id, via, action, subject, detail, request_id)
     VALUES (:id, :tenant, :key, cast(:via AS via), :action, :subject, cast(:detail AS jsonb), :request)
 """)
 
-MORE = text("UPDATE audit SET detail = detail || cast(:detail AS jsonb) WHERE id = :id")
+EXTEND = text("UPDATE audit SET detail = detail || cast(:detail AS jsonb) WHERE id = :id")
 
 FORGET = text("DELETE FROM audit WHERE at < now() - make_interval(secs => 86400 * cast(:days AS double precision))")

@@ -13,7 +13,7 @@ from common.catalog.catalog import Licence, Model
 from common.db import transaction
 from common.errors import LicenceNotAccepted
 
-Mark = tuple[str, str]  # a licence's name and version
+LicenceVersion = tuple[str, str]  # a licence's name and version
 
 
 def accept(connection: Connection, tenant_id: UUID, key_id: UUID, licence: Licence) -> None:
@@ -22,7 +22,7 @@ def accept(connection: Connection, tenant_id: UUID, key_id: UUID, licence: Licen
     connection.execute(ACCEPT, who | {"licence": licence.name, "version": licence.version})
 
 
-def accepted(connection: Connection, tenant_id: UUID) -> Mapping[Mark, datetime]:
+def accepted(connection: Connection, tenant_id: UUID) -> Mapping[LicenceVersion, datetime]:
     """What a tenant has accepted, and when."""
     rows = connection.execute(ACCEPTED, {"tenant": tenant_id})
     return {(row.licence, row.version): row.accepted_at for row in rows}
@@ -33,7 +33,7 @@ class Acceptances:
 
     def __init__(self, database: Engine) -> None:
         self._database = database
-        self._seen: dict[UUID, frozenset[Mark]] = {}
+        self._seen: dict[UUID, frozenset[LicenceVersion]] = {}
 
     def require(self, tenant_id: UUID, models: Iterable[Model]) -> None:
         """Raises LicenceNotAccepted. Asks nobody about models whose licences restrict nothing."""
@@ -46,7 +46,7 @@ class Acceptances:
             raise LicenceNotAccepted(" ".join(map(terms, missing)))
 
 
-def mark(licence: Licence) -> Mark:
+def mark(licence: Licence) -> LicenceVersion:
     return licence.name, licence.version
 
 

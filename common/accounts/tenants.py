@@ -69,7 +69,7 @@ def authenticate(connection: Connection, secret: str, pepper: str) -> Caller:
     return Caller(row.tenant_id, row.id, frozenset(row.scopes))
 
 
-def recognise(connection: Connection, key_id: UUID) -> Caller | None:
+def find_key(connection: Connection, key_id: UUID) -> Caller | None:
     """Whose key that is, for one who has proved already that it is his; None when it was revoked."""
     row = connection.execute(OWNER_BY_ID, {"key": key_id}).first()
     return Caller(row.tenant_id, row.id, frozenset(row.scopes)) if row else None

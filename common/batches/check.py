@@ -89,5 +89,5 @@ def _doubtful(planned: PlannedLines, catalog: Catalog) -> Iterator[tuple[int, Re
             alike.setdefault((one.base.recipe.model, one.base.recipe.negative_prompt), {})[number] = one
     for (name, negative), ones in alike.items():
         model, numbers = catalog.get(name), list(ones)
-        for place in token_counter.doubtful([one.prompt for one in ones.values()], negative, model):
+        for place in token_counter.suspects([one.prompt for one in ones.values()], negative, model):
             yield numbers[place], ones[numbers[place]].recipe, model

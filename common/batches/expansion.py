@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 from uuid_utils import uuid7
 
-from common.batches.lifecycle import HERE, Batch, Chunk, here, there
+from common.batches.lifecycle import FENCE, Batch, Chunk, fence_params, progress_params
 from common.batches.plan import Planned
 
 
@@ -46,7 +46,7 @@ def rows_of(batch: Batch, planned: Iterable[Planned], place: int) -> Rows:
 
 def expand(connection: Connection, batch: Batch, chunk: Chunk, rows: Rows) -> bool:
     """Insert the jobs of a chunk. False if somebody else was faster, or nobody wants them any more."""
-    locked = connection.execute(LOCK_TO_EXPAND, here(batch)).first()
+    locked = connection.execute(LOCK_TO_EXPAND, fence_params(batch)).first()
     if locked is None:
         return False
     lanes = [_lane(connection, batch, *lane, closed=locked.paused_at is not None) for lane in rows.lanes]
@@ -58,7 +58,7 @@ def expand(connection: Connection, batch: Batch, chunk: Chunk, rows: Rows) -> bo
     # Only now: until the COMMIT nobody can publish in these lanes.
     connection.execute(OPEN_LANES, {"lanes": lanes, "images": list(rows.lanes.values())})
     added = {"jobs": sum(rows.models.values()), "images": sum(rows.lanes.values())}
-    connection.execute(EXPANDED, here(batch) | there(chunk) | added)
+    connection.execute(EXPANDED, fence_params(batch) | progress_params(chunk) | added)
     return True
 
 
@@ -103,14 +103,14 @@ COPY_JOBS = """
 COPY_IMAGES = "COPY images (id, job_id, lane_id, index) FROM STDIN"
 
 LOCK_TO_EXPAND = text(f"""
-    SELECT paused_at FROM batches WHERE {HERE} AND checked_at IS NOT NULL AND expanded_at IS NULL
+    SELECT paused_at FROM batches WHERE {FENCE} AND checked_at IS NOT NULL AND expanded_at IS NULL
     FOR NO KEY UPDATE SKIP LOCKED
 """)
 
 EXPANDED = text(f"""
     UPDATE batches SET "offset" = :offset, line = :line, jobs = jobs + :jobs, images = images + :images,
         expanded_at = CASE WHEN :is_last THEN now() END, touched_at = now()
-    WHERE {HERE}
+    WHERE {FENCE}
 """)
 
 MAKE_LANE = text("""

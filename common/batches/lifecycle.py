@@ -24,7 +24,7 @@ from common.db import new_id
 from common.enums import Tier
 from common.errors import Conflict, NotFound
 from common.queue.jobs import cancel_locked
-from common.recipes.recipe import canonical
+from common.recipes.recipe import canonical_json
 from common.uploads import PICTURE, Upload
 
 SHOWN_WARNINGS = 20
@@ -98,7 +98,7 @@ def submit(
         "batch": batch_id,
         "tenant": tenant_id,
         "upload": upload_id,
-        "plan": canonical(plan.model_dump(mode="json")),
+        "plan": canonical_json(plan.model_dump(mode="json")),
         "variants": len(variants(plan.matrix)),
         "tier": tier.value,
         "name": name,
@@ -155,9 +155,9 @@ def end(connection: Connection) -> list[UUID]:
     return list(connection.execute(END).scalars())
 
 
-def unattended(connection: Connection, silence_s: float) -> list[UUID]:
+def stalled(connection: Connection, silence_s: float) -> list[UUID]:
     """The batches that have to be checked, expanded or settled, and that nobody has been at for that long."""
-    return list(connection.execute(UNATTENDED, {"silence": silence_s}).scalars())
+    return list(connection.execute(STALLED, {"silence": silence_s}).scalars())
 
 
 def read(connection: Connection, batch_id: UUID) -> Batch | None:
@@ -168,7 +168,12 @@ def read(connection: Connection, batch_id: UUID) -> Batch | None:
 
 def note_checked(connection: Connection, batch: Batch, chunk: Chunk) -> bool:
     """Note that a chunk was checked; the last one begins the expansion. False if somebody else was faster."""
-    is_mine = connection.execute(CHECKED, here(batch) | there(chunk) | {"skipped": len(chunk.skipped)}).rowcount > 0
+    is_mine = (
+        connection.execute(
+            CHECKED, fence_params(batch) | progress_params(chunk) | {"skipped": len(chunk.skipped)}
+        ).rowcount
+        > 0
+    )
     if is_mine:
         skipped_lines.add(connection, batch.id, chunk.skipped)
     return is_mine
@@ -179,7 +184,7 @@ def refuse(connection: Connection, batch: Batch, code: str, message: str) -> boo
 
     What the catalogue allowed when it was checked and no longer allows now ends it in its midst: cancelled.
     """
-    is_mine = connection.execute(REFUSE, here(batch) | {"code": code, "message": message}).rowcount > 0
+    is_mine = connection.execute(REFUSE, fence_params(batch) | {"code": code, "message": message}).rowcount > 0
     if is_mine:
         connection.execute(SET_LANES, {"batch": batch.id, "closed": True})
     return is_mine
@@ -196,12 +201,12 @@ def _change(connection: Connection, statement: TextClause, batch_id: UUID, tenan
     raise Conflict(f"Batch {batch_id} {ended}.")
 
 
-def here(batch: Batch) -> dict[str, Any]:
+def fence_params(batch: Batch) -> dict[str, Any]:
     """The parameters of HERE."""
     return {"batch": batch.id, "here": batch.offset, "jobs_here": batch.jobs}
 
 
-def there(chunk: Chunk) -> dict[str, Any]:
+def progress_params(chunk: Chunk) -> dict[str, Any]:
     """How far the file is read after this chunk."""
     return {
         "offset": chunk.offset,
@@ -236,7 +241,7 @@ def _batch(row: Row[Any]) -> Batch:
 
 # One statement each. HERE is the fence of a chunk: whoever finds the batch further on was overtaken.
 
-HERE = 'id = :batch AND "offset" = :here AND jobs = :jobs_here AND cancelled_at IS NULL AND finished_at IS NULL'
+FENCE = 'id = :batch AND "offset" = :here AND jobs = :jobs_here AND cancelled_at IS NULL AND finished_at IS NULL'
 
 INSERT_BATCH = text(f"""
     INSERT INTO batches (id, tenant_id, upload_id, name, tier, plan, variants, stop_rule, request_id)
@@ -307,7 +312,7 @@ END = text("""
     RETURNING id
 """)
 
-UNATTENDED = text("""
+STALLED = text("""
     SELECT id FROM batches
     WHERE finished_at IS NULL AND touched_at < now() - make_interval(secs => :silence)
         AND CASE WHEN cancelled_at IS NULL THEN expanded_at IS NULL ELSE settled < jobs END
@@ -325,11 +330,11 @@ CHECKED = text(f"""
         prompts = coalesce(prompts, 0) + :prompts, skipped = skipped + :skipped,
         warned = warned + :warned, warnings = (warnings || cast(:warnings AS text[]))[1 : {SHOWN_WARNINGS}],
         checked_at = CASE WHEN :is_last THEN now() END, touched_at = now()
-    WHERE {HERE} AND checked_at IS NULL
+    WHERE {FENCE} AND checked_at IS NULL
 """)
 
 REFUSE = text(f"""
     UPDATE batches SET error_code = :code, error_message = :message, paused_at = NULL,
         finished_at = CASE WHEN jobs = 0 THEN now() END, cancelled_at = CASE WHEN jobs > 0 THEN now() END
-    WHERE {HERE} AND expanded_at IS NULL
+    WHERE {FENCE} AND expanded_at IS NULL
 """)

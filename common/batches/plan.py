@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, TypeAdapter, Valid
 from common.batches.matrix import Variant, variants
 from common.catalog.catalog import Catalog
 from common.errors import FieldError, Invalid
-from common.recipes.img2img import Find, nothing
+from common.recipes.img2img import FindImage, find_nothing
 from common.recipes.recipe import MAX_SEED, Draft, Recipe, Seed, Text, prompt_errors, resolve, seeds_from, wrong_fields
 
 PLACEHOLDER = "画"
@@ -48,7 +48,7 @@ class Plan(BaseModel):
 
 
 @dataclass(frozen=True, eq=False)
-class Base:
+class RecipeTemplate:
     """What the recipes of many prompts have in common: all but the prompt, and the seeds unless it has its own."""
 
     recipe: Recipe
@@ -67,7 +67,7 @@ class Base:
 class Planned(NamedTuple):
     """The recipe of one prompt: the base, and what is its own."""
 
-    base: Base
+    base: RecipeTemplate
     prompt: str
     seeds: tuple[int, ...]
 
@@ -82,7 +82,7 @@ class Planned(NamedTuple):
         return f'{{"prompt":{in_json(self.prompt)},"seeds":[{seeds}],{self.base.rest_of_json}'
 
 
-def planners(plan: Plan, catalog: Catalog, find: Find = nothing) -> list["Planner"]:
+def planners(plan: Plan, catalog: Catalog, find: FindImage = find_nothing) -> list["Planner"]:
     """One for each variant that the plan makes of a prompt."""
     return [Planner(plan, catalog, find, variant) for variant in variants(plan.matrix)]
 
@@ -93,13 +93,15 @@ class Planner:
     `find` knows the pictures there are.
     """
 
-    def __init__(self, plan: Plan, catalog: Catalog, find: Find = nothing, variant: Variant | None = None) -> None:
+    def __init__(
+        self, plan: Plan, catalog: Catalog, find: FindImage = find_nothing, variant: Variant | None = None
+    ) -> None:
         self._plan = plan
         self._catalog = catalog
         self._find = find
         self._variant = variant or {}
         self._common = {"count": plan.images_per_prompt, **plan.defaults, **self._variant}
-        self._bases: dict[str, Base | None] = {}
+        self._bases: dict[str, RecipeTemplate | None] = {}
         self._usual = self._alone({"prompt": PLACEHOLDER}, 0).base
 
     def planned(self, fields: Mapping[str, Any], place: int) -> Planned:
@@ -119,7 +121,7 @@ class Planner:
         first = self._root_seed(place) if seed is None else seed
         return Planned(base, prompt, seeds_from(first, base.recipe.count))
 
-    def _base_of(self, fields: Mapping[str, Any]) -> Base | None:
+    def _base_of(self, fields: Mapping[str, Any]) -> RecipeTemplate | None:
         """The base of all prompts that come with these fields, whatever the prompt and seed. None: they are wrong."""
         others = {**fields, "prompt": PLACEHOLDER}
         if "seed" in others:
@@ -142,7 +144,7 @@ class Planner:
         draft = _draft({**common, **fields})
         recipe = resolve(draft, self._catalog, self._model, self._root_seed(place), self._find)
         has_seeds = draft.seeds is not None or draft.seed is not None
-        return Planned(Base(recipe, has_seeds), recipe.prompt, recipe.seeds)
+        return Planned(RecipeTemplate(recipe, has_seeds), recipe.prompt, recipe.seeds)
 
     def _root_seed(self, place: int) -> int:
         return (self._plan.seed + place * self._plan.images_per_prompt) % (MAX_SEED + 1)

@@ -13,7 +13,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, text
 
 from common.batches.lifecycle import SET_LANES
-from common.batches.throughput import Mark, Marks, StopRule, marked, verdict
+from common.batches.throughput import Sample, Samples, StopRule, add_sample, stop_reason
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Progress:
     """What is to be noted of a batch, in place of what was seen; and why it is to pause, if it is."""
 
     batch_id: UUID
-    seen: Marks
-    marks: Marks
+    seen: Samples
+    marks: Samples
     because: str | None
 
 
@@ -42,17 +42,17 @@ def note(connection: Connection, progress: Progress) -> bool:
     return is_mine
 
 
-def marks_of(pace: Sequence[Sequence[Any]]) -> Marks:
+def samples_of(pace: Sequence[Sequence[Any]]) -> Samples:
     """As they stand in the row of a batch."""
-    return tuple(Mark(*mark) for mark in pace)
+    return tuple(Sample(*mark) for mark in pace)
 
 
 def _progress(row: Row[Any]) -> Progress:
-    seen, now = marks_of(row.pace), Mark(row.at, row.ended, row.failed, row.flagged)
+    seen, now = samples_of(row.pace), Sample(row.at, row.ended, row.failed, row.flagged)
     rule = StopRule.model_validate(row.stop_rule) if row.stop_rule else None
-    known = seen or (Mark(row.created, 0, 0, 0),)
-    because = verdict(known, now, rule) if rule else None
-    return Progress(row.id, seen, marked(known, now, rule), because)
+    known = seen or (Sample(row.created, 0, 0, 0),)
+    because = stop_reason(known, now, rule) if rule else None
+    return Progress(row.id, seen, add_sample(known, now, rule), because)
 
 
 GOING_ON = text("""

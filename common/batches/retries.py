@@ -16,7 +16,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from common.batches.expansion import LOCK_TO_EXPAND, OPEN_LANES
-from common.batches.lifecycle import HERE, Batch, here
+from common.batches.lifecycle import FENCE, Batch, fence_params
 from common.db import new_id
 from common.errors import Conflict, NotFound
 
@@ -53,7 +53,7 @@ def models(connection: Connection, tenant_id: UUID, parent_id: UUID) -> list[str
 
 def expand(connection: Connection, batch: Batch) -> Mapping[str, int] | None:
     """Make the next heirs; how many of each model. None if somebody else was faster, or nobody wants them any more."""
-    locked = connection.execute(LOCK_TO_EXPAND, here(batch)).first()
+    locked = connection.execute(LOCK_TO_EXPAND, fence_params(batch)).first()
     if locked is None:
         return None
     parent = connection.execute(SIZE, {"parent": batch.parent_id}).one()
@@ -63,7 +63,7 @@ def expand(connection: Connection, batch: Batch) -> Mapping[str, int] | None:
     if images:
         _insert(connection, batch, failed, images, is_paused=locked.paused_at is not None)
     moved = {"until": until, "is_last": until >= parent.jobs, "jobs": len(images), "images": len(failed)}
-    connection.execute(EXPANDED, here(batch) | moved)
+    connection.execute(EXPANDED, fence_params(batch) | moved)
     return Counter({row.job_id: row.model for row in failed}.values())
 
 
@@ -162,5 +162,5 @@ INSERT_IMAGES = text("""
 EXPANDED = text(f"""
     UPDATE batches SET "offset" = :until, prompts = prompts + :jobs, jobs = jobs + :jobs, images = images + :images,
         expanded_at = CASE WHEN :is_last THEN now() END, touched_at = now()
-    WHERE {HERE}
+    WHERE {FENCE}
 """)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
-MARK_S = 10.0  # between two marks, unless many images end meanwhile
+SAMPLE_S = 10.0  # between two marks, unless many images end meanwhile
 RATE_S = 60.0  # the rate is that of so long, or somewhat longer
 PARTS = 10  # of the window of a stop rule: it is longer than it should be by one of them at most, and by one sweep
 
@@ -25,7 +25,7 @@ class StopRule(BaseModel):
     )
 
 
-class Mark(NamedTuple):
+class Sample(NamedTuple):
     """So many of its images had ended at this moment (seconds since 1970); of them so many as no picture."""
 
     at: float
@@ -34,16 +34,16 @@ class Mark(NamedTuple):
     flagged: int
 
 
-Marks = tuple[Mark, ...]
+Samples = tuple[Sample, ...]
 
 
-def marked(marks: Sequence[Mark], now: Mark, rule: StopRule | None) -> Marks:
+def add_sample(marks: Sequence[Sample], now: Sample, rule: StopRule | None) -> Samples:
     """The marks to go on with; the same ones if it is too early for another."""
     if not marks or (len(marks) == 1 and marks[0].ended == now.ended):  # until something ends, nothing is measured
-        return (now,) if not marks or now.at - marks[0].at >= MARK_S else tuple(marks)
+        return (now,) if not marks or now.at - marks[0].at >= SAMPLE_S else tuple(marks)
     step = max(1, rule.of_last // PARTS) if rule else 1
     is_far = rule is not None and now.ended - marks[-1].ended >= step
-    if not is_far and now.at - marks[-1].at < MARK_S:
+    if not is_far and now.at - marks[-1].at < SAMPLE_S:
         return tuple(marks)
     is_near = rule is not None and len(marks) > 1 and now.ended - marks[-2].ended < step
     found = [*(marks[:-1] if is_near else marks), now]
@@ -52,13 +52,13 @@ def marked(marks: Sequence[Mark], now: Mark, rule: StopRule | None) -> Marks:
     return tuple(found)
 
 
-def _suffices(mark: Mark, now: Mark, rule: StopRule | None) -> bool:
+def _suffices(mark: Sample, now: Sample, rule: StopRule | None) -> bool:
     """Whether what was before it is not needed any more."""
     is_long_ago = now.at - mark.at >= RATE_S
     return is_long_ago and (rule is None or now.ended - mark.ended >= rule.of_last)
 
 
-def images_per_minute(marks: Sequence[Mark]) -> float | None:
+def images_per_minute(marks: Sequence[Sample]) -> float | None:
     """How many images ended in a minute, lately. None while nobody knows."""
     if len(marks) < 2:
         return None
@@ -68,7 +68,7 @@ def images_per_minute(marks: Sequence[Mark]) -> float | None:
     return round(60 * (last.ended - first.ended) / seconds, 1) if seconds > 0 else None
 
 
-def verdict(marks: Sequence[Mark], now: Mark, rule: StopRule) -> str | None:
+def stop_reason(marks: Sequence[Sample], now: Sample, rule: StopRule) -> str | None:
     """Why the batch is to pause, in words; None when it may go on."""
     first = next((mark for mark in reversed(marks) if now.ended - mark.ended >= rule.of_last), None)
     if first is None:

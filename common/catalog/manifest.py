@@ -26,7 +26,7 @@ class File:
 
 
 @dataclass(frozen=True)
-class Part:
+class Component:
     digest: str
     files: Mapping[str, File]
 
@@ -36,7 +36,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Imported:
+class ModelManifest:
     """The manifest of a model. `revision` is the hub's commit, or the digest of all that was in a folder or a file."""
 
     name: str
@@ -47,7 +47,7 @@ class Imported:
     family: str
     licence: str
     index: File  # model_index.json
-    parts: Mapping[str, Part]
+    parts: Mapping[str, Component]
     about: Mapping[str, Any]  # when, and by which libraries
 
     @property
@@ -60,7 +60,7 @@ class Imported:
         files = {f"{name}/{file}": of.sha256 for name, part in self.parts.items() for file, of in part.files.items()}
         return {"model_index.json": self.index.sha256, **files}
 
-    def shared_with(self, others: Iterable["Imported"]) -> dict[str, list[str]]:
+    def shared_with(self, others: Iterable["ModelManifest"]) -> dict[str, list[str]]:
         """Which of its parts other models have too: the part, and their names."""
         others = [other for other in others if other.name != self.name]
         found = {
@@ -79,7 +79,7 @@ def digest_of(files: Mapping[str, File]) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def read(folder: Path) -> Imported | None:
+def read(folder: Path) -> ModelManifest | None:
     """What was imported into this folder; None where that is nothing, or nothing that can be read."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text("utf-8"))
@@ -87,15 +87,15 @@ def read(folder: Path) -> Imported | None:
             return None
         index = File(**manifest.pop("index"))
         parts = {name: _part(part) for name, part in manifest.pop("parts").items()}
-        return Imported(**manifest, index=index, parts=parts)
+        return ModelManifest(**manifest, index=index, parts=parts)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def read_all(store: Path) -> list[Imported]:
+def read_all(store: Path) -> list[ModelManifest]:
     found = (read(file.parent) for file in sorted(store.glob(f"[!.]*/{MANIFEST}")))
     return [model for model in found if model]
 
 
-def _part(written: Mapping[str, Any]) -> Part:
-    return Part(written["digest"], {name: File(**file) for name, file in written["files"].items()})
+def _part(written: Mapping[str, Any]) -> Component:
+    return Component(written["digest"], {name: File(**file) for name, file in written["files"].items()})

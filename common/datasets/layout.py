@@ -11,7 +11,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from common.recipes.recipe import Recipe, canonical
+from common.recipes.recipe import Recipe, canonical_json
 
 FORMAT = 1  # of what is written; a part of every plan's digest
 SHARD_IMAGES = 10_000
@@ -86,7 +86,7 @@ class DatasetPlan(BaseModel):
 
     def digest(self, batch_id: UUID) -> str:
         """What its marks and its manifest are known by: equal for equal plans of the same batch."""
-        return sha256(canonical({"format": FORMAT, "batch": str(batch_id), **self.model_dump()}))
+        return sha256(canonical_json({"format": FORMAT, "batch": str(batch_id), **self.model_dump()}))
 
 
 def item_id(recipe: Recipe, index: int) -> str:

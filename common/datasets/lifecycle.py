@@ -19,7 +19,7 @@ from common.datasets.layout import DatasetPlan
 from common.db import new_id
 from common.enums import ImageState
 from common.errors import NotFound
-from common.recipes.recipe import canonical
+from common.recipes.recipe import canonical_json
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def submit(
         "dataset": dataset_id,
         "tenant": tenant_id,
         "batch": batch_id,
-        "plan": canonical(plan.model_dump(mode="json")),
+        "plan": canonical_json(plan.model_dump(mode="json")),
         "request": request_id,
     }
     if connection.execute(INSERT, parameters).rowcount == 0:
@@ -105,15 +105,15 @@ def of_batches(connection: Connection, batch_ids: Sequence[UUID]) -> list[UUID]:
     return list(connection.execute(OF_BATCHES, {"batches": list(batch_ids)}).scalars()) if batch_ids else []
 
 
-def take(connection: Connection, dataset_id: UUID, silence_s: float) -> Dataset | None:
+def acquire(connection: Connection, dataset_id: UUID, silence_s: float) -> Dataset | None:
     """Take a dataset, to write on; None if it has ended or somebody is at it."""
-    row = connection.execute(TAKE, {"dataset": dataset_id, "hand": new_id(), "silence": silence_s}).first()
+    row = connection.execute(ACQUIRE, {"dataset": dataset_id, "hand": new_id(), "silence": silence_s}).first()
     return _dataset(row) if row else None
 
 
-def let_go(connection: Connection, dataset: Dataset) -> bool:
+def release(connection: Connection, dataset: Dataset) -> bool:
     """Leave it to the next one. This and the others below: False for one who was overtaken."""
-    return _changed(connection, LET_GO, dataset)
+    return _changed(connection, RELEASE, dataset)
 
 
 def note_written(connection: Connection, dataset: Dataset, images: int) -> bool:
@@ -165,11 +165,11 @@ def _with_heirs(connection: Connection, dataset: Dataset, found: list[Job]) -> l
     generation = [job.id for job in found if any(image["state"] == ImageState.FAILED for image in job.images)]
     ancestors = {job_id: job_id for job_id in generation}
     while generation:
-        heirs = connection.execute(HEIRS, {"parents": generation, "retries": list(dataset.retries)}).all()
+        heirs = connection.execute(RETRY_JOBS, {"parents": generation, "retries": list(dataset.retries)}).all()
         ancestors |= {heir.id: ancestors[heir.parent_id] for heir in heirs}
         generation = [heir.id for heir in heirs]
     redrawn: dict[tuple[UUID, int], Mapping[str, Any]] = {}
-    for row in connection.execute(REDRAWN, {"jobs": [heir for heir in ancestors if ancestors[heir] != heir]}):
+    for row in connection.execute(RETRY_IMAGES, {"jobs": [heir for heir in ancestors if ancestors[heir] != heir]}):
         redrawn.setdefault((ancestors[row.job_id], row.image["index"]), row.image)
 
     def best(job: Job, image: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -223,14 +223,14 @@ OF_BATCHES = text("""
     WHERE finished_at IS NULL AND (batch_id = ANY(:batches) OR retries && cast(:batches AS uuid[]))
 """)
 
-TAKE = text("""
+ACQUIRE = text("""
     UPDATE datasets SET hand = :hand, touched_at = now()
     WHERE id = :dataset AND finished_at IS NULL
         AND (hand IS NULL OR touched_at < now() - make_interval(secs => :silence))
     RETURNING *
 """)
 
-LET_GO = text(f"UPDATE datasets SET hand = NULL, touched_at = now() WHERE {MINE}")
+RELEASE = text(f"UPDATE datasets SET hand = NULL, touched_at = now() WHERE {MINE}")
 
 WRITTEN = text(f"""
     UPDATE datasets SET written = :images, touched_at = now(),
@@ -286,11 +286,11 @@ JOBS = text(f"""
     ORDER BY page.place
 """)
 
-HEIRS = text("""
+RETRY_JOBS = text("""
     SELECT id, parent_id FROM jobs WHERE parent_id = ANY(:parents) AND ARRAY[batch_id] <@ cast(:retries AS uuid[])
 """)
 
-REDRAWN = text(f"""
+RETRY_IMAGES = text(f"""
     SELECT job_id, {IMAGE} AS image FROM images
     WHERE job_id = ANY(:jobs) AND state IN ('stored', 'flagged') ORDER BY state, id
 """)
@@ -299,3 +299,6 @@ ORIGIN = text("""
     SELECT batches.id, name, plan, prompts, skipped, jobs, images, batches.created_at, uploads.sha256 AS upload_sha256
     FROM batches JOIN uploads ON uploads.id = upload_id WHERE batches.id = :batch
 """)
+
+
+EXPORT_SILENCE_S = 30.0  # more than one who writes is ever silent

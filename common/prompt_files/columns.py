@@ -34,7 +34,7 @@ NAMES = {
     "lora": (),
     "format": ("格式",),
 }
-MEANT = {name: field for field, names in NAMES.items() for name in (field, *names)}
+ALIASES = {name: field for field, names in NAMES.items() for name in (field, *names)}
 
 WHOLE = {"width", "height", "steps", "count", "seed"}
 NUMBERS = {"guidance", "strength"}
@@ -48,7 +48,7 @@ SHOWN = 5  # names of columns that are wrong
 def field_of(name: str) -> str:
     """The field that is meant; the name as it is where it means none. Case, spaces and hyphens are free."""
     plain = re.sub(r"[\s_-]+", "_", name.strip()).casefold()
-    return MEANT.get(plain, name)
+    return ALIASES.get(plain, name)
 
 
 def fields_of(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def columns_of(header: Sequence[str]) -> tuple[str, ...]:
     return columns
 
 
-def value_of(field: str, cell: str) -> Any:
+def parse_cell(field: str, cell: str) -> Any:
     """What a cell says. Where that is nothing of the kind it stays text, and the recipe has to say what is wrong."""
     if field in WHOLE and (whole := re.fullmatch(r"([+-]?\d{1,30})(?:\.0*)?", cell)):
         return int(whole[1])

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from common.errors import Invalid
-from common.prompt_files.columns import FIELDS, columns_of, field_of, fields_of, value_of
+from common.prompt_files.columns import FIELDS, columns_of, field_of, fields_of, parse_cell
 
 MAX_LINE_BYTES = 1_000_000
 MOST_BYTES = 16_000_000  # of the lines that are looked at together: a chunk of ordinary ones has half a million
@@ -36,14 +36,14 @@ class Line(NamedTuple):
         return self.read(self.content)
 
 
-class Cut(NamedTuple):
+class RawLine(NamedTuple):
     """What lies between two newlines, with the second one; no content if it is too long."""
 
     size: int
     content: bytes | None
 
 
-def some(found: Iterator[Line], most: int) -> list[Line]:
+def take(found: Iterator[Line], most: int) -> list[Line]:
     """The next lines: at most so many, and no more once they are large together."""
     taken, size = list[Line](), 0
     for line in islice(found, most):
@@ -65,7 +65,7 @@ def wrong(reason: str) -> dict[str, Any]:
 def lines(blocks: Iterable[bytes], format: str, offset: int = 0, number: int = 0) -> Iterator[Line]:
     """The lines of a file whose bytes from `offset` on come in blocks; `number` lines are before that."""
     read = READERS[format]
-    for size, content in _cut(blocks):
+    for size, content in _split_lines(blocks):
         start, offset, number = offset, offset + size, number + 1
         if content is None:
             yield Line(number, number, offset, TOO_LONG, 0, wrong)
@@ -120,13 +120,13 @@ class Table:
         found = [(column, cell.strip()) for column, cell in zip(self.columns, cells, strict=False)]
         if nameless := next((cell for column, cell in found if cell and not column), None):
             raise Invalid(f"{nameless[:40]!r} is in a column without a name.")
-        return {column: value_of(column, cell) for column, cell in found if cell}
+        return {column: parse_cell(column, cell) for column, cell in found if cell}
 
 
 def table_of(blocks: Iterable[bytes], encoding: str) -> Table:
     """Reads the first line that is not blank. Raises Invalid when it does not name the columns."""
     end = 0
-    for number, (size, content) in enumerate(_cut(blocks), 1):
+    for number, (size, content) in enumerate(_split_lines(blocks), 1):
         end += size
         if content is None:
             raise Invalid(f"Line {number}: {TOO_LONG}")
@@ -171,7 +171,7 @@ class _Feed:
     """
 
     def __init__(self, blocks: Iterable[bytes], encoding: str, end: int, number: int) -> None:
-        self._cuts = _cut(blocks)
+        self._cuts = _split_lines(blocks)
         self._encoding = encoding
         self._begun = self.end = end
         self.number = number
@@ -198,7 +198,7 @@ class _Feed:
 # Bytes
 
 
-def _cut(blocks: Iterable[bytes]) -> Iterator[Cut]:
+def _split_lines(blocks: Iterable[bytes]) -> Iterator[RawLine]:
     """Cuts after each newline. Of what is too long nothing is kept."""
     rest, lost = b"", 0
     for block in blocks:
@@ -212,6 +212,6 @@ def _cut(blocks: Iterable[bytes]) -> Iterator[Cut]:
         yield _as_cut(rest, lost)
 
 
-def _as_cut(content: bytes, lost: int) -> Cut:
+def _as_cut(content: bytes, lost: int) -> RawLine:
     size = lost + len(content)
-    return Cut(size, None if size > MAX_LINE_BYTES else content)
+    return RawLine(size, None if size > MAX_LINE_BYTES else content)

@@ -21,7 +21,7 @@ class PromptFile:
 
 
 @contextmanager
-def opened(storage: Storage, upload: Upload, offset: int = 0, number: int = 0) -> Iterator[PromptFile]:
+def open_prompts(storage: Storage, upload: Upload, offset: int = 0, number: int = 0) -> Iterator[PromptFile]:
     """A file from where a line of it ended: its `end`, and the number of its `last`.
 
     Raises NotFound when it is not there, Unavailable when the image store is away, and Invalid when it is not what its
@@ -42,6 +42,6 @@ def opened(storage: Storage, upload: Upload, offset: int = 0, number: int = 0) -
             yield PromptFile(lines(blocks, upload.format, offset, number), upload.bytes)
 
 
-def called(format: str) -> str:
+def line_noun(format: str) -> str:
     """What one line of it is, in words that begin a sentence."""
     return "Row" if format == "parquet" else "Line"

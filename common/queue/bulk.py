@@ -17,7 +17,7 @@ from sqlalchemy import Connection, text
 
 from common.enums import Tier
 from common.queue import jobs, retries, tiers
-from common.queue.search import Selection, parameters, where
+from common.queue.search import JobFilter, parameters, where
 
 STEP_JOBS = 500
 FIRST = UUID(int=0)
@@ -37,7 +37,7 @@ class Step:
 
 
 def cancel(
-    connection: Connection, tenant_id: UUID, selection: Selection, until: datetime, after: UUID | None = None
+    connection: Connection, tenant_id: UUID, selection: JobFilter, until: datetime, after: UUID | None = None
 ) -> Step:
     """Cancel the next of them that have not ended."""
     chosen = _Chosen(tenant_id, selection, until, IS_OPEN)
@@ -49,7 +49,7 @@ def cancel(
 def change_tier(
     connection: Connection,
     tenant_id: UUID,
-    selection: Selection,
+    selection: JobFilter,
     until: datetime,
     after: UUID | None = None,
     *,
@@ -67,7 +67,7 @@ def change_tier(
 def retry(
     connection: Connection,
     tenant_id: UUID,
-    selection: Selection,
+    selection: JobFilter,
     until: datetime,
     after: UUID | None = None,
     *,
@@ -97,7 +97,7 @@ class _Chosen:
     """Those of a selection that something can be done to, and that were there at the preview."""
 
     tenant_id: UUID
-    selection: Selection
+    selection: JobFilter
     until: datetime
     eligible: str
 

@@ -16,10 +16,8 @@ from sqlalchemy import Connection, text
 
 from common.db import new_id
 from common.enums import JobState, Tier
-from common.errors import Conflict, IdempotencyMismatch, NotFound
-from common.recipes.recipe import Recipe, canonical
-
-IDEMPOTENCY_HOURS = 24
+from common.errors import Conflict, NotFound
+from common.recipes.recipe import Recipe, canonical_json
 
 
 @dataclass(frozen=True)
@@ -30,15 +28,6 @@ class Job:
     tenant_id: UUID
     model: str
     tier: Tier
-
-
-@dataclass(frozen=True)
-class Once:
-    """An Idempotency-Key, on the route it was used on, with the fingerprint of the body it came with."""
-
-    route: str
-    key: str
-    fingerprint: str
 
 
 def submit(
@@ -65,7 +54,7 @@ def submit(
             "tenant": tenant_id,
             "parent": parent_id,
             "tier": tier.value,
-            "recipe": canonical(recipe.model_dump(mode="json")),
+            "recipe": canonical_json(recipe.model_dump(mode="json")),
             "warnings": list(warnings),
             "count": recipe.count,
             "request": request_id,
@@ -76,30 +65,6 @@ def submit(
         },
     )
     return job
-
-
-def submit_once(connection: Connection, tenant_id: UUID, once: Once, made_id: UUID) -> UUID | None:
-    """Take an Idempotency-Key for a job or batch that is about to be made: None, or the one that took it before.
-
-    Of several at once, the first to commit has it and the others wait for that. Raises IdempotencyMismatch when the
-    key came with another body in the last 24 hours.
-    """
-    parameters = {"tenant": tenant_id, "route": once.route, "key": once.key, "hours": IDEMPOTENCY_HOURS}
-    taken = connection.execute(TAKE_KEY, parameters | {"fingerprint": once.fingerprint, "made": made_id}).first()
-    return None if taken else made_before(connection, tenant_id, once)
-
-
-def made_before(connection: Connection, tenant_id: UUID, once: Once) -> UUID | None:
-    """The job or batch that an Idempotency-Key made in the last 24 hours. Raises IdempotencyMismatch as above."""
-    parameters = {"tenant": tenant_id, "route": once.route, "key": once.key, "hours": IDEMPOTENCY_HOURS}
-    earlier = connection.execute(READ_KEY, parameters).first()
-    if earlier is None:
-        return None
-    if earlier.fingerprint != once.fingerprint:
-        raise IdempotencyMismatch(
-            "This Idempotency-Key was used with another request in the last 24 hours; use a new key."
-        )
-    return UUID(str(earlier.made_id))
 
 
 def cancel(connection: Connection, job_id: UUID, tenant_id: UUID | None = None) -> bool:
@@ -151,16 +116,6 @@ def expire(connection: Connection) -> list[UUID]:
 def lock_of_images(connection: Connection, image_ids: list[UUID]) -> None:
     """Lock the jobs of these images, in the order that keeps two workers from waiting for each other."""
     connection.execute(LOCK_JOBS_OF_IMAGES, {"images": image_ids})
-
-
-def forget_old_keys(connection: Connection) -> int:
-    """Forget Idempotency-Keys older than 24 hours; how many."""
-    return connection.execute(FORGET_KEYS, {"hours": IDEMPOTENCY_HOURS}).rowcount
-
-
-def index_prompts(connection: Connection) -> None:
-    """Sort what waits at the door of the index of prompts into it, or one in some thousand changes of a job has to."""
-    connection.execute(INDEX_PROMPTS)
 
 
 # One statement each. SETTLE follows a CTE `ended(job_id, lane_id, state, error_code, error_message)` of images that
@@ -219,24 +174,6 @@ INSERT_JOB = text("""
     FROM job, lane, unnest(cast(:images AS uuid[])) WITH ORDINALITY AS image(id, position)
 """)
 
-TAKE_KEY = text("""
-    INSERT INTO idempotency_keys AS old (tenant_id, route, key, fingerprint, made_id)
-    VALUES (:tenant, :route, :key, :fingerprint, :made)
-    ON CONFLICT (tenant_id, route, key) DO UPDATE
-        SET fingerprint = excluded.fingerprint, made_id = excluded.made_id, created_at = now()
-        WHERE old.created_at < now() - make_interval(hours => :hours)
-    RETURNING made_id
-""")
-
-READ_KEY = text("""
-    SELECT fingerprint, made_id FROM idempotency_keys
-    WHERE tenant_id = :tenant AND route = :route AND key = :key
-        AND created_at >= now() - make_interval(hours => :hours)
-""")
-
-FORGET_KEYS = text("DELETE FROM idempotency_keys WHERE created_at < now() - make_interval(hours => :hours)")
-
-INDEX_PROMPTS = text("SELECT gin_clean_pending_list('jobs_prompt_idx')")
 
 LOCK_JOB = text("""
     SELECT state, tier, recipe, warnings, finished_at FROM jobs

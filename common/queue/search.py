@@ -18,13 +18,13 @@ from common.db import id_of_time
 from common.enums import JobState, Tier
 
 WINDOW = 50_000  # jobs that one question looks at
-GLANCE = 5_000  # of them are enough to find words that are in every hundredth prompt
+FIRST_WINDOW = 5_000  # of them are enough to find words that are in every hundredth prompt
 CANDIDATES = 5_000  # jobs that have all characters of the words, in whatever order
 SKEW = timedelta(minutes=5)  # between the clock that ids are made by and the database's
 
 
 @dataclass(frozen=True, kw_only=True)
-class Selection:
+class JobFilter:
     """Which jobs of a tenant: those for which all of this holds that is not None."""
 
     state: JobState | None = None
@@ -41,7 +41,7 @@ class Selection:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search(Selection):
+class Search(JobFilter):
     """A page of a selection of jobs: newest first; those of a batch by their place in it, its last prompt first.
 
     `before`: only those that come after this one. `has_pictures`: only those that have stored an image.
@@ -57,7 +57,7 @@ class Search(Selection):
 
 
 @dataclass(frozen=True)
-class Found:
+class Page:
     """The jobs of a page, in order. `resume`: what comes after this one may match, too, but was not looked at; None:
     all was looked at, or the limit is reached."""
 
@@ -78,21 +78,21 @@ class Preview:
         return sum(self.states.values())
 
 
-def find(connection: Connection, tenant_id: UUID, search: Search) -> Found:
+def find(connection: Connection, tenant_id: UUID, search: Search) -> Page:
     """A page of the jobs that match."""
     if not search.q:
-        return _look(connection, tenant_id, search, window_of(search))
-    found = _look(connection, tenant_id, search, GLANCE)
+        return _scan(connection, tenant_id, search, window_of(search))
+    found = _scan(connection, tenant_id, search, FIRST_WINDOW)
     if found.resume is None:
         return found
     older = replace(search, before=found.resume, limit=search.limit - len(found.ids))
     hits = connection.execute(_statement(HITS, older), parameters(tenant_id, older)).one()
     if hits.candidates < CANDIDATES:
-        return Found([*found.ids, *hits.ids], None)
-    return _look(connection, tenant_id, search, WINDOW)
+        return Page([*found.ids, *hits.ids], None)
+    return _scan(connection, tenant_id, search, WINDOW)
 
 
-def preview(connection: Connection, tenant_id: UUID, selection: Selection) -> Preview:
+def preview(connection: Connection, tenant_id: UUID, selection: JobFilter) -> Preview:
     """Count the jobs that match: in the window, unless the index of characters knows all of them."""
     every = Search(limit=0, **selection.chosen())
     counted = _count(connection, COUNT, tenant_id, every, WINDOW)
@@ -102,12 +102,12 @@ def preview(connection: Connection, tenant_id: UUID, selection: Selection) -> Pr
     return hits if hits.is_all else counted
 
 
-def where(selection: Selection) -> str:
+def where(selection: JobFilter) -> str:
     """The condition of a query of `jobs`; its parameters are `parameters`."""
-    return f"{_narrowed(selection)} AND {_wanted(selection)}"
+    return f"{_index_filter(selection)} AND {_row_filter(selection)}"
 
 
-def parameters(tenant_id: UUID, selection: Selection) -> dict[str, Any]:
+def parameters(tenant_id: UUID, selection: JobFilter) -> dict[str, Any]:
     bounds: dict[str, Any] = {"window": WINDOW, "candidates": CANDIDATES}
     if selection.created_after:
         bounds["first"] = id_of_time((selection.created_after - SKEW).timestamp())
@@ -116,10 +116,10 @@ def parameters(tenant_id: UUID, selection: Selection) -> dict[str, Any]:
     return {"tenant": tenant_id, **bounds, **selection.chosen()}
 
 
-def _look(connection: Connection, tenant_id: UUID, search: Search, window: int) -> Found:
+def _scan(connection: Connection, tenant_id: UUID, search: Search, window: int) -> Page:
     question = parameters(tenant_id, search) | {"window": window}
     row = connection.execute(_statement(LOOK, search), question).one()
-    return Found(row.ids, row.resume)
+    return Page(row.ids, row.resume)
 
 
 def _count(connection: Connection, template: str, tenant_id: UUID, every: Search, most: int) -> Preview:
@@ -129,8 +129,8 @@ def _count(connection: Connection, template: str, tenant_id: UUID, every: Search
 
 
 def _statement(template: str, search: Search) -> TextClause:
-    narrowed = _narrowed(search) + (f" AND {BEFORE[search.order]}" if search.before else "")
-    return _text(template, narrowed, _wanted(search), search.order)
+    narrowed = _index_filter(search) + (f" AND {BEFORE[search.order]}" if search.before else "")
+    return _text(template, narrowed, _row_filter(search), search.order)
 
 
 @lru_cache
@@ -138,7 +138,7 @@ def _text(template: str, narrowed: str, wanted: str, order: str) -> TextClause:
     return text(template.format(narrowed=narrowed, wanted=wanted, order=order))
 
 
-def _narrowed(selection: Selection) -> str:
+def _index_filter(selection: JobFilter) -> str:
     """What one index knows. Of a batch's jobs most are queued or have succeeded: the batch itself narrows more then."""
     if selection.batch and selection.state not in RARE:
         known = ["batch_id = :batch"]
@@ -163,7 +163,7 @@ def window_of(search: Search) -> int:
     return search.limit if is_known else WINDOW
 
 
-def _wanted(selection: Selection) -> str:
+def _row_filter(selection: JobFilter) -> str:
     return " AND ".join(["tenant_id = :tenant", *(FILTERS[name] for name in selection.chosen() if name in FILTERS)])
 
 
@@ -227,3 +227,11 @@ COUNT_HITS = f"""
            max(count(*)) OVER () AS looked_at
     FROM ({THE_HITS}) AS job GROUP BY ROLLUP (state)
 """
+
+
+def index_prompts(connection: Connection) -> None:
+    """Sort what waits at the door of the index of prompts into it, or one in some thousand changes of a job has to."""
+    connection.execute(INDEX_PROMPTS)
+
+
+INDEX_PROMPTS = text("SELECT gin_clean_pending_list('jobs_prompt_idx')")

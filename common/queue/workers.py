@@ -16,7 +16,7 @@ from sqlalchemy import Connection, text
 from common.enums import WorkerState
 from common.errors import NotFound
 
-UNHEARD = "it was not heard of any more"  # why a worker that was pruned has stopped
+IS_SILENT = "it was not heard of any more"  # why a worker that was pruned has stopped
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Worker:
 
 
 @dataclass(frozen=True)
-class Heard:
+class HeartbeatReply:
     """What a beat is answered: the state that the farm wants the worker to be in and why, and the database's clock."""
 
     state: WorkerState
@@ -42,7 +42,7 @@ class Heard:
     now: datetime
 
 
-def beat(connection: Connection, worker: Worker, *, ready: bool) -> Heard:
+def heartbeat(connection: Connection, worker: Worker, *, ready: bool) -> HeartbeatReply:
     """Say that this worker is alive and what it holds.
 
     The first beat registers it. Draining, once asked for, stays; a worker that was pruned by mistake comes back.
@@ -58,8 +58,8 @@ def beat(connection: Connection, worker: Worker, *, ready: bool) -> Heard:
         "capacity": json.dumps(dict(worker.capacity)),
         "state": WorkerState.READY if ready else WorkerState.STARTING,
     }
-    row = connection.execute(BEAT, parameters).one()
-    return Heard(WorkerState(row.state), row.reason, row.now)
+    row = connection.execute(HEARTBEAT, parameters).one()
+    return HeartbeatReply(WorkerState(row.state), row.reason, row.now)
 
 
 def drain(connection: Connection, worker_id: UUID, reason: str) -> None:
@@ -112,7 +112,7 @@ def _set_state(connection: Connection, statement: Any, worker_id: UUID, reason: 
         raise NotFound(f"There is no live worker {worker_id}.")
 
 
-BEAT = text("""
+HEARTBEAT = text("""
     INSERT INTO workers AS old (id, name, class, models, resident, refusals, seconds_per_image, capacity,
                                 state)
     VALUES (:id, :name, cast(:class AS jsonb), cast(:models AS text[]), cast(:resident AS text[]),
@@ -132,7 +132,7 @@ RESUME = text("UPDATE workers SET state = 'ready', reason = :reason WHERE id = :
 STOP = text("UPDATE workers SET state = 'stopped', reason = :reason, seen_at = now() WHERE id = :id")
 
 PRUNE = text(f"""
-    UPDATE workers SET state = 'stopped', reason = '{UNHEARD}'
+    UPDATE workers SET state = 'stopped', reason = '{IS_SILENT}'
     WHERE state <> 'stopped' AND seen_at < now() - make_interval(secs => :silence) RETURNING id
 """)
 

@@ -17,7 +17,7 @@ STRENGTHS = {"image2image": 0.75, "inpaint": 1.0}  # where nobody says one
 ABOUT = 0.01  # by how much the shape of a mask may differ from that of its source
 
 
-class Original(BaseModel):
+class InputImage(BaseModel):
     """A picture to start from: an upload, or an image that was stored. Its bytes have this sha256, under this key."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -29,27 +29,27 @@ class Original(BaseModel):
     height: int
 
 
-Find = Callable[[UUID], Original | None]
+FindImage = Callable[[UUID], InputImage | None]
 
 
-def nothing(picture: UUID) -> None:
+def find_nothing(picture: UUID) -> None:
     """The Find of who has no pictures."""
 
 
 @dataclass(frozen=True)
-class Beginning:
+class Img2ImgInputs:
     """What a recipe starts from, and what is wrong with that."""
 
     mode: Mode
-    source: Original | None = None
-    mask: Original | None = None
+    source: InputImage | None = None
+    mask: InputImage | None = None
     strength: float | None = None
     wrong: list[FieldError] = field(default_factory=list)
 
 
-def begin(
-    mode: Mode | None, source: UUID | None, mask: UUID | None, strength: float | None, steps: int, find: Find
-) -> Beginning:
+def resolve_inputs(
+    mode: Mode | None, source: UUID | None, mask: UUID | None, strength: float | None, steps: int, find: FindImage
+) -> Img2ImgInputs:
     """Which mode nobody says follows from the pictures that are given."""
     mode = mode or ("inpaint" if mask else "image2image" if source else "text2image")
     given = {"source": source, "mask": mask, "strength": strength}
@@ -58,7 +58,7 @@ def begin(
     wrong = [FieldError(name, f"is not for {mode}") for name in given if name in strange and given[name] is not None]
     wrong += [FieldError(name, f"is missing: {mode} needs it") for name in needed if given[name] is None]
     if wrong or not needed:
-        return Beginning(mode, wrong=wrong)
+        return Img2ImgInputs(mode, wrong=wrong)
     found = {name: find(picture) for name in ("source", "mask") if (picture := {"source": source, "mask": mask}[name])}
     wrong += [
         FieldError(name, f"is {given[name]}; neither an upload nor a stored image of yours is that picture")
@@ -66,7 +66,7 @@ def begin(
         if original is None
     ]
     chosen = STRENGTHS[mode] if strength is None else float(strength)
-    beginning = Beginning(mode, found["source"], found.get("mask"), chosen, wrong)
+    beginning = Img2ImgInputs(mode, found["source"], found.get("mask"), chosen, wrong)
     wrong += [*_strength_errors(chosen, steps), *_shape_errors(beginning)]
     return beginning
 
@@ -86,7 +86,7 @@ def _strength_errors(strength: float, steps: int) -> list[FieldError]:
     return []
 
 
-def _shape_errors(beginning: Beginning) -> list[FieldError]:
+def _shape_errors(beginning: Img2ImgInputs) -> list[FieldError]:
     """A mask may be smaller than its source, but must cover the same of it."""
     source, mask = beginning.source, beginning.mask
     if not source or not mask or abs(mask.width * source.height / (mask.height * source.width) - 1) <= ABOUT:

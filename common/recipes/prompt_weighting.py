@@ -19,17 +19,17 @@ class Part:
     weight: float
 
 
-def plain(prompt: str) -> str:
+def strip_weights(prompt: str) -> str:
     """The prompt as a model reads it: without the syntax."""
     return "".join(part.text for part in parts(prompt)) if _may_weigh(prompt) else prompt
 
 
-def weighs(prompt: str) -> bool:
+def has_weights(prompt: str) -> bool:
     """Whether any of it has a weight."""
     return _may_weigh(prompt) and any(part.weight != 1 for part in parts(prompt))
 
 
-def wrong(prompt: str) -> str | None:
+def weight_error(prompt: str) -> str | None:
     """What is wrong with its weights, in words that go on from the name of the field."""
     for part in parts(prompt) if _may_weigh(prompt) else ():
         if not 0 <= part.weight <= MOST:

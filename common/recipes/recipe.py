@@ -16,7 +16,7 @@ from common.catalog.catalog import SCHEDULERS, Catalog, Model
 from common.catalog.loras import LoraUse, lora_errors
 from common.errors import FieldError, Invalid
 from common.recipes import prompt_weighting
-from common.recipes.img2img import Find, Mode, Original, begin, nothing, steps_taken
+from common.recipes.img2img import FindImage, InputImage, Mode, find_nothing, resolve_inputs, steps_taken
 
 T = TypeVar("T")
 
@@ -99,8 +99,8 @@ class Recipe(BaseModel):
     seeds: tuple[int, ...]
     mode: Mode
     format: Format
-    source: Original | None = Field(default=None, exclude_if=_is_none)
-    mask: Original | None = Field(default=None, exclude_if=_is_none)
+    source: InputImage | None = Field(default=None, exclude_if=_is_none)
+    mask: InputImage | None = Field(default=None, exclude_if=_is_none)
     strength: float | None = Field(default=None, exclude_if=_is_none)
     lora: tuple[LoraUse, ...] = Field(default=(), exclude_if=_is_empty)
 
@@ -129,15 +129,17 @@ class Recipe(BaseModel):
     @property
     def digest(self) -> str:
         """sha256 of its content as canonical JSON, in hex."""
-        return hashlib.sha256(canonical(self.content).encode()).hexdigest()
+        return hashlib.sha256(canonical_json(self.content).encode()).hexdigest()
 
 
-def canonical(value: Any) -> str:
+def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
-def resolve(draft: Draft, catalog: Catalog, default_model: str, root_seed: int, find: Find = nothing) -> Recipe:
+def resolve(
+    draft: Draft, catalog: Catalog, default_model: str, root_seed: int, find: FindImage = find_nothing
+) -> Recipe:
     """Complete a draft. `root_seed` stands in where the user gave none; `find` knows the pictures there are.
 
     Raises Invalid with every field that is wrong (its `fields`), or UnknownModel.
@@ -146,7 +148,7 @@ def resolve(draft: Draft, catalog: Catalog, default_model: str, root_seed: int, 
     width, height = _or(draft.width, model.width), _or(draft.height, model.height)
     steps, guidance = _or(draft.steps, model.steps), _or(draft.guidance, model.guidance)
     scheduler, negative = draft.scheduler or model.scheduler, _or(draft.negative_prompt, model.negative_prompt)
-    beginning = begin(draft.mode, draft.source, draft.mask, draft.strength, steps, find)
+    beginning = resolve_inputs(draft.mode, draft.source, draft.mask, draft.strength, steps, find)
 
     wrong = [
         *prompt_errors("prompt", draft.prompt, empty_allowed=False),
@@ -203,11 +205,11 @@ def sentence(error: Mapping[str, Any]) -> str:
 
 
 def prompt_errors(field: str, text: str, *, empty_allowed: bool) -> list[FieldError]:
-    if not empty_allowed and not prompt_weighting.plain(text).strip():
+    if not empty_allowed and not prompt_weighting.strip_weights(text).strip():
         return [FieldError(field, "is empty")]
     if "\0" in text:
         return [FieldError(field, "contains a NUL character")]
-    if wrong := prompt_weighting.wrong(text):
+    if wrong := prompt_weighting.weight_error(text):
         return [FieldError(field, wrong)]
     return []
 

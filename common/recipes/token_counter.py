@@ -29,7 +29,7 @@ LOOK_AGAIN_S = 1.0  # a model may be imported while this process runs
 
 
 @dataclass(frozen=True)
-class Reading:
+class TokenCount:
     """A text as a model reads it: its tokens, with those that frame every text, and the words it has no token for."""
 
     tokens: int
@@ -54,7 +54,7 @@ class Plain:
         return self.letters.issuperset(text)
 
 
-class PromptCounter:
+class TokenCounter:
     """Reads prompts as the tokenizer in this file does: nothing cut or padded, `[SEP]` is text, weights are not."""
 
     def __init__(self, tokenizer_file: Path) -> None:
@@ -66,9 +66,9 @@ class PromptCounter:
         self._unknown = NONE if unknown is None else unknown
         self._frame = self._tokenizer.num_special_tokens_to_add(is_pair=False)
         self._unknown_in_frame = self._tokenizer.encode("").ids.count(self._unknown)
-        self._known: dict[str, Reading] = {}  # a prompt is asked about twice, a negative one by every job
+        self._known: dict[str, TokenCount] = {}  # a prompt is asked about twice, a negative one by every job
 
-    def read(self, text: str) -> Reading:
+    def read(self, text: str) -> TokenCount:
         found = self._known.get(text)
         if found is None:  # other threads may clear what is known at any moment
             if len(self._known) >= MOST_KNOWN:
@@ -86,7 +86,9 @@ class PromptCounter:
         rest = [place for place, text in enumerate(texts) if len(text) > room or not self._plain.holds(text)]
         for start in range(0, len(rest), AT_ONCE):
             places = rest[start : start + AT_ONCE]
-            readings = self._tokenizer.encode_batch_fast([prompt_weighting.plain(texts[place]) for place in places])
+            readings = self._tokenizer.encode_batch_fast(
+                [prompt_weighting.strip_weights(texts[place]) for place in places]
+            )
             for place, reading in zip(places, readings, strict=True):
                 ids = reading.ids
                 if len(ids) > limit or ids.count(self._unknown) > self._unknown_in_frame:
@@ -96,15 +98,15 @@ class PromptCounter:
     def _plain(self) -> Plain:
         return plain_of(self._tokenizer)
 
-    def _read(self, text: str) -> Reading:
-        text = prompt_weighting.plain(text)
+    def _read(self, text: str) -> TokenCount:
+        text = prompt_weighting.strip_weights(text)
         found = self._tokenizer.encode(text)
         ids = found.ids
         if ids.count(self._unknown) == self._unknown_in_frame:
-            return Reading(len(ids), ())
+            return TokenCount(len(ids), ())
         tokens = zip(ids, found.offsets, found.special_tokens_mask, strict=True)
         spans = [span for id, span, frames in tokens if id == self._unknown and not frames]
-        return Reading(len(ids), tuple(dict.fromkeys(text[start:end] for start, end in spans)))
+        return TokenCount(len(ids), tuple(dict.fromkeys(text[start:end] for start, end in spans)))
 
 
 def plain_of(tokenizer: Tokenizer) -> Plain:
@@ -147,7 +149,7 @@ def check(recipe: Recipe, model: Model) -> None:
         raise PromptTooLong("; ".join(f"{e.field} {e.message}" for e in wrong) + ".", fields=wrong)
 
 
-def doubtful(texts: Sequence[str], negative: str, model: Model) -> set[int]:
+def suspects(texts: Sequence[str], negative: str, model: Model) -> set[int]:
     """The places of those prompts that `check` or `warnings` has something to say of: quicker than asking them."""
     counter = counter_of(model)
     if counter and counter.read(negative).tokens > model.token_limit:
@@ -173,7 +175,7 @@ def warnings(recipe: Recipe, model: Model) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def counter_of(model: Model) -> PromptCounter | None:
+def counter_of(model: Model) -> TokenCounter | None:
     """The counter of a model whose tokenizer is on this host."""
     place = model.folder or model.store
     seen, counter = _seen.get(place, (0.0, None))
@@ -184,9 +186,9 @@ def counter_of(model: Model) -> PromptCounter | None:
     return counter
 
 
-_seen: dict[Path | None, tuple[float, PromptCounter | None]] = {}  # a million prompts ask, and the file rarely changes
+_seen: dict[Path | None, tuple[float, TokenCounter | None]] = {}  # a million prompts ask, and the file rarely changes
 
 
 @lru_cache(maxsize=64)
-def _counter(file: Path, mtime_ns: int) -> PromptCounter:
-    return PromptCounter(file)
+def _counter(file: Path, mtime_ns: int) -> TokenCounter:
+    return TokenCounter(file)

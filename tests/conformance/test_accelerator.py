@@ -14,17 +14,17 @@ from common.errors import Interrupted, OutOfMemory
 from tests.conformance.test_painters import MINI, pictures, stroke
 from tests.support import checkpoints
 from tests.support.devices import DEVICE
-from worker.pipelines import base
+from worker.pipelines import registry
 from worker.pipelines.batch_size import MOST
-from worker.pipelines.stable_diffusion import Diffusers
+from worker.pipelines.stable_diffusion import StableDiffusion
 
 MEMORY = torch.cuda.get_device_properties(0).total_memory
 
 
 @pytest.fixture
-def paints() -> Iterator[Diffusers]:
-    loaded = base.load(MINI, DEVICE, threads=1)
-    assert isinstance(loaded, Diffusers)
+def paints() -> Iterator[StableDiffusion]:
+    loaded = registry.load(MINI, DEVICE, threads=1)
+    assert isinstance(loaded, StableDiffusion)
     yield loaded
     loaded.close()
 
@@ -35,7 +35,7 @@ def limit(more: float) -> None:
     torch.cuda.set_per_process_memory_fraction(min(1.0, (torch.cuda.memory_reserved(0) + more) / MEMORY), 0)
 
 
-def peak_of(paints: Diffusers, images: int) -> int:
+def peak_of(paints: StableDiffusion, images: int) -> int:
     """What a call takes beside the weights."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(0)
@@ -45,10 +45,10 @@ def peak_of(paints: Diffusers, images: int) -> int:
 
 
 def test_it_says_what_it_paints_on_and_in_which_precision() -> None:
-    said = base.describe("auto")
+    said = registry.describe("auto")
     assert (said["device"], said["precision"]) == ("cuda", "fp16")
     assert said["name"] == torch.cuda.get_device_name(0)
-    assert base.model_memory("auto") == MEMORY // 2
+    assert registry.model_memory("auto") == MEMORY // 2
 
 
 @pytest.mark.parametrize(
@@ -57,8 +57,8 @@ def test_it_says_what_it_paints_on_and_in_which_precision() -> None:
 def test_all_parts_are_there_in_the_precision_that_the_catalogue_says(
     tmp_path: Path, precision: str, dtype: torch.dtype
 ) -> None:
-    loaded = base.load(checkpoints.entry(checkpoints.make(tmp_path), precision=precision), DEVICE, threads=1)
-    assert isinstance(loaded, Diffusers)
+    loaded = registry.load(checkpoints.entry(checkpoints.make(tmp_path), precision=precision), DEVICE, threads=1)
+    assert isinstance(loaded, StableDiffusion)
     assert loaded.details == {"precision": precision}
     for part in (loaded._pipe.unet, loaded._pipe.vae, loaded._pipe.text_encoder):
         assert (part.device, part.dtype) == (torch.device("cuda:0"), dtype)
@@ -67,7 +67,7 @@ def test_all_parts_are_there_in_the_precision_that_the_catalogue_says(
     loaded.close()
 
 
-def test_when_memory_ends_fewer_images_still_fit(paints: Diffusers) -> None:
+def test_when_memory_ends_fewer_images_still_fit(paints: StableDiffusion) -> None:
     one, many = peak_of(paints, 1), peak_of(paints, 32)
     before = pictures(paints, stroke(paints))[0]
     limit((one + many) / 2)
@@ -80,7 +80,7 @@ def test_when_memory_ends_fewer_images_still_fit(paints: Diffusers) -> None:
     assert len(pictures(paints, *(stroke(paints, seed=seed) for seed in range(32)))) == 32
 
 
-def test_capacity_is_found_within_what_other_models_leave(paints: Diffusers) -> None:
+def test_capacity_is_found_within_what_other_models_leave(paints: StableDiffusion) -> None:
     free = torch.cuda.mem_get_info(0)[0]
     own = sum(paints.parts.values())
     assert paints.find_capacity(own) in (1, 2, 4, 8, 16, MOST)
@@ -89,7 +89,7 @@ def test_capacity_is_found_within_what_other_models_leave(paints: Diffusers) -> 
     assert len(pictures(paints, *(stroke(paints, seed=seed) for seed in range(64)))) == 64  # the limit is gone
 
 
-def test_what_is_given_up_frees_the_device_within_a_step(paints: Diffusers) -> None:
+def test_what_is_given_up_frees_the_device_within_a_step(paints: StableDiffusion) -> None:
     """Python runs ahead of the device; what it has queued by then nobody can take back."""
     strokes = [stroke(paints, seed=seed, steps=50) for seed in range(32)]
     began = time.monotonic()
@@ -107,10 +107,10 @@ def test_what_is_given_up_frees_the_device_within_a_step(paints: Diffusers) -> N
     assert time.monotonic() - began < 1 + whole / 50
 
 
-def test_memory_is_given_back(paints: Diffusers) -> None:
+def test_memory_is_given_back(paints: StableDiffusion) -> None:
     pictures(paints, *(stroke(paints, seed=seed) for seed in range(8)))
     taken = torch.cuda.memory_reserved(0)
-    other = base.load(MINI, DEVICE, threads=1)  # has its parts in common with the first, but for the UNet
+    other = registry.load(MINI, DEVICE, threads=1)  # has its parts in common with the first, but for the UNet
     other.close()
     del other
     paints.close()

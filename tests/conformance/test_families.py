@@ -13,20 +13,20 @@ from PIL import Image
 from sentencepiece import SentencePieceProcessor
 
 from common.recipes import prompt_weighting
-from common.recipes.token_counter import PromptCounter
+from common.recipes.token_counter import TokenCounter
 from tests.conformance.test_painters import ODD, pictures, stroke
 from tests.golden.make import HERE, PAINTED, SEED, STEPS
 from tests.support import families
 from tests.support.devices import DEVICE, LEVELS
 from tests.support.parts import T5Tokenizer
-from worker.pipelines import base, tokenizer
-from worker.pipelines.stable_diffusion import Diffusers
+from worker.pipelines import registry, tokenizer
+from worker.pipelines.stable_diffusion import StableDiffusion
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array_:DeprecationWarning", "ignore:The configuration file of this scheduler:FutureWarning"
 )
 
-Load = Callable[[str], Diffusers]
+Load = Callable[[str], StableDiffusion]
 
 every_family = pytest.mark.parametrize("name", families.FAMILIES)
 
@@ -39,15 +39,15 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def load(published: dict[str, Path]) -> Load:
     @cache
-    def one(name: str) -> Diffusers:
-        loaded = base.load(replace(families.entry(published[name], name), precision="fp32"), DEVICE, threads=1)
-        assert isinstance(loaded, Diffusers)
+    def one(name: str) -> StableDiffusion:
+        loaded = registry.load(replace(families.entry(published[name], name), precision="fp32"), DEVICE, threads=1)
+        assert isinstance(loaded, StableDiffusion)
         return loaded
 
     return one
 
 
-def painted(by: Diffusers, name: str) -> np.ndarray:
+def painted(by: StableDiffusion, name: str) -> np.ndarray:
     picture: np.ndarray = pictures(by, stroke(by, seed=SEED, steps=STEPS, **PAINTED[name]))[0]
     return picture
 
@@ -106,16 +106,16 @@ def test_a_tokenizer_that_was_converted_counts_the_same(load: Load, name: str, t
     """The API has no vocab.txt or spiece.model, but what an import makes of it."""
     tokenizer = load(name)._pipe.tokenizer
     tokenizer.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
-    counter = PromptCounter(tmp_path / "tokenizer.json")
+    counter = TokenCounter(tmp_path / "tokenizer.json")
     for text in (*ODD, PAINTED[name]["prompt"], "", " "):
-        assert counter.read(text).tokens == len(tokenizer(prompt_weighting.plain(text)).input_ids)
+        assert counter.read(text).tokens == len(tokenizer(prompt_weighting.strip_weights(text)).input_ids)
 
 
 @every_family
 def test_what_cannot_be_read_is_named(load: Load, tmp_path: Path, name: str) -> None:
     load(name)._pipe.tokenizer.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
     unknown = () if name == "sd-1.5" else ("龘", "😀")  # bytes are known to everyone
-    counter = PromptCounter(tmp_path / "tokenizer.json")
+    counter = TokenCounter(tmp_path / "tokenizer.json")
     assert counter.read("龘 a 红😀").unknown == unknown
     assert list(counter.doubtful(["a", "龘"], 77)) == ([1] if unknown else [])
 

@@ -16,8 +16,8 @@ from common.storage import sha256
 from tests.conformance.test_painters import pictures, stroke
 from tests.support import checkpoints
 from tests.support.devices import DEVICE
-from worker.pipelines import base
-from worker.pipelines.stable_diffusion import Diffusers
+from worker.pipelines import registry
+from worker.pipelines.stable_diffusion import StableDiffusion
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
@@ -26,16 +26,16 @@ Weights = dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="module", params=["bert", "clip"])
-def paints(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Diffusers]:
+def paints(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StableDiffusion]:
     folder = checkpoints.make(tmp_path_factory.mktemp("tiny"), request.param)
-    loaded = base.load(checkpoints.entry(folder), DEVICE, threads=1)
-    assert isinstance(loaded, Diffusers)
+    loaded = registry.load(checkpoints.entry(folder), DEVICE, threads=1)
+    assert isinstance(loaded, StableDiffusion)
     yield loaded
     loaded.close()
 
 
 @pytest.fixture
-def make(paints: Diffusers, tmp_path: Path) -> Callable[..., tuple[LoraUse, ...]]:
+def make(paints: StableDiffusion, tmp_path: Path) -> Callable[..., tuple[LoraUse, ...]]:
     """Put a file into the catalogue, and take it."""
 
     def make(weights: Weights | bytes, weight: float = 1.0, **changes: Any) -> tuple[LoraUse, ...]:
@@ -61,12 +61,12 @@ def pairs(part: Any, names: tuple[str, ...], seed: int) -> Iterator[tuple[str, t
             yield name, down, torch.randn(layer.out_features, RANK, generator=generator)
 
 
-def for_the_unet(of: Diffusers, seed: int = 1, layout: str = "diffusers") -> Weights:
+def for_the_unet(of: StableDiffusion, seed: int = 1, layout: str = "diffusers") -> Weights:
     found = pairs(of._pipe.unet, ("attn2.to_k", "attn2.to_v"), seed)
     return {key: value for name, *both in found for key, value in _named(layout, "unet", name, *both).items()}
 
 
-def for_the_text_encoder(of: Diffusers, layout: str = "diffusers") -> Weights:
+def for_the_text_encoder(of: StableDiffusion, layout: str = "diffusers") -> Weights:
     """Under the names that such files have: CLIP's were once those of a part of it."""
     found = pairs(of._pipe.text_encoder, ("q_proj", "v_proj", "out_proj", "query", "value"), seed=9)
     part = "te" if layout == "kohya" else "text_encoder"
@@ -85,13 +85,13 @@ def _named(layout: str, part: str, name: str, down: torch.Tensor, up: torch.Tens
     }
 
 
-def painted(of: Diffusers, lora: tuple[LoraUse, ...] = (), **fields: Any) -> bytes:
+def painted(of: StableDiffusion, lora: tuple[LoraUse, ...] = (), **fields: Any) -> bytes:
     (picture,) = pictures(of, stroke(of, lora=lora, **fields))
     assert isinstance(picture, np.ndarray), picture
     return picture.tobytes()
 
 
-def test_it_changes_its_own_strokes_and_no_others(paints: Diffusers, make: Any) -> None:
+def test_it_changes_its_own_strokes_and_no_others(paints: StableDiffusion, make: Any) -> None:
     before = painted(paints)
     ink, oil = make(for_the_unet(paints)), make(for_the_unet(paints, seed=2))
     half = (ink[0].model_copy(update={"weight": 0.5}),)
@@ -105,7 +105,7 @@ def test_it_changes_its_own_strokes_and_no_others(paints: Diffusers, make: Any) 
     assert not any("lora" in name for name, _ in paints._pipe.unet.named_modules())
 
 
-def test_an_interruption_leaves_nothing_of_it(paints: Diffusers, make: Any) -> None:
+def test_an_interruption_leaves_nothing_of_it(paints: StableDiffusion, make: Any) -> None:
     before, ink = painted(paints), make(for_the_unet(paints))
 
     def interrupt(step: int, steps: int) -> None:
@@ -117,7 +117,9 @@ def test_an_interruption_leaves_nothing_of_it(paints: Diffusers, make: Any) -> N
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "kohya"])
-def test_what_is_for_the_text_encoder_is_taken_where_that_can_be(paints: Diffusers, make: Any, layout: str) -> None:
+def test_what_is_for_the_text_encoder_is_taken_where_that_can_be(
+    paints: StableDiffusion, make: Any, layout: str
+) -> None:
     """By CLIPTextModel. A BertModel goes without, and the UNet's part counts all the same."""
     before = painted(paints)
     unet, text = for_the_unet(paints, layout=layout), for_the_text_encoder(paints, layout=layout)
@@ -131,7 +133,7 @@ def test_what_is_for_the_text_encoder_is_taken_where_that_can_be(paints: Diffuse
 
 
 def test_what_cannot_be_loaded_is_refused_and_leaves_nothing_behind(
-    paints: Diffusers, make: Any, tmp_path: Path
+    paints: StableDiffusion, make: Any, tmp_path: Path
 ) -> None:
     before, good = painted(paints), for_the_unet(paints)
     foreign = {name: torch.zeros(3, 5) for name in good}
@@ -154,11 +156,11 @@ def test_what_cannot_be_loaded_is_refused_and_leaves_nothing_behind(
         assert painted(paints) == before
 
 
-def test_a_model_beside_it_that_has_the_same_files_paints_as_it_did(paints: Diffusers, make: Any) -> None:
+def test_a_model_beside_it_that_has_the_same_files_paints_as_it_did(paints: StableDiffusion, make: Any) -> None:
     """Equal parts are in memory once, but not those that a LoRA is put on."""
     assert paints.model.folder
-    beside = base.load(replace(paints.model, name="beside", loras={}), DEVICE, threads=1)
-    assert isinstance(beside, Diffusers)
+    beside = registry.load(replace(paints.model, name="beside", loras={}), DEVICE, threads=1)
+    assert isinstance(beside, StableDiffusion)
     assert beside._pipe.vae is paints._pipe.vae
     before = painted(beside)
     painted(paints, make({**for_the_unet(paints), **for_the_text_encoder(paints)}))
@@ -166,7 +168,7 @@ def test_a_model_beside_it_that_has_the_same_files_paints_as_it_did(paints: Diff
     beside.close()
 
 
-def test_after_a_refused_one_the_one_before_is_put_on_again(paints: Diffusers, make: Any) -> None:
+def test_after_a_refused_one_the_one_before_is_put_on_again(paints: StableDiffusion, make: Any) -> None:
     before, ink = painted(paints), make(for_the_unet(paints))
     first = painted(paints, ink)
     assert first != before

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from common.catalog.catalog import SCHEDULERS, Model, read
 from common.errors import Interrupted, NanImage, OutOfMemory, PromptRefused
-from common.recipes.img2img import Mode, Original
+from common.recipes.img2img import InputImage, Mode
 from common.recipes.recipe import Recipe
-from common.recipes.token_counter import PromptCounter
+from common.recipes.token_counter import TokenCounter
 from tests.support import checkpoints
 from tests.support.devices import DEVICE, LEVELS
-from worker.pipelines import base
-from worker.pipelines.base import Painter, Picture, Stroke
+from worker.pipelines import registry
+from worker.pipelines.base import ImageRequest, Pipeline, RenderedImage
 
 pytestmark = pytest.mark.filterwarnings(  # diffusers' numbers are NumPy's, who will have them changed some day
     "ignore:__array_:DeprecationWarning", "ignore:invalid value encountered in cast:RuntimeWarning"
@@ -49,16 +49,16 @@ ODD = (
     "(x ",
 )
 
-Load = Callable[[str], Painter]
+Load = Callable[[str], Pipeline]
 
 
 @pytest.fixture(scope="session")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Load]:
-    loaded: dict[str, Painter] = {}
+    loaded: dict[str, Pipeline] = {}
 
-    def one(kind: str) -> Painter:
+    def one(kind: str) -> Pipeline:
         if kind not in loaded:
-            loaded[kind] = base.load(*_model(kind, tmp_path_factory), threads=1)
+            loaded[kind] = registry.load(*_model(kind, tmp_path_factory), threads=1)
         return loaded[kind]
 
     yield one
@@ -82,7 +82,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def paints(load: Load, kind: str) -> Painter:
+def paints(load: Load, kind: str) -> Pipeline:
     return load(kind)
 
 
@@ -91,7 +91,7 @@ def mode(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def stroke(of: Painter, prompt: str = "红色的圆形", seed: int = 1, **fields: Any) -> Stroke:
+def stroke(of: Pipeline, prompt: str = "红色的圆形", seed: int = 1, **fields: Any) -> ImageRequest:
     """Over a gradient, and repainting its right half, unless `source` and `mask` say other pixels."""
     model = of.model
     recipe = Recipe(
@@ -115,10 +115,10 @@ def stroke(of: Painter, prompt: str = "红色的圆形", seed: int = 1, **fields
     if mode == "inpaint":
         pixels = {"mask": right_half(*size), **pixels}
         fields["mask"] = ORIGINAL
-    return Stroke(recipe.model_copy(update=fields), seed, **pixels)
+    return ImageRequest(recipe.model_copy(update=fields), seed, **pixels)
 
 
-ORIGINAL = Original(id=uuid.UUID(int=0), sha256="0", key="0", width=8, height=8)
+ORIGINAL = InputImage(id=uuid.UUID(int=0), sha256="0", key="0", width=8, height=8)
 
 
 def gradient(height: int, width: int, upside_down: bool = False) -> NDArray[np.uint8]:
@@ -131,18 +131,18 @@ def right_half(height: int, width: int) -> NDArray[np.bool_]:
     return np.broadcast_to(np.arange(width) >= width // 2 + 3, (height, width))  # within a latent's 8 pixels
 
 
-def pictures(of: Painter, *strokes: Stroke) -> list[Any]:
+def pictures(of: Pipeline, *strokes: ImageRequest) -> list[Any]:
     """The pixels of each, or the error in its place."""
-    return [p.pixels if isinstance(p, Picture) else p for p in of.paint(strokes, lambda step, steps: None)]
+    return [p.pixels if isinstance(p, RenderedImage) else p for p in of.paint(strokes, lambda step, steps: None)]
 
 
-def test_every_stroke_becomes_a_picture_of_its_size(paints: Painter, mode: str) -> None:
+def test_every_stroke_becomes_a_picture_of_its_size(paints: Pipeline, mode: str) -> None:
     strokes = [stroke(paints, seed=seed, width=64, height=128, mode=mode) for seed in (1, 2, 2**64 - 1)]
     painted = pictures(paints, *strokes)
     assert [(picture.shape, picture.dtype) for picture in painted] == [((128, 64, 3), np.dtype(np.uint8))] * 3
 
 
-def test_equal_strokes_give_equal_bytes_and_others_do_not(paints: Painter, mode: str) -> None:
+def test_equal_strokes_give_equal_bytes_and_others_do_not(paints: Pipeline, mode: str) -> None:
     strokes = [
         stroke(paints, **fields, mode=mode, strength=None if mode == "text2image" else 1.0)
         for fields in ({}, {}, {"seed": 2}, {"prompt": "蓝色的方形"}, {"negative_prompt": "黑色"})
@@ -153,7 +153,7 @@ def test_equal_strokes_give_equal_bytes_and_others_do_not(paints: Painter, mode:
     assert [p.tobytes() for p in pictures(paints, *strokes)] == [first, same, *others]
 
 
-def test_company_moves_no_byte_by_more_than_a_level_or_so(paints: Painter, mode: str) -> None:
+def test_company_moves_no_byte_by_more_than_a_level_or_so(paints: Pipeline, mode: str) -> None:
     """Whatever the company is painted over."""
     one = stroke(paints, mode=mode)
     company = [stroke(paints, prompt="蓝色的方形，白色背景", seed=seed, mode=mode) for seed in range(3)]
@@ -165,7 +165,7 @@ def test_company_moves_no_byte_by_more_than_a_level_or_so(paints: Painter, mode:
     assert np.abs(alone.astype(int) - among).max() <= LEVELS
 
 
-def test_steps_are_told_from_the_first_to_the_last(paints: Painter, mode: str) -> None:
+def test_steps_are_told_from_the_first_to_the_last(paints: Pipeline, mode: str) -> None:
     told: list[tuple[int, int]] = []
     one = stroke(paints, steps=10, mode=mode)
     paints.paint([one], lambda step, steps: told.append((step, steps)))
@@ -174,7 +174,7 @@ def test_steps_are_told_from_the_first_to_the_last(paints: Painter, mode: str) -
     assert told == [(step, steps) for step in range(1, steps + 1)]
 
 
-def test_what_is_interrupted_leaves_the_painter_as_it_was(paints: Painter, mode: str) -> None:
+def test_what_is_interrupted_leaves_the_painter_as_it_was(paints: Pipeline, mode: str) -> None:
     one = stroke(paints, mode=mode)
     before = pictures(paints, one)[0]
 
@@ -188,7 +188,7 @@ def test_what_is_interrupted_leaves_the_painter_as_it_was(paints: Painter, mode:
 
 
 @pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
-def test_weights_move_the_picture_and_none_other(paints: Painter, field: str) -> None:
+def test_weights_move_the_picture_and_none_other(paints: Pipeline, field: str) -> None:
     said = ("红色的圆形", "(红色:1.5)的圆形", "(红色:0.5)的圆形", "((红色:1.5)的圆形:1.2)", "(红色:0)的圆形")
     strokes = [stroke(paints, **{field: text, "guidance": 3.0}) for text in said]
     plain, *weighed = pictures(paints, *strokes)
@@ -197,7 +197,7 @@ def test_weights_move_the_picture_and_none_other(paints: Painter, field: str) ->
     assert pictures(paints, *without)[0].tobytes() == plain.tobytes()
 
 
-def test_what_weighs_one_and_what_is_escaped_is_text(paints: Painter) -> None:
+def test_what_weighs_one_and_what_is_escaped_is_text(paints: Pipeline) -> None:
     said = (
         "红色的圆形",
         "(红色:1.0)的圆形",
@@ -214,21 +214,21 @@ def test_what_weighs_one_and_what_is_escaped_is_text(paints: Painter) -> None:
     assert len(set(painted[3:])) == (2 if knows_no_full_width(paints) else 4)
 
 
-def knows_no_full_width(paints: Painter) -> bool:
+def knows_no_full_width(paints: Pipeline) -> bool:
     """sentencepiece reads （ ： ） as ( : )."""
     pipe = getattr(paints, "_pipe", None)  # the stub has none
     return pipe is not None and pipe.tokenizer("：").input_ids == pipe.tokenizer(":").input_ids
 
 
 @pytest.mark.parametrize("field", ["prompt", "negative_prompt"])
-def test_a_prompt_that_is_too_long_is_refused_in_its_place(paints: Painter, field: str) -> None:
+def test_a_prompt_that_is_too_long_is_refused_in_its_place(paints: Pipeline, field: str) -> None:
     painted = pictures(paints, stroke(paints), stroke(paints, **{field: "红" * 600}), stroke(paints, seed=2))
     assert [type(p) for p in painted] == [np.ndarray, PromptRefused, np.ndarray]
     assert painted[1].message.startswith(f"{field} has ")
     assert not painted[1].retryable
 
 
-def test_nothing_is_painted_when_no_prompt_fits(paints: Painter) -> None:
+def test_nothing_is_painted_when_no_prompt_fits(paints: Pipeline) -> None:
     told: list[int] = []
     (refusal,) = paints.paint([stroke(paints, "红" * 600)], lambda step, steps: told.append(step))
     assert isinstance(refusal, PromptRefused)
@@ -236,7 +236,7 @@ def test_nothing_is_painted_when_no_prompt_fits(paints: Painter) -> None:
 
 
 @pytest.mark.parametrize("kind", TROUBLED, indirect=True)
-def test_a_poisoned_picture_takes_none_along(paints: Painter, kind: str) -> None:
+def test_a_poisoned_picture_takes_none_along(paints: Pipeline, kind: str) -> None:
     first, last = stroke(paints), stroke(paints, seed=3)
     healthy = pictures(paints, first, stroke(paints, seed=2), last)
     painted = pictures(paints, first, stroke(paints, POISON[kind], seed=2), last)
@@ -245,7 +245,7 @@ def test_a_poisoned_picture_takes_none_along(paints: Painter, kind: str) -> None
 
 
 @pytest.mark.parametrize("kind", ["stub", "bert"], indirect=True)
-def test_too_little_memory_is_said_and_survived(paints: Painter, kind: str) -> None:
+def test_too_little_memory_is_said_and_survived(paints: Pipeline, kind: str) -> None:
     more_than_any = {"prompt": "#oom"} if kind == "stub" else {"width": 8_000_000, "height": 8_000_000}
     with pytest.raises(OutOfMemory):
         pictures(paints, stroke(paints, **more_than_any))
@@ -256,18 +256,18 @@ def test_too_little_memory_is_said_and_survived(paints: Painter, kind: str) -> N
 def test_what_the_safety_checker_refuses_is_flagged(load: Load, kind: str, mode: str) -> None:
     paints = load(kind)
     painted = paints.paint([stroke(paints, "#flagged", mode=mode)], lambda step, steps: None)
-    assert [picture.flagged for picture in painted if isinstance(picture, Picture)] == [True]
+    assert [picture.flagged for picture in painted if isinstance(picture, RenderedImage)] == [True]
 
 
-def test_nothing_else_is_flagged(paints: Painter) -> None:
+def test_nothing_else_is_flagged(paints: Pipeline) -> None:
     painted = paints.paint([stroke(paints)], lambda step, steps: None)
-    assert [picture.flagged for picture in painted if isinstance(picture, Picture)] == [False]
+    assert [picture.flagged for picture in painted if isinstance(picture, RenderedImage)] == [False]
 
 
 # Over a picture
 
 
-def test_what_the_mask_keeps_is_kept_to_the_bit(paints: Painter) -> None:
+def test_what_the_mask_keeps_is_kept_to_the_bit(paints: Pipeline) -> None:
     one = stroke(paints, mode="inpaint", strength=1.0)
     painted = pictures(paints, one, stroke(paints, mode="inpaint", strength=1.0, seed=2))
     assert one.source is not None
@@ -277,7 +277,7 @@ def test_what_the_mask_keeps_is_kept_to_the_bit(paints: Painter) -> None:
     assert not np.array_equal(painted[0][one.mask], painted[1][one.mask])
 
 
-def test_the_more_strength_the_less_is_left_of_the_source(paints: Painter) -> None:
+def test_the_more_strength_the_less_is_left_of_the_source(paints: Pipeline) -> None:
     fields = {"mode": "image2image", "steps": 20, "scheduler": "ddim"}
     little, much = (pictures(paints, stroke(paints, strength=s, **fields))[0] for s in (0.1, 0.8))
     source = gradient(paints.model.height, paints.model.width).astype(int)
@@ -288,7 +288,7 @@ def test_the_more_strength_the_less_is_left_of_the_source(paints: Painter) -> No
     assert np.array_equal(pictures(paints, alone)[0], pictures(paints, with_source)[0])
 
 
-def test_each_image_is_painted_over_its_own_source(paints: Painter) -> None:
+def test_each_image_is_painted_over_its_own_source(paints: Pipeline) -> None:
     size = paints.model.height, paints.model.width
     sources = [gradient(*size), gradient(*size, upside_down=True)]
     fields = {"mode": "image2image", "strength": 0.1, "steps": 20, "scheduler": "ddim"}
@@ -300,9 +300,7 @@ def test_each_image_is_painted_over_its_own_source(paints: Painter) -> None:
 
 
 def test_the_stub_needs_no_torch() -> None:
-    code = (
-        "import sys, worker.pipelines.base; worker.pipelines.base.describe('stub'); assert 'torch' not in sys.modules"
-    )
+    code = "import sys, worker.pipelines.registry as made; made.describe('stub'); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
@@ -327,10 +325,10 @@ def test_every_scheduler_paints_and_forgets(load: Load, steps: int, mode: str) -
 
 @pytest.mark.parametrize("kind", ["bert", "clip", "pieces", "mini-zh"], indirect=True)
 @pytest.mark.parametrize("odd", ODD)
-def test_the_worker_counts_tokens_as_the_api_does(paints: Painter, odd: str) -> None:
+def test_the_worker_counts_tokens_as_the_api_does(paints: Pipeline, odd: str) -> None:
     """The longest such prompt that the API lets through is painted; one more is refused, with the same count."""
     limit = paints.model.token_limit
-    counter = PromptCounter(paints.model.tokenizer_file)
+    counter = TokenCounter(paints.model.tokenizer_file)
     times = next((n for n in range(1, limit + 2) if counter.read(odd * n).tokens > limit), None)
     if times is None:  # however often it is said, it is one word
         assert counter.read(odd * limit).tokens <= 3

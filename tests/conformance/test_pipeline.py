@@ -13,10 +13,10 @@ import torch
 from tests.conformance.test_painters import pictures, stroke
 from tests.support import checkpoints
 from tests.support.devices import DEVICE, LEVELS
-from worker.pipelines import base
-from worker.pipelines.base import Picture
+from worker.pipelines import registry
+from worker.pipelines.base import RenderedImage
 from worker.pipelines.device import choose
-from worker.pipelines.stable_diffusion import Diffusers, clip_input
+from worker.pipelines.stable_diffusion import StableDiffusion, clip_input
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")
 
@@ -27,15 +27,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def paints(folder: Path) -> Iterator[Diffusers]:
-    loaded = base.load(checkpoints.entry(folder, precision="fp32"), DEVICE, threads=1)
-    assert isinstance(loaded, Diffusers)
+def paints(folder: Path) -> Iterator[StableDiffusion]:
+    loaded = registry.load(checkpoints.entry(folder, precision="fp32"), DEVICE, threads=1)
+    assert isinstance(loaded, StableDiffusion)
     yield loaded
     loaded.close()
 
 
 @pytest.fixture
-def drawn_at_once(paints: Diffusers) -> list[int]:
+def drawn_at_once(paints: StableDiffusion) -> list[int]:
     """How many latents the UNet got in each of its calls."""
     counts: list[int] = []
     paints._pipe.unet.register_forward_pre_hook(lambda unet, given: counts.append(len(given[0])))
@@ -44,32 +44,34 @@ def drawn_at_once(paints: Diffusers) -> list[int]:
 
 @pytest.mark.parametrize(("guidance", "latents"), [(0.0, 3), (1.0, 3), (1.1, 6), (7.5, 6)])
 def test_without_guidance_only_half_is_drawn(
-    paints: Diffusers, drawn_at_once: list[int], guidance: float, latents: int
+    paints: StableDiffusion, drawn_at_once: list[int], guidance: float, latents: int
 ) -> None:
     pictures(paints, *(stroke(paints, seed=seed, guidance=guidance, scheduler="ddim") for seed in range(3)))
     assert drawn_at_once == [latents] * 4
 
 
-def test_capacity_is_found_by_painting_more_and_more(paints: Diffusers, drawn_at_once: list[int]) -> None:
+def test_capacity_is_found_by_painting_more_and_more(paints: StableDiffusion, drawn_at_once: list[int]) -> None:
     assert paints.find_capacity(0) in (1, 2, 4, 8, 16, 32)
     counts = list(dict.fromkeys(drawn_at_once))
     assert counts == [2 * 2**power for power in range(len(counts))]
 
 
-def test_attention_is_torchs_own(paints: Diffusers) -> None:
+def test_attention_is_torchs_own(paints: StableDiffusion) -> None:
     used = {type(processor).__name__ for processor in paints._pipe.unet.attn_processors.values()}
     assert used == {"AttnProcessor2_0"}
     assert paints._pipe.text_encoder.config._attn_implementation == "sdpa"
 
 
-def test_pictures_lie_as_files_want_them(paints: Diffusers) -> None:
+def test_pictures_lie_as_files_want_them(paints: StableDiffusion) -> None:
     (picture,) = paints.paint([stroke(paints)], lambda step, steps: None)
-    assert isinstance(picture, Picture)
+    assert isinstance(picture, RenderedImage)
     assert picture.pixels.flags.c_contiguous
 
 
 @pytest.mark.parametrize("size", [(64, 64), (512, 512), (96, 64), (64, 200), (37, 41), (30, 30)])
-def test_the_safety_checker_sees_on_the_device_what_it_saw_before(paints: Diffusers, size: tuple[int, int]) -> None:
+def test_the_safety_checker_sees_on_the_device_what_it_saw_before(
+    paints: StableDiffusion, size: tuple[int, int]
+) -> None:
     extractor = paints._pipe.feature_extractor
     pixels = torch.stack([_picture(size, seed) for seed in range(3)])
     ours = clip_input(pixels.to(DEVICE), extractor).cpu()
@@ -79,7 +81,7 @@ def test_the_safety_checker_sees_on_the_device_what_it_saw_before(paints: Diffus
     assert levels.max() < 1.01
 
 
-def test_the_safety_checker_says_on_the_device_what_it_said_before(paints: Diffusers) -> None:
+def test_the_safety_checker_says_on_the_device_what_it_said_before(paints: StableDiffusion) -> None:
     """With thresholds that it passes for about half of the pictures."""
     extractor, checker = paints._pipe.feature_extractor, paints._pipe.safety_checker
     pixels = torch.stack([_picture((96, 64), seed) for seed in range(24)])
@@ -93,7 +95,7 @@ def test_the_safety_checker_says_on_the_device_what_it_said_before(paints: Diffu
     assert paints._flags(pixels.to(DEVICE, copy=True)) == said
 
 
-def test_an_unusual_extractor_does_its_work_itself(paints: Diffusers) -> None:
+def test_an_unusual_extractor_does_its_work_itself(paints: StableDiffusion) -> None:
     extractor = paints._pipe.feature_extractor
     pixels = torch.stack([_picture((64, 64), seed) for seed in range(2)])
     extractor.resample = 2
@@ -105,21 +107,21 @@ def test_an_unusual_extractor_does_its_work_itself(paints: Diffusers) -> None:
 def test_a_cpu_paints_in_full_precision_whatever_the_catalogue_says(
     folder: Path, precision: str, dtype: torch.dtype
 ) -> None:
-    loaded = base.load(checkpoints.entry(folder, precision=precision), "cpu", threads=1)
+    loaded = registry.load(checkpoints.entry(folder, precision=precision), "cpu", threads=1)
     assert loaded.details == {"precision": "fp32"}
     assert loaded._pipe.unet.dtype == torch.float32  # type: ignore[attr-defined]
     loaded.close()
 
 
-def test_the_size_of_a_model_is_that_of_its_parts(paints: Diffusers, folder: Path) -> None:
-    of_files = base.model_parts(paints.model, "cpu")  # which are in fp32 too
+def test_the_size_of_a_model_is_that_of_its_parts(paints: StableDiffusion, folder: Path) -> None:
+    of_files = registry.model_components(paints.model, "cpu")  # which are in fp32 too
     assert {name: pytest.approx(size, rel=0.1) for name, size in of_files.items()} == paints.parts
-    assert base.model_parts(replace(paints.model, folder=None), "cpu") is None
+    assert registry.model_components(replace(paints.model, folder=None), "cpu") is None
 
 
 def test_what_is_closed_leaves_the_memory_at_once(folder: Path) -> None:
-    loaded = base.load(checkpoints.entry(folder), DEVICE, threads=1)
-    assert isinstance(loaded, Diffusers)
+    loaded = registry.load(checkpoints.entry(folder), DEVICE, threads=1)
+    assert isinstance(loaded, StableDiffusion)
     parts = [weakref.ref(loaded._pipe.unet), weakref.ref(loaded._pipe.text_encoder)]
     loaded.close()
     assert [part() for part in parts] == [None, None]
@@ -134,8 +136,8 @@ def test_of_several_accelerators_one_is_named(monkeypatch: pytest.MonkeyPatch, d
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_a_compiled_model_paints_the_same_and_says_that_it_is_compiled(paints: Diffusers, folder: Path) -> None:
-    compiled = base.load(checkpoints.entry(folder, precision="fp32", compile=True), DEVICE, threads=1)
+def test_a_compiled_model_paints_the_same_and_says_that_it_is_compiled(paints: StableDiffusion, folder: Path) -> None:
+    compiled = registry.load(checkpoints.entry(folder, precision="fp32", compile=True), DEVICE, threads=1)
     assert compiled.details == {"precision": "fp32", "compiled": True}
     strokes = [stroke(paints, seed=seed) for seed in range(3)]
     for ours, theirs in zip(pictures(compiled, *strokes), pictures(paints, *strokes), strict=True):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.catalog.catalog import SCHEDULERS
-from worker.pipelines.img2img import shorten
+from worker.pipelines.img2img import truncate_timesteps
 from worker.pipelines.loader import scheduler
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
@@ -32,7 +32,7 @@ def test_whoever_knows_the_picture_paints_it(name: str, taken: int, config: dict
     generator = torch.Generator().manual_seed(1)
     picture, noise = (torch.randn(1, 4, 8, 8, generator=generator) for _ in range(2))
     of = scheduler(name, config)
-    shorten(of, STEPS, taken, "cpu")
+    truncate_timesteps(of, STEPS, taken, "cpu")
     of.set_timesteps(STEPS, device="cpu")  # as the pipeline does
     assert len(of.timesteps) == {"heun": 2 * taken - 1, "kdpm2": 2 * taken - 1, "pndm": taken + (taken > 1)}.get(
         name, taken

@@ -22,7 +22,7 @@ from sqlalchemy import Engine
 
 from common.accounts import tenants
 from common.batches import lifecycle as batches
-from common.broker import Messages
+from common.broker import Broker
 from common.catalog.catalog import SCHEDULERS
 from common.config import Settings
 from common.datasets import lifecycle as datasets
@@ -153,7 +153,7 @@ def painting(settings: Settings) -> Iterator[None]:
 
 @contextmanager
 def controlling(settings: Settings, database: Engine) -> Iterator[None]:
-    storage, messages, stopping = Storage(settings), Messages(settings), threading.Event()
+    storage, messages, stopping = Storage(settings), Broker(settings), threading.Event()
     sweep = Sweep(settings, database, messages, storage)
     expander, exporter = Expander(database, storage, messages, CATALOG), Exporter(database, storage, CATALOG)
 
@@ -161,7 +161,7 @@ def controlling(settings: Settings, database: Engine) -> Iterator[None]:
         while not stopping.wait(LOOK_S):
             sweep.once()
             with transaction(database) as connection:
-                to_expand, to_export = batches.unattended(connection, 0), datasets.unattended(connection, 60, 0)
+                to_expand, to_export = batches.stalled(connection, 0), datasets.unattended(connection, 60, 0)
             for batch_id in to_expand:
                 expander.work(batch_id)
             for dataset_id in to_export:

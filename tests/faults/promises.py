@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from common.queue.claim import MAX_ATTEMPTS
+from common.queue.leases import MAX_ATTEMPTS
 from common.storage import sha256, upload_key
 from tests.faults.farm import BUCKET, Farm
 from tests.faults.load import Witness

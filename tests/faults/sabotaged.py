@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from common.queue import idempotency, leases
+
 TRAPS = Path(os.environ["STORM_TRAPS"])
 ME = os.environ["STORM_NAME"]
 POISON = re.compile(r"#poison\d*")  # in a prompt: whoever paints it dies
@@ -95,12 +97,12 @@ def wrap(owner: Any, function: str, around: Callable[..., Any]) -> None:
 
 
 def set_traps() -> None:
-    from common.broker import Messages
+    from common.broker import Broker
     from common.queue import claim as claims
     from common.queue import jobs
     from common.storage import Storage
 
-    wrap(Messages, "wake", dying_before_the_message)
+    wrap(Broker, "wake", dying_before_the_message)
     after(claims, "claim", "die_claiming")  # before its COMMIT
     before(claims, "start", "die_claimed")  # claimed, not started
     before(claims, "publish", "die_stored")  # bytes stored, not published
@@ -111,9 +113,9 @@ def set_traps() -> None:
     wrap(Storage, "put", dying_in_the_middle)
     if ME.startswith(("stub", "mini")):
         from worker.pipelines import base
-        from worker.render.notifications import News
+        from worker.render.notifications import Notifications
 
-        before(News, "changed", "die_published")  # after the COMMIT of a publish
+        before(Notifications, "changed", "die_published")  # after the COMMIT of a publish
         wrap(base, "load", treacherous)
 
 
@@ -203,9 +205,8 @@ def shift_the_clock() -> None:
 
 def without_fence() -> None:
     """Any lease may publish any image that is being rendered."""
-    from common.queue import claim as claims
 
-    claims.PUBLISH = replaced(claims.PUBLISH, "AND images.lease_id = :lease ", "")
+    leases.PUBLISH = replaced(leases.PUBLISH, "AND images.lease_id = :lease ", "")
 
 
 def without_cancel() -> None:
@@ -224,20 +225,18 @@ def replaced(statement: Any, words: str, others: str) -> Any:
 
 def without_keys() -> None:
     """Takes no Idempotency-Key for taken."""
-    from common.queue import jobs
 
-    jobs.submit_once = lambda *_: None
+    idempotency.claim_key = lambda *_: None
 
 
 def without_heartbeat() -> None:
     """Says that leases are renewed, and renews none."""
-    from common.queue import claim as claims
 
     def renew(connection: Any, lease_ids: Any, lease_s: float) -> Any:
-        rows = connection.execute(claims.WANTED, {"leases": list(lease_ids)}).all()
+        rows = connection.execute(leases.WANTED, {"leases": list(lease_ids)}).all()
         return {lease: frozenset(row.image_id for row in rows if row.lease_id == lease) for lease in lease_ids}
 
-    claims.renew = renew
+    leases.renew = renew
 
 
 def without_order() -> None:

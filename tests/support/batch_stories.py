@@ -13,7 +13,7 @@ from common.batches import lifecycle as batches
 from common.batches import retries
 from common.batches.plan import Plan
 from common.batches.throughput import StopRule
-from common.broker import Messages
+from common.broker import Broker
 from common.config import Settings
 from common.db import new_id, transaction
 from common.enums import Tier
@@ -33,7 +33,7 @@ class BatchStory(Story):
         super().__init__(story.database)
         self.storage = Storage(settings)
         self.storage.ensure_bucket()
-        self.expander = Expander(self.database, self.storage, Messages(settings), CATALOG)
+        self.expander = Expander(self.database, self.storage, Broker(settings), CATALOG)
 
     def upload(self, data: bytes, format: str = "txt", tenant: str = "somebody") -> UUID:
         upload = Upload(new_id(), format, len(data), sha256(data))

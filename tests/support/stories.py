@@ -14,8 +14,9 @@ from common.catalog.catalog import read
 from common.db import id_of_time, new_id, transaction
 from common.enums import ImageState, Tier
 from common.queue import claim as claims
-from common.queue import jobs, tiers
-from common.queue.claim import Image, Microbatch, Offer, Outcome, Published, Rescued
+from common.queue import jobs, leases, tiers
+from common.queue.claim import Image, Microbatch, Offer
+from common.queue.leases import Outcome, Published, Rescued
 from common.queue.tiers import Moved
 from common.recipes.recipe import Draft, Recipe, resolve
 from common.storage import image_key, sha256
@@ -71,7 +72,7 @@ class Story:
 
     def start(self, microbatch: Microbatch) -> frozenset[UUID]:
         with transaction(self.database) as connection:
-            return claims.start(connection, microbatch)
+            return leases.start(connection, microbatch)
 
     def started(self, **claim: Any) -> Microbatch:
         microbatch = self.claim(**claim)
@@ -91,19 +92,19 @@ class Story:
             for image in microbatch.images
         ]
         with transaction(self.database) as connection:
-            return claims.publish(connection, microbatch.lease_id, outcomes)
+            return leases.publish(connection, microbatch.lease_id, outcomes)
 
     def release(self, microbatch: Microbatch) -> None:
         with transaction(self.database) as connection:
-            claims.release(connection, microbatch.lease_id)
+            leases.release(connection, microbatch.lease_id)
 
     def renew(self, microbatch: Microbatch) -> dict[UUID, frozenset[UUID]]:
         with transaction(self.database) as connection:
-            return claims.renew(connection, [microbatch.lease_id], 60)
+            return leases.renew(connection, [microbatch.lease_id], 60)
 
     def rescue(self) -> Rescued:
         with transaction(self.database) as connection:
-            return claims.rescue(connection, lease_s=0)
+            return leases.rescue(connection, lease_s=0)
 
     def cancel(self, job_id: UUID) -> bool:
         with transaction(self.database) as connection:
@@ -120,7 +121,7 @@ class Story:
 
     def leftovers(self, grace_s: float = -1) -> dict[UUID, list[str]]:
         with transaction(self.database) as connection:
-            return claims.leftovers(connection, grace_s)
+            return leases.orphaned_keys(connection, grace_s)
 
     def die(self, microbatch: Microbatch) -> Rescued:
         """Let a lease expire, and rescue what it held."""
@@ -131,7 +132,7 @@ class Story:
     def skip_backoff(self) -> None:
         with transaction(self.database) as connection:
             connection.execute(text("UPDATE images SET not_before = now() WHERE not_before IS NOT NULL"))
-            claims.ready(connection)
+            leases.end_backoff(connection)
 
     def job(self, job_id: UUID) -> Row[Any]:
         with self.database.connect() as connection:

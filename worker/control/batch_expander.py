@@ -22,14 +22,14 @@ from common.batches.check import Checked
 from common.batches.expansion import Rows
 from common.batches.lifecycle import Batch, Chunk
 from common.batches.plan import planners
-from common.broker import Messages
+from common.broker import Broker
 from common.catalog.catalog import Catalog
 from common.db import transaction
 from common.errors import Error, Invalid, LicenceNotAccepted, NotFound
-from common.log import tell
-from common.prompt_files.lines import Line, some
-from common.prompt_files.reader import called, opened
-from common.recipes.img2img import Find, Original
+from common.log import log_event
+from common.prompt_files.lines import Line, take
+from common.prompt_files.reader import line_noun, open_prompts
+from common.recipes.img2img import FindImage, InputImage
 from common.storage import Storage
 
 CHUNK_IMAGES = 8000
@@ -41,7 +41,7 @@ KNOWN_ORIGINALS = 1000  # most batches that start from pictures start from a few
 
 
 class Expander:
-    def __init__(self, database: Database, storage: Storage, messages: Messages, catalog: Catalog) -> None:
+    def __init__(self, database: Database, storage: Storage, messages: Broker, catalog: Catalog) -> None:
         self._database = database
         self._storage = storage
         self._messages = messages
@@ -76,7 +76,7 @@ class Expander:
             models = retries.expand(connection, batch)
         if models:
             self._wake(models)
-            tell("batch_expanded", batch=batch.id, jobs=sum(models.values()))
+            log_event("batch_expanded", batch=batch.id, jobs=sum(models.values()))
         return models is not None
 
     def _read_on(self, batch: Batch, until: float) -> bool:
@@ -105,7 +105,7 @@ class Expander:
             is_mine = expansion.expand(connection, batch, chunk, rows)
         if is_mine:
             self._wake(rows.models)
-            tell("batch_expanded", batch=batch.id, jobs=sum(rows.models.values()), line=chunk.line)
+            log_event("batch_expanded", batch=batch.id, jobs=sum(rows.models.values()), line=chunk.line)
         return is_mine
 
     def _wake(self, models: Mapping[str, int]) -> None:
@@ -116,7 +116,7 @@ class Expander:
     def _refuse(self, batch: Batch, why: Error) -> bool:
         with transaction(self._database) as connection:
             batches.refuse(connection, batch, why.code, why.message)
-        tell("batch_refused", batch=batch.id, reason=why.message)
+        log_event("batch_refused", batch=batch.id, reason=why.message)
         return True
 
     # From lines to recipes
@@ -128,7 +128,7 @@ class Expander:
         The next one is made while Postgres works at the last one.
         """
         with (
-            opened(self._storage, batch.upload, batch.offset, batch.line) as file,
+            open_prompts(self._storage, batch.upload, batch.offset, batch.line) as file,
             ThreadPoolExecutor(1, "read ahead") as ahead,
         ):
             chunks = self._made(batch, file.lines)
@@ -147,7 +147,7 @@ class Expander:
         size = max(1, size // len(variants))
         first, place, skipped = list(islice(found, 1)), batch.place, batch.skipped
         while first:
-            here = [*first, *some(found, size - 1)]
+            here = [*first, *take(found, size - 1)]
             first = list(islice(found, 1))
             if batch.is_checked:
                 lines = check.planned(self._wanted(batch, here), variants, place)
@@ -166,18 +166,18 @@ class Expander:
             place += len(lines.planned)
 
     def _chunk(self, batch: Batch, here: list[Line], lines: Checked, *, is_last: bool) -> Chunk:
-        last, name = here[-1], called(batch.upload.format)
+        last, name = here[-1], line_noun(batch.upload.format)
         warnings = [f"{name} {number}: {warning}" for number, warning in lines.warnings.items()]
         return Chunk(last.end, last.last, is_last, len(lines.planned), warnings, lines.wrong)
 
     def _rows(self, batch: Batch, lines: Checked, place: int) -> Rows | None:
         return expansion.rows_of(batch, lines.in_turn, place * batch.variants) if batch.is_checked else None
 
-    def _find(self, batch: Batch) -> Find:
+    def _find(self, batch: Batch) -> FindImage:
         @lru_cache(KNOWN_ORIGINALS)
-        def find(picture: UUID) -> Original | None:
+        def find(picture: UUID) -> InputImage | None:
             with transaction(self._database) as connection:
-                return originals.find(connection, batch.tenant_id, picture)
+                return originals.find_image(connection, batch.tenant_id, picture)
 
         return find
 
@@ -191,7 +191,7 @@ class Expander:
 
     def _refuse_wrong(self, batch: Batch, lines: Checked, how_many: str = "") -> None:
         if lines.wrong:
-            raise Invalid(how_many + check.wrong_lines(lines.wrong, called(batch.upload.format)))
+            raise Invalid(how_many + check.wrong_lines(lines.wrong, line_noun(batch.upload.format)))
 
     def _require_licences(self, batch: Batch, lines: Checked) -> None:
         """Lines may name models of their own. Raises LicenceNotAccepted, which names the first line."""
@@ -199,4 +199,4 @@ class Expander:
             try:
                 self._acceptances.require(batch.tenant_id, [self._catalog.get(name)])
             except LicenceNotAccepted as error:
-                raise LicenceNotAccepted(f"{called(batch.upload.format)} {number}: {error.message}") from None
+                raise LicenceNotAccepted(f"{line_noun(batch.upload.format)} {number}: {error.message}") from None

@@ -18,20 +18,20 @@ from common import uploads
 from common.accounts import audit
 from common.batches import lifecycle as batches
 from common.batches import progress
-from common.broker import Messages
+from common.broker import Broker
 from common.config import Settings
 from common.datasets import lifecycle as datasets
+from common.datasets.lifecycle import EXPORT_SILENCE_S
 from common.db import transaction
 from common.errors import Unavailable
-from common.log import tell
+from common.log import log_event
 from common.queue import claim as claims
-from common.queue import jobs, samples, workers
+from common.queue import idempotency, jobs, leases, samples, search, workers
 from common.storage import Storage, upload_key
-from worker.availability import Outage
+from worker.availability import Availability
 
 BATCH_SILENCE_S = 10.0  # longer than one chunk takes
 EXPORT_REST_S = 10.0  # between two looks whether a batch has come further
-EXPORT_SILENCE_S = 30.0  # more than one who writes is ever silent
 CLEAN_AFTER_LEASES = 4  # lease times after its end: a worker that was cut off may still have been uploading
 
 
@@ -40,7 +40,7 @@ class Sweep:
         self,
         settings: Settings,
         database: Database,
-        messages: Messages,
+        messages: Broker,
         storage: Storage,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -49,8 +49,8 @@ class Sweep:
         self._messages = messages
         self._storage = storage
         self._clock = clock
-        self._outage = Outage("database_away", "database_back")
-        self._storage_outage = Outage("storage_away", "storage_back")
+        self._outage = Availability("database_away", "database_back")
+        self._storage_outage = Availability("storage_away", "storage_back")
         self._rescued_at = clock()
         self._no_rescue_before = 0.0
 
@@ -88,10 +88,12 @@ class Sweep:
             self._rescued_at = now
             return
         with self._transaction() as connection:
-            rescued = claims.rescue(connection, self._settings.lease_s)
+            rescued = leases.rescue(connection, self._settings.lease_s)
         self._rescued_at = now
         if rescued.leases:
-            tell("leases_rescued", leases=len(rescued.leases), images=rescued.images, ended=len(rescued.ended_jobs))
+            log_event(
+                "leases_rescued", leases=len(rescued.leases), images=rescued.images, ended=len(rescued.ended_jobs)
+            )
             self._messages.announce_changed(rescued.ended_jobs)
 
     def expire(self) -> None:
@@ -99,23 +101,23 @@ class Sweep:
         with self._transaction() as connection:
             expired = jobs.expire(connection)
         if expired:
-            tell("jobs_expired", jobs=",".join(map(str, expired)))
+            log_event("jobs_expired", jobs=",".join(map(str, expired)))
             self._messages.announce_cancelled(expired)
 
     def ready(self) -> None:
         with self._transaction() as connection:
-            claims.ready(connection)
+            leases.end_backoff(connection)
 
     def wake(self) -> None:
         with self._transaction() as connection:
             models = claims.models_with_idle_workers(connection, self._settings.beat_s)
         if [model for model in models if self._messages.wake(model)]:
-            tell("models_woken", models=",".join(models))
+            log_event("models_woken", models=",".join(models))
 
     def advance(self) -> None:
         """Send again for batches that nobody is at: the message, or who was at it, was lost."""
         with self._transaction() as connection:
-            unattended = batches.unattended(connection, BATCH_SILENCE_S)
+            unattended = batches.stalled(connection, BATCH_SILENCE_S)
         for batch_id in unattended:
             self._messages.advance(batch_id)
 
@@ -134,7 +136,7 @@ class Sweep:
             with self._transaction() as connection:
                 is_mine = progress.note(connection, one)
             if is_mine and one.because:
-                tell("batch_stopped", batch=one.batch_id, reason=one.because)
+                log_event("batch_stopped", batch=one.batch_id, reason=one.because)
 
     def end_batches(self) -> None:
         """End batches, and have the datasets finished that have waited for it."""
@@ -148,12 +150,12 @@ class Sweep:
         with self._transaction() as connection:
             pruned = workers.prune(connection, silence)
         if pruned:
-            tell("workers_pruned", workers=",".join(map(str, pruned)))
+            log_event("workers_pruned", workers=",".join(map(str, pruned)))
 
     def forget(self) -> None:
         """What has been kept for long enough."""
         with self._transaction() as connection:
-            jobs.forget_old_keys(connection)
+            idempotency.delete_expired_keys(connection)
             audit.forget(connection, self._settings.audit_days)
 
     def take_samples(self) -> None:
@@ -162,19 +164,19 @@ class Sweep:
 
     def index_prompts(self) -> None:
         with self._transaction() as connection:
-            jobs.index_prompts(connection)
+            search.index_prompts(connection)
 
     def delete_leftovers(self) -> None:
         """Delete what dead leases may have stored and no image shows: lease by lease, so a failure costs little."""
         with self._transaction() as connection:
-            leftovers = claims.leftovers(connection, CLEAN_AFTER_LEASES * self._settings.lease_s)
+            leftovers = leases.orphaned_keys(connection, CLEAN_AFTER_LEASES * self._settings.lease_s)
         for lease_id, keys in leftovers.items():
             with self._storage_outage.noticed():
                 self._storage.delete(keys)
             with self._transaction() as connection:
-                claims.cleaned(connection, [lease_id])
+                leases.mark_cleaned(connection, [lease_id])
         if leftovers:
-            tell("leftovers_deleted", leases=len(leftovers), keys=sum(map(len, leftovers.values())))
+            log_event("leftovers_deleted", leases=len(leftovers), keys=sum(map(len, leftovers.values())))
 
     def delete_uploads(self) -> None:
         """Delete the uploads that nobody asks for any more. Their rows are locked while their bytes go."""
@@ -183,7 +185,7 @@ class Sweep:
             with self._storage_outage.noticed():
                 self._storage.delete(upload_key(*upload) for upload in unused)
         if unused:
-            tell("uploads_deleted", uploads=len(unused))
+            log_event("uploads_deleted", uploads=len(unused))
 
     def _repeat(self, stopping: threading.Event, act: Callable[[], None]) -> None:
         while not stopping.is_set():
@@ -196,7 +198,7 @@ class Sweep:
         except Unavailable:
             pass
         except Exception:
-            tell("sweep_failed", exc_info=True, step=step.__name__)
+            log_event("sweep_failed", exc_info=True, step=step.__name__)
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:

@@ -32,7 +32,7 @@ LOAD = {
 
 
 @dataclass(frozen=True)
-class About:
+class DatasetCard:
     """All that is known of a dataset when its last shard is written. `origin`: the row of its batch.
 
     `skips`: the first lines of its file that are no prompts.

@@ -20,16 +20,15 @@ from common.catalog.catalog import Catalog
 from common.datasets import layout
 from common.datasets import lifecycle as datasets
 from common.datasets.layout import SHARD_BYTES, SHARD_IMAGES
-from common.datasets.lifecycle import Dataset, Step
+from common.datasets.lifecycle import EXPORT_SILENCE_S, Dataset, Step
 from common.db import transaction
 from common.enums import ImageState
 from common.errors import Error, NotFound, Unavailable
-from common.log import tell
+from common.log import log_event
 from common.storage import Storage, sha256
-from worker.control.sweep import EXPORT_SILENCE_S
 from worker.datasets import card, formats
 from worker.datasets.card import Mark
-from worker.datasets.files import File, Shelf
+from worker.datasets.files import DatasetFiles, File
 from worker.datasets.rows import Item, items_of
 from worker.datasets.shard import Shard, ShardWriter
 
@@ -40,7 +39,7 @@ PAGE_JOBS = 500
 Note = Callable[[int], None]
 
 
-class Overtaken(Error):
+class LostOwnership(Error):
     """Somebody else has taken the dataset meanwhile, or this process is about to end."""
 
 
@@ -74,7 +73,7 @@ class Exporter:
         try:
             self._others_wait = False
             with transaction(self._database) as connection:
-                dataset = datasets.take(connection, dataset_id, EXPORT_SILENCE_S)
+                dataset = datasets.acquire(connection, dataset_id, EXPORT_SILENCE_S)
             has_more = dataset is not None and self._write_on(dataset, time.monotonic() + seconds)
             return has_more and not self._others_wait
         finally:
@@ -94,15 +93,15 @@ class Exporter:
                 if time.monotonic() > until:
                     return True
             self._finish(dataset)
-        except Overtaken:
+        except LostOwnership:
             pass
         except Unwritable as error:
             with transaction(self._database) as connection:
                 datasets.fail(connection, dataset, error.code, error.message)
-            tell("dataset_failed", dataset=dataset.id, reason=error.message)
+            log_event("dataset_failed", dataset=dataset.id, reason=error.message)
         finally:
             with suppress(Unavailable), transaction(self._database) as connection:
-                datasets.let_go(connection, dataset)
+                datasets.release(connection, dataset)
         return False
 
     # A shard
@@ -118,8 +117,8 @@ class Exporter:
             return Step(place, ends_split, 0, 0)
         digest = dataset.plan.digest(dataset.batch_id)
         shard = Shard(layout.shard_name(split, dataset.shard), dataset.plan.layout, digest, items)
-        pictures = self._writer.write(shard, Shelf(self._storage, dataset.id), note)
-        tell("dataset_shard_written", dataset=dataset.id, shard=shard.name, images=len(items), pictures=pictures)
+        pictures = self._writer.write(shard, DatasetFiles(self._storage, dataset.id), note)
+        log_event("dataset_shard_written", dataset=dataset.id, shard=shard.name, images=len(items), pictures=pictures)
         return Step(place, ends_split, len(items), pictures)
 
     def _next_images(self, dataset: Dataset, split: str, note: Note) -> tuple[list[Item], int, bool] | None:
@@ -148,12 +147,12 @@ class Exporter:
         def note(done: int) -> None:
             nonlocal noted
             if self._leaving.is_set():
-                raise Overtaken("This process is about to end.")
+                raise LostOwnership("This process is about to end.")
             if time.monotonic() - noted < NOTE_S:
                 return
             with transaction(self._database) as connection:
                 if not datasets.note_written(connection, dataset, done):
-                    raise Overtaken("Somebody else has taken the dataset.")
+                    raise LostOwnership("Somebody else has taken the dataset.")
             noted = time.monotonic()
 
         return note
@@ -162,14 +161,14 @@ class Exporter:
         with transaction(self._database) as connection:
             further = datasets.advance(connection, dataset, step)
         if further is None:
-            raise Overtaken("Somebody else has taken the dataset.")
+            raise LostOwnership("Somebody else has taken the dataset.")
         return further
 
     # The whole
 
     def _finish(self, dataset: Dataset) -> None:
         """Say what there is, and sum it up. Raises Unwritable when there is nothing."""
-        shelf, note = Shelf(self._storage, dataset.id), self._note(dataset)
+        shelf, note = DatasetFiles(self._storage, dataset.id), self._note(dataset)
         marks = self._marks(dataset, shelf, note)
         pictures = sum(mark["pictures"] for mark in marks)
         if not pictures:
@@ -177,7 +176,7 @@ class Exporter:
         with transaction(self._database) as connection:
             origin = datasets.origin(connection, dataset)
             skipped = skipped_lines.head(connection, dataset.batch_id, card.SHOWN_SKIPS)
-        about = card.About(dataset.plan, dataset.batch_id, origin, skipped, marks, self._catalog)
+        about = card.DatasetCard(dataset.plan, dataset.batch_id, origin, skipped, marks, self._catalog)
         files = [shelf.put(path, data) for path, data in about.files(self._samples(dataset))]
         files += [File(path, f["sha256"], f["bytes"]) for mark in marks for path, f in mark["files"].items()]
         files += [shelf.put_json(layout.mark_path(mark["shard"]), mark) for mark in marks]  # as it is, for its hash
@@ -188,9 +187,9 @@ class Exporter:
         with transaction(self._database) as connection:
             is_mine = datasets.finish(connection, dataset, sums.sha256, count, size)
         if is_mine:
-            tell("dataset_ready", dataset=dataset.id, pictures=pictures, files=count, bytes=size)
+            log_event("dataset_ready", dataset=dataset.id, pictures=pictures, files=count, bytes=size)
 
-    def _marks(self, dataset: Dataset, shelf: Shelf, note: Note) -> list[Mark]:
+    def _marks(self, dataset: Dataset, shelf: DatasetFiles, note: Note) -> list[Mark]:
         """The marks of all shards, in order. Raises Unwritable where they are not those of this dataset."""
         marks = list[Mark]()
         for split in dataset.plan.names:
@@ -218,7 +217,7 @@ class Exporter:
         return found
 
     def _sums(
-        self, dataset: Dataset, shelf: Shelf, files: list[File], marks: list[Mark], note: Note
+        self, dataset: Dataset, shelf: DatasetFiles, files: list[File], marks: list[Mark], note: Note
     ) -> Iterator[bytes]:
         """A line a file, as `sha256sum --check` reads them. Of the pictures of an image folder its metadata knows."""
         lines = (f"{file.sha256}  {file.path}\n" for file in sorted(files, key=manifest_first))
@@ -226,7 +225,7 @@ class Exporter:
         more = chain.from_iterable(pictures) if dataset.plan.layout == "imagefolder" else ()
         return (line.encode() for line in chain(lines, more))
 
-    def _sums_of_pictures(self, shelf: Shelf, mark: Mark, note: Note) -> Iterator[str]:
+    def _sums_of_pictures(self, shelf: DatasetFiles, mark: Mark, note: Note) -> Iterator[str]:
         note(0)
         data = shelf.get(layout.metadata_path(mark["shard"]))
         for row in formats.rows_of(data, "key", "format", "sha256", "status"):

@@ -29,7 +29,7 @@ class File:
     bytes: int
 
 
-class Shelf:
+class DatasetFiles:
     def __init__(self, storage: Storage, dataset_id: UUID) -> None:
         self._storage = storage
         self._dataset_id = dataset_id

@@ -36,7 +36,7 @@ PICTURES = pa.schema(
 )
 
 
-def tar(pictures: Pictures) -> Iterator[bytes]:
+def webdataset(pictures: Pictures) -> Iterator[bytes]:
     """A WebDataset: of each picture its file, its prompt and its row, under one key."""
     size = 0
     for row, data in pictures:
@@ -58,7 +58,7 @@ def _member(name: str, data: bytes) -> bytes:
     return about.tobuf(tarfile.USTAR_FORMAT) + data + b"\0" * (-len(data) % tarfile.BLOCKSIZE)
 
 
-def table(pictures: Pictures) -> Iterator[bytes]:
+def parquet(pictures: Pictures) -> Iterator[bytes]:
     """Parquet, with the pictures in the column `image`."""
     file = _Drain()
     with pq.ParquetWriter(file, PICTURES) as writer:
@@ -94,7 +94,7 @@ def rows_of(data: bytes, *columns: str) -> list[dict[str, Any]]:
     return found
 
 
-def lines(pictures: Pictures) -> Iterator[bytes]:
+def imagefolder(pictures: Pictures) -> Iterator[bytes]:
     """What says of the pictures beside it which row is theirs."""
     for row, _ in pictures:
         yield line({"file_name": picture_name(row), **row})

@@ -14,10 +14,10 @@ from common.datasets import layout
 from common.datasets.layout import Layout, Row
 from common.enums import ImageState
 from common.errors import NotFound
-from common.log import tell
+from common.log import log_event
 from common.storage import Storage, sha256
 from worker.datasets import formats
-from worker.datasets.files import Shelf
+from worker.datasets.files import DatasetFiles
 from worker.datasets.rows import Item, complete, lose
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ class ShardWriter:
         self._storage = storage
         self._pool = ThreadPoolExecutor(GETS, "pictures")
 
-    def write(self, shard: Shard, shelf: Shelf, note: Callable[[int], None]) -> int:
+    def write(self, shard: Shard, shelf: DatasetFiles, note: Callable[[int], None]) -> int:
         """Write a shard; how many pictures it has. `note` is told, again and again, how many images are done."""
         rows = rows_with_keys_of_their_own(shard.items)
         files = []
@@ -69,7 +69,7 @@ class ShardWriter:
         shelf.put_json(layout.mark_path(shard.name), mark)
         return len(stored)
 
-    def _pictures(self, shard: Shard, shelf: Shelf, note: Callable[[int], None]) -> Iterator[tuple[Row, bytes]]:
+    def _pictures(self, shard: Shard, shelf: DatasetFiles, note: Callable[[int], None]) -> Iterator[tuple[Row, bytes]]:
         """The pictures of a shard in their order; their rows are complete from then on."""
         fetched = ahead(self._pool, lambda item: self._fetch(shard, item, shelf), shard.items)
         for done, (item, picture) in enumerate(zip(shard.items, fetched, strict=True)):
@@ -78,10 +78,10 @@ class ShardWriter:
                 complete(item.row, picture)
                 yield item.row, picture
             elif item.key:
-                tell("picture_lost", image=item.row["image_id"], key=item.key)
+                log_event("picture_lost", image=item.row["image_id"], key=item.key)
                 lose(item.row)
 
-    def _fetch(self, shard: Shard, item: Item, shelf: Shelf) -> bytes | None:
+    def _fetch(self, shard: Shard, item: Item, shelf: DatasetFiles) -> bytes | None:
         """The picture of an image, if it has one. Those of an image folder are put there by the way."""
         try:
             picture = self._storage.get(item.key) if item.key else None
@@ -95,9 +95,9 @@ class ShardWriter:
 
 
 BLOCKS: dict[Layout, Callable[[formats.Pictures], Iterator[bytes]]] = {
-    "webdataset": formats.tar,
-    "parquet": formats.table,
-    "imagefolder": formats.lines,
+    "webdataset": formats.webdataset,
+    "parquet": formats.parquet,
+    "imagefolder": formats.imagefolder,
 }
 
 

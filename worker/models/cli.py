@@ -13,12 +13,12 @@ from typing import Any
 
 from common.catalog import catalog, manifest
 from common.catalog.catalog import Model
-from common.catalog.manifest import Imported
+from common.catalog.manifest import ModelManifest
 from common.config import Settings
 from common.errors import Conflict, Error, Invalid, ModelRefused
 from worker.models import hub, importer
 from worker.models import store as model_store
-from worker.pipelines import base, checkpoint
+from worker.pipelines import base, checkpoint, registry
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
 TOLD_EVERY_S = 0.2
@@ -55,14 +55,14 @@ def import_one(settings: Settings, asked: Namespace) -> dict[str, Any]:
     like = _here(settings, asked.like) if asked.like else None
     device = "auto" if settings.device.startswith("stub") else settings.device
 
-    def load(model: Model) -> base.Painter:
-        return base.load(model, device, settings.torch_threads)
+    def load(model: Model) -> base.Pipeline:
+        return registry.load(model, device, settings.torch_threads)
 
     def report(phase: str, done: int, total: int) -> None:
         _tell({"phase": phase, "done": done, "total": total})
 
-    tell = importer.seldom(report, TOLD_EVERY_S)
-    with importer.alone(model, store, tell):
+    tell = importer.throttled(report, TOLD_EVERY_S)
+    with importer.import_lock(model, store, tell):
         found = importer.find(model, store)
         has_it = found is not None and model_store.is_whole(found, store)
         made = found if found and has_it else importer.import_model(model, store, load, tell, entry, like)
@@ -135,14 +135,14 @@ def _here(settings: Settings, name: str) -> Model:
     if model.folder and checkpoint.is_safe(model, model.folder):
         return model
     if there := importer.find(model, settings.model_store):
-        return importer.located(model, settings.model_store, there)
+        return importer.with_local_path(model, settings.model_store, there)
     raise Invalid(f"{name} is not on this host: run `huafang models import {name}` first.")
 
 
 def _plan(model: Model) -> dict[str, Any]:
     """What would be brought here."""
     if model.folder is None:
-        listing = hub.look_up(model)
+        listing = hub.list_files(model)
         files = {file.path: file.bytes for file in listing.files}
         return {"model": model.name, "source": model.source, "revision": listing.revision, **_listed(files)}
     if not model.folder.exists():
@@ -150,7 +150,7 @@ def _plan(model: Model) -> dict[str, Any]:
     if model.folder.is_file():
         files = {model.folder.name: model.folder.stat().st_size}
     else:
-        parts = [model.folder / name for name in checkpoint.parts(model) if (model.folder / name).is_dir()]
+        parts = [model.folder / name for name in checkpoint.components(model) if (model.folder / name).is_dir()]
         found = [file for part in parts for file in checkpoint.files(part)]
         files = {file.relative_to(model.folder).as_posix(): file.stat().st_size for file in found}
     return {"model": model.name, "source": model.source, "revision": None, **_listed(files)}
@@ -160,7 +160,7 @@ def _listed(files: dict[str, int]) -> dict[str, Any]:
     return {"bytes": sum(files.values()), "files": [{"path": path, "bytes": size} for path, size in files.items()]}
 
 
-def _result(made: Imported, store: Path, had_it: bool) -> dict[str, Any]:
+def _result(made: ModelManifest, store: Path, had_it: bool) -> dict[str, Any]:
     return {
         "model": made.name,
         "source": made.source,

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from common.catalog.catalog import Model
-from worker.pipelines import checkpoint, loader
+from worker.pipelines import checkpoint, loader, tokenizer
 
 PLAIN = (bool, float, int, str, type(None))
 CLIP = re.compile(r"cond_stage_model\.(transformer|model)\.")
@@ -26,16 +26,16 @@ def as_safetensors(model: Model, folder: Path, name: str, target: Path) -> None:
     dtype = _dtype(
         tensor for file in checkpoint.weights(folder / name) for tensor in loader.plain_tensors(model, file).values()
     )
-    part = loader.load_part(model, folder, name, dtype)
+    part = loader.load_component(model, folder, name, dtype)
     part.save_pretrained(target, max_shard_size=ONE_FILE)
 
 
 def with_json(folder: Path, target: Path) -> None:
     """Write the tokenizer of a vocabulary anew, with the `tokenizer.json` that the API counts with."""
-    loader.load_tokenizer(folder).save_pretrained(target)
+    tokenizer.load_tokenizer(folder).save_pretrained(target)
 
 
-def split(model: Model, file: Path, like: Model, target: Path) -> None:
+def split_single_file(model: Model, file: Path, like: Model, target: Path) -> None:
     """Write the parts that one file holds; those that it does not are the other model's, as links.
 
     Of text encoders diffusers reads CLIP from such a file, so any other is the other model's too.
@@ -52,7 +52,7 @@ def split(model: Model, file: Path, like: Model, target: Path) -> None:
             local_files_only=True,
             torch_dtype=_dtype(tensors.values()),
             requires_safety_checker=False,
-            **dict.fromkeys({*checkpoint.PARTS, *checkpoint.CHECKER} - {*names, "scheduler"}),
+            **dict.fromkeys({*checkpoint.COMPONENTS, *checkpoint.CHECKER} - {*names, "scheduler"}),
         )
         for name in names:
             getattr(pipe, name).save_pretrained(target / name, max_shard_size=ONE_FILE)
@@ -62,7 +62,7 @@ def split(model: Model, file: Path, like: Model, target: Path) -> None:
         ) from error
     finally:
         whole.unlink()
-    for name in {*checkpoint.parts(model)} - {*names}:
+    for name in {*checkpoint.components(model)} - {*names}:
         (target / name).symlink_to((folder / name).resolve())
     (target / "model_index.json").write_bytes((folder / "model_index.json").read_bytes())
 
@@ -70,7 +70,7 @@ def split(model: Model, file: Path, like: Model, target: Path) -> None:
 def _tensors(model: Model, file: Path) -> dict[str, torch.Tensor]:
     """All of a file; where training left more than the weights beside them, only if it is numbers and words."""
     if file.suffix == ".safetensors":
-        checkpoint.whole(model, file)
+        checkpoint.check_not_truncated(model, file)
         return load_file(file)
     content = loader.unpickled(model, file)
     if isinstance(content, dict) and "state_dict" in content:

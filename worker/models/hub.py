@@ -24,7 +24,7 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers, logging
 
 from common.catalog.catalog import Model
-from worker.pipelines.checkpoint import TEXTS, first_line, of_one_kind, parts, refuse_without, refused
+from worker.pipelines.checkpoint import TEXTS, components, first_line, preferred_weights, refuse_without, refused
 
 logging.set_verbosity_error()  # what it warns of is said here, in one sentence
 
@@ -40,7 +40,7 @@ class HubFile:
 
 
 @dataclass(frozen=True)
-class Listing:
+class RepoFiles:
     """What of a repository is to be fetched, at the commit that its revision stands at now."""
 
     revision: str
@@ -52,19 +52,19 @@ class Listing:
         return sum(file.bytes for file in self.files)
 
 
-def look_up(model: Model) -> Listing:
+def list_files(model: Model) -> RepoFiles:
     with _in_one_sentence(model):
         info = HfApi().model_info(model.source, revision=model.revision, timeout=30, files_metadata=True)
     there = {file.rfilename: file for file in info.siblings or ()}
     files = tuple(
         HubFile(path, there[path].size or 0, there[path].lfs.sha256 if there[path].lfs else None)
-        for path in wanted(there, parts(model))
+        for path in wanted(there, components(model))
         if path in there
     )
     folders = {path.partition("/")[0] for path in there}
-    refuse_without(model, [part for part in parts(model) if part not in folders])  # before gigabytes are fetched
+    refuse_without(model, [part for part in components(model) if part not in folders])  # before gigabytes are fetched
     assert info.sha
-    return Listing(info.sha, files, getattr(info.card_data, "license", None))
+    return RepoFiles(info.sha, files, getattr(info.card_data, "license", None))
 
 
 def wanted(files: Iterable[str], parts: Iterable[str]) -> list[str]:
@@ -73,11 +73,11 @@ def wanted(files: Iterable[str], parts: Iterable[str]) -> list[str]:
     for part in parts:
         names = [name for folder, _, name in (file.rpartition("/") for file in files) if folder == part]
         chosen += [f"{part}/{name}" for name in names if name.endswith(TEXTS)]
-        chosen += [f"{part}/{name}" for name in of_one_kind(names)]
+        chosen += [f"{part}/{name}" for name in preferred_weights(names)]
     return chosen
 
 
-def fetch(model: Model, listing: Listing, folder: Path, on_bytes: Callable[[int], None]) -> None:
+def download(model: Model, listing: RepoFiles, folder: Path, on_bytes: Callable[[int], None]) -> None:
     """Bring all files of the listing into the folder; those that are there already stay. Tells bytes as they come."""
     for file in listing.files:
         whole = folder / file.path

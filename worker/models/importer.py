@@ -18,18 +18,18 @@ from typing import IO, Any
 
 from common.catalog import catalog, manifest
 from common.catalog.catalog import Model
-from common.catalog.manifest import Imported
+from common.catalog.manifest import ModelManifest
 from common.errors import Error, NanImage
 from common.recipes.recipe import Recipe
 from worker.models import hub
 from worker.models import store as model_store
-from worker.models.store import Published
+from worker.models.store import SourceFiles
 from worker.pipelines import checkpoint
-from worker.pipelines.base import DeviceLost, Painter, Stroke
+from worker.pipelines.base import DeviceLost, ImageRequest, Pipeline
 from worker.pipelines.checkpoint import refused
 
 Report = Callable[[str, int, int], None]  # the phase, how much of it is done, of how much
-Load = Callable[[Model], Painter]
+Load = Callable[[Model], Pipeline]
 
 FETCHING = ".fetching"
 SINGLE_FILES = (".ckpt", ".safetensors")
@@ -37,7 +37,7 @@ TEST_STEPS = 3
 LOOK_AGAIN_S = 0.5
 
 
-def ensure(model: Model, store: Path, load: Load, report: Report) -> Model:
+def ensure_imported(model: Model, store: Path, load: Load, report: Report) -> Model:
     """The model as it can be read on this host: as it lies if that is safetensors in a folder, else as it is imported.
 
     Imports it if nobody has; who comes meanwhile waits, and finds it.
@@ -46,12 +46,12 @@ def ensure(model: Model, store: Path, load: Load, report: Report) -> Model:
         return model
     found = find(model, store)
     if found is None:
-        with alone(model, store, report):
+        with import_lock(model, store, report):
             found = find(model, store) or import_model(model, store, load, report)
-    return located(model, store, found)
+    return with_local_path(model, store, found)
 
 
-def find(model: Model, store: Path) -> Imported | None:
+def find(model: Model, store: Path) -> ModelManifest | None:
     """What was imported, if that is what the model is now."""
     there = manifest.read(store / model.name)
     if (
@@ -59,18 +59,18 @@ def find(model: Model, store: Path) -> Imported | None:
         or there.source != model.source
         or model.revision not in (None, there.revision, there.asked)
         or (model.folder and there.state != model_store.state(model.folder))
-        or not {*checkpoint.parts(model)} <= there.parts.keys()
+        or not {*checkpoint.components(model)} <= there.parts.keys()
     ):
         return None
     return there
 
 
-def located(model: Model, store: Path, there: Imported) -> Model:
+def with_local_path(model: Model, store: Path, there: ModelManifest) -> Model:
     return replace(model, folder=store / model.name, revision=there.revision, sha256=there.sha256)
 
 
 @contextmanager
-def alone(model: Model, store: Path, report: Report) -> Iterator[None]:
+def import_lock(model: Model, store: Path, report: Report) -> Iterator[None]:
     try:
         store.mkdir(parents=True, exist_ok=True)
         with (store / ".lock").open("w") as lock:
@@ -101,26 +101,26 @@ def import_model(
     report: Report,
     entry: Mapping[str, Any] | None = None,
     like: Model | None = None,
-) -> Imported:
+) -> ModelManifest:
     """Do it, `alone`. With an entry it is a model of that entry, completed by what its files say of themselves."""
-    model_store.tidy(store)
+    model_store.recover(store)
     published = _bring(model, store, report, like)
     if entry is None and (own := catalog.own_entry(model.name, store)).get("source") == model.source:
         entry = own  # a worker imports again what has no other entry
     if entry is not None:
         entry = _completed(entry, published)
         model = replace(catalog.of_entry(model.name, entry, store), revision=model.revision)
-    checkpoint.look_over(model, published.folder)
+    checkpoint.validate(model, published.folder)
     parts = {}
-    for done, name in enumerate(names := checkpoint.parts(model)):
+    for done, name in enumerate(names := checkpoint.components(model)):
         report("convert", done, len(names))
-        parts[name] = model_store.store_part(model, published, name, store)
+        parts[name] = model_store.store_component(model, published, name, store)
     report("check", 0, 1)
-    made = model_store.draft(model, published, parts, store, entry)
-    _try_out(located(model, store, made), store / model_store.DRAFT_MODEL, load)
-    model_store.publish(model.name, store)
+    made = model_store.write_manifest(model, published, parts, store, entry)
+    _try_out(with_local_path(model, store, made), store / model_store.DRAFT_MODEL, load)
+    model_store.commit(model.name, store)
     shutil.rmtree(_fetching(model, store), ignore_errors=True)
-    model_store.prune(store)
+    model_store.delete_unused(store)
     report("check", 1, 1)
     return made
 
@@ -128,7 +128,7 @@ def import_model(
 # Bringing
 
 
-def _bring(model: Model, store: Path, report: Report, like: Model | None) -> Published:
+def _bring(model: Model, store: Path, report: Report, like: Model | None) -> SourceFiles:
     folder = model.folder or (Path(model.source) if model.source.startswith("/") else None)
     if folder is None:
         return _from_hub(model, store, report)
@@ -136,11 +136,11 @@ def _bring(model: Model, store: Path, report: Report, like: Model | None) -> Pub
         return _from_file(model, folder, like, _fetching(model, store) / "split")
     if not folder.is_dir():
         raise refused(model, f"there is no folder {folder}")
-    return Published(folder)
+    return SourceFiles(folder)
 
 
-def _from_hub(model: Model, store: Path, report: Report) -> Published:
-    listing = hub.look_up(model)
+def _from_hub(model: Model, store: Path, report: Report) -> SourceFiles:
+    listing = hub.list_files(model)
     folder = _fetching(model, store) / listing.revision
     _has_room(model, store, listing, folder)
     done = 0
@@ -150,11 +150,11 @@ def _from_hub(model: Model, store: Path, report: Report) -> Published:
         done += count
         report("fetch", done, listing.bytes)
 
-    hub.fetch(model, listing, folder, on_bytes)
-    return Published(folder, listing.revision, listing.licence, is_ours=True)
+    hub.download(model, listing, folder, on_bytes)
+    return SourceFiles(folder, listing.revision, listing.licence, is_ours=True)
 
 
-def _from_file(model: Model, file: Path, like: Model | None, target: Path) -> Published:
+def _from_file(model: Model, file: Path, like: Model | None, target: Path) -> SourceFiles:
     if file.suffix not in SINGLE_FILES:
         raise refused(model, f"{file.name} is none of {', '.join(SINGLE_FILES)}")
     if like is None:
@@ -167,11 +167,11 @@ def _from_file(model: Model, file: Path, like: Model | None, target: Path) -> Pu
 
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    convert.split(model, file, like, target)
-    return Published(target, is_ours=True)
+    convert.split_single_file(model, file, like, target)
+    return SourceFiles(target, is_ours=True)
 
 
-def _has_room(model: Model, store: Path, listing: hub.Listing, folder: Path) -> None:
+def _has_room(model: Model, store: Path, listing: hub.RepoFiles, folder: Path) -> None:
     """For what is still to come, and for what pickles are converted to."""
     fetched = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     pickles = sum(file.bytes for file in listing.files if file.path.endswith(".bin"))
@@ -188,7 +188,7 @@ def _fetching(model: Model, store: Path) -> Path:
     return store / FETCHING / hashlib.sha256(model.source.encode()).hexdigest()[:16]
 
 
-def _completed(entry: Mapping[str, Any], published: Published) -> dict[str, Any]:
+def _completed(entry: Mapping[str, Any], published: SourceFiles) -> dict[str, Any]:
     """What an operator left out of an entry, as the files say it."""
     from worker.pipelines import loader
 
@@ -236,7 +236,7 @@ def _try_out(model: Model, draft: Path, load: Load) -> None:
     )
     paints = load(replace(model, folder=draft))
     try:
-        (painted,) = paints.paint([Stroke(recipe, 0)], lambda step, steps: None)
+        (painted,) = paints.paint([ImageRequest(recipe, 0)], lambda step, steps: None)
     finally:
         paints.close()
     if isinstance(painted, NanImage):
@@ -247,7 +247,7 @@ def _try_out(model: Model, draft: Path, load: Load) -> None:
         raise refused(model, f"its test picture has the shape {painted.pixels.shape}")
 
 
-def seldom(report: Report, every_s: float) -> Report:
+def throttled(report: Report, every_s: float) -> Report:
     """Told no more often than that, but of each phase its beginning."""
     told: dict[str, float] = {}
 

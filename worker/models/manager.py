@@ -19,23 +19,25 @@ from common.catalog.catalog import Catalog, Model
 from common.config import Settings
 from common.db import transaction
 from common.errors import Invalid, ModelRefused, OutOfMemory, RenderFailed, Unavailable
-from common.log import tell
+from common.log import log_event
 from common.queue import workers
-from common.recipes.recipe import canonical
-from worker.pipelines import base
-from worker.pipelines.base import DeviceLost, Painter
+from common.recipes.recipe import canonical_json
+from worker.pipelines import registry
+from worker.pipelines.base import DeviceLost, Pipeline
 from worker.watchdog import Watchdog
 
-PATIENCE_S = 30.0
+SWAP_DELAY_S = 30.0
 FOR_EVER_S = 1e9
 ACCELERATORS = ("cuda", "mps")
-UNTRIED = 8  # the images that are claimed for a model of which this worker does not know yet how many it can take
+DEFAULT_BATCH_SIZE = (
+    8  # the images that are claimed for a model of which this worker does not know yet how many it can take
+)
 REPORT_S = 30
 RETRY_S = 300  # a refused model of the hub may be within reach later; a folder does not mend itself
 
 
 @dataclass(frozen=True)
-class Refusal:
+class LoadFailure:
     reason: str
     until: float  # by the monotonic clock
 
@@ -57,7 +59,7 @@ def models_to_serve(settings: Settings, catalog: Catalog, device_kind: str) -> l
     return sorted(models, key=lambda model: model.name != (settings.default_model or default))
 
 
-class Gallery:
+class ModelManager:
     def __init__(
         self,
         models: Sequence[Model],
@@ -69,14 +71,14 @@ class Gallery:
         self._models = {model.name: model for model in models}
         self._device, self._threads, self._store = settings.device, settings.torch_threads, settings.model_store
         self._class = worker_class
-        self._memory = settings.model_memory or base.model_memory(settings.device)
+        self._memory = settings.model_memory or registry.model_memory(settings.device)
         self._database = database
         self._watchdog = watchdog
-        self._painters: dict[str, Painter] = {}  # the one used last is the last; replaced as a whole: others read it
-        parts = {model.name: base.model_parts(model, settings.device) for model in models}
+        self._painters: dict[str, Pipeline] = {}  # the one used last is the last; replaced as a whole: others read it
+        parts = {model.name: registry.model_components(model, settings.device) for model in models}
         self._parts = {name: sizes for name, sizes in parts.items() if sizes is not None}  # better known after the load
         self._capacities: dict[str, int] = {}
-        self._refusals: dict[str, Refusal] = {}
+        self._refusals: dict[str, LoadFailure] = {}
         self._longest_load_s = 0.0
         self._last_load = 0.0
 
@@ -89,7 +91,7 @@ class Gallery:
         names = {model.name for model in self.servable()} | set(self._painters)
         if self._fit(names):
             return 0.0
-        patience = max(PATIENCE_S, 4 * self._longest_load_s)
+        patience = max(SWAP_DELAY_S, 4 * self._longest_load_s)
         return patience if time.monotonic() - self._last_load > patience else FOR_EVER_S
 
     @property
@@ -103,7 +105,7 @@ class Gallery:
 
     def capacity(self, model: Model) -> int:
         """The same of any model."""
-        return self._capacities.get(model.name) or model.microbatch or UNTRIED
+        return self._capacities.get(model.name) or model.microbatch or DEFAULT_BATCH_SIZE
 
     def servable(self) -> list[Model]:
         """All but those refused lately."""
@@ -114,7 +116,7 @@ class Gallery:
         now = time.monotonic()
         return {name: refusal.reason for name, refusal in list(self._refusals.items()) if now < refusal.until}
 
-    def painter(self, name: str) -> Painter:
+    def painter(self, name: str) -> Pipeline:
         """The painter of a model, loaded if need be, in place of those not used for longest.
 
         Raises ModelRefused, and remembers it; Unavailable when Postgres cannot say which revision to load.
@@ -140,7 +142,7 @@ class Gallery:
             is_final = isinstance(error, ModelRefused) and model.folder is not None
             raise self._refuse(model, error.message, is_final) from error
         except Exception as error:  # whatever it is, the other models go on
-            tell("model_load_failed", exc_info=True, model=model.name)
+            log_event("model_load_failed", exc_info=True, model=model.name)
             reason = f"The model {model.name} is refused: it cannot be loaded ({type(error).__name__})."
             raise self._refuse(model, reason, model.folder is not None) from error
         self._painters = {**self._painters, model.name: loaded}
@@ -148,7 +150,7 @@ class Gallery:
         self._longest_load_s = max(seconds, self._longest_load_s)
         self._last_load = time.monotonic()
         self._refusals.pop(model.name, None)
-        tell(
+        log_event(
             "model_loaded",
             model=model.name,
             revision=loaded.revision,
@@ -170,7 +172,7 @@ class Gallery:
             together |= self._parts[name]
         return sum(together.values())
 
-    def _load_beside_others(self, model: Model) -> Painter:
+    def _load_beside_others(self, model: Model) -> Pipeline:
         """Room is made before it is needed, and more of it where that was not enough."""
         self._make_room(model.name)
         try:
@@ -196,7 +198,7 @@ class Gallery:
 
     # Loading
 
-    def _capacity(self, loaded: Painter) -> int:
+    def _capacity(self, loaded: Pipeline) -> int:
         """As the catalogue has it, as the first worker of this class found it, or as it is found now."""
         model = loaded.model
         if model.microbatch:
@@ -204,7 +206,7 @@ class Gallery:
         if self._device.startswith("stub"):
             return loaded.find_capacity(0)
         decisive = {**self._class, **loaded.details, "source": model.source, "size": [model.width, model.height]}
-        digest = hashlib.sha256(canonical({**decisive, "revision": loaded.revision}).encode()).hexdigest()
+        digest = hashlib.sha256(canonical_json({**decisive, "revision": loaded.revision}).encode()).hexdigest()
         with suppress(Unavailable), transaction(self._database) as connection:
             if recorded := workers.recorded_capacity(connection, digest, model.name):
                 return recorded
@@ -214,9 +216,9 @@ class Gallery:
             return workers.record_capacity(connection, digest, model.name, found)
         return found
 
-    def _load(self, model: Model) -> Painter:
+    def _load(self, model: Model) -> Pipeline:
         if self._device.startswith("stub"):
-            return base.load(model, self._device, self._threads)
+            return registry.load(model, self._device, self._threads)
         if model.folder or model.revision:
             return self._load_here(model)
         with transaction(self._database) as connection:
@@ -231,29 +233,29 @@ class Gallery:
         loaded.close()  # another worker was first, with another commit
         return self._load_here(replace(model, revision=recorded))
 
-    def _load_here(self, model: Model) -> Painter:
+    def _load_here(self, model: Model) -> Pipeline:
         """Load it as it lies on this host, where it is imported first if need be."""
         from worker.models import importer  # no painter that is a stub needs the libraries that it does
 
-        def load(here: Model) -> Painter:
-            return base.load(here, self._device, self._threads)
+        def load(here: Model) -> Pipeline:
+            return registry.load(here, self._device, self._threads)
 
         def say(phase: str, done: int, total: int) -> None:
-            tell("model_imports", model=model.name, phase=phase, done=done, of=total)
+            log_event("model_imports", model=model.name, phase=phase, done=done, of=total)
 
-        seldom = importer.seldom(say, REPORT_S)
+        seldom = importer.throttled(say, REPORT_S)
 
         def report(phase: str, done: int, total: int) -> None:
             self._watchdog.gets_on()
             seldom(phase, done, total)
 
-        return load(importer.ensure(model, self._store, load, report))
+        return load(importer.ensure_imported(model, self._store, load, report))
 
     def _refuse(self, model: Model, reason: str, is_final: bool) -> ModelRefused:
-        self._refusals[model.name] = Refusal(reason, float("inf") if is_final else time.monotonic() + RETRY_S)
-        tell("model_refused", model=model.name, reason=reason)
+        self._refusals[model.name] = LoadFailure(reason, float("inf") if is_final else time.monotonic() + RETRY_S)
+        log_event("model_refused", model=model.name, reason=reason)
         return ModelRefused(reason)
 
 
-def _without(painters: Mapping[str, Painter], name: str) -> dict[str, Painter]:
+def _without(painters: Mapping[str, Pipeline], name: str) -> dict[str, Pipeline]:
     return {other: painter for other, painter in painters.items() if other != name}

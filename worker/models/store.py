@@ -17,7 +17,7 @@ from typing import Any
 
 from common.catalog import manifest
 from common.catalog.catalog import Model
-from common.catalog.manifest import ENTRY, MANIFEST, PARTS, File, Imported, Part
+from common.catalog.manifest import ENTRY, MANIFEST, PARTS, Component, File, ModelManifest
 from worker.pipelines import checkpoint
 
 DRAFT_MODEL, DRAFT_PART, OLD = ".new", ".new-part", ".old-"
@@ -26,7 +26,7 @@ WRITERS = ("_diffusers_version", "_name_or_path", "transformers_version")  # of 
 
 
 @dataclass(frozen=True)
-class Published:
+class SourceFiles:
     """A model's files as their author published them, laid out as diffusers does."""
 
     folder: Path
@@ -35,7 +35,7 @@ class Published:
     is_ours: bool = False  # fetched for this import only
 
 
-def store_part(model: Model, published: Published, name: str, store: Path) -> Part:
+def store_component(model: Model, published: SourceFiles, name: str, store: Path) -> Component:
     """Write a part beside, and give it its place by its content; whoever has it there already has it for us too."""
     draft, source = store / DRAFT_PART, published.folder / name
     shutil.rmtree(draft, ignore_errors=True)
@@ -56,7 +56,7 @@ def store_part(model: Model, published: Published, name: str, store: Path) -> Pa
     if (config := draft / "config.json").is_file():
         _without_writers(config)
     files = _sums(draft)
-    part = Part(manifest.digest_of(files), files)
+    part = Component(manifest.digest_of(files), files)
     place = store / PARTS / part.digest
     if place.exists() and _sums(place) != files:
         shutil.rmtree(place)  # damaged meanwhile
@@ -77,7 +77,7 @@ def _without_writers(config: Path) -> None:
     _write(config, json.dumps(kept, ensure_ascii=False, indent=2, sort_keys=True) + "\n")
 
 
-def is_whole(there: Imported, store: Path) -> bool:
+def is_whole(there: ModelManifest, store: Path) -> bool:
     """Whether its files are still those that were written."""
     return all(
         (store / there.name / name).is_dir() and _sums(store / there.name / name) == part.files
@@ -94,9 +94,9 @@ def _sum(file: Path) -> File:
         return File(file.stat().st_size, hashlib.file_digest(content, "sha256").hexdigest())
 
 
-def draft(
-    model: Model, published: Published, parts: Mapping[str, Part], store: Path, entry: Mapping[str, Any] | None
-) -> Imported:
+def write_manifest(
+    model: Model, published: SourceFiles, parts: Mapping[str, Component], store: Path, entry: Mapping[str, Any] | None
+) -> ModelManifest:
     """Write a model that has these parts beside, with its entry if the catalogue has none."""
     folder = store / DRAFT_MODEL
     folder.mkdir()
@@ -106,7 +106,7 @@ def draft(
     for name, part in parts.items():
         (folder / name).symlink_to(Path("..", PARTS, part.digest))
     contents = hashlib.sha256("".join(f"{name} {part.digest}\n" for name, part in sorted(parts.items())).encode())
-    made = Imported(
+    made = ModelManifest(
         name=model.name,
         source=model.source,
         revision=published.revision or contents.hexdigest()[:40],
@@ -134,7 +134,7 @@ def state(source: Path) -> str:
     return hashlib.sha256(repr(seen).encode()).hexdigest()
 
 
-def publish(name: str, store: Path) -> None:
+def commit(name: str, store: Path) -> None:
     """What lies beside takes its place, or that of the import before."""
     draft, place, old = store / DRAFT_MODEL, store / name, store / f"{OLD}{name}"
     _sync(draft)
@@ -145,7 +145,7 @@ def publish(name: str, store: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def tidy(store: Path) -> None:
+def recover(store: Path) -> None:
     """What a killed import left: all of it is written again, but what was there before it comes back."""
     for draft in (DRAFT_MODEL, DRAFT_PART):
         shutil.rmtree(store / draft, ignore_errors=True)
@@ -157,7 +157,7 @@ def tidy(store: Path) -> None:
             old.rename(place)
 
 
-def prune(store: Path) -> None:
+def delete_unused(store: Path) -> None:
     """Parts that no model has any more."""
     used = {part.digest for model in manifest.read_all(store) for part in model.parts.values()}
     for place in (store / PARTS).iterdir():

@@ -24,7 +24,7 @@ class DeviceLost(Exception):
 
 
 @dataclass(frozen=True)
-class Stroke:
+class ImageRequest:
     """One image to paint: a recipe and the seed of this image of it; in its size, what it is painted over."""
 
     recipe: Recipe
@@ -34,12 +34,12 @@ class Stroke:
 
 
 @dataclass(frozen=True)
-class Picture:
+class RenderedImage:
     pixels: NDArray[np.uint8]  # height × width × RGB
     flagged: bool  # by the safety checker: the pixels must then never be stored
 
 
-class Painter(Protocol):
+class Pipeline(Protocol):
     """A model in memory. Belongs to one thread."""
 
     model: Model
@@ -47,7 +47,7 @@ class Painter(Protocol):
     details: Mapping[str, Any]  # what this model adds to the class of its worker: its precision, whether it is compiled
     parts: Mapping[Hashable, int]  # the bytes of each; a part that several models have takes its memory once
 
-    def paint(self, strokes: Sequence[Stroke], on_step: OnStep) -> list[Picture | RenderFailed]:
+    def paint(self, strokes: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
         """One pipeline call: a picture, or why there is none, for each stroke in its place.
 
         The recipes must share their `compatibility`. Calls `on_step(step, steps)` after every denoising step, from 1
@@ -68,32 +68,3 @@ class Painter(Protocol):
     def close(self) -> None:
         """Give the memory back; the painter is of no use afterwards. Load the next model only then."""
         ...
-
-
-def load(model: Model, device: str, threads: int | None = None) -> Painter:
-    """Make a model resident. Raises ModelRefused with one sentence that says why and what to do."""
-    return _kind(device).load(model, device, threads)
-
-
-def describe(device: str, threads: int | None = None) -> dict[str, str | int | None]:
-    """The class of a worker on this device: pictures of workers whose descriptions are equal can be compared."""
-    return _kind(device).describe(device, threads)
-
-
-def model_memory(device: str) -> int:
-    """Bytes that models may take of this device together, if nobody says otherwise."""
-    return int(_kind(device).model_memory(device))
-
-
-def model_parts(model: Model, device: str) -> Mapping[Hashable, int] | None:
-    """About how much of it each part of a model will take; None when its files are not here yet."""
-    parts: Mapping[Hashable, int] | None = _kind(device).model_parts(model)
-    return parts
-
-
-def _kind(device: str) -> Any:
-    if device.partition(":")[0] == "stub":
-        from worker.pipelines import stub as kind
-    else:
-        from worker.pipelines import stable_diffusion as kind  # type: ignore[no-redef]  # imports torch
-    return kind

@@ -12,7 +12,7 @@ ABOUT = 1.1  # seconds per image of the chosen number ÷ those of the fastest
 TRIAL_S = 3.0  # for all tries together: the first job waits for them
 
 
-def find(try_out: Callable[[int], float | None], clock: Callable[[], float] = time.monotonic) -> int:
+def find_batch_size(try_out: Callable[[int], float | None], clock: Callable[[], float] = time.monotonic) -> int:
     """`try_out` gives the seconds that so many images take together, None when they do not fit."""
     began, images = clock(), 1
     seconds_per_image: dict[int, float] = {}

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from common.catalog.catalog import Model
 from common.errors import ModelRefused
 
-PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
+COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 CHECKER = ("feature_extractor", "safety_checker")
 WEIGHTED = ("safety_checker", "text_encoder", "unet", "vae")
 SHARED = ("safety_checker", "text_encoder", "vae")
@@ -31,7 +31,7 @@ def find(model: Model) -> Path:
         raise refused(model, f"it was not imported on this host: run `huafang models import {model.name}`")
     if not model.folder.is_dir():
         raise refused(model, f"there is no folder {model.folder}")
-    look_over(model, model.folder)
+    validate(model, model.folder)
     return model.folder
 
 
@@ -40,11 +40,13 @@ def sizes(model: Model) -> dict[Hashable, int] | None:
     folder = model.folder or (model.store if model.is_here else None)
     if folder is None:
         return None
-    there = [name for name in weighted(model) if (folder / name).is_dir()]
-    return {part_id(model, folder, name): sum(file.stat().st_size for file in weights(folder / name)) for name in there}
+    there = [name for name in components_with_weights(model) if (folder / name).is_dir()]
+    return {
+        component_id(model, folder, name): sum(file.stat().st_size for file in weights(folder / name)) for name in there
+    }
 
 
-def part_id(model: Model, folder: Path, name: str) -> Hashable:
+def component_id(model: Model, folder: Path, name: str) -> Hashable:
     """What two models must have in common to have the part once in memory."""
     if not is_shared(folder, name):
         return model.name, name
@@ -58,7 +60,7 @@ def is_shared(folder: Path, name: str) -> bool:
 
 def is_safe(model: Model, folder: Path) -> bool:
     """Whether all its weights are safetensors already: nothing is to be converted, and it can be read as it lies."""
-    folders = [folder / name for name in weighted(model) if (folder / name).is_dir()]
+    folders = [folder / name for name in components_with_weights(model) if (folder / name).is_dir()]
     return all(file.suffix == ".safetensors" for part in folders for file in weights(part))
 
 
@@ -73,16 +75,16 @@ def first_line(error: BaseException) -> str:
 # Looking over
 
 
-def look_over(model: Model, folder: Path) -> None:
+def validate(model: Model, folder: Path) -> None:
     """Everything there, everything whole, and nothing that the catalogue's checksums do not know."""
     _parts(model, folder)
     if model.sha256:
         _checksums(model, folder)
     if not any((folder / "tokenizer" / name).is_file() for name in VOCABULARIES):
         raise refused(model, "its folder tokenizer holds no vocabulary (neither tokenizer.json nor vocab.txt)")
-    for part in weighted(model):
+    for part in components_with_weights(model):
         for file in weights(folder / part):
-            whole(model, file)
+            check_not_truncated(model, file)
 
 
 def refuse_without(model: Model, missing: Sequence[str]) -> None:
@@ -93,8 +95,8 @@ def refuse_without(model: Model, missing: Sequence[str]) -> None:
         raise refused(model, f"its files have no {' and no '.join(missing)}")
 
 
-def parts(model: Model) -> tuple[str, ...]:
-    return (*PARTS, *CHECKER) if model.safety_checker else PARTS
+def components(model: Model) -> tuple[str, ...]:
+    return (*COMPONENTS, *CHECKER) if model.safety_checker else COMPONENTS
 
 
 def index(folder: Path) -> dict[str, list[str | None]]:
@@ -105,22 +107,22 @@ def index(folder: Path) -> dict[str, list[str | None]]:
     return classes
 
 
-def weighted(model: Model) -> tuple[str, ...]:
-    return tuple(part for part in parts(model) if part in WEIGHTED)
+def components_with_weights(model: Model) -> tuple[str, ...]:
+    return tuple(part for part in components(model) if part in WEIGHTED)
 
 
 def weights(folder: Path) -> list[Path]:
     """The files that a part is loaded from."""
-    return [folder / name for name in of_one_kind(file.name for file in folder.iterdir())]
+    return [folder / name for name in preferred_weights(file.name for file in folder.iterdir())]
 
 
 def files(folder: Path) -> list[Path]:
     """Those of a part that it is loaded from: no code, no second form of the weights."""
     names = sorted(file.name for file in folder.iterdir() if file.is_file())
-    return [folder / name for name in names if name.endswith(TEXTS) or name in of_one_kind(names)]
+    return [folder / name for name in names if name.endswith(TEXTS) or name in preferred_weights(names)]
 
 
-def of_one_kind(names: Iterable[str]) -> list[str]:
+def preferred_weights(names: Iterable[str]) -> list[str]:
     """Weights as safetensors where there are such, else as pickles; no variants."""
     found = sorted(name for name in names if WEIGHTS.fullmatch(name))
     return [name for name in found if name.endswith(".safetensors")] or found
@@ -131,15 +133,17 @@ def _parts(model: Model, folder: Path) -> None:
         classes = index(folder)
     except (OSError, ValueError) as error:
         raise refused(model, f"its model_index.json cannot be read ({error})") from error
-    missing = [part for part in parts(model) if not (folder / part).is_dir() or classes.get(part, [None])[0] is None]
+    missing = [
+        part for part in components(model) if not (folder / part).is_dir() or classes.get(part, [None])[0] is None
+    ]
     refuse_without(model, missing)
-    for part in weighted(model):
+    for part in components_with_weights(model):
         if not weights(folder / part):
             raise refused(model, f"its folder {part} holds no weights")
 
 
 def _checksums(model: Model, folder: Path) -> None:
-    here = ("model_index.json", *(f"{part}/" for part in parts(model)))
+    here = ("model_index.json", *(f"{part}/" for part in components(model)))
     expected = {path: sha256 for path, sha256 in model.sha256.items() if path.startswith(here)}
     for path, sha256 in expected.items():
         if not (folder / path).is_file():
@@ -147,13 +151,13 @@ def _checksums(model: Model, folder: Path) -> None:
         with (folder / path).open("rb") as content:
             if hashlib.file_digest(content, "sha256").hexdigest() != sha256:
                 raise refused(model, f"the sha256 of {path} is not what it must be: restore or import it again")
-    loaded = [f"{part}/{file.name}" for part in parts(model) for file in sorted((folder / part).iterdir())]
+    loaded = [f"{part}/{file.name}" for part in components(model) for file in sorted((folder / part).iterdir())]
     for path in ("model_index.json", *loaded):
         if path not in expected and (path.endswith(TEXTS) or WEIGHTS.fullmatch(path.rpartition("/")[2])):
             raise refused(model, f"the catalogue has checksums, but none of {path}")
 
 
-def whole(model: Model, file: Path) -> None:
+def check_not_truncated(model: Model, file: Path) -> None:
     """Whether it was cut short."""
     if file.suffix != ".safetensors":
         return  # a pickle is for torch to read

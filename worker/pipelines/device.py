@@ -92,7 +92,7 @@ def free_memory() -> None:
 
 
 @contextmanager
-def limited(device: torch.device, reserved: int) -> Iterator[None]:
+def memory_limit(device: torch.device, reserved: int) -> Iterator[None]:
     """As if models took `reserved` bytes and a margin were left; only CUDA can be told so."""
     if device.type != "cuda":
         yield

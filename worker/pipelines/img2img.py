@@ -16,18 +16,18 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch.nn.functional import max_pool2d
 
-from worker.pipelines.base import Stroke
+from worker.pipelines.base import ImageRequest
 
 OF_EACH_STEP = ("sigmas", "sigmas_interpol")  # what a scheduler knows of each step, beside its time
 
 
-class Underpainting:
+class Img2Img:
     """Of the strokes of one call: all over sources, and all with masks or none."""
 
     @torch.no_grad()
-    def __init__(self, pipe: Any, strokes: Sequence[Stroke], generators: list[torch.Generator]) -> None:
+    def __init__(self, pipe: Any, strokes: Sequence[ImageRequest], generators: list[torch.Generator]) -> None:
         recipe, device, dtype = strokes[0].recipe, pipe.device, pipe.unet.dtype
-        shorten(pipe.scheduler, recipe.steps, recipe.steps_taken, device)
+        truncate_timesteps(pipe.scheduler, recipe.steps, recipe.steps_taken, device)
         pixels = _stacked([stroke.source for stroke in strokes], device)
         self._sources = pixels
         self._masks = None
@@ -62,7 +62,7 @@ class Underpainting:
         return noised
 
 
-def shorten(scheduler: Any, steps: int, taken: int, device: Any) -> None:
+def truncate_timesteps(scheduler: Any, steps: int, taken: int, device: Any) -> None:
     """Let a new scheduler's next call take the last so many of these steps, as if there had never been others."""
     scheduler.set_timesteps(steps, device=device)
     times = scheduler.timesteps

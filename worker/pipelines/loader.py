@@ -18,10 +18,10 @@ import torch
 import transformers
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from huggingface_hub.utils.tqdm import disable_progress_bars
-from tokenizers import Tokenizer
 
 from common.catalog.catalog import Model
-from worker.pipelines import checkpoint, tokenizer
+from worker.pipelines import checkpoint
+from worker.pipelines.tokenizer import _tokenizer
 
 Config = dict[str, Any]
 TEXT_ENCODERS = ("BertModel", "CLIPTextModel")
@@ -59,18 +59,18 @@ for library in (transformers, diffusers):  # what they warn of is checked here, 
 disable_progress_bars()
 
 
-def assemble(model: Model, folder: Path, device: torch.device) -> tuple[Any, Config]:
+def load_pipeline(model: Model, folder: Path, device: torch.device) -> tuple[Any, Config]:
     """The pipeline, and the settings that its schedulers are made from."""
-    for name in checkpoint.weighted(model):
+    for name in checkpoint.components_with_weights(model):
         for file in checkpoint.weights(folder / name):
             plain_tensors(model, file)
     dtype = PRECISIONS[precision(model, device.type)]
 
     def part(name: str) -> Any:
-        key = checkpoint.part_id(model, folder, name), dtype, device, get_ident()
+        key = checkpoint.component_id(model, folder, name), dtype, device, get_ident()
         found = _resident.get(key) if checkpoint.is_shared(folder, name) else None
         if found is None:
-            found = _resident[key] = load_part(model, folder, name, dtype).to(device)
+            found = _resident[key] = load_component(model, folder, name, dtype).to(device)
         return found
 
     text_encoder = part("text_encoder")
@@ -113,15 +113,15 @@ def scheduler_named(kind: str | None) -> str:
 
 def check(model: Model, folder: Path) -> None:
     """All that a load checks, part by part: takes the memory of the largest only."""
-    for name in checkpoint.weighted(model):
+    for name in checkpoint.components_with_weights(model):
         for file in checkpoint.weights(folder / name):
             plain_tensors(model, file)
-        part = load_part(model, folder, name, torch.float32)
+        part = load_component(model, folder, name, torch.float32)
         if name == "text_encoder":
             _tokenizer(model, folder / "tokenizer", part)
 
 
-def load_part(model: Model, folder: Path, name: str, dtype: torch.dtype) -> Any:
+def load_component(model: Model, folder: Path, name: str, dtype: torch.dtype) -> Any:
     """A part on the CPU, with none of its weights missing. Its pickles must be known to hold plain tensors."""
     kind = _kind(model, folder, name)
     safe = checkpoint.weights(folder / name)[0].suffix == ".safetensors"
@@ -164,12 +164,6 @@ def only_tensors(model: Model, file: Path, content: Any) -> dict[str, torch.Tens
     return content
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """As it was published, but that special tokens in a prompt are text."""
-    kind = checkpoint.index(folder.parent)["tokenizer"][1]
-    return _of_pieces(folder) if kind == "T5Tokenizer" else _of_transformers(folder)
-
-
 def _where(file: Path) -> str:
     return f"{file.parent.name}/{file.name}"
 
@@ -181,32 +175,6 @@ def _kind(model: Model, folder: Path, name: str) -> Any:
     if kind not in TEXT_ENCODERS:
         raise checkpoint.refused(model, f"its text encoder is a {kind}, not one of {', '.join(TEXT_ENCODERS)}")
     return getattr(transformers, kind)
-
-
-def _tokenizer(model: Model, folder: Path, text_encoder: Any) -> Any:
-    """One that fits its text encoder, and is never longer than that or the catalogue's limit."""
-    tokenizer = load_tokenizer(folder)
-    known, needed = len(tokenizer), text_encoder.config.vocab_size
-    if known != needed:
-        raise checkpoint.refused(model, f"its tokenizer knows {known} tokens and its text encoder {needed}")
-    longest = text_encoder.config.max_position_embeddings
-    tokenizer.model_max_length = min(tokenizer.model_max_length, longest, model.token_limit)
-    return tokenizer
-
-
-def _of_transformers(folder: Path) -> Any:
-    return transformers.AutoTokenizer.from_pretrained(
-        folder, split_special_tokens=True, trust_remote_code=False, local_files_only=True
-    )
-
-
-def _of_pieces(folder: Path) -> Any:
-    """rinna's, which transformers would read in a way of its own: see `worker.pipelines.tokenizer`."""
-    made = folder / "tokenizer.json"
-    backend = Tokenizer.from_file(str(made)) if made.is_file() else tokenizer.read(folder / "spiece.model")
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token=tokenizer.padding(folder), split_special_tokens=True
-    )
 
 
 def _feature_extractor(folder: Path) -> Any:

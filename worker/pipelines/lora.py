@@ -21,7 +21,7 @@ from worker.pipelines.checkpoint import TAKE_LORAS, first_line
 OF_TEXT_ENCODERS = ("lora_te", "text_encoder")  # how the names of their weights begin, in kohya's files and diffusers'
 
 
-class Loras:
+class LoraAdapters:
     """Those that a pipeline has on."""
 
     def __init__(self, model: Model, pipe: Any) -> None:

@@ -17,10 +17,12 @@ from common.recipes import prompt_weighting
 
 
 @torch.no_grad()
-def embedded(pipe: Any, prompts: Sequence[str], negative_prompts: Sequence[str], guidance: float) -> dict[str, Any]:
+def encode_prompts(
+    pipe: Any, prompts: Sequence[str], negative_prompts: Sequence[str], guidance: float
+) -> dict[str, Any]:
     """The arguments of a pipeline call that say what to draw: texts where nothing weighs, else embeddings."""
-    texts = [[prompt_weighting.plain(prompt) for prompt in several] for several in (prompts, negative_prompts)]
-    if not any(map(prompt_weighting.weighs, (*prompts, *negative_prompts))):
+    texts = [[prompt_weighting.strip_weights(prompt) for prompt in several] for several in (prompts, negative_prompts)]
+    if not any(map(prompt_weighting.has_weights, (*prompts, *negative_prompts))):
         return {"prompt": texts[0], "negative_prompt": texts[1]}
     is_guided = guidance > 1
     said, unsaid = pipe.encode_prompt(texts[0], pipe.device, 1, is_guided, texts[1])

@@ -17,27 +17,34 @@ from common.errors import LoraRefused, NanImage, OutOfMemory, PromptRefused, Ren
 from common.recipes import prompt_weighting, token_counter
 from common.recipes.recipe import Recipe
 from worker.pipelines import batch_size, checkpoint
-from worker.pipelines.base import DeviceLost, OnStep, Picture, Stroke
+from worker.pipelines.base import DeviceLost, ImageRequest, OnStep, RenderedImage
 from worker.pipelines.checkpoint import first_line
 from worker.pipelines.checkpoint import sizes as model_parts
-from worker.pipelines.device import choose, describe, free_memory, is_lost, is_out_of_memory, limited, model_memory
-from worker.pipelines.img2img import Underpainting
-from worker.pipelines.loader import Config, assemble, precision, scheduler
-from worker.pipelines.lora import Loras
-from worker.pipelines.prompt_embeds import embedded
+from worker.pipelines.device import choose, describe, free_memory, is_lost, is_out_of_memory, memory_limit, model_memory
+from worker.pipelines.img2img import Img2Img
+from worker.pipelines.loader import Config, load_pipeline, precision, scheduler
+from worker.pipelines.lora import LoraAdapters
+from worker.pipelines.prompt_embeds import encode_prompts
 
-__all__ = ["Diffusers", "clip_input", "describe", "load", "model_memory", "model_parts"]  # some pass through here only
+__all__ = [
+    "StableDiffusion",
+    "clip_input",
+    "describe",
+    "load",
+    "model_memory",
+    "model_parts",
+]  # some pass through here only
 
 TRIAL_STEPS = 2
 BICUBIC = 3  # in the words of Pillow
 
 
-def load(model: Model, device: str = "auto", threads: int | None = None) -> "Diffusers":
+def load(model: Model, device: str = "auto", threads: int | None = None) -> "StableDiffusion":
     if threads:
         torch.set_num_threads(threads)
     where = torch.device(choose(device))
     try:
-        painter = Diffusers(model, where, *assemble(model, checkpoint.find(model), where))
+        painter = StableDiffusion(model, where, *load_pipeline(model, checkpoint.find(model), where))
         if model.compile:
             painter.warm_up()
         return painter
@@ -51,14 +58,14 @@ def load(model: Model, device: str = "auto", threads: int | None = None) -> "Dif
         raise checkpoint.refused(model, f"it cannot be loaded ({first_line(error)})") from error
 
 
-class Diffusers:
+class StableDiffusion:
     def __init__(self, model: Model, device: torch.device, pipe: Any, scheduler_config: Config) -> None:
         self.model = model
         self.revision = model.revision
         self.details = {"precision": precision(model, device.type), **({"compiled": True} if model.compile else {})}
         assert model.folder
         self.parts: Mapping[Hashable, int] = {
-            checkpoint.part_id(model, model.folder, name): sum(
+            checkpoint.component_id(model, model.folder, name): sum(
                 tensor.nbytes for tensor in (*part.parameters(), *part.buffers())
             )
             for name, part in pipe.components.items()
@@ -67,9 +74,9 @@ class Diffusers:
         self._device = device
         self._pipe = pipe
         self._scheduler_config = scheduler_config
-        self._loras = Loras(model, pipe)
+        self._loras = LoraAdapters(model, pipe)
 
-    def paint(self, strokes: Sequence[Stroke], on_step: OnStep) -> list[Picture | RenderFailed]:
+    def paint(self, strokes: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
         refusals = [self._refusal(stroke) for stroke in strokes]
         fitting = [stroke for stroke, refusal in zip(strokes, refusals, strict=True) if refusal is None]
         try:
@@ -89,8 +96,8 @@ class Diffusers:
         if self._device.type == "cpu" and self._is_slow():
             return 1
         self._try_out(1)  # the first call of all takes longer than any other
-        with limited(self._device, reserved):
-            return batch_size.find(self._try_out)
+        with memory_limit(self._device, reserved):
+            return batch_size.find_batch_size(self._try_out)
 
     def _is_slow(self) -> bool:
         """Whether one image keeps the device busy for long: company gains nothing then, and takes too long to try."""
@@ -106,21 +113,21 @@ class Diffusers:
 
     def close(self) -> None:
         self._pipe = None
-        self._loras = Loras(self.model, None)  # the others hold the pipeline, too
+        self._loras = LoraAdapters(self.model, None)  # the others hold the pipeline, too
         free_memory()
 
-    def _refusal(self, stroke: Stroke) -> PromptRefused | None:
+    def _refusal(self, stroke: ImageRequest) -> PromptRefused | None:
         """The pipeline would cut a prompt that is too long, and say so in its log only."""
         tokenizer = self._pipe.tokenizer
         for field in ("prompt", "negative_prompt"):
-            count = len(tokenizer(prompt_weighting.plain(getattr(stroke.recipe, field))).input_ids)
+            count = len(tokenizer(prompt_weighting.strip_weights(getattr(stroke.recipe, field))).input_ids)
             if count > tokenizer.model_max_length:
                 return PromptRefused(
                     f"{field} {token_counter.too_long(count, self.model.name, tokenizer.model_max_length)}."
                 )
         return None
 
-    def _paint(self, strokes: Sequence[Stroke], on_step: OnStep) -> list[Picture | RenderFailed]:
+    def _paint(self, strokes: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
         painted = self._once(strokes, on_step)
         broken = [place for place, picture in enumerate(painted) if isinstance(picture, NanImage)]
         if broken and self._pipe.unet.dtype != torch.float32:
@@ -129,7 +136,7 @@ class Diffusers:
                 painted[place] = picture
         return painted
 
-    def _precisely(self, strokes: Sequence[Stroke], on_step: OnStep) -> list[Picture | RenderFailed]:
+    def _precisely(self, strokes: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
         """In fp32, one by one, for it takes twice the memory; none when there is not even that."""
         usual = self._pipe.unet.dtype
         try:
@@ -144,7 +151,7 @@ class Diffusers:
         finally:
             self._pipe.to(usual)  # exactly what it was: every number of fp16 or bf16 is one of fp32
 
-    def _once(self, strokes: Sequence[Stroke], on_step: OnStep) -> list[Picture | RenderFailed]:
+    def _once(self, strokes: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
         drawn = self._draw(strokes, on_step)
         if drawn is None:  # only now, for until here the traceback held the tensors
             free_memory()
@@ -152,11 +159,13 @@ class Diffusers:
             raise OutOfMemory(f"Out of memory with {len(strokes)} images of {recipe.width}×{recipe.height} at once.")
         pixels, flags, broken = drawn
         return [
-            NanImage(f"{self.model.name} painted numbers that are none.") if nan else Picture(picture, flag)
+            NanImage(f"{self.model.name} painted numbers that are none.") if nan else RenderedImage(picture, flag)
             for picture, flag, nan in zip(pixels.cpu().numpy(), flags, broken, strict=True)
         ]
 
-    def _draw(self, strokes: Sequence[Stroke], on_step: OnStep) -> tuple[torch.Tensor, list[bool], list[bool]] | None:
+    def _draw(
+        self, strokes: Sequence[ImageRequest], on_step: OnStep
+    ) -> tuple[torch.Tensor, list[bool], list[bool]] | None:
         """Pixels, whether they are flagged, and whether they are no numbers; None when the memory did not suffice."""
         try:
             return self._decoded(*self._denoised(strokes, on_step))
@@ -165,13 +174,13 @@ class Diffusers:
                 raise
             return None
 
-    def _denoised(self, strokes: Sequence[Stroke], on_step: OnStep) -> tuple[torch.Tensor, Underpainting | None]:
+    def _denoised(self, strokes: Sequence[ImageRequest], on_step: OnStep) -> tuple[torch.Tensor, Img2Img | None]:
         recipe = strokes[0].recipe
         assert all(stroke.recipe.compatibility == recipe.compatibility for stroke in strokes)
 
         self._pipe.scheduler = scheduler(recipe.scheduler, self._scheduler_config)
         generators = [torch.Generator("cpu").manual_seed(stroke.seed) for stroke in strokes]
-        under = Underpainting(self._pipe, strokes, generators) if recipe.source else None
+        under = Img2Img(self._pipe, strokes, generators) if recipe.source else None
 
         def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             on_step(step + 1, pipe.num_timesteps)
@@ -179,7 +188,7 @@ class Diffusers:
 
         with self._uncompiled() if recipe.lora else nullcontext():  # they change what was compiled
             latents: torch.Tensor = self._pipe(
-                **embedded(
+                **encode_prompts(
                     self._pipe,
                     [stroke.recipe.prompt for stroke in strokes],
                     [stroke.recipe.negative_prompt for stroke in strokes],
@@ -200,9 +209,7 @@ class Diffusers:
         return torch.compiler.set_stance("force_eager") if self.model.compile else nullcontext()
 
     @torch.no_grad()
-    def _decoded(
-        self, latents: torch.Tensor, under: Underpainting | None
-    ) -> tuple[torch.Tensor, list[bool], list[bool]]:
+    def _decoded(self, latents: torch.Tensor, under: Img2Img | None) -> tuple[torch.Tensor, list[bool], list[bool]]:
         """All of it on the device, where the pipeline would turn every picture into one of Pillow's to check it."""
         vae = self._pipe.vae
         images = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0].float()
@@ -247,7 +254,7 @@ class Diffusers:
             times.append(time.monotonic())
 
         try:
-            self.paint([Stroke(recipe, seed) for seed in recipe.seeds], on_step)
+            self.paint([ImageRequest(recipe, seed) for seed in recipe.seeds], on_step)
         except OutOfMemory:
             return None
         return time.monotonic() - began + (times[-1] - times[-2]) * max(0, model.steps - len(times) + 1)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from common.catalog.catalog import Model
 from common.errors import NanImage, OutOfMemory, PromptRefused, PromptTooLong, RenderFailed
 from common.recipes import prompt_weighting, token_counter
-from worker.pipelines.base import DeviceLost, OnStep, Picture, Stroke
+from worker.pipelines.base import DeviceLost, ImageRequest, OnStep, RenderedImage
 
 FLAGGED, NAN, OOM = "#flagged", "#nan", "#oom"  # in a prompt: flagged, broken, or too much for the memory
 HANG, DIE, LOST = "#hang", "#die", "#lost"  # at the first step: for ever, by SIGKILL, or the device is lost
@@ -27,15 +27,15 @@ BYTES = 2**30  # of no memory at all: what models take of it is tried with these
 CAPACITY = 8
 
 
-def load(model: Model, device: str = "stub", threads: int | None = None) -> "Stub":
-    return Stub(model, float(device.partition(":")[2] or STEP_S))
+def load(model: Model, device: str = "stub", threads: int | None = None) -> "StubPipeline":
+    return StubPipeline(model, float(device.partition(":")[2] or STEP_S))
 
 
 def model_memory(device: str = "stub") -> int:
     return BYTES  # one at a time, unless the settings say otherwise
 
 
-def model_parts(model: Model) -> dict[Hashable, int]:
+def model_components(model: Model) -> dict[Hashable, int]:
     return {model.name: BYTES}
 
 
@@ -43,15 +43,15 @@ def describe(device: str = "stub", threads: int | None = None) -> dict[str, str 
     return {"device": "stub", "numpy": np.__version__}
 
 
-class Stub:
+class StubPipeline:
     def __init__(self, model: Model, step_s: float = STEP_S) -> None:
         self.model = model
         self.revision = model.revision
         self.details: Mapping[str, Any] = {}
-        self.parts: Mapping[Hashable, int] = model_parts(model)
+        self.parts: Mapping[Hashable, int] = model_components(model)
         self.step_s = step_s
 
-    def paint(self, strokes: Sequence[Stroke], on_step: OnStep) -> list[Picture | RenderFailed]:
+    def paint(self, strokes: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
         if any(OOM in stroke.recipe.prompt for stroke in strokes):
             raise OutOfMemory("The stub was asked to run out of memory.")
         refusals = [self._refusal(stroke) for stroke in strokes]
@@ -70,7 +70,7 @@ class Stub:
     def close(self) -> None:
         pass
 
-    def _refusal(self, stroke: Stroke) -> PromptRefused | None:
+    def _refusal(self, stroke: ImageRequest) -> PromptRefused | None:
         try:
             token_counter.check(stroke.recipe, self.model)
         except PromptTooLong as error:
@@ -87,13 +87,13 @@ def _trouble(prompts: str) -> None:
         time.sleep(1)
 
 
-def _picture(stroke: Stroke) -> Picture | RenderFailed:
+def _picture(stroke: ImageRequest) -> RenderedImage | RenderFailed:
     if NAN in stroke.recipe.prompt:
         return NanImage("The stub was asked for a picture that is not a number.")
-    return Picture(_over(stroke, _pattern(stroke)), flagged=FLAGGED in stroke.recipe.prompt)
+    return RenderedImage(_over(stroke, _pattern(stroke)), flagged=FLAGGED in stroke.recipe.prompt)
 
 
-def _over(stroke: Stroke, pattern: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _over(stroke: ImageRequest, pattern: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The pattern over the source, the less to be seen through the more of the steps are taken."""
     if stroke.source is None:
         return pattern
@@ -102,7 +102,7 @@ def _over(stroke: Stroke, pattern: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return mixed if stroke.mask is None else np.where(stroke.mask[..., None], mixed, stroke.source)
 
 
-def _pattern(stroke: Stroke) -> NDArray[np.uint8]:
+def _pattern(stroke: ImageRequest) -> NDArray[np.uint8]:
     """From one colour of the prompt to another, diagonally, under 4 bits of noise (a PNG of honest size)."""
     recipe = stroke.recipe
     words = "\0".join([*map(_said, (recipe.prompt, recipe.negative_prompt)), *map(repr, recipe.lora)]).encode()
@@ -117,7 +117,11 @@ def _pattern(stroke: Stroke) -> NDArray[np.uint8]:
 
 
 def _said(prompt: str) -> str:
-    return repr(prompt_weighting.parts(prompt)) if prompt_weighting.weighs(prompt) else prompt_weighting.plain(prompt)
+    return (
+        repr(prompt_weighting.parts(prompt))
+        if prompt_weighting.has_weights(prompt)
+        else prompt_weighting.strip_weights(prompt)
+    )
 
 
 @lru_cache(8)

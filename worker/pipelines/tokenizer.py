@@ -7,10 +7,15 @@ and keeps capitals, of which the vocabulary has none. Knows nothing of models.
 import json
 from collections import ChainMap
 from pathlib import Path
+from typing import Any
 
+import transformers
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
+
+from common.catalog.catalog import Model
+from worker.pipelines import checkpoint, tokenizer
 
 SPACE = "▁"
 
@@ -45,3 +50,35 @@ def padding(folder: Path) -> str:
     said = ChainMap(*(json.loads(file.read_text("utf-8")) for file in files if file.is_file()))
     piece = said.get("pad_token", "<pad>")
     return str(piece["content"] if isinstance(piece, dict) else piece).upper()
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """As it was published, but that special tokens in a prompt are text."""
+    kind = checkpoint.index(folder.parent)["tokenizer"][1]
+    return _of_pieces(folder) if kind == "T5Tokenizer" else _of_transformers(folder)
+
+
+def _tokenizer(model: Model, folder: Path, text_encoder: Any) -> Any:
+    """One that fits its text encoder, and is never longer than that or the catalogue's limit."""
+    tokenizer = load_tokenizer(folder)
+    known, needed = len(tokenizer), text_encoder.config.vocab_size
+    if known != needed:
+        raise checkpoint.refused(model, f"its tokenizer knows {known} tokens and its text encoder {needed}")
+    longest = text_encoder.config.max_position_embeddings
+    tokenizer.model_max_length = min(tokenizer.model_max_length, longest, model.token_limit)
+    return tokenizer
+
+
+def _of_transformers(folder: Path) -> Any:
+    return transformers.AutoTokenizer.from_pretrained(
+        folder, split_special_tokens=True, trust_remote_code=False, local_files_only=True
+    )
+
+
+def _of_pieces(folder: Path) -> Any:
+    """rinna's, which transformers would read in a way of its own: see `worker.pipelines.tokenizer`."""
+    made = folder / "tokenizer.json"
+    backend = Tokenizer.from_file(str(made)) if made.is_file() else tokenizer.read(folder / "spiece.model")
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token=tokenizer.padding(folder), split_special_tokens=True
+    )

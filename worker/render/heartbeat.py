@@ -14,13 +14,12 @@ from common.config import Settings
 from common.db import transaction
 from common.enums import WorkerState
 from common.errors import Unavailable
-from common.log import tell
-from common.queue import claim as claims
-from common.queue import workers
-from common.queue.workers import Heard, Worker
-from worker.availability import Outage
+from common.log import log_event
+from common.queue import leases, workers
+from common.queue.workers import HeartbeatReply, Worker
+from worker.availability import Availability
 from worker.render.clock import Clock
-from worker.render.inflight import Holdings
+from worker.render.inflight import HeldLeases
 
 SOON_S = 1.0  # until the next beat of a worker that is not ready, or that Postgres did not hear
 
@@ -30,8 +29,8 @@ class Heartbeat:
         self,
         settings: Settings,
         database: Database,
-        holdings: Holdings,
-        outage: Outage,
+        holdings: HeldLeases,
+        outage: Availability,
         introduce: Callable[[], tuple[Worker, bool]],
         pause: Callable[[bool], None],
     ) -> None:
@@ -64,37 +63,37 @@ class Heartbeat:
 
     def beat(self) -> bool:
         """Whether this worker was ready. Raises Unavailable while Postgres is away."""
-        abandoned, leases = self._holdings.abandoned(), self._holdings.leases()
-        if abandoned or leases:
+        abandoned, held_ids = self._holdings.abandoned(), self._holdings.leases()
+        if abandoned or held_ids:
             for lease_id in abandoned:
                 with transaction(self._database) as connection:
-                    claims.release(connection, lease_id)
+                    leases.release(connection, lease_id)
             with transaction(self._database) as connection:
-                held = claims.renew(connection, leases, self._settings.lease_s)
+                held = leases.renew(connection, held_ids, self._settings.lease_s)
             self._holdings.given_back(abandoned)
-            self._holdings.renewed(leases, held)
+            self._holdings.renewed(held_ids, held)
         worker, ready = self._introduce()
         before = time.time()
         with transaction(self._database) as connection:
-            heard = workers.beat(connection, worker, ready=ready)
+            heard = workers.heartbeat(connection, worker, ready=ready)
         self._clock.compare(before, heard.now.timestamp(), time.time())
         self._pause(heard.state == WorkerState.DRAINING or self._clock.is_wrong)
         self._answer_for_the_clock(worker, heard)
         return ready
 
-    def _answer_for_the_clock(self, worker: Worker, heard: Heard) -> None:
+    def _answer_for_the_clock(self, worker: Worker, heard: HeartbeatReply) -> None:
         """Drain while the clock is wrong. Go on when it is right again, unless it is somebody else's drain by then."""
         if self._clock.is_wrong and heard.state != WorkerState.DRAINING:
             self._complaint = self._clock.complaint()
             with transaction(self._database) as connection:
                 workers.drain(connection, worker.id, self._complaint)
-            tell("clock_wrong", worker=worker.id, off_s=self._clock.off_s)
+            log_event("clock_wrong", worker=worker.id, off_s=self._clock.off_s)
         elif self._complaint and self._clock.is_right_again:
             if heard.reason == self._complaint:
                 with transaction(self._database) as connection:
                     workers.resume(connection, worker.id)
             self._complaint = None
-            tell("clock_right", worker=worker.id)
+            log_event("clock_right", worker=worker.id)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -105,5 +104,5 @@ class Heartbeat:
             except Unavailable:
                 pass
             except Exception:
-                tell("beat_failed", exc_info=True)
+                log_event("beat_failed", exc_info=True)
             self._stopping.wait(self._settings.beat_s if ready else min(SOON_S, self._settings.beat_s))

@@ -20,10 +20,10 @@ from PIL import ImageOps
 
 from common.errors import NotFound, RenderFailed, SourceGone
 from common.queue.claim import Image, Microbatch
-from common.recipes.img2img import Original
+from common.recipes.img2img import InputImage
 from common.storage import Storage, sha256
-from worker.availability import Outage
-from worker.pipelines.base import Stroke
+from worker.availability import Availability
+from worker.pipelines.base import ImageRequest
 from worker.watchdog import Watchdog
 
 FETCHERS = 4  # pictures on their way at the same time
@@ -34,19 +34,19 @@ Pixels = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Ground:
+class ScaledInput:
     """One picture, as a recipe needs it."""
 
     role: Literal["source", "mask"]
-    original: Original
+    original: InputImage
     width: int
     height: int
 
 
-class Fetched:
+class PendingInputs:
     """The pictures of one microbatch, on their way. None of text2image."""
 
-    def __init__(self, coming: Mapping[Ground, Future[Pixels | SourceGone]]) -> None:
+    def __init__(self, coming: Mapping[ScaledInput, Future[Pixels | SourceGone]]) -> None:
         self._coming = coming
 
     def wait(self, seconds: float) -> bool:
@@ -61,31 +61,31 @@ class Fetched:
         for coming in self._coming.values():
             coming.result()
 
-    def stroke(self, image: Image) -> Stroke | RenderFailed:
+    def stroke(self, image: Image) -> ImageRequest | RenderFailed:
         """What is to be painted of this image, once they have come; or why it cannot be."""
         found = {ground.role: self._coming[ground].result() for ground in _grounds(image)}
         lost = next((pixels for pixels in found.values() if isinstance(pixels, SourceGone)), None)
-        return lost or Stroke(image.recipe, image.seed, **found)  # type: ignore[arg-type]
+        return lost or ImageRequest(image.recipe, image.seed, **found)  # type: ignore[arg-type]
 
 
-class Grounds:
-    def __init__(self, storage: Storage, outage: Outage, watchdog: Watchdog) -> None:
+class InputImageLoader:
+    def __init__(self, storage: Storage, outage: Availability, watchdog: Watchdog) -> None:
         self._storage = storage
         self._outage = outage
         self._watchdog = watchdog
         self._pool = ThreadPoolExecutor(FETCHERS, "fetch")
-        self._kept: OrderedDict[Ground, Pixels] = OrderedDict()
+        self._kept: OrderedDict[ScaledInput, Pixels] = OrderedDict()
         self._lock = threading.Lock()
 
-    def fetch(self, microbatch: Microbatch, unless: Callable[[], bool]) -> Fetched:
+    def fetch(self, microbatch: Microbatch, unless: Callable[[], bool]) -> PendingInputs:
         """Begin to fetch what its images start from, each picture once. While the store is away it is tried again."""
         needed = {ground for image in microbatch.images for ground in _grounds(image)}
-        return Fetched({ground: self._pool.submit(self._pixels, ground, unless) for ground in needed})
+        return PendingInputs({ground: self._pool.submit(self._pixels, ground, unless) for ground in needed})
 
     def close(self) -> None:
         self._pool.shutdown(wait=False)
 
-    def _pixels(self, ground: Ground, unless: Callable[[], bool]) -> Pixels | SourceGone:
+    def _pixels(self, ground: ScaledInput, unless: Callable[[], bool]) -> Pixels | SourceGone:
         with self._lock:
             if ground in self._kept:
                 self._kept.move_to_end(ground)
@@ -108,14 +108,14 @@ class Grounds:
             return self._storage.get(key)
 
 
-def _grounds(image: Image) -> list[Ground]:
+def _grounds(image: Image) -> list[ScaledInput]:
     recipe = image.recipe
-    given: tuple[tuple[Literal["source", "mask"], Original | None], ...]
+    given: tuple[tuple[Literal["source", "mask"], InputImage | None], ...]
     given = ("source", recipe.source), ("mask", recipe.mask)
-    return [Ground(role, original, recipe.width, recipe.height) for role, original in given if original]
+    return [ScaledInput(role, original, recipe.width, recipe.height) for role, original in given if original]
 
 
-def _scaled(data: bytes, ground: Ground) -> Pixels:
+def _scaled(data: bytes, ground: ScaledInput) -> Pixels:
     size = ground.width, ground.height
     with Pictures.open(BytesIO(data)) as picture:
         if ground.role == "source":

@@ -20,15 +20,16 @@ from sqlalchemy import Engine as Database
 from common.config import Settings
 from common.db import new_id, transaction
 from common.errors import Interrupted, RenderFailed, Unavailable
-from common.log import tell
+from common.log import log_event
 from common.queue import claim as claims
+from common.queue import leases
 from common.queue.claim import Microbatch, Offer
-from worker.availability import Outage
-from worker.models.manager import Gallery
-from worker.render.inflight import Holdings
-from worker.render.input_images import Grounds
-from worker.render.render_thread import Brush, Rendering
-from worker.render.uploader import Store
+from worker.availability import Availability
+from worker.models.manager import ModelManager
+from worker.render.inflight import HeldLeases, InflightMicrobatch
+from worker.render.input_images import InputImageLoader
+from worker.render.render_thread import RenderThread
+from worker.render.uploader import Uploader
 
 WORK_S = 30.0  # how long one call of work() goes on
 CLAIM_AHEAD_S = 0.3  # before the end of a microbatch: enough for a claim, too little for a better one to come up
@@ -36,18 +37,18 @@ START_AHEAD_S = 0.1  # three commits of a slow disk; whatever is started counts 
 LOWER_TIER_EVERY = 20  # one microbatch in so many goes to the oldest lower tier
 
 
-class Engine:
+class RenderLoop:
     def __init__(
         self,
         worker_id: UUID,
         settings: Settings,
         database: Database,
-        gallery: Gallery,
-        grounds: Grounds,
-        brush: Brush,
-        holdings: Holdings,
-        store: Store,
-        database_outage: Outage,
+        gallery: ModelManager,
+        grounds: InputImageLoader,
+        brush: RenderThread,
+        holdings: HeldLeases,
+        store: Uploader,
+        database_outage: Availability,
         wake: Callable[[str], object],
     ) -> None:
         """`wake` wakes a worker that serves a model."""
@@ -64,7 +65,7 @@ class Engine:
         self._brush = brush
         self._one_at_a_time = threading.Lock()
         self._claims = 0
-        self._in_hand: dict[UUID, Rendering] = {}  # claimed, and not yet handed over or given back
+        self._in_hand: dict[UUID, InflightMicrobatch] = {}  # claimed, and not yet handed over or given back
         self._paused = False
         self._ends = False
         self._draining = threading.Event()
@@ -83,7 +84,7 @@ class Engine:
         self._paused_until = time.monotonic() + self._settings.drain_s if paused else float("inf")
         self._paused = paused
         if paused:
-            tell("worker_drains", worker=self.worker_id)
+            log_event("worker_drains", worker=self.worker_id)
 
     def drain(self) -> None:
         """Drain for good; asked a second time, give back at once what is not finished. Returns at once."""
@@ -125,11 +126,11 @@ class Engine:
             try:
                 is_more = self.work(WORK_S)
             except Exception:
-                tell("engine_failed", exc_info=True, worker=self.worker_id)
+                log_event("engine_failed", exc_info=True, worker=self.worker_id)
                 is_more = False
             if not is_more:
                 self._draining.wait(self._settings.beat_s)
-        tell("worker_drains", worker=self.worker_id)
+        log_event("worker_drains", worker=self.worker_id)
 
     def _preload(self) -> None:
         """Have a model in memory before the first job: the first one that is not refused."""
@@ -143,7 +144,7 @@ class Engine:
                 continue
         self.is_ready = True
         if not self.gallery.servable():
-            tell("nothing_to_serve", worker=self.worker_id)
+            log_event("nothing_to_serve", worker=self.worker_id)
 
     # The loop
 
@@ -169,7 +170,7 @@ class Engine:
                 self._give_back(rendering.microbatch, "the engine failed")
             self._one_at_a_time.release()
 
-    def _claim(self, until: float) -> Rendering | None:
+    def _claim(self, until: float) -> InflightMicrobatch | None:
         """The best microbatch there is, as soon as there is room for its pictures; None when the time is up."""
         while not self._holdings.wait_for_room(min(0.2, max(until - time.monotonic(), 0))):
             if self.claims_nothing or time.monotonic() >= until:
@@ -199,11 +200,11 @@ class Engine:
         grounds = self._grounds.fetch(
             microbatch, unless=lambda: self.claims_nothing or not self._holdings.wanted(lease_id)
         )
-        rendering = self._in_hand[lease_id] = Rendering(microbatch, is_full, grounds)
-        tell("microbatch_claimed", **self._store.facts(microbatch))
+        rendering = self._in_hand[lease_id] = InflightMicrobatch(microbatch, is_full, grounds)
+        log_event("microbatch_claimed", **self._store.facts(microbatch))
         return rendering
 
-    def _claim_ahead(self, current: Rendering, until: float) -> Rendering | None:
+    def _claim_ahead(self, current: InflightMicrobatch, until: float) -> InflightMicrobatch | None:
         """In the last moments of a microbatch claim the next; have it painted right after if its model is at hand."""
         self._wait_until_nearly_done(current, CLAIM_AHEAD_S)
         if not self._holdings.wait_for_room(0):
@@ -216,13 +217,13 @@ class Engine:
                 self._start(ahead)
         return ahead
 
-    def _wait_until_nearly_done(self, current: Rendering, seconds: float) -> None:
+    def _wait_until_nearly_done(self, current: InflightMicrobatch, seconds: float) -> None:
         painting = current.painting
         assert painting
         while not painting.done() and not self.claims_nothing and (left := current.seconds_left()) > seconds:
             wait_for([painting], timeout=min(max(left - seconds, 0.002), 0.1))
 
-    def _begin(self, rendering: Rendering) -> bool:
+    def _begin(self, rendering: InflightMicrobatch) -> bool:
         """Make the model resident and start the lease. False when there is nothing to paint: it was given back."""
         microbatch = rendering.microbatch
         try:
@@ -242,7 +243,7 @@ class Engine:
             self._wake(microbatch.model)  # one message may stand for a thousand jobs: enough for another worker
         return True
 
-    def _wait_for_grounds(self, rendering: Rendering) -> None:
+    def _wait_for_grounds(self, rendering: InflightMicrobatch) -> None:
         """Raises Unavailable if they were given up: nobody waits for the images any more, or this worker drains."""
         while not rendering.grounds.wait(0.2):
             if self.claims_nothing:
@@ -262,7 +263,7 @@ class Engine:
                 raise Interrupted("this worker drains")
         loading.result()
 
-    def _start(self, rendering: Rendering) -> None:
+    def _start(self, rendering: InflightMicrobatch) -> None:
         """Start the lease, once, and have painted what is wanted of it: nothing while Postgres is away."""
         if rendering.images is not None:
             return
@@ -270,7 +271,7 @@ class Engine:
         microbatch = rendering.microbatch
         try:
             with self._database_outage.noticed(), transaction(self._database) as connection:
-                wanted = claims.start(connection, microbatch)
+                wanted = leases.start(connection, microbatch)
         except Unavailable:
             return
         self._holdings.keep(microbatch.lease_id, wanted)
@@ -283,14 +284,14 @@ class Engine:
         self._store.give_back(microbatch, reason)
         return False
 
-    def _check(self, rendering: Rendering) -> None:
+    def _check(self, rendering: InflightMicrobatch) -> None:
         """At every step, in the painting thread: raises Interrupted when it is better to stop."""
         if not self._holdings.wanted(rendering.microbatch.lease_id):
             raise Interrupted("nobody wants its images any more")
         if time.monotonic() + rendering.seconds_left() > self._leave_at:
             raise Interrupted("this worker drains and would not finish it in time")
 
-    def _hand_over(self, rendering: Rendering) -> None:
+    def _hand_over(self, rendering: InflightMicrobatch) -> None:
         painting = rendering.painting
         assert painting
         while wait_for([painting], timeout=0.1).not_done:
@@ -303,5 +304,5 @@ class Engine:
         except Interrupted as error:
             self._give_back(rendering.microbatch, error.message)
         except Exception:
-            tell("engine_failed", exc_info=True, **self._store.facts(rendering.microbatch))
+            log_event("engine_failed", exc_info=True, **self._store.facts(rendering.microbatch))
             self._give_back(rendering.microbatch, "the engine failed")

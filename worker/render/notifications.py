@@ -14,21 +14,24 @@ from uuid import UUID
 from redis import Redis
 from redis.exceptions import RedisError
 
-from common.broker import UNWANTED_CHANNEL, Messages
+from common.broker import CANCELLED_CHANNEL, Broker
 from common.config import Settings
-from common.log import tell
-from worker.availability import Outage
-from worker.render.inflight import Holdings
-from worker.render.render_thread import Rendering
+from common.log import log_event
+from worker.availability import Availability
+from worker.render.inflight import HeldLeases, InflightMicrobatch
 
 PROGRESS_S = 0.1  # at most ten times a second, however quick the steps are
 POLICY_S = 5.0  # Redis can be told to evict at any time
 RECONNECT_S = 1.0
 
 
-class News:
+class Notifications:
     def __init__(
-        self, settings: Settings, messages: Messages, holdings: Holdings, rendering: Callable[[], Rendering | None]
+        self,
+        settings: Settings,
+        messages: Broker,
+        holdings: HeldLeases,
+        rendering: Callable[[], InflightMicrobatch | None],
     ) -> None:
         self._redis = Redis.from_url(
             settings.redis_url.get_secret_value(),
@@ -42,8 +45,8 @@ class News:
         self._holdings = holdings
         self._rendering = rendering
         self._changed: SimpleQueue[set[UUID]] = SimpleQueue()
-        self._told: tuple[Rendering, int] | None = None  # the rendering that was told of last, and its step
-        self._outage = Outage("redis_away", "redis_back")
+        self._told: tuple[InflightMicrobatch, int] | None = None  # the rendering that was told of last, and its step
+        self._outage = Availability("redis_away", "redis_back")
         self._stopping = threading.Event()
         self._threads = [
             threading.Thread(target=self._hear, name="cancellations", daemon=True),
@@ -75,7 +78,7 @@ class News:
 
     def _listen(self) -> None:
         with self._redis.pubsub(ignore_subscribe_messages=True) as channel:
-            channel.subscribe(UNWANTED_CHANNEL)
+            channel.subscribe(CANCELLED_CHANNEL)
             self._outage.ended()
             while not self._stopping.is_set():
                 if message := channel.get_message(timeout=0.5):
@@ -116,7 +119,7 @@ class News:
         while not self._stopping.wait(POLICY_S):
             policy = self._messages.eviction_policy()
             if policy not in (None, "noeviction", told):
-                tell("redis_evicts", policy=policy)
+                log_event("redis_evicts", policy=policy)
             told = policy or told
 
 

@@ -13,67 +13,34 @@ from typing import Any
 
 from common.catalog.catalog import Model
 from common.errors import Interrupted, OutOfMemory, RenderFailed
-from common.log import tell
-from common.queue.claim import Image, Microbatch
-from common.recipes.recipe import canonical
-from worker.models.manager import Gallery
-from worker.pipelines.base import DeviceLost, OnStep, Painter, Picture, Stroke
+from common.log import log_event
+from common.queue.claim import Image
+from common.recipes.recipe import canonical_json
+from worker.models.manager import ModelManager
+from worker.pipelines.base import DeviceLost, ImageRequest, OnStep, Pipeline, RenderedImage
 from worker.pipelines.batch_size import at_size
-from worker.render.input_images import Fetched
-from worker.render.uploader import Painted
+from worker.render.inflight import InflightMicrobatch, RenderedMicrobatch
 from worker.watchdog import Watchdog
 
-SHORT_S = 600  # for so long fewer images are painted at once after memory ran out: it may have been somebody else's
+REDUCED_S = 600  # for so long fewer images are painted at once after memory ran out: it may have been somebody else's
 
 
-class Rendering:
-    """One microbatch between its claim and its last denoising step."""
-
-    def __init__(self, microbatch: Microbatch, is_full: bool, grounds: Fetched) -> None:
-        self.microbatch = microbatch
-        self.grounds = grounds  # what its images are painted over
-        self.is_full = is_full  # more may wait than it could take
-        self.images: tuple[Image, ...] | None = None  # that were wanted when the lease started; None: not started
-        self.painting: Future[Painted] | None = None  # None: not yet given to the brush
-        self.step, self.steps = 0, 0
-        self._began = time.monotonic()
-        self._ends = float("inf")  # as far as one can tell
-        self._done = 0.0  # of all of it
-        self._part = 1.0  # of all of it is what the current call of the painter paints
-
-    def begin(self, expected_s: float | None) -> None:
-        self._began = time.monotonic()
-        self._ends = self._began + expected_s if expected_s is not None else float("inf")
-
-    def begin_part(self, done: float, part: float) -> None:
-        self._done, self._part = done, part
-
-    def advance(self, step: int, steps: int) -> None:
-        now = time.monotonic()
-        self.step, self.steps = step, steps
-        done = self._done + self._part * step / steps
-        self._ends = now + (now - self._began) / done * (1 - done)
-
-    def seconds_left(self) -> float:
-        return self._ends - time.monotonic()
-
-
-class Brush:
-    def __init__(self, gallery: Gallery, watchdog: Watchdog, worker_class: Mapping[str, Any]) -> None:
+class RenderThread:
+    def __init__(self, gallery: ModelManager, watchdog: Watchdog, worker_class: Mapping[str, Any]) -> None:
         """The class of this worker goes into every picture's file, beside its recipe."""
         self.seconds_per_image: dict[str, float] = {}  # model → lately measured
-        self.rendering: Rendering | None = None  # the one being painted, or the last one
+        self.rendering: InflightMicrobatch | None = None  # the one being painted, or the last one
         self._gallery = gallery
         self._watchdog = watchdog
         self._short: dict[str, tuple[int, float]] = {}  # model → images at once, and until when
         self._class = dict(worker_class)
         self._thread = ThreadPoolExecutor(1, "paint")
 
-    def load(self, model: str) -> "Future[Painter]":
+    def load(self, model: str) -> "Future[Pipeline]":
         """Make a model resident. Fails with ModelRefused, or Unavailable."""
         return self._thread.submit(self._load, model)
 
-    def paint(self, rendering: Rendering, check: Callable[[], None]) -> None:
+    def paint(self, rendering: InflightMicrobatch, check: Callable[[], None]) -> None:
         """Paint a started microbatch, right after the one at hand if there is one; `painting` tells what came of it.
 
         `check` is called at every step; what it raises (Interrupted) stops it.
@@ -94,11 +61,11 @@ class Brush:
 
     # In the thread
 
-    def _load(self, model: str) -> Painter:
+    def _load(self, model: str) -> Pipeline:
         with self._ending_with_the_device():
             return self._gallery.painter(model)
 
-    def _paint(self, rendering: Rendering, check: Callable[[], None]) -> Painted:
+    def _paint(self, rendering: InflightMicrobatch, check: Callable[[], None]) -> RenderedMicrobatch:
         microbatch, images = rendering.microbatch, rendering.images or ()
         painter = self._load(microbatch.model)
         expected = self.seconds_per_image.get(microbatch.model)
@@ -115,13 +82,16 @@ class Brush:
 
             pictures = self._pictures(painter, rendering, images, on_step)
         seconds = time.monotonic() - began
-        if any(isinstance(picture, Picture) for picture in pictures):
+        if any(isinstance(picture, RenderedImage) for picture in pictures):
             self._measure(microbatch.model, seconds / len(images))
-        return Painted(microbatch, list(zip(images, pictures, strict=True)), seconds, self._texts(painter))
+        return RenderedMicrobatch(microbatch, list(zip(images, pictures, strict=True)), seconds, self._texts(painter))
 
-    def _texts(self, painter: Painter) -> dict[str, str]:
+    def _texts(self, painter: Pipeline) -> dict[str, str]:
         """What else decides a picture, beside its recipe and seed."""
-        texts = {"worker": canonical({**self._class, **painter.details}), "software": f"Huafang {version('huafang')}"}
+        texts = {
+            "worker": canonical_json({**self._class, **painter.details}),
+            "software": f"Huafang {version('huafang')}",
+        }
         return {**texts, "revision": painter.revision} if painter.revision else texts
 
     def _measure(self, model: str, seconds: float) -> None:
@@ -129,23 +99,27 @@ class Brush:
         self.seconds_per_image = {**self.seconds_per_image, model: 0.7 * known + 0.3 * seconds}
 
     def _pictures(
-        self, painter: Painter, rendering: Rendering, images: tuple[Image, ...], on_step: OnStep
-    ) -> list[Picture | RenderFailed]:
+        self, painter: Pipeline, rendering: InflightMicrobatch, images: tuple[Image, ...], on_step: OnStep
+    ) -> list[RenderedImage | RenderFailed]:
         strokes = [rendering.grounds.stroke(image) for image in images]
-        fitting = [(image, s) for image, s in zip(images, strokes, strict=True) if isinstance(s, Stroke)]
+        fitting = [(image, s) for image, s in zip(images, strokes, strict=True) if isinstance(s, ImageRequest)]
         painted = iter(self._in_parts(painter, rendering, fitting, on_step) if fitting else ())
-        return [next(painted) if isinstance(stroke, Stroke) else stroke for stroke in strokes]
+        return [next(painted) if isinstance(stroke, ImageRequest) else stroke for stroke in strokes]
 
     def _in_parts(
-        self, painter: Painter, rendering: Rendering, strokes: list[tuple[Image, Stroke]], on_step: OnStep
-    ) -> list[Picture | RenderFailed]:
+        self,
+        painter: Pipeline,
+        rendering: InflightMicrobatch,
+        strokes: list[tuple[Image, ImageRequest]],
+        on_step: OnStep,
+    ) -> list[RenderedImage | RenderFailed]:
         """In parts that fit, where pictures are larger than usual.
 
         What breaks a part is tried again in smaller ones, so that one image cannot take the others along.
         """
         model, recipe = painter.model, strokes[0][1].recipe
         at_once = at_size(self.capacity(model), model.width * model.height, recipe.width * recipe.height)
-        parts, painted = _parts(strokes, at_once), list[Picture | RenderFailed]()
+        parts, painted = _parts(strokes, at_once), list[RenderedImage | RenderFailed]()
         while parts:
             part = parts.pop(0)
             rendering.begin_part(len(painted) / len(strokes), len(part) / len(strokes))
@@ -164,8 +138,8 @@ class Brush:
         return painted
 
     def _remember(self, model: Model, images: int) -> None:
-        self._short[model.name] = images, time.monotonic() + SHORT_S
-        tell("memory_short", model=model.name, images=images)
+        self._short[model.name] = images, time.monotonic() + REDUCED_S
+        log_event("memory_short", model=model.name, images=images)
 
     @contextmanager
     def _ending_with_the_device(self) -> Iterator[None]:
@@ -175,12 +149,12 @@ class Brush:
             self._watchdog.end(str(error))
 
 
-def _parts(strokes: list[tuple[Image, Stroke]], size: int) -> list[list[tuple[Image, Stroke]]]:
+def _parts(strokes: list[tuple[Image, ImageRequest]], size: int) -> list[list[tuple[Image, ImageRequest]]]:
     return [strokes[at : at + size] for at in range(0, len(strokes), size)]
 
 
 def _failure(image: Image, error: Exception) -> RenderFailed:
     if isinstance(error, RenderFailed):
         return error
-    tell("render_failed", exc_info=True, image=image.id, job=image.job_id)
+    log_event("render_failed", exc_info=True, image=image.id, job=image.job_id)
     return RenderFailed(f"The painter failed ({type(error).__name__}).")

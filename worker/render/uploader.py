@@ -5,9 +5,8 @@ store or Postgres is away, pictures wait here until it is back or their lease is
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from threading import Semaphore
 from typing import Any
 from uuid import UUID
@@ -17,41 +16,32 @@ from sqlalchemy import Engine
 from common.db import transaction
 from common.enums import ImageState
 from common.errors import NotFound, RenderFailed, Unavailable
-from common.log import tell
-from common.queue import claim as claims
-from common.queue.claim import Image, Microbatch, Outcome, Published
-from common.recipes.recipe import canonical
+from common.log import log_event
+from common.queue import leases
+from common.queue.claim import Image, Microbatch
+from common.queue.leases import Outcome, Published
+from common.recipes.recipe import canonical_json
 from common.storage import MEDIA_TYPES, Storage, image_key, sha256
-from worker.availability import Outage
-from worker.pipelines.base import Picture
+from worker.availability import Availability
+from worker.pipelines.base import RenderedImage
 from worker.render.encode import encode
-from worker.render.inflight import Holdings
+from worker.render.inflight import HeldLeases, RenderedMicrobatch
 from worker.watchdog import Watchdog
 
 UPLOADS = 8  # pictures on their way at the same time: a store that is 50 ms away takes 160 a second
 ENCODERS = 2  # of them being encoded: enough for any GPU, and few enough to leave it a core
 
 
-@dataclass(frozen=True)
-class Painted:
-    """What became of the images of one lease that were still wanted when it started."""
-
-    microbatch: Microbatch
-    pictures: Sequence[tuple[Image, Picture | RenderFailed]]
-    seconds: float
-    texts: Mapping[str, str]  # that every file carries, beside its recipe and seed
-
-
-class Store:
+class Uploader:
     def __init__(
         self,
         worker_id: UUID,
         database: Engine,
         storage: Storage,
         announce: Callable[[Iterable[UUID]], None],
-        holdings: Holdings,
-        database_outage: Outage,
-        storage_outage: Outage,
+        holdings: HeldLeases,
+        database_outage: Availability,
+        storage_outage: Availability,
         watchdog: Watchdog,
     ) -> None:
         """`announce` is told whose pictures were published; it must not block."""
@@ -68,7 +58,7 @@ class Store:
         self._publisher = ThreadPoolExecutor(1, "publish")
         self._close_at = float("inf")
 
-    def accept(self, painted: Painted) -> None:
+    def accept(self, painted: RenderedMicrobatch) -> None:
         """Take the pictures of a microbatch and return at once."""
         uploads = [self._uploads.submit(self._outcome, painted, image, picture) for image, picture in painted.pictures]
         self._publisher.submit(self._publish, painted.microbatch, uploads)
@@ -77,11 +67,11 @@ class Store:
         """Release a lease, whatever of it was done; at the next beat if Postgres is away."""
         try:
             with self._database_outage.noticed(), transaction(self._database) as connection:
-                claims.release(connection, microbatch.lease_id)
+                leases.release(connection, microbatch.lease_id)
             self._holdings.let_go(microbatch.lease_id)
         except Unavailable:
             self._holdings.abandon(microbatch.lease_id)
-        tell("microbatch_released", **self.facts(microbatch), reason=reason)
+        log_event("microbatch_released", **self.facts(microbatch), reason=reason)
 
     def close(self, seconds: float) -> None:
         """Finish what was accepted; what cannot be finished in that time is given back."""
@@ -107,7 +97,9 @@ class Store:
 
     # One picture
 
-    def _outcome(self, painted: Painted, image: Image, picture: Picture | RenderFailed) -> Outcome | None:
+    def _outcome(
+        self, painted: RenderedMicrobatch, image: Image, picture: RenderedImage | RenderFailed
+    ) -> Outcome | None:
         """None: nobody wants the picture any more, or this process has no time left to store it."""
         render_ms = round(1000 * painted.seconds / len(painted.pictures))
         if isinstance(picture, RenderFailed):
@@ -122,15 +114,15 @@ class Store:
         except Unavailable:
             return None
         except Exception as error:
-            tell("store_failed", exc_info=True, **self.facts(painted.microbatch), image=image.id)
+            log_event("store_failed", exc_info=True, **self.facts(painted.microbatch), image=image.id)
             return self._failed(painted, image, RenderFailed(f"The picture could not be stored ({error})."))
         store_ms = round(1000 * (time.monotonic() - began))
         return Outcome(image.id, ImageState.STORED, key, digest, size, render_ms, store_ms)
 
-    def _upload(self, painted: Painted, image: Image, picture: Picture) -> tuple[str, str, int]:
+    def _upload(self, painted: RenderedMicrobatch, image: Image, picture: RenderedImage) -> tuple[str, str, int]:
         recipe = image.recipe
         # Nothing of the job: the same recipe and seed give the same bytes on the same worker.
-        own = {"recipe": canonical(recipe.content), "index": str(image.index), "seed": str(image.seed)}
+        own = {"recipe": canonical_json(recipe.content), "index": str(image.index), "seed": str(image.seed)}
         with self._encoders, self._watchdog.watches("store"):
             data = encode(picture.pixels, recipe.format, {**own, **painted.texts})
         key = image_key(image.job_id, image.index, painted.microbatch.lease_id, recipe.format)
@@ -147,8 +139,8 @@ class Store:
         except NotFound as error:
             raise Unavailable(f"The bucket {self._storage.bucket} is not there.") from error
 
-    def _failed(self, painted: Painted, image: Image, error: RenderFailed) -> Outcome:
-        tell(
+    def _failed(self, painted: RenderedMicrobatch, image: Image, error: RenderFailed) -> Outcome:
+        log_event(
             "image_failed",
             worker=self._worker_id,
             image=image.id,
@@ -185,16 +177,16 @@ class Store:
         except Unavailable:
             return self._holdings.abandon(microbatch.lease_id)
         except Exception:
-            tell("publish_failed", exc_info=True, **self.facts(microbatch))
+            log_event("publish_failed", exc_info=True, **self.facts(microbatch))
             return self.give_back(microbatch, "its pictures could not be published")
-        tell("microbatch_published", **self.facts(microbatch), visible=len(published.images))
+        log_event("microbatch_published", **self.facts(microbatch), visible=len(published.images))
         self._announce(image.job_id for image in microbatch.images)
         self._discard(microbatch, [o.key for o in outcomes if o.key and o.image_id not in published.images])
         self._holdings.let_go(microbatch.lease_id)
 
     def _publish_once(self, lease_id: UUID, outcomes: list[Outcome]) -> Published:
         with self._watchdog.watches("store"), transaction(self._database) as connection:
-            return claims.publish(connection, lease_id, outcomes)
+            return leases.publish(connection, lease_id, outcomes)
 
     def _discard(self, microbatch: Microbatch, keys: list[str]) -> None:
         """Delete bytes that never became visible: cancelled meanwhile, or another lease's by now."""
@@ -205,4 +197,4 @@ class Store:
                 self._storage.delete(keys)
         except Unavailable:
             pass
-        tell("pictures_dropped", **self.facts(microbatch), pictures=len(keys))
+        log_event("pictures_dropped", **self.facts(microbatch), pictures=len(keys))

@@ -11,23 +11,23 @@ Knows no Celery.
 import socket
 from importlib.metadata import version
 
-from common.broker import Messages
+from common.broker import Broker
 from common.catalog.catalog import Catalog
 from common.config import Settings
 from common.db import connect, new_id
-from common.log import tell
+from common.log import log_event
 from common.queue.workers import Worker
 from common.storage import Storage
-from worker.availability import Outage
-from worker.models.manager import Gallery, models_to_serve
-from worker.pipelines import base
+from worker.availability import Availability
+from worker.models.manager import ModelManager, models_to_serve
+from worker.pipelines import registry
 from worker.render.heartbeat import Heartbeat
-from worker.render.inflight import Holdings
-from worker.render.input_images import FETCHERS, Grounds
-from worker.render.loop import Engine
-from worker.render.notifications import News
-from worker.render.render_thread import Brush
-from worker.render.uploader import UPLOADS, Store
+from worker.render.inflight import HeldLeases
+from worker.render.input_images import FETCHERS, InputImageLoader
+from worker.render.loop import RenderLoop
+from worker.render.notifications import Notifications
+from worker.render.render_thread import RenderThread
+from worker.render.uploader import UPLOADS, Uploader
 from worker.watchdog import FAREWELL_S, Watchdog, limits
 
 MICROBATCHES = 8  # that one process holds: one painted, one claimed ahead, the others on their way to the store
@@ -35,7 +35,7 @@ MICROBATCHES = 8  # that one process holds: one painted, one claimed ahead, the 
 
 class RenderWorker:
     def __init__(self, settings: Settings, catalog: Catalog) -> None:
-        about = base.describe(settings.device, settings.torch_threads)
+        about = registry.describe(settings.device, settings.torch_threads)
         self.id = new_id()
         self.name = settings.worker_name or f"{socket.gethostname()}-{settings.device}"
         self.worker_class = {**about, "huafang": version("huafang")}
@@ -43,19 +43,19 @@ class RenderWorker:
         self.models = tuple(model.name for model in models)
 
         self.database = connect(settings, pool=4)
-        self.messages = Messages(settings)
-        self.holdings = Holdings(MICROBATCHES)
+        self.messages = Broker(settings)
+        self.holdings = HeldLeases(MICROBATCHES)
         self.watchdog = Watchdog(limits(settings, str(about["device"])), self.say_farewell)
-        self.gallery = Gallery(models, settings, self.worker_class, self.database, self.watchdog)
-        postgres, s3 = Outage("database_away", "database_back"), Outage("storage_away", "storage_back")
+        self.gallery = ModelManager(models, settings, self.worker_class, self.database, self.watchdog)
+        postgres, s3 = Availability("database_away", "database_back"), Availability("storage_away", "storage_back")
         storage = Storage(settings, connections=UPLOADS + FETCHERS)
-        self.grounds = Grounds(storage, s3, self.watchdog)
-        self.brush = Brush(self.gallery, self.watchdog, self.worker_class)
-        self.news = News(settings, self.messages, self.holdings, lambda: self.brush.rendering)
-        self.store = Store(
+        self.grounds = InputImageLoader(storage, s3, self.watchdog)
+        self.brush = RenderThread(self.gallery, self.watchdog, self.worker_class)
+        self.news = Notifications(settings, self.messages, self.holdings, lambda: self.brush.rendering)
+        self.store = Uploader(
             self.id, self.database, storage, self.news.changed, self.holdings, postgres, s3, self.watchdog
         )
-        self.engine = Engine(
+        self.engine = RenderLoop(
             self.id,
             settings,
             self.database,
@@ -86,7 +86,7 @@ class RenderWorker:
         return about, self.engine.is_ready and bool(serves)
 
     def start(self) -> None:
-        tell("worker_started", worker=self.id, name=self.name, models=",".join(self.models))
+        log_event("worker_started", worker=self.id, name=self.name, models=",".join(self.models))
         for part in (self.watchdog, self.heartbeat, self.news, self.engine):
             part.start()
 
@@ -95,7 +95,7 @@ class RenderWorker:
         painted = self.engine.close()
         self.heartbeat.stop()
         self.news.stop()
-        tell("worker_stopped", worker=self.id)
+        log_event("worker_stopped", worker=self.id)
         return painted
 
     def say_farewell(self, reason: str) -> None:

@@ -10,7 +10,7 @@ from api.dashboard.queries.gallery import PICTURE, Picture, picture_of
 
 
 @dataclass(frozen=True)
-class Trouble:
+class FailureGroup:
     """Images of a batch that failed with one code, and the newest of them for an example."""
 
     code: str
@@ -21,13 +21,13 @@ class Trouble:
     prompt: str
 
 
-def find_troubles(connection: Connection, tenant_id: UUID, batch_id: UUID) -> Sequence[Trouble]:
+def find_failure_groups(connection: Connection, tenant_id: UUID, batch_id: UUID) -> Sequence[FailureGroup]:
     """The most frequent first, of the 1,000 images that failed last. How many have failed at all its lanes count."""
     rows = connection.execute(TROUBLES, {"tenant": tenant_id, "batch": batch_id, "limit": 1000})
-    return [Trouble(**row._mapping) for row in rows]
+    return [FailureGroup(**row._mapping) for row in rows]
 
 
-def find_strips(
+def find_thumbnails(
     connection: Connection, tenant_id: UUID, batch_ids: Sequence[UUID], limit: int = 12
 ) -> dict[UUID, list[Picture]]:
     """The newest pictures of each of these batches."""

@@ -60,7 +60,9 @@ def find_pictures(connection: Connection, tenant_id: UUID, search: GallerySearch
     return Pictures(page, page[-1].id if len(rows) > search.limit else None)
 
 
-def find_companions(connection: Connection, tenant_id: UUID, image_id: UUID, limit: int = 24) -> Sequence[Picture]:
+def find_same_prompt_and_seed(
+    connection: Connection, tenant_id: UUID, image_id: UUID, limit: int = 24
+) -> Sequence[Picture]:
     """What to compare a picture with, itself first: the pictures of the same prompt from the same seed, the newest
     first, whatever else their recipes say. Empty when the tenant has no such picture."""
     row = connection.execute(PICK, {"tenant": tenant_id, "image": image_id}).first()

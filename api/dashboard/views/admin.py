@@ -9,8 +9,8 @@ from api.dashboard.queries.admin import find_keys
 from api.dashboard.queries.audit import find_notes
 from api.dashboard.rendering import notice
 from api.dashboard.sessions import TheActor, TheVisitor, Visitor
-from api.dashboard.view import Look, screen
-from api.deps import TheFarm
+from api.dashboard.view import Read, view
+from api.deps import State
 from api.pagination import Paging
 from api.routes.keys import NewKey
 from api.routes.models import find_models
@@ -23,8 +23,8 @@ router = APIRouter()
 LATEST = 10  # notes of the audit that are shown beside the keys
 
 
-@screen(router, "/admin", "admin.html")
-def admin(farm: TheFarm, visitor: TheVisitor) -> Look:
+@view(router, "/admin", "admin.html")
+def admin(farm: State, visitor: TheVisitor) -> Read:
     """Who may only look sees the models, as by the API: keys and the audit are for administrators."""
     tenant_id, may_act = visitor.caller.tenant_id, visitor.may_act
 
@@ -45,10 +45,8 @@ def administrator(visitor: TheVisitor) -> Visitor:
     return visitor
 
 
-@screen(router, "/admin/audit", "audit.html")
-def audit(
-    paging: Annotated[Paging, Query()], farm: TheFarm, visitor: Annotated[Visitor, Depends(administrator)]
-) -> Look:
+@view(router, "/admin/audit", "audit.html")
+def audit(paging: Annotated[Paging, Query()], farm: State, visitor: Annotated[Visitor, Depends(administrator)]) -> Read:
     tenant_id = visitor.caller.tenant_id
 
     def look() -> dict[str, Any]:
@@ -61,21 +59,21 @@ def audit(
 
 
 @router.post("/admin/keys")
-def create_key(request: Request, new: Annotated[NewKey, Form()], visitor: TheActor, farm: TheFarm) -> Response:
+def create_key(request: Request, new: Annotated[NewKey, Form()], visitor: TheActor, farm: State) -> Response:
     """The one answer that holds the secret: it goes to the page of who asked, and to no stream."""
     key = actions.create_key(farm, visitor.caller, new.name, list(dict.fromkeys(new.scopes)))
     return notice(request, "new_key.html", name=new.name, secret=key.secret)
 
 
 @router.post("/admin/keys/{key_id}/revoke")
-def revoke_key(request: Request, key_id: UUID, visitor: TheActor, farm: TheFarm) -> Response:
+def revoke_key(request: Request, key_id: UUID, visitor: TheActor, farm: State) -> Response:
     actions.revoke_key(farm, visitor.caller, key_id)
     return notice(request, "notice_farm.html", done="revoked")
 
 
 @router.post("/admin/models/{name}/licence")
 def accept_licence(
-    request: Request, name: str, version: Annotated[str, Form()], visitor: TheActor, farm: TheFarm
+    request: Request, name: str, version: Annotated[str, Form()], visitor: TheActor, farm: State
 ) -> Response:
     actions.accept_licence(farm, visitor.caller, name, version)
     return notice(request, "notice_farm.html", done="accepted")

@@ -6,11 +6,11 @@ from uuid import UUID
 
 from fastapi import APIRouter, Form, Query, Request, Response
 
-from api.dashboard.queries.batches import find_strips, find_troubles
+from api.dashboard.queries.batches import find_failure_groups, find_thumbnails
 from api.dashboard.rendering import notice
 from api.dashboard.sessions import TheActor, TheVisitor
-from api.dashboard.view import Look, screen
-from api.deps import Farm, RequestId, TheFarm
+from api.dashboard.view import Read, view
+from api.deps import AppState, RequestId, State
 from api.pagination import Paging
 from api.queries.batches import find_batch, find_batches
 from api.queries.datasets import find_datasets
@@ -30,29 +30,29 @@ class BatchPaging(Paging):
     limit: int = PAGE
 
 
-@screen(router, "/batches", "batches.html")
-def list_batches(paging: Annotated[BatchPaging, Query()], visitor: TheVisitor, farm: TheFarm) -> Look:
+@view(router, "/batches", "batches.html")
+def list_batches(paging: Annotated[BatchPaging, Query()], visitor: TheVisitor, farm: State) -> Read:
     tenant_id = visitor.caller.tenant_id
 
     def look() -> dict[str, Any]:
         with transaction(farm.autocommit) as connection:
             page, cursor = paging.cut(find_batches(connection, tenant_id, paging.before, paging.limit + 1))
-            strips = find_strips(connection, tenant_id, [batch.id for batch in page], 6)
+            strips = find_thumbnails(connection, tenant_id, [batch.id for batch in page], 6)
         return {"batches": page, "strips": strips, "cursor": cursor, "is_first": paging.cursor is None}
 
     return look
 
 
-@screen(router, "/batches/{batch_id}", "batch.html")
-def show_batch(batch_id: UUID, visitor: TheVisitor, farm: TheFarm) -> Look:
+@view(router, "/batches/{batch_id}", "batch.html")
+def show_batch(batch_id: UUID, visitor: TheVisitor, farm: State) -> Read:
     tenant_id = visitor.caller.tenant_id
 
     def look() -> dict[str, Any]:
         with transaction(farm.autocommit) as connection:
             return {
                 "batch": find_batch(connection, tenant_id, batch_id),
-                "pictures": find_strips(connection, tenant_id, [batch_id]).get(batch_id, ()),
-                "troubles": find_troubles(connection, tenant_id, batch_id),
+                "pictures": find_thumbnails(connection, tenant_id, [batch_id]).get(batch_id, ()),
+                "troubles": find_failure_groups(connection, tenant_id, batch_id),
                 "datasets": find_datasets(connection, tenant_id, batch_id, None, SHOWN_DATASETS),
                 "layouts": get_args(Layout),
             }
@@ -60,7 +60,7 @@ def show_batch(batch_id: UUID, visitor: TheVisitor, farm: TheFarm) -> Look:
     return look
 
 
-ACTIONS: dict[str, Callable[[Farm, Caller, UUID], object]] = {
+ACTIONS: dict[str, Callable[[AppState, Caller, UUID], object]] = {
     "pause": actions.pause_batch,
     "resume": actions.resume_batch,
     "cancel": actions.cancel_batch,
@@ -71,7 +71,7 @@ ACTIONS: dict[str, Callable[[Farm, Caller, UUID], object]] = {
 def export_batch(
     batch_id: UUID,
     actor: TheActor,
-    farm: TheFarm,
+    farm: State,
     request: Request,
     request_id: RequestId,
     layout: Annotated[Layout, Form()] = "webdataset",
@@ -84,14 +84,14 @@ def export_batch(
 
 
 @router.post("/batches/{batch_id}/retry-failed")
-def retry_failed(batch_id: UUID, actor: TheActor, farm: TheFarm, request: Request) -> Response:
+def retry_failed(batch_id: UUID, actor: TheActor, farm: State, request: Request) -> Response:
     made_id, _ = actions.retry_failed(farm, actor.caller, batch_id)
     return notice(request, "batch_notice.html", did="retry-failed", made_id=made_id)
 
 
 @router.post("/batches/{batch_id}/{action}")
 def act_on_batch(
-    batch_id: UUID, action: Literal["pause", "resume", "cancel"], actor: TheActor, farm: TheFarm, request: Request
+    batch_id: UUID, action: Literal["pause", "resume", "cancel"], actor: TheActor, farm: State, request: Request
 ) -> Response:
     ACTIONS[action](farm, actor.caller, batch_id)
     return notice(request, "batch_notice.html", did=action)

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Response
 from starlette.responses import RedirectResponse
 
 from api.dashboard.sessions import TheVisitor
-from api.dashboard.view import Look, screen
-from api.deps import Farm, TheFarm
+from api.dashboard.view import Read, view
+from api.deps import AppState, State
 from api.queries.datasets import Dataset, DatasetFile, find_dataset, find_files
 from common.accounts.tenants import Caller
 from common.db import transaction
@@ -24,8 +24,8 @@ SHOWN = 200
 PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")  # as all files of a dataset have
 
 
-@screen(router, "/datasets/{dataset_id}", "dataset.html")
-def show_dataset(dataset_id: UUID, visitor: TheVisitor, farm: TheFarm) -> Look:
+@view(router, "/datasets/{dataset_id}", "dataset.html")
+def show_dataset(dataset_id: UUID, visitor: TheVisitor, farm: State) -> Read:
     def look() -> dict[str, Any]:
         dataset = find(farm, visitor.caller, dataset_id)
         is_ready = dataset.state == DatasetState.READY
@@ -38,7 +38,7 @@ def show_dataset(dataset_id: UUID, visitor: TheVisitor, farm: TheFarm) -> Look:
 
 
 @router.get("/datasets/{dataset_id}/files/{path:path}")
-def get_file(dataset_id: UUID, path: str, visitor: TheVisitor, farm: TheFarm) -> Response:
+def get_file(dataset_id: UUID, path: str, visitor: TheVisitor, farm: State) -> Response:
     dataset = find(farm, visitor.caller, dataset_id)
     if dataset.state != DatasetState.READY or not PATH.fullmatch(path):
         raise NotFound(f"Dataset {dataset_id} has no file {path}.")
@@ -46,7 +46,7 @@ def get_file(dataset_id: UUID, path: str, visitor: TheVisitor, farm: TheFarm) ->
     return RedirectResponse(farm.storage.link(dataset_key(dataset_id, path), save_as=name), 302)
 
 
-def find(farm: Farm, caller: Caller, dataset_id: UUID) -> Dataset:
+def find(farm: AppState, caller: Caller, dataset_id: UUID) -> Dataset:
     with transaction(farm.autocommit) as connection:
         return find_dataset(connection, caller.tenant_id, dataset_id)
 

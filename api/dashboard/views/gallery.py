@@ -6,10 +6,10 @@ from uuid import UUID
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field, field_validator
 
-from api.dashboard.queries.gallery import GallerySearch, find_companions, find_pictures
+from api.dashboard.queries.gallery import GallerySearch, find_pictures, find_same_prompt_and_seed
 from api.dashboard.sessions import TheVisitor
-from api.dashboard.view import Look, screen
-from api.deps import TheFarm
+from api.dashboard.view import Read, view
+from api.deps import State
 from api.pagination import read_cursor, write_cursor
 from common.db import transaction
 from common.errors import NotFound
@@ -35,8 +35,8 @@ class GalleryFilters(BaseModel):
         return value or None
 
 
-@screen(router, "/gallery", "gallery.html")
-def show_gallery(filters: Annotated[GalleryFilters, Query()], visitor: TheVisitor, farm: TheFarm) -> Look:
+@view(router, "/gallery", "gallery.html")
+def show_gallery(filters: Annotated[GalleryFilters, Query()], visitor: TheVisitor, farm: State) -> Read:
     search = GallerySearch(PAGE, read_cursor(filters.cursor), filters.model, filters.batch, filters.q)
 
     def look() -> dict[str, Any]:
@@ -52,11 +52,11 @@ def show_gallery(filters: Annotated[GalleryFilters, Query()], visitor: TheVisito
     return look
 
 
-@screen(router, "/gallery/{image_id}", "comparison.html")
-def compare(image_id: UUID, visitor: TheVisitor, farm: TheFarm) -> Look:
+@view(router, "/gallery/{image_id}", "comparison.html")
+def compare(image_id: UUID, visitor: TheVisitor, farm: State) -> Read:
     def look() -> dict[str, Any]:
         with transaction(farm.autocommit) as connection:
-            found = find_companions(connection, visitor.caller.tenant_id, image_id)
+            found = find_same_prompt_and_seed(connection, visitor.caller.tenant_id, image_id)
         if not found:
             raise NotFound(f"There is no picture {image_id}.")
         shown = next(picture for picture in found if picture.id == image_id)

@@ -9,8 +9,8 @@ from api.dashboard.queries.jobs import find_leases, find_retries
 from api.dashboard.rendering import notice
 from api.dashboard.sessions import TheActor, TheVisitor
 from api.dashboard.snippets import command_line, curl, draft_of
-from api.dashboard.view import Look, screen
-from api.deps import BaseUrl, TheFarm
+from api.dashboard.view import Read, view
+from api.deps import BaseUrl, State
 from api.queries.jobs import find_job, with_progress
 from api.services import actions
 from common.db import transaction
@@ -19,8 +19,8 @@ from common.enums import Tier
 router = APIRouter()
 
 
-@screen(router, "/jobs/{job_id}", "job.html")
-def show_job(job_id: UUID, visitor: TheVisitor, farm: TheFarm, base_url: BaseUrl) -> Look:
+@view(router, "/jobs/{job_id}", "job.html")
+def show_job(job_id: UUID, visitor: TheVisitor, farm: State, base_url: BaseUrl) -> Read:
     tenant_id = visitor.caller.tenant_id
 
     def look() -> dict[str, Any]:
@@ -42,20 +42,20 @@ def show_job(job_id: UUID, visitor: TheVisitor, farm: TheFarm, base_url: BaseUrl
 
 
 @router.post("/jobs/{job_id}/cancel")
-def cancel_job(request: Request, job_id: UUID, visitor: TheActor, farm: TheFarm) -> Response:
+def cancel_job(request: Request, job_id: UUID, visitor: TheActor, farm: State) -> Response:
     actions.cancel_job(farm, visitor.caller, job_id)
     return notice(request, "job_changed.html", deed="cancel")
 
 
 @router.post("/jobs/{job_id}/retry")
-def retry_job(request: Request, job_id: UUID, visitor: TheActor, farm: TheFarm) -> Response:
+def retry_job(request: Request, job_id: UUID, visitor: TheActor, farm: State) -> Response:
     again = actions.retry_job(farm, visitor.caller, job_id)
     return notice(request, "job_changed.html", deed="retry", job_id=again)
 
 
 @router.post("/jobs/{job_id}/tier")
 def change_tier(
-    request: Request, job_id: UUID, tier: Annotated[Tier, Form()], visitor: TheActor, farm: TheFarm
+    request: Request, job_id: UUID, tier: Annotated[Tier, Form()], visitor: TheActor, farm: State
 ) -> Response:
     actions.change_tier(farm, visitor.caller, job_id, tier)
     return notice(request, "job_changed.html", deed="tier", tier=tier)

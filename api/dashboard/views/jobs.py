@@ -10,8 +10,8 @@ from pydantic import AwareDatetime, BaseModel, field_validator
 
 from api.dashboard.rendering import notice
 from api.dashboard.sessions import TheActor, TheVisitor
-from api.dashboard.view import Look, screen
-from api.deps import Farm, TheFarm
+from api.dashboard.view import Read, view
+from api.deps import AppState, State
 from api.routes import jobs
 from api.services import bulk
 from api.services.bulk import Report
@@ -19,7 +19,7 @@ from common.accounts.tenants import Caller
 from common.db import transaction
 from common.enums import Tier
 from common.errors import Invalid
-from common.queue.search import Selection, preview
+from common.queue.search import JobFilter, preview
 
 router = APIRouter()
 
@@ -53,15 +53,15 @@ class Filters(jobs.Filters):
         return urlencode(self.chosen)
 
     @property
-    def selection(self) -> Selection:
-        return Selection(**self.model_dump(exclude={"cursor", "limit"}))
+    def selection(self) -> JobFilter:
+        return JobFilter(**self.model_dump(exclude={"cursor", "limit"}))
 
 
 TheFilters = Annotated[Filters, Query()]
 
 
-@screen(router, "/jobs", "jobs.html")
-def list_jobs(filters: TheFilters, visitor: TheVisitor, farm: TheFarm) -> Look:
+@view(router, "/jobs", "jobs.html")
+def list_jobs(filters: TheFilters, visitor: TheVisitor, farm: State) -> Read:
     def look() -> dict[str, Any]:
         page = jobs.find_page(farm, visitor.caller, filters, "")
         older = urlencode({**filters.chosen, "cursor": page.next_cursor}) if page.next_cursor else None
@@ -71,7 +71,7 @@ def list_jobs(filters: TheFilters, visitor: TheVisitor, farm: TheFarm) -> Look:
 
 
 @router.get("/jobs/matching")
-def count_matching(request: Request, filters: TheFilters, visitor: TheVisitor, farm: TheFarm) -> Response:
+def count_matching(request: Request, filters: TheFilters, visitor: TheVisitor, farm: State) -> Response:
     """How many jobs match, and what can be done to them."""
     with transaction(farm.autocommit) as connection:
         seen = preview(connection, visitor.caller.tenant_id, filters.selection)
@@ -109,14 +109,14 @@ def change_matching(
     filters: TheFilters,
     progress: Annotated[Progress, Form()],
     visitor: TheActor,
-    farm: TheFarm,
+    farm: State,
 ) -> Response:
     """Goes on by itself, page by page, until nothing is left that the preview counted."""
     done = progress.and_then(carry_out(farm, visitor.caller, deed, filters.selection, progress))
     return notice(request, "jobs_changed.html", deed=deed, filters=filters, progress=done)
 
 
-def carry_out(farm: Farm, caller: Caller, deed: Deed, chosen: Selection, progress: Progress) -> Report:
+def carry_out(farm: AppState, caller: Caller, deed: Deed, chosen: JobFilter, progress: Progress) -> Report:
     if deed == "cancel":
         return bulk.cancel(farm, caller, chosen, progress.until, progress.after)
     if deed == "retry":

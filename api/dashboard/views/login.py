@@ -9,8 +9,8 @@ from starlette.responses import RedirectResponse
 from api.dashboard import i18n, sessions
 from api.dashboard.rendering import page
 from api.dashboard.sessions import TheVisitor, from_our_page
-from api.deps import Admin, TheFarm
-from common.accounts.tenants import recognise
+from api.deps import Admin, State
+from common.accounts.tenants import find_key
 from common.db import transaction
 from common.errors import Forbidden, Unauthorized, Unavailable
 
@@ -23,13 +23,13 @@ OurPage = Annotated[None, Depends(from_our_page)]
 
 
 @router.get("/sign-in")
-def way_in(request: Request, to: str = "/") -> Response:
+def login_page(request: Request, to: str = "/") -> Response:
     return page(request, "sign_in.html", to=to, code=None)
 
 
 @router.post("/sign-in")
 def sign_in(
-    request: Request, farm: TheFarm, _: OurPage, key: Annotated[str, Form()] = "", to: Annotated[str, Form()] = "/"
+    request: Request, farm: State, _: OurPage, key: Annotated[str, Form()] = "", to: Annotated[str, Form()] = "/"
 ) -> Response:
     try:
         caller = sessions.sign_in(farm, key)
@@ -48,7 +48,7 @@ def sign_out(request: Request, visitor: TheVisitor, _: OurPage) -> Response:
 
 
 @router.post("/links")
-def make_link(caller: Admin, farm: TheFarm, request: Request) -> dict[str, str]:
+def make_link(caller: Admin, farm: State, request: Request) -> dict[str, str]:
     """A link that signs in once, as the key that asks for it. For the command line; asked for with the key itself."""
     ticket = secrets.token_urlsafe(24)
     if not farm.messages.leave(ticket, caller.key_id, LINK_LASTS_S):
@@ -57,10 +57,10 @@ def make_link(caller: Admin, farm: TheFarm, request: Request) -> dict[str, str]:
 
 
 @router.get("/enter/{ticket}")
-def enter(ticket: str, farm: TheFarm, request: Request) -> Response:
+def enter(ticket: str, farm: State, request: Request) -> Response:
     key_id = farm.messages.collect(ticket)
     with transaction(farm.autocommit) as connection:
-        caller = recognise(connection, key_id) if key_id else None
+        caller = find_key(connection, key_id) if key_id else None
     if caller is None:
         return page(request, "sign_in.html", status=401, to="/", code="link_used")
     response = go_to(request, "/")

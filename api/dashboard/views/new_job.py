@@ -13,7 +13,7 @@ from api.dashboard.rendering import notice, page
 from api.dashboard.sessions import TheActor, TheVisitor, Visitor
 from api.dashboard.snippets import draft_of
 from api.dashboard.views.job import show_job
-from api.deps import BaseUrl, Farm, RequestId, TheFarm
+from api.deps import AppState, BaseUrl, RequestId, State
 from api.queries.jobs import find_job
 from api.routes import jobs
 from api.routes.models import list_models
@@ -61,7 +61,7 @@ TheTyped = Annotated[Typed, Form()]
 def new_job(
     request: Request,
     visitor: TheVisitor,
-    farm: TheFarm,
+    farm: State,
     parent: Annotated[UUID | None, Query(alias="from")] = None,
     source: str = "",
 ) -> Response:
@@ -72,14 +72,14 @@ def new_job(
 
 
 @router.post("/new/model")
-def choose_model(request: Request, typed: TheTyped, visitor: TheActor, farm: TheFarm) -> Response:
+def choose_model(request: Request, typed: TheTyped, visitor: TheActor, farm: State) -> Response:
     """The same form for another model, with its limits and its licence."""
     return notice(request, "new_job_form.html", **form_of(farm, visitor, typed))
 
 
 @router.post("/new")
 def submit_job(
-    request: Request, typed: TheTyped, visitor: TheActor, farm: TheFarm, base_url: BaseUrl, request_id: RequestId
+    request: Request, typed: TheTyped, visitor: TheActor, farm: State, base_url: BaseUrl, request_id: RequestId
 ) -> Response:
     caller, lot = visitor.caller, secrets.randbelow(jobs.LARGEST_LOT)
     try:
@@ -94,7 +94,7 @@ def submit_job(
     return notice(request, "new_job_submitted.html", 201, **{**shown, **form_of(farm, visitor, typed)})
 
 
-def form_of(farm: Farm, visitor: Visitor, typed: Typed, error: Error | None = None) -> dict[str, Any]:
+def form_of(farm: AppState, visitor: Visitor, typed: Typed, error: Error | None = None) -> dict[str, Any]:
     """What the form shows. Each has a token of its own: however often it is sent, it makes one job."""
     models = {model.name: model for model in list_models(visitor.caller, farm).items}
     model = models.get(typed.model) or models[farm.default_model]
@@ -124,7 +124,7 @@ def sorted_out(error: Error | None) -> dict[str, Any]:
     return {"wrong": dict(wrong), "sentence": sentence}
 
 
-def copied(farm: Farm, visitor: Visitor, job_id: UUID) -> Typed:
+def copied(farm: AppState, visitor: Visitor, job_id: UUID) -> Typed:
     """A job's recipe as one would type it. Raises NotFound."""
     with transaction(farm.autocommit) as connection:
         draft = draft_of(find_job(connection, visitor.caller.tenant_id, job_id, ""))

@@ -13,9 +13,9 @@ from api.dashboard.alerts import Alert, find_alerts
 from api.dashboard.queries.overview import DAY, HOUR, LATELY, Tally, read_chart, read_tallies
 from api.dashboard.queries.workers import find_workers
 from api.dashboard.sessions import TheVisitor
-from api.dashboard.view import Look, screen
-from api.deps import TheFarm
-from api.queries.fleet import read_crew
+from api.dashboard.view import Read, view
+from api.deps import State
+from api.queries.fleet import read_fleet
 from common.db import transaction
 from common.enums import WorkerState
 from common.queue.stats import read_backlog
@@ -46,14 +46,14 @@ class Concern:
     since: datetime | None
 
 
-@screen(router, "/", "overview.html")
-def overview(farm: TheFarm, visitor: TheVisitor) -> Look:
+@view(router, "/", "overview.html")
+def overview(farm: State, visitor: TheVisitor) -> Read:
     tenant_id, silence_s = visitor.caller.tenant_id, farm.settings.lease_s
 
     def look() -> dict[str, Any]:
         with transaction(farm.autocommit) as connection:
             backlog, tallies = read_backlog(connection), read_tallies(connection)
-            alerts = find_alerts(connection, tenant_id, backlog, read_crew(connection), tallies, silence_s)
+            alerts = find_alerts(connection, tenant_id, backlog, read_fleet(connection), tallies, silence_s)
             loads = put_together(backlog, tallies)
             return {
                 "loads": loads,

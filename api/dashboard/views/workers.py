@@ -8,8 +8,8 @@ from fastapi import APIRouter, Request, Response
 from api.dashboard.queries.workers import find_worker_errors, find_workers
 from api.dashboard.rendering import notice
 from api.dashboard.sessions import TheActor, TheVisitor
-from api.dashboard.view import Look, screen
-from api.deps import TheFarm
+from api.dashboard.view import Read, view
+from api.deps import State
 from api.services import actions
 from common.db import transaction
 from common.enums import WorkerState
@@ -17,8 +17,8 @@ from common.enums import WorkerState
 router = APIRouter()
 
 
-@screen(router, "/workers", "workers.html")
-def workers(farm: TheFarm, visitor: TheVisitor) -> Look:
+@view(router, "/workers", "workers.html")
+def workers(farm: State, visitor: TheVisitor) -> Read:
     tenant_id = visitor.caller.tenant_id
 
     def look() -> dict[str, Any]:
@@ -36,12 +36,12 @@ def workers(farm: TheFarm, visitor: TheVisitor) -> Look:
 
 
 @router.post("/workers/{worker_id}/drain")
-def drain(request: Request, worker_id: UUID, visitor: TheActor, farm: TheFarm) -> Response:
+def drain(request: Request, worker_id: UUID, visitor: TheActor, farm: State) -> Response:
     actions.drain_worker(farm, visitor.caller, worker_id)
     return notice(request, "notice_farm.html", done="drained")
 
 
 @router.post("/workers/{worker_id}/resume")
-def resume(request: Request, worker_id: UUID, visitor: TheActor, farm: TheFarm) -> Response:
+def resume(request: Request, worker_id: UUID, visitor: TheActor, farm: State) -> Response:
     actions.resume_worker(farm, visitor.caller, worker_id)
     return notice(request, "notice_farm.html", done="resumed")

@@ -13,13 +13,13 @@ from api.services import bulk
 from common import bootstrap
 from common.accounts import audit, tenants
 from common.accounts.tenants import Caller
-from common.broker import UNWANTED_CHANNEL
+from common.broker import CANCELLED_CHANNEL
 from common.config import Settings
 from common.db import new_id, transaction
 from common.enums import ImageState, Scope, Tier, Via
 from common.queue import bulk as selection
 from common.queue import workers
-from common.queue.search import Selection, preview
+from common.queue.search import JobFilter, preview
 from tests.support.serving import PROMPT, Api
 from tests.support.stories import Story
 
@@ -88,7 +88,7 @@ def test_what_is_done_to_batches_workers_keys_and_licences_is_noted(
     client.post(f"/v1/batches/{batch}/cancel")
     worker = workers.Worker(story.worker_id, "w1", {}, ["mini-zh"])
     with transaction(story.database) as connection:
-        workers.beat(connection, worker, ready=True)
+        workers.heartbeat(connection, worker, ready=True)
     client.post(f"/v1/workers/{worker.id}/drain")
     client.post(f"/v1/workers/{worker.id}/resume")
     key = client.post("/v1/keys", json={"name": "shop", "scopes": ["jobs:read"]}).json()["id"]
@@ -114,7 +114,7 @@ def test_what_is_done_to_all_that_match_is_one_note_with_the_count(
 ) -> None:
     monkeypatch.setattr(selection, "STEP_JOBS", 2)
     monkeypatch.setattr(bulk, "MOST_JOBS", 4)
-    farm, cats = api.app.state.farm, Selection(q="猫")
+    farm, cats = api.app.state.farm, JobFilter(q="猫")
     jobs = [story.submit(prompt="猫") for _ in range(5)]
     story.submit(prompt="花")
     with transaction(story.database) as connection:
@@ -122,7 +122,7 @@ def test_what_is_done_to_all_that_match_is_one_note_with_the_count(
     moved = bulk.change_tier(farm, caller, cats, seen.at, Tier.BULK)
     assert (moved.changed, moved.left_alone, moved.after) == (4, {}, jobs[3])
     with Redis.from_url(settings.redis_url.get_secret_value(), decode_responses=True) as redis, redis.pubsub() as news:
-        news.subscribe(UNWANTED_CHANNEL)
+        news.subscribe(CANCELLED_CHANNEL)
         assert bulk.cancel(farm, caller, cats, seen.at).changed == 4
         assert bulk.cancel(farm, caller, cats, seen.at, after=jobs[3]).changed == 1
         told: set[str] = set()
@@ -145,8 +145,8 @@ def test_a_model_whose_licence_is_not_accepted_is_not_retried(api: Api, story: S
     farm, job = api.app.state.farm, story.submit(model="zh-v0", steps=20)
     story.publish(story.started(capacities={"zh-v0": 1}), ImageState.FAILED, error_code="out_of_memory")
     with transaction(story.database) as connection:
-        seen = preview(connection, caller.tenant_id, Selection())
-    report = bulk.retry(farm, caller, Selection(), seen.at)
+        seen = preview(connection, caller.tenant_id, JobFilter())
+    report = bulk.retry(farm, caller, JobFilter(), seen.at)
     assert (report.changed, report.left_alone) == (0, {"model_not_allowed": 1})
     assert noted(story) == []
     assert story.job(job).state == "failed"
@@ -176,7 +176,7 @@ def test_notes_are_read_newest_first_page_by_page_and_only_the_tenants_own(
 
 def test_notes_are_kept_for_so_many_days(story: Story, caller: Caller) -> None:
     with transaction(story.database) as connection:
-        audit.note(connection, caller, audit.Action.SIGN_IN)
+        audit.record(connection, caller, audit.Action.SIGN_IN)
         assert audit.forget(connection, 365) == 0
         assert audit.forget(connection, 0) == 0
     with transaction(story.database) as connection:

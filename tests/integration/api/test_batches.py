@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 
-from common.broker import Messages
+from common.broker import Broker
 from common.config import Settings
 from common.enums import Scope
 from common.storage import Storage
@@ -29,7 +29,7 @@ PROMPTS = ["红色的圆形", "绿色的三角形\n第二行", "蓝色的星形"
 @pytest.fixture
 def expander(story: Story, settings: Settings) -> Expander:
     """The control worker of a test, who does something when he is told."""
-    return Expander(story.database, Storage(settings), Messages(settings), CATALOG)
+    return Expander(story.database, Storage(settings), Broker(settings), CATALOG)
 
 
 def submitted(client: httpx.Client, **fields: Any) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def test_a_cancelled_batch_has_ended_at_once(
 
 
 def test_each_change_wakes_those_whom_it_concerns(client: httpx.Client, expander: Expander, settings: Settings) -> None:
-    redis = Messages(settings)._redis
+    redis = Broker(settings)._redis
 
     def waiting() -> tuple[int, int]:
         return redis.llen("control"), redis.llen("render.mini-zh")
@@ -208,7 +208,7 @@ def test_those_who_render_a_cancelled_batch_hear_of_it(
 ) -> None:
     batch_id = expanded(client, expander)
     in_hand = {str(image.job_id) for image in story.started(capacity=2).images}
-    with Messages(settings)._redis.pubsub(ignore_subscribe_messages=True) as channel:
+    with Broker(settings)._redis.pubsub(ignore_subscribe_messages=True) as channel:
         channel.subscribe("huafang:cancelled")
         until(lambda: channel.subscribed and channel.get_message(timeout=0.1) is None)
         change(client, batch_id, "cancel")

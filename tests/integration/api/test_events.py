@@ -15,7 +15,7 @@ import pytest
 from redis import Redis
 from sqlalchemy import Engine
 
-from common.broker import PROGRESS_CHANNEL, Messages
+from common.broker import PROGRESS_CHANNEL, Broker
 from common.config import Settings
 from common.db import new_id
 from common.enums import ImageState, Scope
@@ -88,7 +88,7 @@ def test_who_comes_late_is_told_all_at_once(client: httpx.Client, story: Story) 
 
 
 def test_who_is_there_sees_it_happen(client: httpx.Client, story: Story, settings: Settings) -> None:
-    job, messages = story.submit(count=2), Messages(settings)
+    job, messages = story.submit(count=2), Broker(settings)
     with following(client, job) as follower:
         seen = [follower.next()]
         first = story.started(capacity=1)
@@ -180,7 +180,7 @@ def test_without_redis_everything_but_progress_is_told(story: Story, settings: S
 def test_progress_comes_at_most_ten_times_a_second_and_the_latest_last(
     client: httpx.Client, story: Story, settings: Settings
 ) -> None:
-    job, messages = story.submit(), Messages(settings)
+    job, messages = story.submit(), Broker(settings)
     story.started()
     with following(client, job) as follower:
         follower.next()
@@ -236,7 +236,7 @@ def test_who_leaves_leaves_nothing_behind(api: Api, client: httpx.Client, story:
 
 def test_a_hundred_followers_hold_neither_threads_nor_connections(api: Api, story: Story, settings: Settings) -> None:
     """And the job is read once for all of them, and rendered once."""
-    job, farm, messages = story.submit(), api.app.state.farm, Messages(settings)
+    job, farm, messages = story.submit(), api.app.state.farm, Broker(settings)
     with api.client() as client:
         headers = dict(client.headers)
     read: list[Any] = []

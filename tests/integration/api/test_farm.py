@@ -24,7 +24,7 @@ def beat(story: Story, **facts: Any) -> workers.Worker:
     given: dict[str, Any] = {"id": new_id(), "name": "w1", "worker_class": {"device": "cpu"}, "models": ["mini-zh"]}
     worker = workers.Worker(**given | facts)
     with transaction(story.database) as connection:
-        workers.beat(connection, worker, ready=True)
+        workers.heartbeat(connection, worker, ready=True)
     return worker
 
 

@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 from common.config import Settings
 from common.db import transaction
 from common.enums import ImageState
-from common.queue import claim as claims
+from common.queue import leases
 from common.storage import Storage, sha256
 from tests.support.serving import PROMPT, Api, serving
 from tests.support.stories import Story
@@ -34,7 +34,7 @@ def image(client: httpx.Client, story: Story, settings: Settings) -> dict[str, A
     outcome = replace(told, sha256=sha256(data), bytes=len(data))
     Storage(settings).put(str(outcome.key), data, "image/png")
     with transaction(story.database) as connection:
-        claims.publish(connection, microbatch.lease_id, [outcome])
+        leases.publish(connection, microbatch.lease_id, [outcome])
     found: dict[str, Any] = client.get(f"/v1/images/{job['images'][0]['id']}").json()
     return found
 

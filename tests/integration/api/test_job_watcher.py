@@ -14,13 +14,13 @@ import pytest
 from redis import Redis
 from sqlalchemy import Engine
 
-from api.live.job_events import read_bookmark
-from api.live.job_watcher import WOKEN_AT_ONCE, WaitingRoom, Watched, Watcher
+from api.live.job_events import read_event_id
+from api.live.job_watcher import WOKEN_AT_ONCE, JobWatcher, Subscription, WatchedJob
 from api.queries.jobs import Mark, find_changed
 from api.routes.events import RETRY, news
 from api.schemas import Job
 from common.accounts import tenants
-from common.broker import Messages
+from common.broker import Broker
 from common.config import Settings
 from common.db import new_id, transaction
 from common.enums import ImageState, Scope
@@ -30,7 +30,7 @@ from tests.support.stories import Story
 NO_REDIS = "redis://127.0.0.1:1/0"
 
 
-def end_all(story: Story, messages: Messages | None) -> int:
+def end_all(story: Story, messages: Broker | None) -> int:
     """Render whatever waits, as a worker does; how many jobs that ended."""
     ended = 0
     while microbatch := story.claim(capacity=64):
@@ -48,7 +48,7 @@ def test_who_waits_is_answered_when_the_job_ends(settings: Settings, database: E
     if redis == "away":
         settings = settings.model_copy(update={"redis_url": type(settings.redis_url)(NO_REDIS)})
     with serving(settings, database) as api, api.client() as client:
-        worker = threading.Thread(target=wait_and_end, args=(story, None if redis == "away" else Messages(settings)))
+        worker = threading.Thread(target=wait_and_end, args=(story, None if redis == "away" else Broker(settings)))
         worker.start()
         answer = client.post("/v1/jobs", json=PROMPT, headers={"Prefer": "wait=30"})
         worker.join()
@@ -57,7 +57,7 @@ def test_who_waits_is_answered_when_the_job_ends(settings: Settings, database: E
         assert answer.json()["images"][0]["url"]
 
 
-def wait_and_end(story: Story, messages: Messages | None) -> None:
+def wait_and_end(story: Story, messages: Broker | None) -> None:
     stop = threading.Event()
     while not end_all(story, messages):
         stop.wait(0.02)
@@ -96,7 +96,7 @@ def test_two_hundred_who_wait_hold_neither_threads_nor_connections(api: Api, sto
             # They answer while everybody waits, though there are far fewer threads than waiters.
             paths = ["/healthz", "/readyz", "/v1/jobs?limit=1"] * 20
             others = [(await client.get(path, timeout=10)).status_code for path in paths]
-            await asyncio.to_thread(end_all, story, Messages(settings))
+            await asyncio.to_thread(end_all, story, Broker(settings))
             return await asyncio.gather(*posts), others, in_use
 
     answers, others, in_use = asyncio.run(tell())
@@ -118,7 +118,7 @@ def test_one_poll_serves_all_who_wait(story: Story) -> None:
             return find_changed(connection, known)
 
     async def all_wait() -> list[Job | None]:
-        room = WaitingRoom(NO_REDIS, look)
+        room = JobWatcher(NO_REDIS, look)
         waiting = [asyncio.create_task(room.wait(job, 30)) for job in jobs]
         await asyncio.sleep(0)
         room.open()
@@ -134,8 +134,8 @@ def test_a_thousand_are_woken_a_few_at_a_time() -> None:
     """Whoever asks for something else meanwhile comes in between."""
 
     async def wake_all() -> list[int]:
-        watched = Watched()
-        watched.watchers = {Watcher(watched) for _ in range(1000)}
+        watched = WatchedJob()
+        watched.watchers = {Subscription(watched) for _ in range(1000)}
         waiting = [asyncio.create_task(watcher.news(30)) for watcher in watched.watchers]
         await asyncio.sleep(0)
         watched.tell()
@@ -169,7 +169,7 @@ def test_only_rows_that_changed_are_read(story: Story) -> None:
 def test_the_subscription_comes_back_by_itself(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """The connection is cut; the news after that is heard all the same."""
     monkeypatch.setattr("api.live.job_watcher.POLL_S", 1000)
-    messages, job = Messages(settings), new_id()
+    messages, job = Broker(settings), new_id()
     redis = Redis.from_url(settings.redis_url.get_secret_value())
     asked = 0
 
@@ -179,7 +179,7 @@ def test_the_subscription_comes_back_by_itself(settings: Settings, monkeypatch: 
         return {}
 
     async def story() -> None:
-        room = WaitingRoom(settings.redis_url.get_secret_value(), look)
+        room = JobWatcher(settings.redis_url.get_secret_value(), look)
         room.open()
         with room.watch(job):
             for _ in range(2):
@@ -197,13 +197,13 @@ def test_the_subscription_comes_back_by_itself(settings: Settings, monkeypatch: 
 
 def test_nobody_waits_in_a_room_that_is_closed() -> None:
     async def come_late() -> tuple[Job | None, bool, list[bytes]]:
-        room = WaitingRoom(NO_REDIS, lambda known: {})
+        room = JobWatcher(NO_REDIS, lambda known: {})
         room.open()
         await room.close()
         waited = await room.wait(new_id(), 1000)
         with room.watch(new_id()) as watcher:
             is_sent_away = watcher.is_sent_away
-        told = [event async for event in news(room, new_id(), read_bookmark(None), "http://127.0.0.1")]
+        told = [event async for event in news(room, new_id(), read_event_id(None), "http://127.0.0.1")]
         assert room.waiting == 0
         return waited, is_sent_away, told
 

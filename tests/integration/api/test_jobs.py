@@ -10,7 +10,7 @@ import pytest
 from redis import Redis
 from sqlalchemy import Engine, event, text
 
-from common.broker import CHANGED_CHANNEL, UNWANTED_CHANNEL
+from common.broker import CANCELLED_CHANNEL, CHANGED_CHANNEL
 from common.config import Settings
 from common.db import new_id, transaction
 from common.enums import ImageState, Scope, Tier
@@ -44,7 +44,7 @@ def up(story: Story, **facts: Any) -> workers.Worker:
     given: dict[str, Any] = {"id": story.worker_id, "name": "w1", "worker_class": {}, "models": ["mini-zh"]}
     worker = workers.Worker(**given | facts)
     with transaction(story.database) as connection:
-        workers.beat(connection, worker, ready=True)
+        workers.heartbeat(connection, worker, ready=True)
     return worker
 
 
@@ -273,14 +273,14 @@ def test_a_page_of_many_jobs_takes_as_many_queries_as_one(api: Api, client: http
 def test_cancelling_is_told_to_workers_and_can_be_repeated(client: httpx.Client, settings: Settings) -> None:
     job = submit(client, count=2)
     with Redis.from_url(settings.redis_url.get_secret_value(), decode_responses=True) as redis, redis.pubsub() as news:
-        news.subscribe(UNWANTED_CHANNEL, CHANGED_CHANNEL)
+        news.subscribe(CANCELLED_CHANNEL, CHANGED_CHANNEL)
         answers = [client.post(f"/v1/jobs/{job['id']}/cancel") for _ in range(2)]
         heard: list[str] = []
         for message in iter(partial(news.get_message, timeout=5), None):
             heard += [message["channel"]] if message["data"] == job["id"] else []
             if len(heard) == 2:
                 break
-    assert heard == [UNWANTED_CHANNEL, CHANGED_CHANNEL]
+    assert heard == [CANCELLED_CHANNEL, CHANGED_CHANNEL]
     assert [answer.status_code for answer in answers] == [200, 200]
     assert [answer.json()["state"] for answer in answers] == ["cancelled"] * 2
     assert {image["state"] for image in answers[0].json()["images"]} == {"cancelled"}

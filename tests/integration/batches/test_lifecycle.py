@@ -7,7 +7,7 @@ import pytest
 from common.batches import expansion
 from common.batches import lifecycle as batches
 from common.batches.plan import Plan
-from common.broker import Messages
+from common.broker import Broker
 from common.config import Settings
 from common.db import transaction
 from common.enums import ImageState, Tier
@@ -140,7 +140,7 @@ def test_a_batch_refused_in_its_midst_gives_nothing_more_to_a_claim(
 ) -> None:
     """Its last line is right by the catalogue of its check, and wrong by that of its expansion; or its file is lost."""
     models = CATALOG.models | {"former": replace(CATALOG.models["mini-zh"], name="former")}
-    earlier = Expander(farm.database, farm.storage, Messages(settings), replace(CATALOG, models=models))
+    earlier = Expander(farm.database, farm.storage, Broker(settings), replace(CATALOG, models=models))
     batch_id = farm.batch_of_lines(*({"prompt": one} for one in PROMPTS[:7]), {"prompt": "圆", "model": "former"})
     while farm.batch(batch_id).jobs < 6:
         assert earlier.work(batch_id, 1e-9)
@@ -331,12 +331,12 @@ def test_a_tenant_has_only_its_own(farm: BatchStory) -> None:
 def test_the_sweep_finds_whom_nobody_attends_to(farm: BatchStory) -> None:
     batch_id, done = farm.batch_of(), farm.expanded()
     with transaction(farm.database) as connection:
-        assert batches.unattended(connection, 3600) == []
-        assert batches.unattended(connection, -1) == [batch_id]
+        assert batches.stalled(connection, 3600) == []
+        assert batches.stalled(connection, -1) == [batch_id]
     farm.close(done)  # and whoever was to go on was killed
     with transaction(farm.database) as connection:
-        assert batches.unattended(connection, -1) == [batch_id, done]
+        assert batches.stalled(connection, -1) == [batch_id, done]
     farm.expander.work(batch_id, 60)
     farm.expander.work(done, 60)
     with transaction(farm.database) as connection:
-        assert batches.unattended(connection, -1) == []
+        assert batches.stalled(connection, -1) == []

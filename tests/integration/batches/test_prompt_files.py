@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from api.services import batch_dry_run
-from common.broker import Messages
+from common.broker import Broker
 from common.config import Settings
 from common.storage import Storage
 from tests.support.stories import CATALOG, Story
@@ -37,7 +37,7 @@ WRONG = "\n".join(
 
 @pytest.fixture
 def control(story: Story, settings: Settings) -> Expander:
-    return Expander(story.database, Storage(settings), Messages(settings), CATALOG)
+    return Expander(story.database, Storage(settings), Broker(settings), CATALOG)
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_a_dry_run_tells_what_a_batch_becomes_and_stores_nothing(
     client: httpx.Client, control: Expander, settings: Settings
 ) -> None:
     file = upload(client, WRONG.encode(), "application/jsonl")["id"]
-    before, redis = bucket_of(settings), Messages(settings)._redis
+    before, redis = bucket_of(settings), Broker(settings)._redis
     found = try_out(client, upload=file, skip_bad=True, images_per_prompt=2)
     assert (found["prompts"], found["checked_prompts"], found["is_estimate"]) == (7, 7, False)
     assert (found["jobs"], found["images"], found["bad"]) == (3, 6, 4)

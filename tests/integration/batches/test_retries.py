@@ -11,12 +11,13 @@ from sqlalchemy import text
 
 from common.batches import retries
 from common.batches.plan import Plan
-from common.broker import Messages
+from common.broker import Broker
 from common.config import Settings
 from common.db import transaction
 from common.enums import ImageState
 from common.errors import Conflict, NotFound
-from common.queue.claim import Microbatch, Outcome, publish
+from common.queue.claim import Microbatch
+from common.queue.leases import Outcome, publish
 from tests.support.batch_stories import BatchStory
 from tests.support.stories import Story
 
@@ -173,7 +174,7 @@ def test_what_cannot_be_retried_says_why(farm: BatchStory) -> None:
 
 def test_over_http(client: httpx.Client, farm: BatchStory, settings: Settings) -> None:
     batch_id = ended(farm)
-    redis = Messages(settings)._redis
+    redis = Broker(settings)._redis
     redis.flushdb()
 
     def post(name: Any) -> httpx.Response:

@@ -5,7 +5,7 @@ import pytest
 from sqlalchemy import text
 
 from common.batches.throughput import StopRule
-from common.broker import Messages
+from common.broker import Broker
 from common.config import Settings
 from common.enums import ImageState
 from common.storage import Storage
@@ -24,7 +24,7 @@ def farm(story: Story, settings: Settings) -> BatchStory:
 
 @pytest.fixture
 def sweep(settings: Settings, farm: BatchStory) -> Sweep:
-    return Sweep(settings, farm.database, Messages(settings), Storage(settings))
+    return Sweep(settings, farm.database, Broker(settings), Storage(settings))
 
 
 def render(farm: BatchStory, images: int, state: ImageState = ImageState.STORED) -> None:

@@ -78,7 +78,7 @@ def hire(story: Story, name: str = "gpu-1", about: Mapping[str, str] = CPU, **ch
     """A worker that serves mini-zh, as it registers itself; the one whose hand the story's leases are."""
     worker = workers.Worker(story.worker_id, name, about, ["mini-zh"], ["mini-zh"], capacity={"mini-zh": 8}, **changes)  # type: ignore[arg-type]
     with transaction(story.database) as connection:
-        workers.beat(connection, worker, ready=True)
+        workers.heartbeat(connection, worker, ready=True)
     return worker.id
 
 
@@ -231,7 +231,7 @@ def test_the_audit_is_paged_newest_first_and_of_the_own_tenant(admin: Visitor, s
     caller = tenants.Caller(story.tenant(), admin.key.id, frozenset())
     with transaction(story.database) as connection:
         for number in range(3):
-            audit.note(connection, caller, Action.REVOKE_KEY, f"key {number}", why=HOSTILE)
+            audit.record(connection, caller, Action.REVOKE_KEY, f"key {number}", why=HOSTILE)
     page = admin.page("/admin/audit?limit=2")
     assert re.findall("key [0-9]</a>", page) == ["key 2</a>", "key 1</a>"]
     assert HOSTILE not in page

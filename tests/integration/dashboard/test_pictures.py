@@ -9,7 +9,7 @@ from PIL import Image
 
 from common.db import transaction
 from common.enums import Scope
-from common.queue import claim as claims
+from common.queue import leases
 from common.storage import Storage, sha256
 from tests.support.serving import Api
 from tests.support.stories import Story
@@ -25,7 +25,7 @@ def stored_image(api: Api, story: Story) -> UUID:
     outcome = replace(told, sha256=sha256(data), bytes=len(data))
     Storage(api.settings).put(str(outcome.key), data, "image/png")
     with transaction(story.database) as connection:
-        claims.publish(connection, microbatch.lease_id, [outcome])
+        leases.publish(connection, microbatch.lease_id, [outcome])
     return outcome.image_id
 
 

@@ -13,7 +13,7 @@ from api.dashboard.alerts import Alert, AlertCode
 from api.dashboard.queries import admin, batches, gallery, jobs, overview, workers
 from api.dashboard.queries.gallery import GallerySearch, Picture
 from api.dashboard.queries.overview import DAY, HOUR
-from api.queries.fleet import read_crew
+from api.queries.fleet import read_fleet
 from api.routes.models import find_models
 from bench.harness import backlog
 from common.accounts.tenants import create_key, revoke_key
@@ -54,7 +54,7 @@ class Screens:
 
     def alerts(self, silence_s: float = 30) -> list[Alert]:
         with transaction(self.database) as connection:
-            seen = read_backlog(connection), read_crew(connection), overview.read_tallies(connection)
+            seen = read_backlog(connection), read_fleet(connection), overview.read_tallies(connection)
             return list(alerts.find_alerts(connection, self.tenant_id, *seen, silence_s))
 
     def pictures(self, **what: Any) -> list[UUID]:
@@ -76,7 +76,7 @@ def beat(story: Story, **fields: Any) -> UUID:
     story.worker_id = new_id()
     said = {"name": "gpu-1", "worker_class": {"device": "L4"}, "models": ["mini-zh"], **fields}
     with transaction(story.database) as connection:
-        crew.beat(connection, Worker(story.worker_id, **said), ready=True)
+        crew.heartbeat(connection, Worker(story.worker_id, **said), ready=True)
     return story.worker_id
 
 
@@ -264,15 +264,15 @@ def test_a_picture_is_compared_with_those_of_its_prompt_and_seed(story: Story, s
     drawn(story, **seeds | {"seed": 70})
     drawn(story, **seeds, tenant="somebody else")
     drawn(story, **seeds | {"prompt": "雪中的小亭子和猫"})
-    found = [picture.id for picture in screens.ask(gallery.find_companions, mine[1])]
+    found = [picture.id for picture in screens.ask(gallery.find_same_prompt_and_seed, mine[1])]
     assert found == [mine[1], other_model[1], many_steps[1]]
-    assert Screens(story, "somebody else").ask(gallery.find_companions, mine[1]) == []
-    assert screens.ask(gallery.find_companions, new_id()) == []
+    assert Screens(story, "somebody else").ask(gallery.find_same_prompt_and_seed, mine[1]) == []
+    assert screens.ask(gallery.find_same_prompt_and_seed, new_id()) == []
 
 
 def test_the_largest_seed_is_compared_like_any(story: Story, screens: Screens) -> None:
     mine = [drawn(story, seed=MAX_SEED, steps=steps)[0] for steps in (5, 9)]
-    assert [picture.id for picture in screens.ask(gallery.find_companions, mine[0])] == mine
+    assert [picture.id for picture in screens.ask(gallery.find_same_prompt_and_seed, mine[0])] == mine
 
 
 # Batches
@@ -287,16 +287,16 @@ def test_a_batch_shows_its_newest_pictures_and_what_went_wrong(story: Story, scr
     story.publish(failing, ImageState.FAILED, **REFUSED)
     story.publish(story.started(capacities={"zh-v0": 1}), ImageState.FAILED, **REFUSED | {"error_code": "worse"})
 
-    strips = screens.ask(batches.find_strips, [batch, other], limit=5)
+    strips = screens.ask(batches.find_thumbnails, [batch, other], limit=5)
     assert {batch_id: len(strip) for batch_id, strip in strips.items()} == {batch: 5, other: 0}
     assert {picture.id for picture in strips[batch]} <= {*stored}
-    bad, worse = screens.ask(batches.find_troubles, batch)
+    bad, worse = screens.ask(batches.find_failure_groups, batch)
     assert (bad.code, bad.count, bad.message, worse.code, worse.count) == ("bad", 3, "It cannot be drawn.", "worse", 1)
     assert bad.image_id in {image.id for image in failing.images}
     assert "山水" in bad.prompt
     stranger = Screens(story, "somebody else")
-    assert stranger.ask(batches.find_troubles, batch) == []
-    assert stranger.ask(batches.find_strips, [batch]) == {batch: []}
+    assert stranger.ask(batches.find_failure_groups, batch) == []
+    assert stranger.ask(batches.find_thumbnails, [batch]) == {batch: []}
 
 
 # Workers

@@ -19,7 +19,7 @@ from sqlalchemy import text
 
 from cli.verify import Verification
 from common.batches import lifecycle as batches
-from common.broker import Messages
+from common.broker import Broker
 from common.config import Settings
 from common.datasets.layout import COLUMNS
 from common.db import new_id
@@ -68,7 +68,7 @@ class Fatal(Storage):
 
 @pytest.fixture
 def expander(story: Story, settings: Settings) -> Expander:
-    return Expander(story.database, Storage(settings), Messages(settings), CATALOG)
+    return Expander(story.database, Storage(settings), Broker(settings), CATALOG)
 
 
 @pytest.fixture
@@ -424,7 +424,7 @@ def test_links_to_all_files_come_in_pages(
 def test_the_sweep_comes_back_to_those_that_nobody_writes(
     client: httpx.Client, exporter: Exporter, batch_id: str, story: Story, settings: Settings
 ) -> None:
-    messages = Messages(settings)
+    messages = Broker(settings)
     sweep = Sweep(settings, story.database, messages, Storage(settings))
 
     def sent(step: Callable[[], None] = sweep.export) -> int:

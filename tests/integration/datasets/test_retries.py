@@ -58,7 +58,7 @@ def by_hand(farm: BatchStory, batch_id: UUID, state: ImageState) -> UUID:
 def asked(farm: BatchStory, batch_id: UUID) -> Dataset:
     with transaction(farm.database) as connection:
         dataset_id = datasets.submit(connection, farm.tenant(), batch_id, DatasetPlan())
-        dataset = datasets.take(connection, dataset_id, 60)
+        dataset = datasets.acquire(connection, dataset_id, 60)
     assert dataset is not None
     return dataset
 
@@ -161,10 +161,10 @@ def test_one_who_has_no_hand_in_it_any_more_changes_nothing(farm: BatchStory) ->
     stranger = replace(dataset, hand=new_id())
     step = datasets.Step(place=1, ends_split=True, images=2, pictures=0)
     with transaction(farm.database) as connection:
-        assert datasets.take(connection, dataset.id, 60) is None
+        assert datasets.acquire(connection, dataset.id, 60) is None
         assert datasets.advance(connection, stranger, step) is None
         assert not datasets.note_written(connection, stranger, 1)
         assert not datasets.finish(connection, stranger, "digest", 1, 1)
         assert not datasets.fail(connection, stranger, "code", "message")
-        assert not datasets.let_go(connection, stranger)
+        assert not datasets.release(connection, stranger)
     assert farm.rows("SELECT * FROM datasets") == before

@@ -16,8 +16,8 @@ from common.datasets import lifecycle as datasets
 from common.datasets.layout import DatasetPlan, Layout
 from common.db import transaction
 from common.enums import ImageState
-from common.queue import claim as claims
-from common.queue.claim import Outcome
+from common.queue import leases
+from common.queue.leases import Outcome
 from common.storage import image_key, sha256
 from tests.support.batch_stories import BatchStory
 from tests.support.stories import CATALOG, Story
@@ -45,7 +45,7 @@ def batch_id(farm: BatchStory) -> UUID:
         farm.storage.put(key, data, "image/png")
         outcomes.append(Outcome(image.id, ImageState.STORED, key=key, sha256=sha256(data), bytes=len(data)))
     with transaction(farm.database) as connection:
-        claims.publish(connection, microbatch.lease_id, outcomes)
+        leases.publish(connection, microbatch.lease_id, outcomes)
     assert farm.end() == [batch_id]
     return batch_id
 

@@ -18,7 +18,7 @@ from common.errors import Invalid, ModelRefused
 from common.recipes.recipe import Recipe
 from tests.support import checkpoints
 from worker.pipelines import stable_diffusion
-from worker.pipelines.base import Painter, Picture, Stroke
+from worker.pipelines.base import ImageRequest, Pipeline, RenderedImage
 
 TEXT_WEIGHTS = "text_encoder/model.safetensors"
 UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -38,7 +38,7 @@ def painted(folder: Path, scheduler: str = "pndm", **changes: Any) -> bytes:
     return painted_by(stable_diffusion.load(checkpoints.entry(folder, **changes), "cpu", threads=1), scheduler)
 
 
-def painted_by(painter: Painter, scheduler: str = "pndm") -> bytes:
+def painted_by(painter: Pipeline, scheduler: str = "pndm") -> bytes:
     recipe = Recipe(
         prompt="红色的圆形",
         negative_prompt="黑",
@@ -52,8 +52,8 @@ def painted_by(painter: Painter, scheduler: str = "pndm") -> bytes:
         mode="text2image",
         format="png",
     )
-    (picture,) = painter.paint([Stroke(recipe, 1)], lambda step, steps: None)
-    assert isinstance(picture, Picture)
+    (picture,) = painter.paint([ImageRequest(recipe, 1)], lambda step, steps: None)
+    assert isinstance(picture, RenderedImage)
     return picture.pixels.tobytes()
 
 

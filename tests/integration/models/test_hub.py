@@ -23,7 +23,7 @@ from common.catalog import manifest
 from common.catalog.catalog import of_entry
 from tests.support import checkpoints
 from tests.support.command_line import start as command_line
-from worker.models.hub import HubFile, Listing, fetch, wanted
+from worker.models.hub import HubFile, RepoFiles, download, wanted
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = "unet/diffusion_pytorch_model.bin"
@@ -215,7 +215,7 @@ def test_a_hub_that_knows_no_ranges_gives_the_whole_file(
     (tmp_path / "weights.bin.part").write_bytes(data[:1000])
     file = HubFile("weights.bin", len(data), hashlib.sha256(data).hexdigest())
     model = of_entry("tiny", {**ENTRY, "source": "somebody/tiny"}, tmp_path)
-    fetch(model, Listing(COMMIT, (file,), None), tmp_path, told.append)
+    download(model, RepoFiles(COMMIT, (file,), None), tmp_path, told.append)
     assert (tmp_path / "weights.bin").read_bytes() == data
     assert hub.fetched == [("weights.bin", "bytes=1000-")]
     assert sum(told) == len(data)

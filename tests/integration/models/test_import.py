@@ -29,8 +29,8 @@ from tests.support import checkpoints
 from tests.support.command_line import CommandLine
 from worker.models import importer
 from worker.models import store as model_store
-from worker.models.manager import Gallery
-from worker.pipelines import base
+from worker.models.manager import ModelManager
+from worker.pipelines import base, registry
 from worker.watchdog import Watchdog, limits
 
 WEIGHTS = ("text_encoder/model", "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model")
@@ -51,8 +51,8 @@ def store(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
-def load(model: Model) -> base.Painter:
-    return base.load(model, "cpu", threads=1)
+def load(model: Model) -> base.Pipeline:
+    return registry.load(model, "cpu", threads=1)
 
 
 def nobody(phase: str, done: int, total: int) -> None:
@@ -60,7 +60,7 @@ def nobody(phase: str, done: int, total: int) -> None:
 
 
 def bring(store: Path, folder: Path, name: str = "tiny", **changes: Any) -> Model:
-    return importer.ensure(checkpoints.entry(folder, name=name, **changes), store, load, nobody)
+    return importer.ensure_imported(checkpoints.entry(folder, name=name, **changes), store, load, nobody)
 
 
 def inode(folder: Path, part: str) -> int:
@@ -78,7 +78,9 @@ def test_a_checkpoint_of_2022_paints_bitwise_the_same_before_and_after(today: Pa
     assert not list(store.rglob("*.bin"))
 
     phases: list[str] = []
-    again = importer.ensure(checkpoints.entry(of_2022), store, load, lambda phase, done, of: phases.append(phase))
+    again = importer.ensure_imported(
+        checkpoints.entry(of_2022), store, load, lambda phase, done, of: phases.append(phase)
+    )
     assert (again, phases) == (here, [])
 
 
@@ -94,7 +96,7 @@ def test_the_api_counts_the_tokens_of_an_imported_model(of_2022: Path, store: Pa
 
 def test_safetensors_in_a_folder_are_read_as_they_lie(today: Path, store: Path) -> None:
     model = checkpoints.entry(today)
-    assert importer.ensure(model, store, load, nobody) is model
+    assert importer.ensure_imported(model, store, load, nobody) is model
     assert not store.exists()
 
 
@@ -124,9 +126,9 @@ def family(today: Path, folder: Path) -> list[Path]:
 
 
 @contextmanager
-def gallery_of(models: list[Model], settings: Settings, database: Engine) -> Iterator[Gallery]:
+def gallery_of(models: list[Model], settings: Settings, database: Engine) -> Iterator[ModelManager]:
     watchdog = Watchdog(limits(settings, "cpu"), lambda reason: None)
-    gallery = Gallery(models, settings, {"device": "cpu"}, database, watchdog)
+    gallery = ModelManager(models, settings, {"device": "cpu"}, database, watchdog)
     yield gallery
     gallery.close()
 
@@ -220,7 +222,7 @@ def test_of_a_model_that_was_being_replaced_one_is_there(of_2022: Path, store: P
     """Killed between the two renames."""
     bring(store, of_2022)
     (store / "tiny").rename(store / ".old-tiny")
-    model_store.tidy(store)
+    model_store.recover(store)
     assert [model.name for model in manifest.read_all(store)] == ["tiny"]
 
 
@@ -251,19 +253,19 @@ def test_a_flipped_bit_is_found_and_mended_by_another_import(
     made = call("models", "import", str(of_2022), "--name", "mine", "--licence", "MIT").json
     assert (made["licence"], made["family"], made["shared"]) == ("MIT", "stable-diffusion-zh", {})
     model = catalog.read(SHIPPED_CATALOG, store).get("mine")
-    before = painted_by(load(importer.ensure(model, store, load, nobody)))
+    before = painted_by(load(importer.ensure_imported(model, store, load, nobody)))
     flip_a_bit(store / "mine/unet/diffusion_pytorch_model.safetensors")
     done = call("models", "verify", "mine")
     assert (done.code, done.json[0]["verdict"]) == (1, "bad")
     assert done.json[0]["details"] == ["the sha256 of unet/diffusion_pytorch_model.safetensors is not what it must be"]
     with pytest.raises(ModelRefused, match="the sha256 of unet/diffusion_pytorch_model"):
-        load(importer.ensure(model, store, load, nobody))
+        load(importer.ensure_imported(model, store, load, nobody))
 
     assert not model_store.is_whole(manifest.read(store / "mine"), store)
-    with importer.alone(model, store, nobody):
+    with importer.import_lock(model, store, nobody):
         importer.import_model(model, store, load, nobody)
     assert catalog.read(SHIPPED_CATALOG, store).get("mine") == model
-    assert painted_by(load(importer.ensure(model, store, load, nobody))) == before
+    assert painted_by(load(importer.ensure_imported(model, store, load, nobody))) == before
 
 
 def test_what_a_worker_would_refuse_is_not_ok(
@@ -358,7 +360,7 @@ def test_code_in_a_checkpoint_is_refused_and_never_runs(
     trace = tmp_path / "trace"
     source = hide(shutil.copytree(of_2022, tmp_path / "evil"), Evil(trace))
     model = checkpoints.entry(source)
-    with pytest.raises(ModelRefused) as raised, importer.alone(model, store, nobody):
+    with pytest.raises(ModelRefused) as raised, importer.import_lock(model, store, nobody):
         importer.import_model(model, store, load, nobody, like=checkpoints.entry(today))
     assert raised.value.message.startswith("The model tiny is refused: ")
     assert "\n" not in raised.value.message
@@ -385,9 +387,9 @@ def test_a_single_file_is_split_into_parts_and_takes_the_others_from_its_like(
 ) -> None:
     file = write(tmp_path / name, checkpoints.as_one_file(today))
     model = checkpoints.entry(file)
-    with importer.alone(model, store, nobody):
+    with importer.import_lock(model, store, nobody):
         made = importer.import_model(model, store, load, nobody, like=checkpoints.entry(today))
-    assert painted_by(load(importer.located(model, store, made))) == painted(today)
+    assert painted_by(load(importer.with_local_path(model, store, made))) == painted(today)
 
 
 def test_a_single_file_that_is_something_else_is_refused(today: Path, store: Path, tmp_path: Path) -> None:
@@ -399,7 +401,7 @@ def test_a_single_file_that_is_something_else_is_refused(today: Path, store: Pat
     }
     for file, reason in reasons.items():
         model = checkpoints.entry(file)
-        with pytest.raises(ModelRefused, match=reason), importer.alone(model, store, nobody):
+        with pytest.raises(ModelRefused, match=reason), importer.import_lock(model, store, nobody):
             importer.import_model(model, store, load, nobody, like=like)
     with pytest.raises(ModelRefused, match="name a model of the same kind by --like"):
         importer.import_model(checkpoints.entry(tmp_path / "lacking.ckpt"), store, load, nobody)

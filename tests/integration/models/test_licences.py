@@ -9,7 +9,7 @@ import httpx
 import pytest
 from sqlalchemy import Engine, event
 
-from common.broker import Messages
+from common.broker import Broker
 from common.config import SHIPPED_CATALOG, Settings
 from common.enums import Scope
 from common.storage import Storage
@@ -124,7 +124,7 @@ def test_a_line_of_a_batch_needs_it_too(client: httpx.Client, story: Story, sett
     lines = [{"prompt": "红色的圆形", "model": "mini-zh"}, ZH]
     data = "\n".join(map(json.dumps, lines)).encode()
     headers = {"Content-Type": "application/jsonl"}
-    expander = Expander(story.database, Storage(settings), Messages(settings), CATALOG)
+    expander = Expander(story.database, Storage(settings), Broker(settings), CATALOG)
 
     def error_of_a_batch() -> Any:
         upload = client.post("/v1/uploads", content=data, headers=headers).json()["id"]

@@ -12,18 +12,18 @@ from common.config import Settings
 from common.errors import ModelRefused, OutOfMemory, RenderFailed
 from tests.support.stories import CATALOG, Story
 from tests.support.workers import MakeWorker
-from worker.models.manager import FOR_EVER_S, PATIENCE_S, Gallery
+from worker.models.manager import FOR_EVER_S, SWAP_DELAY_S, ModelManager
 from worker.pipelines import batch_size
-from worker.pipelines.base import OnStep, Painter, Picture, Stroke
-from worker.pipelines.stable_diffusion import Diffusers
-from worker.pipelines.stub import BYTES, Stub
+from worker.pipelines.base import ImageRequest, OnStep, Pipeline, RenderedImage
+from worker.pipelines.stable_diffusion import StableDiffusion
+from worker.pipelines.stub import BYTES, StubPipeline
 from worker.watchdog import Watchdog, limits
 
 MINI = replace(CATALOG.get("mini-zh"), microbatch=None)  # as models are whose capacity is to be found
 ALL = [replace(MINI, name=name) for name in "abc"]
 CLASS = {"device": "cpu", "torch": "2"}
 
-MakeGallery = Callable[..., Gallery]
+MakeGallery = Callable[..., ModelManager]
 
 
 @pytest.fixture
@@ -31,8 +31,8 @@ def make_gallery(settings: Settings, database: Engine) -> Iterator[MakeGallery]:
     made = []
 
     def make(
-        *models: Model, kind: type[Gallery] = Gallery, worker_class: dict[str, Any] = CLASS, **changes: Any
-    ) -> Gallery:
+        *models: Model, kind: type[ModelManager] = ModelManager, worker_class: dict[str, Any] = CLASS, **changes: Any
+    ) -> ModelManager:
         own = settings.model_copy(update={"torch_threads": 1, **changes})
         gallery = kind(models, own, worker_class, database, Watchdog(limits(own, "stub"), lambda reason: None))
         made.append(gallery)
@@ -65,8 +65,8 @@ def test_a_model_that_is_larger_than_the_memory_is_held_alone(make_gallery: Make
 
 
 def test_room_is_made_before_a_model_is_loaded(make_gallery: MakeGallery) -> None:
-    class Watched(Gallery):
-        def _load(self, model: Model) -> Painter:
+    class Watched(ModelManager):
+        def _load(self, model: Model) -> Pipeline:
             assert len(self.resident) < 2
             return super()._load(model)
 
@@ -79,8 +79,8 @@ def test_room_is_made_before_a_model_is_loaded(make_gallery: MakeGallery) -> Non
 def test_when_the_device_is_full_all_others_make_room(make_gallery: MakeGallery) -> None:
     """Others may use the device too, and then it holds less than its memory."""
 
-    class Full(Gallery):
-        def _load(self, model: Model) -> Painter:
+    class Full(ModelManager):
+        def _load(self, model: Model) -> Pipeline:
             if self.resident or model.name == "c":
                 raise OutOfMemory("Out of memory.")
             return super()._load(model)
@@ -98,8 +98,8 @@ def test_models_that_do_not_fit_together_are_not_swapped_at_once(make_gallery: M
     gallery = make_gallery(*ALL, model_memory=2 * BYTES)
     gallery.painter("a")
     assert gallery.patience_s == FOR_EVER_S
-    gallery._last_load -= PATIENCE_S + 1
-    assert gallery.patience_s == PATIENCE_S
+    gallery._last_load -= SWAP_DELAY_S + 1
+    assert gallery.patience_s == SWAP_DELAY_S
 
 
 def test_models_that_fit_together_need_no_patience(story: Story, make_worker: MakeWorker) -> None:
@@ -123,13 +123,13 @@ def test_a_capacity_is_found_once_for_a_class_of_workers(
     story: Story, make_gallery: MakeGallery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch_size, "TRIAL_S", 0)  # what is found matters elsewhere
-    searches, find = [], Diffusers.find_capacity
+    searches, find = [], StableDiffusion.find_capacity
 
-    def watched(painter: Diffusers, reserved: int) -> int:
+    def watched(painter: StableDiffusion, reserved: int) -> int:
         searches.append(painter)
         return find(painter, reserved)
 
-    monkeypatch.setattr(Diffusers, "find_capacity", watched)
+    monkeypatch.setattr(StableDiffusion, "find_capacity", watched)
     for _ in range(2):
         gallery = make_gallery(MINI, device="cpu")
         assert gallery.capacities == {}
@@ -158,12 +158,12 @@ def test_a_painter_too_slow_to_be_tried_takes_one_image(
     assert gallery.capacities == {"mini-zh": 1}
 
 
-class Counting(Stub):
+class Counting(StubPipeline):
     """Remembers how many it painted at once."""
 
     counts: list[int]
 
-    def paint(self, strokes: Sequence[Stroke], on_step: OnStep) -> list[Picture | RenderFailed]:
+    def paint(self, strokes: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
         self.counts.append(len(strokes))
         return super().paint(strokes, on_step)
 
@@ -188,8 +188,8 @@ def test_the_end_of_a_microbatch_is_foreseen_over_all_its_parts(story: Story, ma
     worker = make_worker(device="stub:0.02")
     left = []
 
-    class Telling(Stub):
-        def paint(self, strokes: Sequence[Stroke], on_step: OnStep) -> list[Picture | RenderFailed]:
+    class Telling(StubPipeline):
+        def paint(self, strokes: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
             def told(step: int, steps: int) -> None:
                 on_step(step, steps)
                 if step == steps:

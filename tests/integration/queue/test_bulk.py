@@ -12,14 +12,13 @@ from sqlalchemy import Connection
 from common.db import transaction
 from common.enums import ImageState, JobState, Tier
 from common.queue import bulk as selection
-from common.queue import claim as claims
-from common.queue import jobs, search
+from common.queue import jobs, leases, search
 from common.queue.bulk import Step
-from common.queue.search import Preview, Selection
+from common.queue.search import JobFilter, Preview
 from tests.support.stories import Story
 from tests.support.workers import until_blocked
 
-ALL = Selection()
+ALL = JobFilter()
 STEP = 3
 
 
@@ -28,13 +27,13 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "STEP_JOBS", STEP)
 
 
-def preview(story: Story, chosen: Selection = ALL) -> Preview:
+def preview(story: Story, chosen: JobFilter = ALL) -> Preview:
     tenant = story.tenant()
     with transaction(story.database) as connection:
         return search.preview(connection, tenant, chosen)
 
 
-def steps(story: Story, act: Callable[..., Step], chosen: Selection, seen: Preview, **how: Any) -> Iterator[Step]:
+def steps(story: Story, act: Callable[..., Step], chosen: JobFilter, seen: Preview, **how: Any) -> Iterator[Step]:
     """One transaction after the other, to the end."""
     tenant, after = story.tenant(), None
     while True:
@@ -46,11 +45,11 @@ def steps(story: Story, act: Callable[..., Step], chosen: Selection, seen: Previ
             return
 
 
-def changed(story: Story, act: Callable[..., Step], chosen: Selection, seen: Preview, **how: Any) -> list[UUID]:
+def changed(story: Story, act: Callable[..., Step], chosen: JobFilter, seen: Preview, **how: Any) -> list[UUID]:
     return [job for step in steps(story, act, chosen, seen, **how) for job in step.changed]
 
 
-def left_alone(story: Story, act: Callable[..., Step], chosen: Selection, seen: Preview, **how: Any) -> dict[str, int]:
+def left_alone(story: Story, act: Callable[..., Step], chosen: JobFilter, seen: Preview, **how: Any) -> dict[str, int]:
     (step,) = steps(story, act, chosen, seen, **how)
     assert step.changed == []
     return dict(step.left_alone)
@@ -68,7 +67,7 @@ def starting(story: Story) -> Iterator[Connection]:
     """What waits is started here, and that is committed at the end."""
     microbatch = story.claim()
     with transaction(story.database) as connection:
-        claims.start(connection, microbatch)
+        leases.start(connection, microbatch)
         yield connection
 
 
@@ -79,13 +78,13 @@ def test_a_preview_counts_by_state_and_not_for_ever(story: Story, monkeypatch: p
     story.submit(tenant="somebody else")
     seen = preview(story)
     assert (seen.states, seen.jobs, seen.is_all) == ({JobState.QUEUED: 2, JobState.SUCCEEDED: 1}, 3, True)
-    assert preview(story, Selection(q="蓝色")).states == {}
+    assert preview(story, JobFilter(q="蓝色")).states == {}
     monkeypatch.setattr(search, "WINDOW", 2)
     assert not preview(story).is_all
 
 
 def test_all_that_match_are_cancelled_but_none_that_came_later(story: Story) -> None:
-    chosen = Selection(q="猫", tier=Tier.BULK)
+    chosen = JobFilter(q="猫", tier=Tier.BULK)
     cats = [story.submit(prompt="一只猫", tier=Tier.BULK, count=2) for _ in range(2 * STEP + 1)]
     others = [story.submit(prompt="一只猫"), story.submit(prompt="花", tier=Tier.BULK)]
     others.append(story.submit(prompt="一只猫", tier=Tier.BULK, tenant="somebody else"))
@@ -101,7 +100,7 @@ def test_all_that_match_are_cancelled_but_none_that_came_later(story: Story) -> 
 def test_what_does_not_match_any_more_when_its_turn_comes_is_left_alone(
     story: Story, aside: ThreadPoolExecutor
 ) -> None:
-    chosen, job = Selection(state=JobState.QUEUED), story.submit()
+    chosen, job = JobFilter(state=JobState.QUEUED), story.submit()
     seen = preview(story, chosen)
     with starting(story):
         cancel = aside.submit(left_alone, story, selection.cancel, chosen, seen)

@@ -10,8 +10,9 @@ from sqlalchemy import text
 from common.db import new_id, transaction
 from common.enums import ImageState, JobState, Tier
 from common.queue import claim as claims
-from common.queue import jobs, workers
-from common.queue.claim import Image, Microbatch, Outcome
+from common.queue import jobs, leases, workers
+from common.queue.claim import Image, Microbatch
+from common.queue.leases import Outcome
 from common.storage import image_key
 from tests.support.stories import Story
 
@@ -141,7 +142,7 @@ def test_a_failure_that_cannot_be_cured_is_final_and_spares_its_neighbours(story
     good, bad = (story.outcome(image) for image in microbatch.images)
     bad = Outcome(bad.image_id, ImageState.FAILED, error_code="prompt_too_long", error_message="Too long.")
     with transaction(story.database) as connection:
-        claims.publish(connection, microbatch.lease_id, [good, bad])
+        leases.publish(connection, microbatch.lease_id, [good, bad])
     assert [image.state for image in story.images(job)] == [ImageState.STORED, ImageState.FAILED]
     assert (story.job(job).state, story.job(job).error_message) == (JobState.FAILED, "Too long.")
 
@@ -192,7 +193,7 @@ def test_nothing_is_rescued_just_after_postgres_started(story: Story) -> None:
     story.submit(count=1)
     story.started(lease_s=-1)
     with transaction(story.database) as connection:
-        assert claims.rescue(connection, lease_s=1e6).leases == ()
+        assert leases.rescue(connection, lease_s=1e6).leases == ()
 
 
 def test_a_cancelled_job_is_unwanted_and_never_published(story: Story) -> None:
@@ -253,7 +254,7 @@ def test_workers_that_idle_beside_waiting_work_are_found(story: Story) -> None:
     story.submit()
     with transaction(story.database) as connection:
         assert claims.models_with_idle_workers(connection, beat_s=5) == []
-        workers.beat(connection, workers.Worker(story.worker_id, "w", {}, ["mini-zh"]), ready=True)
+        workers.heartbeat(connection, workers.Worker(story.worker_id, "w", {}, ["mini-zh"]), ready=True)
         assert claims.models_with_idle_workers(connection, beat_s=5) == ["mini-zh"]
     story.claim()
     story.submit()
@@ -264,15 +265,15 @@ def test_workers_that_idle_beside_waiting_work_are_found(story: Story) -> None:
 def test_a_drained_worker_stays_so_until_it_is_resumed(story: Story) -> None:
     worker = workers.Worker(new_id(), "w", {}, ["mini-zh"])
     with transaction(story.database) as connection:
-        assert workers.beat(connection, worker, ready=False).state == "starting"
-        assert workers.beat(connection, worker, ready=True).state == "ready"
+        assert workers.heartbeat(connection, worker, ready=False).state == "starting"
+        assert workers.heartbeat(connection, worker, ready=True).state == "ready"
         workers.drain(connection, worker.id, "by hand")
-        assert workers.beat(connection, worker, ready=True).state == "draining"
+        assert workers.heartbeat(connection, worker, ready=True).state == "draining"
         workers.resume(connection, worker.id)
-        assert workers.beat(connection, worker, ready=True).state == "ready"
+        assert workers.heartbeat(connection, worker, ready=True).state == "ready"
         connection.execute(text("UPDATE workers SET seen_at = now() - interval '1 minute'"))
         assert workers.prune(connection, silence_s=45) == [worker.id]
-        assert workers.beat(connection, worker, ready=True).state == "ready"  # only slow, not dead
+        assert workers.heartbeat(connection, worker, ready=True).state == "ready"  # only slow, not dead
 
 
 def test_the_first_recorded_revision_is_everybodys(story: Story) -> None:
@@ -378,7 +379,7 @@ def test_what_a_dead_lease_may_have_stored_can_be_named(story: Story) -> None:
     story.publish(story.started())  # an heir stored one: under a key of its own
     assert leftovers(story) == leftover(lost, *lost.images)
     with transaction(story.database) as connection:
-        claims.cleaned(connection, [lost.lease_id])
+        leases.mark_cleaned(connection, [lost.lease_id])
     assert leftovers(story) == {}
     story.publish(lost)  # it was frozen, uploads late, and publishes in vain
     assert leftovers(story) == leftover(lost, *lost.images)
@@ -392,7 +393,7 @@ def test_leftovers_never_name_what_an_image_shows(story: Story) -> None:
     story.publish(microbatch)
     assert leftovers(story) == leftover(microbatch, microbatch.images[2])
     with transaction(story.database) as connection:
-        claims.cleaned(connection, [microbatch.lease_id])
+        leases.mark_cleaned(connection, [microbatch.lease_id])
     given_back = story.submit(count=1)
     started = story.started()
     story.release(started)
@@ -403,6 +404,6 @@ def test_leftovers_never_name_what_an_image_shows(story: Story) -> None:
 def test_a_beat_tells_the_time_of_the_database(story: Story) -> None:
     with transaction(story.database) as connection:
         before = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
-        heard = workers.beat(connection, workers.Worker(new_id(), "w", {}, []), ready=True)
+        heard = workers.heartbeat(connection, workers.Worker(new_id(), "w", {}, []), ready=True)
         after = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
     assert before < heard.now < after

@@ -23,7 +23,7 @@ def farm(story: Story, settings: Settings) -> BatchStory:
 
 def beat(story: Story) -> None:
     with transaction(story.database) as connection:
-        workers.beat(connection, workers.Worker(story.worker_id, "w", {}, ["mini-zh"]), ready=True)
+        workers.heartbeat(connection, workers.Worker(story.worker_id, "w", {}, ["mini-zh"]), ready=True)
 
 
 def to_wake(story: Story) -> list[str]:

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from common.db import new_id, transaction
 from common.enums import ImageState, JobState, Tier
 from common.errors import Conflict, IdempotencyMismatch, NotFound
-from common.queue import jobs
+from common.queue import idempotency, jobs
 from tests.support.stories import Story
 
 
@@ -59,12 +59,12 @@ def test_a_retry_is_a_new_job_with_the_same_recipe(story: Story) -> None:
 
 
 def test_of_fifty_submissions_with_one_key_one_is_the_job(story: Story) -> None:
-    tenant, once = story.tenant(), jobs.Once("POST /v1/jobs", "key", "body")
+    tenant, once = story.tenant(), idempotency.IdempotencyKey("POST /v1/jobs", "key", "body")
 
     def submit(_: int) -> UUID:
         with transaction(story.database) as connection:
             job_id = new_id()
-            earlier = jobs.submit_once(connection, tenant, once, job_id)
+            earlier = idempotency.claim_key(connection, tenant, once, job_id)
             if earlier is None:
                 jobs.submit(connection, tenant, story.recipe(), job_id=job_id)
             return earlier or job_id
@@ -77,30 +77,39 @@ def test_of_fifty_submissions_with_one_key_one_is_the_job(story: Story) -> None:
 def test_a_key_belongs_to_one_body_for_a_day(story: Story) -> None:
     tenant, first, second = story.tenant(), new_id(), new_id()
     with transaction(story.database) as connection:
-        assert jobs.submit_once(connection, tenant, jobs.Once("route", "key", "one"), first) is None
-        assert jobs.submit_once(connection, tenant, jobs.Once("route", "key", "one"), second) == first
-        assert jobs.submit_once(connection, tenant, jobs.Once("other", "key", "two"), second) is None
+        assert (
+            idempotency.claim_key(connection, tenant, idempotency.IdempotencyKey("route", "key", "one"), first) is None
+        )
+        assert (
+            idempotency.claim_key(connection, tenant, idempotency.IdempotencyKey("route", "key", "one"), second)
+            == first
+        )
+        assert (
+            idempotency.claim_key(connection, tenant, idempotency.IdempotencyKey("other", "key", "two"), second) is None
+        )
         with pytest.raises(IdempotencyMismatch):
-            jobs.submit_once(connection, tenant, jobs.Once("route", "key", "two"), second)
+            idempotency.claim_key(connection, tenant, idempotency.IdempotencyKey("route", "key", "two"), second)
         connection.execute(text("UPDATE idempotency_keys SET created_at = now() - interval '25 hours'"))
-        assert jobs.submit_once(connection, tenant, jobs.Once("route", "key", "two"), second) is None
-        assert jobs.forget_old_keys(connection) == 1  # the one on the other route
+        assert (
+            idempotency.claim_key(connection, tenant, idempotency.IdempotencyKey("route", "key", "two"), second) is None
+        )
+        assert idempotency.delete_expired_keys(connection) == 1  # the one on the other route
 
 
 def test_what_a_key_made_is_found_again_for_a_day(story: Story) -> None:
-    tenant, once, made = story.tenant(), jobs.Once("route", "key", "one"), new_id()
+    tenant, once, made = story.tenant(), idempotency.IdempotencyKey("route", "key", "one"), new_id()
     with transaction(story.database) as connection:
-        assert jobs.made_before(connection, tenant, once) is None
-        assert jobs.submit_once(connection, tenant, once, made) is None
+        assert idempotency.find_result(connection, tenant, once) is None
+        assert idempotency.claim_key(connection, tenant, once, made) is None
         for strange in (replace(once, route="other"), replace(once, key="other")):
-            assert jobs.made_before(connection, tenant, strange) is None
-        assert jobs.made_before(connection, story.tenant("another"), once) is None
+            assert idempotency.find_result(connection, tenant, strange) is None
+        assert idempotency.find_result(connection, story.tenant("another"), once) is None
         with pytest.raises(IdempotencyMismatch):
-            jobs.made_before(connection, tenant, replace(once, fingerprint="two"))
+            idempotency.find_result(connection, tenant, replace(once, fingerprint="two"))
         connection.execute(text("UPDATE idempotency_keys SET created_at = now() - interval '23 hours'"))
-        assert jobs.made_before(connection, tenant, once) == made
+        assert idempotency.find_result(connection, tenant, once) == made
         connection.execute(text("UPDATE idempotency_keys SET created_at = now() - interval '25 hours'"))
-        assert jobs.made_before(connection, tenant, once) is None
+        assert idempotency.find_result(connection, tenant, once) is None
 
 
 def test_a_job_that_is_not_done_by_its_deadline_fails_and_keeps_what_it_stored(story: Story) -> None:

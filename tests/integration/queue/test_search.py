@@ -11,7 +11,7 @@ from sqlalchemy import text
 from common.db import new_id, transaction
 from common.enums import ImageState, JobState, Tier
 from common.queue import search
-from common.queue.search import Search, Selection, find, preview
+from common.queue.search import JobFilter, Search, find, preview
 from tests.support.stories import Story
 
 
@@ -42,7 +42,7 @@ class Seeker:
     def count(self, **what: Any) -> tuple[int, bool]:
         """How many there are, and whether these are all."""
         with transaction(self.story.database) as connection:
-            seen = preview(connection, self.tenant_id, Selection(**what))
+            seen = preview(connection, self.tenant_id, JobFilter(**what))
         return seen.jobs, seen.is_all
 
 
@@ -142,7 +142,6 @@ def test_a_count_says_whether_it_is_exact(story: Story, seeker: Seeker, monkeypa
 
 def test_the_index_of_prompts_is_asked_and_kept_in_order(story: Story) -> None:
     """What is written lies before the index, unsorted, until somebody sorts it in: the sweep does."""
-    from common.queue import jobs
 
     story.submit(prompt="冰糖葫芦")
     with story.database.begin() as connection:
@@ -151,7 +150,7 @@ def test_the_index_of_prompts_is_asked_and_kept_in_order(story: Story) -> None:
         plan = connection.execute(text(question), {"q": "葫芦", "candidates": 10, "limit": 10}).scalars().all()
         assert "jobs_prompt_idx" in "\n".join(plan)
         pending = text("SELECT gin_clean_pending_list('jobs_prompt_idx')")
-        jobs.index_prompts(connection)
+        search.index_prompts(connection)
         assert connection.execute(pending).scalar() == 0
 
 

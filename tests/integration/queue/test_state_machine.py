@@ -22,8 +22,9 @@ from sqlalchemy.exc import DBAPIError
 from common.db import transaction
 from common.enums import TERMINAL_IMAGE, TERMINAL_JOB, ImageState, JobState, Tier
 from common.queue import claim as claims
-from common.queue import jobs, tiers
-from common.queue.claim import MAX_ATTEMPTS, Microbatch, Outcome
+from common.queue import jobs, leases, tiers
+from common.queue.claim import Microbatch
+from common.queue.leases import MAX_ATTEMPTS, Outcome
 from tests.support.stories import Story
 
 Row = dict[str, Any]
@@ -321,9 +322,9 @@ class Farm(RuleBasedStateMachine):
     @rule()
     def clean(self) -> None:
         with self.permitted(nothing), transaction(self.story.database) as connection:
-            leftovers = claims.leftovers(connection, grace_s=-1)
+            leftovers = leases.orphaned_keys(connection, grace_s=-1)
             self.bucket -= {key for keys in leftovers.values() for key in keys}
-            claims.cleaned(connection, list(leftovers))
+            leases.mark_cleaned(connection, list(leftovers))
 
     @rule()
     def heal(self) -> None:
@@ -368,7 +369,7 @@ class Farm(RuleBasedStateMachine):
         if self.seen.of(hand)["started_at"]:
             self.upload(named)
         with transaction(self.story.database) as connection:
-            return claims.publish(connection, hand.lease_id, named).images
+            return leases.publish(connection, hand.lease_id, named).images
 
     def at_once(self, *acts: Callable[[], object]) -> None:
         for future in [self.threads.submit(act) for act in acts]:

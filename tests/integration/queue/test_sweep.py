@@ -12,7 +12,7 @@ from sqlalchemy import text
 from common import uploads
 from common.batches import lifecycle as batches
 from common.batches.plan import Plan
-from common.broker import CHANGED_CHANNEL, UNWANTED_CHANNEL, Messages, render_queue
+from common.broker import CANCELLED_CHANNEL, CHANGED_CHANNEL, Broker, render_queue
 from common.config import Settings
 from common.db import new_id, transaction
 from common.enums import ImageState, JobState, WorkerState
@@ -48,7 +48,7 @@ def quick(settings: Settings) -> Settings:
 
 @pytest.fixture
 def sweep(quick: Settings, story: Story, clock: Clock) -> Sweep:
-    return Sweep(quick, story.database, Messages(quick), Storage(quick), clock)
+    return Sweep(quick, story.database, Broker(quick), Storage(quick), clock)
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def open_leases(story: Story) -> int:
 def register(story: Story, models: list[str]) -> UUID:
     worker = Worker(new_id(), "idle", {}, models)
     with transaction(story.database) as connection:
-        workers.beat(connection, worker, ready=True)
+        workers.heartbeat(connection, worker, ready=True)
     return worker.id
 
 
@@ -183,13 +183,13 @@ def test_a_worker_may_be_silent_for_three_beats_or_leases_and_no_longer(
     story: Story, settings: Settings, lease_s: float, beat_s: float
 ) -> None:
     own = settings.model_copy(update={"lease_s": lease_s, "beat_s": beat_s})
-    sweep = Sweep(own, story.database, Messages(own), Storage(own))
+    sweep = Sweep(own, story.database, Broker(own), Storage(own))
     late, silent = register(story, []), register(story, [])
     silent_for(story, late, 50)
     silent_for(story, silent, 61)
     sweep.prune()
     states = {row.id: (row.state, row.reason) for row in story.rows("SELECT id, state, reason FROM workers")}
-    assert states == {late: (WorkerState.READY, None), silent: (WorkerState.STOPPED, workers.UNHEARD)}
+    assert states == {late: (WorkerState.READY, None), silent: (WorkerState.STOPPED, workers.IS_SILENT)}
 
 
 def test_a_worker_that_stopped_is_shown_for_a_day(story: Story, sweep: Sweep) -> None:
@@ -231,7 +231,7 @@ def test_many_sweeps_at_once_do_as_one(story: Story, quick: Settings) -> None:
     stopping = threading.Event()
     with ThreadPoolExecutor(3) as pool:
         for _ in range(3):
-            pool.submit(Sweep(quick, story.database, Messages(quick), Storage(quick)).run, stopping)
+            pool.submit(Sweep(quick, story.database, Broker(quick), Storage(quick)).run, stopping)
         try:
             until(lambda: not open_leases(story), 10)
         finally:
@@ -250,10 +250,10 @@ def test_jobs_end_at_their_deadline_and_those_who_render_them_hear_of_it(
         message = channel.get_message(timeout=0.1)
         if message and str(job) in message["data"]:
             heard.add(message["channel"])
-        return heard == {CHANGED_CHANNEL, UNWANTED_CHANNEL}
+        return heard == {CHANGED_CHANNEL, CANCELLED_CHANNEL}
 
     with client.pubsub() as channel:
-        channel.subscribe(CHANGED_CHANNEL, UNWANTED_CHANNEL)
+        channel.subscribe(CHANGED_CHANNEL, CANCELLED_CHANNEL)
         until(lambda: (channel.get_message(timeout=5) or {}).get("data") == 2, 5)
         sweep.once()
         until(listen, 5)
@@ -288,7 +288,7 @@ def test_leftovers_are_deleted_under_their_own_format_four_lease_times_after_the
     for key in keys:
         Storage(quick).put(key, b"x", f"image/{format}")
     story.die(died)
-    sweep = Sweep(quick.model_copy(update={"lease_s": 15}), story.database, Messages(quick), Storage(quick))
+    sweep = Sweep(quick.model_copy(update={"lease_s": 15}), story.database, Broker(quick), Storage(quick))
     for age, left in ((55, keys), (61, set())):
         with story.database.begin() as connection:
             connection.execute(text("UPDATE leases SET ended_at = now() - make_interval(secs => :s)"), {"s": age})
@@ -303,10 +303,10 @@ def test_a_store_that_is_away_costs_the_sweep_nothing_but_the_cleaning(
     story.submit()
     story.die(story.started())
     age_leases(story)
-    sweep = Sweep(quick, story.database, Messages(quick), Storage(away, attempts=1), clock)
+    sweep = Sweep(quick, story.database, Broker(quick), Storage(away, attempts=1), clock)
     sweep.clean()
     assert len(story.leftovers()) == 1
-    Sweep(quick, story.database, Messages(quick), Storage(quick), clock).clean()
+    Sweep(quick, story.database, Broker(quick), Storage(quick), clock).clean()
     assert story.leftovers() == {}
 
 

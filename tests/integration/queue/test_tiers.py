@@ -13,7 +13,7 @@ from common.db import new_id, transaction
 from common.enums import ImageState, JobState, Tier
 from common.errors import Conflict, NotFound
 from common.queue import claim as claims
-from common.queue import jobs, tiers
+from common.queue import jobs, leases, tiers
 from common.queue.claim import Offer
 from tests.support.batch_stories import BatchStory
 from tests.support.stories import Story
@@ -102,9 +102,9 @@ def test_the_sweep_steps_over_what_is_being_moved(story: Story) -> None:
         connection.execute(text("UPDATE images SET not_before = now()"))
     with changing(story, job, Tier.BULK), transaction(story.database) as connection:
         connection.execute(text("SET LOCAL lock_timeout = 1000"))
-        assert claims.ready(connection) == 0
+        assert leases.end_backoff(connection) == 0
     with transaction(story.database) as connection:
-        assert claims.ready(connection) == 1
+        assert leases.end_backoff(connection) == 1
 
 
 def test_images_that_end_while_their_job_is_moved_are_counted_in_their_own_lane(

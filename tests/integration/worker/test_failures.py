@@ -20,8 +20,8 @@ from common.errors import OutOfMemory, RenderFailed
 from common.queue import workers
 from tests.support.stories import CATALOG, Story
 from tests.support.workers import QUICK, SLOW, MakeWorker, log_of, nobody_let_in, running, until, until_ended
-from worker.pipelines.base import OnStep, Picture, Stroke
-from worker.pipelines.stub import Stub
+from worker.pipelines.base import ImageRequest, OnStep, RenderedImage
+from worker.pipelines.stub import StubPipeline
 from worker.render.clock import RIGHT_BEATS, Clock
 from worker.render.worker import RenderWorker
 from worker.watchdog import EXIT_CODE
@@ -144,10 +144,10 @@ def test_a_suspect_starts_when_all_else_of_its_worker_has_landed(
 # Memory
 
 
-class Small(Stub):
+class Small(StubPipeline):
     """Has room for three at once."""
 
-    def paint(self, strokes: Sequence[Stroke], on_step: OnStep) -> list[Picture | RenderFailed]:
+    def paint(self, strokes: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
         if len(strokes) > 3:
             raise OutOfMemory("Out of memory.")
         return super().paint(strokes, on_step)

@@ -14,20 +14,20 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from sqlalchemy import Engine, text
 
-from common.broker import Messages
+from common.broker import Broker
 from common.config import Settings
 from common.errors import SourceGone, Unavailable
-from common.recipes.img2img import Original
+from common.recipes.img2img import InputImage
 from common.recipes.recipe import Recipe
 from common.storage import Storage, upload_key
 from tests.support.serving import Api, serving
 from tests.support.stories import CATALOG, Story
 from tests.support.workers import MakeWorker, bucket_of
-from worker.availability import Outage
+from worker.availability import Availability
 from worker.control.batch_expander import Expander
-from worker.pipelines import base
-from worker.pipelines.base import Picture, Stroke
-from worker.render.input_images import Grounds
+from worker.pipelines import base, registry
+from worker.pipelines.base import ImageRequest, RenderedImage
+from worker.render.input_images import InputImageLoader
 from worker.render.worker import RenderWorker
 from worker.watchdog import Watchdog
 
@@ -239,7 +239,7 @@ def test_prompts_of_a_batch_start_from_its_picture_or_their_own(
     file = client.post("/v1/uploads", content=lines, headers={"Content-Type": "application/jsonl"}).json()["id"]
     draft = {"upload": file, "defaults": {"source": ours, "strength": 0.5, "steps": 10}}
     batch = client.post("/v1/batches", json=draft).json()["id"]
-    expander = Expander(story.database, Storage(settings), Messages(settings), CATALOG)
+    expander = Expander(story.database, Storage(settings), Broker(settings), CATALOG)
     assert not expander.work(batch, 60)
     recipes = [one["recipe"] for one in client.get("/v1/jobs", params={"batch": batch}).json()["items"]]
     assert [(recipe["source"], recipe["strength"]) for recipe in recipes] == [(own, 0.2), (ours, 0.5)]
@@ -253,7 +253,7 @@ def test_a_batch_whose_prompts_name_no_picture_is_refused_with_the_line(
     lines = '{"prompt": "圆形"}\n{"prompt": "圆形", "source": "019c2f6e-7d40-7c3d-9a1f-0d5b6c7e8f90"}\n'
     file = client.post("/v1/uploads", content=lines, headers={"Content-Type": "application/jsonl"}).json()["id"]
     batch = client.post("/v1/batches", json={"upload": file}).json()["id"]
-    Expander(story.database, Storage(settings), Messages(settings), CATALOG).work(batch, 60)
+    Expander(story.database, Storage(settings), Broker(settings), CATALOG).work(batch, 60)
     assert "Line 2: source is 019c2f6e" in client.get(f"/v1/batches/{batch}").json()["error"]["message"]
 
 
@@ -303,8 +303,10 @@ def test_loras_are_listed_and_taken_by_the_models_that_they_are_for(
 def test_pictures_are_waited_for_while_the_store_is_away(story: Story, settings: Settings) -> None:
     """The lease is not started meanwhile, so nothing counts as an attempt."""
     away = settings.model_copy(update={"s3_endpoint_url": "http://127.0.0.1:1"})
-    grounds = Grounds(Storage(away, attempts=1), Outage("storage_away", "storage_back"), Watchdog({"store": 9}, print))
-    microbatch = claimed(story, Original(id=UUID(int=1), sha256="0", key="uploads/1.png", width=8, height=8))
+    grounds = InputImageLoader(
+        Storage(away, attempts=1), Availability("storage_away", "storage_back"), Watchdog({"store": 9}, print)
+    )
+    microbatch = claimed(story, InputImage(id=UUID(int=1), sha256="0", key="uploads/1.png", width=8, height=8))
     asked: list[int] = []
 
     def unless() -> bool:
@@ -320,8 +322,10 @@ def test_pictures_are_waited_for_while_the_store_is_away(story: Story, settings:
 
 
 def test_a_picture_that_is_not_there_is_no_outage(story: Story, settings: Settings) -> None:
-    grounds = Grounds(Storage(settings), Outage("storage_away", "storage_back"), Watchdog({"store": 9}, print))
-    microbatch = claimed(story, Original(id=UUID(int=1), sha256="0", key="uploads/1.png", width=8, height=8))
+    grounds = InputImageLoader(
+        Storage(settings), Availability("storage_away", "storage_back"), Watchdog({"store": 9}, print)
+    )
+    microbatch = claimed(story, InputImage(id=UUID(int=1), sha256="0", key="uploads/1.png", width=8, height=8))
     fetched = grounds.fetch(microbatch, unless=lambda: False)
     assert fetched.wait(20)
     assert fetched.are_there()
@@ -329,7 +333,7 @@ def test_a_picture_that_is_not_there_is_no_outage(story: Story, settings: Settin
     grounds.close()
 
 
-def claimed(story: Story, source: Original) -> Any:
+def claimed(story: Story, source: InputImage) -> Any:
     story.submit()
     microbatch = story.claim()
     assert microbatch
@@ -341,8 +345,8 @@ def claimed(story: Story, source: Original) -> Any:
 
 
 @pytest.fixture(scope="module")
-def mini() -> Iterator[base.Painter]:
-    loaded = base.load(CATALOG.get("mini-zh"), "cpu", threads=1)
+def mini() -> Iterator[base.Pipeline]:
+    loaded = registry.load(CATALOG.get("mini-zh"), "cpu", threads=1)
     yield loaded
     loaded.close()
 
@@ -357,13 +361,13 @@ def circle(colour: Any, centre: tuple[int, int]) -> NDArray[np.uint8]:
 RED, BLUE = (222, 48, 48), (48, 100, 214)
 
 
-def painted(mini: base.Painter, prompt: str, seeds: range, **stroke: Any) -> list[NDArray[np.uint8]]:
+def painted(mini: base.Pipeline, prompt: str, seeds: range, **stroke: Any) -> list[NDArray[np.uint8]]:
     strength = stroke.pop("strength")
-    original = Original(id=UUID(int=1), sha256="0", key="0", width=SIDE, height=SIDE)
+    original = InputImage(id=UUID(int=1), sha256="0", key="0", width=SIDE, height=SIDE)
     fields = {"mode": "inpaint" if "mask" in stroke else "image2image", "source": original, "strength": strength}
     recipe = Story.recipe(None, prompt=prompt, steps=20).model_copy(update=fields)  # type: ignore[arg-type]
-    found = mini.paint([Stroke(recipe, seed, **stroke) for seed in seeds], lambda step, steps: None)
-    return [one.pixels for one in found if isinstance(one, Picture)]
+    found = mini.paint([ImageRequest(recipe, seed, **stroke) for seed in seeds], lambda step, steps: None)
+    return [one.pixels for one in found if isinstance(one, RenderedImage)]
 
 
 def is_near(patch: Any, colour: Any, than: Any) -> bool:
@@ -371,7 +375,7 @@ def is_near(patch: Any, colour: Any, than: Any) -> bool:
     return float(np.linalg.norm(mean - colour)) < float(np.linalg.norm(mean - than))
 
 
-def test_image2image_changes_the_colour_and_keeps_the_place(mini: base.Painter) -> None:
+def test_image2image_changes_the_colour_and_keeps_the_place(mini: base.Pipeline) -> None:
     """Of four pictures at least three: the model is a toy."""
     found = painted(mini, "蓝色的圆形，白色背景", range(4), source=circle(RED, (40, 64)), strength=0.8)
     inside = [picture[54:74, 30:50] for picture in found]
@@ -380,7 +384,7 @@ def test_image2image_changes_the_colour_and_keeps_the_place(mini: base.Painter) 
     assert sum(patch.mean() > 200 for patch in outside) >= 3
 
 
-def test_inpainting_draws_inside_the_mask_and_keeps_the_rest(mini: base.Painter) -> None:
+def test_inpainting_draws_inside_the_mask_and_keeps_the_rest(mini: base.Pipeline) -> None:
     source = circle(RED, (64, 64))
     mask = np.zeros((SIDE, SIDE), bool)
     mask[30:98, 30:98] = True

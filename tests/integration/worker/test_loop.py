@@ -13,19 +13,19 @@ import redis
 from PIL import Image as PillowImage
 from sqlalchemy import Row, text
 
-from common.broker import Messages, render_queue
+from common.broker import Broker, render_queue
 from common.config import Settings
 from common.db import new_id, transaction
 from common.enums import ImageState, JobState, Tier
 from common.errors import RenderFailed
 from common.queue import jobs, workers
-from common.recipes.recipe import canonical
+from common.recipes.recipe import canonical_json
 from common.storage import sha256
 from tests.support.stories import CATALOG, Story
 from tests.support.workers import SLOW, MakeWorker, bucket_of, ready_workers, until
-from worker.pipelines.base import OnStep, Picture, Stroke
-from worker.pipelines.stub import Stub
-from worker.render.uploader import Painted
+from worker.pipelines.base import ImageRequest, OnStep, RenderedImage
+from worker.pipelines.stub import StubPipeline
+from worker.render.inflight import RenderedMicrobatch
 from worker.render.worker import RenderWorker
 
 
@@ -84,7 +84,7 @@ def test_a_job_is_rendered_stored_and_published(story: Story, settings: Settings
         assert image.render_ms is not None
         assert image.store_ms is not None
         texts = PillowImage.open(io.BytesIO(data)).info
-        assert texts["recipe"] == canonical(recipe.model_dump(mode="json"))
+        assert texts["recipe"] == canonical_json(recipe.model_dump(mode="json"))
         index = image._mapping["index"]  # Row.index is a method of tuples
         assert (texts["seed"], texts["index"]) == (str(5 + index), str(index))
         assert json.loads(texts["worker"])["device"] == "stub"
@@ -133,7 +133,7 @@ def test_the_device_goes_on_while_the_last_pictures_are_handed_over(
     worker = make_worker(device=SLOW)
     accept = worker.store.accept
 
-    def accept_late(painted: Painted) -> None:
+    def accept_late(painted: RenderedMicrobatch) -> None:
         monkeypatch.undo()
         until(lambda: worker.brush.rendering.microbatch is not painted.microbatch, 10)
         accept(painted)
@@ -177,7 +177,7 @@ def test_who_finds_more_than_it_can_take_wakes_another(
 def test_jobs_that_come_together_share_a_message(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first is sent at once, and one for the others when the burst is over: it comes after all their commits."""
     monkeypatch.setattr("common.broker.BURST_S", 1)
-    messages = Messages(settings)
+    messages = Broker(settings)
     with redis.Redis.from_url(settings.redis_url.get_secret_value()) as sent:
         for _ in range(50):
             messages.wake_soon("mini-zh", new_id(), Tier.STANDARD)
@@ -225,7 +225,7 @@ def test_a_cancelled_job_frees_the_worker_within_a_step(
     with transaction(story.database) as connection:
         jobs.cancel(connection, job)
     if news == "redis":
-        until(lambda: Messages(settings).announce_cancelled([job]))
+        until(lambda: Broker(settings).announce_cancelled([job]))
     else:
         worker.heartbeat.beat()
     until(lambda: not worker.holdings.wanted(rendering.microbatch.lease_id))
@@ -315,8 +315,8 @@ def test_a_poison_image_fails_alone_after_as_many_attempts_as_could_help(
 
 
 def test_a_painter_that_breaks_costs_an_attempt_and_not_the_worker(story: Story, make_worker: MakeWorker) -> None:
-    class Broken(Stub):
-        def paint(self, strokes: Sequence[Stroke], on_step: OnStep) -> list[Picture | RenderFailed]:
+    class Broken(StubPipeline):
+        def paint(self, strokes: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
             raise ZeroDivisionError("secret detail")
 
     job = story.submit()
@@ -403,7 +403,7 @@ def test_progress_is_told_while_it_renders(
     worker = make_worker(device=SLOW)
     worker.news.start()
     working = aside.submit(work, worker)
-    step, steps = until(lambda: Messages(settings).progress([job]).get(job)) or (0, 0)
+    step, steps = until(lambda: Broker(settings).progress([job]).get(job)) or (0, 0)
     assert 1 <= step <= steps == 100
     with transaction(story.database) as connection:
         jobs.cancel(connection, job)

@@ -2,7 +2,7 @@
 
 import redis
 
-from common.broker import UNWANTED_CHANNEL, Messages
+from common.broker import CANCELLED_CHANNEL, Broker
 from common.config import Settings
 from common.db import new_id
 from tests.support.stories import Story
@@ -17,9 +17,9 @@ def test_news_that_is_none_does_not_end_the_listening(
     held = story.started()
     worker.holdings.take(held)
     worker.news.start()
-    until(lambda: Messages(settings).announce_cancelled([new_id()]))
+    until(lambda: Broker(settings).announce_cancelled([new_id()]))
     with redis.Redis.from_url(settings.redis_url.get_secret_value()) as anybody:
-        anybody.publish(UNWANTED_CHANNEL, f"no id {new_id()} " + "-" * 36)
-        anybody.publish(UNWANTED_CHANNEL, f"nonsense {job}")
+        anybody.publish(CANCELLED_CHANNEL, f"no id {new_id()} " + "-" * 36)
+        anybody.publish(CANCELLED_CHANNEL, f"nonsense {job}")
     until(lambda: not worker.holdings.wanted(held.lease_id), 10)
     worker.store.give_back(held, "the test is over")

@@ -10,7 +10,7 @@ import pytest
 from pydantic import SecretStr
 from redis import Redis
 
-from common.broker import Messages
+from common.broker import Broker
 from common.config import Settings
 from common.db import migrate
 from common.enums import ImageState, JobState
@@ -137,7 +137,7 @@ def test_a_full_redis_does_not_end_a_worker(story: Story, settings: Settings, tm
 
             until(listens)
             worker.send_signal(signal.SIGSTOP)
-            assert Messages(own).wake("mini-zh")
+            assert Broker(own).wake("mini-zh")
             redis.config_set("maxmemory", 1)
             worker.send_signal(signal.SIGCONT)
             until(lambda: "errorstat_OOM" in redis.info("errorstats"))

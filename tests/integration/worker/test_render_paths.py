@@ -12,7 +12,7 @@ import pytest
 import redis
 from sqlalchemy import text
 
-from common.broker import Messages
+from common.broker import Broker
 from common.config import Settings
 from common.db import connect, migrate
 from common.enums import JobState, Tier
@@ -27,7 +27,7 @@ NEVER = {"LEASE_S": "600", "BEAT_S": "600"}  # so that no idle try can stand in 
 
 def submit(story: Story, settings: Settings, count: int, **fields: int) -> list[UUID]:
     """Jobs of one image each, each announced as the API does it."""
-    messages, jobs = Messages(settings), []
+    messages, jobs = Broker(settings), []
     for number in range(count):
         jobs.append(story.submit(tenant=f"tenant {number % 3}", **fields))
         messages.wake_soon("mini-zh", jobs[-1], Tier.STANDARD)

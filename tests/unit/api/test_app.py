@@ -15,7 +15,7 @@ from api.pagination import write_cursor
 from api.queries import batches
 from api.routes import health, jobs, keys, models, queue, uploads, workers
 from api.routes.batches import BatchPage
-from api.services.batches import EXAMPLES, BatchDraft
+from api.services.batches import EXAMPLES, BatchRequest
 from common.config import Settings
 from common.errors import Invalid
 
@@ -65,7 +65,7 @@ def shown(document: dict[str, Any], schema: dict[str, Any]) -> bool:
     "shape",
     [
         schemas.Job,
-        schemas.LoneImage,
+        schemas.ImageWithJob,
         jobs.JobPage,
         jobs.DryRun,
         batches.Batch,
@@ -99,7 +99,7 @@ def test_examples_of_submissions_are_submissions() -> None:
     for example in jobs.EXAMPLES.values():
         assert jobs.Submission.model_validate(example["value"])
     for example in EXAMPLES.values():
-        assert BatchDraft.model_validate(example["value"])
+        assert BatchRequest.model_validate(example["value"])
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from api.live import page_streams
-from api.live.page_streams import Boards
+from api.live.page_streams import PageStreams
 from common.errors import Unavailable
 
 
@@ -35,7 +35,7 @@ async def page_of(stream: AsyncGenerator[bytes]) -> str:
 
 def test_all_who_watch_a_screen_share_its_drawing() -> None:
     async def story() -> None:
-        boards, screen = Boards(), Screen()
+        boards, screen = PageStreams(), Screen()
         streams = [boards.watch("screen", screen.draw) for _ in range(50)]
         assert [await page_of(stream) for stream in streams] == ["one"] * 50
         before = screen.looks
@@ -50,7 +50,7 @@ def test_all_who_watch_a_screen_share_its_drawing() -> None:
 
 def test_what_has_not_changed_is_not_sent_again() -> None:
     async def story() -> None:
-        boards, screen = Boards(), Screen()
+        boards, screen = PageStreams(), Screen()
         stream = boards.watch("screen", screen.draw)
         assert await page_of(stream) == "one"
         seen = screen.looks
@@ -67,7 +67,7 @@ def test_what_has_not_changed_is_not_sent_again() -> None:
 
 def test_while_the_database_is_away_the_page_stands_and_then_goes_on() -> None:
     async def story() -> None:
-        boards, screen = Boards(), Screen()
+        boards, screen = PageStreams(), Screen()
         stream = boards.watch("screen", screen.draw)
         assert await page_of(stream) == "one"
         screen.text = ""
@@ -83,7 +83,7 @@ def test_while_the_database_is_away_the_page_stands_and_then_goes_on() -> None:
 
 def test_nobody_looks_any_more_and_nothing_is_drawn() -> None:
     async def story() -> None:
-        boards, screen = Boards(), Screen()
+        boards, screen = PageStreams(), Screen()
         stream = boards.watch("screen", screen.draw)
         await page_of(stream)
         await stream.aclose()
@@ -102,7 +102,7 @@ def test_nobody_looks_any_more_and_nothing_is_drawn() -> None:
 
 def test_a_server_that_stops_sends_everybody_away() -> None:
     async def story() -> None:
-        boards, screen = Boards(), Screen()
+        boards, screen = PageStreams(), Screen()
         stream = boards.watch("screen", screen.draw)
         await page_of(stream)
         boards.close()

@@ -18,7 +18,7 @@ PICTURE = BytesIO()
 Image.new("RGB", (8, 8), "red").save(PICTURE, "PNG")
 DATA = PICTURE.getvalue()
 
-BLOCKS = {"webdataset": formats.tar, "parquet": formats.table, "imagefolder": formats.lines}
+BLOCKS = {"webdataset": formats.webdataset, "parquet": formats.parquet, "imagefolder": formats.imagefolder}
 
 
 def row(prompt: str) -> Row:

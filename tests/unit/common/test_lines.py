@@ -15,8 +15,8 @@ import pytest
 from common.errors import Invalid, Unavailable
 from common.prompt_files import columns
 from common.prompt_files import parquet as parquet_lines
-from common.prompt_files.columns import columns_of, field_of, value_of
-from common.prompt_files.lines import MAX_LINE_BYTES, MOST_BYTES, Line, lines, records, some, table_of
+from common.prompt_files.columns import columns_of, field_of, parse_cell
+from common.prompt_files.lines import MAX_LINE_BYTES, MOST_BYTES, Line, lines, records, table_of, take
 from common.prompt_files.parquet import parquet_rows
 from common.recipes.recipe import Draft
 
@@ -25,15 +25,15 @@ LONG = b"x" * 900_000 + b"\n"
 
 def test_of_large_lines_few_are_in_memory_at_once_and_none_is_lost() -> None:
     found = lines((LONG for _ in range(40)), "txt")
-    chunks = list(iter(lambda: some(found, 5000), []))
+    chunks = list(iter(lambda: take(found, 5000), []))
     assert [line.number for chunk in chunks for line in chunk] == list(range(1, 41))
     assert all(sum(len(line.content) for line in chunk) < MOST_BYTES + len(LONG) for chunk in chunks)
 
 
 def test_of_small_lines_no_more_are_taken_than_asked_for() -> None:
     found = lines([b"a\nb\n\nc\nd\n"], "txt")
-    assert [line.content for line in some(found, 3)] == [b"a", b"b", b"c"]
-    assert [line.content for line in some(found, 3)] == [b"d"]
+    assert [line.content for line in take(found, 3)] == [b"a", b"b", b"c"]
+    assert [line.content for line in take(found, 3)] == [b"d"]
 
 
 def test_a_line_that_is_too_long_is_one_that_is_wrong() -> None:
@@ -97,7 +97,7 @@ def test_cells_become_what_their_field_is_and_else_stay_text() -> None:
         ("lora", "ink"): "ink",
         ("prompt", "30"): "30",
     }
-    assert {key: value_of(*key) for key in cells} == cells
+    assert {key: parse_cell(*key) for key in cells} == cells
 
 
 def test_keys_of_json_lines_go_by_the_same_table() -> None:

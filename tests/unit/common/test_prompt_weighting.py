@@ -2,7 +2,7 @@
 
 import pytest
 
-from common.recipes.prompt_weighting import Part, parts, plain, weighs, wrong
+from common.recipes.prompt_weighting import Part, has_weights, parts, strip_weights, weight_error
 
 
 def weights(prompt: str) -> list[tuple[str, float]]:
@@ -23,30 +23,30 @@ def weights(prompt: str) -> list[tuple[str, float]]:
 )
 def test_a_text_and_a_number_in_parentheses_are_a_weight(prompt: str, found: list[tuple[str, float]]) -> None:
     assert weights(prompt) == found
-    assert plain(prompt) == "".join(text for text, _ in found)
+    assert strip_weights(prompt) == "".join(text for text, _ in found)
 
 
 @pytest.mark.parametrize(
     "prompt", ["猫", "(猫)", "(猫:)", "(猫:大)", "（猫:1.3）", "(猫：1.3)", "(猫:1.3", "猫:1.3)", "猫\\", ")(", ""]
 )
 def test_all_else_is_text(prompt: str) -> None:
-    assert plain(prompt) == prompt
-    assert not weighs(prompt)
-    assert wrong(prompt) is None
+    assert strip_weights(prompt) == prompt
+    assert not has_weights(prompt)
+    assert weight_error(prompt) is None
 
 
 def test_an_escaped_parenthesis_is_one() -> None:
-    assert plain(r"\(猫:1.3\)") == "(猫:1.3)"
-    assert plain(r"\)") == ")"
-    assert not weighs(r"\(猫:1.3)")
+    assert strip_weights(r"\(猫:1.3\)") == "(猫:1.3)"
+    assert strip_weights(r"\)") == ")"
+    assert not has_weights(r"\(猫:1.3)")
 
 
 def test_what_weighs_too_much_is_named() -> None:
-    assert wrong("(猫:2)和(狗:0)") is None
+    assert weight_error("(猫:2)和(狗:0)") is None
     for prompt in ("(猫:2.1)", "(猫:-1)", "((猫:1.5):1.5)"):
-        assert "weighs '猫' by" in str(wrong(prompt))
+        assert "weighs '猫' by" in str(weight_error(prompt))
 
 
 def test_a_prompt_of_nothing_but_parentheses_is_read_in_no_time() -> None:
     assert parts("(" * 8000) == (Part("(" * 8000, 1.0),)
-    assert plain("(" * 2000 + "猫" + ":1)" * 2000) == "猫"
+    assert strip_weights("(" * 2000 + "猫" + ":1)" * 2000) == "猫"

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.batches.throughput import PARTS, Mark, Marks, StopRule, images_per_minute, marked, verdict
+from common.batches.throughput import PARTS, Sample, Samples, StopRule, add_sample, images_per_minute, stop_reason
 
-START: Marks = (Mark(0, 0, 0, 0),)
+START: Samples = (Sample(0, 0, 0, 0),)
 RULE = StopRule(percent=20, of_last=50)
 Looks = Iterable[tuple[float, int, int]]  # seconds since the last look, images that ended since, those that failed
 
@@ -18,13 +18,13 @@ looks = st.lists(
 )
 
 
-def seen(looks: Looks, rule: StopRule | None = RULE) -> Iterator[tuple[Marks, Mark]]:
+def seen(looks: Looks, rule: StopRule | None = RULE) -> Iterator[tuple[Samples, Sample]]:
     """The marks before each look, and what is seen in it."""
     marks, now = START, START[0]
     for seconds, images, failed in looks:
-        now = Mark(now.at + seconds, now.ended + images, now.failed + failed, 0)
+        now = Sample(now.at + seconds, now.ended + images, now.failed + failed, 0)
         yield marks, now
-        marks = marked(marks, now, rule)
+        marks = add_sample(marks, now, rule)
 
 
 @given(looks, st.sampled_from([None, RULE, StopRule(percent=0, of_last=1), StopRule(percent=5, of_last=1000)]))
@@ -32,7 +32,7 @@ def test_there_are_few_marks_in_their_order(looks: Looks, rule: StopRule | None)
     for marks, _ in seen(looks, rule):
         assert len(marks) <= 10 + 2 * PARTS + 600  # a minute of looks, a tenth of a second apart
         assert list(marks) == sorted(marks)
-        assert tuple(Mark(*mark) for mark in json.loads(json.dumps(marks))) == marks
+        assert tuple(Sample(*mark) for mark in json.loads(json.dumps(marks))) == marks
 
 
 @given(st.lists(st.tuples(st.floats(1, 1000), st.integers(0, 3), st.just(0)), max_size=200))
@@ -53,7 +53,7 @@ def test_the_window_is_no_shorter_than_it_should_be_and_hardly_longer(looks: Loo
 
 
 def told(looks: Looks, rule: StopRule = RULE) -> list[str | None]:
-    return [verdict(marks, now, rule) for marks, now in seen(looks, rule)]
+    return [stop_reason(marks, now, rule) for marks, now in seen(looks, rule)]
 
 
 def test_a_batch_stops_when_more_than_so_many_percent_failed() -> None:
@@ -72,8 +72,8 @@ def test_few_images_are_not_judged() -> None:
 
 
 def test_what_was_flagged_counts_too() -> None:
-    assert verdict(START, Mark(1, 50, 5, 6), RULE) is not None
-    assert verdict(START, Mark(1, 50, 5, 5), RULE) is None
+    assert stop_reason(START, Sample(1, 50, 5, 6), RULE) is not None
+    assert stop_reason(START, Sample(1, 50, 5, 5), RULE) is None
 
 
 def test_one_failure_can_be_too_much() -> None:
@@ -85,12 +85,12 @@ def test_one_failure_can_be_too_much() -> None:
 
 
 def test_nobody_knows_a_rate_before_something_has_ended() -> None:
-    idle = marked(START, Mark(3600, 0, 0, 0), None)
-    assert (idle, images_per_minute(idle)) == ((Mark(3600, 0, 0, 0),), None)
-    assert images_per_minute(marked(idle, Mark(3612, 4, 0, 0), None)) == 20
+    idle = add_sample(START, Sample(3600, 0, 0, 0), None)
+    assert (idle, images_per_minute(idle)) == ((Sample(3600, 0, 0, 0),), None)
+    assert images_per_minute(add_sample(idle, Sample(3612, 4, 0, 0), None)) == 20
 
 
 def test_the_rate_is_of_the_last_minute() -> None:
     fast_then_slow = [(5, 50, 0)] * 30 + [(5, 5, 0)] * 15
     *_, (marks, now) = seen(fast_then_slow)
-    assert images_per_minute(marked(marks, now, RULE)) == 60
+    assert images_per_minute(add_sample(marks, now, RULE)) == 60

@@ -15,7 +15,7 @@ from tokenizers.models import BPE
 from common.catalog.catalog import Model, Vocabulary, read
 from common.errors import PromptTooLong
 from common.recipes.recipe import Draft, Recipe, resolve
-from common.recipes.token_counter import PromptCounter, check, doubtful, plain_of, warnings
+from common.recipes.token_counter import TokenCounter, check, plain_of, suspects, warnings
 
 CATALOG = read(Path(__file__).parents[3] / "models" / "catalog.toml")
 MINI = CATALOG.get("mini-zh")
@@ -41,7 +41,7 @@ def recipe(prompt: str, **fields: Any) -> Recipe:
     ],
 )
 def test_what_a_text_counts(text: str, tokens: int) -> None:
-    assert PromptCounter(MINI.tokenizer_file).read(text).tokens == tokens + 2  # [CLS] and [SEP] frame it
+    assert TokenCounter(MINI.tokenizer_file).read(text).tokens == tokens + 2  # [CLS] and [SEP] frame it
 
 
 def test_the_longest_prompt_passes_and_one_more_token_does_not() -> None:
@@ -90,7 +90,7 @@ def test_words_that_the_tokenizer_does_not_know_are_named() -> None:
     assert line.startswith("mini-zh cannot read 龘 😀 ")
 
 
-COUNTER = PromptCounter(MINI.tokenizer_file)
+COUNTER = TokenCounter(MINI.tokenizer_file)
 PLAIN = plain_of(Tokenizer.from_file(str(MINI.tokenizer_file)))
 
 
@@ -124,7 +124,7 @@ texts_of_all_sorts = st.one_of(
 def test_of_many_prompts_those_are_looked_at_that_there_is_something_to_say_of(texts: list[str], negative: str) -> None:
     texts = [text for text in texts if text.strip() and "\0" not in text]
     for model in (MINI, replace(MINI, vocabulary=None)):
-        found = doubtful(texts, negative, model)
+        found = suspects(texts, negative, model)
         assert found == {at for at, text in enumerate(texts) if is_spoken_of(text, negative, model)}
 
 

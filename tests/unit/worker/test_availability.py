@@ -5,7 +5,7 @@ import time
 import pytest
 
 from common.errors import Unavailable
-from worker.availability import Outage
+from worker.availability import Availability
 
 
 class Service:
@@ -23,9 +23,9 @@ class Service:
 
 
 @pytest.fixture
-def outage(caplog: pytest.LogCaptureFixture) -> Outage:
+def outage(caplog: pytest.LogCaptureFixture) -> Availability:
     caplog.set_level("INFO")
-    return Outage("storage_away", "storage_back")
+    return Availability("storage_away", "storage_back")
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_it_is_said_once_when_it_goes_and_once_when_it_is_back(
-    outage: Outage, caplog: pytest.LogCaptureFixture
+    outage: Availability, caplog: pytest.LogCaptureFixture
 ) -> None:
     for is_away in (False, True, True, False, False, True):
         outage.began("a drill") if is_away else outage.ended()
@@ -48,7 +48,7 @@ def test_it_is_said_once_when_it_goes_and_once_when_it_is_back(
 
 
 def test_what_waits_tries_again_every_two_seconds_at_last(
-    outage: Outage, pauses: list[float], caplog: pytest.LogCaptureFixture
+    outage: Availability, pauses: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     service = Service(away=7)
     assert outage.insist(service.answer, unless=lambda: False) == "answer"
@@ -56,7 +56,7 @@ def test_what_waits_tries_again_every_two_seconds_at_last(
     assert said(caplog) == ["storage_away", "storage_back"]
 
 
-def test_it_tries_once_however_late_it_is_and_not_again_then(outage: Outage, pauses: list[float]) -> None:
+def test_it_tries_once_however_late_it_is_and_not_again_then(outage: Availability, pauses: list[float]) -> None:
     assert outage.insist(Service(away=0).answer, unless=lambda: True) == "answer"
     service = Service(away=9)
     with pytest.raises(Unavailable):
@@ -64,7 +64,9 @@ def test_it_tries_once_however_late_it_is_and_not_again_then(outage: Outage, pau
     assert (service.calls, len(pauses)) == (3, 2)
 
 
-def test_another_failure_is_no_outage(outage: Outage, pauses: list[float], caplog: pytest.LogCaptureFixture) -> None:
+def test_another_failure_is_no_outage(
+    outage: Availability, pauses: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
     """It says neither that the service is away nor that it is back."""
     for is_away in (False, True):
         if is_away:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from worker.pipelines.batch_size import MOST, TRIAL_S, at_size, find
+from worker.pipelines.batch_size import MOST, TRIAL_S, at_size, find_batch_size
 
 
 class Device:
@@ -19,7 +19,7 @@ class Device:
         return self.seconds(images) if images <= self.fit else None
 
     def found(self) -> int:
-        return find(self.try_out, lambda: self.now)
+        return find_batch_size(self.try_out, lambda: self.now)
 
 
 @pytest.mark.parametrize(

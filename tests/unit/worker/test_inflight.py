@@ -7,7 +7,7 @@ from common.db import new_id
 from common.queue.claim import Image, Microbatch
 from common.recipes.recipe import Draft, resolve
 from tests.support.stories import CATALOG
-from worker.render.inflight import Holdings
+from worker.render.inflight import HeldLeases
 
 RECIPE = resolve(Draft.model_validate({"prompt": "圆", "model": "mini-zh"}), CATALOG, "mini-zh", root_seed=1)
 
@@ -22,7 +22,7 @@ def ids(of: Microbatch) -> list[UUID]:
 
 
 def test_there_is_room_for_so_many_and_for_another_when_one_has_gone() -> None:
-    holdings, one, another = Holdings(2), microbatch(new_id()), microbatch(new_id())
+    holdings, one, another = HeldLeases(2), microbatch(new_id()), microbatch(new_id())
     holdings.take(one)
     assert holdings.wait_for_room(0)
     holdings.take(another)
@@ -33,7 +33,7 @@ def test_there_is_room_for_so_many_and_for_another_when_one_has_gone() -> None:
 
 
 def test_an_abandoned_lease_makes_room_and_is_known_until_it_is_given_back() -> None:
-    holdings, one, another = Holdings(1), microbatch(new_id()), microbatch(new_id())
+    holdings, one, another = HeldLeases(1), microbatch(new_id()), microbatch(new_id())
     holdings.take(one)
     holdings.abandon(one.lease_id)
     holdings.abandon(another.lease_id)  # claimed, perhaps: it was never taken
@@ -46,7 +46,7 @@ def test_an_abandoned_lease_makes_room_and_is_known_until_it_is_given_back() -> 
 
 
 def test_what_is_not_wanted_never_becomes_wanted_again() -> None:
-    holdings, one = Holdings(8), microbatch(new_id(), new_id(), new_id())
+    holdings, one = HeldLeases(8), microbatch(new_id(), new_id(), new_id())
     first, second, third = ids(one)
     holdings.take(one)
     assert holdings.wanted(one.lease_id) == {first, second, third}
@@ -59,7 +59,7 @@ def test_what_is_not_wanted_never_becomes_wanted_again() -> None:
 
 def test_a_renewal_that_does_not_name_a_lease_loses_it_and_no_other() -> None:
     """One that was taken after the renewal was asked for is not lost."""
-    holdings, lost, kept, late = Holdings(8), *(microbatch(new_id()) for _ in range(3))
+    holdings, lost, kept, late = HeldLeases(8), *(microbatch(new_id()) for _ in range(3))
     for one in (lost, kept, late):
         holdings.take(one)
     holdings.renewed([lost.lease_id, kept.lease_id], {kept.lease_id: ids(kept)})
@@ -71,7 +71,7 @@ def test_a_renewal_that_does_not_name_a_lease_loses_it_and_no_other() -> None:
 
 def test_a_cancelled_job_is_wanted_in_none_of_its_leases() -> None:
     job, other = new_id(), new_id()
-    holdings, one, another = Holdings(8), microbatch(job, other), microbatch(other, job)
+    holdings, one, another = HeldLeases(8), microbatch(job, other), microbatch(other, job)
     for held in (one, another):
         holdings.take(held)
     holdings.cancelled([job, new_id()])
@@ -80,7 +80,7 @@ def test_a_cancelled_job_is_wanted_in_none_of_its_leases() -> None:
 
 
 def test_a_lease_is_alone_when_all_others_have_landed() -> None:
-    holdings, one, another = Holdings(8), microbatch(new_id()), microbatch(new_id())
+    holdings, one, another = HeldLeases(8), microbatch(new_id()), microbatch(new_id())
     for held in (one, another):
         holdings.take(held)
     assert not holdings.wait_until_only(one.lease_id, 0)
