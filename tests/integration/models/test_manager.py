@@ -1,5 +1,6 @@
 """Which models a worker holds in memory, which one makes room for another, and how many images each can take."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -92,6 +93,24 @@ def test_when_the_device_is_full_all_others_make_room(make_gallery: MakeGallery)
     with pytest.raises(ModelRefused):
         gallery.painter("c")
     assert list(gallery.refusals()) == ["c"]
+
+
+def test_a_refused_model_of_the_hub_is_tried_again_after_five_minutes_and_a_folder_is_not(
+    make_gallery: MakeGallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Strict(ModelManager):
+        def _load(self, model: Model) -> Pipeline:
+            raise ModelRefused("It is broken.")
+
+    gallery = make_gallery(MINI, replace(MINI, name="hub", folder=None), kind=Strict)
+    for name in (MINI.name, "hub"):
+        with pytest.raises(ModelRefused):
+            gallery.painter(name)
+    real = time.monotonic
+    for minutes, servable in ((0, []), (4, []), (6, ["hub"])):
+        with monkeypatch.context() as here:
+            here.setattr(time, "monotonic", lambda later=60 * minutes: real() + later)
+            assert [model.name for model in gallery.servable()] == servable
 
 
 def test_models_that_do_not_fit_together_are_not_swapped_at_once(make_gallery: MakeGallery) -> None:
