@@ -127,7 +127,7 @@ SERVICE = {
     "draining": AlertCode.ALL_DRAINING,
 }
 
-SWEEP_SILENCE = text("SELECT extract(epoch FROM now() - max(minute))::float FROM samples")
+SWEEP_SILENCE = text("SELECT extract(epoch FROM now() - max(minute))::float FROM lane_samples")
 
 SILENT = text(f"""
     SELECT name, state = 'stopped' AS is_lost, extract(epoch FROM now() - seen_at)::float AS seconds FROM workers

@@ -260,7 +260,7 @@ PAUSE = text("""
 # Its pace is measured anew from here on: what made it pause is not held against it again.
 RESUME = text("""
     UPDATE batches SET paused_at = NULL, paused_because = NULL,
-        pace = CASE WHEN paused_at IS NULL THEN pace ELSE (
+        progress_samples = CASE WHEN paused_at IS NULL THEN progress_samples ELSE (
             SELECT jsonb_build_array(jsonb_build_array(
                 round(extract(epoch FROM now()), 1), coalesce(sum(stored + flagged + failed), 0),
                 coalesce(sum(failed), 0), coalesce(sum(flagged), 0)))
@@ -298,7 +298,7 @@ LOCK_TO_SETTLE = text("""
 
 LOCK_PLACES = text("""
     SELECT id FROM jobs
-    WHERE id = ANY(ARRAY(SELECT id FROM jobs WHERE batch_id = :batch AND place >= :start AND place < :until))
+    WHERE id = ANY(ARRAY(SELECT id FROM jobs WHERE batch_id = :batch AND position >= :start AND position < :until))
         AND finished_at IS NULL
     ORDER BY id FOR NO KEY UPDATE
 """)

@@ -32,10 +32,10 @@ class Dataset:
     plan: DatasetPlan
     split: int
     shard: int
-    place: int
+    position: int
     shards: int
     images: int
-    hand: UUID
+    owner_id: UUID
 
     @property
     def split_name(self) -> str | None:
@@ -45,9 +45,9 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Reach:
-    """How far a batch has come: the images of prompts of places below `place` have all ended."""
+    """How far a batch has come: the images of prompts of positions below `position` have all ended."""
 
-    place: int
+    position: int
     has_ended: bool
 
 
@@ -56,7 +56,7 @@ class Job:
     """A job that has ended, with what has become of its images."""
 
     id: UUID
-    place: int
+    position: int
     recipe: Mapping[str, Any]
     created_at: datetime
     images: Sequence[Mapping[str, Any]]  # rows of the table, by column
@@ -66,7 +66,7 @@ class Job:
 class Step:
     """What one step has written, and where the next one begins: in the same split, or in the next."""
 
-    place: int
+    position: int
     ends_split: bool
     images: int
     pictures: int
@@ -107,7 +107,7 @@ def of_batches(connection: Connection, batch_ids: Sequence[UUID]) -> list[UUID]:
 
 def acquire(connection: Connection, dataset_id: UUID, silence_s: float) -> Dataset | None:
     """Take a dataset, to write on; None if it has ended or somebody is at it."""
-    row = connection.execute(ACQUIRE, {"dataset": dataset_id, "hand": new_id(), "silence": silence_s}).first()
+    row = connection.execute(ACQUIRE, {"dataset": dataset_id, "owner": new_id(), "silence": silence_s}).first()
     return _dataset(row) if row else None
 
 
@@ -123,7 +123,7 @@ def note_written(connection: Connection, dataset: Dataset, images: int) -> bool:
 
 def advance(connection: Connection, dataset: Dataset, step: Step) -> Dataset | None:
     """Note that a shard, or a split, is written; the dataset as it is then. None for one who was overtaken."""
-    row = connection.execute(ADVANCE, {"dataset": dataset.id, "hand": dataset.hand, **vars(step)}).first()
+    row = connection.execute(ADVANCE, {"dataset": dataset.id, "owner": dataset.owner_id, **vars(step)}).first()
     return _dataset(row) if row else None
 
 
@@ -139,15 +139,17 @@ def fail(connection: Connection, dataset: Dataset, code: str, message: str) -> b
 
 def reach(connection: Connection, dataset: Dataset) -> Reach:
     """How far its batch has come, from where the dataset stands: nowhere while one of its retries goes on."""
-    here = {"batch": dataset.batch_id, "retries": list(dataset.retries), "place": dataset.place}
+    here = {"batch": dataset.batch_id, "retries": list(dataset.retries), "position": dataset.position}
     row = connection.execute(REACH, here).one()
-    return Reach(row.place, row.has_ended)
+    return Reach(row.position, row.has_ended)
 
 
 def jobs(connection: Connection, dataset: Dataset, start: int, until: int, limit: int) -> list[Job]:
     """The next jobs of its batch from a place on, those of places below `until`, in order."""
     page = {"batch": dataset.batch_id, "start": start, "until": until, "limit": limit}
-    found = [Job(row.id, row.place, row.recipe, row.created_at, row.images) for row in connection.execute(JOBS, page)]
+    found = [
+        Job(row.id, row.position, row.recipe, row.created_at, row.images) for row in connection.execute(JOBS, page)
+    ]
     return _with_heirs(connection, dataset, found) if dataset.retries else found
 
 
@@ -179,7 +181,7 @@ def _with_heirs(connection: Connection, dataset: Dataset, found: list[Job]) -> l
 
 
 def _changed(connection: Connection, statement: TextClause, dataset: Dataset, **values: Any) -> bool:
-    mine = {"dataset": dataset.id, "hand": dataset.hand}
+    mine = {"dataset": dataset.id, "owner": dataset.owner_id}
     return connection.execute(statement, mine | values).rowcount > 0
 
 
@@ -191,16 +193,16 @@ def _dataset(row: Row[Any]) -> Dataset:
         plan=DatasetPlan.model_validate(row.plan),
         split=row.split,
         shard=row.shard,
-        place=row.place,
+        position=row.position,
         shards=row.shards,
         images=row.images,
-        hand=row.hand,
+        owner_id=row.owner_id,
     )
 
 
 # One statement each. MINE is the fence: whoever finds another hand there was overtaken.
 
-MINE = "id = :dataset AND hand = :hand AND finished_at IS NULL"
+MINE = "id = :dataset AND owner_id = :owner AND finished_at IS NULL"
 
 INSERT = text("""
     WITH RECURSIVE retries AS (
@@ -214,7 +216,7 @@ INSERT = text("""
 UNATTENDED = text("""
     SELECT id FROM datasets
     WHERE finished_at IS NULL
-        AND touched_at < now() - make_interval(secs => CASE WHEN hand IS NULL THEN :rest ELSE :silence END)
+        AND touched_at < now() - make_interval(secs => CASE WHEN owner_id IS NULL THEN :rest ELSE :silence END)
     ORDER BY touched_at LIMIT 100
 """)
 
@@ -224,13 +226,13 @@ OF_BATCHES = text("""
 """)
 
 ACQUIRE = text("""
-    UPDATE datasets SET hand = :hand, touched_at = now()
+    UPDATE datasets SET owner_id = :owner, touched_at = now()
     WHERE id = :dataset AND finished_at IS NULL
-        AND (hand IS NULL OR touched_at < now() - make_interval(secs => :silence))
+        AND (owner_id IS NULL OR touched_at < now() - make_interval(secs => :silence))
     RETURNING *
 """)
 
-RELEASE = text(f"UPDATE datasets SET hand = NULL, touched_at = now() WHERE {MINE}")
+RELEASE = text(f"UPDATE datasets SET owner_id = NULL, touched_at = now() WHERE {MINE}")
 
 WRITTEN = text(f"""
     UPDATE datasets SET written = :images, touched_at = now(),
@@ -240,7 +242,7 @@ WRITTEN = text(f"""
 
 ADVANCE = text(f"""
     UPDATE datasets SET
-        place = CASE WHEN :ends_split THEN 0 ELSE :place END,
+        position = CASE WHEN :ends_split THEN 0 ELSE :position END,
         split = split + CASE WHEN :ends_split THEN 1 ELSE 0 END,
         shard = CASE WHEN :ends_split THEN 0 ELSE shard + 1 END,
         shards = shards + CASE WHEN :images > 0 THEN 1 ELSE 0 END,
@@ -251,22 +253,22 @@ ADVANCE = text(f"""
 
 FINISH = text(f"""
     UPDATE datasets SET digest = :digest, files = :files, bytes = :bytes,
-        finished_at = now(), touched_at = now(), hand = NULL
+        finished_at = now(), touched_at = now(), owner_id = NULL
     WHERE {MINE}
 """)
 
 FAIL = text(f"""
     UPDATE datasets SET error_code = :code, error_message = :message,
-        finished_at = now(), touched_at = now(), hand = NULL
+        finished_at = now(), touched_at = now(), owner_id = NULL
     WHERE {MINE}
 """)
 
 REACH = text("""
     SELECT finished_at IS NOT NULL AND NOT is_retried AS has_ended,
-           CASE WHEN is_retried THEN :place
+           CASE WHEN is_retried THEN :position
                 WHEN finished_at IS NOT NULL THEN jobs
-                ELSE coalesce((SELECT place FROM jobs WHERE batch_id = :batch AND place >= :place
-                               AND finished_at IS NULL ORDER BY place LIMIT 1), jobs) END AS place
+                ELSE coalesce((SELECT position FROM jobs WHERE batch_id = :batch AND position >= :position
+                               AND finished_at IS NULL ORDER BY position LIMIT 1), jobs) END AS position
     FROM batches CROSS JOIN (
         SELECT EXISTS (SELECT FROM batches WHERE id = ANY(:retries) AND finished_at IS NULL) AS is_retried) AS retry
     WHERE id = :batch
@@ -279,11 +281,11 @@ IMAGE = """
 """
 
 JOBS = text(f"""
-    SELECT page.id, page.place, page.recipe, page.created_at, images.all AS images
-    FROM (SELECT id, place, recipe, created_at FROM jobs
-          WHERE batch_id = :batch AND place >= :start AND place < :until ORDER BY place LIMIT :limit) AS page
+    SELECT page.id, page.position, page.recipe, page.created_at, images.all AS images
+    FROM (SELECT id, position, recipe, created_at FROM jobs
+          WHERE batch_id = :batch AND position >= :start AND position < :until ORDER BY position LIMIT :limit) AS page
     CROSS JOIN LATERAL (SELECT jsonb_agg({IMAGE} ORDER BY index) AS all FROM images WHERE job_id = page.id) AS images
-    ORDER BY page.place
+    ORDER BY page.position
 """)
 
 RETRY_JOBS = text("""

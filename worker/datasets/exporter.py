@@ -125,19 +125,19 @@ class Exporter:
         """The next images of a split, the place where those after them begin, and whether there are none."""
         with transaction(self._database) as connection:
             reach = datasets.reach(connection, dataset)
-        items, size, place = list[Item](), 0, dataset.place
-        while place < reach.place:
+        items, size, place = list[Item](), 0, dataset.position
+        while place < reach.position:
             note(0)
             with transaction(self._database) as connection:
-                jobs = datasets.jobs(connection, dataset, place, reach.place, PAGE_JOBS)
+                jobs = datasets.jobs(connection, dataset, place, reach.position, PAGE_JOBS)
             for job in jobs:
                 if dataset.plan.split_of(job.recipe["prompt"]) == split:
                     more = list(items_of(job, split, self._catalog))
                     size += sum(item.bytes for item in more)
                     if items and (len(items) + len(more) > self._shard_images or size > SHARD_BYTES):
-                        return items, job.place, False
+                        return items, job.position, False
                     items += more
-            place = jobs[-1].place + 1 if jobs else reach.place
+            place = jobs[-1].position + 1 if jobs else reach.position
         return (items, place, True) if reach.has_ended else None
 
     def _note(self, dataset: Dataset) -> Note:

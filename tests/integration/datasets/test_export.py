@@ -150,8 +150,10 @@ def abandon(story: Story) -> None:
     """As the database is, half a minute after somebody was killed who had taken a dataset."""
     with story.database.begin() as connection:
         connection.execute(
-            text("UPDATE datasets SET hand = :hand, touched_at = now() - interval '31 s' WHERE finished_at IS NULL"),
-            {"hand": new_id()},
+            text(
+                "UPDATE datasets SET owner_id = :owner, touched_at = now() - interval '31 s' WHERE finished_at IS NULL"
+            ),
+            {"owner": new_id()},
         )
 
 
@@ -439,7 +441,7 @@ def test_the_sweep_comes_back_to_those_that_nobody_writes(
         connection.execute(text("UPDATE datasets SET touched_at = now() - interval '11 s'"))
     assert sent() == 1
     with story.database.begin() as connection:
-        connection.execute(text("UPDATE datasets SET hand = id"))
+        connection.execute(text("UPDATE datasets SET owner_id = id"))
     assert sent() == 0
     abandon(story)
     assert sent() == 1
@@ -489,7 +491,7 @@ def test_a_tenant_sees_only_its_own_and_a_key_does_what_it_may(api: Api, client:
 
 
 HOLD_THE_LAST = text("""
-    UPDATE images SET not_before = 'infinity' WHERE job_id = (SELECT id FROM jobs ORDER BY place DESC LIMIT 1)
+    UPDATE images SET not_before = 'infinity' WHERE job_id = (SELECT id FROM jobs ORDER BY position DESC LIMIT 1)
 """)
 
 

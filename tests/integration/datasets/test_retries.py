@@ -115,7 +115,7 @@ def test_a_retry_made_after_it_was_asked_for_belongs_to_the_next(farm: BatchStor
     with transaction(farm.database) as connection:
         reached = [datasets.reach(connection, one).has_ended for one in (alone, with_first, following)]
         assert reached == [True, True, False]
-        assert datasets.reach(connection, following).place == 0
+        assert datasets.reach(connection, following).position == 0
     render(farm, STORED)
     assert [list(one.retries) for one in (alone, with_first, following)] == [[], [first], [first, second]]
     was = [(FAILED, first_job(farm, batch_id))] * 2
@@ -146,20 +146,20 @@ def test_only_what_has_ended_is_read_of_a_batch_that_goes_on(farm: BatchStory) -
     with transaction(farm.database) as connection:
         reach = datasets.reach(connection, dataset)
         assert reach == datasets.Reach(1, has_ended=False)
-        assert [job.place for job in datasets.jobs(connection, dataset, 0, reach.place, 100)] == [0]
+        assert [job.position for job in datasets.jobs(connection, dataset, 0, reach.position, 100)] == [0]
     farm.publish(second)
     farm.end()
     with transaction(farm.database) as connection:
         reach = datasets.reach(connection, dataset)
         assert reach == datasets.Reach(3, has_ended=True)
-        assert [job.place for job in datasets.jobs(connection, dataset, 1, reach.place, 1)] == [1]
+        assert [job.position for job in datasets.jobs(connection, dataset, 1, reach.position, 1)] == [1]
 
 
 def test_one_who_has_no_hand_in_it_any_more_changes_nothing(farm: BatchStory) -> None:
     dataset = asked(farm, failed(farm))
     before = farm.rows("SELECT * FROM datasets")
-    stranger = replace(dataset, hand=new_id())
-    step = datasets.Step(place=1, ends_split=True, images=2, pictures=0)
+    stranger = replace(dataset, owner_id=new_id())
+    step = datasets.Step(position=1, ends_split=True, images=2, pictures=0)
     with transaction(farm.database) as connection:
         assert datasets.acquire(connection, dataset.id, 60) is None
         assert datasets.advance(connection, stranger, step) is None

@@ -59,14 +59,16 @@ def test_a_database_that_is_none_is_one_sentence(command: str, url: str) -> None
     assert done.stderr.startswith("huafang: ")
 
 
-def test_a_newer_database_is_one_sentence(servers: Site) -> None:
+@pytest.mark.parametrize("revision", ["0011", "r9999"])
+def test_a_database_of_an_unknown_revision_is_one_sentence(servers: Site, revision: str) -> None:
     with empty_database(servers) as url:
         assert admin("migrate", database_url=url).returncode == 0
         with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute("UPDATE alembic_version SET version_num = '9999'")
+            connection.execute("UPDATE alembic_version SET version_num = %s", [revision])
         done = admin("migrate", database_url=url)
         assert done.returncode == 1
-        assert "9999" in done.stderr
+        assert revision in done.stderr
+        assert "make a new database" in done.stderr
         assert len(done.stderr.splitlines()) == 1
 
 

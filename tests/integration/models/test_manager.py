@@ -135,7 +135,7 @@ def test_models_that_fit_together_need_no_patience(story: Story, make_worker: Ma
 
 
 def recorded(story: Story) -> list[int]:
-    return [row.images for row in story.rows("SELECT images FROM capacities")]
+    return [row.images for row in story.rows("SELECT images FROM batch_sizes")]
 
 
 def test_a_capacity_is_found_once_for_a_class_of_workers(
@@ -155,7 +155,7 @@ def test_a_capacity_is_found_once_for_a_class_of_workers(
         gallery.painter("mini-zh")
         assert recorded(story) == [gallery.capacities["mini-zh"]]
         with story.database.begin() as connection:  # what no search finds
-            connection.exec_driver_sql("UPDATE capacities SET images = 77")
+            connection.exec_driver_sql("UPDATE batch_sizes SET images = 77")
     assert gallery.capacity(MINI) == 77
     assert len(searches) == 1
     make_gallery(MINI, device="cpu", worker_class={**CLASS, "torch": "3"}).painter("mini-zh")

@@ -336,7 +336,7 @@ def test_each_minute_the_sweep_notes_what_the_lanes_have_counted(story: Story, s
     story.publish(story.started())
     sweep.once()
     sweep.once()
-    (sample,) = story.rows("SELECT DISTINCT ON (model, tier) * FROM samples")
+    (sample,) = story.rows("SELECT DISTINCT ON (model, tier) * FROM lane_samples")
     assert (sample.model, sample.tier, sample.stored) == ("mini-zh", "standard", 2)
     pending = "SELECT gin_clean_pending_list('jobs_prompt_idx') AS pages"
     assert story.rows(pending)[0].pages == 0, "The sweep has sorted new prompts into their index."

@@ -131,7 +131,8 @@ def test_a_suspect_starts_when_all_else_of_its_worker_has_landed(
     story.submit(tenant="another", count=8, steps=30)
     with story.database.begin() as connection:  # so that it comes last
         connection.exec_driver_sql(
-            "UPDATE tenants SET served = 1000 FROM jobs WHERE tenants.id = jobs.tenant_id AND jobs.id = %s", (suspect,)
+            "UPDATE tenants SET virtual_time = 1000 FROM jobs WHERE tenants.id = jobs.tenant_id AND jobs.id = %s",
+            (suspect,),
         )
     work(make_worker(device=SLOW))
     (own,) = [lease for lease in leases(story) if lease.id == story.images(suspect)[0].lease_id]
