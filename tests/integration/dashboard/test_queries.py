@@ -14,7 +14,7 @@ from api.dashboard.queries import admin, batches, gallery, jobs, overview, worke
 from api.dashboard.queries.gallery import GallerySearch, Picture
 from api.dashboard.queries.overview import DAY, HOUR
 from api.queries.fleet import read_fleet
-from api.routes.models import find_models
+from api.queries.models import find_models
 from bench.harness import backlog
 from common.accounts.tenants import create_key, revoke_key
 from common.db import new_id, transaction

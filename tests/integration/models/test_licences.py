@@ -91,9 +91,9 @@ def asked(api: Api) -> Iterator[list[str]]:
         if "licence_acceptances" in statement:
             seen.append(statement)
 
-    event.listen(api.app.state.farm.engine, "before_cursor_execute", note)
+    event.listen(api.app.state.shared.engine, "before_cursor_execute", note)
     yield seen
-    event.remove(api.app.state.farm.engine, "before_cursor_execute", note)
+    event.remove(api.app.state.shared.engine, "before_cursor_execute", note)
 
 
 def test_it_is_looked_up_once_and_never_for_a_free_model(client: httpx.Client, asked: list[str]) -> None:
