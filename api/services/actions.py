@@ -84,7 +84,7 @@ def cancel_batch(farm: AppState, caller: Caller, batch_id: UUID) -> None:
         batches.close(connection, batch_id, caller.tenant_id)
         audit.record(connection, caller, Action.CANCEL_BATCH, batch_id)
     with transaction(farm.engine) as connection:
-        in_hand = batches.cancel_in_hand(connection, batch_id)
+        in_hand = batches.cancel_active(connection, batch_id)
     farm.messages.announce_cancelled(in_hand)
     farm.messages.advance(batch_id)
     log_event("batch_changed", batch=batch_id, tenant=caller.tenant_id, to="cancelled")
