@@ -23,8 +23,8 @@ from api.services.jobs import image_finder
 from common import uploads
 from common.accounts.tenants import Caller
 from common.batches import check
-from common.batches.check import Checked
-from common.batches.plan import Planned, Planner, planners
+from common.batches.check import CheckedLines
+from common.batches.plan import PlannedJob, Planner, planners
 from common.catalog.catalog import Catalog
 from common.db import transaction
 from common.errors import Invalid, NotFound
@@ -95,10 +95,10 @@ class Tally:
     kinds: Counter[Kind] = field(default_factory=Counter)
     bad_lines: list[Skip] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    first: list[Planned] = field(default_factory=list)
+    first: list[PlannedJob] = field(default_factory=list)
     is_whole: bool = False
 
-    def add(self, here: Sequence[Line], lines: Checked, called: str) -> None:
+    def add(self, here: Sequence[Line], lines: CheckedLines, called: str) -> None:
         self.prompts, self.end = self.prompts + len(here), here[-1].end
         self.bad, self.warned = self.bad + len(lines.wrong), self.warned + len(lines.warnings)
         wrong = islice(sorted(lines.wrong.items()), SHOWN_BAD - len(self.bad_lines))
@@ -161,10 +161,10 @@ def looked_at(file: PromptFile, called: str, variants: Sequence[Planner], catalo
         here = take(file.lines, max(1, STEP // len(variants)))
         if not here:
             return replace(tally, is_whole=True)
-        found = check.checked(here, variants, tally.prompts - tally.bad, catalog)
+        found = check.check_lines(here, variants, tally.prompts - tally.bad, catalog)
         if len(tally.first) < SHOWN_RECIPES:
             right = [line for line in here if line.number in found.planned][:SHOWN_RECIPES]
-            again = check.planned(right, variants, tally.prompts - tally.bad)  # as if no wrong one were between them
+            again = check.plan_lines(right, variants, tally.prompts - tally.bad)  # as if no wrong one were between them
             tally.first += islice(again.in_turn, SHOWN_RECIPES - len(tally.first))
         tally.add(here, found, called)
     return replace(tally, is_whole=tally.end >= file.length)

@@ -184,7 +184,7 @@ def cancel(state: AppState, caller: Caller, batch_id: UUID) -> None:
         lifecycle.close(connection, batch_id, caller.tenant_id)
         audit.record(connection, caller, Action.CANCEL_BATCH, batch_id)
     with transaction(state.engine) as connection:
-        in_hand = lifecycle.cancel_in_hand(connection, batch_id)
+        in_hand = lifecycle.cancel_active(connection, batch_id)
     state.broker.announce_cancelled(in_hand)
     state.broker.advance(batch_id)
     log_event("batch_changed", batch=batch_id, tenant=caller.tenant_id, to="cancelled")

@@ -95,7 +95,7 @@ def catalogue(shell: Shell) -> Iterator[Finding]:
         yield Finding("fail", "catalogue", error.message)
         return
     for model in catalog.models.values():
-        if model.is_here:
+        if model.is_local:
             wrong = problems(model)
             yield Finding("fail", model.name, "; ".join(wrong)) if wrong else Finding("ok", model.name, "whole")
 

@@ -123,7 +123,7 @@ def verify(shell: Shell, names: tuple[str, ...]) -> None:
 
 
 def look(shell: Shell, model: Model) -> dict[str, Any]:
-    if not model.is_here:
+    if not model.is_local:
         return {"model": model.name, "verdict": "not here", "files": 0, "details": [reported(shell, model)]}
     sums = checksums(model)
     wrong = problems(model)
@@ -134,12 +134,12 @@ def look(shell: Shell, model: Model) -> dict[str, Any]:
 
 def checksums(model: Model) -> Mapping[str, str]:
     """Of the catalogue, for files that its operator keeps; of its import for what was imported."""
-    there = manifest.read(model.store) if model.store else None
-    return there.sha256 if there and not model.folder else model.sha256
+    there = manifest.read(model.import_path) if model.import_path else None
+    return there.sha256 if there and not model.source_path else model.sha256
 
 
 def problems(model: Model) -> list[str]:
-    folder = model.folder or model.store
+    folder = model.source_path or model.import_path
     if folder is None or not folder.is_dir():
         return [f"there is no folder {folder}"]
     wrong = []

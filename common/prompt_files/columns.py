@@ -36,15 +36,15 @@ NAMES = {
 }
 ALIASES = {name: field for field, names in NAMES.items() for name in (field, *names)}
 
-WHOLE = {"width", "height", "steps", "count", "seed"}
-NUMBERS = {"guidance", "strength"}
+INTEGERS = {"width", "height", "steps", "count", "seed"}
+FLOATS = {"guidance", "strength"}
 LISTS = {"seeds", "lora"}
 
-MOST_NAMES = 10_000  # that are remembered: a file may have as many of them as it likes
-SHOWN = 5  # names of columns that are wrong
+MAX_CACHED_NAMES = 10_000  # that are remembered: a file may have as many of them as it likes
+MAX_SHOWN = 5  # names of columns that are wrong
 
 
-@lru_cache(MOST_NAMES)
+@lru_cache(MAX_CACHED_NAMES)
 def field_of(name: str) -> str:
     """The field that is meant; the name as it is where it means none. Case, spaces and hyphens are free."""
     plain = re.sub(r"[\s_-]+", "_", name.strip()).casefold()
@@ -55,7 +55,7 @@ def fields_of(given: Mapping[str, Any]) -> dict[str, Any]:
     """What a row gives, by the fields that are meant. Raises Invalid when two of its names mean the same."""
     fields = {field_of(name): value for name, value in given.items()}
     if len(fields) < len(given):
-        raise Invalid(f"{_twice(map(field_of, given))} is there twice, by different names.")
+        raise Invalid(f"{_first_duplicate(map(field_of, given))} is there twice, by different names.")
     return fields
 
 
@@ -64,19 +64,19 @@ def columns_of(header: Sequence[str]) -> tuple[str, ...]:
     columns = tuple(field_of(name) if name.strip() else "" for name in header)
     named = [column for column in columns if column]
     if "prompt" not in named:
-        raise Invalid(f"no column is called prompt (or {', '.join(NAMES['prompt'])}); there are {_shown(header)}.")
+        raise Invalid(f"no column is called prompt (or {', '.join(NAMES['prompt'])}); there are {_quote(header)}.")
     if strange := [column for column in named if column not in FIELDS]:
-        raise Invalid(f"{_shown(strange)} is no field of a recipe; those are {', '.join(FIELDS)}.")
+        raise Invalid(f"{_quote(strange)} is no field of a recipe; those are {', '.join(FIELDS)}.")
     if len(set(named)) < len(named):
-        raise Invalid(f"two columns mean {_twice(named)}.")
+        raise Invalid(f"two columns mean {_first_duplicate(named)}.")
     return columns
 
 
 def parse_cell(field: str, cell: str) -> Any:
     """What a cell says. Where that is nothing of the kind it stays text, and the recipe has to say what is wrong."""
-    if field in WHOLE and (whole := re.fullmatch(r"([+-]?\d{1,30})(?:\.0*)?", cell)):
+    if field in INTEGERS and (whole := re.fullmatch(r"([+-]?\d{1,30})(?:\.0*)?", cell)):
         return int(whole[1])
-    if field in NUMBERS:
+    if field in FLOATS:
         try:
             return float(cell)
         except ValueError:
@@ -89,11 +89,11 @@ def parse_cell(field: str, cell: str) -> Any:
     return cell
 
 
-def _shown(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(repr(name[:40]) for name in names[:SHOWN]) + more
+def _quote(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else ""
+    return ", ".join(repr(name[:40]) for name in names[:MAX_SHOWN]) + more
 
 
-def _twice(fields: Iterable[str]) -> str:
+def _first_duplicate(fields: Iterable[str]) -> str:
     """The first that is there twice."""
     return next(field for field, count in Counter(fields).items() if count > 1)

@@ -15,7 +15,7 @@ from common.errors import Invalid
 from common.prompt_files.columns import FIELDS, columns_of, field_of, fields_of, parse_cell
 
 MAX_LINE_BYTES = 1_000_000
-MOST_BYTES = 16_000_000  # of the lines that are looked at together: a chunk of ordinary ones has half a million
+MAX_CHUNK_BYTES = 16_000_000  # of the lines that are looked at together: a chunk of ordinary ones has half a million
 BOM = b"\xef\xbb\xbf"
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
 TOO_LONG = f"it is longer than {MAX_LINE_BYTES:,} bytes."
@@ -49,12 +49,12 @@ def take(found: Iterator[Line], most: int) -> list[Line]:
     for line in islice(found, most):
         taken.append(line)
         size += line.size
-        if size >= MOST_BYTES:
+        if size >= MAX_CHUNK_BYTES:
             break
     return taken
 
 
-def wrong(reason: str) -> dict[str, Any]:
+def raise_invalid(reason: str) -> dict[str, Any]:
     """Reads a line of which it is known already that it cannot be read."""
     raise Invalid(reason)
 
@@ -64,11 +64,11 @@ def wrong(reason: str) -> dict[str, Any]:
 
 def lines(blocks: Iterable[bytes], format: str, offset: int = 0, number: int = 0) -> Iterator[Line]:
     """The lines of a file whose bytes from `offset` on come in blocks; `number` lines are before that."""
-    read = READERS[format]
+    read = PARSERS[format]
     for size, content in _split_lines(blocks):
         start, offset, number = offset, offset + size, number + 1
         if content is None:
-            yield Line(number, number, offset, TOO_LONG, 0, wrong)
+            yield Line(number, number, offset, TOO_LONG, 0, raise_invalid)
         elif content := (content.removeprefix(BOM) if start == 0 else content).strip():
             yield Line(number, number, offset, content, size, read)
 
@@ -95,14 +95,14 @@ def _text(content: bytes) -> str:
         raise Invalid("it is not UTF-8.") from None
 
 
-READERS = {"jsonl": _object, "txt": _prompt}
+PARSERS = {"jsonl": _object, "txt": _prompt}
 
 
 # CSV
 
 
 @dataclass(frozen=True)
-class Table:
+class CsvHeader:
     """What the first line of a CSV file says of the others. `end` and `number` as those of that line."""
 
     encoding: str
@@ -123,7 +123,7 @@ class Table:
         return {column: parse_cell(column, cell) for column, cell in found if cell}
 
 
-def table_of(blocks: Iterable[bytes], encoding: str) -> Table:
+def read_csv_header(blocks: Iterable[bytes], encoding: str) -> CsvHeader:
     """Reads the first line that is not blank. Raises Invalid when it does not name the columns."""
     end = 0
     for number, (size, content) in enumerate(_split_lines(blocks), 1):
@@ -133,7 +133,7 @@ def table_of(blocks: Iterable[bytes], encoding: str) -> Table:
         if text := content.decode(encoding).lstrip("\ufeff").strip("\r\n "):
             cells, delimiter = _header(text)
             try:
-                return Table(encoding, delimiter, columns_of(cells), end, number)
+                return CsvHeader(encoding, delimiter, columns_of(cells), end, number)
             except Invalid as error:
                 raise Invalid(f"Line {number} must name the columns: {error.message}") from None
     raise Invalid("Its file has no prompts.")
@@ -145,9 +145,9 @@ def _header(text: str) -> tuple[list[str], str]:
     return max(found, key=lambda one: sum(field_of(name) in FIELDS for name in one[0]))
 
 
-def records(blocks: Iterable[bytes], table: Table, offset: int, number: int) -> Iterator[Line]:
+def csv_records(blocks: Iterable[bytes], table: CsvHeader, offset: int, number: int) -> Iterator[Line]:
     """The records from `offset` on, which is behind the header; `number` lines of text are before that."""
-    feed = _Feed(blocks, table.encoding, offset, number)
+    feed = _CsvFeed(blocks, table.encoding, offset, number)
     reader = csv.reader(feed, delimiter=table.delimiter, strict=True)
     while True:
         number, start = feed.begin(), feed.end
@@ -156,15 +156,15 @@ def records(blocks: Iterable[bytes], table: Table, offset: int, number: int) -> 
         except StopIteration:
             return
         except csv.Error as error:
-            yield Line(number, feed.number, feed.end, f"it is not CSV: {error}.", 0, wrong)
+            yield Line(number, feed.number, feed.end, f"it is not CSV: {error}.", 0, raise_invalid)
         except Invalid as error:
-            yield Line(number, feed.number, feed.end, error.message, 0, wrong)
+            yield Line(number, feed.number, feed.end, error.message, 0, raise_invalid)
         else:
             if any(cell.strip() for cell in cells):
                 yield Line(number, feed.number, feed.end, cells, feed.end - start, table.fields)
 
 
-class _Feed:
+class _CsvFeed:
     """Gives a CSV reader the lines of text that it asks for. Raises Invalid once a record is too long.
 
     No generator: the reader asks on after that.
@@ -181,7 +181,7 @@ class _Feed:
         self._begun = self.end
         return self.number + 1
 
-    def __iter__(self) -> "_Feed":
+    def __iter__(self) -> "_CsvFeed":
         return self
 
     def __next__(self) -> str:
@@ -204,14 +204,14 @@ def _split_lines(blocks: Iterable[bytes]) -> Iterator[RawLine]:
     for block in blocks:
         *whole, rest = (rest + block).split(b"\n")
         for content in whole:
-            yield _as_cut(content + b"\n", lost)
+            yield _raw_line(content + b"\n", lost)
             lost = 0
         if len(rest) > MAX_LINE_BYTES:
             lost, rest = lost + len(rest), b""
     if rest or lost:
-        yield _as_cut(rest, lost)
+        yield _raw_line(rest, lost)
 
 
-def _as_cut(content: bytes, lost: int) -> RawLine:
+def _raw_line(content: bytes, lost: int) -> RawLine:
     size = lost + len(content)
     return RawLine(size, None if size > MAX_LINE_BYTES else content)

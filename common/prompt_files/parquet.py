@@ -11,17 +11,17 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 from common.errors import Invalid, Unavailable
-from common.prompt_files.lines import MAX_LINE_BYTES, TOO_LONG, Line, wrong
+from common.prompt_files.lines import MAX_LINE_BYTES, TOO_LONG, Line, raise_invalid
 
 READER = (sys.executable, "-P", "-m", "common.prompt_files.parquet_child")
-MEMORY = 250_000_000  # bytes that it may take besides what any process does
-Read = Callable[[int, int], bytes]  # so many bytes from an offset on
+MAX_MEMORY = 250_000_000  # bytes that it may take besides what any process does
+ReadBytes = Callable[[int, int], bytes]  # so many bytes from an offset on
 
 
 class ParquetRows:
     """The rows that are left, and how many there are in all. Raises Invalid when they cannot be read."""
 
-    def __init__(self, child: "subprocess.Popen[bytes]", read: Read, size: int, start: int) -> None:
+    def __init__(self, child: "subprocess.Popen[bytes]", read: ReadBytes, size: int, start: int) -> None:
         assert child.stdin
         assert child.stdout
         self._child, self._read, self._start = child, read, start
@@ -34,7 +34,7 @@ class ParquetRows:
         while (said := self._next()) != b".\n":
             number += 1
             if len(said) > MAX_LINE_BYTES:
-                yield Line(number, number, number, TOO_LONG, 0, wrong)
+                yield Line(number, number, number, TOO_LONG, 0, raise_invalid)
             elif fields := {name: value for name, value in json.loads(said).items() if value is not None}:
                 yield Line(number, number, number, fields, len(said), dict)
 
@@ -64,8 +64,10 @@ class ParquetRows:
 
 
 @contextmanager
-def parquet_rows(read: Read, size: int, start: int = 0) -> Iterator[ParquetRows]:
-    with subprocess.Popen([*READER, str(start), str(MEMORY)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+def parquet_rows(read: ReadBytes, size: int, start: int = 0) -> Iterator[ParquetRows]:
+    with subprocess.Popen(
+        [*READER, str(start), str(MAX_MEMORY)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
         try:
             yield ParquetRows(child, read, size, start)
         finally:

@@ -21,16 +21,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from common.errors import Invalid
-from common.prompt_files.columns import NUMBERS, WHOLE, columns_of
+from common.prompt_files.columns import FLOATS, INTEGERS, columns_of
 
 BATCH_ROWS = 256
 BUFFER_BYTES = 1_000_000
-MOST_ROWS = 100_000_000
-in_json = json.JSONEncoder(ensure_ascii=False).encode
-KINDS = "text, numbers, or lists of them"
+MAX_ROWS = 100_000_000
+to_json = json.JSONEncoder(ensure_ascii=False).encode
+SUPPORTED = "text, numbers, or lists of them"
 
 
-class Parent(io.RawIOBase):
+class ParentFile(io.RawIOBase):
     """The file, as the parent has it."""
 
     def __init__(self, size: int) -> None:
@@ -53,7 +53,7 @@ class Parent(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         wanted = max(0, min(len(buffer), self._size - self._place))
         if wanted:
-            say(f"R {self._place} {wanted}")
+            send(f"R {self._place} {wanted}")
             sys.stdout.flush()
             data = sys.stdin.buffer.read(wanted)
             if len(data) < wanted:
@@ -68,23 +68,23 @@ def main(start: int, memory: int) -> None:
     try:
         import pyarrow
     except ImportError:
-        give_up("pyarrow is not installed on this host: pip install 'huafang[datasets]'.")
+        exit_with_error("pyarrow is not installed on this host: pip install 'huafang[datasets]'.")
     pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # that one answers when there is no more
     pyarrow.set_cpu_count(1)
     pyarrow.set_io_thread_count(1)
-    limit(memory)
+    limit_memory(memory)
     try:
-        for row in rows(Parent(size), start):
-            say(in_json(row))
+        for row in rows(ParentFile(size), start):
+            send(to_json(row))
     except MemoryError:  # Arrow's own too
-        give_up(f"its pages take more than {memory:,} bytes to unpack; write it with smaller ones.")
+        exit_with_error(f"its pages take more than {memory:,} bytes to unpack; write it with smaller ones.")
     except Invalid as error:
-        give_up(error.message)
-    say(".")
+        exit_with_error(error.message)
+    send(".")
     sys.stdout.flush()
 
 
-def limit(memory: int) -> None:
+def limit_memory(memory: int) -> None:
     """Let this process take so much more than it has by now."""
     if sys.platform == "linux":  # elsewhere nobody keeps to it
         pages = int(Path("/proc/self/statm").read_text().split()[5])
@@ -92,20 +92,20 @@ def limit(memory: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
-def rows(file: Parent, start: int) -> Iterator[dict[str, Any]]:
+def rows(file: ParentFile, start: int) -> Iterator[dict[str, Any]]:
     """What the rows from `start` on give. Raises Invalid when this is no table of prompts."""
     import pyarrow
     from pyarrow import parquet
 
     try:
         table = parquet.ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
-        if table.metadata.num_rows > MOST_ROWS:
-            raise Invalid(f"it has {table.metadata.num_rows:,} rows; at most {MOST_ROWS:,} can be read.")
+        if table.metadata.num_rows > MAX_ROWS:
+            raise Invalid(f"it has {table.metadata.num_rows:,} rows; at most {MAX_ROWS:,} can be read.")
         columns = columns_of([field.name for field in table.schema_arrow])
         for field in table.schema_arrow:
-            if not is_plain(field.type, pyarrow.types):
-                raise Invalid(f"column {field.name[:40]!r} is of type {field.type}; it must be of {KINDS}.")
-        say(f"P {table.metadata.num_rows}")
+            if not is_supported(field.type, pyarrow.types):
+                raise Invalid(f"column {field.name[:40]!r} is of type {field.type}; it must be of {SUPPORTED}.")
+        send(f"P {table.metadata.num_rows}")
         groups, left = list(range(table.num_row_groups)), start
         while groups and left >= table.metadata.row_group(groups[0]).num_rows:
             left -= table.metadata.row_group(groups.pop(0)).num_rows
@@ -113,41 +113,41 @@ def rows(file: Parent, start: int) -> Iterator[dict[str, Any]]:
             skipped = min(left, batch.num_rows)
             left -= skipped
             for row in batch.slice(skipped).to_pylist():
-                yield {column: worth(column, cell) for column, cell in zip(columns, row.values(), strict=True)}
+                yield {column: normalise(column, cell) for column, cell in zip(columns, row.values(), strict=True)}
     except pyarrow.ArrowMemoryError:
         raise MemoryError from None
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise Invalid(f"it cannot be read as Parquet: {str(error).splitlines()[0][:200]}") from None
 
 
-def is_plain(kind: Any, types: Any) -> bool:
+def is_supported(kind: Any, types: Any) -> bool:
     """Text, numbers, lists of numbers, lists of {name, weight}; anything if all of it is null."""
     if types.is_dictionary(kind):
-        return is_plain(kind.value_type, types)
+        return is_supported(kind.value_type, types)
     if types.is_list(kind) or types.is_large_list(kind):
-        return bool(types.is_struct(kind.value_type)) or is_plain(kind.value_type, types)
+        return bool(types.is_struct(kind.value_type)) or is_supported(kind.value_type, types)
     text = types.is_string(kind) or types.is_large_string(kind)
     return bool(text or types.is_integer(kind) or types.is_floating(kind) or types.is_null(kind))
 
 
-def worth(column: str, cell: Any) -> Any:
+def normalise(column: str, cell: Any) -> Any:
     """A whole number beside empty cells is a float in many a table, and an empty one is NaN."""
     if isinstance(cell, float):
         if cell != cell:
             return None
-        if column in WHOLE and cell.is_integer() and abs(cell) < 2**53:
+        if column in INTEGERS and cell.is_integer() and abs(cell) < 2**53:
             return int(cell)
-    if isinstance(cell, int) and column in NUMBERS:
+    if isinstance(cell, int) and column in FLOATS:
         return float(cell)
     return cell
 
 
-def say(line: str) -> None:
+def send(line: str) -> None:
     sys.stdout.write(line + "\n")
 
 
-def give_up(why: str) -> NoReturn:
-    say(f"E {why}")
+def exit_with_error(why: str) -> NoReturn:
+    send(f"E {why}")
     sys.stdout.flush()
     sys.exit(1)
 

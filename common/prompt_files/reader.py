@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from common.prompt_files.lines import Line, lines, records, table_of
+from common.prompt_files.lines import Line, csv_records, lines, read_csv_header
 from common.prompt_files.parquet import parquet_rows
 from common.storage import Storage, upload_key
 from common.uploads import Upload
@@ -33,9 +33,9 @@ def open_prompts(storage: Storage, upload: Upload, offset: int = 0, number: int 
             yield PromptFile(iter(rows), rows.total)
     elif upload.format == "csv":
         with storage.open(key) as head:
-            table = table_of(head, upload.encoding or UTF8)
+            table = read_csv_header(head, upload.encoding or UTF8)
         with storage.open(key, max(offset, table.end)) as blocks:
-            found = records(blocks, table, max(offset, table.end), max(number, table.number))
+            found = csv_records(blocks, table, max(offset, table.end), max(number, table.number))
             yield PromptFile(found, upload.bytes)
     else:
         with storage.open(key, offset) as blocks:

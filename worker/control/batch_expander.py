@@ -18,8 +18,8 @@ from common import originals
 from common.accounts.licences import Acceptances
 from common.batches import check, expansion, retries, skipped_lines
 from common.batches import lifecycle as batches
-from common.batches.check import Checked
-from common.batches.expansion import Rows
+from common.batches.check import CheckedLines
+from common.batches.expansion import JobRows
 from common.batches.lifecycle import Batch, Chunk
 from common.batches.plan import planners
 from common.broker import Broker
@@ -98,9 +98,9 @@ class Expander:
 
     def _check(self, batch: Batch, chunk: Chunk) -> bool:
         with transaction(self._database) as connection:
-            return batches.note_checked(connection, batch, chunk)
+            return batches.record_checked(connection, batch, chunk)
 
-    def _expand(self, batch: Batch, chunk: Chunk, rows: Rows) -> bool:
+    def _expand(self, batch: Batch, chunk: Chunk, rows: JobRows) -> bool:
         with transaction(self._database) as connection:
             is_mine = expansion.expand(connection, batch, chunk, rows)
         if is_mine:
@@ -122,7 +122,7 @@ class Expander:
     # From lines to recipes
 
     @contextmanager
-    def _chunks(self, batch: Batch) -> Iterator[Iterator[tuple[Chunk, Rows | None]]]:
+    def _chunks(self, batch: Batch) -> Iterator[Iterator[tuple[Chunk, JobRows | None]]]:
         """The chunks from where the batch stands, as rows too if they are to be expanded.
 
         The next one is made while Postgres works at the last one.
@@ -133,7 +133,7 @@ class Expander:
         ):
             chunks = self._made(batch, file.lines)
 
-            def in_turn() -> Iterator[tuple[Chunk, Rows | None]]:
+            def in_turn() -> Iterator[tuple[Chunk, JobRows | None]]:
                 coming = ahead.submit(next, chunks, None)
                 while chunk := coming.result():
                     coming = ahead.submit(next, chunks, None)
@@ -141,7 +141,7 @@ class Expander:
 
             yield in_turn()
 
-    def _made(self, batch: Batch, found: Iterator[Line]) -> Iterator[tuple[Chunk, Rows | None]]:
+    def _made(self, batch: Batch, found: Iterator[Line]) -> Iterator[tuple[Chunk, JobRows | None]]:
         variants = planners(batch.plan, self._catalog, self._find(batch))
         size = CHUNK_IMAGES // batch.plan.images_per_prompt if batch.is_checked else CHECK_PROMPTS
         size = max(1, size // len(variants))
@@ -150,10 +150,10 @@ class Expander:
             here = [*first, *take(found, size - 1)]
             first = list(islice(found, 1))
             if batch.is_checked:
-                lines = check.planned(self._wanted(batch, here), variants, place)
+                lines = check.plan_lines(self._wanted(batch, here), variants, place)
                 self._refuse_wrong(batch, lines)
             else:
-                lines = check.checked(here, variants, place, self._catalog)
+                lines = check.check_lines(here, variants, place, self._catalog)
                 skipped += len(lines.wrong)
                 if not batch.plan.skip_bad:
                     self._refuse_wrong(batch, lines)
@@ -165,13 +165,13 @@ class Expander:
             yield self._chunk(batch, here, lines, is_last=not first), self._rows(batch, lines, place)
             place += len(lines.planned)
 
-    def _chunk(self, batch: Batch, here: list[Line], lines: Checked, *, is_last: bool) -> Chunk:
+    def _chunk(self, batch: Batch, here: list[Line], lines: CheckedLines, *, is_last: bool) -> Chunk:
         last, name = here[-1], line_noun(batch.upload.format)
         warnings = [f"{name} {number}: {warning}" for number, warning in lines.warnings.items()]
         return Chunk(last.end, last.last, is_last, len(lines.planned), warnings, lines.wrong)
 
-    def _rows(self, batch: Batch, lines: Checked, place: int) -> Rows | None:
-        return expansion.rows_of(batch, lines.in_turn, place * batch.variants) if batch.is_checked else None
+    def _rows(self, batch: Batch, lines: CheckedLines, place: int) -> JobRows | None:
+        return expansion.build_rows(batch, lines.in_turn, place * batch.variants) if batch.is_checked else None
 
     def _find(self, batch: Batch) -> FindImage:
         @lru_cache(KNOWN_ORIGINALS)
@@ -189,11 +189,11 @@ class Expander:
             skipped = skipped_lines.lines(connection, batch.id, here[0].number, here[-1].number)
         return [line for line in here if line.number not in skipped]
 
-    def _refuse_wrong(self, batch: Batch, lines: Checked, how_many: str = "") -> None:
+    def _refuse_wrong(self, batch: Batch, lines: CheckedLines, how_many: str = "") -> None:
         if lines.wrong:
-            raise Invalid(how_many + check.wrong_lines(lines.wrong, line_noun(batch.upload.format)))
+            raise Invalid(how_many + check.list_errors(lines.wrong, line_noun(batch.upload.format)))
 
-    def _require_licences(self, batch: Batch, lines: Checked) -> None:
+    def _require_licences(self, batch: Batch, lines: CheckedLines) -> None:
         """Lines may name models of their own. Raises LicenceNotAccepted, which names the first line."""
         for name, number in lines.first_lines.items():
             try:

@@ -131,10 +131,10 @@ class Sweep:
     def note_progress(self) -> None:
         """Note how far the batches are; those of which too much fails pause."""
         with self._transaction() as connection:
-            found = progress.look(connection)
+            found = progress.measure(connection)
         for one in found:
             with self._transaction() as connection:
-                is_mine = progress.note(connection, one)
+                is_mine = progress.record(connection, one)
             if is_mine and one.because:
                 log_event("batch_stopped", batch=one.batch_id, reason=one.because)
 

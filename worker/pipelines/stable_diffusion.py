@@ -63,9 +63,9 @@ class StableDiffusion:
         self.model = model
         self.revision = model.revision
         self.details = {"precision": precision(model, device.type), **({"compiled": True} if model.compile else {})}
-        assert model.folder
+        assert model.source_path
         self.parts: Mapping[Hashable, int] = {
-            checkpoint.component_id(model, model.folder, name): sum(
+            checkpoint.component_id(model, model.source_path, name): sum(
                 tensor.nbytes for tensor in (*part.parameters(), *part.buffers())
             )
             for name, part in pipe.components.items()

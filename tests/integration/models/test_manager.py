@@ -102,7 +102,7 @@ def test_a_refused_model_of_the_hub_is_tried_again_after_five_minutes_and_a_fold
         def _load(self, model: Model) -> Pipeline:
             raise ModelRefused("It is broken.")
 
-    gallery = make_gallery(MINI, replace(MINI, name="hub", folder=None), kind=Strict)
+    gallery = make_gallery(MINI, replace(MINI, name="hub", source_path=None), kind=Strict)
     for name in (MINI.name, "hub"):
         with pytest.raises(ModelRefused):
             gallery.painter(name)

@@ -186,9 +186,7 @@ def test_what_is_flagged_is_not_stored_and_nothing_starts_from_it(
     assert [image["state"] for image in images] == ["flagged"] * 3
     assert len(bucket_of(settings)) == 2  # the uploads
     answer = client.post("/v1/jobs", json={"prompt": "圆形", "source": images[0]["id"]})
-    assert refusal(answer) == [
-        f"source is {images[0]['id']}; neither an upload nor a stored image of yours is that picture"
-    ]
+    assert refusal(answer) == [f"source is {images[0]['id']}; you have no upload and no stored image with this id"]
 
 
 @pytest.fixture
@@ -228,7 +226,7 @@ def test_a_picture_of_another_tenant_is_none(api: Api, client: httpx.Client) -> 
     source = upload(client, grain())
     with api.client("another") as stranger:
         answer = stranger.post("/v1/jobs", json={"prompt": "圆形", "source": source})
-        assert refusal(answer) == [f"source is {source}; neither an upload nor a stored image of yours is that picture"]
+        assert refusal(answer) == [f"source is {source}; you have no upload and no stored image with this id"]
 
 
 def test_prompts_of_a_batch_start_from_its_picture_or_their_own(

@@ -66,9 +66,11 @@ def test_the_command_line_names_device_models_and_worker(story: Story, settings:
 
 def test_a_model_that_is_refused_does_not_stop_the_others(story: Story, settings: Settings, tmp_path: Path) -> None:
     """With the real pipeline: the broken model's jobs wait, uncounted, and the worker says why."""
-    catalog = settings.catalog.read_text().replace('"./mini-zh"', f'"{CATALOG.get("mini-zh").folder}"')
+    catalog = settings.catalog.read_text().replace('"./mini-zh"', f'"{CATALOG.get("mini-zh").source_path}"')
     entry = catalog[catalog.index("[models.mini-zh]") : catalog.index("[models.mini-zh.vocabulary]")]
-    broken = entry.replace("[models.mini-zh]", "[models.broken]").replace(str(CATALOG.get("mini-zh").folder), "./none")
+    broken = entry.replace("[models.mini-zh]", "[models.broken]").replace(
+        str(CATALOG.get("mini-zh").source_path), "./none"
+    )
     (tmp_path / "catalog.toml").write_text(f"{catalog}\n{broken}")
     changes = {"CATALOG": str(tmp_path / "catalog.toml"), "DEVICE": "cpu", "TORCH_THREADS": "1", **QUICK}
     waits, goes = story.submit(), story.submit(tenant="other")

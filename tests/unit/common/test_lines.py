@@ -16,7 +16,7 @@ from common.errors import Invalid, Unavailable
 from common.prompt_files import columns
 from common.prompt_files import parquet as parquet_lines
 from common.prompt_files.columns import columns_of, field_of, parse_cell
-from common.prompt_files.lines import MAX_LINE_BYTES, MOST_BYTES, Line, lines, records, table_of, take
+from common.prompt_files.lines import MAX_CHUNK_BYTES, MAX_LINE_BYTES, Line, csv_records, lines, read_csv_header, take
 from common.prompt_files.parquet import parquet_rows
 from common.recipes.recipe import Draft
 
@@ -27,7 +27,7 @@ def test_of_large_lines_few_are_in_memory_at_once_and_none_is_lost() -> None:
     found = lines((LONG for _ in range(40)), "txt")
     chunks = list(iter(lambda: take(found, 5000), []))
     assert [line.number for chunk in chunks for line in chunk] == list(range(1, 41))
-    assert all(sum(len(line.content) for line in chunk) < MOST_BYTES + len(LONG) for chunk in chunks)
+    assert all(sum(len(line.content) for line in chunk) < MAX_CHUNK_BYTES + len(LONG) for chunk in chunks)
 
 
 def test_of_small_lines_no_more_are_taken_than_asked_for() -> None:
@@ -53,7 +53,7 @@ def test_the_columns_are_the_fields_of_a_recipe_and_no_name_means_two() -> None:
     names = [name for names in columns.NAMES.values() for name in names]
     assert set(columns.NAMES) == set(Draft.model_fields)
     assert len(set(names)) == len(names)
-    kinds = {*columns.WHOLE, *columns.NUMBERS, *columns.LISTS}
+    kinds = {*columns.INTEGERS, *columns.FLOATS, *columns.LISTS}
     texts = {"prompt", "negative_prompt", "model", "scheduler", "mode", "source", "mask", "format"}
     assert kinds | texts == set(Draft.model_fields)
 
@@ -133,9 +133,9 @@ def csv_lines(data: bytes, encoding: str = "utf-8", offset: int = 0, number: int
     def blocks(start: int) -> Iterator[bytes]:
         return iter([data[at : at + block] for at in range(start, len(data), block)])
 
-    table = table_of(blocks(0), encoding)
+    table = read_csv_header(blocks(0), encoding)
     start = max(offset, table.end)
-    return records(blocks(start), table, start, max(number, table.number))
+    return csv_records(blocks(start), table, start, max(number, table.number))
 
 
 def told(found: Iterator[Line]) -> list[Any]:
@@ -266,7 +266,7 @@ def test_what_is_no_table_of_prompts_says_so(parquet: Callable[..., Path], tmp_p
 def test_what_unpacks_to_more_than_there_is_memory_is_refused(
     parquet: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parquet_lines, "MEMORY", 40_000_000)
+    monkeypatch.setattr(parquet_lines, "MAX_MEMORY", 40_000_000)
     one = pa.array(["x" * 1_000_000] * 60)
     file = parquet(
         {"prompt": one}, use_dictionary=False, data_page_size=10**9, compression="zstd", write_batch_size=999
@@ -288,7 +288,7 @@ def test_a_reader_that_is_killed_is_begun_again_by_whoever_waits(parquet: Callab
 
 
 def test_it_goes_with_its_parent() -> None:
-    command = [*parquet_lines.READER, "0", str(parquet_lines.MEMORY)]
+    command = [*parquet_lines.READER, "0", str(parquet_lines.MAX_MEMORY)]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     child.stdin.write(b"1000\n")
     child.stdin.close()
