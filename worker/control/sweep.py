@@ -124,7 +124,7 @@ class Sweep:
     def export(self) -> None:
         """Send again for datasets that nobody writes; those that follow a batch are looked at again, too."""
         with self._transaction() as connection:
-            unattended = datasets.unattended(connection, EXPORT_SILENCE_S, EXPORT_REST_S)
+            unattended = datasets.due(connection, EXPORT_SILENCE_S, EXPORT_REST_S)
         for dataset_id in unattended:
             self._messages.export(dataset_id)
 
@@ -141,7 +141,7 @@ class Sweep:
     def end_batches(self) -> None:
         """End batches, and have the datasets finished that have waited for it."""
         with self._transaction() as connection:
-            waiting = datasets.of_batches(connection, batches.end(connection))
+            waiting = datasets.unfinished_of(connection, batches.end(connection))
         for dataset_id in waiting:
             self._messages.export(dataset_id)
 

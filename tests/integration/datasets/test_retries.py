@@ -6,6 +6,7 @@ from uuid import UUID
 import pytest
 
 from common.config import Settings
+from common.datasets import contents
 from common.datasets import lifecycle as datasets
 from common.datasets.layout import DatasetPlan
 from common.datasets.lifecycle import Dataset
@@ -66,7 +67,7 @@ def asked(farm: BatchStory, batch_id: UUID) -> Dataset:
 def shown(farm: BatchStory, dataset: Dataset) -> list[tuple[str, UUID]]:
     """How its images ended, and of which job."""
     with transaction(farm.database) as connection:
-        found = datasets.jobs(connection, dataset, 0, 100, 100)
+        found = contents.finished_jobs(connection, dataset, 0, 100, 100)
     return [(image["state"], UUID(image["job_id"])) for job in found for image in job.images]
 
 
@@ -100,7 +101,7 @@ def test_a_single_retry_that_goes_on_is_not_waited_for(farm: BatchStory) -> None
         jobs.retry(connection, first_job(farm, batch_id), farm.tenant())
     dataset = asked(farm, batch_id)
     with transaction(farm.database) as connection:
-        assert datasets.reach(connection, dataset) == datasets.Reach(1, has_ended=True)
+        assert contents.finished_prefix(connection, dataset) == contents.FinishedPrefix(1, has_ended=True)
 
 
 def test_a_retry_made_after_it_was_asked_for_belongs_to_the_next(farm: BatchStory) -> None:
@@ -113,9 +114,9 @@ def test_a_retry_made_after_it_was_asked_for_belongs_to_the_next(farm: BatchStor
     farm.expander.work(second, 60)
     following = asked(farm, batch_id)
     with transaction(farm.database) as connection:
-        reached = [datasets.reach(connection, one).has_ended for one in (alone, with_first, following)]
+        reached = [contents.finished_prefix(connection, one).has_ended for one in (alone, with_first, following)]
         assert reached == [True, True, False]
-        assert datasets.reach(connection, following).position == 0
+        assert contents.finished_prefix(connection, following).position == 0
     render(farm, STORED)
     assert [list(one.retries) for one in (alone, with_first, following)] == [[], [first], [first, second]]
     was = [(FAILED, first_job(farm, batch_id))] * 2
@@ -129,11 +130,11 @@ def test_a_dataset_is_written_on_when_its_batch_or_a_retry_of_it_ends(farm: Batc
     retry_id = redrawn(farm, batch_id, STORED)
     both, other = asked(farm, batch_id), asked(farm, failed(farm))
     with transaction(farm.database) as connection:
-        assert datasets.of_batches(connection, [retry_id]) == [both.id]
-        assert set(datasets.of_batches(connection, [batch_id])) == {alone.id, both.id}
-        assert datasets.of_batches(connection, [new_id()]) == []
+        assert datasets.unfinished_of(connection, [retry_id]) == [both.id]
+        assert set(datasets.unfinished_of(connection, [batch_id])) == {alone.id, both.id}
+        assert datasets.unfinished_of(connection, [new_id()]) == []
         assert datasets.fail(connection, both, "unwritable", "It was ended.")
-        assert set(datasets.of_batches(connection, [retry_id, other.batch_id])) == {other.id}
+        assert set(datasets.unfinished_of(connection, [retry_id, other.batch_id])) == {other.id}
 
 
 def test_only_what_has_ended_is_read_of_a_batch_that_goes_on(farm: BatchStory) -> None:
@@ -144,15 +145,15 @@ def test_only_what_has_ended_is_read_of_a_batch_that_goes_on(farm: BatchStory) -
     farm.publish(first)
     farm.publish(third)
     with transaction(farm.database) as connection:
-        reach = datasets.reach(connection, dataset)
-        assert reach == datasets.Reach(1, has_ended=False)
-        assert [job.position for job in datasets.jobs(connection, dataset, 0, reach.position, 100)] == [0]
+        prefix = contents.finished_prefix(connection, dataset)
+        assert prefix == contents.FinishedPrefix(1, has_ended=False)
+        assert [job.position for job in contents.finished_jobs(connection, dataset, 0, prefix.position, 100)] == [0]
     farm.publish(second)
     farm.end()
     with transaction(farm.database) as connection:
-        reach = datasets.reach(connection, dataset)
-        assert reach == datasets.Reach(3, has_ended=True)
-        assert [job.position for job in datasets.jobs(connection, dataset, 1, reach.position, 1)] == [1]
+        prefix = contents.finished_prefix(connection, dataset)
+        assert prefix == contents.FinishedPrefix(3, has_ended=True)
+        assert [job.position for job in contents.finished_jobs(connection, dataset, 1, prefix.position, 1)] == [1]
 
 
 def test_one_who_has_no_hand_in_it_any_more_changes_nothing(farm: BatchStory) -> None:
@@ -163,7 +164,7 @@ def test_one_who_has_no_hand_in_it_any_more_changes_nothing(farm: BatchStory) ->
     with transaction(farm.database) as connection:
         assert datasets.acquire(connection, dataset.id, 60) is None
         assert datasets.advance(connection, stranger, step) is None
-        assert not datasets.note_written(connection, stranger, 1)
+        assert not datasets.record_written(connection, stranger, 1)
         assert not datasets.finish(connection, stranger, "digest", 1, 1)
         assert not datasets.fail(connection, stranger, "code", "message")
         assert not datasets.release(connection, stranger)

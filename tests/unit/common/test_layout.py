@@ -19,7 +19,7 @@ def test_what_the_splits_leave_is_train() -> None:
     plan = DatasetPlan(splits={"validation": 0.2, "test": 0.1})
     assert plan.splits == {"test": 0.1, "train": 0.7, "validation": 0.2}
     assert DatasetPlan(splits=plan.splits) == plan
-    assert DatasetPlan(splits={"a": 0.5, "b": 0.5}).names == ["a", "b"]
+    assert DatasetPlan(splits={"a": 0.5, "b": 0.5}).split_names == ["a", "b"]
 
 
 @pytest.mark.parametrize(
