@@ -192,7 +192,7 @@ def embedded_texts(data: bytes) -> dict[str, str]:
     try:
         with Image.open(BytesIO(data)) as image:
             if image.format == "PNG":
-                return {key: str(text) for key, text in image.info.items() if isinstance(text, str)}
+                return {str(key): str(text) for key, text in image.info.items() if isinstance(text, str)}
             if image.format == "JPEG":  # a long text is in several comments
                 text = b"".join(comment for name, comment in image.applist if name == "COM")  # type: ignore[attr-defined]
             else:
