@@ -129,7 +129,7 @@ def test_a_full_redis_does_not_end_a_worker(story: Story, settings: Settings, tm
     servers = Servers(tmp_path / "redis")
     servers.start("valkey")
     try:
-        url = servers.site.environment(settings)["HUAFANG_REDIS_URL"]
+        url = servers.instance.environment(settings)["HUAFANG_REDIS_URL"]
         own = settings.model_copy(update={"redis_url": SecretStr(url)})
         with (
             running(tmp_path, own, "render", "--device", "stub", **QUICK) as worker,
