@@ -33,8 +33,7 @@ EVENTS: dict[str, tuple[int, str]] = {
     # render workers
     "worker_started": (logging.INFO, "A render worker started."),
     "worker_drains": (logging.INFO, "This worker finishes what it holds and claims nothing more."),
-    "clock_wrong": (logging.ERROR, "The clock of this machine is not the database's; this worker drains until it is."),
-    "clock_right": (logging.INFO, "The clock of this machine is the database's again; this worker goes on."),
+    "clock_skew": (logging.WARNING, "This machine's clock differs from the database's; set it right."),
     "worker_ends_itself": (logging.CRITICAL, "This process cannot go on and ends; its supervisor starts a new one."),
     "worker_stopped": (logging.INFO, "This worker has stopped."),
     "nothing_to_serve": (logging.ERROR, "This worker refuses every model that it was to serve; it renders nothing."),

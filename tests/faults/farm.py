@@ -305,6 +305,10 @@ class Farm:
             return self.site.log(name).read_text(errors="replace").count(words)
         return 0
 
+    def logged(self, name: str, event: str) -> int:
+        """How often a process of ours has logged this event."""
+        return (self.home / "processes" / f"{name}.log").read_text(errors="replace").count(event)
+
 
 def answers(url: str) -> bool:
     try:
