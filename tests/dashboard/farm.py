@@ -145,8 +145,8 @@ def painting(settings: Settings) -> Iterator[None]:
     try:
         yield
     finally:
-        worker.engine.drain()
-        worker.engine.drain()
+        worker.loop.drain()
+        worker.loop.drain()
         worker.stop()
         worker.database.dispose()
 

@@ -114,7 +114,7 @@ def set_traps() -> None:
         from worker.pipelines import registry
         from worker.render.notifications import Notifications
 
-        before(Notifications, "changed", "die_published")  # after the COMMIT of a publish
+        before(Notifications, "announce_soon", "die_published")  # after the COMMIT of a publish
         wrap(registry, "load", treacherous)
 
 

@@ -179,7 +179,7 @@ class Sweep:
         with self._transaction() as connection:
             leftovers = leases.orphaned_keys(connection, CLEAN_AFTER_LEASES * self._settings.lease_s)
         for lease_id, keys in leftovers.items():
-            with self._storage_outage.noticed():
+            with self._storage_outage.tracked():
                 self._storage.delete(keys)
             with self._transaction() as connection:
                 leases.mark_cleaned(connection, [lease_id])
@@ -190,7 +190,7 @@ class Sweep:
         """Delete the uploads that nothing has used for a while. Their rows are locked until their bytes are deleted."""
         with self._transaction() as connection:
             unused = uploads.take_unused(connection, self._settings.upload_days)
-            with self._storage_outage.noticed():
+            with self._storage_outage.tracked():
                 self._storage.delete(upload_key(*upload) for upload in unused)
         if unused:
             log_event("uploads_deleted", uploads=len(unused))
@@ -212,5 +212,5 @@ class Sweep:
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
-        with self._outage.noticed(), transaction(self._database) as connection:
+        with self._outage.tracked(), transaction(self._database) as connection:
             yield connection

@@ -133,7 +133,7 @@ class ModelManager:
     def _make_resident(self, model: Model) -> None:
         began = time.monotonic()
         try:
-            with self._watchdog.watches("load"):
+            with self._watchdog.watch("load"):
                 loaded = self._load_beside_others(model)
                 self._capacities = {**self._capacities, model.name: self._capacity(loaded)}
         except (Unavailable, DeviceLost):
@@ -246,7 +246,7 @@ class ModelManager:
         seldom = importer.throttled(say, REPORT_S)
 
         def report(phase: str, done: int, total: int) -> None:
-            self._watchdog.gets_on()
+            self._watchdog.keep_alive()
             seldom(phase, done, total)
 
         return load(importer.ensure_imported(model, self._store, load, report))

@@ -1,7 +1,7 @@
-"""The heartbeat of a render worker: renews all its leases in one statement, says that it lives, hears what is asked.
+"""The heartbeat of a render worker: renews all its leases in one statement, reports the worker, and reads its state.
 
-It has a database connection of its own, so that no full pool and no slow publish can cost a lease; while Postgres is
-away it goes on trying, and the fence decides afterwards.
+It has a database connection of its own, so that neither a full pool nor a slow publish costs a lease. While Postgres is
+away it keeps trying; the fence decides afterwards.
 """
 
 import threading
@@ -19,9 +19,10 @@ from common.queue import leases, workers
 from common.queue.workers import Worker
 from worker.availability import Availability
 from worker.render.inflight import HeldLeases
+from worker.render.sentences import sentence
 
-TOLERANCE_S = 5.0  # between this machine's clock and the database's
-SOON_S = 1.0  # until the next beat of a worker that is not ready, or that Postgres did not hear
+CLOCK_TOLERANCE_S = 5.0
+SOON_S = 1.0  # until the next heartbeat of a worker that is not ready, or while Postgres is away
 
 
 class Heartbeat:
@@ -29,17 +30,17 @@ class Heartbeat:
         self,
         settings: Settings,
         database: Database,
-        holdings: HeldLeases,
-        outage: Availability,
-        introduce: Callable[[], tuple[Worker, bool]],
+        held_leases: HeldLeases,
+        availability: Availability,
+        describe: Callable[[], tuple[Worker, bool]],
         pause: Callable[[bool], None],
     ) -> None:
-        """`introduce` says what this worker is now, and whether it is ready; `pause` hears whether it is to drain."""
+        """`describe` returns the worker and whether it is ready; `pause` is called with whether it has to drain."""
         self._settings = settings
         self._database = database
-        self._holdings = holdings
-        self._outage = outage
-        self._introduce = introduce
+        self._held_leases = held_leases
+        self._availability = availability
+        self._describe = describe
         self._pause = pause
         self._clock_is_wrong = False
         self._stopping = threading.Event()
@@ -48,36 +49,40 @@ class Heartbeat:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self, reason: str = "it was told to stop") -> None:
-        """Stop, and say goodbye if Postgres hears it."""
+    def stop(self, reason: str | None = None) -> None:
+        """Stop, and record that the worker has stopped. While Postgres is away the sweep does so later."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(10)
-        worker, _ = self._introduce()
+        worker, _ = self._describe()
         try:
             with transaction(self._database) as connection:
-                workers.stop(connection, worker.id, reason)
+                workers.stop(connection, worker.id, reason or sentence("stop_requested"))
         except Unavailable:
-            pass  # the sweep will notice its silence
+            pass
 
     def beat(self) -> bool:
         """Whether this worker was ready. Raises Unavailable while Postgres is away."""
-        abandoned, held_ids = self._holdings.abandoned(), self._holdings.leases()
-        if abandoned or held_ids:
-            for lease_id in abandoned:
-                with transaction(self._database) as connection:
-                    leases.release(connection, lease_id)
-            with transaction(self._database) as connection:
-                held = leases.renew(connection, held_ids, self._settings.lease_s)
-            self._holdings.given_back(abandoned)
-            self._holdings.renewed(held_ids, held)
-        worker, ready = self._introduce()
+        self._renew_leases()
+        worker, ready = self._describe()
         before = time.time()
         with transaction(self._database) as connection:
-            heard = workers.heartbeat(connection, worker, ready=ready)
-        self._compare_clocks(before, heard.now.timestamp(), time.time())
-        self._pause(heard.state == WorkerState.DRAINING)
+            reply = workers.heartbeat(connection, worker, ready=ready)
+        self._compare_clocks(before, reply.now.timestamp(), time.time())
+        self._pause(reply.state == WorkerState.DRAINING)
         return ready
+
+    def _renew_leases(self) -> None:
+        deferred, held = self._held_leases.deferred_releases(), self._held_leases.ids()
+        if not deferred and not held:
+            return
+        for lease_id in deferred:
+            with transaction(self._database) as connection:
+                leases.release(connection, lease_id)
+        with transaction(self._database) as connection:
+            wanted = leases.renew(connection, held, self._settings.lease_s)
+        self._held_leases.confirm_released(deferred)
+        self._held_leases.apply_renewal(held, wanted)
 
     def _compare_clocks(self, before: float, database_time: float, after: float) -> None:
         """Log once when this machine's clock is wrong. `database_time` was read between `before` and `after`.
@@ -86,7 +91,7 @@ class Heartbeat:
         image store use this one: they mislead, or are refused.
         """
         skew_s = max(before - database_time, 0) + min(after - database_time, 0)
-        was_wrong, self._clock_is_wrong = self._clock_is_wrong, abs(skew_s) > TOLERANCE_S
+        was_wrong, self._clock_is_wrong = self._clock_is_wrong, abs(skew_s) > CLOCK_TOLERANCE_S
         if self._clock_is_wrong and not was_wrong:
             log_event("clock_skew", skew_s=round(skew_s))
 
@@ -94,10 +99,10 @@ class Heartbeat:
         while not self._stopping.is_set():
             ready = False
             try:
-                with self._outage.noticed():
+                with self._availability.tracked():
                     ready = self.beat()
             except Unavailable:
                 pass
             except Exception:
-                log_event("beat_failed", exc_info=True)
+                log_event("heartbeat_failed", exc_info=True)
             self._stopping.wait(self._settings.beat_s if ready else min(SOON_S, self._settings.beat_s))

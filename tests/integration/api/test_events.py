@@ -209,8 +209,8 @@ def test_a_worker_tells_of_its_start_its_steps_and_its_end(
     with redis, redis.pubsub() as channel, following(client, job) as follower:
         channel.subscribe(PROGRESS_CHANNEL)
         assert follower.next().data == {"state": "queued"}
-        worker.news.start()
-        worker.engine.work(0.01)
+        worker.notifications.start()
+        worker.loop.run(0.01)
         events = list(follower)
         reported = 0
         while message := channel.get_message(timeout=0.2):

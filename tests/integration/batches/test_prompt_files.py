@@ -256,8 +256,8 @@ def test_a_dry_run_knows_how_long_it_takes_and_how_large_it_gets(
     batch_id = submitted(client, "红色的圆形\n".encode() * 20, "text/plain", defaults=look)
     assert not control.work(batch_id, 60)
     worker = make_worker()
-    worker.engine.start()
-    until(lambda: worker.engine.work() or read(client, batch_id)["images"]["stored"] == 20)
+    worker.loop.start()
+    until(lambda: worker.loop.run() or read(client, batch_id)["images"]["stored"] == 20)
     worker.heartbeat.beat()
     found = try_out(client, prompts=["红色的圆形"] * 50, defaults=look)["estimate"]
     images = [image for job in client.get("/v1/jobs").json()["items"] for image in job["images"]]

@@ -12,7 +12,7 @@ from common.catalog.catalog import Model
 from common.config import Settings
 from common.errors import ModelRefused, OutOfMemory, RenderFailed
 from tests.support.stories import CATALOG, Story
-from tests.support.workers import MakeWorker
+from tests.support.workers import MakeWorker, until_published
 from worker.models.manager import FOR_EVER_S, SWAP_DELAY_S, ModelManager
 from worker.pipelines import batch_size
 from worker.pipelines.base import ImageRequest, OnStep, Pipeline, RenderedImage
@@ -124,11 +124,11 @@ def test_models_that_do_not_fit_together_are_not_swapped_at_once(make_gallery: M
 def test_models_that_fit_together_need_no_patience(story: Story, make_worker: MakeWorker) -> None:
     worker = make_worker(model_memory=2 * BYTES, models="mini-zh,zh-v0")
     jobs = [story.submit(model=model, width=64, height=64) for model in ("mini-zh", "zh-v0", "mini-zh")]
-    worker.engine.work(30)
-    assert worker.holdings.wait_until_empty(20)
+    worker.loop.run(30)
+    until_published(worker)
     assert {story.job(job).state for job in jobs} == {"succeeded"}
-    assert set(worker.gallery.resident) == {"mini-zh", "zh-v0"}
-    assert worker.gallery.patience_s == 0
+    assert set(worker.models.resident) == {"mini-zh", "zh-v0"}
+    assert worker.models.patience_s == 0
 
 
 # Capacity
@@ -195,9 +195,9 @@ def test_larger_pictures_are_painted_in_smaller_parts(
     worker = make_worker()
     counting = Counting(MINI)
     counting.counts = []
-    worker.gallery._painters = {"mini-zh": counting}
-    worker.engine.work(30)
-    assert worker.holdings.wait_until_empty(20)
+    worker.models._painters = {"mini-zh": counting}
+    worker.loop.run(30)
+    until_published(worker)
     assert story.job(job).state == "succeeded"
     assert counting.counts == counts
 
@@ -212,11 +212,11 @@ def test_the_end_of_a_microbatch_is_foreseen_over_all_its_parts(story: Story, ma
             def told(step: int, steps: int) -> None:
                 on_step(step, steps)
                 if step == steps:
-                    left.append(worker.brush.rendering.seconds_left())
+                    left.append(worker.render_thread.current.seconds_left())
 
             return super().paint(strokes, told)
 
-    worker.gallery._painters = {"mini-zh": Telling(MINI, 0.02)}
-    worker.engine.work(30)
+    worker.models._painters = {"mini-zh": Telling(MINI, 0.02)}
+    worker.loop.run(30)
     assert len(left) == 4
     assert min(left[:3]) > 0 >= left[3]

@@ -39,7 +39,7 @@ def test_a_database_that_is_not_migrated_is_refused_in_one_sentence(
     with transaction(database) as connection:
         connection.execute(text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
     with running(tmp_path, settings, kind) as worker:
-        assert worker.wait(30) == 1
+        assert worker.wait(120) == 1
         last = log_of(worker).splitlines()[-1]
     assert last == "The database has no tables yet: run `huafang admin migrate`."
     assert "Traceback" not in log_of(worker)
@@ -49,7 +49,7 @@ def test_a_model_that_the_catalogue_does_not_have_is_refused_in_one_sentence(
     settings: Settings, tmp_path: Path
 ) -> None:
     with running(tmp_path, settings, "render", "--models", "mini-zh,maxi-zh") as worker:
-        assert worker.wait(30) == 1
+        assert worker.wait(120) == 1
     (line,) = log_of(worker).splitlines()
     assert "there is no model 'maxi-zh'" in line
 
@@ -60,7 +60,7 @@ def test_the_command_line_names_device_models_and_worker(story: Story, settings:
         row = until(lambda: ready_workers(story))[0]
         assert (row["name"], row["models"], row["class"]["device"]) == ("阿画", ["mini-zh"], "stub")
         worker.terminate()
-        assert worker.wait(30) == 0
+        assert worker.wait(120) == 0
     assert ready_workers(story) == []
 
 
@@ -102,7 +102,7 @@ def test_sigterm_gives_back_what_is_being_painted_and_another_worker_finishes_it
     with running(tmp_path, settings, "render", DEVICE=SLOW, DRAIN_S="1", **QUICK) as first:
         until(lambda: story.job(job).state == JobState.RUNNING)
         first.terminate()
-        assert first.wait(30) == 0
+        assert first.wait(120) == 0
         assert {(image.state, image.attempts) for image in story.images(job)} == {(ImageState.QUEUED, 0)}
     with running(tmp_path, settings, "render", **QUICK):
         assert until_ended(story, job) == [JobState.SUCCEEDED]
@@ -119,7 +119,7 @@ def test_what_a_killed_worker_held_is_rescued_by_the_sweep(story: Story, setting
         with running(tmp_path, settings, "render", **QUICK):
             assert until_ended(story, job) == [JobState.SUCCEEDED]
         control.terminate()
-        assert control.wait(30) == 0
+        assert control.wait(120) == 0
     assert {image.attempts for image in story.images(job)} == {2}
     assert "leases_rescued" in log_of(control)
 
