@@ -28,8 +28,8 @@ from common.batches.plan import PlannedJob, Planner, planners
 from common.catalog.catalog import Catalog
 from common.db import transaction
 from common.errors import Invalid, NotFound
-from common.prompt_files.lines import Line, lines, take
-from common.prompt_files.reader import PromptFile, line_noun, open_prompts
+from common.prompt_files.lines import Line, at_line, lines, take
+from common.prompt_files.reader import PromptFile, open_prompts
 
 MOST_PROMPTS = 20_000
 MOST_S = 3.0
@@ -104,7 +104,7 @@ class Tally:
         wrong = islice(sorted(lines.wrong.items()), SHOWN_BAD - len(self.bad_lines))
         self.bad_lines += [Skip(line=number, reason=reason) for number, reason in wrong]
         warnings = islice(lines.warnings.items(), SHOWN_WARNINGS - len(self.warnings))
-        self.warnings += [f"{called} {number}: {warning}" for number, warning in warnings]
+        self.warnings += [at_line(called, number, warning) for number, warning in warnings]
         for one in lines.in_turn:
             recipe = one.base.recipe
             self.jobs += 1
@@ -143,7 +143,7 @@ def the_file(farm: AppState, caller: Caller, draft: BatchRequest) -> Iterator[tu
     """Where the prompts are, and what one of its lines is called."""
     if draft.prompts:
         data = b"".join(in_lines(draft.prompts))
-        yield PromptFile(lines([data], INLINE), len(data)), line_noun(INLINE)
+        yield PromptFile(lines([data], INLINE), len(data)), INLINE
         return
     assert draft.upload  # the draft has one of the two
     with transaction(farm.autocommit) as connection:
@@ -151,7 +151,7 @@ def the_file(farm: AppState, caller: Caller, draft: BatchRequest) -> Iterator[tu
     if upload is None:
         raise NotFound(f"There is no upload {draft.upload} with prompts in it.")
     with open_prompts(farm.storage, upload) as file:
-        yield file, line_noun(upload.format)
+        yield file, upload.format
 
 
 def looked_at(file: PromptFile, called: str, variants: Sequence[Planner], catalog: Catalog) -> Tally:

@@ -27,8 +27,8 @@ from common.catalog.catalog import Catalog
 from common.db import transaction
 from common.errors import Error, Invalid, LicenceNotAccepted, NotFound
 from common.log import log_event
-from common.prompt_files.lines import Line, take
-from common.prompt_files.reader import line_noun, open_prompts
+from common.prompt_files.lines import Line, at_line, take
+from common.prompt_files.reader import open_prompts
 from common.recipes.img2img import FindImage, InputImage
 from common.storage import Storage
 
@@ -166,8 +166,8 @@ class Expander:
             place += len(lines.planned)
 
     def _chunk(self, batch: Batch, here: list[Line], lines: CheckedLines, *, is_last: bool) -> Chunk:
-        last, name = here[-1], line_noun(batch.upload.format)
-        warnings = [f"{name} {number}: {warning}" for number, warning in lines.warnings.items()]
+        last, format = here[-1], batch.upload.format
+        warnings = [at_line(format, number, warning) for number, warning in lines.warnings.items()]
         return Chunk(last.end, last.last, is_last, len(lines.planned), warnings, lines.wrong)
 
     def _rows(self, batch: Batch, lines: CheckedLines, place: int) -> JobRows | None:
@@ -191,7 +191,7 @@ class Expander:
 
     def _refuse_wrong(self, batch: Batch, lines: CheckedLines, how_many: str = "") -> None:
         if lines.wrong:
-            raise Invalid(how_many + check.list_errors(lines.wrong, line_noun(batch.upload.format)))
+            raise Invalid(how_many + check.list_errors(lines.wrong, batch.upload.format))
 
     def _require_licences(self, batch: Batch, lines: CheckedLines) -> None:
         """Lines may name models of their own. Raises LicenceNotAccepted, which names the first line."""
@@ -199,4 +199,4 @@ class Expander:
             try:
                 self._acceptances.require(batch.tenant_id, [self._catalog.get(name)])
             except LicenceNotAccepted as error:
-                raise LicenceNotAccepted(f"{line_noun(batch.upload.format)} {number}: {error.message}") from None
+                raise LicenceNotAccepted(at_line(batch.upload.format, number, error.message)) from None
