@@ -10,7 +10,7 @@ from itertools import chain
 from common.batches.plan import PlannedJob, Planner
 from common.catalog.catalog import Catalog, Model
 from common.errors import Invalid
-from common.prompt_files.lines import Line
+from common.prompt_files.lines import Line, at_line
 from common.recipes import token_counter
 from common.recipes.recipe import Recipe
 
@@ -69,9 +69,9 @@ def check_lines(lines: Iterable[Line], variants: Sequence[Planner], place: int, 
     return CheckedLines(right, wrong, {number: warnings[number] for number in sorted(warnings) if number in right})
 
 
-def list_errors(wrong: Mapping[int, str], called: str) -> str:
+def list_errors(wrong: Mapping[int, str], format: str) -> str:
     """Names the first of them."""
-    named = [f"{called} {number}: {wrong[number]}" for number in sorted(wrong)]
+    named = [at_line(format, number, wrong[number]) for number in sorted(wrong)]
     more = [f"{len(named) - MAX_SHOWN} more near them."] if len(named) > MAX_SHOWN else []
     return " ".join(named[:MAX_SHOWN] + more)
 

@@ -28,8 +28,8 @@ from common.catalog.catalog import Catalog
 from common.db import transaction
 from common.errors import Error, Invalid, LicenceNotAccepted, NotFound
 from common.log import log_event
-from common.prompt_files.lines import Line, take
-from common.prompt_files.reader import line_noun, open_prompts
+from common.prompt_files.lines import Line, at_line, take
+from common.prompt_files.reader import open_prompts
 from common.recipes.img2img import FindImage, InputImage
 from common.storage import Storage
 from worker.control.sentences import sentence
@@ -163,11 +163,8 @@ class Expander:
             position += len(lines.planned)
 
     def _chunk(self, batch: Batch, here: list[Line], lines: CheckedLines, *, is_last: bool) -> Chunk:
-        last, noun = here[-1], line_noun(batch.upload.format)
-        warnings = [
-            sentence("line_warning", noun=noun, line=number, warning=warning)
-            for number, warning in lines.warnings.items()
-        ]
+        last, format = here[-1], batch.upload.format
+        warnings = [at_line(format, number, warning) for number, warning in lines.warnings.items()]
         return Chunk(last.end, last.last, is_last, len(lines.planned), warnings, lines.wrong)
 
     def _rows(self, batch: Batch, lines: CheckedLines, position: int) -> JobRows | None:
@@ -203,7 +200,7 @@ class Expander:
             raise Invalid(self._wrong_lines(batch, lines))
 
     def _wrong_lines(self, batch: Batch, lines: CheckedLines) -> str:
-        return check.list_errors(lines.wrong, line_noun(batch.upload.format))
+        return check.list_errors(lines.wrong, batch.upload.format)
 
     def _require_licences(self, batch: Batch, lines: CheckedLines) -> None:
         """Lines may name models. Raises LicenceNotAccepted, with the first line that names the model."""
@@ -211,6 +208,4 @@ class Expander:
             try:
                 self._acceptances.require(batch.tenant_id, [self._catalog.get(name)])
             except LicenceNotAccepted as error:
-                noun = line_noun(batch.upload.format)
-                message = sentence("licence_not_accepted", noun=noun, line=number, reason=error.message)
-                raise LicenceNotAccepted(message) from None
+                raise LicenceNotAccepted(at_line(batch.upload.format, number, error.message)) from None

@@ -151,7 +151,8 @@ def test_wrong_lines_are_skipped_as_one_says(client: httpx.Client, control: Expa
     assert found["skipped"] == 4
     reasons = {skip["line"]: skip["reason"] for skip in found["skips"]}
     assert list(reasons) == [2, 3, 4, 6]
-    assert (reasons[2], reasons[3]) == ("it is not JSON.", "prompt is empty.")
+    assert reasons[2] == 'it is not JSON; write an object such as {"prompt": "…"}.'
+    assert reasons[3] == "prompt is empty."
     assert reasons[6].startswith("prompt has 602 tokens")
 
 

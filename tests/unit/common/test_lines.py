@@ -41,7 +41,7 @@ def test_a_line_that_is_too_long_is_one_that_is_wrong() -> None:
     blocks = [b"a\n" + long[:700_000], long[700_000:], long + b"\nb"]
     assert told(lines(blocks, "txt")) == [
         {"prompt": "a"},
-        f"2: it is longer than {MAX_LINE_BYTES:,} bytes.",
+        f"2: it is longer than {MAX_LINE_BYTES:,} bytes; shorten it.",
         {"prompt": "b"},
     ]
 
@@ -76,7 +76,7 @@ def test_names_are_understood_however_they_are_written() -> None:
     ("header", "says"),
     [
         (["红色的圆形"], "no column is called prompt (or 提示词"),
-        (["prompt", "stpes"], "'stpes' is no field of a recipe; those are prompt, "),
+        (["prompt", "stpes"], "'stpes' is no field of a recipe; rename or remove the column. The fields are prompt, "),
         (["prompt", "提示词"], "two columns mean prompt"),
     ],
 )
@@ -102,7 +102,10 @@ def test_cells_become_what_their_field_is_and_else_stay_text() -> None:
 
 def test_keys_of_json_lines_go_by_the_same_table() -> None:
     found = lines(['{"提示词": "门", "种子": 7}\n{"prompt": "门", "提示词": "窗"}\n'.encode()], "jsonl")
-    assert told(found) == [{"prompt": "门", "seed": 7}, "2: prompt is there twice, by different names."]
+    assert told(found) == [
+        {"prompt": "门", "seed": 7},
+        "2: prompt is there twice, by different names; keep one of them.",
+    ]
 
 
 # CSV
@@ -177,13 +180,15 @@ def test_it_is_gone_on_with_behind_any_record() -> None:
 def test_wrong_records_are_told_by_their_first_line_and_the_others_are_read() -> None:
     data = 'prompt,steps,\n一只猫, 水彩, 好\n"x" y,3\n\n红,三\n"open\n绿,2'
     assert told(csv_lines(data.encode())) == [
-        "2: '好' is in a column without a name.",
-        "3: it is not CSV: ',' expected after '\"'.",
+        "2: '好' is in a column without a name; name the column or empty the cell.",
+        """3: it is not CSV (',' expected after '"'); check its quotation marks: one at each end of a cell, and "" """
+        "for one inside.",
         {"prompt": "红", "steps": "三"},
-        "6: it is not CSV: unexpected end of data.",
+        '6: it is not CSV (unexpected end of data); check its quotation marks: one at each end of a cell, and "" for'
+        " one inside.",
     ]
     assert told(csv_lines("prompt\n一只猫, 水彩\n".encode())) == [
-        "2: it has 2 cells for 1 columns; what has a comma in it must be in quotes."
+        "2: it has 2 cells for 1 columns; put a cell that has a comma in it in quotation marks."
     ]
 
 
@@ -199,7 +204,7 @@ def test_a_quote_that_is_never_closed_does_not_fill_the_memory() -> None:
     [
         ("红色的圆形\n", "Line 1 must name the columns: no column is called prompt"),
         ("\n\nprompt,prompt\n", "Line 3 must name the columns: two columns mean prompt"),
-        ("\n", "Its file has no prompts."),
+        ("\n", "The file is empty; its first line must name the columns"),
     ],
 )
 def test_a_sheet_needs_a_header(data: str, says: str) -> None:
