@@ -49,7 +49,9 @@ def main(arguments: list[str]) -> int:
         import_parser.add_argument(option)
     for option in ("--no-safety-checker", "--dry-run"):
         import_parser.add_argument(option, action="store_true")
-    kinds.add_parser("verify", help="check whether models would be refused").add_argument("names", nargs="+")
+    verify = kinds.add_parser("verify", help="check whether models would be refused")
+    verify.add_argument("names", nargs="+")
+    verify.add_argument("--files-only", action="store_true", help="do not load them")
     parsed = parser.parse_args(arguments)
     settings = Settings(**{key: value for key, value in vars(parsed).items() if key in SETTINGS and value is not None})
     log.set_up(settings.log_level)

@@ -70,14 +70,16 @@ def import_one(settings: Settings, asked: Namespace) -> dict[str, Any]:
 
 
 def verify(settings: Settings, asked: Namespace) -> dict[str, Any]:
-    """Which of these models a worker would refuse, and why. Nothing is painted."""
-    from worker.pipelines import loader
-
+    """Why a worker would refuse each of these models, None for one that it would serve. Renders nothing."""
     found: dict[str, str | None] = {}
     for name in asked.names:
         model = _here(settings, name)
         try:
-            loader.check(model, checkpoint.find(model))
+            folder = checkpoint.find(model)
+            if not asked.files_only:
+                from worker.pipelines import loader  # imports torch
+
+                loader.check(model, folder)
             found[name] = None
         except ModelRefused as error:
             found[name] = error.message

@@ -8,8 +8,9 @@ import pytest
 
 from cli.client import Client
 from cli.commands.demo import wait_for_worker
-from cli.download import File, fetch
-from cli.shell import Failure, Shell
+from cli.download import RemoteFile, download_file
+from cli.errors import Failure
+from cli.shell import Shell
 from tests.support.command_line import HANG_UP, Asked, CommandLine, Say, farm_that
 
 PICTURE = b"a picture"
@@ -18,7 +19,7 @@ PICTURE = b"a picture"
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CommandLine:
     monkeypatch.setenv("HUAFANG_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("cli.client.PAUSES", (0, 0, 0, 0))
+    monkeypatch.setattr("cli.client.RETRY_DELAYS_S", (0, 0, 0, 0))
     monkeypatch.chdir(tmp_path)
     return CommandLine(capsys)
 
@@ -283,8 +284,8 @@ def test_a_link_that_knows_no_ranges_gives_the_whole_file(tmp_path: Path) -> Non
     data, told = bytes(range(256)) * 8, list[int]()
     (tmp_path / "shard.tar.part").write_bytes(data[:1000])
     with farm_that(lambda asked: Say(body=data)) as store:
-        file = File("the-dataset", "0", "shard.tar", hashlib.sha256(data).hexdigest(), f"{store.url}/signed")
-        fetch(Client(store.url, None), file, tmp_path, told.append)
+        file = RemoteFile("the-dataset", "0", "shard.tar", hashlib.sha256(data).hexdigest(), f"{store.url}/signed")
+        download_file(Client(store.url, None), file, tmp_path, told.append)
     assert (tmp_path / "shard.tar").read_bytes() == data
     assert [asked.headers.get("range") for asked in store.asked] == ["bytes=1000-"]
     assert sum(told) == len(data)

@@ -50,7 +50,7 @@ try:
     main(["--help"])
 except SystemExit:
     loaded = [name for name in {HEAVY!r} if name in sys.modules]
-    loaded += [name for name in sys.modules if name.startswith("cli.") and name not in ("cli.main", "cli.shell")]
+    loaded += [name for name in sys.modules if name.startswith("cli.commands")]
     sys.exit(f"loaded {{loaded}}" if loaded else 0)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)

@@ -1,4 +1,4 @@
-"""`huafang models verify`: whole files are told from damaged ones, without torch and without a farm."""
+"""`huafang models`: damaged files are found without a farm, and licences are accepted."""
 
 import io
 import shutil
@@ -28,8 +28,11 @@ def cut_short(folder: Path) -> None:
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a flipped bit": (flip_a_bit, "the sha256 of unet/diffusion_pytorch_model.safetensors"),
     "cut short": (cut_short, "the sha256 of unet/diffusion_pytorch_model.safetensors"),
-    "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "unet/diffusion_pytorch_model.safetensors is missing"),
-    "no vocabulary": (lambda folder: (folder / "mini-zh/tokenizer/tokenizer.json").unlink(), "no vocabulary"),
+    "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "its folder unet holds no weights"),
+    "no vocabulary": (
+        lambda folder: (folder / "mini-zh/tokenizer/tokenizer.json").unlink(),
+        "tokenizer/tokenizer.json is missing",
+    ),
     "no folder": (lambda folder: shutil.rmtree(folder / "mini-zh"), "there is no folder"),
 }
 
@@ -56,7 +59,13 @@ def test_damage_is_named(call: CommandLine, tmp_path: Path, damage: str) -> None
     assert done.json[0]["verdict"] == "bad"
     assert says in "; ".join(done.json[0]["details"])
     assert "mini-zh" in done.err
-    assert call("doctor").code == 1
+
+
+def test_doctor_finds_damage_too(call: CommandLine, tmp_path: Path) -> None:
+    flip_a_bit(tmp_path / "models")
+    done = call("doctor")
+    assert done.code == 1
+    assert [found["about"] for found in done.json if found["verdict"] == "fail"] == ["mini-zh"]
 
 
 def test_without_checksums_it_does_not_say_ok(call: CommandLine, tmp_path: Path) -> None:
@@ -94,7 +103,7 @@ BOUND = {**MODEL, "licence_accepted_at": None}
 
 
 class Person(io.StringIO):
-    """Somebody at a terminal."""
+    """Answers at a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -109,7 +118,7 @@ def test_a_licence_is_shown_and_accepted_by_a_person(call: CommandLine, monkeypa
         there = ("--url", farm.url, "--key=k", "--format=json")
         monkeypatch.setattr("sys.stdin", Person("n\n"))
         refused = call("models", "accept", "zh-v0", *there)
-        assert (refused.code, "draws nothing for you" in refused.err) == (1, True)
+        assert (refused.code, "renders nothing with zh-v0 for you" in refused.err) == (1, True)
         monkeypatch.setattr("sys.stdin", io.StringIO())
         nobody = call("models", "accept", "zh-v0", *there)
         assert (nobody.code, "models accept zh-v0 --yes" in nobody.err) == (2, True)
