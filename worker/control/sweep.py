@@ -2,7 +2,7 @@
 
 Each step is a transaction of its own and safe in many copies at once; one that fails does not stop the others.
 Leftover bytes are deleted by a thread of its own: a slow image store must not hold up a rescue. Decides nothing itself:
-the statements are those of `claims`, `jobs`, `batches`, `progress`, `datasets`, `samples`, `uploads` and `workers`.
+the statements are those of `claims`, `jobs`, `batches`, `progress`, `datasets`, `stats`, `uploads` and `workers`.
 """
 
 import random
@@ -26,7 +26,7 @@ from common.db import transaction
 from common.errors import Unavailable
 from common.log import log_event
 from common.queue import claim as claims
-from common.queue import idempotency, jobs, leases, samples, search, workers
+from common.queue import idempotency, jobs, leases, search, stats, workers
 from common.storage import Storage, upload_key
 from worker.availability import Availability
 
@@ -160,7 +160,7 @@ class Sweep:
 
     def take_samples(self) -> None:
         with self._transaction() as connection:
-            samples.take(connection)
+            stats.take_sample(connection)
 
     def index_prompts(self) -> None:
         with self._transaction() as connection:
