@@ -17,7 +17,7 @@ from pathlib import Path
 from cli.client import RETRY_DELAYS_S, Client, FarmUnavailable, Json, LinkExpired, api_path
 from cli.errors import CONFLICT, Failure
 from cli.sentences import sentence
-from common.datasets.layout import TOP_LEVEL_FILES, FOLDERS, MANIFEST, SUMS
+from common.datasets.layout import FOLDERS, MANIFEST, SUMS, TOP_LEVEL_FILES
 
 PAGE = 200
 CONCURRENCY = 4  # files

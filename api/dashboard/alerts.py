@@ -8,9 +8,9 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
 
-from api.dashboard.queries.overview import Tally
 from api.queries.fleet import Fleet
 from common.enums import Tier
+from common.queue.stats import Tally
 from common.queue.workers import IS_SILENT
 
 SWEEP_SILENCE_S = 180  # longer than two samples are apart

@@ -6,7 +6,7 @@ Drawn as a few paths instead of some hundred rectangles: it is sent again whenev
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from api.dashboard.queries.overview import Point, Span
+from common.queue.stats import Point, Span
 
 OUTCOMES = ("failed", "flagged", "stored")  # from the ground up: failures are seen best where the bars stand
 WIDTH, MARGIN = 0.8, 0.1  # of a bar in its column

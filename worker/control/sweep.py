@@ -26,7 +26,7 @@ from common.db import transaction
 from common.errors import Unavailable
 from common.log import log_event
 from common.queue import claim as claims
-from common.queue import idempotency, jobs, leases, samples, search, workers
+from common.queue import idempotency, jobs, leases, search, stats, workers
 from common.storage import Storage, upload_key
 from worker.availability import Availability
 
@@ -167,7 +167,7 @@ class Sweep:
     def take_samples(self) -> None:
         """Once a minute, copy the counters of the lanes for the charts."""
         with self._transaction() as connection:
-            samples.take(connection)
+            stats.take_sample(connection)
 
     def index_prompts(self) -> None:
         """Flush the pending list of the prompts' GIN index, so that no job update has to."""

@@ -10,7 +10,6 @@ from sqlalchemy import Row
 
 from api.dashboard import charts
 from api.dashboard.alerts import Alert, find_alerts
-from api.dashboard.queries.overview import DAY, HOUR, LATELY, Tally, read_chart, read_tallies
 from api.dashboard.queries.workers import find_workers
 from api.dashboard.sessions import TheVisitor
 from api.dashboard.view import Read, view
@@ -18,7 +17,7 @@ from api.deps import State
 from api.queries.fleet import read_fleet
 from common.db import transaction
 from common.enums import WorkerState
-from common.queue.stats import read_backlog
+from common.queue.stats import DAY, HOUR, RECENT_MINUTES, Tally, read_backlog, read_chart, read_tallies
 
 router = APIRouter()
 
@@ -64,7 +63,7 @@ def overview(farm: State, visitor: TheVisitor) -> Read:
                     Concern(alert, None if alert.seconds is None else moment_before(alert.seconds)) for alert in alerts
                 ],
                 "silence_s": silence_s,
-                "minutes": LATELY,
+                "minutes": RECENT_MINUTES,
             }
 
     return look

@@ -10,18 +10,17 @@ from sqlalchemy import text
 
 from api.dashboard import alerts
 from api.dashboard.alerts import Alert, AlertCode
-from api.dashboard.queries import admin, batches, gallery, jobs, overview, workers
+from api.dashboard.queries import admin, batches, gallery, jobs, workers
 from api.dashboard.queries.gallery import GallerySearch, Picture
-from api.dashboard.queries.overview import DAY, HOUR
 from api.queries.fleet import read_fleet
 from api.queries.models import find_models
 from bench.harness import backlog
 from common.accounts.tenants import create_key, revoke_key
 from common.db import new_id, transaction
 from common.enums import ImageState, Scope, Tier, WorkerState
-from common.queue import samples
+from common.queue import stats
 from common.queue import workers as crew
-from common.queue.stats import read_backlog
+from common.queue.stats import DAY, HOUR, read_backlog
 from common.queue.workers import Worker
 from common.recipes.recipe import MAX_SEED
 from tests.support.stories import CATALOG, Story
@@ -40,21 +39,21 @@ class Screens:
         with transaction(self.database) as connection:
             return query(connection, self.tenant_id, *args, **more)
 
-    def chart(self, span: overview.Span = HOUR) -> list[tuple[int, int, int, int]]:
+    def chart(self, span: stats.Span = HOUR) -> list[tuple[int, int, int, int]]:
         """Stored, flagged, failed and cancelled, step by step."""
         with transaction(self.database) as connection:
-            points = overview.read_chart(connection, span)
+            points = stats.read_chart(connection, span)
         assert {later.at - point.at for point, later in pairwise(points)} == {timedelta(minutes=span.step)}
         assert len(points) == span.minutes / span.step
         return [(point.stored, point.flagged, point.failed, point.cancelled) for point in points]
 
-    def tallies(self) -> list[overview.Tally]:
+    def tallies(self) -> list[stats.Tally]:
         with transaction(self.database) as connection:
-            return list(overview.read_tallies(connection))
+            return list(stats.read_tallies(connection))
 
     def alerts(self, silence_s: float = 30) -> list[Alert]:
         with transaction(self.database) as connection:
-            seen = read_backlog(connection), read_fleet(connection), overview.read_tallies(connection)
+            seen = read_backlog(connection), read_fleet(connection), stats.read_tallies(connection)
             return list(alerts.find_alerts(connection, self.tenant_id, *seen, silence_s))
 
     def pictures(self, **what: Any) -> list[UUID]:
@@ -83,7 +82,7 @@ def beat(story: Story, **fields: Any) -> UUID:
 def take_sample(story: Story, minutes_ago: int = 0) -> None:
     """As if time went on by so many minutes after it."""
     with transaction(story.database) as connection:
-        samples.take(connection)
+        stats.take_sample(connection)
     change(story, "UPDATE lane_samples SET minute = minute - make_interval(mins => :ago)", ago=minutes_ago)
 
 
@@ -120,9 +119,9 @@ def test_of_each_minute_there_is_one_sample_and_old_ones_go(story: Story, screen
     drawn(story)
     take_sample(story, minutes_ago=9 * 24 * 60)
     with transaction(story.database) as connection:  # the clock of a transaction stands still
-        samples.take(connection)
+        stats.take_sample(connection)
         connection.execute(text("UPDATE lanes SET stored = 2"))
-        samples.take(connection)
+        stats.take_sample(connection)
     (kept,) = story.rows("SELECT stored, minute FROM lane_samples")
     assert kept.stored == 1
     assert datetime.now(UTC) - kept.minute < timedelta(minutes=3)
