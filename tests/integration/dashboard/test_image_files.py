@@ -1,4 +1,4 @@
-"""Pictures in the dashboard: shown to a session of their tenant, and to nobody else."""
+"""The bytes of images on the dashboard: for sessions of their tenant only."""
 
 import io
 from dataclasses import replace
@@ -21,15 +21,15 @@ def stored_image(api: Api, story: Story) -> UUID:
     buffer = io.BytesIO()
     Image.new("RGB", (640, 320), (200, 30, 30)).save(buffer, "PNG")
     microbatch, data = story.started(), buffer.getvalue()
-    told = story.outcome(microbatch.images[0], microbatch.lease_id)
-    outcome = replace(told, sha256=sha256(data), bytes=len(data))
+    outcome = story.outcome(microbatch.images[0], microbatch.lease_id)
+    outcome = replace(outcome, sha256=sha256(data), bytes=len(data))
     Storage(api.settings).put(str(outcome.key), data, "image/png")
     with transaction(story.database) as connection:
         leases.publish(connection, microbatch.lease_id, [outcome])
     return outcome.image_id
 
 
-def test_a_picture_is_shown_to_a_session_of_its_tenant_only(api: Api, story: Story) -> None:
+def test_an_image_is_shown_to_sessions_of_its_tenant_only(api: Api, story: Story) -> None:
     url = f"/dashboard/images/{stored_image(api, story)}"
     with visiting(api, scopes=[Scope.VIEWER]) as visit:
         thumbnail = visit.browser.get(f"{url}/thumbnail")
