@@ -1,4 +1,4 @@
-"""A large backlog for benches: batches whose jobs were copied in by the product's own code, without a file to read."""
+"""A large backlog for benches: batches whose jobs the product's own code has inserted, without a prompt file."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -24,7 +24,7 @@ MODEL = "zh-v0"
 
 
 def fill(database: Engine, tenant: str, images: int, tier: Tier = Tier.BULK, steps: int = 20) -> UUID:
-    """A batch of so many images that wait, 4 to a job; all are compatible."""
+    """Insert a batch of so many queued images, 4 to a job; all are compatible."""
     plan = Plan(
         defaults={"model": MODEL, "steps": steps, "width": 512, "height": 512}, images_per_prompt=PER_JOB, seed=0
     )
@@ -57,8 +57,8 @@ def planned(plan: Plan, prompts: int) -> Iterator[PlannedJob]:
         yield planner.planned({"prompt": f"第{place}幅画，山水之间的一座小亭"}, place)
 
 
-def settle_down(database: Engine) -> None:
-    """What autovacuum would have done before long."""
+def vacuum(database: Engine) -> None:
+    """Do what autovacuum would do soon."""
     with database.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM ANALYZE"))
         connection.execute(text("CHECKPOINT"))
