@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Row, TextClause, text
 
 from api.queries.fleet import WORKERS_JSON, Fleet
 from api.schemas import example
+from api.sentences import sentence
 from common.batches.plan import Plan
 from common.batches.progress import read_samples
 from common.batches.throughput import StopRule, images_per_minute
@@ -128,7 +129,7 @@ def find_batch(connection: Connection, tenant_id: UUID, batch_id: UUID) -> Batch
     """Raises NotFound when the tenant has no such batch."""
     found = _read(connection, READ_BATCH, {"tenant": tenant_id, "batch": batch_id, "limit": 1})
     if not found:
-        raise NotFound(f"There is no batch {batch_id}.")
+        raise NotFound(sentence("batch_not_found", batch=batch_id))
     return found[0]
 
 

@@ -104,12 +104,12 @@ def test_what_a_sheet_is_written_in_is_seen_and_said(client: httpx.Client, setti
     kept = len(bucket_of(settings))
     broken = SHEET.encode() + b"\xff"
     for data, media_type, says in (
-        (broken, "text/csv", "The file is not UTF-8 (line 6 is not) and not GB18030 (line "),
-        (SHEET.encode("gbk"), "text/csv; charset=utf-8", "The file is not UTF-8 (line 1 is not), as its charset says"),
+        (broken, "text/csv", "The file is neither UTF-8 (line 6) nor GB18030 (line "),
+        (SHEET.encode("gbk"), "text/csv; charset=utf-8", "Line 1 is not UTF-8, as the request's charset says"),
         (SHEET.encode("utf-16"), "text/csv", "The file is UTF-16; save it as UTF-8."),
         (SHEET.encode(), "text/csv; charset=big5", "charset must be UTF-8 or GB18030."),
-        (FILES["parquet"][0][:-1], PARQUET, "The file is not Parquet, or not all of it."),
-        (b"x", PARQUET, "The file is not Parquet, or not all of it."),
+        (FILES["parquet"][0][:-1], PARQUET, "The file is not Parquet, or it is truncated."),
+        (b"x", PARQUET, "The file is not Parquet, or it is truncated."),
     ):
         answer = client.post("/v1/uploads", content=data, headers={"Content-Type": media_type})
         assert (answer.status_code, answer.json()["detail"][: len(says)]) == (422, says)
