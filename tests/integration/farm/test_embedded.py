@@ -250,7 +250,7 @@ def farm_of(home: Path) -> Callable[..., str]:
     def run(*arguments: str) -> str:
         environment = {**os.environ, "HUAFANG_HOME": str(home)}
         command = [sys.executable, "-m", "embedded", *arguments]
-        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=60).stdout
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=240).stdout
 
     return run
 

@@ -22,7 +22,7 @@ from huggingface_hub import constants
 from common.catalog import manifest
 from common.catalog.catalog import model_from_entry
 from tests.support import checkpoints
-from tests.support.command_line import start as command_line
+from tests.support.command_line import run_process as command_line
 from worker.models.hub import HubFile, RepoFiles, download, wanted
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -1,4 +1,4 @@
-"""`huafang grid` without a farm: how a batch is laid out, what stands in the page and on the sheet, what is no grid."""
+"""`huafang grid` without a farm: the tables of a batch, the page, the sheet, and what is refused."""
 
 from collections.abc import Sequence
 from html.parser import HTMLParser
@@ -13,14 +13,14 @@ from cli.errors import Failure
 from cli.sheets import contact_sheet
 from cli.sheets.comparison import Comparison, compare
 from cli.sheets.grid_page import render_page
-from tests.support.command_line import CommandLine, Say, farm_that
+from tests.support.command_line import CommandLine, Response, fake_farm
 
 COLOURS = ("#d01010", "#10a020", "#1040d0", "#e0b000")
 HOSTILE = "<script>alert('画')</script>\"'><img src=x onerror=alert(1)> &amp;"
 
 
 class Page(HTMLParser):
-    """What a browser reads in a page: its tags with their attributes, and its text."""
+    """The tags of a page with their attributes, and its text."""
 
     def __init__(self, html: bytes) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ def test_three_axes_are_too_many(tmp_path: Path) -> None:
         compared(tmp_path, ["红"], {"steps": [2, 3], "guidance": [1, 2], "model": ["a", "b"]}, 8)
 
 
-def test_what_is_missing_says_why(tmp_path: Path) -> None:
+def test_a_missing_picture_has_a_reason(tmp_path: Path) -> None:
     jobs = jobs_of(tmp_path, ["红", "绿"], 2)[:3]  # the batch was cancelled before the last
     for job, state in zip(jobs, ("flagged", "failed", "cancelled"), strict=True):
         job["images"] = [{"index": 0, "state": state, "seed": 7, "error": {"message": f"It is {state}."}}]
@@ -89,7 +89,7 @@ def test_what_is_missing_says_why(tmp_path: Path) -> None:
     assert picture.getbbox() is not None
 
 
-def test_a_page_needs_nothing_and_runs_nothing(tmp_path: Path) -> None:
+def test_a_page_loads_nothing_and_runs_nothing(tmp_path: Path) -> None:
     comparison = compared(tmp_path, ["红色的圆形", HOSTILE], {"steps": [2, 3]}, 2)
     html = render_page(comparison, HOSTILE)
     page = Page(html)
@@ -107,7 +107,7 @@ def test_a_page_needs_nothing_and_runs_nothing(tmp_path: Path) -> None:
     assert str(page.all("meta")[1]["content"]).startswith("default-src 'none'")
 
 
-def test_large_pictures_go_into_a_page_as_webp(tmp_path: Path) -> None:
+def test_large_pictures_are_embedded_as_webp(tmp_path: Path) -> None:
     comparison = compared(tmp_path, ["红"], {"steps": [2, 3]}, 2)
     Image.effect_noise((400, 300), 90).convert("RGB").save(tmp_path / "0.png")
     first, second = Page(render_page(comparison, "a grid")).all("img")
@@ -117,7 +117,7 @@ def test_large_pictures_go_into_a_page_as_webp(tmp_path: Path) -> None:
     assert len(first["src"]) < (tmp_path / "0.png").stat().st_size
 
 
-def test_a_sheet_shows_every_picture_in_its_place(tmp_path: Path) -> None:
+def test_a_sheet_has_every_picture_in_its_cell(tmp_path: Path) -> None:
     picture, _ = contact_sheet.render_sheet(compared(tmp_path, ["红", "绿"], {"steps": [2, 3]}, 2))
     step, left = (
         contact_sheet.MIN_SIDE + contact_sheet.GAP,
@@ -132,7 +132,7 @@ def test_a_sheet_shows_every_picture_in_its_place(tmp_path: Path) -> None:
         assert [column.count(colour) for colour in colours] == [64, 64]
 
 
-def test_without_a_font_numbers_stand_for_hanzi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_font_hanzi_become_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contact_sheet, "find_hanzi_font", lambda size: None)
     _, legend = contact_sheet.render_sheet(
         compared(tmp_path, ["红色的圆形", "a red circle", "绿"], {"steps": [2, 3]}, 2)
@@ -141,13 +141,13 @@ def test_without_a_font_numbers_stand_for_hanzi(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.needs("hanzi")
-def test_with_one_they_are_written(tmp_path: Path) -> None:
+def test_with_a_font_hanzi_are_drawn(tmp_path: Path) -> None:
     picture, legend = contact_sheet.render_sheet(compared(tmp_path, ["红色的圆形"], {"steps": [2, 3]}, 2))
     beside = picture.crop((0, 0, contact_sheet.MARGIN + contact_sheet.TITLE_WIDTH, picture.height // 2))
     assert (legend, len(beside.getcolors(10_000)) > 10) == ([], True)
 
 
-def test_titles_break_where_they_may() -> None:
+def test_titles_break_between_words_and_hanzi() -> None:
     assert contact_sheet.split_breakable("左边，右边 two words") == ["", "左", "边，", "右", "边", " ", "two ", "words"]
     assert max(map(len, contact_sheet.split_breakable("x" * 99))) < 20
 
@@ -163,14 +163,14 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_is_no_grid_is_not_sent(capsys: pytest.CaptureFixture[str], tmp_path: Path, case: str) -> None:
+def test_an_invalid_grid_is_not_sent(capsys: pytest.CaptureFixture[str], tmp_path: Path, case: str) -> None:
     given, says = BAD[case]
-    with farm_that(lambda asked: Say(500)) as farm:
+    with fake_farm(lambda request: Response(500)) as farm:
         done = CommandLine(capsys)("--url", farm.url, "--key=k", "grid", "--out", str(tmp_path), *given)
-    assert (done.code, says in done.err, farm.asked) == (2, True, []), done.err
+    assert (done.code, says in done.err, farm.requests) == (2, True, []), done.err
 
 
-def test_a_batch_that_is_too_large_is_no_grid(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    with farm_that(lambda asked: Say(body=BATCH)) as farm:
+def test_a_batch_that_is_too_large_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with fake_farm(lambda request: Response(body=BATCH)) as farm:
         done = CommandLine(capsys)("--url", farm.url, "--key=k", "grid", "--batch=x", "--out", str(tmp_path))
     assert (done.code, "has 4000 pictures" in done.err) == (1, True)
