@@ -66,5 +66,5 @@ def stroke(paints: Pipeline, prompt: str, scheduler: str, seed: int) -> ImageReq
 
 
 def painted(paints: Pipeline, strokes: list[ImageRequest]) -> list[np.ndarray]:
-    pictures = paints.paint(strokes, lambda step, steps: None)
+    pictures = paints.generate(strokes, lambda step, steps: None)
     return [picture.pixels for picture in pictures if isinstance(picture, RenderedImage)]

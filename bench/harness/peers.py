@@ -43,7 +43,7 @@ def recipe(seed: int = 0) -> Recipe:
 
 def painted(gpu: stub.StubPipeline, seeds: Sequence[int]) -> list[RenderedImage]:
     the_recipe = recipe()
-    pictures = gpu.paint([ImageRequest(the_recipe, seed) for seed in seeds], lambda step, steps: None)
+    pictures = gpu.generate([ImageRequest(the_recipe, seed) for seed in seeds], lambda step, steps: None)
     return [picture for picture in pictures if isinstance(picture, RenderedImage)]
 
 

@@ -112,11 +112,11 @@ def set_traps() -> None:
     after(jobs, "cancel", "die_cancelling")  # before its COMMIT
     wrap(Storage, "put", dying_in_the_middle)
     if ME.startswith(("stub", "mini")):
-        from worker.pipelines import base
+        from worker.pipelines import registry
         from worker.render.notifications import Notifications
 
         before(Notifications, "changed", "die_published")  # after the COMMIT of a publish
-        wrap(base, "load", treacherous)
+        wrap(registry, "load", treacherous)
 
 
 def dying_before_the_message(wake: Callable[..., Any], *args: Any, job_id: Any = None, **named: Any) -> Any:
@@ -152,9 +152,9 @@ def treacherous(load: Callable[..., Any], *args: Any, **named: Any) -> Any:
     from common.errors import OutOfMemory
 
     painter = load(*args, **named)
-    paint = painter.paint
+    generate = painter.generate
 
-    def paint_with_traps(strokes: Any, on_step: Callable[[int, int], None], *rest: Any, **more: Any) -> Any:
+    def generate_with_traps(strokes: Any, on_step: Callable[[int, int], None], *rest: Any, **more: Any) -> Any:
         if take("out_of_memory"):
             raise OutOfMemory("The storm took the memory away.")
         poisons = [poison[0] for stroke in strokes if (poison := POISON.search(stroke.recipe.prompt))]
@@ -167,9 +167,9 @@ def treacherous(load: Callable[..., Any], *args: Any, **named: Any) -> Any:
             if take("die_painting"):
                 die()
 
-        return paint(strokes, on_step_with_traps, *rest, **more)
+        return generate(strokes, on_step_with_traps, *rest, **more)
 
-    painter.paint = paint_with_traps
+    painter.generate = generate_with_traps
     return painter
 
 

@@ -134,7 +134,7 @@ class RenderLoop:
 
     def _preload(self) -> None:
         """Have a model in memory before the first job: the first one that is not refused."""
-        for model in self.gallery.servable():
+        for model in self.gallery.available():
             try:
                 self._load(model.name)
                 break
@@ -143,7 +143,7 @@ class RenderLoop:
             except (RenderFailed, Unavailable):
                 continue
         self.is_ready = True
-        if not self.gallery.servable():
+        if not self.gallery.available():
             log_event("nothing_to_serve", worker=self.worker_id)
 
     # The loop
@@ -175,14 +175,14 @@ class RenderLoop:
         while not self._holdings.wait_for_room(min(0.2, max(until - time.monotonic(), 0))):
             if self.claims_nothing or time.monotonic() >= until:
                 return None
-        capacity = {model.name: self._brush.capacity(model) for model in self.gallery.servable()}
+        capacity = {model.name: self._brush.capacity(model) for model in self.gallery.available()}
         if not capacity or self.claims_nothing or time.monotonic() >= until:
             return None
         offer = Offer(
             self.worker_id,
             capacity,
             self.gallery.resident,
-            self.gallery.patience_s,
+            self.gallery.swap_delay_s,
             lower_tier=self._claims % LOWER_TIER_EVERY == LOWER_TIER_EVERY - 1,
         )
         lease_id = new_id()

@@ -49,7 +49,7 @@ class RenderThread:
 
     def capacity(self, model: Model) -> int:
         """The images of one call at the usual size: of the gallery, or as many as fitted when memory ran out lately."""
-        capacity = self._gallery.capacity(model)
+        capacity = self._gallery.batch_size(model)
         images, until = self._short.get(model.name, (capacity, 0.0))
         return min(images, capacity) if time.monotonic() < until else capacity
 
@@ -63,7 +63,7 @@ class RenderThread:
 
     def _load(self, model: str) -> Pipeline:
         with self._ending_with_the_device():
-            return self._gallery.painter(model)
+            return self._gallery.get(model)
 
     def _paint(self, rendering: InflightMicrobatch, check: Callable[[], None]) -> RenderedMicrobatch:
         microbatch, images = rendering.microbatch, rendering.images or ()
@@ -124,7 +124,7 @@ class RenderThread:
             part = parts.pop(0)
             rendering.begin_part(len(painted) / len(strokes), len(part) / len(strokes))
             try:
-                painted += painter.paint([stroke for _, stroke in part], on_step)
+                painted += painter.generate([stroke for _, stroke in part], on_step)
             except (Interrupted, DeviceLost):
                 raise
             except Exception as error:

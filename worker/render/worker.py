@@ -72,7 +72,7 @@ class RenderWorker:
 
     def introduce(self) -> tuple[Worker, bool]:
         """What this worker says of itself at each beat, and whether it is ready."""
-        serves = [model.name for model in self.gallery.servable()]
+        serves = [model.name for model in self.gallery.available()]
         about = Worker(
             self.id,
             self.name,
@@ -81,7 +81,7 @@ class RenderWorker:
             self.gallery.resident,
             self.gallery.refusals(),
             self.brush.seconds_per_image,
-            self.gallery.capacities,
+            self.gallery.batch_sizes,
         )
         return about, self.engine.is_ready and bool(serves)
 
