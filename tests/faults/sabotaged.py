@@ -151,9 +151,9 @@ def treacherous(load: Callable[..., Any], *args: Any, **named: Any) -> Any:
     from common.errors import OutOfMemory
 
     painter = load(*args, **named)
-    paint = painter.paint
+    generate = painter.generate
 
-    def paint_with_traps(strokes: Any, on_step: Callable[[int, int], None], *rest: Any, **more: Any) -> Any:
+    def generate_with_traps(strokes: Any, on_step: Callable[[int, int], None], *rest: Any, **more: Any) -> Any:
         if take("out_of_memory"):
             raise OutOfMemory("The storm took the memory away.")
         poisons = [poison[0] for stroke in strokes if (poison := POISON.search(stroke.recipe.prompt))]
@@ -166,9 +166,9 @@ def treacherous(load: Callable[..., Any], *args: Any, **named: Any) -> Any:
             if take("die_painting"):
                 die()
 
-        return paint(strokes, on_step_with_traps, *rest, **more)
+        return generate(strokes, on_step_with_traps, *rest, **more)
 
-    painter.paint = paint_with_traps
+    painter.generate = generate_with_traps
     return painter
 
 

@@ -158,10 +158,10 @@ def test_a_suspect_starts_when_all_else_of_its_worker_has_landed(
 class Small(StubPipeline):
     """Has room for three at once."""
 
-    def paint(self, strokes: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
-        if len(strokes) > 3:
+    def generate(self, requests: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
+        if len(requests) > 3:
             raise OutOfMemory("Out of memory.")
-        return super().paint(strokes, on_step)
+        return super().generate(requests, on_step)
 
 
 def test_a_microbatch_that_is_too_much_is_halved_and_the_next_are_smaller(
@@ -169,7 +169,7 @@ def test_a_microbatch_that_is_too_much_is_halved_and_the_next_are_smaller(
 ) -> None:
     job = story.submit(count=13)
     worker = make_worker()
-    worker.models._painters = {"mini-zh": Small(CATALOG.get("mini-zh"))}
+    worker.models._pipelines = {"mini-zh": Small(CATALOG.get("mini-zh"))}
     work(worker)
     assert story.job(job).state == JobState.SUCCEEDED
     assert {image.attempts for image in story.images(job)} == {1}
@@ -181,7 +181,7 @@ def test_a_shortness_of_memory_ends_after_ten_minutes(
 ) -> None:
     story.submit(count=8)
     worker = make_worker()
-    worker.models._painters = {"mini-zh": Small(CATALOG.get("mini-zh"))}
+    worker.models._pipelines = {"mini-zh": Small(CATALOG.get("mini-zh"))}
     work(worker)
     for minutes in (9, 11):
         story.submit(count=8)

@@ -264,7 +264,7 @@ def test_an_upload_that_is_asked_for_is_kept_longer(client: httpx.Client, story:
     assert row.is_fresh
 
 
-# LoRAs: what painters make of them is in `tests/conformance/test_loras.py`
+# LoRAs: what painters make of them is in `tests/conformance/test_lora.py`
 
 LORA = """
 [loras.ink]
@@ -364,7 +364,7 @@ def painted(mini: base.Pipeline, prompt: str, seeds: range, **stroke: Any) -> li
     original = InputImage(id=UUID(int=1), sha256="0", key="0", width=SIDE, height=SIDE)
     fields = {"mode": "inpaint" if "mask" in stroke else "image2image", "source": original, "strength": strength}
     recipe = Story.recipe(None, prompt=prompt, steps=20).model_copy(update=fields)  # type: ignore[arg-type]
-    found = mini.paint([ImageRequest(recipe, seed, **stroke) for seed in seeds], lambda step, steps: None)
+    found = mini.generate([ImageRequest(recipe, seed, **stroke) for seed in seeds], lambda step, steps: None)
     return [one.pixels for one in found if isinstance(one, RenderedImage)]
 
 

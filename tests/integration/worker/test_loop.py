@@ -316,17 +316,17 @@ def test_a_poison_image_fails_alone_after_as_many_attempts_as_could_help(
 
 def test_a_painter_that_breaks_costs_an_attempt_and_not_the_worker(story: Story, make_worker: MakeWorker) -> None:
     class Broken(StubPipeline):
-        def paint(self, strokes: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
+        def generate(self, requests: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
             raise ZeroDivisionError("secret detail")
 
     job = story.submit()
     worker = make_worker()
-    worker.models._painters = {"mini-zh": Broken(CATALOG.get("mini-zh"))}
+    worker.models._pipelines = {"mini-zh": Broken(CATALOG.get("mini-zh"))}
     work(worker)
     image = story.images(job)[0]
     assert (image.state, image.attempts, image.error_code) == (ImageState.QUEUED, 1, "render_failed")
     assert image.error_message == "The pipeline failed (ZeroDivisionError)."
-    worker.models._painters = {}
+    worker.models._pipelines = {}
     story.skip_backoff()
     work(worker)
     assert story.job(job).state == JobState.SUCCEEDED
