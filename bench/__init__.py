@@ -1,4 +1,4 @@
-"""The benches, in the order in which docs/performance.md shows them: one module of this folder each."""
+"""The benches, in the order of docs/performance.md: each is a module of `bench.cases`."""
 
 BENCHES = (
     "farm_vs_bare",
@@ -11,7 +11,6 @@ BENCHES = (
     "fanout",
     "dashboards",
     "screens",
-    "queue",
     "encode",
     "coldstart",
     "invariance",

@@ -1,7 +1,7 @@
-"""`python -m bench NAME…` measures; `python -m bench all` measures everything and writes docs/performance.md anew.
+"""`python -m bench NAME…` measures; `python -m bench all` measures everything and rewrites docs/performance.md.
 
-`--quick` is a short look whether it works, `--json` prints the results as JSON, `--check` exits 1 where a goal of the
-design is missed, `--device cuda` renders with a model of the size of Stable Diffusion 1.x on an accelerator.
+`--quick` checks in a short run that a bench works, `--json` prints the results as JSON, `--check` exits 1 when a goal
+of the design is missed, `--device cuda` renders with a model of the size of Stable Diffusion 1.x on an accelerator.
 `python -m bench report` writes docs/performance.md from the results of earlier runs, which are in bench/results.
 """
 
@@ -31,8 +31,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--device", default="stub", help="stub (the fake GPU), cuda, cuda:1, mps or cpu")
-    parser.add_argument("--rounds", type=int, help="default: 3, and 1 where it is to be quick")
-    parser.add_argument("--only", default="", metavar="TEXT", help="measure the sides that have this in their names")
+    parser.add_argument("--rounds", type=int, help="default: 3, or 1 with --quick")
+    parser.add_argument("--only", default="", metavar="TEXT", help="measure only the sides whose names contain this")
     given = parser.parse_args(arguments)
     options = Options(given.quick, given.device, given.rounds or (1 if given.quick else 3), given.only)
     if "report" in given.names:
@@ -64,7 +64,7 @@ def run(name: str, options: Options, as_json: bool, check: bool) -> int:
 
 
 def every_bench(flags: list[str], options: Options) -> int:
-    """One process each: none of them inherits threads, memory or a fault of another one."""
+    """Run each bench in its own process, so that none inherits threads, memory or faults."""
     codes = [subprocess.run([sys.executable, "-m", "bench", name, *flags]).returncode for name in BENCHES]
     for name, code in zip(BENCHES, codes, strict=True):
         if code:

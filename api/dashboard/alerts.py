@@ -8,10 +8,10 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
 
-from api.dashboard.queries.overview import Tally
 from api.dashboard.sentences import sentence
 from api.queries.fleet import Fleet
 from common.enums import Tier
+from common.queue.stats import Tally
 from common.queue.workers import IS_SILENT
 from common.sentences import Sentence
 
@@ -135,7 +135,7 @@ def _of_batches(connection: Connection, tenant_id: UUID) -> Iterable[Alert]:
 
 # Read the time of the last sample, if it is too long ago.
 SWEEP_SILENCE = text("""
-    SELECT max(minute) FROM samples HAVING max(minute) < now() - make_interval(secs => :silence)
+    SELECT max(minute) FROM lane_samples HAVING max(minute) < now() - make_interval(secs => :silence)
 """)
 
 # Find the workers that are silent, and those removed for it within the last hour.

@@ -7,7 +7,7 @@ is sent again whenever it changes.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from api.dashboard.queries.overview import Point, Span
+from common.queue.stats import Point, Span
 
 OUTCOMES = ("failed", "flagged", "stored")  # from the bottom up: failures are seen best on the axis
 WIDTH, MARGIN = 0.8, 0.1  # of a bar in its step

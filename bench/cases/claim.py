@@ -1,8 +1,8 @@
-"""How long a worker waits for its next microbatch. Each side times claims of 8 images in a database where so many wait,
-of four tenants; after each claim its images are started and published, as in life, which is not timed. `after 300k
-claims` is the million after 300,000 other images were claimed and published: dead rows and index entries where every
-claim begins. `behind a paused million` is 10,000 waiting beside a batch of a million older ones that is paused;
-`behind 100k backing off` the same beside 100,000 older ones that wait for another attempt.
+"""How long a worker waits for its next microbatch. Each side times claims of 8 images in a database with so many queued
+images of four tenants; after each claim its images are started and published, which is not timed. `after 300k claims`
+is the million after 300,000 other images were claimed and published: every claim starts at dead rows and index entries.
+`behind a paused million` is 10,000 waiting beside a batch of a million older ones that is paused; `behind 100k backing
+off` the same beside 100,000 older ones that wait for another attempt.
 """
 
 import time
@@ -57,7 +57,7 @@ def sides(options: Options) -> Iterator[Sides]:
 
 def timed(database: Engine, times: int) -> Callable[[], Figures]:
     def run() -> Figures:
-        work(database, 20)  # connections and plans, warm
+        work(database, 20)  # warm up connections and plans
         found = sorted(work(database, times))
         return {"claim p50 ms": 1000 * median(found), "claim p95 ms": 1000 * found[int(0.95 * len(found))]}
 
@@ -65,7 +65,7 @@ def timed(database: Engine, times: int) -> Callable[[], Figures]:
 
 
 def work(database: Engine, times: int, capacity: int = CAPACITY) -> list[float]:
-    """The seconds that each claim took, its COMMIT included."""
+    """Seconds of each claim, COMMIT included."""
     offer = Offer(new_id(), {backlog.MODEL: capacity})
     took = []
     for _ in range(times):
@@ -90,7 +90,7 @@ def work(database: Engine, times: int, capacity: int = CAPACITY) -> list[float]:
 def waiting(the_farm: Farm, name: str, images: int) -> Engine:
     database = connect(the_farm.new_database(name), pool=1, statement_timeout_s=600)
     fill_for_all(database, images)
-    backlog.settle_down(database)
+    backlog.vacuum(database)
     return database
 
 
@@ -111,7 +111,7 @@ def behind_a_pause(the_farm: Farm, images: int) -> Engine:
     with transaction(database) as connection:
         batches.pause(connection, batch_id, tenants.ensure_tenant(connection, "a"))
     fill_for_all(database, 10_000)
-    backlog.settle_down(database)
+    backlog.vacuum(database)
     return database
 
 
@@ -122,7 +122,7 @@ def behind_backing_off(the_farm: Farm, images: int) -> Engine:
     with transaction(database) as connection:
         connection.execute(BACK_OFF)
     fill_for_all(database, 10_000)
-    backlog.settle_down(database)
+    backlog.vacuum(database)
     return database
 
 

@@ -1,8 +1,8 @@
-"""How long a start takes. A worker, from the start of its process to its first claim and to its first picture in the
-store, with the stub and with mini-zh (which imports torch); the API until it says that it is ready. And what the API
-imports, in CPU: beside FastAPI, SQLAlchemy, Celery and boto3 as bare imports, of which Celery's and FastAPI's leave
-most for later, and beside all its libraries in use: one route, the dialect of Postgres, a Celery app, the clients of
-Redis and Prometheus, settings, tokenizers. What is left above those is ours.
+"""How long a start takes. A worker, from the start of its process to its first claim and to its first image in the
+store, with the stub and with mini-zh (which imports torch); the API until it reports that it is ready. And the CPU time
+of the API's imports: beside FastAPI, SQLAlchemy, Celery and boto3 as bare imports, of which Celery's and FastAPI's load
+most of their code later, and beside all its libraries in use: one route, the dialect of Postgres, a Celery app, the
+clients of Redis and Prometheus, settings, tokenizers. The rest is the farm's own code.
 """
 
 import resource
@@ -70,7 +70,7 @@ def ready(the_farm: Farm) -> Figures:
 def first_picture(the_farm: Farm, database: Engine, device: str) -> Figures:
     job_id = submit(database)
     command = ("worker", "render", "--device", device, "--models", "mini-zh")
-    began = time.time()  # Postgres tells the rest by the same clock
+    began = time.time()  # Postgres uses the same clock
     with the_farm.program(*command, **variables(the_farm.settings)) as process:
 
         def first() -> Row[Any] | None:
@@ -98,7 +98,7 @@ FIRST = text("""
 
 
 def imported(code: str, times: int) -> Figures:
-    """The least of several: what else the machine does only adds to it."""
+    """The minimum of several runs: other load only adds to it."""
     return {CPU: min(cpu_of(code) for _ in range(times)) - min(cpu_of("pass") for _ in range(times))}
 
 

@@ -67,7 +67,7 @@ def sign_in(client: httpx.Client, url: str) -> str:
 
 
 class Dashboards:
-    """Some that are open, and what they see."""
+    """Open dashboards, and the jobs that their streams show."""
 
     def __init__(self, client: httpx.Client, url: str, session: str) -> None:
         self.client = client
@@ -108,7 +108,7 @@ class Dashboards:
         return str(answer.json()["id"])
 
     async def follow(self, path: str, place: int) -> None:
-        """Read a stream to its end; the first one is the Jobs screen on which new jobs are awaited."""
+        """Read a stream to its end. The first one is the Jobs screen where new jobs are awaited."""
         reader, writer = await asyncio.open_connection(self.host, int(self.port), limit=2**22)
         head = f"GET /dashboard/live{path} HTTP/1.1\r\nHost: {self.host}:{self.port}\r\nCookie: {self.session}\r\n"
         writer.write(f"{head}Accept-Language: {LANGUAGES[place % 2]}\r\n\r\n".encode())

@@ -1,8 +1,8 @@
-"""From a file of prompts to a verified dataset: 100,000 prompts, a picture each, uploaded, expanded, rendered, exported
-as a WebDataset while they are rendered, downloaded and verified picture by picture, by the command line. `bare` is the
-slower of two loops: pipeline calls that throw their pictures away, and puts of such a picture into the same store from
-eight threads. The GPU is a fake one that takes 200 ms for a microbatch of 8; at full speed, where it takes 20, the
-embedded store is the limit, which every picture passes twice. No process may take more than 500 MB at any time.
+"""From a file of prompts to a verified dataset: 100,000 prompts, one image each, uploaded, expanded, rendered, exported
+as a WebDataset while they are rendered, downloaded and verified image by image, by the command line. `bare` is the
+slower of two loops: pipeline calls that discard their images, and puts of such an image into the same store from eight
+threads. The GPU is a fake one that takes 200 ms for a microbatch of 8; at full speed, where it takes 20, the embedded
+store is the limit, which every image passes twice. No process may take more than 500 MB at any time.
 """
 
 import os
@@ -40,7 +40,7 @@ GOALS = (
 RECIPE = {"model": "mini-zh", "width": 128, "height": 128, "steps": peers.STEPS}
 UPLOADS = 8
 SAMPLE_S = 1.0
-MOST_S = 3 * 3600
+TIMEOUT_S = 3 * 3600
 
 
 @contextmanager
@@ -62,10 +62,10 @@ def bare(settings: Settings, device: str, microbatches: int) -> Figures:
 
 def puts_a_second(store: Storage, count: int) -> float:
     noise = np.random.default_rng(0).integers(0, 16, (128, 128, 3), np.uint8)
-    picture = encode(noise, "png", {})
+    data = encode(noise, "png", {})
     with ThreadPoolExecutor(UPLOADS) as pool:
         began = time.monotonic()
-        list(pool.map(lambda number: store.put(f"bare/{number}.png", picture, "image/png"), range(count)))
+        list(pool.map(lambda number: store.put(f"bare/{number}.png", data, "image/png"), range(count)))
         return count / (time.monotonic() - began)
 
 
@@ -96,13 +96,13 @@ def dataset(the_farm: Farm, url: str, device: str, prompts: int) -> Figures:
 
 def huafang(environment: dict[str, str], *arguments: str) -> str:
     command = [sys.executable, "-P", "-m", "cli", *arguments, "--format=quiet"]
-    done = subprocess.run(command, cwd=HOME, env=environment, stdout=subprocess.PIPE, text=True, timeout=MOST_S)
+    done = subprocess.run(command, cwd=HOME, env=environment, stdout=subprocess.PIPE, text=True, timeout=TIMEOUT_S)
     done.check_returncode()
     return done.stdout.strip()
 
 
 class Memory:
-    """Watches every process that this one has started: the most that one of a kind took, in MB."""
+    """Samples every process that this one has started: the maximum of each kind, in MB."""
 
     def __init__(self) -> None:
         self.found: dict[str, float] = {}

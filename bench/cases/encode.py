@@ -1,6 +1,6 @@
-"""What a picture of 512×512 costs in CPU outside the pipeline. The files of a photograph (structure at every scale, and
-grain), of flat shapes as mini-zh draws them, and of noise, each beside Pillow as it comes; and all that a worker does
-with a picture on its way to the store: levels to bytes (on a GPU the device does that), a PNG with its texts, sha256.
+"""The CPU time of a 512×512 image outside the pipeline. The files of a photograph (structure at every scale, and
+grain), of flat shapes like mini-zh's, and of noise, each beside Pillow's defaults; and everything that a worker does
+with an image on its way to the store: levels to bytes (on a GPU the device does that), a PNG with its texts, sha256.
 """
 
 import hashlib
@@ -53,7 +53,7 @@ def sides(options: Options) -> Iterator[Sides]:
 
 
 def measured(make: Callable[[], bytes], times: int) -> Figures:
-    """CPU time of all threads: a library that uses several is not cheaper for it."""
+    """CPU time of all threads."""
     make()
     began = time.process_time()
     for _ in range(times):

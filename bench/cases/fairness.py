@@ -1,7 +1,7 @@
-"""Who is served when more waits than workers can render, with a fake GPU that takes 0.1 s for a microbatch of 8 and a
-store that answers at once. `three tenants`: weights 1, 1 and 2, the first with 100,000 images waiting before the others
-come; of the images claimed while all three have work, the share of each, compared with its weight, and how long the
-first image of the second tenant waited. `two models`: one worker, both models always with work; how often it changes.
+"""The shares of tenants and models when more images are queued than workers can render, with a fake GPU that takes 0.1
+s for a microbatch of 8, and an instant store. `three tenants`: weights 1, 1 and 2, the first with 100,000 queued images
+before the others submit; of the images claimed while all three have work, the share of each beside its weight, and the
+wait of the second tenant's first image. `two models`: one worker, both models always with work; how often it changes.
 `interactive`: one job after the other behind a bulk batch of a million images; how many microbatches are started
 between its submission and its own start. One is allowed: it was claimed already.
 """
@@ -43,7 +43,7 @@ def sides(options: Options) -> Iterator[Sides]:
         million = the_farm.new_database("million")
         database = connect(million, pool=1, statement_timeout_s=600)
         backlog.fill(database, "bulk", 1_000_000 // scale)
-        backlog.settle_down(database)
+        backlog.vacuum(database)
         names = iter(f"fair_{number}" for number in range(1000))
         yield {
             "three tenants": lambda: three_tenants(
@@ -83,7 +83,7 @@ def three_tenants(the_farm: Farm, store: str, name: str, many: int, images: int)
 
 
 def two_models(the_farm: Farm, store: str, name: str, seconds: float) -> Figures:
-    """With the patience that the product has: a change costs the load of a model."""
+    """With the product's swap delay: a change costs the load of a model."""
     settings = the_farm.new_database(name)
     database = connect(settings, pool=1)
     for _ in range(50):
@@ -139,7 +139,7 @@ WEIGH = text("UPDATE tenants SET weight = :weight WHERE id = :tenant")
 
 PUBLISHED = text("SELECT sum(stored)::bigint FROM lanes")
 
-# Claimed since the last tenant came, and until the first of the three had no more: all three had work.
+# Images by tenant that were claimed since the last tenant submitted; all three had work.
 SERVED = text("""
     SELECT tenants.name, count(*) AS images FROM images
     JOIN leases ON leases.id = images.lease_id

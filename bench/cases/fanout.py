@@ -1,9 +1,9 @@
-"""1,000 streams of events from one API, half of them to readers who never read. `one job`: all follow the same job, of
-which 8 images are published at a time, each 0.6 s, with progress in between ten times a second. `a job each`: 8 jobs
-at a time start, make progress and end. How long after the COMMIT those who read hear of an image; by how much the API's
-memory grows for each reader, what was left unread included; how long another request takes meanwhile
-(`GET /v1/jobs/ID`, one after the other; `nobody` is those requests alone). The kernel is told to keep little of what is
-unread, or nobody would be seen to stall. Readers, renderer and the one who asks share a process and a core.
+"""1,000 event streams from one API, half of them to clients that never read. `one job`: all follow the same job, which
+publishes 8 images each 0.6 s, with progress ten times a second in between. `a job each`: 8 jobs at a time start, make
+progress and end. Measured are the time from the COMMIT until a reader receives an image; the growth of the API's memory
+for each reader, unread data included; and the time of another request meanwhile (`GET /v1/jobs/ID`, one after the
+other; `no reader` is those requests alone). Socket buffers are small, so that unread data stays in the API. Readers,
+renderer and the client of the other requests share a process and a core.
 """
 
 import asyncio
@@ -38,15 +38,15 @@ from common.storage import image_key, sha256
 
 MODEL = "mini-zh"
 MICROBATCH = 8
-STEPS, STEP_S = 6, 0.1  # that are told of each microbatch
+STEPS, STEP_S = 6, 0.1  # of progress that is reported of each microbatch
 OTHERS_S = 0.02  # between two other requests
-NARROW = 4096  # bytes that the kernel takes in for a reader who does not read
-HEARD = re.compile(rb'event: image\ndata: {"id":"([0-9a-f-]{36})"')
+RECEIVE_BUFFER = 4096  # bytes, of a client that does not read
+IMAGE_EVENT = re.compile(rb'event: image\ndata: {"id":"([0-9a-f-]{36})"')
 GOALS = (
-    Goal("one job", measure="image heard after, p99 ms"),
-    Goal("a job each", measure="image heard after, p99 ms"),
+    Goal("one job", measure="image received after, p99 ms"),
+    Goal("a job each", measure="image received after, p99 ms"),
     Goal("one job", measure="memory a reader, KB"),
-    Goal("one job", "nobody", "another request, p99 ms"),
+    Goal("one job", "no reader", "another request, p99 ms"),
 )
 
 
@@ -55,14 +55,14 @@ def sides(options: Options) -> Iterator[Sides]:
     readers, microbatches = (200, 4) if options.quick else (1000, 24)
     with farm() as the_farm:
         yield {
-            "nobody": lambda: run(the_farm, 0, microbatches, many=False),
+            "no reader": lambda: run(the_farm, 0, microbatches, many=False),
             "one job": lambda: run(the_farm, readers, microbatches, many=False),
             "a job each": lambda: run(the_farm, readers, microbatches, many=True),
         }
 
 
 def run(the_farm: Farm, readers: int, microbatches: int, many: bool) -> Figures:
-    """In a database of its own: what an earlier run left waiting would be rendered first, and nobody follows that."""
+    """Run in a new database, where no earlier run has left images that would be rendered first."""
     settings = the_farm.new_database(f"fanout-{secrets.token_hex(3)}")
     database = connect(settings, pool=2)
     try:
@@ -73,7 +73,7 @@ def run(the_farm: Farm, readers: int, microbatches: int, many: bool) -> Figures:
 
 
 class Fanout:
-    """One run: an API, its readers, and who renders what they follow."""
+    """One run: an API, its readers, and the renderer of the jobs that they follow."""
 
     def __init__(self, the_farm: Farm, database: Engine, url: str) -> None:
         self.host, _, port = url.removeprefix("http://").partition(":")
@@ -82,9 +82,9 @@ class Fanout:
         self.messages = Broker(the_farm.settings)
         self.headers = f"Host: {self.host}\r\nAuthorization: Bearer {the_farm.key(database)}\r\n\r\n"
         self.published: dict[bytes, float] = {}  # image → when
-        self.heard: list[float] = []  # seconds after that
+        self.delays: list[float] = []  # seconds after that
         self.others: list[float] = []
-        self.memory = 0  # the most that the API had
+        self.memory = 0  # the maximum of the API
 
     async def figures(self, readers: int, microbatches: int, many: bool) -> Figures:
         images = microbatches * MICROBATCH
@@ -114,15 +114,15 @@ class Fanout:
         others = {"another request, p99 ms": 1000 * quantiles(self.others, n=100)[98]}
         if not readers:
             return others
-        cuts = quantiles(self.heard, n=100)
+        cuts = quantiles(self.delays, n=100)
         return {
-            "image heard after, median ms": 1000 * cuts[49],
-            "image heard after, p99 ms": 1000 * cuts[98],
+            "image received after, median ms": 1000 * cuts[49],
+            "image received after, p99 ms": 1000 * cuts[98],
             "memory a reader, KB": grown / readers / 1024,
             **others,
         }
 
-    # Who renders
+    # The renderer
 
     def submit(self, images: int) -> UUID:
         recipe = resolve(
@@ -133,7 +133,7 @@ class Fanout:
             return jobs.submit(connection, tenant, recipe.model_copy(update={"seeds": tuple(range(images))})).id
 
     def render(self) -> None:
-        """A microbatch, as a worker renders it and tells of it."""
+        """Render a microbatch and report it as a worker does."""
         offer, lease_id = Offer(new_id(), {MODEL: MICROBATCH}), new_id()
         with transaction(self.database) as connection:
             microbatch = claims.claim(connection, offer, lease_id, 60)
@@ -155,7 +155,7 @@ class Fanout:
         self.published |= {str(image.id).encode(): now for image in microbatch.images}
         self.messages.announce_changed(job_ids)
 
-    # Who follows
+    # The readers
 
     async def follow(self, job_id: UUID) -> "Reader":
         loop = asyncio.get_running_loop()
@@ -165,15 +165,15 @@ class Fanout:
 
     async def stall(self, job_id: UUID) -> socket.socket:
         silent = socket.socket()
-        silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, NARROW)
+        silent.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
         silent.connect((self.host, self.port))
         silent.sendall(self.request(f"/v1/jobs/{job_id}/events"))
         return silent
 
-    def hear(self, image: bytes, now: float) -> None:
-        self.heard.append(now - self.published[image])
+    def receive(self, image: bytes, now: float) -> None:
+        self.delays.append(now - self.published[image])
 
-    # Who asks for something else
+    # Other requests
 
     async def ask(self, job_id: UUID) -> None:
         reader, writer = await asyncio.open_connection(self.host, self.port)
@@ -190,7 +190,7 @@ class Fanout:
         return f"GET {path} HTTP/1.1\r\n{self.headers}".encode()
 
     def measure_memory(self) -> int:
-        """The most so far, in bytes."""
+        """The maximum so far, in bytes."""
         for process in psutil.process_iter(["cmdline"]):
             with suppress(psutil.Error):
                 line = process.info["cmdline"] or []
@@ -200,7 +200,7 @@ class Fanout:
 
 
 class Reader(asyncio.Protocol):
-    """Reads a stream, and notes when it heard of which image. Costs as little as it can."""
+    """Reads a stream and records when it received which image, with as little CPU as possible."""
 
     def __init__(self, fanout: Fanout, request: bytes) -> None:
         loop = asyncio.get_running_loop()
@@ -210,15 +210,15 @@ class Reader(asyncio.Protocol):
         self._rest = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's says of itself that it is none
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass of it
         self.transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
         now = time.perf_counter()
         text = self._rest + data
         end = 0
-        for found in HEARD.finditer(text):
-            self._fanout.hear(found[1], now)
+        for found in IMAGE_EVENT.finditer(text):
+            self._fanout.receive(found[1], now)
             end = found.end()
         self._rest = text[max(end, len(text) - 100) :]
         if not self.began.done() and b"event: state" in text:

@@ -1,12 +1,12 @@
-"""What is left of a GPU's throughput when a whole farm stands around it. `bare` is a loop of pipeline calls that throws
-its pictures away: all that the device can give. `farm` is the product: jobs submitted over HTTP, Celery's messages,
-leases in Postgres, PNGs of 400 KB and more in the store, a row an image, a control worker beside it; what counts is
-what became visible, in the steady middle, by the database's clock. `naive` and `serial` are Celery workers as one
-writes them first: bench/harness/peers.py. The GPU is a fake one that lets other threads run, as a GPU does: 600 or
-200 ms for a microbatch of 8 at 512×512. The embedded store (Swift, one process) takes more CPU for a picture than the
-farm itself, on the same cores, so the farm is shown with a store that answers at once, too. What the worker's CPU
-does beside the painting thread (the busiest) is counted per image. The last two sides paint with mini-zh on a CPU,
-where painting and storing want the same cores.
+"""The throughput of a GPU in a whole farm, beside the GPU alone. `bare` is a loop of pipeline calls that discards its
+images: the maximum of the device. `farm` is the product: jobs submitted over HTTP, Celery's messages, leases in
+Postgres, PNGs of 400 KB and more in the store, a row an image, a control worker beside it; counted are the images that
+became visible, in the steady middle, by the database's clock. `naive` and `serial` are the simplest Celery workers:
+bench/harness/peers.py. The GPU is a fake one that lets other threads run, as a GPU does: 600 or 200 ms for a microbatch
+of 8 at 512×512. The embedded store (Swift, one process) takes more CPU for an image than the farm itself, on the same
+cores, so the farm is shown with an instant store, too. The CPU time of all worker threads but the render thread (the
+busiest) is given per image. The last two sides render with mini-zh on a CPU, where rendering and storing use the same
+cores.
 """
 
 import time
@@ -45,14 +45,14 @@ GOALS = (
 )
 
 Recipe = dict[str, Any]
-BESIDE = "CPU ms an image beside the painting"
+BESIDE = "CPU ms an image outside the render thread"
 
 MINI: Recipe = {"model": "mini-zh", "width": 128, "height": 128, "steps": 20}
 
 
 @contextmanager
 def sides(options: Options) -> Iterator[Sides]:
-    seconds = 4.0 if options.quick else 15.0  # of painting, a side and round
+    seconds = 4.0 if options.quick else 15.0  # of rendering, a side and round
     with farm() as the_farm:
         settings = the_farm.settings
         if options.device != "stub":
@@ -87,7 +87,7 @@ def both(
 
 
 def bare(settings: Settings, device: str, microbatches: int, recipe: Recipe) -> Figures:
-    """Pipeline calls, one after the other; the first one warms up and does not count."""
+    """Pipeline calls, one after the other. The first one warms up and is not counted."""
     known = catalog.read(settings.catalog)
     name = str(recipe["model"])
     the_recipe = resolve(Draft.model_validate({"prompt": "红色的圆形", **recipe}), known, name, root_seed=0)
@@ -119,12 +119,12 @@ def whole_farm(
 
 
 def cpu_s(process: int) -> Counter[int]:
-    """Of each of its threads."""
+    """CPU seconds of each thread."""
     return Counter({thread.id: thread.user_time + thread.system_time for thread in psutil.Process(process).threads()})
 
 
 def peer(the_farm: Farm, kind: str, microbatch_s: float, microbatches: int) -> Figures:
-    """Fewer than the others render: it takes longer for each."""
+    """Renders fewer images than the other sides, because each takes longer."""
     settings, run = the_farm.settings, token_hex(4)
     app, address = peers.app_of(settings.redis_url.get_secret_value()), settings.database_url.get_secret_value()
     images = peers.MICROBATCH * min(max(microbatches // 3, 5), 12)

@@ -1,6 +1,6 @@
-"""Whether company shows in a picture (promise P9). mini-zh paints one recipe alone, then between other prompts in calls
-of two and eight, in another place of each, with two seeds; a level is one of the 256 that a colour has. Every round
-does the same, so a median of 1 says that no round saw more.
+"""Whether the other images of a call change an image (promise P9). mini-zh renders one recipe alone, then between other
+prompts in calls of two and eight, at another position of each, with two seeds; a level is one of the 256 of a colour.
+Every round does the same, so a median of 1 means that no round had more.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from common.recipes.recipe import Recipe
 from worker.pipelines import registry
 from worker.pipelines.base import ImageRequest, Pipeline, RenderedImage
 
-COMPANY = ("蓝色的正方形，白色背景", "黄色的星形", "一个绿色的三角形，黑色背景")
+NEIGHBOURS = ("蓝色的正方形，白色背景", "黄色的星形", "一个绿色的三角形，黑色背景")
 LEVELS, MOVED = "levels at most", "% of bytes moved"
 
 GOALS = tuple(Goal(scheduler, None, LEVELS, at_most=1) for scheduler in SCHEDULERS)
@@ -27,28 +27,28 @@ GOALS = tuple(Goal(scheduler, None, LEVELS, at_most=1) for scheduler in SCHEDULE
 @contextmanager
 def sides(options: Options) -> Iterator[Sides]:
     device = "cpu" if options.device == "stub" else options.device
-    paints = registry.load(catalog.read(SHIPPED_CATALOG).get("mini-zh"), device, threads=1)
+    pipeline = registry.load(catalog.read(SHIPPED_CATALOG).get("mini-zh"), device, threads=1)
     schedulers = ("ddim", "lms", "pndm") if options.quick else SCHEDULERS
     seeds, sizes = ((1,), (2,)) if options.quick else ((1, 2), (2, 8))
-    yield {scheduler: partial(moved, paints, scheduler, seeds, sizes) for scheduler in schedulers}
-    paints.close()
+    yield {scheduler: partial(differences, pipeline, scheduler, seeds, sizes) for scheduler in schedulers}
+    pipeline.close()
 
 
-def moved(paints: Pipeline, scheduler: str, seeds: tuple[int, ...], sizes: tuple[int, ...]) -> Figures:
-    differences = []
+def differences(pipeline: Pipeline, scheduler: str, seeds: tuple[int, ...], sizes: tuple[int, ...]) -> Figures:
+    found = []
     for seed, size in product(seeds, sizes):
-        one = stroke(paints, "红色的圆形", scheduler, seed)
-        (alone,) = painted(paints, [one])
-        company = [stroke(paints, COMPANY[i % len(COMPANY)], scheduler, seed + i) for i in range(size - 1)]
-        place = seed % size
-        among = painted(paints, [*company[:place], one, *company[place:]])[place]
-        differences.append(np.abs(alone.astype(int) - among))
-    found = np.stack(differences)
-    return {LEVELS: float(found.max()), MOVED: float((found > 0).mean() * 100)}
+        one = request(pipeline, "红色的圆形", scheduler, seed)
+        (alone,) = rendered(pipeline, [one])
+        neighbours = [request(pipeline, NEIGHBOURS[i % len(NEIGHBOURS)], scheduler, seed + i) for i in range(size - 1)]
+        position = seed % size
+        among = rendered(pipeline, [*neighbours[:position], one, *neighbours[position:]])[position]
+        found.append(np.abs(alone.astype(int) - among))
+    levels = np.stack(found)
+    return {LEVELS: float(levels.max()), MOVED: float((levels > 0).mean() * 100)}
 
 
-def stroke(paints: Pipeline, prompt: str, scheduler: str, seed: int) -> ImageRequest:
-    model = paints.model
+def request(pipeline: Pipeline, prompt: str, scheduler: str, seed: int) -> ImageRequest:
+    model = pipeline.model
     recipe = Recipe(
         prompt=prompt,
         negative_prompt="",
@@ -65,6 +65,6 @@ def stroke(paints: Pipeline, prompt: str, scheduler: str, seed: int) -> ImageReq
     return ImageRequest(recipe, seed)
 
 
-def painted(paints: Pipeline, strokes: list[ImageRequest]) -> list[np.ndarray]:
-    pictures = paints.paint(strokes, lambda step, steps: None)
-    return [picture.pixels for picture in pictures if isinstance(picture, RenderedImage)]
+def rendered(pipeline: Pipeline, requests: list[ImageRequest]) -> list[np.ndarray]:
+    images = pipeline.paint(requests, lambda step, steps: None)
+    return [image.pixels for image in images if isinstance(image, RenderedImage)]

@@ -1,6 +1,6 @@
-"""A batch of a million prompts with four images each, and what becomes of everybody else meanwhile. The file is
+"""A batch of a million prompts with four images each, and the requests of other clients meanwhile. The file is
 uploaded, submitted, checked and expanded by one control worker, listed, paused, resumed and cancelled; the images are
-watched for a minute while they are settled. From the first byte to the last, other clients list jobs, look at the batch
+watched for a minute while they are settled. From the first byte to the last, other clients list jobs, read the batch
 and submit jobs of their own; their p99 is shown, and the largest memory of the API's process.
 """
 
@@ -19,7 +19,7 @@ from bench.harness.farm import farm, wait_until
 from bench.harness.measurement import Figures, Goal, Options, Sides
 from common.db import connect, transaction
 
-ROUNDS = 1  # it is compared with nothing
+ROUNDS = 1  # there is nothing to compare
 PER_PROMPT = 4
 SETTLING_S = 60
 GOALS = (Goal("a million", measure="memory of the API, MB", at_most=300),)
@@ -53,7 +53,7 @@ def a_million(client: httpx.Client, database: Engine, api: psutil.Process, promp
         draft = {"upload": upload["id"], "images_per_prompt": PER_PROMPT, "defaults": {"model": "mini-zh"}}
         batch = timed("submit, s", lambda: post(client, "/v1/batches", json=draft))
         path = f"/v1/batches/{batch['id']}"
-        others.looks_at(path)
+        others.read_batch(path)
         timed("check, s", lambda: wait_until(lambda: client.get(path).json()["state"] != "checking", seconds=1800))
         timed("expand, s", lambda: wait_until(lambda: client.get(path).json()["state"] == "running", seconds=3600))
         timed("list its jobs, s", lambda: client.get("/v1/jobs", params={"batch": batch["id"]}).raise_for_status())
@@ -67,7 +67,7 @@ def a_million(client: httpx.Client, database: Engine, api: psutil.Process, promp
 
 
 def settle(database: Engine, images: int) -> tuple[int, float]:
-    """How many images were settled in how many seconds: all of them, or a minute's worth."""
+    """The images that were settled, all of them or those of a minute, and the seconds."""
     began = time.perf_counter()
     while True:
         with transaction(database) as connection:
@@ -82,7 +82,7 @@ SETTLED = text("SELECT coalesce(sum(cancelled), 0) FROM lanes")
 
 
 class Others:
-    """Everybody else: what they wait, in a thread of their own, and what the API holds meanwhile."""
+    """The requests of other clients, timed in a thread of their own, and the memory of the API meanwhile."""
 
     def __init__(self, client: httpx.Client, api: psutil.Process) -> None:
         self._client = client
@@ -91,7 +91,7 @@ class Others:
         self._took: dict[str, list[float]] = {"list jobs": [], "read the batch": [], "submit a job": []}
         self._memory = 0
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._go_about, daemon=True)
+        self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> None:
         self._thread.start()
@@ -100,7 +100,7 @@ class Others:
         self._stopping.set()
         self._thread.join(60)
 
-    def looks_at(self, path: str) -> None:
+    def read_batch(self, path: str) -> None:
         self._path = path
 
     def figures(self) -> dict[str, float]:
@@ -111,7 +111,7 @@ class Others:
             **{f"{name}, p99 ms": 1000 * cut[98] for name, cut in cuts.items()},
         }
 
-    def _go_about(self) -> None:
+    def _run(self) -> None:
         job = {"prompt": "红色的圆形", "model": "mini-zh", "tier": "interactive"}
         acts: dict[str, Callable[[], httpx.Response]] = {
             "list jobs": lambda: self._client.get("/v1/jobs", params={"limit": 20}),

@@ -1,8 +1,7 @@
-"""One, two and four worker processes with a fake GPU each (600 ms a microbatch of 8 pictures of 512×512) empty one
-queue; all else runs on the same machine: API, control worker, Postgres, Valkey and the store. What is compared is the
-throughput a worker: 1 would be perfect. On a machine of two cores, four GPUs bring more pictures than its cores encode
-and its embedded store takes (Swift, one process, at most one core), so the last side shows four workers with a store
-that answers at once.
+"""One, two and four worker processes with a fake GPU each (600 ms a microbatch of 8 images of 512×512) empty one queue;
+all else runs on the same machine: API, control worker, Postgres, Valkey and the store. Compared is the throughput a
+worker: 1 would be perfect. On a machine of two cores, four GPUs render more images than its cores encode and its
+embedded store accepts (Swift, one process, at most one core), so the last side has four workers and an instant store.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """How long the API takes for the pages of the dashboard, with a million jobs in the database, 50 batches and 20 workers
-with microbatches in their hands. One visitor, signed in, asks for each screen again and again, with different jobs,
-batches, filters and words: those that many prompts have, that one in a hundred thousand has, that none has. `count` is
-what is asked before something is done to all jobs that match a filter.
+that hold microbatches. One signed-in client requests each screen again and again, with different jobs, batches, filters
+and words: in many prompts, in one of a hundred thousand, in none. `count` is the request that precedes an action on all
+jobs that match a filter.
 """
 
 import time
@@ -35,7 +35,7 @@ def sides(options: Options) -> Iterator[Sides]:
                 base_url=f"{url}/dashboard", headers={"Cookie": sign_in(client, url)}, timeout=60, trust_env=False
             )
             times = 20 if options.quick else 100
-            yield {screen: partial(look, browser, paths, times) for screen, paths in screens(stock).items()}
+            yield {screen: partial(request, browser, paths, times) for screen, paths in screens(stock).items()}
             browser.close()
         database.dispose()
 
@@ -61,7 +61,7 @@ def screens(stock: Stock) -> dict[str, list[str]]:
     }
 
 
-def look(browser: httpx.Client, paths: list[str], times: int) -> Figures:
+def request(browser: httpx.Client, paths: list[str], times: int) -> Figures:
     took: list[float] = []
     browser.get(paths[0]).raise_for_status()
     for number in range(max(times, len(paths))):

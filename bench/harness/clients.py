@@ -1,6 +1,6 @@
-"""Clients that cost next to nothing: each sends the same request again and again over one connection of its own.
+"""Clients with little overhead: each sends the same request again and again over one connection of its own.
 
-What a request library spends would be shared out to both sides of a comparison, and flatter the slower one.
+The overhead of a request library would add to both sides of a comparison, and favour the slower one.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 
 def hammer(url: str, headers: Mapping[str, str], body: bytes, clients: int, requests: int) -> list[float]:
-    """The seconds that each of so many requests took, in the order of their ends. All must be answered with 201."""
+    """The seconds of each request, in the order of their ends. Raises ConnectionError for an answer other than 201."""
     return asyncio.run(_hammer(url, headers, body, clients, requests))
 
 

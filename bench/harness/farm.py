@@ -1,7 +1,7 @@
-"""A farm to measure: real servers, and the product's processes, in a temporary home. Nothing of it is left behind.
+"""A farm to measure: real servers and the product's processes, in a temporary home that is deleted afterwards.
 
-The servers are durable, as those of `huafang up` are. All programs run on a leash: they end with this process, even
-when it is killed. A bench may take the image store out of the picture: see `instant_store`.
+The servers are durable, like those of `huafang up`. All programs end with this process, even when it is killed. A bench
+may use an image store that takes no time: see `instant_store`.
 """
 
 import secrets
@@ -26,24 +26,24 @@ from common.db import connect, migrate, transaction
 from common.enums import Scope
 from common.errors import Unavailable
 from embedded.farm import variables
-from embedded.instance import FIRST_PORT, LOOPBACK, PORTS, S3_ACCOUNT, can_bind
-from embedded.processes import SIGNALS, Program, leash, write_programs
+from embedded.instance import FIRST_PORT, LOOPBACK, PORT_COUNT, S3_ACCOUNT, can_bind
+from embedded.processes import SIGNALS, Program, locked_command, write_programs
 from embedded.servers import Servers, create_bucket
 
 BUCKET = "bench"
-PATIENCE_S = 60
+TIMEOUT_S = 60
 T = TypeVar("T")
 
 
 class Farm:
     def __init__(self, servers: Servers) -> None:
-        self.site = servers.site
+        self.site = servers.instance
         self._servers = servers
         self._programs = dict(servers.programs)
         self.settings = self.settings_of("huafang")
 
     def settings_of(self, database: str) -> Settings:
-        """Those of a farm with that database; the stub for a device."""
+        """The settings of a farm with that database; the device is the stub."""
         s3 = f"http://{self.site.host}:{self.site.ports['s3']}"
         return Settings(
             home=self.site.home,
@@ -67,7 +67,7 @@ class Farm:
         return settings
 
     def key(self, database: Engine, tenant: str = "bench") -> str:
-        """The secret of a new key of this tenant, which is made if it is not there."""
+        """The secret of a new key of this tenant, which is created if it does not exist."""
         with transaction(database) as connection:
             tenant_id = tenants.ensure_tenant(connection, tenant)
             key = tenants.create_key(connection, tenant_id, "bench", [Scope.ADMIN], self.site.secrets["pepper"])
@@ -79,14 +79,14 @@ class Farm:
 
     @contextmanager
     def program(self, *module: str, **environment: str) -> Iterator["subprocess.Popen[bytes]"]:
-        """`python -m MODULE …` while the block lasts; its log is in the home. Asked to end, then killed."""
+        """Run `python -m MODULE …` during the block, with its log in the home. It is killed 20 s after SIGTERM."""
         name = f"{module[0]}-{secrets.token_hex(3)}"
         program = Program(name, (sys.executable, "-m", *module), {"OMP_NUM_THREADS": "1", **environment})
         self._programs[name] = program
         write_programs(self.site.home, list(self._programs.values()))
         with open(self.site.log(name), "ab") as log:
             process = subprocess.Popen(
-                leash(name),
+                locked_command(name),
                 cwd=self.site.home,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -139,7 +139,7 @@ class Farm:
 
     @contextmanager
     def instant_store(self) -> Iterator[str]:
-        """The address of an image store that takes bytes and forgets them: what the farm does without a slow store."""
+        """The address of an image store that discards what is stored."""
         port = free_port()
         with self.program("bench.harness.instant_store", str(port)) as process:
             url = f"http://{LOOPBACK}:{port}"
@@ -152,22 +152,22 @@ READY = text("SELECT FROM workers WHERE name = :name AND state = 'ready'")
 
 @contextmanager
 def farm() -> Iterator[Farm]:
-    """The three servers, a bucket and a migrated database: what processes run on it is up to the bench."""
+    """The three servers, a bucket and a migrated database. The bench starts the processes."""
     home = Path(tempfile.mkdtemp(prefix="huafang-bench-"))
     try:
         with Servers(home / "farm", durable=True) as servers:
             made = Farm(servers)
             migrate(made.settings.database_url.get_secret_value())
-            create_bucket(servers.site, BUCKET)
+            create_bucket(servers.instance, BUCKET)
             yield made
     finally:
         shutil.rmtree(home, ignore_errors=True)
 
 
 def wait_until(
-    condition: Callable[[], T], process: "subprocess.Popen[bytes] | None" = None, seconds: float = PATIENCE_S
+    condition: Callable[[], T], process: "subprocess.Popen[bytes] | None" = None, seconds: float = TIMEOUT_S
 ) -> T:
-    """Wait until it is true, and say what it was then. Raises Unavailable after that time, or when the process ends."""
+    """Wait until it is true, and return its value. Raises Unavailable after that time, or when the process ends."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         if time.monotonic() > deadline or (process and process.poll() is not None):
@@ -184,7 +184,7 @@ def answers(url: str) -> bool:
 
 
 def free_port() -> int:
-    """Below the range that outgoing connections use."""
-    while not can_bind(LOOPBACK, port := FIRST_PORT + secrets.randbelow(PORTS)):
+    """A port below the range of outgoing connections."""
+    while not can_bind(LOOPBACK, port := FIRST_PORT + secrets.randbelow(PORT_COUNT)):
         pass
     return port

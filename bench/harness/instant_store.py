@@ -1,9 +1,6 @@
-"""`python -m bench.harness.instant_store PORT`:
+"""`python -m bench.harness.instant_store PORT`: an S3 server that discards what is stored.
 
-an S3 that takes what is put and forgets it, as fast as bytes can be read.
-
-It stands where a bench shows what the farm does when its image store is not the limit. It checks nothing and keeps
-nothing.
+Benches use it to show the farm's speed when the image store is not the limit. It checks nothing and keeps nothing.
 """
 
 import asyncio

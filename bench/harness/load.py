@@ -1,4 +1,4 @@
-"""What benches give a farm to do, and how they read from its database what it did: by the database's clock alone."""
+"""The load of benches: submit jobs, wait for them, and read the throughput from the database, by its clock alone."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +24,7 @@ def now(database: Engine) -> datetime:
 
 
 def submit(url: str, key: str, images: int, per_job: int = 4, **recipe: Any) -> None:
-    """Jobs of a few images each, over HTTP, as several clients would."""
+    """Submit jobs of a few images each over HTTP, from several clients."""
 
     def post(number: int) -> None:
         prompt = f"{COLOURS[number % 5]}色的{SHAPES[number // 5 % 5]}"
@@ -40,7 +40,7 @@ def submit(url: str, key: str, images: int, per_job: int = 4, **recipe: Any) -> 
 
 
 def wait_until_done(database: Engine, seconds: float) -> None:
-    """Until no job is open."""
+    """Wait until no job is open."""
 
     def is_done() -> bool:
         with transaction(database) as connection:
@@ -50,9 +50,9 @@ def wait_until_done(database: Engine, seconds: float) -> None:
 
 
 def steady(database: Engine, since: datetime) -> dict[str, float]:
-    """Images a second that became visible, in the steady middle of what was claimed since then.
+    """Images a second that became visible, of the microbatches that were claimed since then.
 
-    A tenth of the microbatches is left out at either end, where workers begin and run dry.
+    A tenth of the microbatches is left out at either end, where not every worker is busy.
     """
     with transaction(database) as connection:
         leases = connection.execute(PUBLISHED, {"since": since}).all()
@@ -61,13 +61,13 @@ def steady(database: Engine, since: datetime) -> dict[str, float]:
 
 
 def stored(database: Engine, since: datetime) -> int:
-    """Images of what was claimed since then."""
+    """The images that were claimed since then and published."""
     with transaction(database) as connection:
         return sum(lease.images for lease in connection.execute(PUBLISHED, {"since": since}))
 
 
 def rate(ends: Sequence[tuple[float, int]]) -> float:
-    """Of (time, images) in the order of time: between the end of the first tenth and that of the last but one."""
+    """Images a second of (time, images) in the order of time, without the first and the last tenth."""
     margin = max(len(ends) // 10, 1)
     kept = ends[margin:-margin]
     return sum(images for _, images in kept[1:]) / (kept[-1][0] - kept[0][0])

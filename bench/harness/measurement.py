@@ -1,15 +1,15 @@
-"""What every bench shares: sides measured in turn, the spread of their figures, goals, and one JSON file a bench.
+"""Measures a bench: its sides in turn, the spread of their figures, its goals; one JSON file a bench.
 
-A bench is a module of this folder with three things in it:
+A bench is a module of `bench.cases` with these parts:
 
-    a docstring       one paragraph that says what the sides are: docs/performance.md shows it
-    sides(options)    a context manager that gives the sides by name: each a function that runs one round of it and
-                      returns its figures, by measure: {"images/s": 13.1}
-    GOALS             what is compared, and the bound that the design sets if it sets one
-    ROUNDS            only where there is nothing to compare
+    a docstring       one paragraph that says what the sides are; docs/performance.md shows it
+    sides(options)    a context manager of the sides by name: functions that run one round and return its
+                      figures by measure: {"images/s": 13.1}
+    GOALS             what is compared, with the bound of the design where there is one
+    ROUNDS            optional: the number of rounds, for a bench without a comparison
 
-Sides take turns, in the opposite order every second round, so that a drift of the machine meets all of them. A ratio is
-taken within each round; what is shown is the median over the rounds, with the range. Knows no farm.
+Sides take turns, in the opposite order every second round, so that a drift of the machine affects all of them. A
+ratio is taken within each round; the median over the rounds is shown, with the range. Knows no farm.
 """
 
 import importlib
@@ -29,7 +29,7 @@ from typing import Any, Protocol
 
 Figures = Mapping[str, float]  # of one side in one round, by measure
 Sides = Mapping[str, Callable[[], Figures]]
-Say = Callable[[str], None]
+Print = Callable[[str], None]
 
 HOME = Path(__file__).resolve().parents[2]
 RESULTS = HOME / "bench" / "results"
@@ -39,15 +39,15 @@ LIBRARIES += ["pyarrow", "sqlalchemy", "swift", "torch", "transformers", "valkey
 
 @dataclass(frozen=True)
 class Options:
-    quick: bool = False  # a look whether it works: less of everything, and one round
-    device: str = "stub"  # or cuda, mps, cpu: what the sides render on that have a device
+    quick: bool = False  # a short run that checks whether the bench works
+    device: str = "stub"  # or cuda, mps, cpu: of the sides that render
     rounds: int = 3
-    only: str = ""  # the sides that have this in their names
+    only: str = ""  # the sides whose names contain this
 
 
 @dataclass(frozen=True)
 class Goal:
-    """`of` ÷ `to` in one measure, or the figure of `of` itself; without a bound it is only shown."""
+    """`of` ÷ `to` in one measure, or the figure of `of` itself. Without a bound it is only shown."""
 
     of: str
     to: str | None = None
@@ -76,8 +76,8 @@ def find(name: str) -> Bench:
     return bench  # type: ignore[no-any-return]
 
 
-def measure(name: str, bench: Bench, options: Options, say: Say) -> dict[str, Any]:
-    """Run a bench: what is written to its JSON file."""
+def measure(name: str, bench: Bench, options: Options, say: Print) -> dict[str, Any]:
+    """Run a bench. Returns the content of its JSON file."""
     rounds: list[dict[str, Figures]] = []
     times = getattr(bench, "ROUNDS", options.rounds)
     load, began, the_commit = os.getloadavg()[0], time.monotonic(), commit()
@@ -120,7 +120,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def missed(result: Mapping[str, Any]) -> list[str]:
-    """The goals that this run did not reach, in words."""
+    """A sentence for each goal that this run missed."""
     found = [goal for goal in result["goals"] if goal["met"] is False]
     return [f"{result['bench']}: {words(goal)} is {goal['median']:.3g}, not {bound(goal)}" for goal in found]
 
@@ -140,7 +140,7 @@ def bound(goal: Mapping[str, Any]) -> str:
 
 
 def path_of(name: str, options: Options) -> Path:
-    """Full runs are kept for docs/performance.md; quick ones, and parts of one, are nobody's business."""
+    """Full runs are kept for docs/performance.md; git ignores quick runs and parts of runs."""
     folder = RESULTS / "quick" if options.quick or options.only else RESULTS
     return folder / (f"{name}.json" if options.device == "stub" else f"{name}.{options.device.partition(':')[0]}.json")
 
@@ -150,11 +150,11 @@ def save(result: Mapping[str, Any], path: Path) -> None:
     path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
 
 
-# Where and what
+# The machine and the software
 
 
 def commit() -> str:
-    """Of the checkout; with a plus where files differ from it."""
+    """The commit of the checkout, with a plus when files differ from it."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(HOME), *arguments]
@@ -168,7 +168,7 @@ def commit() -> str:
 
 
 def machine() -> dict[str, Any]:
-    """No name of it: results are published."""
+    """CPU, memory and system, but no host name: results are published."""
     cpu = platform.processor() or platform.machine()
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()

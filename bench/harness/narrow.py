@@ -1,8 +1,6 @@
-"""`python -m bench.harness.narrow --port N`:
+"""`python -m bench.harness.narrow --port N`: the product's API with small send buffers.
 
-the product's API, in whose kernel little fits of what a reader leaves unread.
-
-On loopback it would take megabytes for each, and nobody would be seen to stall.
+On loopback the kernel would buffer megabytes for each reader that does not read, and no stream would stall.
 """
 
 import argparse
@@ -14,14 +12,14 @@ from api.__main__ import Server, make_server
 from api.app import create_app
 from common.config import Settings
 
-KERNEL_BYTES = 8192
+SEND_BUFFER = 8192
 
 
 class Narrow(Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         with socket.socket(fileno=os.dup(self.servers[0].sockets[0].fileno())) as listening:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KERNEL_BYTES)  # those it accepts inherit it
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # accepted sockets inherit it
 
 
 def main(arguments: list[str]) -> None:

@@ -1,7 +1,4 @@
-"""`python -m bench.harness.noop --port N`:
-
-the product's API with one more route, which does nothing with what it is given.
-"""
+"""`python -m bench.harness.noop --port N`: the product's API with one more route, which only validates its body."""
 
 import argparse
 import sys

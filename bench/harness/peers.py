@@ -1,12 +1,10 @@
-"""`python -m bench.harness.peers`:
+"""`python -m bench.harness.peers`: the simplest Celery workers that could replace a farm, on the same servers.
 
-what one would write first in place of a farm, as a Celery worker on the same servers.
+    naive    a message an image: render it, encode it with Pillow, upload it, write its row; then the next message
+    serial   a message for eight: render them in one call, then encode (with our encoder), upload and write row by row
 
-    naive    a message a picture: paint it, encode it with Pillow, upload it, write its row; then the next message
-    serial   a message for eight: paint them in one call, then encode (with our encoder), upload and write row by row
-
-Neither has a lease, a retry, a fence, a cancellation or a fair share. A picture alone is given an eighth of the time of
-a microbatch, which flatters the naive one: a real GPU takes longer. Their rows say when which picture was there.
+Neither has leases, retries, a fence, cancellation or fair shares. A single image takes an eighth of the time of a
+microbatch, which favours the naive one: a real GPU takes longer. The rows record when each image was stored.
 """
 
 import io
@@ -31,9 +29,9 @@ from worker.render.encode import encode
 MODEL, STEPS, MICROBATCH = "zh-v0", 20, 8
 RECIPE: dict[str, Any] = {"model": MODEL, "width": 512, "height": 512, "steps": STEPS}
 CATALOG = catalog.read(SHIPPED_CATALOG)
-TABLE = "CREATE TABLE IF NOT EXISTS peer_pictures (key text PRIMARY KEY, stored_at timestamptz NOT NULL)"
-INSERT = "INSERT INTO peer_pictures VALUES (%s, clock_timestamp())"
-MOMENTS = "SELECT stored_at FROM peer_pictures WHERE key LIKE %s ORDER BY stored_at"
+TABLE = "CREATE TABLE IF NOT EXISTS peer_images (key text PRIMARY KEY, stored_at timestamptz NOT NULL)"
+INSERT = "INSERT INTO peer_images VALUES (%s, clock_timestamp())"
+MOMENTS = "SELECT stored_at FROM peer_images WHERE key LIKE %s ORDER BY stored_at"
 
 
 def recipe(seed: int = 0) -> Recipe:
@@ -41,10 +39,10 @@ def recipe(seed: int = 0) -> Recipe:
     return resolve(draft, CATALOG, MODEL, root_seed=seed)
 
 
-def painted(gpu: stub.StubPipeline, seeds: Sequence[int]) -> list[RenderedImage]:
+def rendered(gpu: stub.StubPipeline, seeds: Sequence[int]) -> list[RenderedImage]:
     the_recipe = recipe()
-    pictures = gpu.paint([ImageRequest(the_recipe, seed) for seed in seeds], lambda step, steps: None)
-    return [picture for picture in pictures if isinstance(picture, RenderedImage)]
+    images = gpu.paint([ImageRequest(the_recipe, seed) for seed in seeds], lambda step, steps: None)
+    return [image for image in images if isinstance(image, RenderedImage)]
 
 
 def app_of(broker: str) -> Celery:
@@ -72,27 +70,27 @@ def main() -> None:
         config=Config(signature_version="s3v4", s3={"addressing_style": "path"}),
     )
 
-    def keep(name: str, data: bytes) -> None:
+    def store_image(name: str, data: bytes) -> None:
         store.put_object(Bucket=settings.s3_bucket, Key=name, Body=data, ContentType="image/png")
         database.execute(INSERT, [name])
 
     @app.task(name="naive")
     def naive(run: str, seed: int) -> None:
-        (picture,) = painted(one, [seed])
+        (image,) = rendered(one, [seed])
         file = io.BytesIO()
-        Image.fromarray(picture.pixels).save(file, "png")
-        keep(f"naive/{run}/{seed}.png", file.getvalue())
+        Image.fromarray(image.pixels).save(file, "png")
+        store_image(f"naive/{run}/{seed}.png", file.getvalue())
 
     @app.task(name="serial")
     def serial(run: str, seeds: list[int]) -> None:
-        for seed, picture in zip(seeds, painted(eight, seeds), strict=True):
-            keep(f"serial/{run}/{seed}.png", encode(picture.pixels, "png", {}))
+        for seed, image in zip(seeds, rendered(eight, seeds), strict=True):
+            store_image(f"serial/{run}/{seed}.png", encode(image.pixels, "png", {}))
 
     app.worker_main(["worker", "--pool", "solo", "--queues", "peers", "--loglevel", "warning"])
 
 
 def moments(database_url: str, kind: str, run: str) -> list[datetime]:
-    """When the pictures of this run were there."""
+    """When the images of this run were stored, in order."""
     with psycopg.connect(database_url, autocommit=True) as connection:
         return [row[0] for row in connection.execute(MOMENTS, [f"{kind}/{run}/%"])]
 

@@ -1,4 +1,4 @@
-"""Bars with their range, as SVG: one panel a measure, one bar a side. Reads in light and dark pages alike."""
+"""Bars with their range, as SVG: one panel a measure, one bar a side. Readable on light and dark pages."""
 
 from collections.abc import Mapping, Sequence
 from html import escape

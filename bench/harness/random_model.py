@@ -1,5 +1,5 @@
-"""A model of the size of Stable Diffusion 1.x with a Chinese Bert, of random weights: what a bench renders on an
-accelerator when nothing may be downloaded. It paints noise, and takes as long for it as a trained one.
+"""A model of the size of Stable Diffusion 1.x with a Chinese BERT, of random weights: benches on an accelerator render
+with it, so that they need no download. It renders noise, in the same time as a trained model.
 
 `write(folder)` makes the checkpoint (2.1 GB in half precision) and a catalogue that names it. Needs torch.
 """

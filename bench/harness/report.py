@@ -1,4 +1,4 @@
-"""docs/performance.md and its plots, written from the JSON files of bench/results: no figure in it is typed by hand."""
+"""Writes docs/performance.md and its plots from the JSON files of bench/results; no figure is typed by hand."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -14,29 +14,29 @@ PLOTS = HOME / "docs" / "images" / "bench"
 
 INTRODUCTION = """# Performance
 How fast the farm is, as ratios: both sides of each are measured on one machine in one run, in turn. Absolute figures
-are of the machine named below each table, ratios should hold on others. `python -m bench all` measures everything anew
+are of the machine named below each table, ratios should hold on others. `python -m bench all` measures everything again
 and writes this page from `bench/results/*.json`; `python -m bench NAME --check` exits 1 where a goal is missed. Figures
 are medians over the rounds, with their range; a ratio is taken within each round.
 """
-NOT_SEEN = """## On an accelerator
+NOT_MEASURED = """## On an accelerator
 `python -m bench all --device cuda` runs the benches that have a device on one, with a randomly initialised model of the
 size of Stable Diffusion 1.x. **No figure on this page was seen on an accelerator yet.**
 """
 
 
 def write_report(results: Path = RESULTS, page: Path = PAGE, plots: Path = PLOTS) -> str:
-    """Write the page; what it says of itself afterwards."""
+    """Write the page. Returns a line about it."""
     found = [(path, json.loads(path.read_text())) for name in BENCHES for path in sorted(results.glob(f"{name}.*json"))]
     plots.mkdir(parents=True, exist_ok=True)
     for path, result in found:
         (plots / f"{path.stem}.svg").write_text(plot(result["figures"]))
     links = plots.relative_to(page.parent) if plots.is_relative_to(page.parent) else plots
     sections = ["\n".join(_section(result, f"{links}/{path.stem}.svg")) for path, result in found]
-    seen = results / "accelerator.md"  # by hand, of a machine that was lent for minutes
-    if seen.exists():
-        sections.append(seen.read_text())
+    accelerator = results / "accelerator.md"  # written by hand, from the logs of a machine that was lent for minutes
+    if accelerator.exists():
+        sections.append(accelerator.read_text())
     elif all(result["options"]["device"] == "stub" for _, result in found):
-        sections.append(NOT_SEEN)
+        sections.append(NOT_MEASURED)
     page.write_text("\n".join([INTRODUCTION, *_overview(result for _, result in found), *sections]))
     return f"{page.name}: {len(found)} of {len(BENCHES)} benches"
 
@@ -52,7 +52,7 @@ def _overview(results: Iterator[Mapping[str, Any]]) -> Iterator[str]:
     yield ""
 
 
-def _section(result: Mapping[str, Any], picture: str) -> Iterator[str]:
+def _section(result: Mapping[str, Any], plot_path: str) -> Iterator[str]:
     device = result["options"]["device"]
     yield f"## {result['bench']}" + ("" if device == "stub" else f" on {device}")
     yield f"{result['about']}\n"
@@ -67,7 +67,7 @@ def _section(result: Mapping[str, Any], picture: str) -> Iterator[str]:
     for goal in result["goals"]:
         low_high = f"{goal['low']:.3g} – {goal['high']:.3g}"
         yield f"| {words(goal)} | {goal['median']:.3g} | {low_high} | {bound(goal)} |"
-    yield f"\n![{result['bench']}]({picture})\n"
+    yield f"\n![{result['bench']}]({plot_path})\n"
     yield _origin(result)
 
 

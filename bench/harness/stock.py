@@ -1,5 +1,5 @@
-"""A farm that has been in use for a month: a million jobs in all states, their prompts in Chinese, in 50 batches; 20
-workers at work. Made by a handful of statements, not by rendering; the checks of the tables hold here, too.
+"""A database of a farm after a month of use: a million jobs in all states, with Chinese prompts, in 50 batches, and 20
+busy workers. Some SQL statements insert it; nothing is rendered, and the tables' constraints hold.
 """
 
 from dataclasses import dataclass
@@ -7,18 +7,18 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Engine, text
 
-from bench.harness.backlog import settle_down
+from bench.harness.backlog import vacuum
 from common.accounts import tenants
 from common.datasets.layout import DatasetPlan
 from common.db import transaction
-from common.queue import samples
+from common.queue import stats
 
 BATCHES = 50
 WORKERS = 20
 MICROBATCH = 8
 MODELS = ("zh-v0", "zh-v1", "taiyi", "mini-zh")
 RARE = "冰糖葫芦摊"  # in one prompt of a hundred thousand
-# Those at the front are in many prompts, those at the end in few.
+# The first words are in many prompts, the last in few.
 WORDS = """
     水墨 山水 亭子 雪中 红色 圆形 女孩 打开 另一 世界 大门 夜空 星星 草地 大海 小猫 老虎 花朵 月亮 太阳 森林
     城市 雨天 街道 古风 油画 赛博 朋克 机器 凤凰 竹林 石桥 渔船 老人 孩子 微笑 蓝色 金色 光线 柔和 高清 细节
@@ -30,7 +30,7 @@ WORDS = """
 
 @dataclass(frozen=True)
 class Stock:
-    """What the questions of a bench are about."""
+    """The rows that a bench requests."""
 
     tenant_id: UUID
     big_batch: UUID  # half of all jobs: it runs
@@ -39,11 +39,11 @@ class Stock:
 
 
 def stock_up(database: Engine, jobs: int) -> Stock:
-    """Fill an empty database; all that is asked for belongs to the tenant `bench`."""
+    """Fill an empty database. What a bench requests belongs to the tenant `bench`."""
     with transaction(database) as connection:
         tenant_id = tenants.ensure_tenant(connection, "bench")
-        tenants.ensure_tenant(connection, "somebody else")
-        question = {
+        tenants.ensure_tenant(connection, "another tenant")
+        parameters = {
             "tenant": tenant_id,
             "jobs": jobs,
             "batches": BATCHES,
@@ -56,10 +56,10 @@ def stock_up(database: Engine, jobs: int) -> Stock:
         }
         connection.execute(text("SELECT setseed(0.5)"))
         for statement in STATEMENTS:
-            connection.execute(text(statement), question)
-        samples.take(connection)
+            connection.execute(text(statement), parameters)
+        stats.take_sample(connection)
         found = pick(connection, tenant_id)
-    settle_down(database)
+    vacuum(database)
     return found
 
 
@@ -120,7 +120,7 @@ FILL_BATCHES = """
 """
 
 FILL_JOBS = """
-    INSERT INTO jobs (id, tenant_id, batch_id, place, tier, state, recipe, count, open, failed, error_code,
+    INSERT INTO jobs (id, tenant_id, batch_id, position, tier, state, recipe, count, open, failed, error_code,
                       error_message, created_at, started_at, finished_at)
     SELECT plan.id, CASE WHEN is_alone AND n % 3 = 0 THEN other.id ELSE :tenant END,
            CASE WHEN NOT is_alone THEN batches.id END,
@@ -135,7 +135,7 @@ FILL_JOBS = """
            CASE WHEN plan.state = 'failed' THEN 'It could not be rendered.' END,
            plan.created_at, CASE WHEN plan.state <> 'queued' THEN plan.created_at END,
            CASE WHEN plan.state <> 'queued' THEN least(plan.created_at + interval '9 s', now()) END
-    FROM plan CROSS JOIN (SELECT id FROM tenants WHERE name = 'somebody else') AS other
+    FROM plan CROSS JOIN (SELECT id FROM tenants WHERE name = 'another tenant') AS other
     LEFT JOIN (SELECT id, row_number() OVER (ORDER BY id) - 1 AS batch FROM batches) AS batches USING (batch)
     ORDER BY n
 """
@@ -147,31 +147,32 @@ FILL_LANES = """
     GROUP BY jobs.tenant_id, jobs.tier, model, batch_id
 """
 
-# Who has what in hand: images of the batch that runs, 8 to a microbatch, one that each worker renders and one that it
-# has claimed ahead; and the last 25,000 microbatches of those that have ended.
-DEAL = """
-    CREATE TEMPORARY TABLE hands ON COMMIT DROP AS
-    WITH dealt AS (
+# The microbatches of each worker: 8 images each of the running batch, one that the worker renders and one that it has
+# claimed ahead; and the last 25,000 microbatches of ended images.
+ASSIGN = """
+    CREATE TEMPORARY TABLE assignments ON COMMIT DROP AS
+    WITH numbered AS (
         SELECT jobs.id AS job_id, finished_at,
                (row_number() OVER (PARTITION BY finished_at IS NULL
                                    ORDER BY CASE WHEN finished_at IS NULL THEN jobs.id END,
-                                            jobs.finished_at DESC, jobs.id DESC) - 1) / :microbatch AS hand
+                                            jobs.finished_at DESC, jobs.id DESC) - 1) / :microbatch AS microbatch
         FROM jobs WHERE finished_at IS NOT NULL OR batch_id = (SELECT id FROM batches ORDER BY id DESC LIMIT 1))
-    SELECT job_id, hand % :workers AS worker, finished_at IS NULL AND hand < :workers AS runs,
-           first_value(lease) OVER (PARTITION BY finished_at IS NULL, hand) AS lease_id
-    FROM (SELECT *, uuidv7(coalesce(finished_at, now()) - now() - interval '9 s') AS lease FROM dealt) AS dealt
-    WHERE hand < CASE WHEN finished_at IS NULL THEN 2 * :workers ELSE 25000 END
+    SELECT job_id, microbatch % :workers AS worker, finished_at IS NULL AND microbatch < :workers AS runs,
+           first_value(lease) OVER (PARTITION BY finished_at IS NULL, microbatch) AS lease_id
+    FROM (SELECT *, uuidv7(coalesce(finished_at, now()) - now() - interval '9 s') AS lease FROM numbered) AS numbered
+    WHERE microbatch < CASE WHEN finished_at IS NULL THEN 2 * :workers ELSE 25000 END
 """
 
 RUN = """
-    UPDATE jobs SET state = 'running', started_at = now() FROM hands WHERE hands.job_id = jobs.id AND hands.runs
+    UPDATE jobs SET state = 'running', started_at = now() FROM assignments
+    WHERE assignments.job_id = jobs.id AND assignments.runs
 """
 
 FILL_IMAGES = """
     INSERT INTO images (id, job_id, lane_id, index, state, attempts, lease_id, key, sha256, bytes, error_code,
                         error_message, render_ms, store_ms, started_at, finished_at)
     SELECT uuidv7(made.created_at - now()), made.id, lane_id, 0, made.state::image_state, (made.state <> 'queued')::int,
-           hands.lease_id, CASE WHEN is_stored THEN 'images/' || made.id || '/0.png' END,
+           assignments.lease_id, CASE WHEN is_stored THEN 'images/' || made.id || '/0.png' END,
            CASE WHEN is_stored THEN repeat('0', 64) END, CASE WHEN is_stored THEN 400000 END,
            error_code, error_message, CASE WHEN is_stored THEN 2000 END, CASE WHEN is_stored THEN 30 END,
            made.started_at, made.finished_at
@@ -183,19 +184,19 @@ FILL_IMAGES = """
               FROM jobs) AS jobs
         JOIN lanes ON (lanes.tenant_id, lanes.tier, lanes.model) = (jobs.tenant_id, jobs.tier, jobs.model)
             AND coalesce(lanes.batch_id, lanes.tenant_id) = coalesce(jobs.batch_id, jobs.tenant_id)) AS made
-    LEFT JOIN hands ON hands.job_id = made.id
+    LEFT JOIN assignments ON assignments.job_id = made.id
     ORDER BY made.id
 """
 
 FILL_LEASES = """
-    INSERT INTO leases (id, worker_id, image_ids, claimed_at, started_at, expires_at, ended_at, outcome, unclean)
-    SELECT hands.lease_id, workers.id, array_agg(images.id ORDER BY images.id),
+    INSERT INTO leases (id, worker_id, image_ids, claimed_at, started_at, expires_at, ended_at, outcome, needs_cleanup)
+    SELECT assignments.lease_id, workers.id, array_agg(images.id ORDER BY images.id),
            coalesce(min(images.started_at), now()) - interval '1 s', min(images.started_at), now() + interval '1 h',
            max(images.finished_at), CASE WHEN max(images.finished_at) IS NOT NULL THEN 'published'::lease_outcome END,
            max(images.finished_at) IS NULL
-    FROM hands JOIN images ON images.job_id = hands.job_id
+    FROM assignments JOIN images ON images.job_id = assignments.job_id
     JOIN (SELECT id, row_number() OVER (ORDER BY id) - 1 AS worker FROM workers) AS workers USING (worker)
-    GROUP BY hands.lease_id, workers.id
+    GROUP BY assignments.lease_id, workers.id
 """
 
 FILL_WORKERS = """
@@ -220,7 +221,7 @@ COUNT = """
 """
 
 FILL_SAMPLES = """
-    INSERT INTO samples (minute, model, tier, stored, flagged, failed, cancelled)
+    INSERT INTO lane_samples (minute, model, tier, stored, flagged, failed, cancelled)
     SELECT minute, model, tier, share * stored, share * flagged, share * failed, share * cancelled
     FROM (SELECT model, tier, sum(stored) AS stored, sum(flagged) AS flagged, sum(failed) AS failed,
                  sum(cancelled) AS cancelled FROM lanes GROUP BY model, tier) AS counted
@@ -246,7 +247,7 @@ STATEMENTS = (
     FILL_LANES,
     FILL_WORKERS,
     "ANALYZE jobs",
-    DEAL,
+    ASSIGN,
     RUN,
     FILL_IMAGES,
     "ANALYZE images",

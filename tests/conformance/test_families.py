@@ -108,7 +108,7 @@ def test_a_tokenizer_that_was_converted_counts_the_same(load: Load, name: str, t
     tokenizer.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
     counter = TokenCounter(tmp_path / "tokenizer.json")
     for text in (*ODD, PAINTED[name]["prompt"], "", " "):
-        assert counter.read(text).tokens == len(tokenizer(prompt_weighting.strip_weights(text)).input_ids)
+        assert counter.count(text).tokens == len(tokenizer(prompt_weighting.strip_weights(text)).input_ids)
 
 
 @every_family
@@ -116,8 +116,8 @@ def test_what_cannot_be_read_is_named(load: Load, tmp_path: Path, name: str) -> 
     load(name)._pipe.tokenizer.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
     unknown = () if name == "sd-1.5" else ("龘", "😀")  # bytes are known to everyone
     counter = TokenCounter(tmp_path / "tokenizer.json")
-    assert counter.read("龘 a 红😀").unknown == unknown
-    assert list(counter.doubtful(["a", "龘"], 77)) == ([1] if unknown else [])
+    assert counter.count("龘 a 红😀").unknown == unknown
+    assert list(counter.suspects(["a", "龘"], 77)) == ([1] if unknown else [])
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def test_what_cannot_be_loaded_is_refused_and_leaves_nothing_behind(
 
 def test_a_model_beside_it_that_has_the_same_files_paints_as_it_did(paints: StableDiffusion, make: Any) -> None:
     """Equal parts are in memory once, but not those that a LoRA is put on."""
-    assert paints.model.folder
+    assert paints.model.source_path
     beside = registry.load(replace(paints.model, name="beside", loras={}), DEVICE, threads=1)
     assert isinstance(beside, StableDiffusion)
     assert beside._pipe.vae is paints._pipe.vae

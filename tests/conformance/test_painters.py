@@ -329,14 +329,14 @@ def test_the_worker_counts_tokens_as_the_api_does(paints: Pipeline, odd: str) ->
     """The longest such prompt that the API lets through is painted; one more is refused, with the same count."""
     limit = paints.model.token_limit
     counter = TokenCounter(paints.model.tokenizer_file)
-    times = next((n for n in range(1, limit + 2) if counter.read(odd * n).tokens > limit), None)
+    times = next((n for n in range(1, limit + 2) if counter.count(odd * n).tokens > limit), None)
     if times is None:  # however often it is said, it is one word
-        assert counter.read(odd * limit).tokens <= 3
+        assert counter.count(odd * limit).tokens <= 3
         assert isinstance(pictures(paints, stroke(paints, odd * limit, steps=1))[0], np.ndarray)
         return
     fits, refused = pictures(paints, stroke(paints, odd * (times - 1), steps=1), stroke(paints, odd * times, steps=1))
     assert isinstance(fits, np.ndarray)
-    assert refused.message.startswith(f"prompt has {counter.read(odd * times).tokens} tokens; ")
+    assert refused.message.startswith(f"prompt has {counter.count(odd * times).tokens} tokens; ")
 
 
 def test_control_tokens_are_read_as_text(load: Load) -> None:

@@ -116,7 +116,7 @@ def test_a_cpu_paints_in_full_precision_whatever_the_catalogue_says(
 def test_the_size_of_a_model_is_that_of_its_parts(paints: StableDiffusion, folder: Path) -> None:
     of_files = registry.model_components(paints.model, "cpu")  # which are in fp32 too
     assert {name: pytest.approx(size, rel=0.1) for name, size in of_files.items()} == paints.parts
-    assert registry.model_components(replace(paints.model, folder=None), "cpu") is None
+    assert registry.model_components(replace(paints.model, source_path=None), "cpu") is None
 
 
 def test_what_is_closed_leaves_the_memory_at_once(folder: Path) -> None:

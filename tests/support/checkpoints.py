@@ -62,7 +62,7 @@ def entry(folder: Path, **changes: Any) -> Model:
     values: dict[str, Any] = {
         "name": "tiny",
         "source": str(folder),
-        "folder": folder,
+        "source_path": folder,
         "family": "stable-diffusion-zh",
         "licence": Licence("none", ""),
         "description": "noise",

@@ -56,7 +56,7 @@ def publish(folder: Path, name: str) -> Path:
 
 def entry(folder: Path, name: str) -> Model:
     """The catalogue's, of a tiny one that is in this folder."""
-    return replace(CATALOG.get(name), source=str(folder), folder=folder, width=SIDE, height=SIDE, microbatch=4)
+    return replace(CATALOG.get(name), source=str(folder), source_path=folder, width=SIDE, height=SIDE, microbatch=4)
 
 
 def catalog(folder: Path) -> Path:

@@ -48,8 +48,8 @@ def main(settings: Settings, asked: Namespace) -> int:
 def import_one(settings: Settings, asked: Namespace) -> dict[str, Any]:
     store = settings.model_store
     model, entry = _wanted(settings, asked)
-    if entry is None and model.folder and checkpoint.is_safe(model, model.folder):
-        raise Conflict(f"{model.name} is read where it lies, in {model.folder}: there is nothing to import.")
+    if entry is None and model.source_path and checkpoint.is_safe(model, model.source_path):
+        raise Conflict(f"{model.name} is read where it lies, in {model.source_path}: there is nothing to import.")
     if asked.dry_run:
         return _plan(model)
     like = _here(settings, asked.like) if asked.like else None
@@ -70,14 +70,16 @@ def import_one(settings: Settings, asked: Namespace) -> dict[str, Any]:
 
 
 def verify(settings: Settings, asked: Namespace) -> dict[str, Any]:
-    """Which of these models a worker would refuse, and why. Nothing is painted."""
-    from worker.pipelines import loader
-
+    """Why a worker would refuse each of these models, None for one that it would serve. Renders nothing."""
     found: dict[str, str | None] = {}
     for name in asked.names:
         model = _here(settings, name)
         try:
-            loader.check(model, checkpoint.find(model))
+            folder = checkpoint.find(model)
+            if not asked.files_only:
+                from worker.pipelines import loader  # imports torch
+
+                loader.check(model, folder)
             found[name] = None
         except ModelRefused as error:
             found[name] = error.message
@@ -93,21 +95,21 @@ def _wanted(settings: Settings, asked: Namespace) -> tuple[Model, dict[str, Any]
     if (path := Path(source).expanduser()).exists() or source.startswith(("/", ".", "~")):
         source = str(path.absolute())
     if model := listed.get(name):
-        if source not in (name, model.source, str(model.folder and model.folder.absolute())):
+        if source not in (name, model.source, str(model.source_path and model.source_path.absolute())):
             raise Conflict(f"The catalogue's {name} is {model.source}: choose another name, or change its entry.")
         return replace(model, revision=asked.revision or model.revision), None
     if asked.source in listed:
         raise Conflict(f"{asked.source} is a model of the catalogue: import it without --name.")
     if not NAME.fullmatch(name):
         raise Invalid(f"{name!r} cannot be a model's name: say --name NAME, of letters, digits and - _ . only.")
-    written = catalog.own_entry(name, store)
+    written = catalog.read_entry(name, store)
     source = written["source"] if written and asked.source == name else source
     if "/" not in source:
         raise Invalid(f"{source} is no model of the catalogue, no folder or file here, and no hub id (owner/name).")
     entry = {**_usual(source), **(written if written.get("source") == source else {}), **_said(settings, asked)}
     known = entry.pop("revision", None)
-    model = catalog.of_entry(name, {**UNTIL_ITS_FILES_SAY_IT, **entry}, store)
-    return replace(model, revision=None if model.folder else asked.revision or known), entry
+    model = catalog.model_from_entry(name, {**UNTIL_ITS_FILES_SAY_IT, **entry}, store)
+    return replace(model, revision=None if model.source_path else asked.revision or known), entry
 
 
 def _usual(source: str) -> dict[str, Any]:
@@ -132,7 +134,7 @@ def _said(settings: Settings, asked: Namespace) -> dict[str, Any]:
 def _here(settings: Settings, name: str) -> Model:
     """A model as it lies on this host. Raises UnknownModel, or Invalid when it does not."""
     model = catalog.read(settings.catalog, settings.model_store).get(name)
-    if model.folder and checkpoint.is_safe(model, model.folder):
+    if model.source_path and checkpoint.is_safe(model, model.source_path):
         return model
     if there := importer.find(model, settings.model_store):
         return importer.with_local_path(model, settings.model_store, there)
@@ -141,18 +143,20 @@ def _here(settings: Settings, name: str) -> Model:
 
 def _plan(model: Model) -> dict[str, Any]:
     """What would be brought here."""
-    if model.folder is None:
+    if model.source_path is None:
         listing = hub.list_files(model)
         files = {file.path: file.bytes for file in listing.files}
         return {"model": model.name, "source": model.source, "revision": listing.revision, **_listed(files)}
-    if not model.folder.exists():
-        raise checkpoint.refused(model, f"there is no {model.folder}")
-    if model.folder.is_file():
-        files = {model.folder.name: model.folder.stat().st_size}
+    if not model.source_path.exists():
+        raise checkpoint.refused(model, f"there is no {model.source_path}")
+    if model.source_path.is_file():
+        files = {model.source_path.name: model.source_path.stat().st_size}
     else:
-        parts = [model.folder / name for name in checkpoint.components(model) if (model.folder / name).is_dir()]
+        parts = [
+            model.source_path / name for name in checkpoint.components(model) if (model.source_path / name).is_dir()
+        ]
         found = [file for part in parts for file in checkpoint.files(part)]
-        files = {file.relative_to(model.folder).as_posix(): file.stat().st_size for file in found}
+        files = {file.relative_to(model.source_path).as_posix(): file.stat().st_size for file in found}
     return {"model": model.name, "source": model.source, "revision": None, **_listed(files)}
 
 
@@ -169,7 +173,7 @@ def _result(made: ModelManifest, store: Path, had_it: bool) -> dict[str, Any]:
         "licence": made.licence,
         "folder": str(store / made.name),
         "bytes": made.bytes,
-        "parts": {name: {"digest": part.digest, "bytes": part.bytes} for name, part in made.parts.items()},
+        "parts": {name: {"digest": part.digest, "bytes": part.bytes} for name, part in made.components.items()},
         "shared": made.shared_with(manifest.read_all(store)),
         "had_it": had_it,
     }

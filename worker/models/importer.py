@@ -42,7 +42,7 @@ def ensure_imported(model: Model, store: Path, load: Load, report: Report) -> Mo
 
     Imports it if nobody has; who comes meanwhile waits, and finds it.
     """
-    if model.folder and checkpoint.is_safe(model, model.folder):
+    if model.source_path and checkpoint.is_safe(model, model.source_path):
         return model
     found = find(model, store)
     if found is None:
@@ -57,16 +57,16 @@ def find(model: Model, store: Path) -> ModelManifest | None:
     if (
         there is None
         or there.source != model.source
-        or model.revision not in (None, there.revision, there.asked)
-        or (model.folder and there.state != model_store.state(model.folder))
-        or not {*checkpoint.components(model)} <= there.parts.keys()
+        or model.revision not in (None, there.revision, there.requested_revision)
+        or (model.source_path and there.source_state != model_store.state(model.source_path))
+        or not {*checkpoint.components(model)} <= there.components.keys()
     ):
         return None
     return there
 
 
 def with_local_path(model: Model, store: Path, there: ModelManifest) -> Model:
-    return replace(model, folder=store / model.name, revision=there.revision, sha256=there.sha256)
+    return replace(model, source_path=store / model.name, revision=there.revision, sha256=there.sha256)
 
 
 @contextmanager
@@ -105,11 +105,11 @@ def import_model(
     """Do it, `alone`. With an entry it is a model of that entry, completed by what its files say of themselves."""
     model_store.recover(store)
     published = _bring(model, store, report, like)
-    if entry is None and (own := catalog.own_entry(model.name, store)).get("source") == model.source:
+    if entry is None and (own := catalog.read_entry(model.name, store)).get("source") == model.source:
         entry = own  # a worker imports again what has no other entry
     if entry is not None:
         entry = _completed(entry, published)
-        model = replace(catalog.of_entry(model.name, entry, store), revision=model.revision)
+        model = replace(catalog.model_from_entry(model.name, entry, store), revision=model.revision)
     checkpoint.validate(model, published.folder)
     parts = {}
     for done, name in enumerate(names := checkpoint.components(model)):
@@ -129,7 +129,7 @@ def import_model(
 
 
 def _bring(model: Model, store: Path, report: Report, like: Model | None) -> SourceFiles:
-    folder = model.folder or (Path(model.source) if model.source.startswith("/") else None)
+    folder = model.source_path or (Path(model.source) if model.source.startswith("/") else None)
     if folder is None:
         return _from_hub(model, store, report)
     if folder.is_file():
@@ -234,7 +234,7 @@ def _try_out(model: Model, draft: Path, load: Load) -> None:
         mode="text2image",
         format="png",
     )
-    paints = load(replace(model, folder=draft))
+    paints = load(replace(model, source_path=draft))
     try:
         (painted,) = paints.paint([ImageRequest(recipe, 0)], lambda step, steps: None)
     finally:

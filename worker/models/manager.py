@@ -53,7 +53,7 @@ def models_to_serve(settings: Settings, catalog: Catalog, device_kind: str) -> l
         return [catalog.get(name) for name in settings.model_names]
     has_hub = device_kind in (*ACCELERATORS, "stub")
     default = catalog.default_gpu if device_kind in ACCELERATORS else catalog.default
-    models = [model for model in catalog.models.values() if model.is_here or has_hub]
+    models = [model for model in catalog.models.values() if model.is_local or has_hub]
     if not models:
         raise Invalid(f"No model of {settings.catalog} is for a {device_kind}; name those to serve in HUAFANG_MODELS.")
     return sorted(models, key=lambda model: model.name != (settings.default_model or default))
@@ -133,18 +133,18 @@ class ModelManager:
     def _make_resident(self, model: Model) -> None:
         began = time.monotonic()
         try:
-            with self._watchdog.watches("load"):
+            with self._watchdog.watch("load"):
                 loaded = self._load_beside_others(model)
                 self._capacities = {**self._capacities, model.name: self._capacity(loaded)}
         except (Unavailable, DeviceLost):
             raise
         except RenderFailed as error:
-            is_final = isinstance(error, ModelRefused) and model.folder is not None
+            is_final = isinstance(error, ModelRefused) and model.source_path is not None
             raise self._refuse(model, error.message, is_final) from error
         except Exception as error:  # whatever it is, the other models go on
             log_event("model_load_failed", exc_info=True, model=model.name)
             reason = f"The model {model.name} is refused: it cannot be loaded ({type(error).__name__})."
-            raise self._refuse(model, reason, model.folder is not None) from error
+            raise self._refuse(model, reason, model.source_path is not None) from error
         self._painters = {**self._painters, model.name: loaded}
         seconds = time.monotonic() - began
         self._longest_load_s = max(seconds, self._longest_load_s)
@@ -219,7 +219,7 @@ class ModelManager:
     def _load(self, model: Model) -> Pipeline:
         if self._device.startswith("stub"):
             return registry.load(model, self._device, self._threads)
-        if model.folder or model.revision:
+        if model.source_path or model.revision:
             return self._load_here(model)
         with transaction(self._database) as connection:
             recorded = workers.recorded_revision(connection, model.name, model.source)
@@ -246,7 +246,7 @@ class ModelManager:
         seldom = importer.throttled(say, REPORT_S)
 
         def report(phase: str, done: int, total: int) -> None:
-            self._watchdog.gets_on()
+            self._watchdog.keep_alive()
             seldom(phase, done, total)
 
         return load(importer.ensure_imported(model, self._store, load, report))

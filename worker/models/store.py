@@ -17,7 +17,7 @@ from typing import Any
 
 from common.catalog import manifest
 from common.catalog.catalog import Model
-from common.catalog.manifest import ENTRY, MANIFEST, PARTS, Component, File, ModelManifest
+from common.catalog.manifest import COMPONENTS, ENTRY, MANIFEST, Component, File, ModelManifest
 from worker.pipelines import checkpoint
 
 DRAFT_MODEL, DRAFT_PART, OLD = ".new", ".new-part", ".old-"
@@ -57,7 +57,7 @@ def store_component(model: Model, published: SourceFiles, name: str, store: Path
         _without_writers(config)
     files = _sums(draft)
     part = Component(manifest.digest_of(files), files)
-    place = store / PARTS / part.digest
+    place = store / COMPONENTS / part.digest
     if place.exists() and _sums(place) != files:
         shutil.rmtree(place)  # damaged meanwhile
     if place.exists():
@@ -81,7 +81,7 @@ def is_whole(there: ModelManifest, store: Path) -> bool:
     """Whether its files are still those that were written."""
     return all(
         (store / there.name / name).is_dir() and _sums(store / there.name / name) == part.files
-        for name, part in there.parts.items()
+        for name, part in there.components.items()
     )
 
 
@@ -104,19 +104,19 @@ def write_manifest(
     kept = {name: value for name, value in classes.items() if name in parts or name.startswith("_class")}
     _write(folder / "model_index.json", json.dumps(kept, indent=2) + "\n")
     for name, part in parts.items():
-        (folder / name).symlink_to(Path("..", PARTS, part.digest))
+        (folder / name).symlink_to(Path("..", COMPONENTS, part.digest))
     contents = hashlib.sha256("".join(f"{name} {part.digest}\n" for name, part in sorted(parts.items())).encode())
     made = ModelManifest(
         name=model.name,
         source=model.source,
         revision=published.revision or contents.hexdigest()[:40],
-        asked=model.revision,
-        state=state(model.folder) if model.folder else "",
+        requested_revision=model.revision,
+        source_state=state(model.source_path) if model.source_path else "",
         family=model.family,
         licence=model.licence.name,
         index=_sum(folder / "model_index.json"),
-        parts=parts,
-        about={
+        components=parts,
+        provenance={
             "imported_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "software": {library: version(library) for library in LIBRARIES},
         },
@@ -159,8 +159,8 @@ def recover(store: Path) -> None:
 
 def delete_unused(store: Path) -> None:
     """Parts that no model has any more."""
-    used = {part.digest for model in manifest.read_all(store) for part in model.parts.values()}
-    for place in (store / PARTS).iterdir():
+    used = {part.digest for model in manifest.read_all(store) for part in model.components.values()}
+    for place in (store / COMPONENTS).iterdir():
         if place.name not in used:
             shutil.rmtree(place)
 

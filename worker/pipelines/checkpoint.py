@@ -27,17 +27,17 @@ TEXTS = (".json", ".txt", ".model")
 
 def find(model: Model) -> Path:
     """The folder with the model's files, looked over."""
-    if model.folder is None:
+    if model.source_path is None:
         raise refused(model, f"it was not imported on this host: run `huafang models import {model.name}`")
-    if not model.folder.is_dir():
-        raise refused(model, f"there is no folder {model.folder}")
-    validate(model, model.folder)
-    return model.folder
+    if not model.source_path.is_dir():
+        raise refused(model, f"there is no folder {model.source_path}")
+    validate(model, model.source_path)
+    return model.source_path
 
 
 def sizes(model: Model) -> dict[Hashable, int] | None:
     """The bytes of the weights of each part, if the model's files are here; a part that models share has one name."""
-    folder = model.folder or (model.store if model.is_here else None)
+    folder = model.source_path or (model.import_path if model.is_local else None)
     if folder is None:
         return None
     there = [name for name in components_with_weights(model) if (folder / name).is_dir()]

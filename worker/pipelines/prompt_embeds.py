@@ -41,7 +41,7 @@ def _weighed(tokenizer: Any, prompts: Sequence[str], said: torch.Tensor, empty: 
 
 def _weights(tokenizer: Any, prompt: str) -> list[float]:
     """Of each token: that of its first character. What frames and fills a prompt has none."""
-    parts = prompt_weighting.parts(prompt)
+    parts = prompt_weighting.split_fragments(prompt)
     of_characters = [part.weight for part in parts for _ in part.text]
     found = tokenizer(
         "".join(part.text for part in parts),

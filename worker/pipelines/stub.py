@@ -118,7 +118,7 @@ def _pattern(stroke: ImageRequest) -> NDArray[np.uint8]:
 
 def _said(prompt: str) -> str:
     return (
-        repr(prompt_weighting.parts(prompt))
+        repr(prompt_weighting.split_fragments(prompt))
         if prompt_weighting.has_weights(prompt)
         else prompt_weighting.strip_weights(prompt)
     )

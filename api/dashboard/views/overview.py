@@ -10,7 +10,6 @@ from sqlalchemy import Row
 
 from api.dashboard import charts
 from api.dashboard.alerts import find_alerts, moment_before
-from api.dashboard.queries.overview import DAY, HOUR, LATELY, Tally, read_chart, read_tallies
 from api.dashboard.sessions import CurrentVisitor
 from api.dashboard.view import Read, view
 from api.dashboard.views.workers import find_workers
@@ -18,7 +17,7 @@ from api.deps import State
 from api.queries.fleet import read_fleet
 from common.db import transaction
 from common.enums import WorkerState
-from common.queue.stats import read_backlog
+from common.queue.stats import DAY, HOUR, RECENT_MINUTES, Tally, read_backlog, read_chart, read_tallies
 
 router = APIRouter()
 
@@ -54,7 +53,7 @@ def overview(state: State, visitor: CurrentVisitor) -> Read:
                 "charts": [charts.build_chart(read_chart(connection, span), span) for span in (HOUR, DAY)],
                 "alerts": find_alerts(connection, tenant_id, backlog, read_fleet(connection), tallies, silence_s),
                 "silence_s": silence_s,
-                "minutes": LATELY,
+                "minutes": RECENT_MINUTES,
             }
 
     return read

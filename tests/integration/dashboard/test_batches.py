@@ -102,9 +102,9 @@ def test_images_are_shown_found_by_their_prompt_and_compared_by_seed(
     for prompt, steps in (("红色的圆形", 10), ("红色的圆形", 20), ("夜空中的月亮", 10)):
         client.post("/v1/jobs", json={"prompt": prompt, "model": "mini-zh", "seed": 5, "steps": steps})
     worker = make_worker()
-    worker.engine.start()
+    worker.loop.start()
     while len(client.get("/v1/jobs", params={"state": "succeeded"}).json()["items"]) < 3:
-        worker.engine.work()
+        worker.loop.run()
     shown = visit.page("/images")
     assert shown.count("data-full") == 3
     found = visit.page("/images?q=月亮&model=")

@@ -10,8 +10,6 @@ from sqlalchemy import text
 
 from api.dashboard import alerts
 from api.dashboard.alerts import Alert
-from api.dashboard.queries import overview
-from api.dashboard.queries.overview import DAY, HOUR
 from api.dashboard.sentences import sentence
 from api.dashboard.views import admin, batches, images, job, workers
 from api.dashboard.views.images import ImageSearch, StoredImage
@@ -21,9 +19,9 @@ from bench.harness import backlog
 from common.accounts.tenants import create_key, revoke_key
 from common.db import new_id, transaction
 from common.enums import ImageState, Scope, Tier, WorkerState
-from common.queue import samples
+from common.queue import stats
 from common.queue import workers as crew
-from common.queue.stats import read_backlog
+from common.queue.stats import DAY, HOUR, read_backlog
 from common.queue.workers import Worker
 from common.recipes.recipe import MAX_SEED
 from tests.support.stories import CATALOG, Story
@@ -42,21 +40,21 @@ class Reader:
         with transaction(self.database) as connection:
             return query(connection, self.tenant_id, *args, **more)
 
-    def chart(self, span: overview.Span = HOUR) -> list[tuple[int, int, int, int]]:
+    def chart(self, span: stats.Span = HOUR) -> list[tuple[int, int, int, int]]:
         """Stored, flagged, failed and cancelled, step by step."""
         with transaction(self.database) as connection:
-            points = overview.read_chart(connection, span)
+            points = stats.read_chart(connection, span)
         assert {later.at - point.at for point, later in pairwise(points)} == {timedelta(minutes=span.step)}
         assert len(points) == span.minutes / span.step
         return [(point.stored, point.flagged, point.failed, point.cancelled) for point in points]
 
-    def tallies(self) -> list[overview.Tally]:
+    def tallies(self) -> list[stats.Tally]:
         with transaction(self.database) as connection:
-            return list(overview.read_tallies(connection))
+            return list(stats.read_tallies(connection))
 
     def alerts(self, silence_s: float = 30) -> list[Alert]:
         with transaction(self.database) as connection:
-            seen = read_backlog(connection), read_fleet(connection), overview.read_tallies(connection)
+            seen = read_backlog(connection), read_fleet(connection), stats.read_tallies(connection)
             return list(alerts.find_alerts(connection, self.tenant_id, *seen, silence_s))
 
     def images(self, **fields: Any) -> list[UUID]:
@@ -91,8 +89,8 @@ def seconds_since(alert: Alert) -> float:
 def take_sample(story: Story, minutes_ago: int = 0) -> None:
     """Take a sample and date it back."""
     with transaction(story.database) as connection:
-        samples.take(connection)
-    change(story, "UPDATE samples SET minute = minute - make_interval(mins => :ago)", ago=minutes_ago)
+        stats.take_sample(connection)
+    change(story, "UPDATE lane_samples SET minute = minute - make_interval(mins => :ago)", ago=minutes_ago)
 
 
 def ended_images(story: Story, state: ImageState = ImageState.STORED, **fields: Any) -> list[UUID]:
@@ -128,10 +126,10 @@ def test_there_is_one_sample_a_minute_and_old_ones_are_deleted(story: Story, rea
     ended_images(story)
     take_sample(story, minutes_ago=9 * 24 * 60)
     with transaction(story.database) as connection:  # the clock of a transaction stands still
-        samples.take(connection)
+        stats.take_sample(connection)
         connection.execute(text("UPDATE lanes SET stored = 2"))
-        samples.take(connection)
-    (kept,) = story.rows("SELECT stored, minute FROM samples")
+        stats.take_sample(connection)
+    (kept,) = story.rows("SELECT stored, minute FROM lane_samples")
     assert kept.stored == 1
     assert datetime.now(UTC) - kept.minute < timedelta(minutes=3)
 

@@ -13,6 +13,7 @@ from common.config import Settings
 from tests.golden.make import HERE, PAINTED, SEED, STEPS
 from tests.support import families
 from tests.support.serving import serving
+from tests.support.workers import until_published
 from worker.render.worker import RenderWorker
 
 
@@ -29,8 +30,8 @@ def test_every_family_renders_through_the_farm(settings: Settings, database: Eng
             jobs[name] = client.post("/v1/jobs", json=recipe).json()
         worker = RenderWorker(own, read(catalog))
         try:
-            worker.engine.work(60)
-            assert worker.holdings.wait_until_empty(20)
+            worker.loop.run(60)
+            until_published(worker)
         finally:
             worker.stop()
             worker.database.dispose()

@@ -20,9 +20,9 @@ import torch
 from huggingface_hub import constants
 
 from common.catalog import manifest
-from common.catalog.catalog import of_entry
+from common.catalog.catalog import model_from_entry
 from tests.support import checkpoints
-from tests.support.command_line import start as command_line
+from tests.support.command_line import run_process as command_line
 from worker.models.hub import HubFile, RepoFiles, download, wanted
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -139,13 +139,14 @@ import json, sys
 from pathlib import Path
 from common.catalog.catalog import of_entry
 from common.errors import ModelRefused
-from worker.models import importer as importing, painter
+from worker.models import importer
+from worker.pipelines.registry import load
 
 store, entry = Path(sys.argv[1]), json.loads(sys.argv[2])
 for source, revision in json.loads(sys.argv[3]):
     model = of_entry("tiny", {**entry, "source": source, "revision": revision}, store)
     try:
-        here = importing.ensure(model, store, lambda model: painter.load(model, "cpu", 1), lambda *progress: None)
+        here = importer.ensure_imported(model, store, lambda model: load(model, "cpu", 1), lambda *progress: None)
         print(json.dumps({"revision": here.revision, "files": sorted(here.sha256)}))
     except ModelRefused as error:
         print(json.dumps(error.message))
@@ -214,7 +215,7 @@ def test_a_hub_that_knows_no_ranges_gives_the_whole_file(
     hub.files = {"weights.bin": data}
     (tmp_path / "weights.bin.part").write_bytes(data[:1000])
     file = HubFile("weights.bin", len(data), hashlib.sha256(data).hexdigest())
-    model = of_entry("tiny", {**ENTRY, "source": "somebody/tiny"}, tmp_path)
+    model = model_from_entry("tiny", {**ENTRY, "source": "somebody/tiny"}, tmp_path)
     download(model, RepoFiles(COMMIT, (file,), None), tmp_path, told.append)
     assert (tmp_path / "weights.bin").read_bytes() == data
     assert hub.fetched == [("weights.bin", "bytes=1000-")]

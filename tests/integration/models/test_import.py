@@ -73,7 +73,7 @@ def inode(folder: Path, part: str) -> int:
 def test_a_checkpoint_of_2022_paints_bitwise_the_same_before_and_after(today: Path, of_2022: Path, store: Path) -> None:
     unconverted = painted(of_2022)
     here = bring(store, of_2022)
-    assert painted(here.folder, sha256=here.sha256) == unconverted == painted(today)
+    assert painted(here.source_path, sha256=here.sha256) == unconverted == painted(today)
     assert all((store / "tiny" / f"{weights}.safetensors").is_file() for weights in WEIGHTS)
     assert not list(store.rglob("*.bin"))
 
@@ -85,13 +85,13 @@ def test_a_checkpoint_of_2022_paints_bitwise_the_same_before_and_after(today: Pa
 
 
 def test_the_api_counts_the_tokens_of_an_imported_model(of_2022: Path, store: Path) -> None:
-    model = checkpoints.entry(of_2022, store=store / "tiny")
-    assert token_counter.counter_of(model) is None
+    model = checkpoints.entry(of_2022, import_path=store / "tiny")
+    assert token_counter.counter_for(model) is None
     here = bring(store, of_2022)
-    counter = token_counter.counter_of(replace(model, store=here.folder, folder=None))
+    counter = token_counter.counter_for(replace(model, import_path=here.source_path, source_path=None))
     pipe = load(here)._pipe  # type: ignore[attr-defined]
     for prompt in ("红色的圆形，黑色背景", "a b c [SEP] 猫", ""):
-        assert counter.read(prompt).tokens == len(pipe.tokenizer(prompt).input_ids)
+        assert counter.count(prompt).tokens == len(pipe.tokenizer(prompt).input_ids)
 
 
 def test_safetensors_in_a_folder_are_read_as_they_lie(today: Path, store: Path) -> None:
@@ -140,14 +140,14 @@ def test_what_models_have_in_common_is_stored_once_and_loaded_once(
     store = settings.model_store
     folders = family(today, tmp_path)
     models = [
-        checkpoints.entry(folder, name=folder.name, microbatch=1, store=store / folder.name) for folder in folders
+        checkpoints.entry(folder, name=folder.name, microbatch=1, import_path=store / folder.name) for folder in folders
     ]
     with gallery_of(models, settings, database) as gallery:
         first, second, third = (gallery.painter(model.name) for model in models)
         unets = {inode(store / model.name, "unet") for model in models}
         shared = {part: {inode(store / model.name, part) for model in models} for part in ("vae", "text_encoder")}
         assert (len(unets), [len(found) for found in shared.values()]) == (3, [1, 1])
-        assert len(list((store / manifest.PARTS).iterdir())) == 6 + 3
+        assert len(list((store / manifest.COMPONENTS).iterdir())) == 6 + 3
         made = manifest.read_all(store)
         assert made[0].shared_with(made)["vae"] == ["v1", "v2"]
         assert "unet" not in made[0].shared_with(made)
@@ -179,7 +179,7 @@ def test_parts_that_nobody_has_any_more_are_deleted(today: Path, store: Path, tm
     old = (store / "mine" / "unet").resolve()
     bring(store, second, "mine")
     assert not old.exists()
-    assert len(list((store / manifest.PARTS).iterdir())) == 7
+    assert len(list((store / manifest.COMPONENTS).iterdir())) == 7
 
 
 # Broken off, or at the same time
@@ -209,11 +209,11 @@ def test_a_killed_import_leaves_nothing_half_and_the_next_one_completes(of_2022:
     process.stdout.close()
     assert manifest.read_all(store) == []
     assert "tiny" not in catalog.read(SHIPPED_CATALOG, store).models
-    parts = sorted((store / manifest.PARTS).iterdir())
+    parts = sorted((store / manifest.COMPONENTS).iterdir())
     assert len(parts) == 7
 
     here = bring(store, of_2022)
-    assert sorted((store / manifest.PARTS).iterdir()) == parts
+    assert sorted((store / manifest.COMPONENTS).iterdir()) == parts
     assert {path.name for path in store.iterdir()} == {".lock", ".parts", "tiny"}
     assert painted_by(load(here)) == painted(of_2022)
 

@@ -1,5 +1,6 @@
 """Which models a worker holds in memory, which one makes room for another, and how many images each can take."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ from common.catalog.catalog import Model
 from common.config import Settings
 from common.errors import ModelRefused, OutOfMemory, RenderFailed
 from tests.support.stories import CATALOG, Story
-from tests.support.workers import MakeWorker
+from tests.support.workers import MakeWorker, until_published
 from worker.models.manager import FOR_EVER_S, SWAP_DELAY_S, ModelManager
 from worker.pipelines import batch_size
 from worker.pipelines.base import ImageRequest, OnStep, Pipeline, RenderedImage
@@ -94,6 +95,24 @@ def test_when_the_device_is_full_all_others_make_room(make_gallery: MakeGallery)
     assert list(gallery.refusals()) == ["c"]
 
 
+def test_a_refused_model_of_the_hub_is_tried_again_after_five_minutes_and_a_folder_is_not(
+    make_gallery: MakeGallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Strict(ModelManager):
+        def _load(self, model: Model) -> Pipeline:
+            raise ModelRefused("It is broken.")
+
+    gallery = make_gallery(MINI, replace(MINI, name="hub", source_path=None), kind=Strict)
+    for name in (MINI.name, "hub"):
+        with pytest.raises(ModelRefused):
+            gallery.painter(name)
+    real = time.monotonic
+    for minutes, servable in ((0, []), (4, []), (6, ["hub"])):
+        with monkeypatch.context() as here:
+            here.setattr(time, "monotonic", lambda later=60 * minutes: real() + later)
+            assert [model.name for model in gallery.servable()] == servable
+
+
 def test_models_that_do_not_fit_together_are_not_swapped_at_once(make_gallery: MakeGallery) -> None:
     gallery = make_gallery(*ALL, model_memory=2 * BYTES)
     gallery.painter("a")
@@ -105,18 +124,18 @@ def test_models_that_do_not_fit_together_are_not_swapped_at_once(make_gallery: M
 def test_models_that_fit_together_need_no_patience(story: Story, make_worker: MakeWorker) -> None:
     worker = make_worker(model_memory=2 * BYTES, models="mini-zh,zh-v0")
     jobs = [story.submit(model=model, width=64, height=64) for model in ("mini-zh", "zh-v0", "mini-zh")]
-    worker.engine.work(30)
-    assert worker.holdings.wait_until_empty(20)
+    worker.loop.run(30)
+    until_published(worker)
     assert {story.job(job).state for job in jobs} == {"succeeded"}
-    assert set(worker.gallery.resident) == {"mini-zh", "zh-v0"}
-    assert worker.gallery.patience_s == 0
+    assert set(worker.models.resident) == {"mini-zh", "zh-v0"}
+    assert worker.models.patience_s == 0
 
 
 # Capacity
 
 
 def recorded(story: Story) -> list[int]:
-    return [row.images for row in story.rows("SELECT images FROM capacities")]
+    return [row.images for row in story.rows("SELECT images FROM batch_sizes")]
 
 
 def test_a_capacity_is_found_once_for_a_class_of_workers(
@@ -136,7 +155,7 @@ def test_a_capacity_is_found_once_for_a_class_of_workers(
         gallery.painter("mini-zh")
         assert recorded(story) == [gallery.capacities["mini-zh"]]
         with story.database.begin() as connection:  # what no search finds
-            connection.exec_driver_sql("UPDATE capacities SET images = 77")
+            connection.exec_driver_sql("UPDATE batch_sizes SET images = 77")
     assert gallery.capacity(MINI) == 77
     assert len(searches) == 1
     make_gallery(MINI, device="cpu", worker_class={**CLASS, "torch": "3"}).painter("mini-zh")
@@ -176,9 +195,9 @@ def test_larger_pictures_are_painted_in_smaller_parts(
     worker = make_worker()
     counting = Counting(MINI)
     counting.counts = []
-    worker.gallery._painters = {"mini-zh": counting}
-    worker.engine.work(30)
-    assert worker.holdings.wait_until_empty(20)
+    worker.models._painters = {"mini-zh": counting}
+    worker.loop.run(30)
+    until_published(worker)
     assert story.job(job).state == "succeeded"
     assert counting.counts == counts
 
@@ -193,11 +212,11 @@ def test_the_end_of_a_microbatch_is_foreseen_over_all_its_parts(story: Story, ma
             def told(step: int, steps: int) -> None:
                 on_step(step, steps)
                 if step == steps:
-                    left.append(worker.brush.rendering.seconds_left())
+                    left.append(worker.render_thread.current.seconds_left())
 
             return super().paint(strokes, told)
 
-    worker.gallery._painters = {"mini-zh": Telling(MINI, 0.02)}
-    worker.engine.work(30)
+    worker.models._painters = {"mini-zh": Telling(MINI, 0.02)}
+    worker.loop.run(30)
     assert len(left) == 4
     assert min(left[:3]) > 0 >= left[3]

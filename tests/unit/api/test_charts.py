@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from api.dashboard.charts import build_chart, round_up
-from api.dashboard.queries.overview import HOUR, Point
+from common.queue.stats import HOUR, Point
 
 NOW = datetime(2026, 11, 26, tzinfo=UTC)
 

@@ -1,4 +1,4 @@
-"""The frame of the benches: what it makes of figures, without measuring anything real."""
+"""The harness of the benches: what it computes from figures, without a real measurement."""
 
 import json
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ HOME = Path(__file__).resolve().parents[3]
 
 
 class Counted:
-    """A bench whose sides do nothing: `ours` is as fast as the list says, round by round, the others never change."""
+    """A bench whose sides do nothing: `ours` returns these speeds, round by round; the other side is constant."""
 
     __doc__ = "Two sides that do nothing."
     GOALS = (Goal("ours", "theirs", at_least=0.9), Goal("theirs"), Goal("theirs", measure="ms", at_most=5))
@@ -51,7 +51,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def measured(*speeds: float, **options: Any) -> dict[str, Any]:
-    return measurement.measure("queue", Counted(*speeds), Options(**options), say=lambda line: None)
+    return measurement.measure("claim", Counted(*speeds), Options(**options), say=lambda line: None)
 
 
 def test_sides_take_turns_in_the_opposite_order_every_second_round() -> None:
@@ -68,12 +68,12 @@ def test_a_goal_is_judged_by_the_median_of_what_each_round_compared() -> None:
     assert (absolute["median"], absolute["met"]) == (4, True)
 
 
-def test_a_missed_goal_is_said_in_words() -> None:
-    assert measurement.missed(measured(8, 8, 9)) == ["queue: ours ÷ theirs is 0.8, not ≥ 0.9"]
+def test_a_missed_goal_is_a_sentence() -> None:
+    assert measurement.missed(measured(8, 8, 9)) == ["claim: ours ÷ theirs is 0.8, not ≥ 0.9"]
     assert measurement.missed(measured(9, 9, 9)) == []
 
 
-def test_of_a_part_only_what_is_there_is_judged() -> None:
+def test_goals_of_sides_that_were_not_measured_are_left_out() -> None:
     assert [goal["of"] for goal in measured(9, 9, 9, only="theirs")["goals"]] == ["theirs", "theirs"]
 
 
@@ -82,38 +82,40 @@ def test_check_exits_1_where_a_goal_is_missed(
     results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], speed: float, code: int
 ) -> None:
     monkeypatch.setattr(measurement, "find", lambda name: Counted(speed))
-    assert __main__.main(["queue", "--quick", "--json", "--check"]) == code
-    assert json.loads(capsys.readouterr().out) == json.loads((results / "quick" / "queue.json").read_text())
+    assert __main__.main(["claim", "--quick", "--json", "--check"]) == code
+    assert json.loads(capsys.readouterr().out) == json.loads((results / "quick" / "claim.json").read_text())
 
 
-def test_what_was_measured_on_a_device_has_a_file_of_its_own(results: Path) -> None:
-    assert measurement.path_of("queue", Options()) == results / "queue.json"
-    assert measurement.path_of("queue", Options(device="cuda:1")) == results / "queue.cuda.json"
-    assert measurement.path_of("queue", Options(only="farm")) == results / "quick" / "queue.json"
+def test_the_results_of_a_device_have_their_own_file(results: Path) -> None:
+    assert measurement.path_of("claim", Options()) == results / "claim.json"
+    assert measurement.path_of("claim", Options(device="cuda:1")) == results / "claim.cuda.json"
+    assert measurement.path_of("claim", Options(only="farm")) == results / "quick" / "claim.json"
 
 
 def test_the_report_shows_every_figure_and_says_that_no_accelerator_was_seen(results: Path, tmp_path: Path) -> None:
-    measurement.save(measured(8, 9, 9.25), measurement.path_of("queue", Options()))
+    measurement.save(measured(8, 9, 9.25), measurement.path_of("claim", Options()))
     page, plots = tmp_path / "docs" / "performance.md", tmp_path / "docs" / "plots"
     page.parent.mkdir()
     write_report(results, page, plots)
     text = page.read_text()
-    assert "| queue | ours ÷ theirs | 0.9 | ≥ 0.9 | met |" in text
+    assert "| claim | ours ÷ theirs | 0.9 | ≥ 0.9 | met |" in text
     assert "| ours | images/s | 9 | 8 – 9.25 |" in text
-    assert "![queue](plots/queue.svg)" in text
+    assert "![claim](plots/claim.svg)" in text
     assert measurement.commit() in text
     assert "No figure on this page was seen on an accelerator" in text
-    drawn = [element.text for element in ElementTree.parse(plots / "queue.svg").iter() if element.text]
+    drawn = [element.text for element in ElementTree.parse(plots / "claim.svg").iter() if element.text]
     assert {"theirs", "ours", "images/s", "ms", "9", "10", "4"} <= {*drawn}
 
-    measurement.save(measured(9, 9, 9, device="cuda"), measurement.path_of("queue", Options(device="cuda")))
+    measurement.save(measured(9, 9, 9, device="cuda"), measurement.path_of("claim", Options(device="cuda")))
     write_report(results, page, plots)
-    assert "## queue on cuda" in page.read_text()
+    assert "## claim on cuda" in page.read_text()
     assert "No figure on this page was seen on an accelerator" not in page.read_text()
 
 
-def test_what_was_seen_on_an_accelerator_by_hand_stands_at_the_end_of_the_page(results: Path, tmp_path: Path) -> None:
-    measurement.save(measured(9, 9, 9), measurement.path_of("queue", Options()))
+def test_the_page_ends_with_the_figures_of_an_accelerator_that_were_copied_by_hand(
+    results: Path, tmp_path: Path
+) -> None:
+    measurement.save(measured(9, 9, 9), measurement.path_of("claim", Options()))
     (results / "accelerator.md").write_text("## On an accelerator\nSeen once.\n")
     page = tmp_path / "docs" / "performance.md"
     page.parent.mkdir()
@@ -128,7 +130,7 @@ def test_every_bench_is_named() -> None:
 
 
 @pytest.mark.parametrize("name", BENCHES)
-def test_a_bench_says_what_its_sides_are(name: str) -> None:
+def test_a_bench_describes_its_sides(name: str) -> None:
     bench: Any = SimpleNamespace(**vars(measurement.find(name)))
     assert len(bench.__doc__.split(". ")) > 1
     assert bench.GOALS
