@@ -1,11 +1,11 @@
-"""The way into the dashboard, in a browser: the key, the session, the language, and what other sites cannot do."""
+"""Signing in with a browser: the key, the session, the language, and forms of other sites."""
 
 import re
 
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.dashboard.conftest import Sessions, Visiting, enter
+from tests.dashboard.conftest import Sessions, Visiting, submit_key
 from tests.dashboard.farm import DashboardFarm
 
 pytestmark = pytest.mark.needs("chromium", "hanzi")
@@ -18,7 +18,7 @@ def is_signed_in(page: Page) -> bool:
     return page.get_by_role("button", name="Sign out").is_visible()
 
 
-def test_one_signs_in_where_one_wanted_to_go_and_out_again(visiting: Visiting, farm: DashboardFarm) -> None:
+def test_signing_in_leads_to_the_requested_page_and_signing_out_back(visiting: Visiting, farm: DashboardFarm) -> None:
     with visiting() as page:
         page.goto("/dashboard/?hours=24")
         expect(page.get_by_role("heading", level=1)).to_have_text("Sign in")
@@ -36,14 +36,14 @@ def test_one_signs_in_where_one_wanted_to_go_and_out_again(visiting: Visiting, f
 
 @pytest.mark.parametrize(
     ("scope", "sentence"),
-    [(None, "not known or was revoked"), ("jobs:read", "neither the scope viewer nor admin")],
+    [(None, "unknown or was revoked"), ("jobs:read", "neither the scope viewer nor admin")],
     ids=["unknown", "of another scope"],
 )
-def test_a_key_that_opens_nothing_is_told_so(
+def test_a_key_without_access_is_refused(
     visiting: Visiting, farm: DashboardFarm, scope: str | None, sentence: str
 ) -> None:
     with visiting(refusals=[401, 403]) as page:
-        enter(page, farm.secrets[scope] if scope else "huaf_nonsense")
+        submit_key(page, farm.secrets[scope] if scope else "huaf_nonsense")
         expect(page.get_by_role("alert")).to_contain_text(sentence)
         expect(page.get_by_label("API key")).to_have_value("")
         assert "huaf_" not in page.url
@@ -57,7 +57,7 @@ def test_no_script_can_read_the_session(page: Page) -> None:
     assert (session["httpOnly"], session["sameSite"], session["path"]) == (True, "Strict", "/dashboard")
 
 
-def test_the_language_is_the_browsers_until_one_chooses(visiting: Visiting) -> None:
+def test_the_language_is_the_browsers_until_one_is_chosen(visiting: Visiting) -> None:
     with visiting(language="zh-TW") as page:
         page.goto("/dashboard/sign-in")
         expect(page.get_by_role("heading", level=1)).to_have_text("登录")

@@ -1,6 +1,6 @@
-"""The screens of the dashboard: where each is. Whoever adds one adds its line, and every test of screens has it."""
+"""The paths of the views. A new view gets a line here, and every test of all views covers it."""
 
-SCREENS = {
+VIEWS = {
     "sign-in": "/dashboard/sign-in",
     "overview": "/dashboard/",
     "jobs": "/dashboard/jobs",
@@ -9,8 +9,8 @@ SCREENS = {
     "batches": "/dashboard/batches",
     "batch": "/dashboard/batches/{batch}",
     "dataset": "/dashboard/datasets/{dataset}",
-    "gallery": "/dashboard/gallery",
-    "picture": "/dashboard/gallery/{image}",
+    "images": "/dashboard/images",
+    "image": "/dashboard/images/{image}",
     "workers": "/dashboard/workers",
     "admin": "/dashboard/admin",
     "audit": "/dashboard/admin/audit",
