@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.app import create_app
-from api.routes.events import HANG_UP
+from api.live.event_stream import ABORT
 from common import log
 from common.config import Settings
 from common.errors import Error
@@ -17,15 +17,15 @@ STOP_S = 20  # for requests in flight
 
 
 class Protocol(HttpToolsProtocol):
-    """Lets a response hang up at once: a polite close waits until the reader has taken all, and he may never."""
+    """Lets a response abort its connection: a close would wait until the client has read everything."""
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {HANG_UP: {"now": self.transport.abort}}
+        self.scope["extensions"] = {ABORT: {"now": self.transport.abort}}
 
 
 class Server(uvicorn.Server):
-    """Lets those go who wait for news before it waits for them."""
+    """Ends waits and streams before it waits for open requests."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -35,8 +35,8 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         state = self.config.app.state  # type: ignore[union-attr]
-        state.dashboard.state.boards.close()
-        await state.farm.waiting_room.close()
+        state.dashboard.state.page_streams.close()
+        await state.shared.job_watcher.close()
         await super().shutdown(sockets)
 
 

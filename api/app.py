@@ -1,4 +1,4 @@
-"""The API as one object: which parts it is made of, and how they start and stop. Routes are in `routes/`."""
+"""The application: what it is made of, and how it starts and stops. Routes are in `routes/`."""
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import anyio.to_thread
+from anyio import CapacityLimiter
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from sqlalchemy import Engine
@@ -17,7 +18,7 @@ from api.errors import MEDIA_TYPE, Problem, add_handlers
 from api.live.job_watcher import JobWatcher
 from api.metrics import FarmMetrics, RequestMetrics
 from api.middleware import RequestMiddleware
-from api.queries.jobs import Mark, find_changed, with_progress
+from api.queries.jobs import JobVersion, find_changed, with_progress
 from api.routes import (
     batches,
     datasets,
@@ -41,11 +42,11 @@ from common.db import connect, transaction
 from common.storage import Storage
 
 DASHBOARD = "/dashboard"
-THREADS = 8  # requests at work in the database at once: more only wait for each other
+THREADS = 8  # requests that use the database at once: more only wait for each other
 THUMBNAIL_THREADS = 4
 UPLOAD_THREADS = 4
-PICTURE_THREADS = 2  # decode what was uploaded: 20 bytes a pixel at worst
-SPARE_CONNECTIONS = 4  # for what works beside them: the waiting room's poll, readiness
+DECODE_THREADS = 2  # of uploaded images: 20 bytes a pixel at worst
+SPARE_CONNECTIONS = 4  # for what runs beside requests: the job watcher's poll, readiness
 
 
 class Api(FastAPI):
@@ -62,7 +63,7 @@ class Api(FastAPI):
 
 def create_app(settings: Settings) -> FastAPI:
     """The API of the farm that these settings describe. Connects to nothing before the first request."""
-    farm = make_farm(settings)
+    state = make_state(settings)
     app = Api(
         title="Huafang",
         summary="A render farm for Chinese text-to-image diffusion.",
@@ -76,55 +77,59 @@ def create_app(settings: Settings) -> FastAPI:
         },
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
-    app.state.farm = farm
-    app.state.thumbnail_limiter = anyio.CapacityLimiter(THUMBNAIL_THREADS)
+    app.state.shared = state
     app.state.registry = CollectorRegistry()
-    app.state.registry.register(FarmMetrics(farm.autocommit))
-    app.state.upload_limiter = anyio.CapacityLimiter(UPLOAD_THREADS)
-    app.state.picture_limiter = anyio.CapacityLimiter(PICTURE_THREADS)
+    app.state.registry.register(FarmMetrics(state.autocommit))
     limits = {uploads.PATH: settings.upload_limit, batches.PATH: batches.MAX_BODY_BYTES}
     app.add_middleware(RequestMiddleware, metrics=RequestMetrics(app.state.registry), limits=limits)
     add_handlers(app)
     for noun in (jobs, events, uploads, batches, datasets, images, models, queue, workers, keys, health, documentation):
         app.include_router(noun.router)
     app.mount(documentation.ASSETS, documentation.assets)
-    app.state.dashboard = create_dashboard(farm, thumbnail_limiter=app.state.thumbnail_limiter)
+    app.state.dashboard = create_dashboard(state)
     app.mount(DASHBOARD, app.state.dashboard)
     return app
 
 
-def make_farm(settings: Settings) -> AppState:
+def make_state(settings: Settings) -> AppState:
     engine = connect(settings, pool=THREADS + SPARE_CONNECTIONS)
     autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
-    messages = Broker(settings)
-    known = catalog.read(settings.catalog, settings.model_store)
-    farm = AppState(
+    broker = Broker(settings)
+    models = catalog.read(settings.catalog, settings.model_store)
+    state = AppState(
         settings=settings,
         engine=engine,
         autocommit=autocommit,
-        messages=messages,
+        broker=broker,
         storage=Storage(settings),
-        catalog=known,
-        waiting_room=JobWatcher(settings.redis_url.get_secret_value(), look=partial(look, autocommit, messages)),
+        catalog=models,
+        job_watcher=JobWatcher(
+            settings.redis_url.get_secret_value(), read_changed=partial(read_changed, autocommit, broker)
+        ),
         acceptances=Acceptances(autocommit),
+        upload_limiter=CapacityLimiter(UPLOAD_THREADS),
+        thumbnail_limiter=CapacityLimiter(THUMBNAIL_THREADS),
+        decode_limiter=CapacityLimiter(DECODE_THREADS),
     )
-    known.get(farm.default_model)  # a default that the catalogue lacks is said now, not at the first request
-    return farm
+    models.get(state.default_model)  # an unknown default is an error now, not at the first request
+    return state
 
 
-def look(autocommit: Engine, messages: Broker, known: Mapping[UUID, Mark | None]) -> dict[UUID, tuple[Mark, Job]]:
-    """Those of these jobs that are not as they are known."""
+def read_changed(
+    autocommit: Engine, broker: Broker, known: Mapping[UUID, JobVersion | None]
+) -> dict[UUID, tuple[JobVersion, Job]]:
+    """Those of these jobs whose version is another one than is known."""
     with transaction(autocommit) as connection:
         found = find_changed(connection, known)
-    with_progress(messages, [job for _, job in found.values()])
+    with_progress(broker, [job for _, job in found.values()])
     return found
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    farm: AppState = app.state.farm
+    state: AppState = app.state.shared
     anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
-    farm.waiting_room.open()
+    state.job_watcher.open()
     yield
-    await farm.waiting_room.close()
-    farm.engine.dispose()
+    await state.job_watcher.close()
+    state.engine.dispose()

@@ -1,9 +1,10 @@
-"""What routes ask for: the farm behind the API, and who is calling."""
+"""The dependencies of routes: the application's state, and the caller of the request."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Annotated
 
+from anyio import CapacityLimiter
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Engine
@@ -22,16 +23,20 @@ from common.storage import Storage
 
 @dataclass(frozen=True)
 class AppState:
-    """The parts that every route works with, made once in `app.py`."""
+    """What every request shares, made once in `app.py`."""
 
     settings: Settings
     engine: Engine
     autocommit: Engine  # the same connections, each statement a transaction of its own: no BEGIN, no COMMIT
-    messages: Broker
+    broker: Broker
     storage: Storage
     catalog: Catalog
-    waiting_room: JobWatcher
+    job_watcher: JobWatcher
     acceptances: Acceptances
+    # Threads of their own for work that waits for S3 or decodes images: while S3 is slow, other requests stay fast.
+    upload_limiter: CapacityLimiter
+    thumbnail_limiter: CapacityLimiter
+    decode_limiter: CapacityLimiter
 
     @property
     def default_model(self) -> str:
@@ -39,8 +44,8 @@ class AppState:
 
 
 async def get_state(request: Request) -> AppState:
-    farm: AppState = request.app.state.farm
-    return farm
+    state: AppState = request.app.state.shared
+    return state
 
 
 State = Annotated[AppState, Depends(get_state)]
@@ -49,12 +54,12 @@ key_scheme = HTTPBearer(scheme_name="key", auto_error=False, description="An API
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(key_scheme)]
 
 
-def caller(farm: State, credentials: Credentials, request: Request) -> Caller:
+def caller(state: State, credentials: Credentials, request: Request) -> Caller:
     """Whoever holds a valid key."""
     if credentials is None:
         raise Unauthorized("This needs an API key: send the header `Authorization: Bearer huaf_…`.")
-    with transaction(farm.autocommit) as connection:
-        found = authenticate(connection, credentials.credentials, farm.settings.key_pepper.get_secret_value())
+    with transaction(state.autocommit) as connection:
+        found = authenticate(connection, credentials.credentials, state.settings.key_pepper.get_secret_value())
     return replace(found, request_id=request.state.request_id)
 
 

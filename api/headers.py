@@ -1,19 +1,22 @@
-"""The request headers that this API gives a meaning to, and how they are read."""
+"""The request headers that this API reads, and the conditional responses that they ask for."""
 
 import hashlib
 import re
-from typing import Annotated
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Annotated, Any
 
 from fastapi import Header, Request, Response
 from pydantic import BaseModel, Field
 
 from common.errors import FieldError, Invalid
+from common.queue.idempotency import IdempotencyKey
+from common.recipes.recipe import canonical_json
 
 LONGEST_WAIT_S = 60
 LONGEST_LIFE_S = 7 * 24 * 3600
 WAIT = re.compile(r"wait\s*=\s*\"?([^\s;\"]*)\"?\s*(;.*)?", re.IGNORECASE)
 
-IdempotencyKey = Annotated[
+IdempotencyKeyHeader = Annotated[
     str | None,
     Header(
         description="1 to 255 printable ASCII characters. For 24 hours, the same request under it gives the same job, "
@@ -38,6 +41,13 @@ CancelAfter = Annotated[
 ]
 
 
+def idempotency_key(route: str, key: str | None, body: Mapping[str, Any]) -> IdempotencyKey | None:
+    """The key of a request to this route, with the fingerprint of its body; None for a request without a key."""
+    if key is None:
+        return None
+    return IdempotencyKey(route, key, hashlib.sha256(canonical_json(body).encode()).hexdigest())
+
+
 def seconds_to_live(cancel_after: str | None) -> int | None:
     """What `Cancel-After` asks for. Raises Invalid when it is no number of seconds, or too many."""
     if cancel_after is None:
@@ -59,13 +69,23 @@ def seconds_to_wait(prefer: str | None) -> int:
     return 0
 
 
-def with_etag(request: Request, shape: BaseModel) -> Response:
-    """The shape and its ETag; 304 for a client that has it already."""
-    body = shape.model_dump_json().encode()
+def with_etag(request: Request, content: BaseModel) -> Response:
+    """The content as JSON with its ETag; 304 for a client that has it already."""
+    body = content.model_dump_json().encode()
     headers = {"ETag": f'W/"{hashlib.sha256(body).hexdigest()[:32]}"', "Cache-Control": "private, no-cache"}
     if is_known(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     return Response(body, headers=headers, media_type="application/json")
+
+
+async def with_content(
+    request: Request, sha256: str | None, media_type: str, read: Callable[[], Awaitable[bytes]]
+) -> Response:
+    """Bytes that never change, with their ETag; 304, without reading them, for a client that has them already."""
+    headers = {"ETag": f'"{sha256}"', "Cache-Control": "private, max-age=31536000, immutable"}
+    if is_known(request, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    return Response(await read(), headers=headers, media_type=media_type)
 
 
 def is_known(request: Request, etag: str) -> bool:

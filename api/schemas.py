@@ -1,18 +1,23 @@
-"""What the API answers with, where more than one route does: jobs, images, recipes. Values only."""
+"""The JSON shapes that more than one part of the API uses: jobs, images, recipes, and what is asked for. Values only.
+
+Shapes that are only read (batches, datasets, models, workers, keys) stand beside their queries in `api.queries`.
+"""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, computed_field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, computed_field
 
+from api.pagination import NEXT_CURSOR, Paging
 from common.catalog.loras import LoraUse
-from common.enums import ImageState, JobState, Tier
+from common.datasets.layout import DatasetPlan
+from common.enums import ImageState, JobState, Scope, Tier
 from common.recipes import recipe
 
 
 def example(value: dict[str, Any]) -> ConfigDict:
-    """The configuration of a shape that shows this one in the documentation."""
+    """The configuration of a model whose example in the documentation is this value."""
     return ConfigDict(json_schema_extra={"examples": [value]})
 
 
@@ -70,19 +75,19 @@ JOB: dict[str, Any] = {
 }
 
 
-def only_its_id(original: Any) -> Any:
-    """Where its bytes lie is nobody's business."""
-    return original["id"] if isinstance(original, dict) else original
+def _id_only(image: Any) -> Any:
+    """Without the storage key, which is private."""
+    return image["id"] if isinstance(image, dict) else image
 
 
-PictureId = Annotated[UUID | None, BeforeValidator(only_its_id)]
+ImageId = Annotated[UUID | None, BeforeValidator(_id_only)]
 
 
 class Recipe(recipe.Recipe):
     """What to draw, complete."""
 
-    source: PictureId = Field(None, description="The upload or image that it starts from.")  # type: ignore[assignment]
-    mask: PictureId = None  # type: ignore[assignment]
+    source: ImageId = Field(None, description="The upload or image that it starts from.")  # type: ignore[assignment]
+    mask: ImageId = None  # type: ignore[assignment]
     strength: float | None = None
     lora: tuple[LoraUse, ...] = ()
 
@@ -183,3 +188,66 @@ class Job(BaseModel):
     def at(self, base_url: str) -> "Job":
         """The same, with links that begin with this address."""
         return self.model_copy(update={"images": [image.at(base_url) for image in self.images]})
+
+
+class JobRequest(recipe.Draft):
+    """What to draw, and how urgently. What is left out comes from the model's entry in the catalogue."""
+
+    tier: Tier = Tier.STANDARD
+
+
+class Estimate(BaseModel):
+    images: int
+    seconds: float | None = Field(
+        description="In pipeline calls on the workers that are up; null while no worker has measured it."
+    )
+
+
+class DryRun(BaseModel):
+    """The job that a request would make."""
+
+    model_config = example({"recipe": RECIPE, "estimate": {"images": 1, "seconds": 4.2}, "warnings": []})
+
+    recipe: Recipe
+    estimate: Estimate
+    warnings: list[str]
+
+
+class JobQuery(Paging):
+    """Which jobs, and how many of them."""
+
+    state: JobState | None = None
+    model: str | None = Field(default=None, pattern=r"^[^\x00]*$", examples=["mini-zh"])
+    batch: UUID | None = Field(default=None, description="Jobs of this batch, its last prompt first.")
+    tier: Tier | None = None
+    created_after: AwareDatetime | None = Field(default=None, examples=["2026-11-01T00:00:00Z"])
+    created_before: AwareDatetime | None = None
+    q: str | None = Field(
+        default=None, pattern=r"^[^\x00]*$", max_length=200, description="Words that the prompt contains."
+    )
+
+
+class JobPage(BaseModel):
+    model_config = example({"items": [JOB], "next_cursor": "AZwvbn1QexqPPixNXm9wgQ"})
+
+    items: list[Job]
+    next_cursor: str | None = Field(description=NEXT_CURSOR)
+
+
+class DatasetRequest(DatasetPlan):
+    """What to export, and how."""
+
+    batch: UUID
+
+    @property
+    def plan(self) -> DatasetPlan:
+        return DatasetPlan(layout=self.layout, splits=self.splits)
+
+
+class KeyRequest(BaseModel):
+    """The name of a key, and what it may do; `admin` may do everything."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1, max_length=100, pattern=r"^[^\x00]*$", examples=["the web shop"])
+    scopes: list[Scope] = Field(min_length=1, max_length=len(Scope), examples=[["jobs:read", "jobs:write"]])

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from cli.client import PAUSES, Away, Client, Gone, Json, path
 from cli.shell import Failure
-from common.datasets.layout import AT_TOP, FOLDERS, MANIFEST, SUMS
+from common.datasets.layout import FOLDERS, MANIFEST, SUMS, TOP_LEVEL_FILES
 
 PAGE = 200
 AT_ONCE = 4  # files
@@ -68,7 +68,7 @@ def clear(folder: Path) -> None:
     for name in FOLDERS:
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)
-    for name in sorted(AT_TOP, key=lambda name: name == MANIFEST):
+    for name in sorted(TOP_LEVEL_FILES, key=lambda name: name == MANIFEST):
         (folder / name).unlink(missing_ok=True)
 
 

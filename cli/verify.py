@@ -84,18 +84,18 @@ class Verification:
     def _there(self) -> Iterator[Path]:
         for name in FOLDERS:
             yield from (file for file in (self._folder / name).rglob("*") if file.is_file())
-        yield from (file for file in self._folder.iterdir() if file.name in layout.AT_TOP)
+        yield from (file for file in self._folder.iterdir() if file.name in layout.TOP_LEVEL_FILES)
 
     # Shards
 
     def _check_shard(self, name: str, shard: Row) -> None:
-        mark = json.loads((self._folder / layout.mark_path(name)).read_text(encoding="utf-8"))
+        mark = json.loads((self._folder / layout.shard_manifest_path(name)).read_text(encoding="utf-8"))
         rows = pq.read_table(self._folder / layout.metadata_path(name)).to_pylist()
         self._expect(f"{name}: plan", self._plan, mark["plan"])
         self._expect(f"{name}: files", shard["files"], mark["files"])
         self._expect(f"{name}: rows", (shard["rows"], mark["rows"]), (len(rows), len(rows)))
         self._expect(f"{name}: statuses", mark["statuses"], dict(Counter(row["status"] for row in rows)))
-        recipes = layout.sha256("\n".join(row["key"] for row in rows))
+        recipes = layout.text_sha256("\n".join(row["key"] for row in rows))
         self._expect(f"{name}: recipes", mark["recipes"], recipes)
         self._expect(f"{MANIFEST}: recipes of {name}", shard["recipes"], recipes)
         self.rows += len(rows)

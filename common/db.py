@@ -19,14 +19,14 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, Oper
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from common.config import Settings
-from common.errors import Unavailable
+from common.errors import Invalid, Unavailable
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 # Revisions whose tables this code works with, so that a rolling upgrade can migrate before the last old process stops.
-ACCEPTED_REVISIONS = ("0011",)
+ACCEPTED_REVISIONS = ("r0001",)
 REST_S = 1.0  # a connection that was used lately is still good
 
 
@@ -103,10 +103,10 @@ def id_of_time(seconds: float) -> UUID:
     return UUID(int=int(seconds * 1000) << 80)
 
 
-def migrate(database_url: str, revision: str = "head") -> None:
-    """Bring the database to a revision, up or down: each on the way is a transaction, and some are none.
+def migrate(database_url: str) -> None:
+    """Bring the database to the newest revision: each on the way is a transaction, and some are none.
 
-    Raises Unavailable when Postgres is away.
+    Raises Unavailable when Postgres is away, and Invalid for a database that this version does not know.
     """
     from alembic import command
 
@@ -116,11 +116,29 @@ def migrate(database_url: str, revision: str = "head") -> None:
         with _in_our_words(), engine.connect() as connection:
             current = current_revision(connection)
             connection.rollback()
-            config = migration_config(connection)
-            is_down = revision == "base" or (current is not None and revision != "head" and revision < current)
-            (command.downgrade if is_down else command.upgrade)(config, revision)
+            if current is not None and current not in known_revisions():
+                raise Invalid(unknown_revision(current))
+            command.upgrade(migration_config(connection), "head")
     finally:
         engine.dispose()
+
+
+def check_revision(revision: str | None) -> None:
+    """Raises Unavailable unless this code works with the tables of a database at this revision."""
+    if revision in ACCEPTED_REVISIONS:
+        return
+    if revision is None:
+        raise Unavailable("The database has no tables yet: run `huafang admin migrate`.")
+    if revision in known_revisions():
+        raise Unavailable(f"The database is at revision {revision}, an old one: run `huafang admin migrate`.")
+    raise Unavailable(unknown_revision(revision))
+
+
+def unknown_revision(revision: str) -> str:
+    return (
+        f"The database is at revision {revision}, which this version does not know: run the version that made it, or "
+        "make a new database (for a local farm: stop it and delete its folder)."
+    )
 
 
 def current_revision(connection: Connection) -> str | None:
@@ -130,10 +148,15 @@ def current_revision(connection: Connection) -> str | None:
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
 
 
-def newest_revision() -> str | None:
+def newest_revision() -> str:
+    return known_revisions()[0]
+
+
+def known_revisions() -> list[str]:
+    """Newest first."""
     from alembic.script import ScriptDirectory
 
-    return ScriptDirectory(str(MIGRATIONS)).get_current_head()
+    return [script.revision for script in ScriptDirectory(str(MIGRATIONS)).walk_revisions()]
 
 
 def migration_config(connection: Connection | None = None) -> Config:

@@ -1,7 +1,7 @@
-"""The tables, as SQLAlchemy Core sees them. The migrations make them; `alembic check` holds the two together.
+"""The tables as SQLAlchemy Core describes them. The migrations create them; `alembic check` compares the two.
 
-Whoever changes a state does it in `common.queue.jobs` or `common.queue.claim`; the enums and CHECKs here are the
-second lock on that door. Rows are locked leases first, then batches, jobs, images, lanes, tenants, each by id.
+Every change of a state is a statement of `common.queue`, `common.batches` or `common.datasets`; the enums and CHECKs
+refuse a statement that is wrong. Lock order: leases, batches, jobs, images, lanes, tenants, each by id.
 """
 
 from sqlalchemy import (
@@ -57,9 +57,9 @@ tenants = Table(
     Column("id", Uuid, primary_key=True),
     Column("name", Text, nullable=False, unique=True),
     Column("weight", Float, nullable=False, server_default="1"),
-    # Virtual time of fair sharing: where the tenant's last microbatch began, and where its next one would begin.
-    Column("served_from", Float, nullable=False, server_default="0"),
-    Column("served", Float, nullable=False, server_default="0"),
+    # Fair queueing: the virtual time at which the tenant's last microbatch started, and at which its next one would.
+    Column("virtual_start", Float, nullable=False, server_default="0"),
+    Column("virtual_time", Float, nullable=False, server_default="0"),
     Column("created_at", Moment, nullable=False, server_default=func.now()),
     CheckConstraint("weight > 0", name="weight"),
 )
@@ -76,13 +76,13 @@ api_keys = Table(
     Column("revoked_at", Moment),
 )
 
-acceptances = Table(
-    "acceptances",
+licence_acceptances = Table(
+    "licence_acceptances",
     metadata,
     Column("tenant_id", Uuid, ForeignKey("tenants.id"), primary_key=True),
     Column("licence", Text, primary_key=True),
     Column("version", Text, primary_key=True),
-    Column("key_id", Uuid, ForeignKey("api_keys.id"), nullable=False),  # by whose hand
+    Column("key_id", Uuid, ForeignKey("api_keys.id"), nullable=False),  # who did it
     Column("accepted_at", Moment, nullable=False, server_default=func.now()),
 )
 
@@ -91,26 +91,26 @@ uploads = Table(
     metadata,
     Column("id", Uuid, primary_key=True),
     Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False),
-    Column("format", Text, nullable=False),  # of a file of prompts, or png of a picture; its bytes are in storage
+    Column("format", Text, nullable=False),  # of the prompt file, or png; the bytes are in storage
     Column("bytes", BigInteger, nullable=False),
     Column("sha256", Text, nullable=False),
     Column("width", Integer),  # of a picture, in pixels
     Column("height", Integer),
     Column("encoding", Text),  # of a CSV file
     Column("created_at", Moment, nullable=False, server_default=func.now()),
-    Column("used_at", Moment, nullable=False, server_default=func.now(), index=True),  # lately asked for
+    Column("used_at", Moment, nullable=False, server_default=func.now(), index=True),  # when it was last referred to
     Index("uploads_tenant_id_idx", "tenant_id", "id"),
 )
 
-# How far a batch has come: its file is read up to `offset`, and the jobs of places below `jobs` are there. What has
-# become of their images its lanes count.
+# Progress of a batch: its file is read up to byte `offset`; the jobs at positions below `jobs` exist. Its lanes count
+# their images.
 batches = Table(
     "batches",
     metadata,
     Column("id", Uuid, primary_key=True),
     Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False),
     Column("upload_id", Uuid, ForeignKey("uploads.id"), nullable=False, index=True),
-    Column("parent_id", Uuid, ForeignKey("batches.id")),  # whose failed images it draws again
+    Column("parent_id", Uuid, ForeignKey("batches.id")),  # of a retry: the batch whose failed images it renders again
     Column("name", Text, nullable=False, server_default=""),
     Column("tier", tier_enum, nullable=False),
     Column("plan", JSONB, nullable=False),  # how a prompt becomes a recipe
@@ -126,26 +126,24 @@ batches = Table(
         ),
         nullable=False,
     ),
-    Column("prompts", BigInteger),  # in its file; unknown until it is checked
-    Column("skipped", BigInteger, nullable=False, server_default="0"),  # lines of it that are none, and why: `skips`
-    Column("variants", Integer, nullable=False, server_default="1"),  # the jobs that each of them becomes
+    Column("prompts", BigInteger),  # in its file; null until it is checked
+    Column("skipped", BigInteger, nullable=False, server_default="0"),  # lines; why is in `skipped_lines`
+    Column("variants", Integer, nullable=False, server_default="1"),  # jobs per prompt
     Column("offset", BigInteger, nullable=False, server_default="0"),
     Column("line", BigInteger, nullable=False, server_default="0"),
     Column("jobs", BigInteger, nullable=False, server_default="0"),
     Column("images", BigInteger, nullable=False, server_default="0"),
-    Column("settled", BigInteger, nullable=False, server_default="0"),  # of a cancelled one: places that are done with
-    Column("warned", BigInteger, nullable=False, server_default="0"),  # prompts that there is something to warn of
-    Column("warnings", ARRAY(Text), nullable=False, server_default="{}"),  # of the first of them
-    Column(
-        "pace", JSONB, nullable=False, server_default="[]"
-    ),  # how many images had ended when: see `common.batches.throughput`
-    Column("stop_rule", JSONB),  # when it pauses by itself
-    Column("paused_because", Text),  # why it last did
+    Column("settled", BigInteger, nullable=False, server_default="0"),  # of a cancelled batch: positions below are done
+    Column("warned", BigInteger, nullable=False, server_default="0"),  # prompts with a warning
+    Column("warnings", ARRAY(Text), nullable=False, server_default="{}"),  # the first of them
+    Column("progress_samples", JSONB, nullable=False, server_default="[]"),  # see `common.batches.throughput`
+    Column("stop_rule", JSONB),  # when it pauses automatically
+    Column("paused_because", Text),  # why it last paused automatically
     Column("error_code", Text),
     Column("error_message", Text),
     Column("request_id", Text),
     Column("created_at", Moment, nullable=False, server_default=func.now()),
-    Column("touched_at", Moment, nullable=False, server_default=func.now()),  # when a control worker was last at it
+    Column("touched_at", Moment, nullable=False, server_default=func.now()),  # when a control worker last worked on it
     Column("checked_at", Moment),
     Column("expanded_at", Moment),
     Column("paused_at", Moment),
@@ -154,7 +152,7 @@ batches = Table(
     CheckConstraint("expanded_at IS NULL OR (checked_at IS NOT NULL AND jobs = prompts * variants)", name="expanded"),
     Index("batches_tenant_id_idx", "tenant_id", "id"),
     Index("batches_open_idx", "id", postgresql_where=text("finished_at IS NULL")),
-    Index(  # one that was cancelled may have a follower
+    Index(  # one retry of a batch at a time; cancelled ones do not count
         "batches_parent_id_idx",
         "parent_id",
         "cancelled_at",
@@ -165,24 +163,24 @@ batches = Table(
     CheckConstraint("paused_because IS NULL OR stop_rule IS NOT NULL", name="stop_rule"),
 )
 
-skips = Table(
-    "skips",
+skipped_lines = Table(
+    "skipped_lines",
     metadata,
     Column("batch_id", Uuid, ForeignKey("batches.id"), primary_key=True),
     Column("line", BigInteger, primary_key=True),
     Column("reason", Text, nullable=False),
 )
 
-# How far a dataset has come: all splits before this one are written, and of this one the shards below `shard`, from the
-# prompts of places below `place`. `written` are the images of the shard in hand that are done.
+# Progress of a dataset: all splits below `split` are written, and of this one the shards below `shard`, from the jobs
+# at positions below `position`. `written` counts the images of the current shard that are written.
 datasets = Table(
     "datasets",
     metadata,
     Column("id", Uuid, primary_key=True),
     Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False),
     Column("batch_id", Uuid, ForeignKey("batches.id"), nullable=False),
-    Column("retries", ARRAY(Uuid), nullable=False, server_default="{}"),  # of the batch, whose pictures count too
-    Column("plan", JSONB, nullable=False),  # how it is to be written
+    Column("retries", ARRAY(Uuid), nullable=False, server_default="{}"),  # of the batch; their images count too
+    Column("plan", JSONB, nullable=False),  # layout and splits
     Column(
         "state",
         dataset_state_enum,
@@ -196,24 +194,24 @@ datasets = Table(
     ),
     Column("split", SmallInteger, nullable=False, server_default="0"),
     Column("shard", Integer, nullable=False, server_default="0"),
-    Column("place", BigInteger, nullable=False, server_default="0"),
+    Column("position", BigInteger, nullable=False, server_default="0"),
     Column("written", BigInteger, nullable=False, server_default="0"),
-    Column("shards", Integer, nullable=False, server_default="0"),  # that are done, of all splits; in them:
+    Column("shards", Integer, nullable=False, server_default="0"),  # finished, of all splits; in them:
     Column("images", BigInteger, nullable=False, server_default="0"),
     Column("pictures", BigInteger, nullable=False, server_default="0"),
     Column("files", BigInteger),
     Column("bytes", BigInteger),
-    Column("digest", Text),  # sha256 of its SHA256SUMS, and so of every byte of it
-    Column("hand", Uuid),  # the fence: which call of which control worker is at it
+    Column("digest", Text),  # sha256 of its SHA256SUMS
+    Column("owner_id", Uuid),  # the fence: the call that writes it now
     Column("error_code", Text),
     Column("error_message", Text),
     Column("request_id", Text),
     Column("created_at", Moment, nullable=False, server_default=func.now()),
-    Column("touched_at", Moment, nullable=False, server_default=func.now()),  # when a control worker was last at it
+    Column("touched_at", Moment, nullable=False, server_default=func.now()),  # when a control worker last worked on it
     Column("begun_at", Moment),
     Column("finished_at", Moment),
     CheckConstraint("error_code IS NULL OR finished_at IS NOT NULL", name="failed"),
-    CheckConstraint("finished_at IS NULL OR hand IS NULL", name="finished"),
+    CheckConstraint("finished_at IS NULL OR owner_id IS NULL", name="finished"),
     CheckConstraint("(digest IS NOT NULL) = (finished_at IS NOT NULL AND error_code IS NULL)", name="ready"),
     Index("datasets_tenant_id_idx", "tenant_id", "id"),
     Index("datasets_open_idx", "id", postgresql_where=text("finished_at IS NULL")),
@@ -228,8 +226,8 @@ lanes = Table(
     Column("model", Text, nullable=False),
     Column("compatibility", Text, nullable=False),
     Column("batch_id", Uuid, ForeignKey("batches.id")),
-    Column("closed", Boolean, nullable=False, server_default="false"),  # nothing of it is claimed or started
-    Column("open", BigInteger, nullable=False),  # images that have not ended; those that have, by how:
+    Column("closed", Boolean, nullable=False, server_default="false"),  # its images are not claimed or started
+    Column("open", BigInteger, nullable=False),  # images that have not ended; then the ended ones by state
     Column("stored", BigInteger, nullable=False, server_default="0"),
     Column("flagged", BigInteger, nullable=False, server_default="0"),
     Column("failed", BigInteger, nullable=False, server_default="0"),
@@ -247,7 +245,7 @@ jobs = Table(
     Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False),
     Column("parent_id", Uuid, ForeignKey("jobs.id")),
     Column("batch_id", Uuid, ForeignKey("batches.id")),
-    Column("place", BigInteger),  # in its batch
+    Column("position", BigInteger),  # in its batch
     Column("tier", tier_enum, nullable=False),
     Column("state", job_state_enum, nullable=False, server_default=JobState.QUEUED),
     Column("recipe", JSONB, nullable=False),
@@ -262,19 +260,19 @@ jobs = Table(
     Column("created_at", Moment, nullable=False, server_default=func.now()),
     Column("started_at", Moment),
     Column("finished_at", Moment),
-    Column("deadline", Moment),  # not done by then, it fails with `expired`
+    Column("deadline", Moment),  # then an unfinished job fails with `expired`
     CheckConstraint("count > 0", name="count"),
     CheckConstraint("open BETWEEN 0 AND count", name="open"),
     CheckConstraint("(finished_at IS NOT NULL) = (state IN ('succeeded', 'failed', 'cancelled'))", name="finished"),
     CheckConstraint("(open = 0) = (state IN ('succeeded', 'failed', 'cancelled'))", name="settled"),
-    CheckConstraint("(batch_id IS NULL) = (place IS NULL)", name="place"),
+    CheckConstraint("(batch_id IS NULL) = (position IS NULL)", name="position"),
     Index("jobs_tenant_id_idx", "tenant_id", "id"),
-    Index("jobs_batch_id_idx", "batch_id", "place", unique=True, postgresql_where=text("batch_id IS NOT NULL")),
+    Index("jobs_batch_id_idx", "batch_id", "position", unique=True, postgresql_where=text("batch_id IS NOT NULL")),
     Index("jobs_running_idx", "batch_id", postgresql_where=text("state = 'running' AND batch_id IS NOT NULL")),
     Index("jobs_parent_id_idx", "parent_id", postgresql_where=text("parent_id IS NOT NULL")),
     Index("jobs_open_idx", "tenant_id", "id", postgresql_where=text("finished_at IS NULL")),
     Index("jobs_state_idx", "tenant_id", "state", "id", postgresql_where=text("state <> 'queued'")),
-    Index(  # for the search in prompts: a single character has to be found, too
+    Index(  # for the search in prompts, by character: a prompt of Chinese may be one character
         "jobs_prompt_idx", text("string_to_array(lower(recipe ->> 'prompt'), NULL)"), postgresql_using="gin"
     ),
     Index("jobs_deadline_idx", "deadline", postgresql_where=text("deadline IS NOT NULL AND finished_at IS NULL")),
@@ -290,8 +288,8 @@ images = Table(
     Column("index", SmallInteger, nullable=False),
     Column("state", image_state_enum, nullable=False, server_default=ImageState.QUEUED),
     Column("attempts", SmallInteger, nullable=False, server_default="0"),
-    Column("not_before", Moment),  # backing off; the sweep clears it when the time has come
-    Column("lease_id", Uuid),  # the fence: whose hand may change this row. No foreign key: leases are pruned
+    Column("not_before", Moment),  # back-off; the sweep clears it when it has passed
+    Column("lease_id", Uuid),  # the fence: which lease may change this row
     Column("key", Text),
     Column("sha256", Text),
     Column("bytes", Integer),
@@ -340,13 +338,15 @@ leases = Table(
     Column("image_ids", ARRAY(Uuid), nullable=False),
     Column("claimed_at", Moment, nullable=False, server_default=func.now()),
     Column("started_at", Moment),
-    Column("expires_at", Moment, nullable=False),  # never indexed: renewing it must stay a HOT update
+    Column("expires_at", Moment, nullable=False),  # never indexed, so that renewals stay HOT updates
     Column("ended_at", Moment),
     Column("outcome", lease_outcome_enum),
-    Column("unclean", Boolean, nullable=False, server_default="true"),  # may have stored what no image shows
+    Column(
+        "needs_cleanup", Boolean, nullable=False, server_default="true"
+    ),  # it may have stored objects that no image names
     CheckConstraint("(ended_at IS NULL) = (outcome IS NULL)", name="ended"),
     Index("leases_open_idx", "worker_id", postgresql_where=text("ended_at IS NULL")),
-    Index("leases_unclean_idx", "ended_at", postgresql_where=text("unclean AND ended_at IS NOT NULL")),
+    Index("leases_needs_cleanup_idx", "ended_at", postgresql_where=text("needs_cleanup AND ended_at IS NOT NULL")),
     Index("leases_image_ids_idx", "image_ids", postgresql_using="gin"),
     postgresql_with={"fillfactor": "70"},
 )
@@ -354,14 +354,14 @@ leases = Table(
 workers = Table(
     "workers",
     metadata,
-    Column("id", Uuid, primary_key=True),  # made at each start of the process
+    Column("id", Uuid, primary_key=True),  # new at each start of the process
     Column("name", Text, nullable=False),
-    Column("class", JSONB, nullable=False),  # device kind, versions, precision: whose pictures are comparable
+    Column("class", JSONB, nullable=False),  # device kind, versions, precision
     Column("models", ARRAY(Text), nullable=False),  # that it serves
-    Column("resident", ARRAY(Text), nullable=False, server_default="{}"),  # that are in its memory
-    Column("refusals", JSONB, nullable=False, server_default="{}"),  # model → why it will not serve it
-    Column("seconds_per_image", JSONB, nullable=False, server_default="{}"),  # model → lately measured
-    Column("capacity", JSONB, nullable=False, server_default="{}"),  # model → images of one pipeline call
+    Column("resident", ARRAY(Text), nullable=False, server_default="{}"),  # models in its memory
+    Column("refusals", JSONB, nullable=False, server_default="{}"),  # model → why it refuses it
+    Column("seconds_per_image", JSONB, nullable=False, server_default="{}"),  # by model, measured
+    Column("capacity", JSONB, nullable=False, server_default="{}"),  # by model: images of one pipeline call
     Column("state", worker_state_enum, nullable=False, server_default=WorkerState.STARTING),
     Column("reason", Text),  # why it drains or stopped
     Column("started_at", Moment, nullable=False, server_default=func.now()),
@@ -375,14 +375,14 @@ revisions = Table(
     metadata,
     Column("model", Text, primary_key=True),
     Column("source", Text, nullable=False),
-    Column("revision", Text, nullable=False),  # the hub commit that all workers use from the first import on
+    Column("revision", Text, nullable=False),  # the hub commit that all workers use
     Column("recorded_at", Moment, nullable=False, server_default=func.now()),
 )
 
-capacities = Table(
-    "capacities",
+batch_sizes = Table(
+    "batch_sizes",
     metadata,
-    Column("worker_class", Text, primary_key=True),  # a digest of it: found once for all workers of a class
+    Column("worker_class", Text, primary_key=True),  # its digest: all workers of a class share it
     Column("model", Text, primary_key=True),
     Column("images", Integer, nullable=False),
     Column("found_at", Moment, nullable=False, server_default=func.now()),
@@ -396,30 +396,29 @@ idempotency_keys = Table(
     Column("route", Text, primary_key=True),
     Column("key", Text, primary_key=True),
     Column("fingerprint", Text, nullable=False),
-    Column("made_id", Uuid, nullable=False),  # the job or batch that the request made
+    Column("made_id", Uuid, nullable=False),  # the job, batch or dataset of the request
     Column("created_at", Moment, nullable=False, server_default=func.now(), index=True),
 )
 
-# Who did what. Written by `common.accounts.audit` in the transaction of the deed.
+# Who did what. `common.accounts.audit` writes it in the transaction of the change.
 audit = Table(
     "audit",
     metadata,
     Column("id", Uuid, primary_key=True),
     Column("at", Moment, nullable=False, server_default=func.now(), index=True),
     Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False),
-    Column("key_id", Uuid, ForeignKey("api_keys.id"), nullable=False),  # by whose hand
+    Column("key_id", Uuid, ForeignKey("api_keys.id"), nullable=False),  # who did it
     Column("via", via_enum, nullable=False),
     Column("action", Text, nullable=False),
-    Column("subject", Text),  # an id or a name; null: whatever matched a filter
+    Column("subject", Text),  # an id or a name; null: the jobs that matched a filter
     Column("detail", JSONB, nullable=False, server_default="{}"),
     Column("request_id", Text),
     Index("audit_tenant_id_idx", "tenant_id", "id"),
 )
 
-# How many images of all lanes of a model and tier had ended, at the first sweep of a minute. The differences of
-# neighbours are what the charts show. `common.queue.samples` writes them.
-samples = Table(
-    "samples",
+# The counters of all lanes of a model and tier, once a minute. Charts show the differences of neighbours.
+lane_samples = Table(
+    "lane_samples",
     metadata,
     Column("minute", Moment, primary_key=True),
     Column("model", Text, primary_key=True),

@@ -24,7 +24,7 @@ from common import log
 from common.broker import CONTROL_QUEUE, Broker, celery_app, render_queue
 from common.catalog import catalog
 from common.config import Settings
-from common.db import ACCEPTED_REVISIONS, connect, current_revision, new_id, transaction
+from common.db import check_revision, connect, current_revision, new_id, transaction
 from common.errors import Error, Unavailable
 from common.log import log_event
 from common.storage import Storage
@@ -129,12 +129,7 @@ def wait_for_services(database: Database, messages: Broker) -> None:
         with transaction(database) as connection:
             return current_revision(connection)
 
-    found = outage.insist(revision, unless=lambda: time.monotonic() > deadline)
-    if found not in ACCEPTED_REVISIONS:
-        raise Unavailable(
-            f"The database is at revision {found or 'none'}, and this worker needs {' or '.join(ACCEPTED_REVISIONS)}; "
-            "run `huafang admin migrate`."
-        )
+    check_revision(outage.insist(revision, unless=lambda: time.monotonic() > deadline))
     policy = messages.eviction_policy()
     if policy not in (None, "noeviction"):  # None: away; the farm gets along without it
         raise Unavailable(f"Redis' maxmemory-policy is {policy}, which loses messages; set it to noeviction.")

@@ -87,13 +87,13 @@ def _of_models(backlog: Iterable[Row[Any]], crew: Fleet) -> Iterable[Alert]:
     for row in backlog:
         waiting[row.model] = waiting.get(row.model, 0) + row.waiting
     for model, images in waiting.items():
-        if images and (code := SERVICE.get(crew.why(model, backs_off=False).code)):
+        if images and (code := SERVICE.get(crew.waiting_reason(model, is_backing_off=False).code)):
             yield Alert(code, model=model, count=images)
 
 
 def _of_refusals(crew: Fleet) -> Iterable[Alert]:
     refusing = dict[tuple[str, str], list[str]]()
-    for member in crew.members:
+    for member in crew.workers:
         for model, reason in member.refusals.items():
             refusing.setdefault((model, reason), []).append(member.name)
     for (model, reason), names in refusing.items():
@@ -127,7 +127,7 @@ SERVICE = {
     "draining": AlertCode.ALL_DRAINING,
 }
 
-SWEEP_SILENCE = text("SELECT extract(epoch FROM now() - max(minute))::float FROM samples")
+SWEEP_SILENCE = text("SELECT extract(epoch FROM now() - max(minute))::float FROM lane_samples")
 
 SILENT = text(f"""
     SELECT name, state = 'stopped' AS is_lost, extract(epoch FROM now() - seen_at)::float AS seconds FROM workers

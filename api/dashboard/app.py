@@ -4,8 +4,6 @@ An application of its own, mounted at `/dashboard`: the API beside it speaks JSO
 and knows sessions. Both call the same functions of the domain.
 """
 
-from typing import Any
-
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.staticfiles import StaticFiles
@@ -25,13 +23,10 @@ from common.errors import Error
 SCREENS = (login, overview, jobs, job, new_job, batches, datasets, gallery, workers, admin, images)
 
 
-def create_dashboard(farm: AppState, **state: Any) -> FastAPI:
-    """`state`: what its routes find in `app.state` beside the farm."""
+def create_dashboard(farm: AppState) -> FastAPI:
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.state.farm = farm
-    app.state.boards = PageStreams()
-    for name, value in state.items():
-        setattr(app.state, name, value)
+    app.state.shared = farm
+    app.state.page_streams = PageStreams()
     for kind in (Error, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, tell)
     app.add_middleware(Headers, headers=safe_headers(farm))

@@ -18,8 +18,8 @@ from fastapi import APIRouter, Depends, Request, Response
 from api.dashboard.i18n import language_of
 from api.dashboard.rendering import live, page
 from api.dashboard.sessions import TheVisitor
+from api.live.event_stream import EventStream
 from api.live.page_streams import PageStreams
-from api.routes.events import EventStream
 
 Read = Callable[[], dict[str, Any]]
 
@@ -39,7 +39,7 @@ def view(router: APIRouter, path: str, template: str) -> Callable[[Callable[...,
             def draw() -> str:
                 return live(request, template, {"may_act": visitor.may_act, **look()})
 
-            boards: PageStreams = request.app.state.boards
+            boards: PageStreams = request.app.state.page_streams
             shown_to = (visitor.caller.tenant_id, visitor.may_act, language_of(request))
             return EventStream(boards.watch((str(request.url), *shown_to), draw))
 

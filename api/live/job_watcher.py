@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
 
 from api.live.job_events import JobEvents
-from api.queries.jobs import Mark
+from api.queries.jobs import JobVersion
 from api.schemas import Job, Progress
 from common.broker import CHANGED_CHANNEL, PROGRESS_CHANNEL
 from common.errors import Unavailable
@@ -29,7 +29,7 @@ WOKEN_AT_ONCE = 10  # a millisecond
 RECONNECT_S = 1.0
 STEP = re.compile(r"([0-9]{1,6})/([0-9]{1,6})")
 
-Look = Callable[[Mapping[UUID, Mark | None]], Mapping[UUID, tuple[Mark, Job]]]
+ReadChanged = Callable[[Mapping[UUID, JobVersion | None]], Mapping[UUID, tuple[JobVersion, Job]]]
 
 
 class WatchedJob:
@@ -37,14 +37,14 @@ class WatchedJob:
 
     def __init__(self) -> None:
         self.job: Job | None = None  # its links have no address yet
-        self.mark: Mark | None = None
+        self.mark: JobVersion | None = None
         self.progress: Progress | None = None
         self.watchers: set[Subscription] = set()
         self._accounts: dict[str, JobEvents] = {}
         self._told_at = 0.0
         self._will_tell: asyncio.TimerHandle | None = None
 
-    def learn(self, job: Job, mark: Mark) -> None:
+    def learn(self, job: Job, mark: JobVersion) -> None:
         self.job, self.mark = job, mark
         self.progress = self.progress or job.progress
         self._accounts.clear()
@@ -92,11 +92,11 @@ class Subscription:
 
 
 class JobWatcher:
-    """`look` reads those of some jobs that are not as they are known; it may block, and runs in a thread."""
+    """`read_changed` reads those of some jobs that are not as they are known; it may block, and runs in a thread."""
 
-    def __init__(self, redis_url: str, look: Look) -> None:
+    def __init__(self, redis_url: str, read_changed: ReadChanged) -> None:
         self._redis_url = redis_url
-        self._look = look
+        self._read_changed = read_changed
         self.waiting = 0  # how many wait
         self._watched: dict[UUID, WatchedJob] = {}
         self._suspects: set[UUID] = set()  # whose rows may have changed
@@ -200,11 +200,11 @@ class JobWatcher:
             suspects, self._suspects = self._suspects, set()
             await self._look_at({job_id: self._watched[job_id].mark for job_id in suspects & self._watched.keys()})
 
-    async def _look_at(self, known: Mapping[UUID, Mark | None]) -> None:
+    async def _look_at(self, known: Mapping[UUID, JobVersion | None]) -> None:
         if not known:
             return
         try:
-            found = await run_in_threadpool(self._look, known)
+            found = await run_in_threadpool(self._read_changed, known)
         except Unavailable:
             return  # whoever submits is told so
         except Exception:

@@ -148,7 +148,7 @@ def _batch(row: Row[Any], crew: Fleet) -> Batch:
     plan, is_cancelled = Plan.model_validate(row.plan), row.cancelled_at is not None
     shown_open = 0 if is_cancelled else row.open
     state = BatchState.ENDED if is_cancelled else BatchState(row.state)
-    pace = images_per_minute(read_samples(row.pace)) if state in GOES_ON else None
+    pace = images_per_minute(read_samples(row.progress_samples)) if state in GOES_ON else None
     return Batch(
         id=row.id,
         name=row.name,
@@ -203,7 +203,8 @@ def _eta(images: int, pace: float | None, models: Sequence[str], crew: Fleet) ->
 SKIPS = f"""
     CASE WHEN page.skipped > 0 THEN (
         SELECT json_agg(json_build_object('line', line, 'reason', reason) ORDER BY line)
-        FROM (SELECT * FROM skips WHERE batch_id = page.id ORDER BY line LIMIT {SHOWN_SKIPS}) AS first) END AS skips"""
+        FROM (SELECT * FROM skipped_lines WHERE batch_id = page.id ORDER BY line LIMIT {SHOWN_SKIPS}) AS first)
+    END AS skips"""
 
 READ_BATCHES = f"""
     WITH page AS MATERIALIZED (

@@ -1,13 +1,51 @@
-"""The workers that are alive, and what they say about a model: who serves it, who refuses it, how fast it is drawn."""
+"""The workers, and what follows for a model: who serves it, who refuses it, how fast it is rendered, why it waits."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
+from uuid import UUID
 
+from pydantic import BaseModel, Field
 from sqlalchemy import Connection, text
 
-from api.schemas import WaitingFor
+from api.schemas import WaitingFor, example
 from common.enums import WorkerState
+from common.errors import NotFound
+
+WORKER: dict[str, Any] = {
+    "id": "019c2f60-0a4b-7d55-9b1d-0e2f3a4b5c6d",
+    "name": "gpu-1 cuda:0",
+    "class": {"device": "NVIDIA L4", "precision": "fp16", "torch": "2.13.0"},
+    "state": "ready",
+    "reason": None,
+    "models": ["zh-v0", "mini-zh"],
+    "resident": ["zh-v0"],
+    "refusals": {},
+    "seconds_per_image": {"zh-v0": 0.62},
+    "capacity": {"zh-v0": 8},
+    "started_at": "2026-11-22T06:00:00Z",
+    "seen_at": "2026-11-22T08:00:06Z",
+}
+
+
+class Worker(BaseModel):
+    """One process on one device. Its class says whose pictures are comparable."""
+
+    model_config = example(WORKER)
+
+    id: UUID
+    name: str
+    worker_class: dict[str, Any] = Field(alias="class")
+    state: WorkerState
+    reason: str | None = Field(description="Why it drains or has stopped.")
+    models: list[str] = Field(description="That it serves.")
+    resident: list[str] = Field(description="That it holds in memory.")
+    refusals: dict[str, str] = Field(description="That it will not serve, and why.")
+    seconds_per_image: dict[str, float] = Field(description="Lately measured, by model.")
+    capacity: dict[str, int] = Field(description="Images that it renders together, by model; of those it has loaded.")
+    started_at: datetime
+    seen_at: datetime
 
 
 @dataclass(frozen=True)
@@ -21,30 +59,30 @@ class FleetWorker:
 
 
 class Fleet:
-    """`members`: the answer to MEMBERS_JSON."""
+    """`workers`: the answer to WORKERS_JSON."""
 
-    def __init__(self, members: Iterable[Mapping[str, Any]] | None) -> None:
-        self.members = [FleetWorker(**member) for member in members or ()]
+    def __init__(self, workers: Iterable[Mapping[str, Any]] | None) -> None:
+        self.workers = [FleetWorker(**worker) for worker in workers or ()]
 
     def serving(self, model: str) -> list[FleetWorker]:
-        return [member for member in self.members if model in member.models]
+        return [worker for worker in self.workers if model in worker.models]
 
     def refusing(self, model: str) -> list[FleetWorker]:
-        return [member for member in self.members if model in member.refusals]
+        return [worker for worker in self.workers if model in worker.refusals]
 
     def images_per_second(self, model: str) -> float | None:
-        """How fast the workers that take new work draw this model together; None while none has measured it."""
+        """What the workers that take new work render of this model together; None while no worker has measured it."""
         return sum(self._speeds(model)) or None
 
-    def taking(self, model: str) -> int:
-        """How many workers that is."""
+    def ready_count(self, model: str) -> int:
+        """How many workers that take new work have measured this model."""
         return len(self._speeds(model))
 
     def _speeds(self, model: str) -> list[float]:
-        taking = [member for member in self.serving(model) if member.state == WorkerState.READY]
-        return [1 / seconds for member in taking if (seconds := member.seconds_per_image.get(model))]
+        ready = [worker for worker in self.serving(model) if worker.state == WorkerState.READY]
+        return [1 / seconds for worker in ready if (seconds := worker.seconds_per_image.get(model))]
 
-    def why(self, model: str, *, backs_off: bool) -> WaitingFor:
+    def waiting_reason(self, model: str, *, is_backing_off: bool) -> WaitingFor:
         """Why a job of this model waits."""
         serving = self.serving(model)
         if not serving:
@@ -52,23 +90,43 @@ class Fleet:
                 first = refusing[0]
                 return WaitingFor(code="model_refused", message=f"{first.name} refuses it: {first.refusals[model]}")
             return WaitingFor(code="no_worker", message=f"No worker that is up serves {model}.")
-        if all(member.state == WorkerState.DRAINING for member in serving):
+        if all(worker.state == WorkerState.DRAINING for worker in serving):
             return WaitingFor(code="draining", message=f"Every worker that serves {model} is draining.")
-        if backs_off:
+        if is_backing_off:
             return WaitingFor(code="backing_off", message="An attempt failed; it is tried again shortly.")
         return WaitingFor(code="workers_busy", message=f"It waits for its turn on {names(serving)}.")
 
 
-def names(members: Sequence[FleetWorker]) -> str:
-    shown = ", ".join(member.name for member in members[:3])
-    return f"{shown} and {len(members) - 3} more" if len(members) > 3 else shown
+def names(workers: Sequence[FleetWorker]) -> str:
+    shown = ", ".join(worker.name for worker in workers[:3])
+    return f"{shown} and {len(workers) - 3} more" if len(workers) > 3 else shown
+
+
+def find_workers(connection: Connection) -> list[Worker]:
+    """By state and name; those that stopped within the last day, too."""
+    return [Worker.model_validate(dict(row._mapping)) for row in connection.execute(READ_WORKERS)]
+
+
+def find_worker(connection: Connection, worker_id: UUID) -> Worker:
+    """Raises NotFound."""
+    row = connection.execute(READ_WORKER, {"worker": worker_id}).first()
+    if row is None:
+        raise NotFound(f"There is no worker {worker_id}.")
+    return Worker.model_validate(dict(row._mapping))
 
 
 def read_fleet(connection: Connection) -> Fleet:
     return Fleet(connection.execute(text(WORKERS_JSON)).scalar())
 
 
+# Every worker that the farm remembers.
+READ_WORKERS = text("SELECT * FROM workers ORDER BY state, name, id")
+
+# One worker.
+READ_WORKER = text("SELECT * FROM workers WHERE id = :worker")
+
+# The workers that have not stopped, as JSON: a part of queries that need them for one of their rows.
 WORKERS_JSON = """
-    SELECT json_agg(member) FROM (
+    SELECT json_agg(worker) FROM (
         SELECT name, state, models, resident, refusals, seconds_per_image FROM workers
-        WHERE state <> 'stopped' ORDER BY name, id) AS member"""
+        WHERE state <> 'stopped' ORDER BY name, id) AS worker"""

@@ -22,7 +22,7 @@ from common.queue.claim import WAITING
 from common.queue.search import Search, find
 
 FARTHEST = 1000  # images ahead are counted up to here
-Mark = tuple[JobState, int]  # the state of a job and how many of its images are open: what changes with its news
+JobVersion = tuple[JobState, int]  # the state of a job, and how many of its images are open
 RETRYABLE = {error.code: error.retryable for error in RenderFailed.__subclasses__()}
 
 
@@ -53,12 +53,12 @@ def find_image(
     return ImageWithJob(job_id=row.job_id, **_image(row.image, row.recipe, base_url)), row.key
 
 
-def find_changed(connection: Connection, known: Mapping[UUID, Mark | None]) -> dict[UUID, tuple[Mark, Job]]:
+def find_changed(connection: Connection, known: Mapping[UUID, JobVersion | None]) -> dict[UUID, tuple[JobVersion, Job]]:
     """Those of these jobs that are not as they are known, of whatever tenant; their links have no address yet."""
-    marks = {row.id: (row.state, row.open) for row in connection.execute(READ_MARKS, {"jobs": list(known)})}
-    changed = [job_id for job_id, mark in marks.items() if mark != known[job_id]]
+    versions = {row.id: (row.state, row.open) for row in connection.execute(READ_VERSIONS, {"jobs": list(known)})}
+    changed = [job_id for job_id, version in versions.items() if version != known[job_id]]
     jobs = _read(connection, "", "id = ANY(:jobs)", {"jobs": changed, "limit": len(changed)}) if changed else []
-    return {job.id: (marks[job.id], job) for job in jobs}
+    return {job.id: (versions[job.id], job) for job in jobs}
 
 
 def has_ended(connection: Connection, tenant_id: UUID, job_id: UUID) -> bool:
@@ -69,11 +69,11 @@ def has_ended(connection: Connection, tenant_id: UUID, job_id: UUID) -> bool:
     return state in TERMINAL_JOB
 
 
-def with_progress(messages: Broker, found: Iterable[Job]) -> list[Job]:
+def with_progress(broker: Broker, found: Iterable[Job]) -> list[Job]:
     """The same jobs; those that run say how far they have come, if Redis knows. Never inside a transaction."""
     jobs = list(found)
     running = {job.id: job for job in jobs if job.state == JobState.RUNNING}
-    for job_id, (step, steps) in messages.progress(list(running)).items():
+    for job_id, (step, steps) in broker.progress(list(running)).items():
         running[job_id].progress = Progress(step=step, steps=steps)
     return jobs
 
@@ -100,7 +100,7 @@ def _say_why_it_waits(job: Job, row: Row[Any], crew: Fleet) -> None:
         job.waiting_for = BATCH_CANCELLED if row.batch_cancelled_at else BATCH_PAUSED
         return
     backs_off = row.head is None and row.backs_off
-    job.waiting_for = crew.why(job.recipe.model, backs_off=backs_off)
+    job.waiting_for = crew.waiting_reason(job.recipe.model, is_backing_off=backs_off)
     job.position = None if backs_off else row.ahead
     rate = crew.images_per_second(job.recipe.model)
     if rate and job.position is not None and job.position < FARTHEST:
@@ -214,5 +214,5 @@ READ_IMAGE = text(f"""
     WHERE images.id = :image AND jobs.tenant_id = :tenant
 """)
 
-READ_MARKS = text("SELECT id, state, open FROM jobs WHERE id = ANY(:jobs)")
+READ_VERSIONS = text("SELECT id, state, open FROM jobs WHERE id = ANY(:jobs)")
 READ_STATE = text("SELECT state FROM jobs WHERE id = :job AND tenant_id = :tenant")

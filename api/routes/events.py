@@ -3,17 +3,15 @@
 `api.live.job_watcher` knows when there is one.
 """
 
-import asyncio
 from collections.abc import AsyncGenerator
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Response
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
-from starlette.responses import StreamingResponse
-from starlette.types import Message, Receive, Scope, Send
 
 from api.deps import BaseUrl, JobsReader, State
+from api.live.event_stream import EventStream
 from api.live.job_events import END, EventId, event, progress_event, read_event_id
 from api.live.job_watcher import JobWatcher
 from api.queries.jobs import has_ended
@@ -23,9 +21,7 @@ from common.db import transaction
 router = APIRouter(tags=["jobs"])
 
 PING_S = 15.0
-STALLED_S = 10.0  # for so long a reader may leave unread what he was sent
 RETRY = format_sse_event(retry=1000)  # milliseconds until a reader whose connection is lost comes back
-HANG_UP = "huafang.hang_up"  # the extension of ASGI by which our server cuts a connection: see `api.__main__`
 
 EXAMPLE = b"".join(
     [
@@ -37,29 +33,6 @@ EXAMPLE = b"".join(
         event("end", '{"id":"019c2f6e-7d50-7b1a-8f3e-2c4d5e6f7081","state":"succeeded", …}', END),
     ]
 ).decode()
-
-
-class EventStream(StreamingResponse):
-    """Cuts a reader off who does not read: nothing is kept for him meanwhile, but he holds what he was sent."""
-
-    media_type = "text/event-stream"
-
-    def __init__(self, events: AsyncGenerator[bytes]) -> None:
-        self._events = events
-        super().__init__(events, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_in_time(message: Message) -> None:
-            try:
-                async with asyncio.timeout(STALLED_S):
-                    await send(message)
-            except TimeoutError:
-                scope["extensions"][HANG_UP]["now"]()
-
-        try:
-            await super().__call__(scope, receive, send_in_time)
-        finally:
-            await self._events.aclose()
 
 
 @router.get(
@@ -76,7 +49,7 @@ class EventStream(StreamingResponse):
 def follow_job(
     job_id: UUID,
     caller: JobsReader,
-    farm: State,
+    state: State,
     base_url: BaseUrl,
     last_event_id: Annotated[
         str | None, Header(description="The `id` of the last event that was read: the stream goes on after it.")
@@ -90,11 +63,11 @@ def follow_job(
 
     A stream that ends without `end`, such as when this process stops, is to be asked for again, with `Last-Event-ID`.
     """
-    with transaction(farm.autocommit) as connection:
+    with transaction(state.autocommit) as connection:
         is_over = has_ended(connection, caller.tenant_id, job_id)
     if is_over and last_event_id == END:
         return Response(status_code=204)
-    return EventStream(news(farm.waiting_room, job_id, read_event_id(last_event_id), base_url))
+    return EventStream(news(state.job_watcher, job_id, read_event_id(last_event_id), base_url))
 
 
 async def news(room: JobWatcher, job_id: UUID, bookmark: EventId, base_url: str) -> AsyncGenerator[bytes]:

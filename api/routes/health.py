@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from api.deps import AppState, State
 from api.errors import RETRY_AFTER_S, Problem, problem
 from api.schemas import example
-from common.db import ACCEPTED_REVISIONS, current_revision, transaction
+from common.db import check_revision, current_revision, transaction
 from common.errors import Error, FieldError, Unavailable
 
 router = APIRouter(tags=["health"])
@@ -54,10 +54,10 @@ def read_metrics(request: Request) -> Response:
     response_model=Ready,
     responses={503: {"model": Problem, "description": "Which service keeps it from working."}},
 )
-async def read_readiness(farm: State, request: Request) -> Response:
+async def read_readiness(state: State, request: Request) -> Response:
     """Postgres, its migrations, Redis and the image store, each within two seconds."""
     limiter = anyio.CapacityLimiter(len(CHECKS))  # of its own: to be ready is not to have a thread free
-    results = await asyncio.gather(*(outcome(farm, check, limiter) for check in CHECKS.values()))
+    results = await asyncio.gather(*(outcome(state, check, limiter) for check in CHECKS.values()))
     checks = dict(zip(CHECKS, results, strict=True))
     wrong = [FieldError(name, result) for name, result in checks.items() if result != "ok"]
     if wrong:
@@ -66,10 +66,10 @@ async def read_readiness(farm: State, request: Request) -> Response:
     return Response(Ready(status="ready", checks=checks).model_dump_json(), media_type="application/json")
 
 
-async def outcome(farm: AppState, check: Callable[[AppState], None], limiter: anyio.CapacityLimiter) -> str:
+async def outcome(state: AppState, check: Callable[[AppState], None], limiter: anyio.CapacityLimiter) -> str:
     try:
         with anyio.fail_after(PATIENCE_S):
-            await anyio.to_thread.run_sync(check, farm, limiter=limiter, abandon_on_cancel=True)
+            await anyio.to_thread.run_sync(check, state, limiter=limiter, abandon_on_cancel=True)
     except TimeoutError:
         return "It did not answer in time."
     except Error as error:
@@ -77,29 +77,27 @@ async def outcome(farm: AppState, check: Callable[[AppState], None], limiter: an
     return "ok"
 
 
-def check_postgres(farm: AppState) -> None:
-    with transaction(farm.autocommit) as connection:
+def check_postgres(state: AppState) -> None:
+    with transaction(state.autocommit) as connection:
         connection.exec_driver_sql("SELECT 1")
 
 
-def check_migrations(farm: AppState) -> None:
-    with transaction(farm.autocommit) as connection:
+def check_migrations(state: AppState) -> None:
+    with transaction(state.autocommit) as connection:
         revision = current_revision(connection)
-    if revision not in ACCEPTED_REVISIONS:
-        accepted = ", ".join(ACCEPTED_REVISIONS)
-        raise Unavailable(f"The database is at revision {revision}, this code works with {accepted}; migrate it.")
+    check_revision(revision)
 
 
-def check_redis(farm: AppState) -> None:
-    policy = farm.messages.eviction_policy()
+def check_redis(state: AppState) -> None:
+    policy = state.broker.eviction_policy()
     if policy is None:
         raise Unavailable("Redis is away.")
     if policy != "noeviction":
         raise Unavailable(f"Redis runs with maxmemory-policy {policy} and may lose messages; set noeviction.")
 
 
-def check_storage(farm: AppState) -> None:
-    farm.storage.check()
+def check_storage(state: AppState) -> None:
+    state.storage.check()
 
 
 CHECKS: dict[str, Callable[[AppState], None]] = {

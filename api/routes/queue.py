@@ -36,8 +36,8 @@ class Queue(Depth):
 
 
 @router.get("/v1/queue", operation_id="readQueue", summary="See how much waits and runs")
-def read_queue(caller: Viewer, farm: State) -> Queue:
-    with transaction(farm.autocommit) as connection:
+def read_queue(caller: Viewer, state: State) -> Queue:
+    with transaction(state.autocommit) as connection:
         rows = read_backlog(connection)
     depths = [LaneDepth.model_validate(row, from_attributes=True) for row in rows]
     return Queue(

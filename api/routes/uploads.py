@@ -1,43 +1,39 @@
-"""Files over HTTP: pictures to start from, prompts for a batch. A file goes through a temporary one into storage.
+"""Uploads over HTTP: images to start from, and prompts for a batch. `api.services.uploads` stores them.
 
-A picture is written anew (`api.services.image_upload`), of a sheet it is seen that it is one (`api.services.sheets`).
-Prompts are never in memory whole, and what their lines say is for the control worker to check, once a batch is made
-of them.
+A body goes through a temporary file, so no upload is in memory whole. A control worker checks what the lines of a file
+of prompts say, once a batch is made of it.
 """
 
 import tempfile
 from datetime import datetime
 from email.message import Message
 from functools import partial
-from typing import BinaryIO
 from uuid import UUID
 
 import anyio.to_thread
+from anyio import CapacityLimiter
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from api.deps import AnyCaller, AppState, State
+from api.deps import AnyCaller, State
 from api.schemas import example
-from api.services.sheets import check_parquet, encoding_of
-from api.services.uploads import HashingFile, save
-from common import uploads
-from common.accounts.tenants import Caller
+from api.services.uploads import HashingFile, save_image, save_prompts
 from common.enums import Scope
 from common.errors import Forbidden, Invalid
 
 router = APIRouter(tags=["uploads"])
 
 PATH = "/v1/uploads"
-PROMPTS = {
+PROMPT_TYPES = {
     "application/jsonl": "jsonl",
     "application/x-ndjson": "jsonl",
     "text/plain": "txt",
     "text/csv": "csv",
     "application/vnd.apache.parquet": "parquet",
 }
-PICTURES = ("image/png", "image/jpeg", "image/webp")
+IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp")
 BLOCK_BYTES = 1_000_000
 
 LINES = '{"prompt": "红色的圆形"}\n{"prompt": "绿色的三角形", "steps": 30, "seed": 7}\n'
@@ -46,7 +42,7 @@ BINARY = {"schema": {"type": "string", "format": "binary"}}
 BODY = {
     "required": True,
     "content": {
-        **dict.fromkeys(PICTURES, BINARY),
+        **dict.fromkeys(IMAGE_TYPES, BINARY),
         "application/jsonl": {"schema": {"type": "string"}, "example": LINES},
         "text/plain": {"schema": {"type": "string"}, "example": "红色的圆形\n绿色的三角形\n"},
         "text/csv": {"schema": {"type": "string"}, "example": SHEET},
@@ -91,7 +87,7 @@ class Upload(BaseModel):
     response_model=Upload,
     openapi_extra={"requestBody": BODY},
 )
-async def upload_file(request: Request, caller: AnyCaller, farm: State) -> Upload:
+async def upload_file(request: Request, caller: AnyCaller, state: State) -> Upload:
     """**A picture**, to be named as the `source` or `mask` of a recipe (scope `jobs:write`): PNG, JPEG or WebP by its
     content, not animated. It is kept upright, as an RGB PNG on white, without any metadata.
 
@@ -106,62 +102,38 @@ async def upload_file(request: Request, caller: AnyCaller, farm: State) -> Uploa
     content_type = Message()
     content_type["Content-Type"] = request.headers.get("content-type", "")
     media_type = content_type["Content-Type"].partition(";")[0].strip().lower()
-    if media_type not in (*PICTURES, *PROMPTS):
-        raise HTTPException(415, f"Content-Type must be one of {', '.join((*PICTURES, *PROMPTS))}.")
-    is_picture = media_type in PICTURES
-    scope = Scope.JOBS_WRITE if is_picture else Scope.BATCHES_WRITE
+    if media_type not in (*IMAGE_TYPES, *PROMPT_TYPES):
+        raise HTTPException(415, f"Content-Type must be one of {', '.join((*IMAGE_TYPES, *PROMPT_TYPES))}.")
+    is_image = media_type in IMAGE_TYPES
+    scope = Scope.JOBS_WRITE if is_image else Scope.BATCHES_WRITE
     if not caller.may(scope):
         raise Forbidden(f"This API key lacks the scope {scope}.")
-    # In threads of their own: while the image store is slow, all else stays fast.
-    limiter: anyio.CapacityLimiter = request.app.state.upload_limiter
-    with tempfile.TemporaryFile() as file:
-        spool = HashingFile(file)
-        await receive(
-            request, spool, farm.settings.picture_limit if is_picture else farm.settings.upload_limit, limiter
-        )
-        if is_picture:
-            limiter = request.app.state.picture_limiter  # these take memory too
-            keeping = partial(keep_picture, farm, caller, file, spool.bytes)
+    limit = state.settings.picture_limit if is_image else state.settings.upload_limit
+    with tempfile.TemporaryFile() as temporary:
+        file = HashingFile(temporary)
+        await receive(request, file, limit, state.upload_limiter)
+        if is_image:
+            limiter, store = state.decode_limiter, partial(save_image, state, caller, file)
         else:
-            keeping = partial(
-                keep_prompts, farm, caller, spool, PROMPTS[media_type], content_type.get_content_charset()
-            )
-        upload, noted_at = await anyio.to_thread.run_sync(keeping, limiter=limiter)
-    return Upload(**vars(upload), created_at=noted_at)
+            format, charset = PROMPT_TYPES[media_type], content_type.get_content_charset()
+            limiter, store = state.upload_limiter, partial(save_prompts, state, caller, file, format, charset)
+        upload, recorded_at = await anyio.to_thread.run_sync(store, limiter=limiter)
+    return Upload(**vars(upload), created_at=recorded_at)
 
 
-async def receive(request: Request, spool: HashingFile, limit: int, limiter: anyio.CapacityLimiter) -> None:
-    """The body, as it comes."""
+async def receive(request: Request, file: HashingFile, limit: int, limiter: CapacityLimiter) -> None:
+    """Write the body to the file as it arrives. Raises Invalid for an empty body."""
     block = bytearray()
     try:
         async for chunk in request.stream():
             block += chunk
-            if spool.bytes + len(block) > limit:
+            if file.bytes + len(block) > limit:
                 raise HTTPException(413, f"The file is over the limit of {limit:,} bytes.")
             if len(block) > BLOCK_BYTES:
-                await anyio.to_thread.run_sync(spool.write, bytes(block), limiter=limiter)
+                await anyio.to_thread.run_sync(file.write, bytes(block), limiter=limiter)
                 block.clear()
     except ClientDisconnect:
         raise HTTPException(400, "The connection was closed before the whole file had come.") from None
-    spool.write(bytes(block))
-    if not spool.bytes:
+    file.write(bytes(block))
+    if not file.bytes:
         raise Invalid("The file is empty.")
-
-
-def keep_prompts(
-    farm: AppState, caller: Caller, spool: HashingFile, format: str, charset: str | None
-) -> tuple[uploads.Upload, datetime]:
-    if format == "parquet":
-        check_parquet(spool.file)
-    encoding = encoding_of(spool.file, charset) if format == "csv" else None
-    return save(farm, caller.tenant_id, spool, format, encoding=encoding)
-
-
-def keep_picture(farm: AppState, caller: Caller, file: BinaryIO, size: int) -> tuple[uploads.Upload, datetime]:
-    from api.services.image_upload import normalise  # who uploads no picture need not wait for Pillow
-
-    file.seek(0)
-    with tempfile.TemporaryFile() as anew:
-        spool = HashingFile(anew)
-        pixels = normalise(file, size, farm.settings.picture_pixels, spool)
-        return save(farm, caller.tenant_id, spool, uploads.PICTURE, *pixels)

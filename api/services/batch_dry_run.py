@@ -17,9 +17,9 @@ from sqlalchemy import Connection, text
 from api.deps import AppState
 from api.queries.batches import Skip
 from api.queries.fleet import Fleet, read_fleet
-from api.routes.jobs import find_for
 from api.schemas import RECIPE, Recipe, example
-from api.services.batches import INLINE, BatchRequest, in_lines, plan_of
+from api.services.batches import INLINE, BatchRequest, as_lines, plan_of
+from api.services.jobs import image_finder
 from common import uploads
 from common.accounts.tenants import Caller
 from common.batches import check
@@ -111,15 +111,15 @@ class Tally:
             self.kinds[recipe.model, recipe.width, recipe.height, recipe.format] += len(one.seeds)
 
 
-def run_dry(farm: AppState, caller: Caller, draft: BatchRequest) -> BatchDryRun:
+def dry_run(state: AppState, caller: Caller, request: BatchRequest) -> BatchDryRun:
     """Raises Invalid for what suits no prompt, and for a file that cannot be read; NotFound when there is none."""
-    plan = plan_of(farm, caller, draft)
-    with the_file(farm, caller, draft) as (file, called):
-        variants = planners(plan, farm.catalog, find_for(farm, caller))
-        tally = looked_at(file, called, variants, farm.catalog)
+    plan = plan_of(state, caller, request)
+    with the_file(state, caller, request) as (file, called):
+        variants = planners(plan, state.catalog, image_finder(state, caller))
+        tally = looked_at(file, called, variants, state.catalog)
     if not tally.prompts:
         raise Invalid("The file has no prompts.")
-    with transaction(farm.autocommit) as connection:
+    with transaction(state.autocommit) as connection:
         crew, sizes = read_fleet(connection), recent_sizes(connection)
     share = 1 if tally.is_whole else tally.end / file.length
     kinds = {kind: round(images / share) for kind, images in tally.kinds.items()}
@@ -139,18 +139,18 @@ def run_dry(farm: AppState, caller: Caller, draft: BatchRequest) -> BatchDryRun:
 
 
 @contextmanager
-def the_file(farm: AppState, caller: Caller, draft: BatchRequest) -> Iterator[tuple[PromptFile, str]]:
+def the_file(state: AppState, caller: Caller, request: BatchRequest) -> Iterator[tuple[PromptFile, str]]:
     """Where the prompts are, and what one of its lines is called."""
-    if draft.prompts:
-        data = b"".join(in_lines(draft.prompts))
+    if request.prompts:
+        data = b"".join(as_lines(request.prompts))
         yield PromptFile(lines([data], INLINE), len(data)), INLINE
         return
-    assert draft.upload  # the draft has one of the two
-    with transaction(farm.autocommit) as connection:
-        upload = uploads.find_prompts(connection, caller.tenant_id, draft.upload)
+    assert request.upload  # the request has one of the two
+    with transaction(state.autocommit) as connection:
+        upload = uploads.find_prompts(connection, caller.tenant_id, request.upload)
     if upload is None:
-        raise NotFound(f"There is no upload {draft.upload} with prompts in it.")
-    with open_prompts(farm.storage, upload) as file:
+        raise NotFound(f"There is no upload {request.upload} with prompts in it.")
+    with open_prompts(state.storage, upload) as file:
         yield file, upload.format
 
 
@@ -178,7 +178,7 @@ def estimate(kinds: Mapping[Kind, int], crew: Fleet, sizes: Mapping[Kind, float]
     seconds = {model: count / rate for model, count in images.items() if (rate := rates[model])}
     knows_speed, knows_sizes = all(rates.values()), kinds.keys() <= sizes.keys()
     return BatchEstimate(
-        gpu_seconds=round(sum(s * crew.taking(model) for model, s in seconds.items()), 1) if knows_speed else None,
+        gpu_seconds=round(sum(s * crew.ready_count(model) for model, s in seconds.items()), 1) if knows_speed else None,
         seconds=round(sum(seconds.values()), 1) if knows_speed else None,
         bytes=round(sum(count * sizes[kind] for kind, count in kinds.items())) if knows_sizes else None,
     )

@@ -1,9 +1,10 @@
-"""What a client says of a batch, and the plan that it makes: what all prompts have in common. Looks at none of them."""
+"""What callers do with batches: submit, read, list, pause, resume, cancel, retry what failed.
 
-import hashlib
+A request becomes a plan: what all its prompts have in common. A control worker checks and expands the prompts.
+"""
+
 import io
 import json
-import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Self
@@ -12,20 +13,30 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, WithJsonSchema, model_validator
 
 from api.deps import AppState
-from api.routes.jobs import LARGEST_LOT, find_for
+from api.headers import idempotency_key
+from api.pagination import Paging
+from api.queries.batches import Batch, find_batch, find_batches
+from api.services.jobs import image_finder, random_seed
 from api.services.uploads import HashingFile, save
+from common.accounts import audit
+from common.accounts.audit import Action
 from common.accounts.tenants import Caller
+from common.batches import lifecycle, retries
 from common.batches.matrix import FIELDS, MAX_VARIANTS, OF_EACH_PROMPT, Variant, axes, variants
 from common.batches.plan import PLACEHOLDER, Plan, Planner
 from common.batches.throughput import StopRule
 from common.catalog.catalog import Catalog, Model
+from common.db import new_id, transaction
 from common.enums import Tier
 from common.errors import FieldError, Invalid, UnknownModel
+from common.log import log_event
+from common.queue import idempotency
 from common.recipes import token_counter
 from common.recipes.img2img import FindImage
-from common.recipes.recipe import Draft, Seed, Text, canonical_json
+from common.recipes.recipe import Draft, Seed, Text
 
-INLINE = "jsonl"  # the format that inline prompts are kept in
+ROUTE = "POST /v1/batches"  # of an Idempotency-Key
+INLINE = "jsonl"  # the format that inline prompts are stored in
 
 EXAMPLES = {
     "inline": {"summary": "The least", "value": {"prompts": ["红色的圆形", "绿色的三角形"]}},
@@ -56,15 +67,15 @@ EXAMPLES = {
 }
 
 
-def schema_of_defaults() -> dict[str, Any]:
+def _defaults_schema() -> dict[str, Any]:
     schema = Draft.model_json_schema(ref_template="#/components/schemas/{model}")
     properties = {name: schema["properties"][name] for name in FIELDS}
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
-def schema_of_matrix() -> dict[str, Any]:
+def _matrix_schema() -> dict[str, Any]:
     lists = {
-        name: {"type": "array", "items": one, "minItems": 1} for name, one in schema_of_defaults()["properties"].items()
+        name: {"type": "array", "items": one, "minItems": 1} for name, one in _defaults_schema()["properties"].items()
     }
     pairs = {"type": "object", "properties": lists, "minProperties": 1, "additionalProperties": False}
     zipped = {"type": "array", "items": pairs, "description": "Lists that change together, all of one length."}
@@ -78,10 +89,10 @@ class BatchRequest(BaseModel):
 
     prompts: list[Text] | None = Field(None, min_length=1, description="Up to 10 MB of them; else upload a file.")
     upload: UUID | None = Field(None, description="A file of prompts, in place of `prompts`.")
-    defaults: Annotated[dict[str, Any], WithJsonSchema(schema_of_defaults())] = Field(
+    defaults: Annotated[dict[str, Any], WithJsonSchema(_defaults_schema())] = Field(
         {}, description="Of all recipes. What is left out comes from the model's entry in the catalogue."
     )
-    matrix: Annotated[dict[str, Any], WithJsonSchema(schema_of_matrix())] = Field(
+    matrix: Annotated[dict[str, Any], WithJsonSchema(_matrix_schema())] = Field(
         {},
         description="Lists of values: each prompt is drawn with each combination of them, from the same seeds. Lists "
         f"in `zip` change together. At most {MAX_VARIANTS} combinations.",
@@ -102,66 +113,156 @@ class BatchRequest(BaseModel):
         return self
 
 
-def plan_of(farm: AppState, caller: Caller, draft: BatchRequest) -> Plan:
-    """What is not said is decided now, for all prompts. Raises Invalid for what would suit none of them."""
-    given = {name: value for name, value in draft.defaults.items() if value is not None}
-    if strange := sorted(OF_EACH_PROMPT & given.keys()):
-        raise Invalid.of([FieldError(f"defaults.{name}", "is for each prompt to say") for name in strange])
-    changed = {field for axis in axes(draft.matrix) for field in axis.fields}
-    if twice := sorted(changed & given.keys()):
+def submit(
+    state: AppState, caller: Caller, request: BatchRequest, key: str | None, request_id: str
+) -> tuple[Batch, bool]:
+    """The batch of this request, and whether it is new. `key` is an Idempotency-Key. Raises Invalid."""
+    plan, batch_id = plan_of(state, caller, request), new_id()
+    once = idempotency_key(ROUTE, key, request.model_dump(mode="json", exclude_unset=True))
+    if once:  # its prompts may be stored already
+        with transaction(state.autocommit) as connection:
+            earlier = idempotency.find_result(connection, caller.tenant_id, once)
+        if earlier:
+            return get(state, caller, earlier), False
+    state.acceptances.require(caller.tenant_id, map(state.catalog.get, plan.models))
+    upload_id = _store_prompts(state, caller, request.prompts) if request.prompts else request.upload
+    assert upload_id  # the request has one of the two
+    with transaction(state.engine) as connection:
+        earlier = idempotency.claim_key(connection, caller.tenant_id, once, batch_id) if once else None
+        if earlier is None:
+            lifecycle.submit(
+                connection,
+                caller.tenant_id,
+                upload_id,
+                plan,
+                tier=request.tier,
+                name=request.name,
+                stop_rule=request.stop_rule,
+                request_id=request_id,
+                batch_id=batch_id,
+            )
+            audit.record(connection, caller, Action.SUBMIT_BATCH, batch_id, name=request.name)
+    if earlier is None:
+        state.broker.advance(batch_id)
+        log_event("batch_submitted", batch=batch_id, tenant=caller.tenant_id, request=request_id)
+    return get(state, caller, earlier or batch_id), earlier is None
+
+
+def get(state: AppState, caller: Caller, batch_id: UUID) -> Batch:
+    """Raises NotFound."""
+    with transaction(state.autocommit) as connection:
+        return find_batch(connection, caller.tenant_id, batch_id)
+
+
+def get_page(state: AppState, caller: Caller, paging: Paging) -> tuple[list[Batch], str | None]:
+    """Batches, newest first, and the cursor of the next page."""
+    with transaction(state.autocommit) as connection:
+        return paging.cut(find_batches(connection, caller.tenant_id, paging.before, paging.limit + 1))
+
+
+def pause(state: AppState, caller: Caller, batch_id: UUID) -> None:
+    """Does nothing to a batch that is paused. Raises NotFound, or Conflict when it has ended."""
+    with transaction(state.engine) as connection:
+        lifecycle.pause(connection, batch_id, caller.tenant_id)
+        audit.record(connection, caller, Action.PAUSE_BATCH, batch_id)
+    log_event("batch_changed", batch=batch_id, tenant=caller.tenant_id, to="paused")
+
+
+def resume(state: AppState, caller: Caller, batch_id: UUID) -> None:
+    """Does nothing to a batch that is not paused. Raises NotFound, or Conflict when it has ended."""
+    with transaction(state.engine) as connection:
+        models = lifecycle.resume(connection, batch_id, caller.tenant_id)
+        audit.record(connection, caller, Action.RESUME_BATCH, batch_id)
+    for model in sorted(set(models)):
+        state.broker.wake(model)
+    log_event("batch_changed", batch=batch_id, tenant=caller.tenant_id, to="resumed")
+
+
+def cancel(state: AppState, caller: Caller, batch_id: UUID) -> None:
+    """Does nothing to a batch that was cancelled. Raises NotFound, or Conflict when it has ended."""
+    with transaction(state.engine) as connection:
+        lifecycle.close(connection, batch_id, caller.tenant_id)
+        audit.record(connection, caller, Action.CANCEL_BATCH, batch_id)
+    with transaction(state.engine) as connection:
+        in_hand = lifecycle.cancel_active(connection, batch_id)
+    state.broker.announce_cancelled(in_hand)
+    state.broker.advance(batch_id)
+    log_event("batch_changed", batch=batch_id, tenant=caller.tenant_id, to="cancelled")
+
+
+def retry_failed(state: AppState, caller: Caller, batch_id: UUID) -> tuple[UUID, bool]:
+    """The batch that retries the failed images of this one, and whether it is new. Raises Conflict if none failed."""
+    with transaction(state.autocommit) as connection:
+        models = retries.models(connection, caller.tenant_id, batch_id)
+    state.acceptances.require(caller.tenant_id, map(state.catalog.get, models))
+    with transaction(state.engine) as connection:
+        retry_id, is_new = retries.submit(connection, caller.tenant_id, batch_id, request_id=caller.request_id)
+        if is_new:
+            audit.record(connection, caller, Action.RETRY_FAILED, batch_id, batch=retry_id)
+    if is_new:
+        state.broker.advance(retry_id)
+        log_event(
+            "batch_submitted", batch=retry_id, parent=batch_id, tenant=caller.tenant_id, request=caller.request_id
+        )
+    return retry_id, is_new
+
+
+def plan_of(state: AppState, caller: Caller, request: BatchRequest) -> Plan:
+    """What all prompts have in common, defaults filled in. Raises Invalid for what no prompt could be rendered with."""
+    given = {name: value for name, value in request.defaults.items() if value is not None}
+    if per_prompt := sorted(OF_EACH_PROMPT & given.keys()):
+        raise Invalid.of([FieldError(f"defaults.{name}", "is for each prompt to say") for name in per_prompt])
+    varied = {field for axis in axes(request.matrix) for field in axis.fields}
+    if twice := sorted(varied & given.keys()):
         raise Invalid.of([FieldError(f"defaults.{name}", "is in the matrix too") for name in twice])
-    defaults = given if "model" in changed else {"model": farm.default_model, **given}
-    seed = secrets.randbelow(LARGEST_LOT) if draft.seed is None else draft.seed
+    defaults = given if "model" in varied else {"model": state.default_model, **given}
+    seed = random_seed() if request.seed is None else request.seed
     plan = Plan(
         defaults=defaults,
-        matrix=draft.matrix,
-        images_per_prompt=draft.images_per_prompt,
+        matrix=request.matrix,
+        images_per_prompt=request.images_per_prompt,
         seed=seed,
-        skip_bad=draft.skip_bad,
+        skip_bad=request.skip_bad,
     )
-    for variant in variants(draft.matrix):
-        model = check(plan, variant, farm.catalog, find_for(farm, caller))
+    for variant in variants(request.matrix):
+        model = _check(plan, variant, state.catalog, image_finder(state, caller))
         if plan.images_per_prompt > model.max_count:
             reason = f"is {plan.images_per_prompt}; it must be 1 to {model.max_count} for {model.name}"
             raise Invalid.of([FieldError("images_per_prompt", reason)])
     return plan
 
 
-def check(plan: Plan, variant: Variant, catalog: Catalog, find: FindImage) -> Model:
-    """The model of a variant. Raises Invalid for what would suit no prompt at all."""
+def _check(plan: Plan, variant: Variant, catalog: Catalog, find: FindImage) -> Model:
+    """The model of a variant. Raises Invalid for what no prompt could be rendered with."""
     try:
         planner = Planner(plan.model_copy(update={"images_per_prompt": 1}), catalog, find, variant)
         recipe = planner.planned({"prompt": PLACEHOLDER}, 0).recipe
         model = catalog.get(recipe.model)
         token_counter.check(recipe, model)
     except UnknownModel as error:
-        raise UnknownModel(error.message, fields=placed(error, variant)) from None
+        raise UnknownModel(error.message, fields=_located(error, variant)) from None
     except Invalid as error:
-        raise type(error).of(placed(error, variant)) from None
+        raise type(error).of(_located(error, variant)) from None
     return model
 
 
-def placed(error: Invalid, variant: Variant) -> tuple[FieldError, ...]:
-    """The fields that are wrong, where they stand in the request."""
-    return tuple(replace(one, field=f"{place(one.field, variant)}.{one.field}") for one in error.fields)
+def _located(error: Invalid, variant: Variant) -> tuple[FieldError, ...]:
+    """The wrong fields by their paths in the request."""
+    return tuple(replace(one, field=f"{_parent(one.field, variant)}.{one.field}") for one in error.fields)
 
 
-def place(field: str, variant: Variant) -> str:
+def _parent(field: str, variant: Variant) -> str:
     return "matrix" if field.partition(".")[0] in variant else "defaults"
 
 
-def keep_inline(farm: AppState, caller: Caller, found: Sequence[str]) -> UUID:
-    """Keep prompts as the file that a user could have uploaded."""
-    spool = HashingFile(io.BytesIO())
-    for line in in_lines(found):
-        spool.write(line)
-    return save(farm, caller.tenant_id, spool, INLINE)[0].id
+def _store_prompts(state: AppState, caller: Caller, prompts: Sequence[str]) -> UUID:
+    """Store inline prompts as the file that a user could have uploaded; the id of the upload."""
+    file = HashingFile(io.BytesIO())
+    for line in as_lines(prompts):
+        file.write(line)
+    return save(state, caller.tenant_id, file, INLINE)[0].id
 
 
-def in_lines(found: Sequence[str]) -> Iterator[bytes]:
-    """As lines of JSON, for they may have newlines."""
-    return (json.dumps({"prompt": prompt}, ensure_ascii=False).encode() + b"\n" for prompt in found)
-
-
-def fingerprint(draft: BatchRequest) -> str:
-    return hashlib.sha256(canonical_json(draft.model_dump(mode="json", exclude_unset=True)).encode()).hexdigest()
+def as_lines(prompts: Sequence[str]) -> Iterator[bytes]:
+    """As JSON Lines, since prompts may contain newlines."""
+    return (json.dumps({"prompt": prompt}, ensure_ascii=False).encode() + b"\n" for prompt in prompts)

@@ -23,7 +23,7 @@ from common.db import transaction
 from common.enums import Tier
 from common.errors import LicenceNotAccepted, UnknownModel
 from common.log import log_event
-from common.queue import bulk as selection
+from common.queue import bulk
 from common.queue.bulk import Step
 from common.queue.search import JobFilter
 
@@ -47,51 +47,51 @@ class Report:
     after: UUID | None
 
 
-def cancel(farm: AppState, caller: Caller, chosen: JobFilter, until: datetime, after: UUID | None = None) -> Report:
+def cancel(state: AppState, caller: Caller, chosen: JobFilter, until: datetime, after: UUID | None = None) -> Report:
     """Cancel all that were there at the preview (`until`) and have not ended."""
 
     def take(connection: Connection, after: UUID | None) -> Step:
-        return selection.cancel(connection, caller.tenant_id, chosen, until, after)
+        return bulk.cancel(connection, caller.tenant_id, chosen, until, after)
 
     def send(step: Step) -> None:
-        farm.messages.announce_cancelled(step.changed)
+        state.broker.announce_cancelled(step.changed)
 
-    return _carry_out(farm, caller, _noted(Action.CANCEL_JOBS, chosen, until), take, send, after)
+    return _carry_out(state, caller, _noted(Action.CANCEL_JOBS, chosen, until), take, send, after)
 
 
 def change_tier(
-    farm: AppState, caller: Caller, chosen: JobFilter, until: datetime, tier: Tier, after: UUID | None = None
+    state: AppState, caller: Caller, chosen: JobFilter, until: datetime, tier: Tier, after: UUID | None = None
 ) -> Report:
     """Change the tier of all that were there at the preview and have not ended."""
 
     def take(connection: Connection, after: UUID | None) -> Step:
-        return selection.change_tier(connection, caller.tenant_id, chosen, until, after, tier=tier)
+        return bulk.change_tier(connection, caller.tenant_id, chosen, until, after, tier=tier)
 
     noted = _noted(Action.CHANGE_TIERS, chosen, until, tier=tier)
-    return _carry_out(farm, caller, noted, take, partial(_wake, farm), after)
+    return _carry_out(state, caller, noted, take, partial(_wake, state), after)
 
 
-def retry(farm: AppState, caller: Caller, chosen: JobFilter, until: datetime, after: UUID | None = None) -> Report:
+def retry(state: AppState, caller: Caller, chosen: JobFilter, until: datetime, after: UUID | None = None) -> Report:
     """Retry all that were there at the preview and failed or were cancelled, once."""
-    models = usable_models(farm, caller)
+    models = usable_models(state, caller)
 
     def take(connection: Connection, after: UUID | None) -> Step:
-        return selection.retry(
+        return bulk.retry(
             connection, caller.tenant_id, chosen, until, after, models=models, request_id=caller.request_id
         )
 
     noted = _noted(Action.RETRY_JOBS, chosen, until)
-    return _carry_out(farm, caller, noted, take, partial(_wake, farm), after)
+    return _carry_out(state, caller, noted, take, partial(_wake, state), after)
 
 
-def usable_models(farm: AppState, caller: Caller) -> frozenset[str]:
+def usable_models(state: AppState, caller: Caller) -> frozenset[str]:
     """The models that are in the catalogue and whose licences the tenant has accepted, or need not."""
-    return frozenset(model for model in farm.catalog.models if _is_usable(farm, caller, model))
+    return frozenset(model for model in state.catalog.models if _is_usable(state, caller, model))
 
 
-def _is_usable(farm: AppState, caller: Caller, model: str) -> bool:
+def _is_usable(state: AppState, caller: Caller, model: str) -> bool:
     try:
-        farm.acceptances.require(caller.tenant_id, [farm.catalog.get(model)])
+        state.acceptances.require(caller.tenant_id, [state.catalog.get(model)])
     except (UnknownModel, LicenceNotAccepted):
         return False
     return True
@@ -103,7 +103,7 @@ def _noted(action: Action, chosen: JobFilter, until: datetime, **detail: Any) ->
 
 
 def _carry_out(
-    farm: AppState,
+    state: AppState,
     caller: Caller,
     note: Callable[..., UUID],
     take: Take,
@@ -113,7 +113,7 @@ def _carry_out(
     changed, left_alone, note_id = 0, Counter[str](), None
     ends_at = time.monotonic() + MOST_S
     while True:
-        with transaction(farm.engine) as connection:
+        with transaction(state.engine) as connection:
             step = take(connection, after)
             changed += len(step.changed)
             left_alone.update(step.left_alone)
@@ -131,6 +131,6 @@ def _carry_out(
     return Report(changed, dict(left_alone), after)
 
 
-def _wake(farm: AppState, step: Step) -> None:
+def _wake(state: AppState, step: Step) -> None:
     for model in sorted(step.models):
-        farm.messages.wake(model)
+        state.broker.wake(model)

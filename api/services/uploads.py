@@ -1,28 +1,44 @@
-"""Files on their way from a request into storage: measured as they come, then noted and stored."""
+"""Uploads: check a file, measure it and put it into storage. Knows no HTTP.
 
+The encoding of a CSV file is not guessed: it is the one that its client names, or else UTF-8 if all of it is valid
+UTF-8, or else GB18030, which Excel writes on a Chinese Windows (GBK and GB2312 are subsets).
+"""
+
+import codecs
 import hashlib
+import os
+import tempfile
 from datetime import datetime
 from typing import BinaryIO
 from uuid import UUID
 
 from api.deps import AppState
 from common import uploads
+from common.accounts.tenants import Caller
 from common.db import new_id, transaction
-from common.storage import MEDIA_TYPES as PICTURES
+from common.errors import Invalid
+from common.prompt_files.reader import UTF8
+from common.storage import MEDIA_TYPES as IMAGE_TYPES
 from common.storage import upload_key
 from common.uploads import Upload
 
 MEDIA_TYPES = {
-    **PICTURES,
+    **IMAGE_TYPES,
     "jsonl": "application/jsonl",
     "txt": "text/plain; charset=utf-8",
     "csv": "text/csv",
     "parquet": "application/vnd.apache.parquet",
 }
+GB18030 = "gb18030"
+CHINESE = ("gb18030", "gbk", "gb2312")  # as Python names them; the first one includes the others
+NAMES = {UTF8: "UTF-8", GB18030: "GB18030"}
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+BLOCK_BYTES = 1_000_000
+PARQUET_MAGIC = b"PAR1"  # at both ends of a Parquet file
 
 
 class HashingFile:
-    """What has come of a file lies in another one, a temporary one of its owner's."""
+    """Writes to another file and counts and hashes the bytes."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -39,19 +55,96 @@ class HashingFile:
         return self._digest.hexdigest()
 
 
+def save_prompts(
+    state: AppState, caller: Caller, file: HashingFile, format: str, charset: str | None
+) -> tuple[Upload, datetime]:
+    """Store a file of prompts, and when it was recorded. Raises Invalid, which names the encodings that were tried."""
+    if format == "parquet":
+        check_parquet(file.file)
+    encoding = encoding_of(file.file, charset) if format == "csv" else None
+    return save(state, caller.tenant_id, file, format, encoding=encoding)
+
+
+def save_image(state: AppState, caller: Caller, file: HashingFile) -> tuple[Upload, datetime]:
+    """Store an image as a plain PNG, and when it was recorded. Raises PictureRefused."""
+    from api.services.image_upload import normalise  # loads Pillow, which other requests do not need
+
+    file.file.seek(0)
+    with tempfile.TemporaryFile() as png:
+        normalised = HashingFile(png)
+        width, height = normalise(file.file, file.bytes, state.settings.picture_pixels, normalised)
+        return save(state, caller.tenant_id, normalised, uploads.PICTURE, width, height)
+
+
 def save(
-    farm: AppState,
+    state: AppState,
     tenant_id: UUID,
-    spool: HashingFile,
+    file: HashingFile,
     format: str,
     width: int | None = None,
     height: int | None = None,
     encoding: str | None = None,
 ) -> tuple[Upload, datetime]:
-    """Note a whole file, then put it into storage; when it was noted. Raises Unavailable."""
-    upload = Upload(new_id(), format, spool.bytes, spool.sha256, width, height, encoding)
-    with transaction(farm.engine) as connection:
-        noted_at = uploads.record(connection, tenant_id, upload)
-    spool.file.seek(0)
-    farm.storage.put_file(upload_key(upload.id, format), spool.file, MEDIA_TYPES[format])
-    return upload, noted_at
+    """Record a whole file, then put it into storage; when it was recorded. Raises Unavailable."""
+    upload = Upload(new_id(), format, file.bytes, file.sha256, width, height, encoding)
+    with transaction(state.engine) as connection:
+        recorded_at = uploads.record(connection, tenant_id, upload)
+    file.file.seek(0)
+    state.storage.put_file(upload_key(upload.id, format), file.file, MEDIA_TYPES[format])
+    return upload, recorded_at
+
+
+def encoding_of(file: BinaryIO, charset: str | None) -> str:
+    """The encoding of a whole CSV file. Raises Invalid, which names the encodings that were tried."""
+    file.seek(0)
+    if file.read(2) in UTF16:
+        raise Invalid("The file is UTF-16; save it as UTF-8.")
+    tried = (_supported(charset),) if charset else (UTF8, GB18030)
+    wrong = dict[str, int]()
+    for encoding in tried:
+        if (line := _first_invalid_line(file, encoding)) is None:
+            return encoding
+        wrong[encoding] = line
+    reasons = " and ".join(f"not {NAMES[encoding]} (line {line} is not)" for encoding, line in wrong.items())
+    said = ", as its charset says" if charset else ""
+    raise Invalid(f"The file is {reasons}{said}; save it as UTF-8.")
+
+
+def check_parquet(file: BinaryIO) -> None:
+    """Raises Invalid for a file that is not Parquet, or is truncated."""
+    ends = []
+    for offset, whence in ((0, os.SEEK_SET), (-len(PARQUET_MAGIC), os.SEEK_END)):
+        try:
+            file.seek(offset, whence)
+        except OSError:
+            break
+        ends.append(file.read(len(PARQUET_MAGIC)))
+    if ends != [PARQUET_MAGIC, PARQUET_MAGIC]:
+        raise Invalid("The file is not Parquet, or not all of it.")
+
+
+def _supported(charset: str) -> str:
+    try:
+        name = codecs.lookup(charset).name
+    except (LookupError, ValueError):
+        name = ""
+    if name in CHINESE:
+        return GB18030
+    if name in (UTF8, "utf-8-sig", "ascii"):
+        return UTF8
+    raise Invalid(f"charset must be {' or '.join(NAMES.values())}.")
+
+
+def _first_invalid_line(file: BinaryIO, encoding: str) -> int | None:
+    decoder = codecs.getincrementaldecoder(encoding)()
+    file.seek(0)
+    line = 1
+    while True:
+        block = file.read(BLOCK_BYTES)
+        try:
+            decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            return line + error.object[: error.start].count(b"\n")
+        if not block:
+            return None
+        line += block.count(b"\n")

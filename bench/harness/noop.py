@@ -11,7 +11,7 @@ from fastapi import Response
 
 from api.app import create_app
 from api.deps import JobsWriter
-from api.routes.jobs import Submission
+from api.schemas import JobRequest
 from common.config import Settings
 
 
@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> None:
     app = create_app(Settings())
 
     @app.post("/v1/noop", status_code=201)
-    async def noop(submission: Submission, caller: JobsWriter) -> Response:
+    async def noop(submission: JobRequest, caller: JobsWriter) -> Response:
         return Response(submission.model_dump_json(), 201, None, "application/json")
 
     port = parser.parse_args(arguments).port

@@ -120,7 +120,7 @@ FILL_BATCHES = """
 """
 
 FILL_JOBS = """
-    INSERT INTO jobs (id, tenant_id, batch_id, place, tier, state, recipe, count, open, failed, error_code,
+    INSERT INTO jobs (id, tenant_id, batch_id, position, tier, state, recipe, count, open, failed, error_code,
                       error_message, created_at, started_at, finished_at)
     SELECT plan.id, CASE WHEN is_alone AND n % 3 = 0 THEN other.id ELSE :tenant END,
            CASE WHEN NOT is_alone THEN batches.id END,
@@ -188,7 +188,7 @@ FILL_IMAGES = """
 """
 
 FILL_LEASES = """
-    INSERT INTO leases (id, worker_id, image_ids, claimed_at, started_at, expires_at, ended_at, outcome, unclean)
+    INSERT INTO leases (id, worker_id, image_ids, claimed_at, started_at, expires_at, ended_at, outcome, needs_cleanup)
     SELECT hands.lease_id, workers.id, array_agg(images.id ORDER BY images.id),
            coalesce(min(images.started_at), now()) - interval '1 s', min(images.started_at), now() + interval '1 h',
            max(images.finished_at), CASE WHEN max(images.finished_at) IS NOT NULL THEN 'published'::lease_outcome END,
@@ -220,7 +220,7 @@ COUNT = """
 """
 
 FILL_SAMPLES = """
-    INSERT INTO samples (minute, model, tier, stored, flagged, failed, cancelled)
+    INSERT INTO lane_samples (minute, model, tier, stored, flagged, failed, cancelled)
     SELECT minute, model, tier, share * stored, share * flagged, share * failed, share * cancelled
     FROM (SELECT model, tier, sum(stored) AS stored, sum(flagged) AS flagged, sum(failed) AS failed,
                  sum(cancelled) AS cancelled FROM lanes GROUP BY model, tier) AS counted

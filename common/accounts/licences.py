@@ -61,8 +61,8 @@ def terms(model: Model) -> str:
 
 
 ACCEPT = text("""
-    INSERT INTO acceptances (tenant_id, licence, version, key_id) VALUES (:tenant, :licence, :version, :key)
+    INSERT INTO licence_acceptances (tenant_id, licence, version, key_id) VALUES (:tenant, :licence, :version, :key)
     ON CONFLICT (tenant_id, licence, version) DO NOTHING
 """)
 
-ACCEPTED = text("SELECT licence, version, accepted_at FROM acceptances WHERE tenant_id = :tenant")
+ACCEPTED = text("SELECT licence, version, accepted_at FROM licence_acceptances WHERE tenant_id = :tenant")

@@ -97,7 +97,7 @@ def _copy(connection: Connection, statement: str, rows: str) -> None:
 
 
 COPY_JOBS = """
-    COPY jobs (id, tenant_id, batch_id, tier, request_id, place, recipe, count, open) FROM STDIN
+    COPY jobs (id, tenant_id, batch_id, tier, request_id, position, recipe, count, open) FROM STDIN
 """
 
 COPY_IMAGES = "COPY images (id, job_id, lane_id, index) FROM STDIN"

@@ -125,7 +125,7 @@ def resume(connection: Connection, batch_id: UUID, tenant_id: UUID) -> list[str]
 def close(connection: Connection, batch_id: UUID, tenant_id: UUID) -> None:
     """Cancel a batch, first half: nothing of it can be claimed or started from the COMMIT on.
 
-    `cancel_in_hand` must follow in a transaction of its own: whoever publishes now holds jobs and wants lanes.
+    `cancel_active` must follow in a transaction of its own: whoever publishes now holds jobs and wants lanes.
     Raises NotFound, or Conflict if it has ended. Again is no error.
     """
     _change(connection, CLOSE, batch_id, tenant_id)
@@ -260,7 +260,7 @@ PAUSE = text("""
 # Its pace is measured anew from here on: what made it pause is not held against it again.
 RESUME = text("""
     UPDATE batches SET paused_at = NULL, paused_because = NULL,
-        pace = CASE WHEN paused_at IS NULL THEN pace ELSE (
+        progress_samples = CASE WHEN paused_at IS NULL THEN progress_samples ELSE (
             SELECT jsonb_build_array(jsonb_build_array(
                 round(extract(epoch FROM now()), 1), coalesce(sum(stored + flagged + failed), 0),
                 coalesce(sum(failed), 0), coalesce(sum(flagged), 0)))
@@ -298,7 +298,7 @@ LOCK_TO_SETTLE = text("""
 
 LOCK_CHUNK = text("""
     SELECT id FROM jobs
-    WHERE id = ANY(ARRAY(SELECT id FROM jobs WHERE batch_id = :batch AND place >= :start AND place < :until))
+    WHERE id = ANY(ARRAY(SELECT id FROM jobs WHERE batch_id = :batch AND position >= :start AND position < :until))
         AND finished_at IS NULL
     ORDER BY id FOR NO KEY UPDATE
 """)

@@ -35,20 +35,20 @@ def measure(connection: Connection) -> list[Progress]:
 def record(connection: Connection, progress: Progress) -> bool:
     """Note it, and pause the batch if it is to pause. False if somebody else was faster, or is at the batch."""
     parameters = {"batch": progress.batch_id, "because": progress.because}
-    marks = {"seen": json.dumps(progress.seen), "pace": json.dumps(progress.marks)}
+    marks = {"seen": json.dumps(progress.seen), "samples": json.dumps(progress.marks)}
     is_mine = connection.execute(RECORD, parameters | marks).rowcount > 0
     if is_mine and progress.because:
         connection.execute(SET_LANES, {"batch": progress.batch_id, "closed": True})
     return is_mine
 
 
-def read_samples(pace: Sequence[Sequence[Any]]) -> Samples:
+def read_samples(samples: Sequence[Sequence[Any]]) -> Samples:
     """As they stand in the row of a batch."""
-    return tuple(Sample(*mark) for mark in pace)
+    return tuple(Sample(*mark) for mark in samples)
 
 
 def _progress(row: Row[Any]) -> Progress:
-    seen, now = read_samples(row.pace), Sample(row.at, row.ended, row.failed, row.flagged)
+    seen, now = read_samples(row.progress_samples), Sample(row.at, row.ended, row.failed, row.flagged)
     rule = StopRule.model_validate(row.stop_rule) if row.stop_rule else None
     known = seen or (Sample(row.created, 0, 0, 0),)
     because = stop_reason(known, now, rule) if rule else None
@@ -56,7 +56,7 @@ def _progress(row: Row[Any]) -> Progress:
 
 
 MEASURE = text("""
-    SELECT batches.id, pace, stop_rule, counted.*,
+    SELECT batches.id, progress_samples, stop_rule, counted.*,
            round(extract(epoch FROM now()), 1)::float AS at, round(extract(epoch FROM created_at), 1)::float AS created
     FROM batches CROSS JOIN LATERAL (
         SELECT coalesce(sum(stored + flagged + failed), 0)::bigint AS ended,
@@ -66,8 +66,8 @@ MEASURE = text("""
 """)
 
 RECORD = text("""
-    UPDATE batches SET pace = cast(:pace AS jsonb),
+    UPDATE batches SET progress_samples = cast(:samples AS jsonb),
         paused_at = CASE WHEN cast(:because AS text) IS NOT NULL THEN now() END, paused_because = :because
-    WHERE id = (SELECT id FROM batches WHERE id = :batch AND pace = cast(:seen AS jsonb) AND paused_at IS NULL
-                AND cancelled_at IS NULL AND finished_at IS NULL FOR NO KEY UPDATE SKIP LOCKED)
+    WHERE id = (SELECT id FROM batches WHERE id = :batch AND progress_samples = cast(:seen AS jsonb)
+                AND paused_at IS NULL AND cancelled_at IS NULL AND finished_at IS NULL FOR NO KEY UPDATE SKIP LOCKED)
 """)

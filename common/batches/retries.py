@@ -123,13 +123,13 @@ SIZE = text("SELECT jobs, images FROM batches WHERE id = :parent")
 
 FAILED = text("""
     SELECT images.job_id, images.index, images.lane_id, lanes.model
-    FROM (SELECT id, place FROM jobs
-          WHERE batch_id = :parent AND place >= :start AND place < :until AND state = 'failed'
+    FROM (SELECT id, position FROM jobs
+          WHERE batch_id = :parent AND position >= :start AND position < :until AND state = 'failed'
               AND NOT EXISTS (SELECT FROM jobs AS heir WHERE heir.parent_id = jobs.id AND heir.batch_id IS NOT NULL
                               AND heir.state <> 'cancelled')) AS job
     JOIN images ON images.job_id = job.id AND images.state = 'failed'
     JOIN lanes ON lanes.id = images.lane_id
-    ORDER BY job.place, images.index
+    ORDER BY job.position, images.index
 """)
 
 MAKE_LANES = text("""
@@ -145,11 +145,11 @@ LANES = text("""
 """)
 
 INSERT_JOBS = text("""
-    INSERT INTO jobs (id, tenant_id, parent_id, batch_id, place, tier, recipe, count, open, request_id)
-    SELECT heir.id, :tenant, jobs.id, :batch, heir.place, cast(:tier AS tier), recipe, heir.images, heir.images,
+    INSERT INTO jobs (id, tenant_id, parent_id, batch_id, position, tier, recipe, count, open, request_id)
+    SELECT heir.id, :tenant, jobs.id, :batch, heir.position, cast(:tier AS tier), recipe, heir.images, heir.images,
            :request
     FROM unnest(cast(:heirs AS uuid[]), cast(:parents AS uuid[]), cast(:places AS bigint[]), cast(:images AS int[]))
-        AS heir(id, parent_id, place, images)
+        AS heir(id, parent_id, position, images)
     JOIN jobs ON jobs.id = heir.parent_id
 """)
 

@@ -25,11 +25,11 @@ def head(connection: Connection, batch_id: UUID, limit: int) -> list[dict[str, A
 
 
 INSERT = text("""
-    INSERT INTO skips (batch_id, line, reason)
+    INSERT INTO skipped_lines (batch_id, line, reason)
     SELECT :batch, line, reason
     FROM unnest(cast(:lines AS bigint[]), cast(:reasons AS text[])) AS skipped(line, reason)
 """)
 
-BETWEEN = text("SELECT line FROM skips WHERE batch_id = :batch AND line BETWEEN :first AND :last")
+BETWEEN = text("SELECT line FROM skipped_lines WHERE batch_id = :batch AND line BETWEEN :first AND :last")
 
-HEAD = text("SELECT line, reason FROM skips WHERE batch_id = :batch ORDER BY line LIMIT :limit")
+HEAD = text("SELECT line, reason FROM skipped_lines WHERE batch_id = :batch ORDER BY line LIMIT :limit")

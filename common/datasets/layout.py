@@ -1,6 +1,6 @@
-"""How a dataset lies: its plan, the names of its files, its columns, and the split of a prompt. Pure values.
+"""The layout of a dataset: its plan, the names of its files, its columns, and the split of a prompt. Pure values.
 
-Those who write a dataset and those who check one agree by this page. It reads no file and knows no table.
+The exporter writes by it and `huafang dataset verify` checks by it. Reads no file, knows no table.
 """
 
 import hashlib
@@ -11,18 +11,19 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from common.datasets.sentences import sentence
 from common.recipes.recipe import Recipe, canonical_json
 
-FORMAT = 1  # of what is written; a part of every plan's digest
+FORMAT = 1  # the version of the layout; a part of every plan's digest
 SHARD_IMAGES = 10_000
 SHARD_BYTES = 1_000_000_000
-MOST_SPLITS = 8
-REST = "train"  # the split that takes what the others leave
+MAX_SPLITS = 8
+REMAINDER = "train"  # the split that takes what the named splits leave
 
 FOLDERS = ("data", "metadata", "_state", "licences")
 README, MANIFEST, SUMS, SAMPLES = "README.md", "manifest.json", "SHA256SUMS", "samples.jpg"
-AT_TOP = (README, MANIFEST, SUMS, SAMPLES)
-COLUMNS = {  # name → its type, in Arrow's words and in those of the `datasets` library
+TOP_LEVEL_FILES = (README, MANIFEST, SUMS, SAMPLES)
+COLUMNS = {  # name → type, a name of both Arrow's and the `datasets` library's
     **dict.fromkeys(("key", "image_id", "job_id"), "string"),
     "index": "int32",
     **dict.fromkeys(("prompt", "negative_prompt", "model", "model_revision", "scheduler"), "string"),
@@ -41,7 +42,7 @@ Row = dict[str, Any]  # by column
 
 
 class DatasetPlan(BaseModel):
-    """How a batch is to be written."""
+    """How to write the images of a batch as a dataset."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -58,43 +59,44 @@ class DatasetPlan(BaseModel):
 
     @field_validator("splits")
     @classmethod
-    def _whole(cls, given: dict[str, float]) -> dict[str, float]:
-        if strange := [name for name in given if not re.fullmatch(r"(?!all$)[a-z][a-z0-9_]{0,30}", name)]:
-            raise ValueError(f"has the name {strange[0]!r}; names are of a to z, 0 to 9 and _, and not `all`")
+    def _add_remainder(cls, given: dict[str, float]) -> dict[str, float]:
+        if invalid := [name for name in given if not re.fullmatch(r"(?!all$)[a-z][a-z0-9_]{0,30}", name)]:
+            raise ValueError(sentence("split_name_invalid", name=invalid[0]))
         if not all(0 < share <= 1 for share in given.values()):  # NaN too
-            raise ValueError("has a share that is not above 0 and at most 1")
+            raise ValueError(sentence("split_share_invalid"))
         rest = round(1.0 - sum(given.values()), 9)
-        if rest < 0 or (rest > 0 and REST in given):
-            raise ValueError(f"has shares that sum up to {sum(given.values()):g}, not to 1")
-        if len(whole := given | {REST: rest} if rest else given) > MOST_SPLITS:
-            raise ValueError(f"has {len(whole)} splits; {MOST_SPLITS} are the most")
-        return dict(sorted(whole.items()))
+        if rest < 0 or (rest > 0 and REMAINDER in given):
+            raise ValueError(sentence("split_shares_wrong", total=sum(given.values())))
+        splits = given | {REMAINDER: rest} if rest else given
+        if len(splits) > MAX_SPLITS:
+            raise ValueError(sentence("too_many_splits", count=len(splits), limit=MAX_SPLITS))
+        return dict(sorted(splits.items()))
 
     @property
-    def names(self) -> list[str]:
-        """Of its splits, in the order in which they are written."""
+    def split_names(self) -> list[str]:
+        """In the order in which the splits are written."""
         return list(self.splits)
 
     def split_of(self, prompt: str) -> str:
-        """The hash of the prompt decides, whatever else is in the batch."""
-        at, sum_so_far = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8]) / 2**64, 0.0
+        """The split of a prompt. Depends on the prompt's hash and the shares alone, not on the rest of the batch."""
+        fraction, sum_so_far = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8]) / 2**64, 0.0
         for name, share in self.splits.items():
             sum_so_far += share
-            if at < sum_so_far:
+            if fraction < sum_so_far:
                 return name
-        return self.names[-1]
+        return self.split_names[-1]
 
     def digest(self, batch_id: UUID) -> str:
-        """What its marks and its manifest are known by: equal for equal plans of the same batch."""
-        return sha256(canonical_json({"format": FORMAT, "batch": str(batch_id), **self.model_dump()}))
+        """Identifies the plan in the dataset's manifests: equal for equal plans of the same batch."""
+        return text_sha256(canonical_json({"format": FORMAT, "batch": str(batch_id), **self.model_dump()}))
 
 
 def item_id(recipe: Recipe, index: int) -> str:
-    """The same picture has the same id in every dataset."""
-    return sha256(f"{recipe.digest}\n{index}")
+    """The key of an image's row: the same for the same recipe and index in every dataset."""
+    return text_sha256(f"{recipe.digest}\n{index}")
 
 
-def sha256(text: str) -> str:
+def text_sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -106,7 +108,7 @@ def shard_name(split: str, number: int) -> str:
 
 
 def data_path(layout: Layout, shard: str) -> str:
-    """Where a shard's pictures are: one file, or the list of the files in its folder."""
+    """The file with a shard's images; of an image folder, the list of the files beside it."""
     return {
         "webdataset": f"data/{shard}.tar",
         "parquet": f"data/{shard}.parquet",
@@ -114,17 +116,17 @@ def data_path(layout: Layout, shard: str) -> str:
     }[layout]
 
 
-def picture_name(row: Mapping[str, Any]) -> str:
+def image_name(row: Mapping[str, Any]) -> str:
     return f"{row['key']}.{EXTENSIONS[row['format']]}"
 
 
-def picture_path(shard: str, row: Mapping[str, Any]) -> str:
-    """Where a picture of an image folder is."""
-    return f"data/{shard}/{picture_name(row)}"
+def image_path(shard: str, row: Mapping[str, Any]) -> str:
+    """The file of one image, in an image folder."""
+    return f"data/{shard}/{image_name(row)}"
 
 
-def pattern(layout: Layout, split: str) -> str:
-    """What finds the data of a split."""
+def split_pattern(layout: Layout, split: str) -> str:
+    """A glob of the files of a split."""
     return {
         "webdataset": f"data/{split}-*.tar",
         "parquet": f"data/{split}-*.parquet",
@@ -136,5 +138,5 @@ def metadata_path(shard: str) -> str:
     return f"metadata/{shard}.parquet"
 
 
-def mark_path(shard: str) -> str:
+def shard_manifest_path(shard: str) -> str:
     return f"_state/{shard}.json"

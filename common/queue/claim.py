@@ -100,9 +100,10 @@ SUSPECT = "images.error_code IS NOT DISTINCT FROM 'worker_lost'"
 CLAIM = text(f"""
     WITH offer AS (
         SELECT * FROM unnest(cast(:models AS text[]), cast(:capacities AS int[])) AS offer(model, capacity)),
-    clock AS (SELECT coalesce(max(served_from), 0) AS time FROM tenants),
+    clock AS (SELECT coalesce(max(virtual_start), 0) AS time FROM tenants),
     waiting AS MATERIALIZED (
-        SELECT lanes.*, offer.capacity, head.id AS head, head.suspect, greatest(tenants.served, clock.time) AS share,
+        SELECT lanes.*, offer.capacity, head.id AS head, head.suspect,
+               greatest(tenants.virtual_time, clock.time) AS share,
                CASE WHEN lanes.model = ANY(cast(:resident AS text[])) THEN 1
                     WHEN head.created_at < now() - make_interval(secs => :patience) THEN 0
                     ELSE 2 END AS preference
@@ -142,14 +143,14 @@ CLAIM = text(f"""
 
 # Start-time fair queueing: a tenant's clock runs on by images ÷ weight; one that comes back starts at today's time.
 CHARGE_TENANTS = text("""
-    WITH clock AS (SELECT max(served_from) AS time FROM tenants),
+    WITH clock AS (SELECT max(virtual_start) AS time FROM tenants),
     charge AS (
         SELECT id, count(*) AS images FROM unnest(cast(:tenants AS uuid[])) AS charged(id) GROUP BY id),
     locked AS MATERIALIZED (
         SELECT id FROM tenants WHERE id IN (SELECT id FROM charge) ORDER BY id FOR NO KEY UPDATE)
     UPDATE tenants SET
-        served_from = CASE WHEN tenants.id = :first THEN greatest(served, clock.time) ELSE served_from END,
-        served = greatest(served, clock.time) + charge.images / weight
+        virtual_start = CASE WHEN tenants.id = :first THEN greatest(virtual_time, clock.time) ELSE virtual_start END,
+        virtual_time = greatest(virtual_time, clock.time) + charge.images / weight
     FROM charge JOIN locked USING (id) CROSS JOIN clock WHERE tenants.id = charge.id
 """)
 

@@ -147,11 +147,11 @@ BACKOFF = "now() + make_interval(secs => :backoff * 2 ^ (images.attempts - 1) * 
 LOCK_LEASE = text("SELECT image_ids FROM leases WHERE id = :lease FOR NO KEY UPDATE")
 
 
-# Unclean unless all of it is stored: also again, when a revived worker comes late. What never started stored nothing.
+# A started lease needs cleanup unless all of its images are stored: its worker may still upload.
 END_LEASE = text("""
     UPDATE leases SET
         ended_at = coalesce(ended_at, now()), outcome = coalesce(outcome, cast(:outcome AS lease_outcome)),
-        unclean = started_at IS NOT NULL AND EXISTS (
+        needs_cleanup = started_at IS NOT NULL AND EXISTS (
             SELECT FROM unnest(image_ids) AS held(id) WHERE NOT EXISTS (
                 SELECT FROM images
                 WHERE images.id = held.id AND images.lease_id = leases.id AND images.state = 'stored'))
@@ -256,7 +256,7 @@ RESCUE = text(f"""
     ended AS (SELECT * FROM changed WHERE state = 'failed'),
     {SETTLE},
     closed AS (
-        UPDATE leases SET ended_at = now(), outcome = 'lost', unclean = started_at IS NOT NULL
+        UPDATE leases SET ended_at = now(), outcome = 'lost', needs_cleanup = started_at IS NOT NULL
         WHERE id = ANY(:leases))
     SELECT (SELECT count(*) FROM changed) AS images,
            (SELECT array_agg(id) FROM settled WHERE finished_at IS NOT NULL) AS ended_jobs
@@ -272,7 +272,7 @@ END_BACKOFF = text("""
 
 ORPHANED_KEYS = text("""
     SELECT lease.id AS lease_id, images.job_id, images.index, jobs.recipe ->> 'format' AS format
-    FROM (SELECT id, image_ids FROM leases WHERE unclean AND ended_at < now() - make_interval(secs => :grace)
+    FROM (SELECT id, image_ids FROM leases WHERE needs_cleanup AND ended_at < now() - make_interval(secs => :grace)
           ORDER BY ended_at LIMIT :limit) AS lease
     LEFT JOIN images ON images.id = ANY(lease.image_ids)
         AND NOT (images.state = 'stored' AND images.lease_id = lease.id)
@@ -280,4 +280,4 @@ ORPHANED_KEYS = text("""
 """)
 
 
-MARK_CLEANED = text("UPDATE leases SET unclean = false WHERE id = ANY(:leases) AND ended_at IS NOT NULL")
+MARK_CLEANED = text("UPDATE leases SET needs_cleanup = false WHERE id = ANY(:leases) AND ended_at IS NOT NULL")

@@ -15,11 +15,11 @@ def take(connection: Connection) -> None:
 
 
 TAKE = text("""
-    INSERT INTO samples (minute, model, tier, stored, flagged, failed, cancelled)
+    INSERT INTO lane_samples (minute, model, tier, stored, flagged, failed, cancelled)
     SELECT date_trunc('minute', now()), model, tier, sum(stored), sum(flagged), sum(failed), sum(cancelled)
-    FROM lanes WHERE NOT EXISTS (SELECT FROM samples WHERE minute = date_trunc('minute', now()))
+    FROM lanes WHERE NOT EXISTS (SELECT FROM lane_samples WHERE minute = date_trunc('minute', now()))
     GROUP BY model, tier
     ON CONFLICT DO NOTHING
 """)
 
-FORGET = text("DELETE FROM samples WHERE minute < now() - make_interval(days => :days)")
+FORGET = text("DELETE FROM lane_samples WHERE minute < now() - make_interval(days => :days)")

@@ -53,7 +53,7 @@ class Search(JobFilter):
 
     @property
     def order(self) -> str:
-        return "place" if self.batch else "id"
+        return "position" if self.batch else "id"
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ STATES = {state: f"state = '{state}' AND state <> 'queued'" for state in JobStat
 
 BEFORE = {
     "id": "id < :before",
-    "place": "place < (SELECT place FROM jobs WHERE id = :before AND batch_id = :batch)",
+    "position": "position < (SELECT position FROM jobs WHERE id = :before AND batch_id = :batch)",
 }
 
 FILTERS = {
@@ -201,7 +201,7 @@ THE_HITS = f"SELECT * FROM jobs WHERE {CHARACTERS} LIMIT :candidates"
 # Where to look on: from the last one of the window, if there is one and the page is not full.
 LOOK = f"""
     WITH page AS MATERIALIZED (
-        SELECT id, place FROM ({THE_WINDOW}) AS job WHERE {{wanted}} ORDER BY {{order}} DESC LIMIT :limit)
+        SELECT id, position FROM ({THE_WINDOW}) AS job WHERE {{wanted}} ORDER BY {{order}} DESC LIMIT :limit)
     SELECT ARRAY(SELECT id FROM page ORDER BY {{order}} DESC) AS ids,
            CASE WHEN (SELECT count(*) FROM page) < :limit
                 THEN (SELECT id FROM (SELECT id, tenant_id FROM jobs WHERE {{narrowed}}

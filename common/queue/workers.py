@@ -147,7 +147,7 @@ RECORD_REVISION = text("""
 READ_REVISION = text("SELECT revision FROM revisions WHERE model = :model AND source = :source")
 
 RECORD_CAPACITY = text("""
-    INSERT INTO capacities (worker_class, model, images) VALUES (:class, :model, :images) ON CONFLICT DO NOTHING
+    INSERT INTO batch_sizes (worker_class, model, images) VALUES (:class, :model, :images) ON CONFLICT DO NOTHING
 """)
 
-READ_CAPACITY = text("SELECT images FROM capacities WHERE worker_class = :class AND model = :model")
+READ_CAPACITY = text("SELECT images FROM batch_sizes WHERE worker_class = :class AND model = :model")

@@ -161,7 +161,7 @@ def controlling(settings: Settings, database: Engine) -> Iterator[None]:
         while not stopping.wait(LOOK_S):
             sweep.once()
             with transaction(database) as connection:
-                to_expand, to_export = batches.stalled(connection, 0), datasets.unattended(connection, 60, 0)
+                to_expand, to_export = batches.stalled(connection, 0), datasets.due(connection, 60, 0)
             for batch_id in to_expand:
                 expander.work(batch_id)
             for dataset_id in to_export:

@@ -193,6 +193,6 @@ HOLD_LANE = text("""
 """)
 SOMEBODY_WAITS = text("SELECT count(*) FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))")
 ALL_OF_IT = text("""
-    SELECT (SELECT count(DISTINCT place) FROM jobs), (SELECT count(*) FROM images),
+    SELECT (SELECT count(DISTINCT position) FROM jobs), (SELECT count(*) FROM images),
            (SELECT count(DISTINCT seed) FROM jobs, jsonb_array_elements(recipe -> 'seeds') AS seed)
 """)

@@ -98,25 +98,24 @@ def wrap(owner: Any, function: str, around: Callable[..., Any]) -> None:
 
 def set_traps() -> None:
     from common.broker import Broker
-    from common.queue import claim as claims
-    from common.queue import jobs
+    from common.queue import claim, jobs
     from common.storage import Storage
 
     wrap(Broker, "wake", dying_before_the_message)
-    after(claims, "claim", "die_claiming")  # before its COMMIT
-    before(claims, "start", "die_claimed")  # claimed, not started
-    before(claims, "publish", "die_stored")  # bytes stored, not published
-    before(claims, "publish", "freeze_stored", lambda: os.kill(os.getpid(), signal.SIGSTOP))
-    after(claims, "publish", "die_publishing")  # before its COMMIT
-    after(claims, "rescue", "die_rescuing")  # before its COMMIT
+    after(claim, "claim", "die_claiming")  # before its COMMIT
+    before(leases, "start", "die_claimed")  # claimed, not started
+    before(leases, "publish", "die_stored")  # bytes stored, not published
+    before(leases, "publish", "freeze_stored", lambda: os.kill(os.getpid(), signal.SIGSTOP))
+    after(leases, "publish", "die_publishing")  # before its COMMIT
+    after(leases, "rescue", "die_rescuing")  # before its COMMIT
     after(jobs, "cancel", "die_cancelling")  # before its COMMIT
     wrap(Storage, "put", dying_in_the_middle)
     if ME.startswith(("stub", "mini")):
-        from worker.pipelines import base
+        from worker.pipelines import registry
         from worker.render.notifications import Notifications
 
         before(Notifications, "changed", "die_published")  # after the COMMIT of a publish
-        wrap(base, "load", treacherous)
+        wrap(registry, "load", treacherous)
 
 
 def dying_before_the_message(wake: Callable[..., Any], *args: Any, job_id: Any = None, **named: Any) -> Any:

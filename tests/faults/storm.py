@@ -109,7 +109,7 @@ class Storm:
         """Until the sweep has deleted what dead leases left, or has had the time for it twice."""
         patience = 2 * CLEAN_AFTER_LEASES * self.farm.rhythm.lease_s + 10
         deadline = time.monotonic() + patience
-        while self.farm.query("SELECT id FROM leases WHERE unclean LIMIT 1") and time.monotonic() < deadline:
+        while self.farm.query("SELECT id FROM leases WHERE needs_cleanup LIMIT 1") and time.monotonic() < deadline:
             time.sleep(0.3)
 
 

@@ -96,11 +96,11 @@ class BatchStory(Story):
         return self.rows("SELECT * FROM batches WHERE id = :id", id=batch_id)[0]
 
     def jobs_of(self, batch_id: UUID) -> list[Row[Any]]:
-        return self.rows("SELECT * FROM jobs WHERE batch_id = :id ORDER BY place", id=batch_id)
+        return self.rows("SELECT * FROM jobs WHERE batch_id = :id ORDER BY position", id=batch_id)
 
     def images_of(self, batch_id: UUID) -> list[Row[Any]]:
-        statement = "SELECT images.*, place FROM images JOIN jobs ON job_id = jobs.id WHERE batch_id = :id"
-        return self.rows(f"{statement} ORDER BY place, index", id=batch_id)
+        statement = "SELECT images.*, position FROM images JOIN jobs ON job_id = jobs.id WHERE batch_id = :id"
+        return self.rows(f"{statement} ORDER BY position, index", id=batch_id)
 
     def lanes_of(self, batch_id: UUID) -> list[Row[Any]]:
         return self.rows("SELECT * FROM lanes WHERE batch_id = :id ORDER BY id", id=batch_id)

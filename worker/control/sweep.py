@@ -1,8 +1,8 @@
-"""The sweep: every few seconds, in every control worker, what was lost on the way is put right.
+"""The sweep: every few seconds, each control worker repairs what was lost.
 
-Each step is a transaction of its own and safe in many copies at once; one that fails does not stop the others.
-Leftover bytes are deleted by a thread of its own: a slow image store must not hold up a rescue. Decides nothing itself:
-the statements are those of `claims`, `jobs`, `batches`, `progress`, `datasets`, `samples`, `uploads` and `workers`.
+Each step is a transaction of its own and safe in many copies at once; a step that fails does not stop the others. A
+second thread deletes leftover bytes, so that a slow image store does not delay a rescue. Decides nothing: the
+statements are in `common.queue`, `common.batches`, `common.datasets`, `common.accounts` and `common.uploads`.
 """
 
 import random
@@ -30,9 +30,9 @@ from common.queue import idempotency, jobs, leases, samples, search, workers
 from common.storage import Storage, upload_key
 from worker.availability import Availability
 
-BATCH_SILENCE_S = 10.0  # longer than one chunk takes
-EXPORT_REST_S = 10.0  # between two looks whether a batch has come further
-CLEAN_AFTER_LEASES = 4  # lease times after its end: a worker that was cut off may still have been uploading
+BATCH_SILENCE_S = 10.0  # longer than a chunk takes
+EXPORT_REST_S = 10.0  # between two checks whether the batch of a dataset has progressed
+CLEAN_AFTER_LEASES = 4  # lease times after its end; a worker that lost its connection may upload until then
 
 
 class Sweep:
@@ -40,13 +40,13 @@ class Sweep:
         self,
         settings: Settings,
         database: Database,
-        messages: Broker,
+        broker: Broker,
         storage: Storage,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._database = database
-        self._messages = messages
+        self._broker = broker
         self._storage = storage
         self._clock = clock
         self._outage = Availability("database_away", "database_back")
@@ -62,14 +62,14 @@ class Sweep:
         for step in (
             self.rescue,
             self.expire,
-            self.ready,
+            self.end_backoff,
             self.wake,
             self.advance,
             self.export,
             self.note_progress,
             self.end_batches,
             self.prune,
-            self.forget,
+            self.delete_expired,
             self.take_samples,
             self.index_prompts,
         ):
@@ -80,7 +80,10 @@ class Sweep:
         self._attempt(self.delete_uploads)
 
     def rescue(self) -> None:
-        """Take back the images of dead leases; not soon after a gap, for that may have stopped heartbeats too."""
+        """Take back the images of expired leases, but not soon after a gap of this process.
+
+        What stopped this process may have stopped the workers' heartbeats as well.
+        """
         now = self._clock()
         if now - self._rescued_at > self._settings.lease_s:
             self._no_rescue_before = now + 1.5 * self._settings.lease_s
@@ -94,80 +97,85 @@ class Sweep:
             log_event(
                 "leases_rescued", leases=len(rescued.leases), images=rescued.images, ended=len(rescued.ended_jobs)
             )
-            self._messages.announce_changed(rescued.ended_jobs)
+            self._broker.announce_changed(rescued.ended_jobs)
 
     def expire(self) -> None:
-        """Fail jobs whose deadline has passed, and tell those who render them to stop."""
+        """Fail the jobs whose deadline has passed, and announce it to the workers that render them."""
         with self._transaction() as connection:
             expired = jobs.expire(connection)
         if expired:
             log_event("jobs_expired", jobs=",".join(map(str, expired)))
-            self._messages.announce_cancelled(expired)
+            self._broker.announce_cancelled(expired)
 
-    def ready(self) -> None:
+    def end_backoff(self) -> None:
+        """Make images claimable again whose time to wait is over."""
         with self._transaction() as connection:
             leases.end_backoff(connection)
 
     def wake(self) -> None:
+        """Send a message for each model that has waiting images and an idle worker."""
         with self._transaction() as connection:
             models = claims.models_with_idle_workers(connection, self._settings.beat_s)
-        if [model for model in models if self._messages.wake(model)]:
+        if [model for model in models if self._broker.wake(model)]:
             log_event("models_woken", models=",".join(models))
 
     def advance(self) -> None:
-        """Send again for batches that nobody is at: the message, or who was at it, was lost."""
+        """Send a message for each batch that no worker processes: its message, or its worker, was lost."""
         with self._transaction() as connection:
-            unattended = batches.stalled(connection, BATCH_SILENCE_S)
-        for batch_id in unattended:
-            self._messages.advance(batch_id)
+            stalled = batches.stalled(connection, BATCH_SILENCE_S)
+        for batch_id in stalled:
+            self._broker.advance(batch_id)
 
     def export(self) -> None:
-        """Send again for datasets that nobody writes; those that follow a batch are looked at again, too."""
+        """Send a message for each dataset that no worker writes, also when it waits for its batch."""
         with self._transaction() as connection:
-            unattended = datasets.unattended(connection, EXPORT_SILENCE_S, EXPORT_REST_S)
-        for dataset_id in unattended:
-            self._messages.export(dataset_id)
+            due = datasets.due(connection, EXPORT_SILENCE_S, EXPORT_REST_S)
+        for dataset_id in due:
+            self._broker.export(dataset_id)
 
     def note_progress(self) -> None:
-        """Note how far the batches are; those of which too much fails pause."""
+        """Record the progress of the batches, and pause those whose stop rule applies."""
         with self._transaction() as connection:
             found = progress.measure(connection)
         for one in found:
             with self._transaction() as connection:
-                is_mine = progress.record(connection, one)
-            if is_mine and one.because:
+                is_first = progress.record(connection, one)
+            if is_first and one.because:
                 log_event("batch_stopped", batch=one.batch_id, reason=one.because)
 
     def end_batches(self) -> None:
-        """End batches, and have the datasets finished that have waited for it."""
+        """End the batches whose jobs have ended, and send a message for each dataset that waited for one."""
         with self._transaction() as connection:
-            waiting = datasets.of_batches(connection, batches.end(connection))
+            waiting = datasets.unfinished_of(connection, batches.end(connection))
         for dataset_id in waiting:
-            self._messages.export(dataset_id)
+            self._broker.export(dataset_id)
 
     def prune(self) -> None:
+        """Mark workers as stopped that have stopped reporting, and delete those that stopped long ago."""
         silence = 3 * max(self._settings.lease_s, self._settings.beat_s)
         with self._transaction() as connection:
             pruned = workers.prune(connection, silence)
         if pruned:
             log_event("workers_pruned", workers=",".join(map(str, pruned)))
 
-    def forget(self) -> None:
-        """What has been kept for long enough."""
+    def delete_expired(self) -> None:
+        """Delete idempotency keys and audit records that are old enough."""
         with self._transaction() as connection:
             idempotency.delete_expired_keys(connection)
             audit.forget(connection, self._settings.audit_days)
 
     def take_samples(self) -> None:
+        """Once a minute, copy the counters of the lanes for the charts."""
         with self._transaction() as connection:
             samples.take(connection)
 
     def index_prompts(self) -> None:
+        """Flush the pending list of the prompts' GIN index, so that no job update has to."""
         with self._transaction() as connection:
             search.index_prompts(connection)
 
     def delete_leftovers(self) -> None:
-        """Delete what dead leases may have stored and no image shows: lease by lease, so a failure costs little."""
+        """Delete the objects that expired leases may have stored and no image uses, lease by lease."""
         with self._transaction() as connection:
             leftovers = leases.orphaned_keys(connection, CLEAN_AFTER_LEASES * self._settings.lease_s)
         for lease_id, keys in leftovers.items():
@@ -179,7 +187,7 @@ class Sweep:
             log_event("leftovers_deleted", leases=len(leftovers), keys=sum(map(len, leftovers.values())))
 
     def delete_uploads(self) -> None:
-        """Delete the uploads that nobody asks for any more. Their rows are locked while their bytes go."""
+        """Delete the uploads that nothing has used for a while. Their rows are locked until their bytes are deleted."""
         with self._transaction() as connection:
             unused = uploads.take_unused(connection, self._settings.upload_days)
             with self._storage_outage.noticed():
@@ -190,7 +198,9 @@ class Sweep:
     def _repeat(self, stopping: threading.Event, act: Callable[[], None]) -> None:
         while not stopping.is_set():
             act()
-            stopping.wait(self._settings.sweep_s * random.uniform(0.7, 1.3))  # so that copies do not march in step
+            stopping.wait(
+                self._settings.sweep_s * random.uniform(0.7, 1.3)
+            )  # so that control workers do not run it at the same time
 
     def _attempt(self, step: Callable[[], None]) -> None:
         try:

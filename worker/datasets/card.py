@@ -1,4 +1,4 @@
-"""What a dataset says of itself: the card, some samples, licences, the manifest. Equal marks, equal bytes."""
+"""The files that describe a dataset: card, samples, licences, manifest. Equal shard manifests give equal bytes."""
 
 import io
 import json
@@ -16,37 +16,36 @@ from PIL import Image, ImageOps
 from common.catalog.catalog import Catalog, Licence
 from common.datasets import layout
 from common.datasets.layout import DatasetPlan
+from worker.datasets.shard import ShardManifest
 
-Mark = Mapping[str, Any]  # what `worker.datasets.shard` says of a shard it has written
-
-SAMPLES, ACROSS, TILE = 12, 4, 192  # of the grid; pixels
+SAMPLES, COLUMNS, TILE = 12, 4, 192  # of the grid: images, images a row, pixels
 SHOWN_SETTINGS = 20
-SHOWN_SKIPS = 1000  # lines of the batch's file, in the manifest
+SHOWN_SKIPPED = 1000  # skipped lines of the prompt file, in the manifest
 KNOWN_LICENCES = {"Apache-2.0": "apache-2.0", "CreativeML OpenRAIL-M": "creativeml-openrail-m", "MIT": "mit"}
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 LOAD = {
-    "webdataset": "row = data[0]  # row['png'] is the picture, row['txt'] the prompt, row['json'] all that is known",
-    "imagefolder": "row = data[0]  # row['image'] is the picture, and beside it are the columns of the metadata",
-    "parquet": "row = data[0]  # row['image'] is the picture, and beside it are the columns of the metadata",
+    "webdataset": "row = data[0]  # row['png'] is the image, row['txt'] the prompt, row['json'] the whole row",
+    "imagefolder": "row = data[0]  # row['image'] is the image; the other columns are those of the metadata",
+    "parquet": "row = data[0]  # row['image'] is the image; the other columns are those of the metadata",
 }
 
 
 @dataclass(frozen=True)
 class DatasetCard:
-    """All that is known of a dataset when its last shard is written. `origin`: the row of its batch.
+    """What is known of a dataset when its last shard is written.
 
-    `skips`: the first lines of its file that are no prompts.
+    `batch`: facts about the batch, by name. `skipped`: the first skipped lines of its prompt file.
     """
 
     plan: DatasetPlan
     batch_id: UUID
-    origin: Mapping[str, Any]
-    skips: Sequence[Mapping[str, Any]]
-    marks: Sequence[Mark]
+    batch: Mapping[str, Any]
+    skipped: Sequence[Mapping[str, Any]]
+    shards: Sequence[ShardManifest]
     catalog: Catalog
 
     def files(self, samples: Sequence[bytes]) -> Iterator[tuple[str, bytes]]:
-        """The files that say it, in the order in which they are written."""
+        """The paths and contents of the files, in the order in which they are written. `samples`: image files."""
         if samples:
             yield layout.SAMPLES, grid(samples)
         for name, text in self.licence_texts.items():
@@ -57,24 +56,24 @@ class DatasetCard:
     # Counts
 
     def total(self, key: str, split: str | None = None) -> int:
-        return sum(mark[key] for mark in self.marks if split is None or self._is_of(mark, split))
+        return sum(shard[key] for shard in self.shards if split is None or _is_of(shard, split))
 
-    def counted(self, key: str) -> Counter[str]:
-        """The sum of these counts of all marks."""
-        return sum((Counter(mark[key]) for mark in self.marks), Counter[str]())
+    def counts(self, key: str) -> Counter[str]:
+        """The sum of these counts over all shards."""
+        return sum((Counter(shard[key]) for shard in self.shards), Counter[str]())
 
-    def seen(self, key: str) -> list[str]:
-        """What is in this list of any mark."""
-        return sorted({one for mark in self.marks for one in mark[key]})
+    def distinct(self, key: str) -> list[str]:
+        """The values in this list of any shard, each once."""
+        return sorted({value for shard in self.shards for value in shard[key]})
 
     @cached_property
     def models(self) -> dict[str, Mapping[str, Any]]:
-        """What is known of the models that painted it."""
-        names = sorted({setting.partition(" ")[0] for setting in self.counted("settings")})
+        """The facts about each model that rendered an image, by name."""
+        names = sorted({setting.partition(" ")[0] for setting in self.counts("settings")})
         found: dict[str, Mapping[str, Any]] = {}
         for name in names:
             model = self.catalog.models.get(name)
-            revisions = [one.partition(" ")[2] for one in self.seen("revisions") if one.partition(" ")[0] == name]
+            revisions = [one.partition(" ")[2] for one in self.distinct("revisions") if one.partition(" ")[0] == name]
             found[name] = {
                 "source": model.source if model else None,
                 "revisions": [revision for revision in revisions if revision],
@@ -89,19 +88,16 @@ class DatasetCard:
 
     @property
     def licences(self) -> list[Licence]:
-        """Of those models that the catalogue has, each once."""
+        """The licences of those models that are in the catalogue, each once."""
         models = [self.catalog.models[name] for name in self.models if name in self.catalog.models]
         return list({model.licence.name: model.licence for model in models}.values())
-
-    def _is_of(self, mark: Mark, split: str) -> bool:
-        return str(mark["shard"]).rpartition("-")[0] == split
 
     @property
     def splits(self) -> dict[str, Mapping[str, Any]]:
         return {
             name: {
                 "share": share,
-                "shards": sum(self._is_of(mark, name) for mark in self.marks),
+                "shards": sum(_is_of(shard, name) for shard in self.shards),
                 "rows": self.total("rows", name),
                 "pictures": self.total("pictures", name),
             }
@@ -111,60 +107,60 @@ class DatasetCard:
     # The manifest
 
     def manifest(self) -> dict[str, Any]:
-        batch = {**self.origin, "id": str(self.batch_id), "created_at": self.origin["created_at"].isoformat()}
+        batch = {**self.batch, "id": str(self.batch_id), "created_at": self.batch["created_at"].isoformat()}
         return {
             "plan": self.plan.digest(self.batch_id),
             "format": layout.FORMAT,
             "layout": self.plan.layout,
             "splits": self.splits,
-            "counts": {"rows": self.total("rows"), **self.counted("statuses")},
+            "counts": {"rows": self.total("rows"), **self.counts("statuses")},
             "batch": batch,
-            "skipped": self.skips,
+            "skipped": self.skipped,
             "models": self.models,
-            "settings": self.counted("settings"),
-            "worker_classes": [json.loads(one) for one in self.seen("worker_classes")],
-            "painted_by": [json.loads(one) for one in self.seen("versions")],
+            "settings": self.counts("settings"),
+            "worker_classes": [json.loads(one) for one in self.distinct("worker_classes")],
+            "painted_by": [json.loads(one) for one in self.distinct("versions")],
             "written_by": f"Huafang {version('huafang')}",
             "shards": {
-                mark["shard"]: {"rows": mark["rows"], "recipes": mark["recipes"], "files": mark["files"]}
-                for mark in self.marks
+                shard["shard"]: {"rows": shard["rows"], "recipes": shard["recipes"], "files": shard["files"]}
+                for shard in self.shards
             },
         }
 
     # The card
 
     def card(self, *, has_samples: bool) -> str:
-        name = self.origin["name"] or f"Batch {self.batch_id}"
-        statuses, licences = self.counted("statuses"), {model["licence"] for model in self.models.values()}
+        name = self.batch["name"] or f"Batch {self.batch_id}"
+        statuses, licences = self.counts("statuses"), {model["licence"] for model in self.models.values()}
         counts = ", ".join(f"{count:,} {status}" for status, count in sorted(statuses.items()))
         return "\n".join(
             [
                 *self._front_matter(name, licences),
                 f"# {name}",
                 "",
-                f"{self.total('pictures'):,} pictures of {self.origin['prompts'] or 0:,} prompts, painted by "
-                f"{', '.join(self.models)} on a Huafang farm. Every picture is synthetic.",
+                f"{self.total('pictures'):,} images of {self.batch['prompts'] or 0:,} prompts, rendered by "
+                f"{', '.join(self.models)} on a Huafang farm. Every image is synthetic.",
                 "",
                 *([f"![samples]({layout.SAMPLES})", ""] if has_samples else []),
                 *self._loading(),
                 "## What is in it",
-                f"{self.total('rows'):,} images: {counts}. Only those that are stored have a picture; `metadata/` has "
-                "a row of every one.",
+                f"{self.total('rows'):,} images: {counts}. Only stored images have a file; `metadata/` has a row for "
+                "every image.",
                 "",
-                "| split | share | pictures | rows | shards |",
+                "| split | share | stored images | rows | shards |",
                 "|---|---|---|---|---|",
                 *(
                     f"| {split} | {one['share']:g} | {one['pictures']:,} | {one['rows']:,} | {one['shards']} |"
                     for split, one in self.splits.items()
                 ),
                 "",
-                "All pictures of a prompt are in one split: a hash of the prompt decides.",
+                "All images of a prompt are in one split, which a hash of the prompt chooses.",
                 "",
                 "## Where it comes from",
-                f"Batch `{self.batch_id}` of {self.origin['created_at']:%Y-%m-%d}, whose prompts have the sha256 "
-                f"`{self.origin['upload_sha256']}`; the seed of the first image is {self.origin['plan']['seed']}, the "
-                "others count on from it. `manifest.json` has the plan, the models, the versions of what painted, and "
-                "a checksum of every shard; every picture carries its recipe.",
+                f"Batch `{self.batch_id}` of {self.batch['created_at']:%Y-%m-%d}, whose prompts have the sha256 "
+                f"`{self.batch['upload_sha256']}`; the seed of the first image is {self.batch['plan']['seed']}, and "
+                "each next image has the next seed. `manifest.json` has the plan, the models, the versions of the "
+                "software that rendered, and a checksum of every shard; every image file contains its recipe.",
                 "",
                 *self._settings(),
                 *self._licences(),
@@ -174,7 +170,7 @@ class DatasetCard:
     def _front_matter(self, name: str, licences: set[str | None]) -> list[str]:
         known = {KNOWN_LICENCES.get(licence or "", "other") for licence in licences}
         paths = [
-            f"  - split: {split}\n    path: {json.dumps(layout.pattern(self.plan.layout, split))}"
+            f"  - split: {split}\n    path: {json.dumps(layout.split_pattern(self.plan.layout, split))}"
             for split, one in self.splits.items()
             if one["pictures"]
         ]
@@ -198,8 +194,9 @@ class DatasetCard:
         ]
 
     def _loading(self) -> list[str]:
-        there = [split for split, one in self.splits.items() if one["pictures"]]
-        split, is_tars = layout.REST if layout.REST in there else there[0], self.plan.layout == "webdataset"
+        present = [split for split, one in self.splits.items() if one["pictures"]]
+        split = layout.REMAINDER if layout.REMAINDER in present else present[0]
+        is_tars = self.plan.layout == "webdataset"
         lines = [
             "```python",
             *(["import webdataset"] if is_tars else []),
@@ -207,7 +204,7 @@ class DatasetCard:
             "",
             f'data = load_dataset("FOLDER", split="{split}")',
             LOAD[self.plan.layout],
-            f'rows = load_dataset("parquet", data_files="FOLDER/metadata/{split}-*.parquet")  # of failed images too',
+            f'rows = load_dataset("parquet", data_files="FOLDER/metadata/{split}-*.parquet")  # failed images too',
         ]
         if is_tars:
             lines.append(f'tars = webdataset.WebDataset("FOLDER/data/{split}-{{00000..{self._last(split)}}}.tar")')
@@ -217,33 +214,37 @@ class DatasetCard:
         return f"{self.splits[split]['shards'] - 1:05}"
 
     def _settings(self) -> list[str]:
-        found = self.counted("settings").most_common()
+        found = self.counts("settings").most_common()
         more = [f"| {len(found) - SHOWN_SETTINGS} more | |"] if len(found) > SHOWN_SETTINGS else []
         rows = [f"| {setting} | {count:,} |" for setting, count in found[:SHOWN_SETTINGS]]
         head = ["| model, mode, size, steps × scheduler, guidance | images |", "|---|---|"]
         return ["## Parameters", *head, *rows, *more, ""]
 
     def _licences(self) -> list[str]:
-        lines = ["## Licence", "The pictures come under what the licence of the model that painted them says:", ""]
+        lines = ["## Licence", "Each image is subject to the licence of the model that rendered it:", ""]
         for name, model in self.models.items():
             lines.append(f"- {name} ({model['source']}): [{model['licence']}]({model['licence_url']})")
         for licence in self.licences:
             if licence.restrictions:
-                lines += ["", f"By {licence.name} the model must not be used:", ""]
+                lines += ["", f"Under {licence.name} the model must not be used:", ""]
                 lines += [f"- {one}" for one in licence.restrictions]
             if licence.text:
                 lines += ["", f"### {licence.name}", "```", licence.text.strip("\n"), "```"]
         return [*lines, ""]
 
 
-def grid(pictures: Sequence[bytes]) -> bytes:
-    """Some pictures side by side, as a JPEG."""
-    across = min(ACROSS, len(pictures))
-    sheet = Image.new("RGB", (across * TILE, -(-len(pictures) // across) * TILE), "white")
-    for number, data in enumerate(pictures):
-        with suppress(OSError), Image.open(io.BytesIO(data)) as opened:  # one that is broken leaves its place empty
-            picture = ImageOps.contain(opened.convert("RGB"), (TILE, TILE))
-            sheet.paste(picture, (number % across * TILE, number // across * TILE))
+def grid(images: Sequence[bytes]) -> bytes:
+    """A JPEG with these image files side by side. The place of a damaged one stays empty."""
+    columns = min(COLUMNS, len(images))
+    sheet = Image.new("RGB", (columns * TILE, -(-len(images) // columns) * TILE), "white")
+    for number, data in enumerate(images):
+        with suppress(OSError), Image.open(io.BytesIO(data)) as opened:
+            tile = ImageOps.contain(opened.convert("RGB"), (TILE, TILE))
+            sheet.paste(tile, (number % columns * TILE, number // columns * TILE))
     file = io.BytesIO()
     sheet.save(file, "JPEG", quality=85)
     return file.getvalue()
+
+
+def _is_of(shard: ShardManifest, split: str) -> bool:
+    return str(shard["shard"]).rpartition("-")[0] == split

@@ -1,14 +1,14 @@
-"""Writes datasets: shard after shard as far as the batch has come, then what is said of the whole.
+"""Writes datasets: shard after shard as far as the batch has finished, then the card, the manifest and the checksums.
 
-Whatever stops it, the next one begins the same shard, or the whole, again: equal rows give equal bytes, so to write
-something twice, or two at once, changes nothing. The statements are those of `common.datasets.lifecycle`, a shard is
-`worker.datasets.shard`'s, and what is said of the whole is `worker.datasets.card`'s.
+An exporter that was interrupted left whole shards; the next one writes the current shard, or the final files, again.
+Equal rows give equal bytes, so writing something twice, or in two processes, changes nothing. The statements are in
+`common.datasets`; `worker.datasets.shard` writes a shard, `worker.datasets.card` the files about the whole.
 """
 
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from itertools import chain
 from uuid import UUID
@@ -17,7 +17,7 @@ from sqlalchemy import Engine as Database
 
 from common.batches import skipped_lines
 from common.catalog.catalog import Catalog
-from common.datasets import layout
+from common.datasets import contents, layout
 from common.datasets import lifecycle as datasets
 from common.datasets.layout import SHARD_BYTES, SHARD_IMAGES
 from common.datasets.lifecycle import EXPORT_SILENCE_S, Dataset, Step
@@ -27,20 +27,17 @@ from common.errors import Error, NotFound, Unavailable
 from common.log import log_event
 from common.storage import Storage, sha256
 from worker.datasets import card, formats
-from worker.datasets.card import Mark
 from worker.datasets.files import DatasetFiles, File
-from worker.datasets.rows import Item, items_of
-from worker.datasets.shard import Shard, ShardWriter
+from worker.datasets.sentences import sentence
+from worker.datasets.shard import Item, Report, Shard, ShardManifest, ShardWriter, items_of
 
-WORK_S = 20.0  # at one dataset, then it is the next one's turn; a shard that is begun is finished
-NOTE_S = 2.0  # how often it is noted how far a shard has come
+WORK_S = 20.0  # on one dataset before another one that is queued; the current shard is finished first
+REPORT_S = 2.0  # between two records of how far a shard is written
 PAGE_JOBS = 500
 
-Note = Callable[[int], None]
 
-
-class LostOwnership(Error):
-    """Somebody else has taken the dataset meanwhile, or this process is about to end."""
+class LostOwnership(Exception):
+    """Another process owns the dataset now, or this process is about to end."""
 
 
 class Unwritable(Error):
@@ -63,9 +60,10 @@ class Exporter:
         self._leaving = threading.Event()
 
     def work(self, dataset_id: UUID, seconds: float = WORK_S) -> bool:
-        """Write a dataset for so long, one at a time; True when there is more to do now, and no other one waits.
+        """Write a dataset for so long. True when it can be continued at once and no other dataset is queued.
 
-        Raises Unavailable when Postgres or the image store is away. Whatever is left is what the sweep comes back to.
+        Writes one dataset at a time: False when another thread is writing. Raises Unavailable when Postgres or the
+        image store is away. The sweep starts again what is unfinished.
         """
         if not self._busy.acquire(blocking=False):
             self._others_wait = True
@@ -74,16 +72,16 @@ class Exporter:
             self._others_wait = False
             with transaction(self._database) as connection:
                 dataset = datasets.acquire(connection, dataset_id, EXPORT_SILENCE_S)
-            has_more = dataset is not None and self._write_on(dataset, time.monotonic() + seconds)
+            has_more = dataset is not None and self._write(dataset, time.monotonic() + seconds)
             return has_more and not self._others_wait
         finally:
             self._busy.release()
 
     def leave(self) -> None:
-        """Let go of what is being written: this process is about to end."""
+        """Stop writing and release the dataset: this process is about to end."""
         self._leaving.set()
 
-    def _write_on(self, dataset: Dataset, until: float) -> bool:
+    def _write(self, dataset: Dataset, until: float) -> bool:
         try:
             while split := dataset.split_name:
                 step = self._write_shard(dataset, split)
@@ -107,107 +105,109 @@ class Exporter:
     # A shard
 
     def _write_shard(self, dataset: Dataset, split: str) -> Step | None:
-        """Write the next shard, if there is one. None while it is not known yet what belongs to it."""
-        note = self._note(dataset)
-        found = self._next_images(dataset, split, note)
+        """Write the next shard, if there is one. None when images that belong to it have not ended yet."""
+        report = self._reporter(dataset)
+        found = self._next_items(dataset, split, report)
         if found is None:
             return None
-        items, place, ends_split = found
+        items, position, ends_split = found
         if not items:
-            return Step(place, ends_split, 0, 0)
+            return Step(position, ends_split, 0, 0)
         digest = dataset.plan.digest(dataset.batch_id)
         shard = Shard(layout.shard_name(split, dataset.shard), dataset.plan.layout, digest, items)
-        pictures = self._writer.write(shard, DatasetFiles(self._storage, dataset.id), note)
-        log_event("dataset_shard_written", dataset=dataset.id, shard=shard.name, images=len(items), pictures=pictures)
-        return Step(place, ends_split, len(items), pictures)
+        stored = self._writer.write(shard, DatasetFiles(self._storage, dataset.id), report)
+        log_event("dataset_shard_written", dataset=dataset.id, shard=shard.name, images=len(items), pictures=stored)
+        return Step(position, ends_split, len(items), stored)
 
-    def _next_images(self, dataset: Dataset, split: str, note: Note) -> tuple[list[Item], int, bool] | None:
-        """The next images of a split, the place where those after them begin, and whether there are none."""
+    def _next_items(self, dataset: Dataset, split: str, report: Report) -> tuple[list[Item], int, bool] | None:
+        """The next images of a split, the position after them, and whether the split has no more."""
         with transaction(self._database) as connection:
-            reach = datasets.reach(connection, dataset)
-        items, size, place = list[Item](), 0, dataset.place
-        while place < reach.place:
-            note(0)
+            prefix = contents.finished_prefix(connection, dataset)
+        items, size, position = list[Item](), 0, dataset.position
+        while position < prefix.position:
+            report(0)
             with transaction(self._database) as connection:
-                jobs = datasets.jobs(connection, dataset, place, reach.place, PAGE_JOBS)
+                jobs = contents.finished_jobs(connection, dataset, position, prefix.position, PAGE_JOBS)
             for job in jobs:
                 if dataset.plan.split_of(job.recipe["prompt"]) == split:
                     more = list(items_of(job, split, self._catalog))
                     size += sum(item.bytes for item in more)
                     if items and (len(items) + len(more) > self._shard_images or size > SHARD_BYTES):
-                        return items, job.place, False
+                        return items, job.position, False
                     items += more
-            place = jobs[-1].place + 1 if jobs else reach.place
-        return (items, place, True) if reach.has_ended else None
+            position = jobs[-1].position + 1 if jobs else prefix.position
+        return (items, position, True) if prefix.has_ended else None
 
-    def _note(self, dataset: Dataset) -> Note:
-        """Notes how many images of a shard are done, now and then: somebody is at it. Raises Overtaken."""
-        noted = time.monotonic()
+    def _reporter(self, dataset: Dataset) -> Report:
+        """Records now and then how many images of a shard are done, which keeps the ownership. Raises LostOwnership."""
+        reported_at = time.monotonic()
 
-        def note(done: int) -> None:
-            nonlocal noted
+        def report(done: int) -> None:
+            nonlocal reported_at
             if self._leaving.is_set():
-                raise LostOwnership("This process is about to end.")
-            if time.monotonic() - noted < NOTE_S:
+                raise LostOwnership
+            if time.monotonic() - reported_at < REPORT_S:
                 return
             with transaction(self._database) as connection:
-                if not datasets.note_written(connection, dataset, done):
-                    raise LostOwnership("Somebody else has taken the dataset.")
-            noted = time.monotonic()
+                if not datasets.record_written(connection, dataset, done):
+                    raise LostOwnership
+            reported_at = time.monotonic()
 
-        return note
+        return report
 
     def _advance(self, dataset: Dataset, step: Step) -> Dataset:
         with transaction(self._database) as connection:
-            further = datasets.advance(connection, dataset, step)
-        if further is None:
-            raise LostOwnership("Somebody else has taken the dataset.")
-        return further
+            advanced = datasets.advance(connection, dataset, step)
+        if advanced is None:
+            raise LostOwnership
+        return advanced
 
     # The whole
 
     def _finish(self, dataset: Dataset) -> None:
-        """Say what there is, and sum it up. Raises Unwritable when there is nothing."""
-        shelf, note = DatasetFiles(self._storage, dataset.id), self._note(dataset)
-        marks = self._marks(dataset, shelf, note)
-        pictures = sum(mark["pictures"] for mark in marks)
-        if not pictures:
-            raise Unwritable(f"None of the {sum(mark['rows'] for mark in marks)} images of its batch is stored.")
+        """Write the files about the whole. Raises Unwritable when no image is stored."""
+        files, report = DatasetFiles(self._storage, dataset.id), self._reporter(dataset)
+        shards = self._shard_manifests(dataset, files, report)
+        stored = sum(shard["pictures"] for shard in shards)
+        if not stored:
+            raise Unwritable(sentence("no_image_stored", images=sum(shard["rows"] for shard in shards)))
         with transaction(self._database) as connection:
-            origin = datasets.origin(connection, dataset)
-            skipped = skipped_lines.head(connection, dataset.batch_id, card.SHOWN_SKIPS)
-        about = card.DatasetCard(dataset.plan, dataset.batch_id, origin, skipped, marks, self._catalog)
-        files = [shelf.put(path, data) for path, data in about.files(self._samples(dataset))]
-        files += [File(path, f["sha256"], f["bytes"]) for mark in marks for path, f in mark["files"].items()]
-        files += [shelf.put_json(layout.mark_path(mark["shard"]), mark) for mark in marks]  # as it is, for its hash
-        sums = shelf.put_blocks(layout.SUMS, self._sums(dataset, shelf, files, marks, note))
-        count, size = len(files) + 1, sum(file.bytes for file in files) + sums.bytes
+            batch = contents.batch_facts(connection, dataset)
+            skipped = skipped_lines.head(connection, dataset.batch_id, card.SHOWN_SKIPPED)
+        the_card = card.DatasetCard(dataset.plan, dataset.batch_id, batch, skipped, shards, self._catalog)
+        written = [files.put(path, data) for path, data in the_card.files(self._samples(dataset))]
+        written += [File(path, f["sha256"], f["bytes"]) for shard in shards for path, f in shard["files"].items()]
+        # Written again as they are, for their checksums.
+        written += [files.put_json(layout.shard_manifest_path(shard["shard"]), shard) for shard in shards]
+        sums = files.put_blocks(layout.SUMS, self._checksums(dataset, files, written, shards, report))
+        count, size = len(written) + 1, sum(file.bytes for file in written) + sums.bytes
         if dataset.plan.layout == "imagefolder":
-            count, size = count + pictures, size + sum(mark["bytes"] for mark in marks)
+            count, size = count + stored, size + sum(shard["bytes"] for shard in shards)
         with transaction(self._database) as connection:
-            is_mine = datasets.finish(connection, dataset, sums.sha256, count, size)
-        if is_mine:
-            log_event("dataset_ready", dataset=dataset.id, pictures=pictures, files=count, bytes=size)
+            is_owner = datasets.finish(connection, dataset, sums.sha256, count, size)
+        if is_owner:
+            log_event("dataset_ready", dataset=dataset.id, pictures=stored, files=count, bytes=size)
 
-    def _marks(self, dataset: Dataset, shelf: DatasetFiles, note: Note) -> list[Mark]:
-        """The marks of all shards, in order. Raises Unwritable where they are not those of this dataset."""
-        marks = list[Mark]()
-        for split in dataset.plan.names:
+    def _shard_manifests(self, dataset: Dataset, files: DatasetFiles, report: Report) -> list[ShardManifest]:
+        """The manifests of all shards, in order. Raises Unwritable when they are not those of this dataset."""
+        shards = list[ShardManifest]()
+        for split in dataset.plan.split_names:
             number = 0
             with suppress(NotFound):
                 while True:
-                    note(0)
-                    marks.append(json.loads(shelf.get(layout.mark_path(layout.shard_name(split, number)))))
+                    report(0)
+                    path = layout.shard_manifest_path(layout.shard_name(split, number))
+                    shards.append(json.loads(files.get(path)))
                     number += 1
-        found = len(marks), sum(mark["rows"] for mark in marks), {mark["plan"] for mark in marks}
-        if found != (dataset.shards, dataset.images, {dataset.plan.digest(dataset.batch_id)} if marks else set()):
-            raise Unwritable("Its shards are not in the image store as they were written; export the batch again.")
-        return marks
+        found = len(shards), sum(shard["rows"] for shard in shards), {shard["plan"] for shard in shards}
+        if found != (dataset.shards, dataset.images, {dataset.plan.digest(dataset.batch_id)} if shards else set()):
+            raise Unwritable(sentence("shards_damaged"))
+        return shards
 
     def _samples(self, dataset: Dataset) -> list[bytes]:
-        """Some of the first pictures."""
+        """The files of some of the first stored images."""
         with transaction(self._database) as connection:
-            jobs = datasets.jobs(connection, dataset, 0, PAGE_JOBS, PAGE_JOBS)
+            jobs = contents.finished_jobs(connection, dataset, 0, PAGE_JOBS, PAGE_JOBS)
         stored = [image for job in jobs for image in job.images if image["state"] == ImageState.STORED]
         found = list[bytes]()
         for image in stored[: card.SAMPLES]:
@@ -216,23 +216,23 @@ class Exporter:
                 found += [data] if sha256(data) == image["sha256"] else []
         return found
 
-    def _sums(
-        self, dataset: Dataset, shelf: DatasetFiles, files: list[File], marks: list[Mark], note: Note
+    def _checksums(
+        self, dataset: Dataset, files: DatasetFiles, written: list[File], shards: list[ShardManifest], report: Report
     ) -> Iterator[bytes]:
-        """A line a file, as `sha256sum --check` reads them. Of the pictures of an image folder its metadata knows."""
-        lines = (f"{file.sha256}  {file.path}\n" for file in sorted(files, key=manifest_first))
-        pictures = (self._sums_of_pictures(shelf, mark, note) for mark in marks)
-        more = chain.from_iterable(pictures) if dataset.plan.layout == "imagefolder" else ()
+        """One line a file, as `sha256sum --check` reads them. The metadata names the images of an image folder."""
+        lines = (f"{file.sha256}  {file.path}\n" for file in sorted(written, key=manifest_first))
+        images = (self._image_checksums(files, shard, report) for shard in shards)
+        more = chain.from_iterable(images) if dataset.plan.layout == "imagefolder" else ()
         return (line.encode() for line in chain(lines, more))
 
-    def _sums_of_pictures(self, shelf: DatasetFiles, mark: Mark, note: Note) -> Iterator[str]:
-        note(0)
-        data = shelf.get(layout.metadata_path(mark["shard"]))
+    def _image_checksums(self, files: DatasetFiles, shard: ShardManifest, report: Report) -> Iterator[str]:
+        report(0)
+        data = files.get(layout.metadata_path(shard["shard"]))
         for row in formats.rows_of(data, "key", "format", "sha256", "status"):
             if row["status"] == ImageState.STORED:
-                yield f"{row['sha256']}  {layout.picture_path(mark['shard'], row)}\n"
+                yield f"{row['sha256']}  {layout.image_path(shard['shard'], row)}\n"
 
 
 def manifest_first(file: File) -> tuple[bool, str]:
-    """Whoever brings the files somewhere in this order has said whose they are before the first of them comes."""
+    """The order of SHA256SUMS: a download that breaks off then has the manifest, which says whose files these are."""
     return file.path != layout.MANIFEST, file.path

@@ -1,4 +1,4 @@
-"""Where the files of one dataset go: under its prefix in the image store. Knows nothing of what is in them."""
+"""The files of one dataset, under its prefix in the image store. Knows nothing of what is in them."""
 
 import hashlib
 import json
@@ -45,21 +45,21 @@ class DatasetFiles:
         return self.put_text(path, json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True) + "\n")
 
     def put_blocks(self, path: str, blocks: Iterable[bytes]) -> File:
-        """A file of any size, as it comes."""
+        """Store a file of any size, block by block."""
         digest, size = hashlib.sha256(), 0
 
-        def passing() -> Iterator[bytes]:
+        def measured() -> Iterator[bytes]:
             nonlocal size
             for block in blocks:
                 digest.update(block)
                 size += len(block)
                 yield block
 
-        self._storage.put_blocks(self._key(path), passing(), _media_type(path))
+        self._storage.put_blocks(self._key(path), measured(), _media_type(path))
         return File(path, digest.hexdigest(), size)
 
     def get(self, path: str) -> bytes:
-        """Raises NotFound when it is not there."""
+        """Raises NotFound when there is no such file."""
         return self._storage.get(self._key(path))
 
     def _key(self, path: str) -> str:

@@ -1,6 +1,6 @@
-"""The files of a shard, as bytes: tars, Parquet and JSON lines. Equal rows and pictures give equal bytes.
+"""The files of a shard, as bytes: tars, Parquet and JSON lines. Equal rows and images give equal bytes.
 
-Pictures come one by one and leave in blocks, so memory does not grow with the shard. Knows neither storage nor tables.
+Takes images one by one and yields blocks, so memory does not grow with the shard. Knows neither storage nor tables.
 """
 
 import io
@@ -12,15 +12,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.datasets.layout import COLUMNS, Row, picture_name
+from common.datasets.layout import COLUMNS, Row, image_name
 
-Pictures = Iterable[tuple[Row, bytes]]
+ImageRows = Iterable[tuple[Row, bytes]]  # rows of stored images, each with its file
 
-GROUP_PICTURES, GROUP_BYTES = 100, 20_000_000  # of a row group: what its readers hold in memory
-METADATA = pa.schema([(name, getattr(pa, kind)()) for name, kind in COLUMNS.items()])
-PICTURES = pa.schema(
-    [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), *METADATA],
-    # Where the `datasets` library looks for what is a picture.
+GROUP_IMAGES, GROUP_BYTES = 100, 20_000_000  # of a row group, which a reader holds in memory
+METADATA_SCHEMA = pa.schema([(name, getattr(pa, kind)()) for name, kind in COLUMNS.items()])
+IMAGES_SCHEMA = pa.schema(
+    [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), *METADATA_SCHEMA],
+    # The `datasets` library reads here which column is an image.
     metadata={
         "huggingface": json.dumps(
             {
@@ -36,12 +36,12 @@ PICTURES = pa.schema(
 )
 
 
-def webdataset(pictures: Pictures) -> Iterator[bytes]:
-    """A WebDataset: of each picture its file, its prompt and its row, under one key."""
+def webdataset(images: ImageRows) -> Iterator[bytes]:
+    """A tar for WebDataset: of each image its file, its prompt and its row, under one key."""
     size = 0
-    for row, data in pictures:
+    for row, data in images:
         members = (
-            (picture_name(row), data),
+            (image_name(row), data),
             (f"{row['key']}.txt", row["prompt"].encode()),
             (f"{row['key']}.json", line(row)),
         )
@@ -53,26 +53,26 @@ def webdataset(pictures: Pictures) -> Iterator[bytes]:
 
 
 def _member(name: str, data: bytes) -> bytes:
-    about = tarfile.TarInfo(name)  # by nobody, and of 1970
-    about.size = len(data)
-    return about.tobuf(tarfile.USTAR_FORMAT) + data + b"\0" * (-len(data) % tarfile.BLOCKSIZE)
+    header = tarfile.TarInfo(name)  # owner 0, time 0: equal bytes
+    header.size = len(data)
+    return header.tobuf(tarfile.USTAR_FORMAT) + data + b"\0" * (-len(data) % tarfile.BLOCKSIZE)
 
 
-def parquet(pictures: Pictures) -> Iterator[bytes]:
-    """Parquet, with the pictures in the column `image`."""
-    file = _Drain()
-    with pq.ParquetWriter(file, PICTURES) as writer:
-        for group in _groups(pictures):
-            rows = [{"image": {"bytes": data, "path": picture_name(row)}, **row} for row, data in group]
-            writer.write_table(pa.Table.from_pylist(rows, PICTURES))
-            yield file.drained()
-    yield file.drained()
+def parquet(images: ImageRows) -> Iterator[bytes]:
+    """A Parquet file with the images in the column `image`."""
+    file = _Buffer()
+    with pq.ParquetWriter(file, IMAGES_SCHEMA) as writer:
+        for group in _groups(images):
+            rows = [{"image": {"bytes": data, "path": image_name(row)}, **row} for row, data in group]
+            writer.write_table(pa.Table.from_pylist(rows, IMAGES_SCHEMA))
+            yield file.take()
+    yield file.take()
 
 
-def _groups(pictures: Pictures) -> Iterator[list[tuple[Row, bytes]]]:
+def _groups(images: ImageRows) -> Iterator[list[tuple[Row, bytes]]]:
     group, size = list[tuple[Row, bytes]](), 0
-    for row, data in pictures:
-        if group and (len(group) == GROUP_PICTURES or size + len(data) > GROUP_BYTES):
+    for row, data in images:
+        if group and (len(group) == GROUP_IMAGES or size + len(data) > GROUP_BYTES):
             yield group
             group, size = [], 0
         group.append((row, data))
@@ -82,30 +82,30 @@ def _groups(pictures: Pictures) -> Iterator[list[tuple[Row, bytes]]]:
 
 
 def metadata(rows: Sequence[Row]) -> bytes:
-    """Parquet, without pictures."""
+    """A Parquet file of the rows, without images."""
     file = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, METADATA), file)
+    pq.write_table(pa.Table.from_pylist(rows, METADATA_SCHEMA), file)
     return file.getvalue()
 
 
 def rows_of(data: bytes, *columns: str) -> list[dict[str, Any]]:
-    """These columns of what `metadata` has made."""
+    """These columns of a file that `metadata` made."""
     found: list[dict[str, Any]] = pq.read_table(io.BytesIO(data), columns=list(columns)).to_pylist()
     return found
 
 
-def imagefolder(pictures: Pictures) -> Iterator[bytes]:
-    """What says of the pictures beside it which row is theirs."""
-    for row, _ in pictures:
-        yield line({"file_name": picture_name(row), **row})
+def imagefolder(images: ImageRows) -> Iterator[bytes]:
+    """The `metadata.jsonl` of an image folder: the rows of the images beside it, by file name."""
+    for row, _ in images:
+        yield line({"file_name": image_name(row), **row})
 
 
 def line(row: Row) -> bytes:
     return json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
-class _Drain(io.RawIOBase):
-    """A file that is written once; what was written is taken out in between."""
+class _Buffer(io.RawIOBase):
+    """A file to write to; `take` removes and returns what was written since the last call."""
 
     def __init__(self) -> None:
         self._blocks: list[bytes] = []
@@ -122,6 +122,6 @@ class _Drain(io.RawIOBase):
     def tell(self) -> int:
         return self._size
 
-    def drained(self) -> bytes:
+    def take(self) -> bytes:
         blocks, self._blocks = self._blocks, []
         return b"".join(blocks)

@@ -24,7 +24,7 @@ def model_memory(device: str) -> int:
 
 def model_components(model: Model, device: str) -> Mapping[Hashable, int] | None:
     """About how much of it each part of a model will take; None when its files are not here yet."""
-    parts: Mapping[Hashable, int] | None = _kind(device).model_parts(model)
+    parts: Mapping[Hashable, int] | None = _kind(device).model_components(model)
     return parts
 
 

@@ -19,7 +19,7 @@ from common.recipes.recipe import Recipe
 from worker.pipelines import batch_size, checkpoint
 from worker.pipelines.base import DeviceLost, ImageRequest, OnStep, RenderedImage
 from worker.pipelines.checkpoint import first_line
-from worker.pipelines.checkpoint import sizes as model_parts
+from worker.pipelines.checkpoint import sizes as model_components
 from worker.pipelines.device import choose, describe, free_memory, is_lost, is_out_of_memory, memory_limit, model_memory
 from worker.pipelines.img2img import Img2Img
 from worker.pipelines.loader import Config, load_pipeline, precision, scheduler
@@ -31,8 +31,8 @@ __all__ = [
     "clip_input",
     "describe",
     "load",
+    "model_components",
     "model_memory",
-    "model_parts",
 ]  # some pass through here only
 
 TRIAL_STEPS = 2

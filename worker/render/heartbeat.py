@@ -16,11 +16,11 @@ from common.enums import WorkerState
 from common.errors import Unavailable
 from common.log import log_event
 from common.queue import leases, workers
-from common.queue.workers import HeartbeatReply, Worker
+from common.queue.workers import Worker
 from worker.availability import Availability
-from worker.render.clock import Clock
 from worker.render.inflight import HeldLeases
 
+TOLERANCE_S = 5.0  # between this machine's clock and the database's
 SOON_S = 1.0  # until the next beat of a worker that is not ready, or that Postgres did not hear
 
 
@@ -41,8 +41,7 @@ class Heartbeat:
         self._outage = outage
         self._introduce = introduce
         self._pause = pause
-        self._clock = Clock()
-        self._complaint: str | None = None  # for which this worker drains, of its own accord
+        self._clock_is_wrong = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
@@ -76,24 +75,20 @@ class Heartbeat:
         before = time.time()
         with transaction(self._database) as connection:
             heard = workers.heartbeat(connection, worker, ready=ready)
-        self._clock.compare(before, heard.now.timestamp(), time.time())
-        self._pause(heard.state == WorkerState.DRAINING or self._clock.is_wrong)
-        self._answer_for_the_clock(worker, heard)
+        self._compare_clocks(before, heard.now.timestamp(), time.time())
+        self._pause(heard.state == WorkerState.DRAINING)
         return ready
 
-    def _answer_for_the_clock(self, worker: Worker, heard: HeartbeatReply) -> None:
-        """Drain while the clock is wrong. Go on when it is right again, unless it is somebody else's drain by then."""
-        if self._clock.is_wrong and heard.state != WorkerState.DRAINING:
-            self._complaint = self._clock.complaint()
-            with transaction(self._database) as connection:
-                workers.drain(connection, worker.id, self._complaint)
-            log_event("clock_wrong", worker=worker.id, off_s=self._clock.off_s)
-        elif self._complaint and self._clock.is_right_again:
-            if heard.reason == self._complaint:
-                with transaction(self._database) as connection:
-                    workers.resume(connection, worker.id)
-            self._complaint = None
-            log_event("clock_right", worker=worker.id)
+    def _compare_clocks(self, before: float, database_time: float, after: float) -> None:
+        """Log once when this machine's clock is wrong. `database_time` was read between `before` and `after`.
+
+        Leases and back-offs use the database's clock alone. But ids, log lines and the signatures of requests to the
+        image store use this one: they mislead, or are refused.
+        """
+        skew_s = max(before - database_time, 0) + min(after - database_time, 0)
+        was_wrong, self._clock_is_wrong = self._clock_is_wrong, abs(skew_s) > TOLERANCE_S
+        if self._clock_is_wrong and not was_wrong:
+            log_event("clock_skew", skew_s=round(skew_s))
 
     def _run(self) -> None:
         while not self._stopping.is_set():

@@ -67,14 +67,14 @@ CHART = text(f"""
     WITH clock AS (
         SELECT date_bin(make_interval(mins => :step), now(), 'epoch') + make_interval(mins => :step) AS ending),
     moments AS MATERIALIZED (
-        SELECT at, (SELECT max(minute) FROM samples WHERE minute <= at) AS minute
+        SELECT at, (SELECT max(minute) FROM lane_samples WHERE minute <= at) AS minute
         FROM clock CROSS JOIN generate_series(
             ending - make_interval(mins => :minutes), ending - make_interval(mins => :step),
             make_interval(mins => :step)) AS moment(at)),
     totals AS (
         SELECT at, sample.* FROM moments CROSS JOIN LATERAL (
-            SELECT model, tier, stored, flagged, failed, cancelled FROM samples
-            WHERE samples.minute = moments.minute OFFSET 0) AS sample
+            SELECT model, tier, stored, flagged, failed, cancelled FROM lane_samples
+            WHERE lane_samples.minute = moments.minute OFFSET 0) AS sample
         UNION ALL
         SELECT ending, counted.* FROM clock CROSS JOIN ({NOW}) AS counted),
     changes AS (
@@ -91,8 +91,8 @@ CHART = text(f"""
 
 TALLIES = text(f"""
     WITH before AS MATERIALIZED (
-        SELECT * FROM samples WHERE minute = (
-            SELECT max(minute) FROM samples WHERE minute <= now() - make_interval(mins => :minutes))),
+        SELECT * FROM lane_samples WHERE minute = (
+            SELECT max(minute) FROM lane_samples WHERE minute <= now() - make_interval(mins => :minutes))),
     lately AS (
         SELECT model, tier, greatest(counted.stored - coalesce(before.stored, 0), 0) AS stored,
                greatest(counted.flagged - coalesce(before.flagged, 0), 0) AS flagged,

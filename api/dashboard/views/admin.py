@@ -12,9 +12,9 @@ from api.dashboard.sessions import TheActor, TheVisitor, Visitor
 from api.dashboard.view import Read, view
 from api.deps import State
 from api.pagination import Paging
-from api.routes.keys import NewKey
-from api.routes.models import find_models
-from api.services import actions
+from api.queries.models import find_models
+from api.schemas import KeyRequest
+from api.services import admin as service
 from common.db import transaction
 from common.errors import Forbidden
 
@@ -59,15 +59,15 @@ def audit(paging: Annotated[Paging, Query()], farm: State, visitor: Annotated[Vi
 
 
 @router.post("/admin/keys")
-def create_key(request: Request, new: Annotated[NewKey, Form()], visitor: TheActor, farm: State) -> Response:
+def create_key(request: Request, new: Annotated[KeyRequest, Form()], visitor: TheActor, farm: State) -> Response:
     """The one answer that holds the secret: it goes to the page of who asked, and to no stream."""
-    key = actions.create_key(farm, visitor.caller, new.name, list(dict.fromkeys(new.scopes)))
+    key = service.create_key(farm, visitor.caller, new)
     return notice(request, "new_key.html", name=new.name, secret=key.secret)
 
 
 @router.post("/admin/keys/{key_id}/revoke")
 def revoke_key(request: Request, key_id: UUID, visitor: TheActor, farm: State) -> Response:
-    actions.revoke_key(farm, visitor.caller, key_id)
+    service.revoke_key(farm, visitor.caller, key_id)
     return notice(request, "notice_farm.html", done="revoked")
 
 
@@ -75,5 +75,5 @@ def revoke_key(request: Request, key_id: UUID, visitor: TheActor, farm: State) -
 def accept_licence(
     request: Request, name: str, version: Annotated[str, Form()], visitor: TheActor, farm: State
 ) -> Response:
-    actions.accept_licence(farm, visitor.caller, name, version)
+    service.accept_licence(farm, visitor.caller, name, version)
     return notice(request, "notice_farm.html", done="accepted")

@@ -14,8 +14,8 @@ from api.deps import AppState, RequestId, State
 from api.pagination import Paging
 from api.queries.batches import find_batch, find_batches
 from api.queries.datasets import find_datasets
-from api.routes import datasets
-from api.services import actions
+from api.schemas import DatasetRequest
+from api.services import batches, datasets
 from common.accounts.tenants import Caller
 from common.datasets.layout import Layout
 from common.db import transaction
@@ -61,9 +61,9 @@ def show_batch(batch_id: UUID, visitor: TheVisitor, farm: State) -> Read:
 
 
 ACTIONS: dict[str, Callable[[AppState, Caller, UUID], object]] = {
-    "pause": actions.pause_batch,
-    "resume": actions.resume_batch,
-    "cancel": actions.cancel_batch,
+    "pause": batches.pause,
+    "resume": batches.resume,
+    "cancel": batches.cancel,
 }
 
 
@@ -78,14 +78,14 @@ def export_batch(
     test_percent: Annotated[float, Form(ge=0, le=90)] = 0,
 ) -> Response:
     splits = {"test": test_percent / 100} if test_percent else {}
-    draft = datasets.DatasetDraft(batch=batch_id, layout=layout, splits=splits)
+    draft = DatasetRequest(batch=batch_id, layout=layout, splits=splits)
     datasets.submit(farm, actor.caller, draft, None, request_id)
     return notice(request, "batch_notice.html", did="export")
 
 
 @router.post("/batches/{batch_id}/retry-failed")
 def retry_failed(batch_id: UUID, actor: TheActor, farm: State, request: Request) -> Response:
-    made_id, _ = actions.retry_failed(farm, actor.caller, batch_id)
+    made_id, _ = batches.retry_failed(farm, actor.caller, batch_id)
     return notice(request, "batch_notice.html", did="retry-failed", made_id=made_id)
 
 

@@ -3,6 +3,7 @@
 The same as the API's, which knows keys and not sessions.
 """
 
+from functools import partial
 from typing import Annotated
 from uuid import UUID
 
@@ -11,14 +12,15 @@ from starlette.responses import RedirectResponse
 
 from api.dashboard.sessions import TheVisitor
 from api.deps import State
-from api.routes import images
+from api.headers import with_content
 from api.schemas import ImageWithJob
+from api.services import images
 
 router = APIRouter()
 
 
 def image_of(image_id: UUID, visitor: TheVisitor, farm: State) -> tuple[ImageWithJob, str | None]:
-    return images.image_of(image_id, visitor.caller, farm, "")
+    return images.get(farm, visitor.caller, image_id, "")
 
 
 Found = Annotated[tuple[ImageWithJob, str | None], Depends(image_of)]
@@ -26,16 +28,16 @@ Found = Annotated[tuple[ImageWithJob, str | None], Depends(image_of)]
 
 @router.get("/images/{image_id}/content")
 async def show_content(found: Found, farm: State) -> Response:
-    return await images.read_content(found, farm)
+    return RedirectResponse(farm.storage.link(images.require_key(*found)), 302)
 
 
 @router.get("/images/{image_id}/file")
 def save(found: Found, farm: State) -> Response:
-    image, key = found
-    name = f"{image.id}.{image.format}"
-    return RedirectResponse(farm.storage.link(images.stored(image, key), save_as=name), 302)
+    name = f"{found[0].id}.{found[0].format}"
+    return RedirectResponse(farm.storage.link(images.require_key(*found), save_as=name), 302)
 
 
 @router.get("/images/{image_id}/thumbnail")
 async def show_thumbnail(found: Found, farm: State, request: Request) -> Response:
-    return await images.read_thumbnail(found, farm, request)
+    read = partial(images.thumbnail, farm, images.require_key(*found))
+    return await with_content(request, found[0].sha256, "image/webp", read)

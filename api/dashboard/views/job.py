@@ -12,7 +12,7 @@ from api.dashboard.snippets import command_line, curl, draft_of
 from api.dashboard.view import Read, view
 from api.deps import BaseUrl, State
 from api.queries.jobs import find_job, with_progress
-from api.services import actions
+from api.services import jobs
 from common.db import transaction
 from common.enums import Tier
 
@@ -30,7 +30,7 @@ def show_job(job_id: UUID, visitor: TheVisitor, farm: State, base_url: BaseUrl) 
             retries = find_retries(connection, tenant_id, job_id)
         draft = draft_of(job)
         return {
-            "job": with_progress(farm.messages, [job])[0],
+            "job": with_progress(farm.broker, [job])[0],
             "leases": leases,
             "retries": retries,
             "tiers": [tier for tier in Tier if tier != job.tier],
@@ -43,13 +43,13 @@ def show_job(job_id: UUID, visitor: TheVisitor, farm: State, base_url: BaseUrl) 
 
 @router.post("/jobs/{job_id}/cancel")
 def cancel_job(request: Request, job_id: UUID, visitor: TheActor, farm: State) -> Response:
-    actions.cancel_job(farm, visitor.caller, job_id)
+    jobs.cancel(farm, visitor.caller, job_id)
     return notice(request, "job_changed.html", deed="cancel")
 
 
 @router.post("/jobs/{job_id}/retry")
 def retry_job(request: Request, job_id: UUID, visitor: TheActor, farm: State) -> Response:
-    again = actions.retry_job(farm, visitor.caller, job_id)
+    again = jobs.retry(farm, visitor.caller, job_id)
     return notice(request, "job_changed.html", deed="retry", job_id=again)
 
 
@@ -57,5 +57,5 @@ def retry_job(request: Request, job_id: UUID, visitor: TheActor, farm: State) ->
 def change_tier(
     request: Request, job_id: UUID, tier: Annotated[Tier, Form()], visitor: TheActor, farm: State
 ) -> Response:
-    actions.change_tier(farm, visitor.caller, job_id, tier)
+    jobs.change_tier(farm, visitor.caller, job_id, tier)
     return notice(request, "job_changed.html", deed="tier", tier=tier)

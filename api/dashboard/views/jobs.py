@@ -12,8 +12,8 @@ from api.dashboard.rendering import notice
 from api.dashboard.sessions import TheActor, TheVisitor
 from api.dashboard.view import Read, view
 from api.deps import AppState, State
-from api.routes import jobs
-from api.services import bulk
+from api.schemas import JobQuery
+from api.services import bulk, jobs
 from api.services.bulk import Report
 from common.accounts.tenants import Caller
 from common.db import transaction
@@ -26,7 +26,7 @@ router = APIRouter()
 Deed = Literal["cancel", "retry", "tier"]
 
 
-class Filters(jobs.Filters):
+class Filters(JobQuery):
     """As the API's, but as a form sends them: empty where nothing is chosen, moments without a zone in UTC."""
 
     @field_validator("*", mode="before")
@@ -63,7 +63,7 @@ TheFilters = Annotated[Filters, Query()]
 @view(router, "/jobs", "jobs.html")
 def list_jobs(filters: TheFilters, visitor: TheVisitor, farm: State) -> Read:
     def look() -> dict[str, Any]:
-        page = jobs.find_page(farm, visitor.caller, filters, "")
+        page = jobs.get_page(farm, visitor.caller, filters, "")
         older = urlencode({**filters.chosen, "cursor": page.next_cursor}) if page.next_cursor else None
         return {"jobs": page.items, "older": older, "filters": filters, "models": sorted(farm.catalog.models)}
 

@@ -51,14 +51,14 @@ def sign_out(request: Request, visitor: TheVisitor, _: OurPage) -> Response:
 def make_link(caller: Admin, farm: State, request: Request) -> dict[str, str]:
     """A link that signs in once, as the key that asks for it. For the command line; asked for with the key itself."""
     ticket = secrets.token_urlsafe(24)
-    if not farm.messages.leave(ticket, caller.key_id, LINK_LASTS_S):
+    if not farm.broker.leave(ticket, caller.key_id, LINK_LASTS_S):
         raise Unavailable("Redis is away, which keeps such links; sign in with the key itself.")
     return {"url": str(request.url_for("enter", ticket=ticket))}
 
 
 @router.get("/enter/{ticket}")
 def enter(ticket: str, farm: State, request: Request) -> Response:
-    key_id = farm.messages.collect(ticket)
+    key_id = farm.broker.collect(ticket)
     with transaction(farm.autocommit) as connection:
         caller = find_key(connection, key_id) if key_id else None
     if caller is None:

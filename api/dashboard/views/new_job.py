@@ -15,9 +15,8 @@ from api.dashboard.snippets import draft_of
 from api.dashboard.views.job import show_job
 from api.deps import AppState, BaseUrl, RequestId, State
 from api.queries.jobs import find_job
-from api.routes import jobs
-from api.routes.models import list_models
-from api.services import actions
+from api.schemas import JobRequest
+from api.services import admin, jobs
 from common.db import transaction
 from common.enums import Tier
 from common.errors import Error, Invalid
@@ -81,13 +80,12 @@ def choose_model(request: Request, typed: TheTyped, visitor: TheActor, farm: Sta
 def submit_job(
     request: Request, typed: TheTyped, visitor: TheActor, farm: State, base_url: BaseUrl, request_id: RequestId
 ) -> Response:
-    caller, lot = visitor.caller, secrets.randbelow(jobs.LARGEST_LOT)
+    caller = visitor.caller
     try:
         submission = written(typed)
         if typed.accepted:
-            actions.accept_licence(farm, caller, typed.model, typed.accepted)
-        once = jobs.once_of(submission, typed.once or None)
-        job, _ = jobs.submit(farm, caller, submission, once, None, lot, request_id, base_url)
+            admin.accept_licence(farm, caller, typed.model, typed.accepted)
+        job, _ = jobs.submit(farm, caller, submission, typed.once or None, request_id=request_id, base_url=base_url)
     except Error as error:
         return notice(request, "new_job_form.html", 422, **form_of(farm, visitor, typed, error))
     shown = show_job(job.id, visitor, farm, base_url)()
@@ -96,7 +94,7 @@ def submit_job(
 
 def form_of(farm: AppState, visitor: Visitor, typed: Typed, error: Error | None = None) -> dict[str, Any]:
     """What the form shows. Each has a token of its own: however often it is sent, it makes one job."""
-    models = {model.name: model for model in list_models(visitor.caller, farm).items}
+    models = {model.name: model for model in admin.list_models(farm, visitor.caller)}
     model = models.get(typed.model) or models[farm.default_model]
     before = models.get(typed.shown_model)
     if before != model and typed.negative_prompt == (before.defaults.negative_prompt if before else ""):
@@ -134,9 +132,9 @@ def copied(farm: AppState, visitor: Visitor, job_id: UUID) -> Typed:
     return Typed(**{name: f"{value}" for name, value in draft.items()} | several)
 
 
-def written(typed: Typed) -> jobs.Submission:
+def written(typed: Typed) -> JobRequest:
     """Raises Invalid for what is no submission, field by field."""
-    draft: dict[str, Any] = {name: value for name, value in typed if value and name in jobs.Submission.model_fields}
+    draft: dict[str, Any] = {name: value for name, value in typed if value and name in JobRequest.model_fields}
     draft |= {name: lines(getattr(typed, name)) for name in ("prompt", "negative_prompt")}
     draft |= {name: number(draft[name], int) for name in WHOLE if name in draft}
     draft |= {name: number(draft[name], float) for name in PARTS if name in draft}
@@ -150,9 +148,9 @@ def written(typed: Typed) -> jobs.Submission:
     return validated(draft)
 
 
-def validated(draft: Mapping[str, Any]) -> jobs.Submission:
+def validated(draft: Mapping[str, Any]) -> JobRequest:
     try:
-        return jobs.Submission.model_validate(draft)
+        return JobRequest.model_validate(draft)
     except ValidationError as error:
         raise Invalid.of(wrong_fields(error)) from None
 

@@ -10,7 +10,7 @@ from api.dashboard.rendering import notice
 from api.dashboard.sessions import TheActor, TheVisitor
 from api.dashboard.view import Read, view
 from api.deps import State
-from api.services import actions
+from api.services import admin
 from common.db import transaction
 from common.enums import WorkerState
 
@@ -37,11 +37,11 @@ def workers(farm: State, visitor: TheVisitor) -> Read:
 
 @router.post("/workers/{worker_id}/drain")
 def drain(request: Request, worker_id: UUID, visitor: TheActor, farm: State) -> Response:
-    actions.drain_worker(farm, visitor.caller, worker_id)
+    admin.drain_worker(farm, visitor.caller, worker_id)
     return notice(request, "notice_farm.html", done="drained")
 
 
 @router.post("/workers/{worker_id}/resume")
 def resume(request: Request, worker_id: UUID, visitor: TheActor, farm: State) -> Response:
-    actions.resume_worker(farm, visitor.caller, worker_id)
+    admin.resume_worker(farm, visitor.caller, worker_id)
     return notice(request, "notice_farm.html", done="resumed")

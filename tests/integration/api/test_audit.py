@@ -93,7 +93,7 @@ def test_what_is_done_to_batches_workers_keys_and_licences_is_noted(
     client.post(f"/v1/workers/{worker.id}/resume")
     key = client.post("/v1/keys", json={"name": "shop", "scopes": ["jobs:read"]}).json()["id"]
     client.delete(f"/v1/keys/{key}").raise_for_status()
-    licence = api.app.state.farm.catalog.get("zh-v0").licence
+    licence = api.app.state.shared.catalog.get("zh-v0").licence
     client.post("/v1/models/zh-v0/licence", json={"version": licence.version}).raise_for_status()
     assert noted(story) == [
         ("batch.submit", batch, {"name": "cats"}),
@@ -114,7 +114,7 @@ def test_what_is_done_to_all_that_match_is_one_note_with_the_count(
 ) -> None:
     monkeypatch.setattr(selection, "STEP_JOBS", 2)
     monkeypatch.setattr(bulk, "MOST_JOBS", 4)
-    farm, cats = api.app.state.farm, JobFilter(q="猫")
+    farm, cats = api.app.state.shared, JobFilter(q="猫")
     jobs = [story.submit(prompt="猫") for _ in range(5)]
     story.submit(prompt="花")
     with transaction(story.database) as connection:
@@ -142,7 +142,7 @@ def test_what_is_done_to_all_that_match_is_one_note_with_the_count(
 
 
 def test_a_model_whose_licence_is_not_accepted_is_not_retried(api: Api, story: Story, caller: Caller) -> None:
-    farm, job = api.app.state.farm, story.submit(model="zh-v0", steps=20)
+    farm, job = api.app.state.shared, story.submit(model="zh-v0", steps=20)
     story.publish(story.started(capacities={"zh-v0": 1}), ImageState.FAILED, error_code="out_of_memory")
     with transaction(story.database) as connection:
         seen = preview(connection, caller.tenant_id, JobFilter())

@@ -70,7 +70,7 @@ def names(events: list[Event]) -> list[str]:
 
 
 def watchers(api: Api) -> int:
-    waiting: int = api.app.state.farm.waiting_room.waiting
+    waiting: int = api.app.state.shared.job_watcher.waiting
     return waiting
 
 
@@ -230,24 +230,24 @@ def test_who_leaves_leaves_nothing_behind(api: Api, client: httpx.Client, story:
             follower.next()
             assert watchers(api) == 1
         until(lambda: watchers(api) == 0)
-    assert api.app.state.farm.waiting_room._watched == {}
+    assert api.app.state.shared.job_watcher._watched == {}
     until(lambda: not api.server.server_state.tasks)
 
 
 def test_a_hundred_followers_hold_neither_threads_nor_connections(api: Api, story: Story, settings: Settings) -> None:
     """And the job is read once for all of them, and rendered once."""
-    job, farm, messages = story.submit(), api.app.state.farm, Broker(settings)
+    job, farm, messages = story.submit(), api.app.state.shared, Broker(settings)
     with api.client() as client:
         headers = dict(client.headers)
     read: list[Any] = []
-    look = farm.waiting_room._look
+    look = farm.job_watcher._read_changed
 
     def witness(known: Any) -> Any:
         found = look(known)
         read.extend(found)
         return found
 
-    farm.waiting_room._look = witness
+    farm.job_watcher._read_changed = witness
 
     async def follow(client: httpx.AsyncClient) -> list[str]:
         async with client.stream("GET", f"/v1/jobs/{job}/events") as answer:
@@ -277,7 +277,7 @@ def test_one_who_does_not_read_is_cut_off_and_stops_nobody(
     api: Api, client: httpx.Client, story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the kernel does not take of him waits in a buffer of bounded size, and nothing else is kept."""
-    monkeypatch.setattr("api.routes.events.STALLED_S", 1.0)
+    monkeypatch.setattr("api.live.event_stream.STALLED_S", 1.0)
     job = story.submit(count=64)
     with stalled(api, client, job) as address, following(client, job) as follower:
         follower.next()
@@ -285,7 +285,7 @@ def test_one_who_does_not_read_is_cut_off_and_stops_nobody(
         held = 0
         for _ in range(63):
             story.publish(story.started(capacity=1), ImageState.FAILED, error_code="x", error_message="x" * 20_000)
-            api.app.state.farm.messages.announce_changed([job])
+            api.app.state.shared.broker.announce_changed([job])
             assert follower.until("image").data["state"] == "failed"
             held = max(
                 held, *(one.transport.get_write_buffer_size() for one in list(api.server.server_state.connections))

@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 
 from api.live.job_events import read_event_id
 from api.live.job_watcher import WOKEN_AT_ONCE, JobWatcher, Subscription, WatchedJob
-from api.queries.jobs import Mark, find_changed
+from api.queries.jobs import JobVersion, find_changed
 from api.routes.events import RETRY, news
 from api.schemas import Job
 from common.accounts import tenants
@@ -79,7 +79,7 @@ def test_a_repeated_submission_waits_too(api: Api, client: httpx.Client, story: 
 
 
 def test_two_hundred_who_wait_hold_neither_threads_nor_connections(api: Api, story: Story, settings: Settings) -> None:
-    farm = api.app.state.farm
+    farm = api.app.state.shared
     with api.client() as client:
         key = client.headers["Authorization"]
 
@@ -89,7 +89,7 @@ def test_two_hundred_who_wait_hold_neither_threads_nor_connections(api: Api, sto
         options: dict[str, Any] = {"base_url": api.url, "limits": limits, "timeout": 60, "trust_env": False}
         async with httpx.AsyncClient(headers=headers, **options) as client:
             posts = [asyncio.create_task(client.post("/v1/jobs", json=PROMPT)) for _ in range(200)]
-            while farm.waiting_room.waiting < 200:
+            while farm.job_watcher.waiting < 200:
                 assert not any(post.done() for post in posts)
                 await asyncio.sleep(0.02)
             in_use = farm.engine.pool.checkedout()
@@ -104,7 +104,7 @@ def test_two_hundred_who_wait_hold_neither_threads_nor_connections(api: Api, sto
     assert in_use <= 1  # the poll
     assert {answer.status_code for answer in answers} == {200}
     assert {answer.json()["state"] for answer in answers} == {"succeeded"}
-    assert farm.waiting_room.waiting == 0
+    assert farm.job_watcher.waiting == 0
 
 
 def test_one_poll_serves_all_who_wait(story: Story) -> None:
@@ -112,7 +112,7 @@ def test_one_poll_serves_all_who_wait(story: Story) -> None:
     jobs = [story.submit() for _ in range(50)]
     wait_and_end(story, None)
 
-    def look(known: Mapping[UUID, Mark | None]) -> dict[UUID, tuple[Mark, Job]]:
+    def look(known: Mapping[UUID, JobVersion | None]) -> dict[UUID, tuple[JobVersion, Job]]:
         asked.append(set(known))
         with transaction(story.database) as connection:
             return find_changed(connection, known)
@@ -153,7 +153,7 @@ def test_a_thousand_are_woken_a_few_at_a_time() -> None:
 def test_only_rows_that_changed_are_read(story: Story) -> None:
     job, other = story.submit(count=2), story.submit()
 
-    def changed(known: Mapping[UUID, Mark | None]) -> dict[UUID, Mark]:
+    def changed(known: Mapping[UUID, JobVersion | None]) -> dict[UUID, JobVersion]:
         with transaction(story.database) as connection:
             return {job_id: mark for job_id, (mark, _) in find_changed(connection, known).items()}
 
@@ -173,7 +173,7 @@ def test_the_subscription_comes_back_by_itself(settings: Settings, monkeypatch: 
     redis = Redis.from_url(settings.redis_url.get_secret_value())
     asked = 0
 
-    def look(known: Mapping[UUID, Mark | None]) -> dict[UUID, tuple[Mark, Job]]:
+    def look(known: Mapping[UUID, JobVersion | None]) -> dict[UUID, tuple[JobVersion, Job]]:
         nonlocal asked
         asked += 1
         return {}

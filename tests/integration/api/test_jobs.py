@@ -80,14 +80,14 @@ def test_a_prompt_that_the_model_cannot_draw_gets_a_warning(client: httpx.Client
 
 def test_a_submission_sends_one_message_and_only_after_the_commit(api: Api, settings: Settings) -> None:
     sent = []
-    wake = api.app.state.farm.messages.wake
+    wake = api.app.state.shared.broker.wake
 
     def witness(model: str, *, job_id: Any, tier: str) -> bool:
         with api.database.connect() as other:
             sent.append(other.execute(text("SELECT state FROM jobs WHERE id = :id"), {"id": job_id}).scalar())
         return bool(wake(model, job_id=job_id, tier=tier))
 
-    api.app.state.farm.messages.wake = witness
+    api.app.state.shared.broker.wake = witness
     with api.client() as client:
         submit(client)
     assert sent == ["queued"]
@@ -203,7 +203,7 @@ def test_a_running_job_says_how_far_it_is(api: Api, client: httpx.Client, story:
     job = submit(client)
     story.started()
     assert look(client, job)["progress"] is None
-    api.app.state.farm.messages.report_progress([job["id"]], 3, 20)
+    api.app.state.shared.broker.report_progress([job["id"]], 3, 20)
     found = look(client, job)
     assert (found["state"], found["progress"]) == ("running", {"step": 3, "steps": 20})
     assert client.get("/v1/jobs").json()["items"][0]["progress"] == {"step": 3, "steps": 20}
@@ -259,9 +259,9 @@ def test_a_page_of_many_jobs_takes_as_many_queries_as_one(api: Api, client: http
         def note(_c: Any, _u: Any, statement: str, *_: Any) -> None:
             seen.append(statement)
 
-        event.listen(api.app.state.farm.engine, "before_cursor_execute", note)
+        event.listen(api.app.state.shared.engine, "before_cursor_execute", note)
         assert len(client.get("/v1/jobs", params={"limit": limit}).json()["items"]) == limit
-        event.remove(api.app.state.farm.engine, "before_cursor_execute", note)
+        event.remove(api.app.state.shared.engine, "before_cursor_execute", note)
         return len(seen)
 
     for _ in range(30):

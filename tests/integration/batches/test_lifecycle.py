@@ -211,7 +211,7 @@ def test_a_matrix_is_gone_on_with_too(farm: BatchStory, small_chunks: None) -> N
     batch = farm.batch(batch_id)
     assert (batch.state, batch.prompts, batch.jobs, batch.images) == ("running", 10, 30, 30)
     made = [
-        (job.place, job.recipe["prompt"], job.recipe["steps"], job.recipe["seeds"]) for job in farm.jobs_of(batch_id)
+        (job.position, job.recipe["prompt"], job.recipe["steps"], job.recipe["seeds"]) for job in farm.jobs_of(batch_id)
     ]
     assert made == [
         (3 * place + variant, prompt, steps, [100 + place])

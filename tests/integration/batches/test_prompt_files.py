@@ -166,7 +166,7 @@ def test_a_file_of_which_nothing_is_left_is_refused(
         "ended",
         "None of its lines is right. Line 5: prompt is missing.",
     )
-    monkeypatch.setattr(batch_expander, "MOST_SKIPPED", 3)
+    monkeypatch.setattr(batch_expander, "MAX_SKIPPED", 3)
     batch_id = submitted(client, WRONG.encode(), "application/jsonl", skip_bad=True)
     assert not control.work(batch_id, 60)
     message = read(client, batch_id)["error"]["message"]

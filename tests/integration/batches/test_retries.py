@@ -74,9 +74,9 @@ def test_what_failed_has_heirs_in_a_batch_of_its_own(farm: BatchStory, monkeypat
     retry, parents, heirs = farm.batch(retry_id), farm.jobs_of(batch_id), farm.jobs_of(retry_id)
     assert (retry.state, retry.prompts, retry.jobs, retry.images) == ("running", 3, 3, 4)
     assert [heir.parent_id for heir in heirs] == [parents[place].id for place in (2, 3, 4)]
-    assert [heir.place for heir in heirs] == [0, 1, 2]
+    assert [heir.position for heir in heirs] == [0, 1, 2]
     assert [heir.recipe for heir in heirs] == [parents[place].recipe for place in (2, 3, 4)]
-    drawn = [(image.place, image._mapping["index"]) for image in farm.images_of(retry_id)]
+    drawn = [(image.position, image._mapping["index"]) for image in farm.images_of(retry_id)]
     assert drawn == [(0, 0), (1, 0), (1, 1), (2, 1)]
     assert [(lane.open, lane.closed) for lane in farm.lanes_of(retry_id)] == [(4, False)]
     seeds = [image.seed for image in farm.claim(capacity=8).images]
@@ -94,7 +94,7 @@ def test_it_ends_as_any_batch_and_what_fails_in_it_is_the_next_ones(farm: BatchS
     third = farm.retry(retry_id)
     expand(farm, third)
     (heir,) = farm.jobs_of(third)
-    assert farm.job(farm.job(heir.parent_id).parent_id).place == 3
+    assert farm.job(farm.job(heir.parent_id).parent_id).position == 3
     assert farm.batch(batch_id).state == "ended"
 
 

@@ -120,9 +120,9 @@ def test_the_rate_is_that_of_the_last_minute(farm: BatchStory, sweep: Sweep, cli
 
     def later(seconds: float) -> None:
         shifted = """SELECT jsonb_agg(jsonb_set(mark, '{0}', to_jsonb((mark -> 0)::float - :s)) ORDER BY place)
-                     FROM jsonb_array_elements(pace) WITH ORDINALITY AS mark(mark, place)"""
+                     FROM jsonb_array_elements(progress_samples) WITH ORDINALITY AS mark(mark, place)"""
         with farm.database.begin() as connection:
-            connection.execute(text(f"UPDATE batches SET pace = ({shifted})"), {"s": seconds})
+            connection.execute(text(f"UPDATE batches SET progress_samples = ({shifted})"), {"s": seconds})
         sweep.note_progress()
 
     sweep.note_progress()

@@ -14,7 +14,7 @@ from api.dashboard.queries import admin, batches, gallery, jobs, overview, worke
 from api.dashboard.queries.gallery import GallerySearch, Picture
 from api.dashboard.queries.overview import DAY, HOUR
 from api.queries.fleet import read_fleet
-from api.routes.models import find_models
+from api.queries.models import find_models
 from bench.harness import backlog
 from common.accounts.tenants import create_key, revoke_key
 from common.db import new_id, transaction
@@ -84,7 +84,7 @@ def take_sample(story: Story, minutes_ago: int = 0) -> None:
     """As if time went on by so many minutes after it."""
     with transaction(story.database) as connection:
         samples.take(connection)
-    change(story, "UPDATE samples SET minute = minute - make_interval(mins => :ago)", ago=minutes_ago)
+    change(story, "UPDATE lane_samples SET minute = minute - make_interval(mins => :ago)", ago=minutes_ago)
 
 
 def drawn(story: Story, state: ImageState = ImageState.STORED, **fields: Any) -> list[UUID]:
@@ -123,7 +123,7 @@ def test_of_each_minute_there_is_one_sample_and_old_ones_go(story: Story, screen
         samples.take(connection)
         connection.execute(text("UPDATE lanes SET stored = 2"))
         samples.take(connection)
-    (kept,) = story.rows("SELECT stored, minute FROM samples")
+    (kept,) = story.rows("SELECT stored, minute FROM lane_samples")
     assert kept.stored == 1
     assert datetime.now(UTC) - kept.minute < timedelta(minutes=3)
 

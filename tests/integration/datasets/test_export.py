@@ -1,4 +1,4 @@
-"""Datasets from a rendered batch to the libraries that read them: what is in them, and that nothing moves a byte."""
+"""Datasets from a rendered batch to the libraries that read them: their content, and that their bytes are stable."""
 
 import hashlib
 import json
@@ -73,7 +73,7 @@ def expander(story: Story, settings: Settings) -> Expander:
 
 @pytest.fixture
 def exporter(story: Story, settings: Settings) -> Exporter:
-    """The control worker of a test, who does something when he is told."""
+    """An exporter that writes when the test calls it."""
     return Exporter(story.database, Storage(settings), CATALOG, shard_images=SHARD)
 
 
@@ -147,11 +147,13 @@ def sums_of(files: Files) -> dict[str, str]:
 
 
 def abandon(story: Story) -> None:
-    """As the database is, half a minute after somebody was killed who had taken a dataset."""
+    """Leave the database as it is half a minute after the owner of a dataset was killed."""
     with story.database.begin() as connection:
         connection.execute(
-            text("UPDATE datasets SET hand = :hand, touched_at = now() - interval '31 s' WHERE finished_at IS NULL"),
-            {"hand": new_id()},
+            text(
+                "UPDATE datasets SET owner_id = :owner, touched_at = now() - interval '31 s' WHERE finished_at IS NULL"
+            ),
+            {"owner": new_id()},
         )
 
 
@@ -217,7 +219,7 @@ def test_the_manifest_lists_what_was_skipped(
     assert first["digest"] == again["digest"]
 
 
-def test_killed_three_times_at_random_it_is_the_same(
+def test_a_dataset_whose_exporter_was_killed_three_times_is_the_same(
     client: httpx.Client, exporter: Exporter, batch_id: str, story: Story, settings: Settings
 ) -> None:
     whole = ready(client, exporter, batch_id, splits={"test": 0.3})
@@ -231,8 +233,8 @@ def test_killed_three_times_at_random_it_is_the_same(
         with pytest.raises(Death):
             writer.work(dataset_id, 60)
         left = files_of(settings, dataset_id)
-        marked = [json.loads(data)["files"] for path, data in left.items() if path.startswith("_state/")]
-        for path, file in {path: file for mark in marked for path, file in mark.items()}.items():
+        written = [json.loads(data)["files"] for path, data in left.items() if path.startswith("_state/")]
+        for path, file in {path: file for one in written for path, file in one.items()}.items():
             assert hashlib.sha256(left[path]).hexdigest() == file["sha256"]
         abandon(story)
     writer.work(dataset_id, 60)
@@ -240,7 +242,7 @@ def test_killed_three_times_at_random_it_is_the_same(
     assert files_of(settings, dataset_id) == files
 
 
-def test_one_who_was_overtaken_changes_nothing(
+def test_an_exporter_that_lost_its_ownership_changes_nothing(
     client: httpx.Client, exporter: Exporter, batch_id: str, story: Story, settings: Settings
 ) -> None:
     digest = ready(client, exporter, batch_id)["digest"]
@@ -253,7 +255,7 @@ def test_one_who_was_overtaken_changes_nothing(
             super().put_blocks(*arguments)
             if self.is_first:
                 self.is_first = False
-                assert not exporter.work(dataset_id, 60)  # somebody is at it
+                assert not exporter.work(dataset_id, 60)  # it has an owner
                 abandon(story)
 
     assert not Exporter(story.database, Slow(settings), CATALOG, shard_images=SHARD).work(dataset_id, 60)
@@ -263,7 +265,7 @@ def test_one_who_was_overtaken_changes_nothing(
     assert shown(client, dataset_id)["digest"] == digest
 
 
-def test_one_that_is_told_to_end_lets_go(
+def test_an_exporter_that_is_stopped_releases_its_dataset(
     client: httpx.Client, exporter: Exporter, batch_id: str, story: Story, settings: Settings
 ) -> None:
     dataset_id = asked(client, batch_id)
@@ -274,7 +276,7 @@ def test_one_that_is_told_to_end_lets_go(
     assert shown(client, dataset_id)["state"] == "ready"
 
 
-def test_a_batch_that_runs_is_followed(
+def test_shards_are_written_while_the_batch_is_running(
     client: httpx.Client, exporter: Exporter, expander: Expander, story: Story, make_worker: MakeWorker
 ) -> None:
     batch_id = submitted(client, expander)
@@ -349,7 +351,7 @@ def test_the_same_recipe_twice_is_two_samples(
     assert len(rows[0]["key"]) == 64
 
 
-def test_a_picture_that_is_lost_is_said_to_be(
+def test_a_missing_or_damaged_image_is_marked(
     client: httpx.Client, exporter: Exporter, batch_id: str, story: Story, settings: Settings
 ) -> None:
     store = Storage(settings)
@@ -362,7 +364,7 @@ def test_a_picture_that_is_lost_is_said_to_be(
     assert made["images"]["stored"] == 18
 
 
-def test_verify_looks_at_the_pictures_themselves(
+def test_verify_decodes_every_image(
     client: httpx.Client, exporter: Exporter, batch_id: str, story: Story, settings: Settings, tmp_path: Path
 ) -> None:
     first, data = story.rows("SELECT id, key FROM images WHERE key IS NOT NULL ORDER BY id LIMIT 1")[0], b"no picture"
@@ -421,7 +423,7 @@ def test_links_to_all_files_come_in_pages(
     assert (set(found), pages) == (set(files), -(-len(files) // 7))
 
 
-def test_the_sweep_comes_back_to_those_that_nobody_writes(
+def test_the_sweep_sends_a_message_for_datasets_that_nobody_writes(
     client: httpx.Client, exporter: Exporter, batch_id: str, story: Story, settings: Settings
 ) -> None:
     messages = Broker(settings)
@@ -439,7 +441,7 @@ def test_the_sweep_comes_back_to_those_that_nobody_writes(
         connection.execute(text("UPDATE datasets SET touched_at = now() - interval '11 s'"))
     assert sent() == 1
     with story.database.begin() as connection:
-        connection.execute(text("UPDATE datasets SET hand = id"))
+        connection.execute(text("UPDATE datasets SET owner_id = id"))
     assert sent() == 0
     abandon(story)
     assert sent() == 1
@@ -461,7 +463,9 @@ def test_the_same_key_gives_the_same_dataset(client: httpx.Client, batch_id: str
     assert [one["id"] for one in client.get("/v1/datasets").json()["items"]] == [first.json()["id"]]
 
 
-def test_a_tenant_sees_only_its_own_and_a_key_does_what_it_may(api: Api, client: httpx.Client, batch_id: str) -> None:
+def test_a_tenant_sees_only_its_own_datasets_and_scopes_are_required(
+    api: Api, client: httpx.Client, batch_id: str
+) -> None:
     dataset_id = asked(client, batch_id)
     with api.client("another") as stranger:
         assert stranger.get("/v1/datasets").json()["items"] == []
@@ -489,11 +493,11 @@ def test_a_tenant_sees_only_its_own_and_a_key_does_what_it_may(api: Api, client:
 
 
 HOLD_THE_LAST = text("""
-    UPDATE images SET not_before = 'infinity' WHERE job_id = (SELECT id FROM jobs ORDER BY place DESC LIMIT 1)
+    UPDATE images SET not_before = 'infinity' WHERE job_id = (SELECT id FROM jobs ORDER BY position DESC LIMIT 1)
 """)
 
 
-def test_what_a_retry_has_drawn_stands_where_it_failed(
+def test_the_images_of_a_retry_replace_those_that_failed(
     client: httpx.Client,
     exporter: Exporter,
     expander: Expander,
@@ -518,12 +522,12 @@ def test_what_a_retry_has_drawn_stands_where_it_failed(
     made, other = shown(client, dataset_id), ready(client, exporter, whole)
     assert (before["images"]["stored"], made["images"]["stored"], made["retries"]) == (5, 8, [retry])
 
-    def drawn(dataset: dict[str, Any]) -> list[dict[str, Any]]:
+    def without_ids(dataset: dict[str, Any]) -> list[dict[str, Any]]:
         own = ("image_id", "job_id", "created_at", "render_ms")
         rows = rows_of(files_of(settings, dataset["id"]))
         return [{name: row[name] for name in row if name not in own} for row in rows]
 
-    assert drawn(made) == drawn(other)
+    assert without_ids(made) == without_ids(other)
     files = files_of(settings, made["id"])
     jobs = client.get("/v1/jobs", params={"batch": retry}).json()["items"]
     assert {job["id"] for job in jobs} == {row["job_id"] for row in rows_of(files)[:3]}

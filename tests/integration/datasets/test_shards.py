@@ -1,4 +1,4 @@
-"""Where a dataset is cut into shards: by the bytes of their pictures as by their number, and never within a prompt."""
+"""How a dataset is split into shards: by bytes and by number of images, and never within a prompt."""
 
 import io
 import json
@@ -60,7 +60,7 @@ def picture(lines: int) -> bytes:
 def exported(
     farm: BatchStory, settings: Settings, batch_id: UUID, folder: Path, layout: Layout, shard_images: int
 ) -> list[list[int]]:
-    """What the pictures of each shard take, of a dataset that is whole."""
+    """The bytes of each image, by shard, of a verified dataset."""
     with transaction(farm.database) as connection:
         dataset_id = datasets.submit(connection, farm.tenant(), batch_id, DatasetPlan(layout=layout))
     assert not Exporter(farm.database, farm.storage, CATALOG, shard_images=shard_images).work(dataset_id, 60)
@@ -73,19 +73,19 @@ def exported(
     verification = Verification(folder)
     verification.run()
     assert (verification.problems, verification.rows, verification.pictures) == ([], 12, 12)
-    marks = [json.loads(path.read_text()) for path in sorted((folder / "_state").iterdir())]
-    assert [mark["shard"] for mark in marks] == [f"train-{number:05}" for number in range(len(marks))]
+    manifests = [json.loads(path.read_text()) for path in sorted((folder / "_state").iterdir())]
+    assert [manifest["shard"] for manifest in manifests] == [f"train-{number:05}" for number in range(len(manifests))]
     coming, shards = iter(farm.images_of(batch_id)), list[list[int]]()
-    for mark in marks:
-        shards.append([next(coming).bytes for _ in range(mark["rows"])])
-        assert mark["bytes"] == sum(shards[-1])
+    for manifest in manifests:
+        shards.append([next(coming).bytes for _ in range(manifest["rows"])])
+        assert manifest["bytes"] == sum(shards[-1])
     (row,) = farm.rows("SELECT shards, finished_at, error_code FROM datasets WHERE id = :id", id=dataset_id)
-    assert (row.shards, row.finished_at is not None, row.error_code) == (len(marks), True, None)
+    assert (row.shards, row.finished_at is not None, row.error_code) == (len(manifests), True, None)
     return shards
 
 
 @pytest.mark.parametrize("layout", ["webdataset", "imagefolder"])
-def test_a_shard_is_full_when_its_pictures_are_too_many_bytes(
+def test_a_shard_has_a_limit_of_bytes(
     farm: BatchStory,
     settings: Settings,
     batch_id: UUID,
@@ -101,7 +101,7 @@ def test_a_shard_is_full_when_its_pictures_are_too_many_bytes(
     assert exported(farm, settings, batch_id, tmp_path, layout, 100) == [sizes[:6], sizes[6:8], sizes[8:10], sizes[10:]]
 
 
-def test_a_prompt_that_no_shard_has_room_for_has_one_of_its_own(
+def test_a_prompt_larger_than_a_shard_has_a_shard_of_its_own(
     farm: BatchStory, settings: Settings, batch_id: UUID, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes = [image.bytes for image in farm.images_of(batch_id)]
@@ -111,7 +111,7 @@ def test_a_prompt_that_no_shard_has_room_for_has_one_of_its_own(
 
 
 @pytest.mark.parametrize(("shard_images", "prompts"), [(5, [2, 2, 2]), (6, [3, 3]), (1, [1] * 6)])
-def test_a_shard_is_full_when_its_pictures_are_too_many(
+def test_a_shard_has_a_limit_of_images(
     farm: BatchStory, settings: Settings, batch_id: UUID, tmp_path: Path, shard_images: int, prompts: list[int]
 ) -> None:
     shards = exported(farm, settings, batch_id, tmp_path, "parquet", shard_images)

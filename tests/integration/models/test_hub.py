@@ -139,13 +139,14 @@ import json, sys
 from pathlib import Path
 from common.catalog.catalog import of_entry
 from common.errors import ModelRefused
-from worker.models import importer as importing, painter
+from worker.models import importer
+from worker.pipelines.registry import load
 
 store, entry = Path(sys.argv[1]), json.loads(sys.argv[2])
 for source, revision in json.loads(sys.argv[3]):
     model = of_entry("tiny", {**entry, "source": source, "revision": revision}, store)
     try:
-        here = importing.ensure(model, store, lambda model: painter.load(model, "cpu", 1), lambda *progress: None)
+        here = importer.ensure_imported(model, store, lambda model: load(model, "cpu", 1), lambda *progress: None)
         print(json.dumps({"revision": here.revision, "files": sorted(here.sha256)}))
     except ModelRefused as error:
         print(json.dumps(error.message))

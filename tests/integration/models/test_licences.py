@@ -58,7 +58,7 @@ def test_nobody_renders_before_he_has_accepted_the_licence(client: httpx.Client,
     assert accept(client).json()["licence_accepted_at"] == accepted.json()["licence_accepted_at"] is not None
     assert [answer.status_code for answer in submissions(client, ended)] == [201, 201, 201]
 
-    (row,) = story.rows("SELECT name, licence, version FROM acceptances JOIN api_keys ON api_keys.id = key_id")
+    (row,) = story.rows("SELECT name, licence, version FROM licence_acceptances JOIN api_keys ON api_keys.id = key_id")
     assert tuple(row) == ("a key of the tests", NAME, VERSION)
     with api.client("another") as another:
         assert another.post("/v1/jobs", json=ZH).status_code == 403
@@ -88,12 +88,12 @@ def asked(api: Api) -> Iterator[list[str]]:
     seen: list[str] = []
 
     def note(_c: Any, _u: Any, statement: str, *_: Any) -> None:
-        if "acceptances" in statement:
+        if "licence_acceptances" in statement:
             seen.append(statement)
 
-    event.listen(api.app.state.farm.engine, "before_cursor_execute", note)
+    event.listen(api.app.state.shared.engine, "before_cursor_execute", note)
     yield seen
-    event.remove(api.app.state.farm.engine, "before_cursor_execute", note)
+    event.remove(api.app.state.shared.engine, "before_cursor_execute", note)
 
 
 def test_it_is_looked_up_once_and_never_for_a_free_model(client: httpx.Client, asked: list[str]) -> None:

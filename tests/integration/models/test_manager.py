@@ -1,5 +1,6 @@
 """Which models a worker holds in memory, which one makes room for another, and how many images each can take."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -94,6 +95,24 @@ def test_when_the_device_is_full_all_others_make_room(make_gallery: MakeGallery)
     assert list(gallery.refusals()) == ["c"]
 
 
+def test_a_refused_model_of_the_hub_is_tried_again_after_five_minutes_and_a_folder_is_not(
+    make_gallery: MakeGallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Strict(ModelManager):
+        def _load(self, model: Model) -> Pipeline:
+            raise ModelRefused("It is broken.")
+
+    gallery = make_gallery(MINI, replace(MINI, name="hub", source_path=None), kind=Strict)
+    for name in (MINI.name, "hub"):
+        with pytest.raises(ModelRefused):
+            gallery.painter(name)
+    real = time.monotonic
+    for minutes, servable in ((0, []), (4, []), (6, ["hub"])):
+        with monkeypatch.context() as here:
+            here.setattr(time, "monotonic", lambda later=60 * minutes: real() + later)
+            assert [model.name for model in gallery.servable()] == servable
+
+
 def test_models_that_do_not_fit_together_are_not_swapped_at_once(make_gallery: MakeGallery) -> None:
     gallery = make_gallery(*ALL, model_memory=2 * BYTES)
     gallery.painter("a")
@@ -116,7 +135,7 @@ def test_models_that_fit_together_need_no_patience(story: Story, make_worker: Ma
 
 
 def recorded(story: Story) -> list[int]:
-    return [row.images for row in story.rows("SELECT images FROM capacities")]
+    return [row.images for row in story.rows("SELECT images FROM batch_sizes")]
 
 
 def test_a_capacity_is_found_once_for_a_class_of_workers(
@@ -136,7 +155,7 @@ def test_a_capacity_is_found_once_for_a_class_of_workers(
         gallery.painter("mini-zh")
         assert recorded(story) == [gallery.capacities["mini-zh"]]
         with story.database.begin() as connection:  # what no search finds
-            connection.exec_driver_sql("UPDATE capacities SET images = 77")
+            connection.exec_driver_sql("UPDATE batch_sizes SET images = 77")
     assert gallery.capacity(MINI) == 77
     assert len(searches) == 1
     make_gallery(MINI, device="cpu", worker_class={**CLASS, "torch": "3"}).painter("mini-zh")

@@ -15,7 +15,7 @@ def served(story: Story, **shares: float) -> None:
     for name, share in shares.items():
         tenant = story.tenant(name)
         with story.database.begin() as connection:
-            connection.execute(text("UPDATE tenants SET served = :s WHERE id = :t"), {"s": share, "t": tenant})
+            connection.execute(text("UPDATE tenants SET virtual_time = :s WHERE id = :t"), {"s": share, "t": tenant})
 
 
 def company(story: Story, **claim: Any) -> list[UUID]:
@@ -73,5 +73,5 @@ def test_a_tenant_pays_for_its_own_images_only(story: Story) -> None:
     story.submit(tenant="heavy", count=2)
     story.tenant("absent")
     assert len(story.claim(capacity=8).images) == 3
-    paid = {row.name: float(row.served) for row in story.rows("SELECT name, served FROM tenants")}
+    paid = {row.name: float(row.virtual_time) for row in story.rows("SELECT name, virtual_time FROM tenants")}
     assert paid == {"first": 1, "heavy": 1, "absent": 0}

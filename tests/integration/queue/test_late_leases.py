@@ -53,10 +53,10 @@ def test_publishing_after_its_heirs_changes_nothing_but_what_is_to_be_cleaned(
     story: Story, frozen: Microbatch, state: ImageState
 ) -> None:
     before, row = snapshot(story), lease(story, frozen)
-    assert (row["outcome"], row["unclean"]) == ("lost", False)
+    assert (row["outcome"], row["needs_cleanup"]) == ("lost", False)
     late = story.publish(frozen, state)
     assert (late.images, late.ended_jobs) == (frozenset(), ())
-    assert lease(story, frozen) == row | {"unclean": True}  # what it uploaded late, no image shows
+    assert lease(story, frozen) == row | {"needs_cleanup": True}  # what it uploaded late, no image shows
     mine = sorted(image_key(image.job_id, image.index, frozen.lease_id, "png") for image in frozen.images)
     assert cleaned(story) == {frozen.lease_id: mine}
     assert snapshot(story) == before

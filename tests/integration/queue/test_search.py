@@ -55,7 +55,7 @@ def seeker(story: Story) -> Seeker:
 def near_sighted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A question looks at five jobs, for words first at three; the index of characters gives two at most."""
     monkeypatch.setattr(search, "WINDOW", 5)
-    monkeypatch.setattr(search, "GLANCE", 3)
+    monkeypatch.setattr(search, "FIRST_WINDOW", 3)
     monkeypatch.setattr(search, "CANDIDATES", 2)
 
 
@@ -169,7 +169,7 @@ def test_a_page_of_a_batch_without_statistics_is_no_sort_of_all_its_jobs(story: 
 FILL = (
     "INSERT INTO uploads (id, tenant_id, format, bytes, sha256) VALUES (:upload, :tenant, 'txt', 1, 'x')",
     """INSERT INTO batches (id, tenant_id, upload_id, tier, plan) VALUES (:batch, :tenant, :upload, 'bulk', '{}')""",
-    """INSERT INTO jobs (id, tenant_id, batch_id, place, tier, recipe, count, open)
-       SELECT uuidv7(), :tenant, :batch, place, 'bulk', '{"prompt": "圆", "model": "mini-zh"}', 1, 1
-       FROM generate_series(1, 20000) AS place""",
+    """INSERT INTO jobs (id, tenant_id, batch_id, position, tier, recipe, count, open)
+       SELECT uuidv7(), :tenant, :batch, position, 'bulk', '{"prompt": "圆", "model": "mini-zh"}', 1, 1
+       FROM generate_series(1, 20000) AS position""",
 )

@@ -106,7 +106,7 @@ class Farm(RuleBasedStateMachine):
         self.bucket: set[str] = set()
         with transaction(story.database) as connection:
             connection.execute(text("TRUNCATE images, jobs, leases, lanes"))
-            connection.execute(text("UPDATE tenants SET served = 0, served_from = 0"))
+            connection.execute(text("UPDATE tenants SET virtual_time = 0, virtual_start = 0"))
         self.seen = Seen(observer)
 
     @initialize()
@@ -391,7 +391,10 @@ class Farm(RuleBasedStateMachine):
                 assert self.seen.jobs[old["id"]] == old
         for old in before.leases.values():
             if old["ended_at"]:
-                assert self.seen.leases[old["id"]] == {**old, "unclean": self.seen.leases[old["id"]]["unclean"]}
+                assert self.seen.leases[old["id"]] == {
+                    **old,
+                    "needs_cleanup": self.seen.leases[old["id"]]["needs_cleanup"],
+                }
         self.check()
 
     def check(self) -> None:

@@ -1,4 +1,4 @@
-"""The sweep puts right what was lost, step by step, and does no harm however often it runs."""
+"""The sweep repairs what was lost, step by step, and changes nothing else however often it runs."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -97,7 +97,7 @@ def until_swept(sweep: Sweep, condition: Callable[[], object]) -> None:
         sweep.once()
         return condition()
 
-    until(swept, 10)
+    until(swept)
 
 
 def test_images_of_a_dead_lease_go_back_to_the_queue(story: Story, sweep: Sweep) -> None:
@@ -117,9 +117,9 @@ def test_a_job_that_ends_by_a_rescue_is_announced(story: Story, sweep: Sweep, cl
         channel.subscribe(CHANGED_CHANNEL)
         channel.get_message(timeout=5)
         until_swept(sweep, lambda: story.job(job).state == JobState.FAILED)
-        heard = until(lambda: channel.get_message(timeout=0.1), 5)
-        while str(job) not in heard["data"]:  # the channel is Redis-wide
-            heard = until(lambda: channel.get_message(timeout=0.1), 5)
+        message = until(lambda: channel.get_message(timeout=0.1))
+        while str(job) not in message["data"]:  # the channel is Redis-wide
+            message = until(lambda: channel.get_message(timeout=0.1))
     assert story.job(job).error_code == "worker_lost"
 
 
@@ -160,7 +160,7 @@ def test_idle_workers_beside_waiting_work_are_woken(story: Story, sweep: Sweep, 
     assert client.llen(render_queue("zh-v0")) == 0  # nobody serves it
 
 
-def test_silent_workers_are_shown_as_stopped(story: Story, sweep: Sweep) -> None:
+def test_silent_workers_are_marked_as_stopped(story: Story, sweep: Sweep) -> None:
     silent, alive = register(story, []), register(story, [])
     with story.database.begin() as connection:
         connection.execute(text("UPDATE workers SET seen_at = now() - interval '1 hour' WHERE id = :w"), {"w": silent})
@@ -193,8 +193,8 @@ def test_a_worker_may_be_silent_for_three_beats_or_leases_and_no_longer(
 
 
 def test_a_worker_that_stopped_is_shown_for_a_day(story: Story, sweep: Sweep) -> None:
-    shown, forgotten = register(story, []), register(story, [])
-    for worker, hours in ((shown, 23.9), (forgotten, 24.1)):
+    shown, deleted = register(story, []), register(story, [])
+    for worker, hours in ((shown, 23.9), (deleted, 24.1)):
         with transaction(story.database) as connection:
             workers.stop(connection, worker, "the day is over")
         silent_for(story, worker, 3600 * hours)
@@ -202,7 +202,7 @@ def test_a_worker_that_stopped_is_shown_for_a_day(story: Story, sweep: Sweep) ->
     assert [row.id for row in story.rows("SELECT id FROM workers")] == [shown]
 
 
-def test_idempotency_keys_are_forgotten_after_a_day(story: Story, sweep: Sweep) -> None:
+def test_idempotency_keys_are_deleted_after_a_day(story: Story, sweep: Sweep) -> None:
     for key, age in (("kept", "23:59:00"), ("old", "24:00:01")):
         with story.database.begin() as connection:
             connection.execute(
@@ -233,30 +233,30 @@ def test_many_sweeps_at_once_do_as_one(story: Story, quick: Settings) -> None:
         for _ in range(3):
             pool.submit(Sweep(quick, story.database, Broker(quick), Storage(quick)).run, stopping)
         try:
-            until(lambda: not open_leases(story), 10)
+            until(lambda: not open_leases(story))
         finally:
             stopping.set()
     assert {(i.state, i.attempts) for job in jobs for i in story.images(job)} == {(ImageState.QUEUED, 1)}
 
 
-def test_jobs_end_at_their_deadline_and_those_who_render_them_hear_of_it(
+def test_jobs_end_at_their_deadline_and_their_workers_are_notified(
     story: Story, sweep: Sweep, client: redis.Redis
 ) -> None:
     job = story.submit(expires_after_s=-1)
     story.started()
-    heard: set[str] = set()
+    channels: set[str] = set()
 
     def listen() -> bool:
         message = channel.get_message(timeout=0.1)
         if message and str(job) in message["data"]:
-            heard.add(message["channel"])
-        return heard == {CHANGED_CHANNEL, CANCELLED_CHANNEL}
+            channels.add(message["channel"])
+        return channels == {CHANGED_CHANNEL, CANCELLED_CHANNEL}
 
     with client.pubsub() as channel:
         channel.subscribe(CHANGED_CHANNEL, CANCELLED_CHANNEL)
-        until(lambda: (channel.get_message(timeout=5) or {}).get("data") == 2, 5)
+        until(lambda: (channel.get_message(timeout=5) or {}).get("data") == 2)
         sweep.once()
-        until(listen, 5)
+        until(listen)
     assert (story.job(job).state, story.job(job).error_code) == (JobState.FAILED, "expired")
 
 
@@ -267,9 +267,9 @@ def test_what_a_dead_lease_stored_is_deleted_and_what_is_visible_stays(
     upload(lost := story.started(), quick)
     story.die(lost)
     story.skip_backoff()
-    for heir in (story.started(), story.started()):
-        upload(heir, quick)
-        story.publish(heir)
+    for again in (story.started(), story.started()):
+        upload(again, quick)
+        story.publish(again)
     sweep.clean()
     assert len(bucket_of(quick)) == 4  # too soon: the lost worker may still be uploading
     age_leases(story)
@@ -296,9 +296,7 @@ def test_leftovers_are_deleted_under_their_own_format_four_lease_times_after_the
         assert bucket_of(quick).keys() == left
 
 
-def test_a_store_that_is_away_costs_the_sweep_nothing_but_the_cleaning(
-    story: Story, quick: Settings, clock: Clock
-) -> None:
+def test_an_unavailable_store_stops_only_the_cleaning(story: Story, quick: Settings, clock: Clock) -> None:
     away = quick.model_copy(update={"s3_endpoint_url": "http://127.0.0.1:9"})
     story.submit()
     story.die(story.started())
@@ -310,9 +308,7 @@ def test_a_store_that_is_away_costs_the_sweep_nothing_but_the_cleaning(
     assert story.leftovers() == {}
 
 
-def test_uploads_that_nobody_asks_for_are_deleted_and_those_of_batches_stay(
-    story: Story, quick: Settings, sweep: Sweep
-) -> None:
+def test_unused_uploads_are_deleted_and_those_of_batches_stay(story: Story, quick: Settings, sweep: Sweep) -> None:
     tenant_id = story.tenant()
     old, almost_old, fresh, of_a_batch = (Upload(new_id(), "txt", 1, "0") for _ in range(4))
     for upload in (old, almost_old, fresh, of_a_batch):
@@ -331,12 +327,12 @@ def test_uploads_that_nobody_asks_for_are_deleted_and_those_of_batches_stay(
     assert bucket_of(quick).keys() == {upload_key(upload, "txt") for upload in left}
 
 
-def test_each_minute_the_sweep_notes_what_the_lanes_have_counted(story: Story, sweep: Sweep) -> None:
+def test_each_minute_the_sweep_samples_the_counters_of_the_lanes(story: Story, sweep: Sweep) -> None:
     story.submit(count=2)
     story.publish(story.started())
     sweep.once()
     sweep.once()
-    (sample,) = story.rows("SELECT DISTINCT ON (model, tier) * FROM samples")
+    (sample,) = story.rows("SELECT DISTINCT ON (model, tier) * FROM lane_samples")
     assert (sample.model, sample.tier, sample.stored) == ("mini-zh", "standard", 2)
     pending = "SELECT gin_clean_pending_list('jobs_prompt_idx') AS pages"
     assert story.rows(pending)[0].pages == 0, "The sweep has sorted new prompts into their index."

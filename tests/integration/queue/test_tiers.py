@@ -162,7 +162,7 @@ def farm(story: Story, settings: Settings) -> BatchStory:
 
 
 def first_of(farm: BatchStory, batch: UUID) -> UUID:
-    return UUID(str(farm.rows("SELECT id FROM jobs WHERE batch_id = :batch AND place = 0", batch=batch)[0].id))
+    return UUID(str(farm.rows("SELECT id FROM jobs WHERE batch_id = :batch AND position = 0", batch=batch)[0].id))
 
 
 def test_a_job_of_a_batch_stays_in_it(farm: BatchStory) -> None:

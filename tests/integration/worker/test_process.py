@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 from redis import Redis
+from sqlalchemy import Engine, text
 
 from common.broker import Broker
 from common.config import Settings
-from common.db import migrate
+from common.db import transaction
 from common.enums import ImageState, JobState
 from embedded.servers import Servers
 from tests.support.stories import CATALOG, Story
@@ -33,13 +34,14 @@ def test_torch_is_loaded_by_whoever_paints_with_it_only() -> None:
 
 @pytest.mark.parametrize("kind", ["render", "control"])
 def test_a_database_that_is_not_migrated_is_refused_in_one_sentence(
-    settings: Settings, tmp_path: Path, kind: str
+    settings: Settings, database: Engine, tmp_path: Path, kind: str
 ) -> None:
-    migrate(settings.database_url.get_secret_value(), "base")
+    with transaction(database) as connection:
+        connection.execute(text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
     with running(tmp_path, settings, kind) as worker:
         assert worker.wait(30) == 1
         last = log_of(worker).splitlines()[-1]
-    assert last.startswith("The database is at revision none, and this worker needs ")
+    assert last == "The database has no tables yet: run `huafang admin migrate`."
     assert "Traceback" not in log_of(worker)
 
 
@@ -127,7 +129,7 @@ def test_a_full_redis_does_not_end_a_worker(story: Story, settings: Settings, tm
     servers = Servers(tmp_path / "redis")
     servers.start("valkey")
     try:
-        url = servers.site.environment(settings)["HUAFANG_REDIS_URL"]
+        url = servers.instance.environment(settings)["HUAFANG_REDIS_URL"]
         own = settings.model_copy(update={"redis_url": SecretStr(url)})
         with (
             running(tmp_path, own, "render", "--device", "stub", **QUICK) as worker,

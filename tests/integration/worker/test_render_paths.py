@@ -98,14 +98,14 @@ def test_an_idle_worker_finds_work_by_itself_when_nothing_wakes_it(
 @pytest.fixture(scope="module")
 def own_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     with Servers(tmp_path_factory.mktemp("servers")) as servers:
-        migrate(servers.site.database_url(servers.site.host))
-        create_bucket(servers.site, "huafang")
+        migrate(servers.instance.database_url(servers.instance.host))
+        create_bucket(servers.instance, "huafang")
         yield servers
 
 
 @pytest.fixture
 def own(own_servers: Servers, tmp_path: Path) -> Settings:
-    site = own_servers.site
+    site = own_servers.instance
     return Settings(
         home=tmp_path,
         database_url=site.database_url(site.host),

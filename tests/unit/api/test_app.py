@@ -12,7 +12,7 @@ from api import schemas
 from api.app import create_app
 from api.headers import seconds_to_wait
 from api.pagination import write_cursor
-from api.queries import batches
+from api.queries import batches, fleet
 from api.routes import health, jobs, keys, models, queue, uploads, workers
 from api.routes.batches import BatchPage
 from api.services.batches import EXAMPLES, BatchRequest
@@ -66,8 +66,8 @@ def shown(document: dict[str, Any], schema: dict[str, Any]) -> bool:
     [
         schemas.Job,
         schemas.ImageWithJob,
-        jobs.JobPage,
-        jobs.DryRun,
+        schemas.JobPage,
+        schemas.DryRun,
         batches.Batch,
         BatchPage,
         uploads.Upload,
@@ -75,7 +75,7 @@ def shown(document: dict[str, Any], schema: dict[str, Any]) -> bool:
         health.Ready,
         models.Models,
         queue.Queue,
-        workers.Worker,
+        fleet.Worker,
         workers.Workers,
         keys.Keys,
         keys.KeyWithSecret,
@@ -97,7 +97,7 @@ def without_computed(value: Any) -> Any:
 
 def test_examples_of_submissions_are_submissions() -> None:
     for example in jobs.EXAMPLES.values():
-        assert jobs.Submission.model_validate(example["value"])
+        assert schemas.JobRequest.model_validate(example["value"])
     for example in EXAMPLES.values():
         assert BatchRequest.model_validate(example["value"])
 
@@ -135,4 +135,4 @@ def test_a_default_model_that_the_catalogue_lacks_is_said_at_once() -> None:
 
 def test_a_cursor_comes_back_as_it_went() -> None:
     job_id = schemas.Job.model_validate(without_computed(schemas.JOB)).id
-    assert jobs.Filters(cursor=write_cursor(job_id)).before == job_id
+    assert schemas.JobQuery(cursor=write_cursor(job_id)).before == job_id

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from api.routes.models import MODEL
+from api.queries.models import MODEL
 from common.config import SHIPPED_CATALOG
 from tests.support.command_line import Asked, CommandLine, Say, farm_that
 

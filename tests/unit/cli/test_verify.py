@@ -22,7 +22,7 @@ BLOCKS = {"webdataset": formats.webdataset, "parquet": formats.parquet, "imagefo
 
 
 def row(prompt: str) -> Row:
-    known = {"key": layout.sha256(prompt), "prompt": prompt, "width": 8, "height": 8, "format": "png"}
+    known = {"key": layout.text_sha256(prompt), "prompt": prompt, "width": 8, "height": 8, "format": "png"}
     return dict.fromkeys(COLUMNS) | known | {"status": "stored", "sha256": sha256(DATA), "split": "train"}
 
 
@@ -35,9 +35,9 @@ def dataset(folder: Path, form: layout.Layout, rows: list[Row], of_mark: list[Ro
     about = {"rows": len(rows), "files": {path: {"sha256": sha256(d), "bytes": len(d)} for path, d in shard.items()}}
     mark = about | {"plan": "the plan", "pictures": len(rows), "statuses": {"stored": len(rows)}}
     manifest = {"plan": "the plan", "layout": form, "counts": {"rows": len(rows), "stored": len(rows)}}
-    pictures = {layout.picture_path(SHARD, one): DATA for one in rows} if form == "imagefolder" else {}
+    pictures = {layout.image_path(SHARD, one): DATA for one in rows} if form == "imagefolder" else {}
     files = pictures | shard
-    files[layout.mark_path(SHARD)] = json.dumps(mark | {"recipes": recipes(of_mark)}).encode()
+    files[layout.shard_manifest_path(SHARD)] = json.dumps(mark | {"recipes": recipes(of_mark)}).encode()
     files[layout.MANIFEST] = json.dumps(
         manifest | {"shards": {SHARD: about | {"recipes": recipes(of_manifest)}}}
     ).encode()
@@ -49,7 +49,7 @@ def dataset(folder: Path, form: layout.Layout, rows: list[Row], of_mark: list[Ro
 
 
 def recipes(rows: list[Row]) -> str:
-    return layout.sha256("\n".join(one["key"] for one in rows))
+    return layout.text_sha256("\n".join(one["key"] for one in rows))
 
 
 def problems(folder: Path) -> list[str]:

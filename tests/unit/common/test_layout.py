@@ -1,4 +1,4 @@
-"""How a dataset lies: which plans there are, and that a prompt's split is the prompt's alone."""
+"""The layout of datasets: which plans are valid, and that a prompt's split depends on the prompt alone."""
 
 from collections import Counter
 from uuid import UUID
@@ -14,12 +14,12 @@ PROMPTS = [f"红色的圆形，第{n}幅" for n in range(4000)]
 BATCH = UUID(int=7)
 
 
-def test_what_the_splits_leave_is_train() -> None:
+def test_the_remainder_of_the_splits_is_train() -> None:
     assert DatasetPlan().splits == {"train": 1.0}
     plan = DatasetPlan(splits={"validation": 0.2, "test": 0.1})
     assert plan.splits == {"test": 0.1, "train": 0.7, "validation": 0.2}
     assert DatasetPlan(splits=plan.splits) == plan
-    assert DatasetPlan(splits={"a": 0.5, "b": 0.5}).names == ["a", "b"]
+    assert DatasetPlan(splits={"a": 0.5, "b": 0.5}).split_names == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_what_the_splits_leave_is_train() -> None:
         ({f"s{n}": 0.1 for n in range(9)}, "most"),
     ],
 )
-def test_splits_that_are_none_are_refused(splits: dict[str, float], reason: str) -> None:
+def test_invalid_splits_are_refused(splits: dict[str, float], reason: str) -> None:
     with pytest.raises(ValidationError, match=reason):
         DatasetPlan(splits=splits)
 
@@ -54,7 +54,7 @@ def test_another_plan_has_another_digest() -> None:
     assert DatasetPlan(splits={"train": 1}).digest(BATCH) == DatasetPlan().digest(BATCH)
 
 
-def test_an_item_is_known_by_its_recipe_and_index() -> None:
+def test_the_id_of_an_item_depends_on_its_recipe_and_index() -> None:
     def ids(**fields: object) -> list[str]:
         recipe = resolve(Draft.model_validate({"prompt": "圆", "count": 2, **fields}), CATALOG, "mini-zh", root_seed=1)
         return [item_id(recipe, index) for index in (0, 1)]

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import pytest
 
 from common.config import Settings
-from worker.watchdog import EXIT_CODE, Watchdog, limits
+from worker.watchdog import EXIT_CODE, TICK_S, Watchdog, limits
 
 LIMITS = {"load": 60.0, "step": 10.0, "decode": 20.0, "store": 30.0}
 
@@ -79,7 +79,7 @@ def test_a_phase_may_take_its_limit_and_no_longer(pass_time: Any, phase: str) ->
     with dog.watches(phase):
         pass_time(dog, LIMITS[phase])
         with pytest.raises(Ended, match=f"{phase} takes longer than HUAFANG_{phase.upper()}_LIMIT_S allows"):
-            pass_time(dog, 1)
+            pass_time(dog, TICK_S)
 
 
 def test_the_next_phase_has_a_time_of_its_own_and_after_the_last_nothing_is_watched(pass_time: Any) -> None:

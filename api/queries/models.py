@@ -1,0 +1,181 @@
+"""The models of the catalogue: their limits, whether their licences are accepted, and which workers serve them."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from pydantic import BaseModel, Field
+from sqlalchemy import Connection
+
+from api.queries.fleet import Fleet, read_fleet
+from api.schemas import example
+from common.accounts import licences
+from common.accounts.licences import LicenceVersion, mark
+from common.catalog.catalog import SCHEDULERS, Catalog
+from common.catalog.catalog import Model as Entry
+from common.enums import WorkerState
+
+
+class Defaults(BaseModel):
+    """What a recipe gets where it says nothing."""
+
+    width: int
+    height: int
+    steps: int
+    scheduler: str
+    guidance: float
+    negative_prompt: str
+
+
+class Limits(BaseModel):
+    """What a recipe may ask for at most."""
+
+    min_side: int
+    max_pixels: int
+    max_steps: int
+    max_count: int
+    max_tokens: int = Field(description="Of the prompt, as the model's own tokenizer counts.")
+    schedulers: list[str]
+
+
+class Refusal(BaseModel):
+    worker: str
+    reason: str
+
+
+class Lora(BaseModel):
+    """One that recipes of the model can take."""
+
+    name: str
+    description: str
+    licence: str
+    licence_url: str
+
+
+class Availability(BaseModel):
+    """Who serves it now, and who will not."""
+
+    available: bool = Field(description="Whether a worker that takes new work serves it.")
+    workers: list[str]
+    resident_on: list[str] = Field(description="Workers that hold it in memory: they begin at once.")
+    refusals: list[Refusal]
+
+
+MODEL: dict[str, Any] = {
+    "name": "zh-v0",
+    "description": "Stable Diffusion with a Chinese BERT text encoder, fine-tuned from Taiyi.",
+    "family": "stable-diffusion-zh",
+    "source": "svjack/Stable-Diffusion-FineTuned-zh-v0",
+    "licence": "CreativeML OpenRAIL-M",
+    "licence_url": "https://huggingface.co/spaces/CompVis/stable-diffusion-license",
+    "licence_version": "2022-08-22",
+    "restrictions": ["to break any law or regulation that applies", "to exploit or harm minors, or to try to"],
+    "licence_accepted_at": "2026-11-22T07:00:00Z",
+    "is_default": True,
+    "safety_checker": True,
+    "defaults": {
+        "width": 512,
+        "height": 512,
+        "steps": 50,
+        "scheduler": "lms",
+        "guidance": 7.5,
+        "negative_prompt": "",
+    },
+    "limits": {
+        "min_side": 64,
+        "max_pixels": 1048576,
+        "max_steps": 150,
+        "max_count": 64,
+        "max_tokens": 512,
+        "schedulers": ["ddim", "lms"],
+    },
+    "loras": [
+        {
+            "name": "ink",
+            "description": "As if painted with ink.",
+            "licence": "CreativeML OpenRAIL-M",
+            "licence_url": "https://huggingface.co/spaces/CompVis/stable-diffusion-license",
+        }
+    ],
+    "availability": {
+        "available": True,
+        "workers": ["gpu-1 cuda:0"],
+        "resident_on": ["gpu-1 cuda:0"],
+        "refusals": [
+            {"worker": "gpu-2 cuda:0", "reason": "The repository is gated: accept its licence and set HF_TOKEN."}
+        ],
+    },
+}
+
+
+class Model(BaseModel):
+    model_config = example(MODEL)
+
+    name: str
+    description: str
+    family: str
+    source: str
+    licence: str
+    licence_url: str
+    licence_version: str
+    restrictions: list[str] = Field(
+        description="What its licence says that it must not be used for. If there is something, the licence has to be "
+        "accepted before the first job."
+    )
+    licence_accepted_at: datetime | None = Field(description="When your tenant accepted this version of its licence.")
+    is_default: bool
+    safety_checker: bool
+    defaults: Defaults
+    limits: Limits
+    loras: list[Lora]
+    availability: Availability
+
+
+def find_models(connection: Connection, tenant_id: UUID, catalog: Catalog, default: str) -> list[Model]:
+    """Every model of the catalogue, as this tenant and these workers have it."""
+    fleet, accepted = read_fleet(connection), licences.accepted(connection, tenant_id)
+    return [_model(entry, fleet, accepted, default) for entry in catalog.models.values()]
+
+
+def _model(entry: Entry, fleet: Fleet, accepted: Mapping[LicenceVersion, datetime], default: str) -> Model:
+    serving, refusing = fleet.serving(entry.name), fleet.refusing(entry.name)
+    return Model(
+        name=entry.name,
+        description=entry.description,
+        family=entry.family,
+        source=entry.source,
+        licence=entry.licence.name,
+        licence_url=entry.licence.url,
+        licence_version=entry.licence.version,
+        restrictions=list(entry.licence.restrictions),
+        licence_accepted_at=accepted.get(mark(entry.licence)),
+        is_default=entry.name == default,
+        safety_checker=entry.safety_checker,
+        defaults=Defaults(
+            width=entry.width,
+            height=entry.height,
+            steps=entry.steps,
+            scheduler=entry.scheduler,
+            guidance=entry.guidance,
+            negative_prompt=entry.negative_prompt,
+        ),
+        limits=Limits(
+            min_side=entry.min_side,
+            max_pixels=entry.max_pixels,
+            max_steps=entry.max_steps,
+            max_count=entry.max_count,
+            max_tokens=entry.token_limit,
+            schedulers=list(SCHEDULERS),
+        ),
+        loras=[
+            Lora(name=lora.name, description=lora.description, licence=lora.licence, licence_url=lora.licence_url)
+            for lora in entry.loras.values()
+        ],
+        availability=Availability(
+            available=any(member.state != WorkerState.DRAINING for member in serving),
+            workers=[member.name for member in serving],
+            resident_on=[member.name for member in serving if entry.name in member.resident],
+            refusals=[Refusal(worker=member.name, reason=member.refusals[entry.name]) for member in refusing],
+        ),
+    )

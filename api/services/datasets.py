@@ -1,0 +1,71 @@
+"""What callers do with datasets: submit, read, list, and list the files of one. A control worker writes them."""
+
+from uuid import UUID
+
+from api.deps import AppState
+from api.headers import idempotency_key
+from api.pagination import Paging
+from api.queries.datasets import Dataset, DatasetFile, find_dataset, find_datasets, find_files
+from api.schemas import DatasetRequest
+from common.accounts import audit
+from common.accounts.audit import Action
+from common.accounts.tenants import Caller
+from common.datasets import lifecycle
+from common.db import new_id, transaction
+from common.enums import DatasetState
+from common.errors import Conflict
+from common.log import log_event
+from common.queue import idempotency
+
+ROUTE = "POST /v1/datasets"  # of an Idempotency-Key
+
+
+def submit(
+    state: AppState, caller: Caller, request: DatasetRequest, key: str | None, request_id: str
+) -> tuple[Dataset, bool]:
+    """The dataset of this request, and whether it is new. `key` is an Idempotency-Key. Raises NotFound, Conflict."""
+    dataset_id = new_id()
+    once = idempotency_key(ROUTE, key, request.model_dump(mode="json"))
+    with transaction(state.engine) as connection:
+        earlier = idempotency.claim_key(connection, caller.tenant_id, once, dataset_id) if once else None
+        if earlier is None:
+            lifecycle.submit(
+                connection,
+                caller.tenant_id,
+                request.batch,
+                request.plan,
+                request_id=request_id,
+                dataset_id=dataset_id,
+            )
+            audit.record(connection, caller, Action.EXPORT_DATASET, dataset_id, batch=request.batch)
+    if earlier is None:
+        state.broker.export(dataset_id)
+        log_event(
+            "dataset_submitted", dataset=dataset_id, batch=request.batch, tenant=caller.tenant_id, request=request_id
+        )
+    return get(state, caller, earlier or dataset_id), earlier is None
+
+
+def get(state: AppState, caller: Caller, dataset_id: UUID) -> Dataset:
+    """Raises NotFound."""
+    with transaction(state.autocommit) as connection:
+        return find_dataset(connection, caller.tenant_id, dataset_id)
+
+
+def get_page(
+    state: AppState, caller: Caller, paging: Paging, batch_id: UUID | None = None
+) -> tuple[list[Dataset], str | None]:
+    """Datasets, newest first, and the cursor of the next page."""
+    with transaction(state.autocommit) as connection:
+        return paging.cut(find_datasets(connection, caller.tenant_id, batch_id, paging.before, paging.limit + 1))
+
+
+def get_files(
+    state: AppState, caller: Caller, dataset_id: UUID, offset: int, limit: int
+) -> tuple[list[DatasetFile], int | None]:
+    """Files of a dataset, and the offset of the next ones. Raises NotFound, or Conflict until the dataset is ready."""
+    dataset = get(state, caller, dataset_id)
+    if dataset.state != DatasetState.READY:
+        reason = f": {dataset.error.message}" if dataset.error else "; its files are listed once it is ready."
+        raise Conflict(f"Dataset {dataset_id} is {dataset.state.value}{reason}")
+    return find_files(state.storage, dataset, offset, limit)

@@ -1,0 +1,51 @@
+"""What callers do with one image: read what is known of it, get a link to its bytes, get a thumbnail."""
+
+import io
+from uuid import UUID
+
+import anyio.to_thread
+
+from api.deps import AppState
+from api.queries.jobs import find_image
+from api.schemas import ImageWithJob
+from common.accounts.tenants import Caller
+from common.db import transaction
+from common.enums import TERMINAL_IMAGE, ImageState
+from common.errors import Conflict, NotFound
+
+THUMBNAIL_SIDE = 256  # pixels, at most
+ENDED_WITHOUT_BYTES = {
+    ImageState.FLAGGED: "was held back by the safety checker",
+    ImageState.FAILED: "has failed",
+    ImageState.CANCELLED: "was cancelled",
+}
+
+
+def get(state: AppState, caller: Caller, image_id: UUID, base_url: str) -> tuple[ImageWithJob, str | None]:
+    """An image, and its key in storage once it is stored. Raises NotFound."""
+    with transaction(state.autocommit) as connection:
+        return find_image(connection, caller.tenant_id, image_id, base_url)
+
+
+def require_key(image: ImageWithJob, key: str | None) -> str:
+    """The key of a stored image. Raises Conflict while it may still be stored, NotFound when it never will be."""
+    if key is not None:
+        return key
+    if image.state not in TERMINAL_IMAGE:
+        raise Conflict(f"Image {image.id} is still {image.state}; it has no picture yet.")
+    raise NotFound(f"Image {image.id} {ENDED_WITHOUT_BYTES[image.state]}; it has no picture.")
+
+
+async def thumbnail(state: AppState, key: str) -> bytes:
+    """The stored image as WebP, at most THUMBNAIL_SIDE pixels a side."""
+    return await anyio.to_thread.run_sync(_thumbnail, state, key, limiter=state.thumbnail_limiter)
+
+
+def _thumbnail(state: AppState, key: str) -> bytes:
+    from PIL import Image  # loaded late: other requests do not need it
+
+    with Image.open(io.BytesIO(state.storage.get(key)), formats=("PNG", "WEBP", "JPEG")) as image:
+        image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+        buffer = io.BytesIO()
+        image.convert("RGB").save(buffer, "WEBP", quality=80)
+    return buffer.getvalue()

@@ -1,0 +1,168 @@
+"""What callers do with jobs: submit, read, list, cancel, change tier, retry. Commits first, then sends to Redis.
+
+States change in `common.queue`; what changes many jobs at once is in `bulk`. Knows no HTTP.
+"""
+
+import secrets
+from uuid import UUID
+
+from api.deps import AppState
+from api.headers import idempotency_key
+from api.queries.fleet import read_fleet
+from api.queries.jobs import find_job, find_jobs, with_progress
+from api.schemas import DryRun, Estimate, Job, JobPage, JobQuery, JobRequest, Recipe
+from common import originals
+from common.accounts import audit
+from common.accounts.audit import Action
+from common.accounts.tenants import Caller
+from common.db import new_id, transaction
+from common.enums import Tier
+from common.errors import Unavailable
+from common.log import log_event
+from common.queue import idempotency, jobs, tiers
+from common.queue.search import Search
+from common.recipes import recipe, token_counter
+from common.recipes.img2img import FindImage, InputImage
+
+ROUTE = "POST /v1/jobs"  # of an Idempotency-Key
+SEED_LIMIT = 2**53  # of random seeds: smaller ones survive every JSON reader
+
+
+def submit(
+    state: AppState,
+    caller: Caller,
+    request: JobRequest,
+    key: str | None = None,
+    *,
+    request_id: str,
+    base_url: str,
+    expires_after_s: int | None = None,
+) -> tuple[Job, bool]:
+    """The job of this request, and whether it is new. `key` is an Idempotency-Key. Raises Invalid."""
+    complete, warnings = resolve(state, caller, request)
+    state.acceptances.require(caller.tenant_id, [state.catalog.get(complete.model)])
+    job_id = new_id()
+    once = idempotency_key(ROUTE, key, request.model_dump(mode="json", exclude_unset=True))
+    # Without a key it is one statement, which needs no BEGIN and COMMIT.
+    with transaction(state.engine if once else state.autocommit) as connection:
+        earlier = idempotency.claim_key(connection, caller.tenant_id, once, job_id) if once else None
+        if earlier is None:
+            jobs.submit(
+                connection,
+                caller.tenant_id,
+                complete,
+                tier=request.tier,
+                warnings=warnings,
+                request_id=request_id,
+                job_id=job_id,
+                expires_after_s=expires_after_s,
+            )
+    if earlier is None:
+        state.broker.wake_soon(complete.model, job_id, request.tier)
+        log_event("job_submitted", job=job_id, tenant=caller.tenant_id, images=complete.count, request=request_id)
+    # Not inside the transaction: until its commit, others that submit to this lane wait.
+    return get(state, caller, earlier or job_id, base_url), earlier is None
+
+
+def dry_run(state: AppState, caller: Caller, request: JobRequest) -> DryRun:
+    """The job that this request would make. Raises Invalid."""
+    complete, warnings = resolve(state, caller, request)
+    with transaction(state.autocommit) as connection:
+        rate = read_fleet(connection).images_per_second(complete.model)
+    seconds = round(complete.count / rate, 1) if rate else None
+    return DryRun(
+        recipe=Recipe.model_validate(complete.model_dump()),
+        estimate=Estimate(images=complete.count, seconds=seconds),
+        warnings=list(warnings),
+    )
+
+
+def resolve(state: AppState, caller: Caller, request: JobRequest) -> tuple[recipe.Recipe, tuple[str, ...]]:
+    """The complete recipe and its warnings. Raises Invalid for what no worker could render."""
+    find = image_finder(state, caller)
+    complete = recipe.resolve(request, state.catalog, state.default_model, random_seed(), find)
+    model = state.catalog.get(complete.model)
+    token_counter.check(complete, model)
+    return complete, token_counter.warnings(complete, model)
+
+
+def random_seed() -> int:
+    return secrets.randbelow(SEED_LIMIT)
+
+
+def image_finder(state: AppState, caller: Caller) -> FindImage:
+    """Finds the uploads and stored images of the caller's tenant by their ids."""
+
+    def find(image_id: UUID) -> InputImage | None:
+        with transaction(state.autocommit) as connection:
+            return originals.find_image(connection, caller.tenant_id, image_id)
+
+    return find
+
+
+def get(state: AppState, caller: Caller, job_id: UUID, base_url: str) -> Job:
+    """Raises NotFound."""
+    with transaction(state.autocommit) as connection:
+        return find_job(connection, caller.tenant_id, job_id, base_url)
+
+
+def get_with_progress(state: AppState, caller: Caller, job_id: UUID, base_url: str) -> Job:
+    """Raises NotFound."""
+    return with_progress(state.broker, [get(state, caller, job_id, base_url)])[0]
+
+
+def refresh(state: AppState, caller: Caller, job: Job, base_url: str) -> Job:
+    """The job as it is now; as it was, while the database is away."""
+    try:
+        return get_with_progress(state, caller, job.id, base_url)
+    except Unavailable:
+        return job
+
+
+def get_page(state: AppState, caller: Caller, query: JobQuery, base_url: str) -> JobPage:
+    filters = query.model_dump(exclude={"cursor", "limit"})
+    search = Search(limit=query.limit + 1, before=query.before, **filters)
+    with transaction(state.autocommit) as connection:
+        found, cursor = query.cut(*find_jobs(connection, caller.tenant_id, search, base_url))
+    return JobPage(items=with_progress(state.broker, found), next_cursor=cursor)
+
+
+def cancel(state: AppState, caller: Caller, job_id: UUID) -> None:
+    """Does nothing to a job that has ended. Raises NotFound."""
+    with transaction(state.engine) as connection:
+        is_cancelled_now = jobs.cancel(connection, job_id, caller.tenant_id)
+        if is_cancelled_now:
+            audit.record(connection, caller, Action.CANCEL_JOB, job_id)
+    if is_cancelled_now:
+        state.broker.announce_cancelled([job_id])
+        log_event("job_cancelled", job=job_id, tenant=caller.tenant_id)
+
+
+def change_tier(state: AppState, caller: Caller, job_id: UUID, tier: Tier) -> None:
+    """Raises NotFound, or Conflict when the job has ended."""
+    with transaction(state.engine) as connection:
+        moved = tiers.change(connection, job_id, caller.tenant_id, tier)
+        if moved.jobs:
+            audit.record(connection, caller, Action.CHANGE_TIER, job_id, tier=tier)
+    for model in moved.models:
+        state.broker.wake_soon(model, job_id, tier)
+    if moved.jobs:
+        log_event("job_changed", job=job_id, tenant=caller.tenant_id, to=tier)
+
+
+def retry(state: AppState, caller: Caller, job_id: UUID) -> UUID:
+    """The id of the new job. Raises NotFound, or Conflict while the old job has not ended."""
+    parent = get(state, caller, job_id, "")
+    state.acceptances.require(caller.tenant_id, [state.catalog.get(parent.recipe.model)])
+    with transaction(state.engine) as connection:
+        retried = jobs.retry(connection, job_id, caller.tenant_id, caller.request_id)
+        audit.record(connection, caller, Action.RETRY_JOB, job_id, job=retried.id)
+    state.broker.wake_soon(retried.model, retried.id, retried.tier)
+    log_event(
+        "job_submitted",
+        job=retried.id,
+        tenant=caller.tenant_id,
+        images=parent.recipe.count,
+        request=caller.request_id,
+    )
+    return retried.id
