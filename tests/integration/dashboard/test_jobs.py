@@ -105,7 +105,7 @@ def test_what_was_not_counted_can_be_changed_too(visit: Visit, story: Story, mon
 def test_a_deed_that_one_request_cannot_finish_goes_on_by_itself(
     visit: Visit, story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.services.bulk.MOST_JOBS", 1)
+    monkeypatch.setattr("api.services.bulk.MAX_JOBS", 1)
     monkeypatch.setattr("common.queue.bulk.STEP_JOBS", 1)
     jobs = [story.submit() for _ in range(2)]
 
