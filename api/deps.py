@@ -10,6 +10,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Engine
 
 from api.live.job_watcher import JobWatcher
+from api.sentences import sentence
 from common.accounts.licences import Acceptances
 from common.accounts.tenants import Caller, authenticate
 from common.broker import Broker
@@ -55,9 +56,9 @@ Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(key_scheme)
 
 
 def caller(state: State, credentials: Credentials, request: Request) -> Caller:
-    """Whoever holds a valid key."""
+    """The holder of a valid key. Raises Unauthorized."""
     if credentials is None:
-        raise Unauthorized("This needs an API key: send the header `Authorization: Bearer huaf_…`.")
+        raise Unauthorized(sentence("key_missing"))
     with transaction(state.autocommit) as connection:
         found = authenticate(connection, credentials.credentials, state.settings.key_pepper.get_secret_value())
     return replace(found, request_id=request.state.request_id)
@@ -67,9 +68,11 @@ AnyCaller = Annotated[Caller, Depends(caller)]
 
 
 def require_scope(scope: Scope) -> Callable[[Caller], Awaitable[Caller]]:
+    """A dependency: the caller, if its key has this scope. Raises Forbidden."""
+
     async def allowed(caller: AnyCaller) -> Caller:
         if not caller.may(scope):
-            raise Forbidden(f"This API key lacks the scope {scope}.")
+            raise Forbidden(sentence("scope_missing", scope=scope))
         return caller
 
     return allowed

@@ -1,6 +1,6 @@
-"""What a client is told when a request fails: every error of the API as `application/problem+json` (RFC 9457).
+"""The answers to requests that fail: every error of the API as `application/problem+json` (RFC 9457).
 
-Knows how each kind of exception reads over HTTP, and nothing of what caused it. Nobody is ever shown a traceback.
+Maps each kind of exception to a status, a code and a sentence. No answer contains a traceback.
 """
 
 import json
@@ -13,9 +13,10 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
+from api.sentences import sentence
 from common.errors import Error, FieldError, Invalid, Unavailable
 from common.log import log_event
-from common.recipes.recipe import sentence
+from common.recipes.recipe import sentence as field_message
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 2
@@ -28,7 +29,7 @@ class WrongField(BaseModel):
 
 
 class Problem(BaseModel):
-    """Why a request was not carried out."""
+    """Why a request failed."""
 
     type: str = Field(examples=["about:blank"])
     title: str = Field(examples=["Unprocessable Entity"])
@@ -58,33 +59,33 @@ async def render_error(request: Request, error: Exception) -> Response:
 
 
 async def render_invalid(request: Request, error: Exception) -> Response:
-    """A request that does not have the shape of its route: each field that is wrong, by its name."""
+    """A request that does not match the schema of its route: each wrong field by its name."""
     assert isinstance(error, RequestValidationError)
     found = error.errors()
     if any(one["type"] == "json_invalid" for one in found):
         reason = found[0].get("ctx", {}).get("error", "it cannot be read")
-        wrong = [FieldError("body", f"is not JSON: {reason}")]
-        return problem(request, 400, "not_json", f"The body is not JSON: {reason}.", wrong)
-    if isinstance(error.body, bytes) and error.body:  # left unread, since it does not say that it is JSON
-        wrong = [FieldError("Content-Type", "must be application/json")]
-        return problem(request, 415, CODES[415], "Content-Type must be application/json.", wrong)
+        wrong = [FieldError("body", sentence("not_json", reason=reason))]
+        return problem(request, 400, "not_json", Invalid.of(wrong).message, wrong)
+    if isinstance(error.body, bytes) and error.body:  # not parsed, since its Content-Type is not JSON
+        wrong = [FieldError("Content-Type", sentence("unread_as_json"))]
+        return problem(request, 415, CODES[415], Invalid.of(wrong).message, wrong)
     wrong = [field_error(one) for one in found]
     return problem(request, 422, "invalid", Invalid.of(wrong).message, wrong)
 
 
 async def render_http_error(request: Request, error: Exception) -> Response:
-    """What the router refuses: no such path, no such method, a body that is too large or cannot be read."""
+    """What is refused before a route runs: an unknown path or method, a body that is too large or incomplete."""
     assert isinstance(error, HTTPException)
-    detail = f"There is nothing at {request.url.path}." if error.status_code == 404 else str(error.detail)
+    detail = sentence("path_unknown", path=request.url.path) if error.status_code == 404 else error.detail
     code = CODES.get(error.status_code, "invalid" if error.status_code < 500 else "error")
     wrong = [FieldError("body", detail)] if error.status_code in (400, 413) else []
     return problem(request, error.status_code, code, detail, wrong, error.headers)
 
 
 def render_server_error(request: Request) -> Response:
-    """A fault of ours, inside an `except`: the log has the traceback, the client the id to find it by."""
+    """For an unexpected exception, inside its `except`: logs the traceback with the request's id."""
     log_event("request_failed", exc_info=True, request=request_id(request), path=request.url.path)
-    return problem(request, 500, "error", "The farm failed for a reason that nobody foresaw; its log has more.")
+    return problem(request, 500, "error", sentence("unexpected_error"))
 
 
 def problem(
@@ -114,7 +115,7 @@ def request_id(request: Request) -> str | None:
 
 
 def field_error(error: Mapping[str, Any]) -> FieldError:
-    """One of pydantic's errors. Its place starts with where the value was: body, query, path or header."""
-    where, *path = error["loc"]
-    name = ".".join(str(part) for part in path) or where
-    return FieldError(name.title() if where == "header" else name, sentence(error))
+    """One of pydantic's errors. Its location starts with the part of the request: body, query, path or header."""
+    part, *path = error["loc"]
+    name = ".".join(map(str, path)) or part
+    return FieldError(name.title() if part == "header" else name, field_message(error))

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import Header, Request, Response
 from pydantic import BaseModel, Field
 
+from api.sentences import sentence
 from common.errors import FieldError, Invalid
 from common.queue.idempotency import IdempotencyKey
 from common.recipes.recipe import canonical_json
@@ -28,7 +29,7 @@ IdempotencyKeyHeader = Annotated[
 
 Prefer = Annotated[
     str | None,
-    Header(description="`wait=1` to `wait=60`: answer once the job has ended, or after so many seconds."),
+    Header(description="`wait=1` to `wait=60`: answer when the job has ended, or after so many seconds."),
 ]
 
 CancelAfter = Annotated[
@@ -49,23 +50,22 @@ def idempotency_key(route: str, key: str | None, body: Mapping[str, Any]) -> Ide
 
 
 def seconds_to_live(cancel_after: str | None) -> int | None:
-    """What `Cancel-After` asks for. Raises Invalid when it is no number of seconds, or too many."""
+    """The value of `Cancel-After`, 1 to LONGEST_LIFE_S. Raises Invalid."""
     if cancel_after is None:
         return None
     if re.fullmatch(r"[0-9]{1,9}", cancel_after) and 1 <= int(cancel_after) <= LONGEST_LIFE_S:
         return int(cancel_after)
-    error = FieldError("Cancel-After", f"must be 1 to {LONGEST_LIFE_S} seconds, a whole number")
-    raise Invalid(f"Cancel-After {error.message}.", fields=(error,))
+    raise Invalid.of([FieldError("Cancel-After", sentence("seconds_out_of_range", most=LONGEST_LIFE_S))])
 
 
 def seconds_to_wait(prefer: str | None) -> int:
-    """What `Prefer: wait=N` asks for; 0 when it does not. Other preferences are none of ours."""
+    """The N of `Prefer: wait=N`, 1 to LONGEST_WAIT_S; 0 without it. Ignores other preferences. Raises Invalid."""
     for preference in (prefer or "").split(","):
         if asked := WAIT.fullmatch(preference.strip()):
             if re.fullmatch(r"[0-9]{1,2}", asked[1]) and 1 <= int(asked[1]) <= LONGEST_WAIT_S:
                 return int(asked[1])
-            error = FieldError("Prefer", f"asks to wait={asked[1]}; it must be 1 to {LONGEST_WAIT_S}")
-            raise Invalid(f"Prefer {error.message}.", fields=(error,))
+            message = sentence("wait_out_of_range", asked=asked[1], most=LONGEST_WAIT_S)
+            raise Invalid.of([FieldError("Prefer", message)])
     return 0
 
 
@@ -89,6 +89,6 @@ async def with_content(
 
 
 def is_known(request: Request, etag: str) -> bool:
-    """Whether If-None-Match names it; weak and strong are the same here (RFC 9110)."""
+    """Whether `If-None-Match` names this ETag; weak and strong ones are compared alike (RFC 9110)."""
     known = [one.strip().removeprefix("W/") for one in request.headers.get("if-none-match", "").split(",")]
     return etag.removeprefix("W/") in known or known == ["*"]

@@ -1,4 +1,4 @@
-"""What Prometheus is shown: requests, counted as they pass, and the farm, read from the database at each scrape."""
+"""Metrics for Prometheus: requests, counted as they are answered, and the farm, read from the database per scrape."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 class RequestMetrics:
-    """By method, route and status. One object an application, so that two in one process do not mix."""
+    """Requests by method, route and status. One object per application, so that two in one process do not mix."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._requests = Counter(
@@ -29,7 +29,7 @@ class RequestMetrics:
         )
 
     def observe(self, scope: Scope, status: int, seconds: float) -> None:
-        # The route, not the path: one series, however many jobs there are. Clients may invent methods, too.
+        # The route, not the path, and only known methods: clients must not be able to create series.
         route = scope.get("root_path", "") + path if (path := getattr(scope.get("route"), "path", "")) else "none"
         method = scope["method"] if scope["method"] in METHODS else "other"
         self._requests.labels(method, route, status).inc()
@@ -38,12 +38,12 @@ class RequestMetrics:
 
 @dataclass(frozen=True)
 class FarmMetrics(Collector):
-    """The farm as the database sees it now; while that is away, only that it is."""
+    """Jobs, images and workers of the whole farm; while the database is unavailable, only that it is."""
 
     engine: Engine
 
     def describe(self) -> list[GaugeMetricFamily]:
-        return []  # nothing is asked of the database before the first scrape
+        return []  # no query before the first scrape
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         up = GaugeMetricFamily("huafang_database_up", "Whether the database answers.")
@@ -73,5 +73,8 @@ def gauge(name: str, meaning: str, labels: list[str], rows: Iterable[Any]) -> Ga
     return family
 
 
+# The jobs that have not ended, by state.
 OPEN_JOBS = text("SELECT state, count(*) FROM jobs WHERE finished_at IS NULL GROUP BY state")
+
+# The workers by state.
 WORKERS = text("SELECT state, count(*) FROM workers GROUP BY state")

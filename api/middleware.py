@@ -1,4 +1,4 @@
-"""What every request passes through on its way in and out: its id, the limit on its size, its metrics, the last net.
+"""The middleware of every request: its id, the limit on its body, its metrics, the answer to unexpected exceptions.
 
 Plain ASGI, since Starlette's BaseHTTPMiddleware runs each request in a task group of its own.
 """
@@ -13,14 +13,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import render_server_error
 from api.metrics import RequestMetrics
+from api.sentences import sentence
 from common.db import new_id
 
-MAX_BODY_BYTES = 1_000_000  # of a request to a path that has no limit of its own
+MAX_BODY_BYTES = 1_000_000
 REQUEST_ID = re.compile(r"[A-Za-z0-9._~:/+=@-]{1,128}")
 
 
 class RequestMiddleware:
-    """`limits`: the paths whose bodies may have more, or fewer, bytes than others."""
+    """`limits`: bytes that a body may have, by path; MAX_BODY_BYTES for other paths."""
 
     def __init__(self, app: ASGIApp, metrics: RequestMetrics, limits: Mapping[str, int]) -> None:
         self.app = app
@@ -46,9 +47,9 @@ class RequestMiddleware:
             limit = self.limits.get(scope["path"], MAX_BODY_BYTES)
             await self.app(scope, limited(receive, limit, declared_bytes(request)), send_with_id)
         except Exception:
-            answer = render_server_error(request)
+            response = render_server_error(request)
             if not status:
-                await answer(scope, receive, send_with_id)
+                await response(scope, receive, send_with_id)
         finally:
             self.metrics.observe(scope, status, time.perf_counter() - started)
 
@@ -59,22 +60,22 @@ def given_or_new_id(request: Request) -> str:
 
 
 def declared_bytes(request: Request) -> int:
-    """0 where the request does not say how long its body is."""
+    """The Content-Length; 0 without one."""
     declared = request.headers.get("content-length", "")
     return int(declared) if re.fullmatch(r"[0-9]{1,18}", declared) else 0
 
 
 def limited(receive: Receive, limit: int, declared: int) -> Receive:
-    """The same, but ends the request once the body has passed the limit, or at once if it says that it will."""
+    """`receive`, but 413 once the body exceeds the limit, or at once if its declared length does."""
     total = 0
 
     def check(size: int) -> None:
         if size > limit:
-            raise HTTPException(413, f"The body is over the limit of {limit:,} bytes.")
+            raise HTTPException(413, sentence("body_too_large", limit=limit))
 
     async def receive_limited() -> Message:
         nonlocal total
-        check(declared)  # first: the client may send nothing until it is asked to, or answered
+        check(declared)  # first: the client may wait for `100 Continue` or an answer before it sends the body
         message = await receive()
         total += len(message.get("body", b""))
         check(total)

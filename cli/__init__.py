@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command line `huafang`: an HTTP client of the farm, and the starter of its processes."""

@@ -1,7 +1,7 @@
-"""Getting a dataset into a folder: file after file, each checked against its sha256, and on from where it broke off.
+"""Downloading a dataset into a folder: each file is checked against its sha256, and resumed where it broke off.
 
-A file has its name once it is whole and right, and `.part` behind it until then. The manifest is the first, SHA256SUMS
-the last of them. Knows no command.
+A file is `NAME.part` until it is complete and correct. The manifest is downloaded first, SHA256SUMS last. Knows no
+command.
 """
 
 import hashlib
@@ -14,57 +14,56 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from cli.client import PAUSES, Away, Client, Gone, Json, path
-from cli.shell import Failure
+from cli.client import RETRY_DELAYS_S, Client, FarmUnavailable, Json, LinkExpired, api_path
+from cli.errors import CONFLICT, Failure
+from cli.sentences import sentence
 from common.datasets.layout import FOLDERS, MANIFEST, SUMS, TOP_LEVEL_FILES
 
 PAGE = 200
-AT_ONCE = 4  # files
-BLOCK_BYTES = 1_000_000
+CONCURRENCY = 4  # files
 
-Tell = Callable[[int], None]
+OnProgress = Callable[[int], None]  # gets the number of bytes gained, or lost (< 0)
 
 
 @dataclass(frozen=True)
-class File:
+class RemoteFile:
     dataset_id: str
     page: str  # the cursor of the page that lists it
     path: str
     sha256: str
-    url: str
+    url: str  # a presigned link
 
-    def renewed(self, client: Client) -> "File":
-        """The same, with a link that is good."""
-        page = client.get(path("datasets", self.dataset_id, "files"), limit=PAGE, cursor=self.page)
+    def with_new_link(self, client: Client) -> "RemoteFile":
+        page = client.get(api_path("datasets", self.dataset_id, "files"), limit=PAGE, cursor=self.page)
         return replace(self, url=next(one["url"] for one in page["items"] if one["path"] == self.path))
 
 
-def check_folder(out: Path, plan: str, *, overwrite: bool) -> None:
-    """Make the folder ready for the dataset of this plan. Raises Failure when it holds something else."""
+def prepare_folder(out: Path, plan: str, *, overwrite: bool) -> None:
+    """Create or clear the folder for the dataset of this plan. Raises Failure when it holds anything else."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        there = plan_of(out)
-        if there == plan or not any(name for name in out.iterdir() if name.suffix != ".part"):
+        present = read_plan(out)
+        if present == plan or not any(name for name in out.iterdir() if name.suffix != ".part"):
             return
-        if there is None:
-            raise Failure(f"{out} is not empty and holds no dataset; choose another folder.", 5)
+        if present is None:
+            raise Failure(sentence("folder_not_empty", folder=out), CONFLICT)
         if not overwrite:
-            raise Failure(f"{out} holds another dataset, of another batch or plan; --overwrite replaces it.", 5)
-        clear(out)
+            raise Failure(sentence("folder_has_another_dataset", folder=out), CONFLICT)
+        delete_dataset(out)
     except OSError as error:
-        raise Failure(f"Cannot write to {out}: {error.strerror}.") from None
+        raise Failure(sentence("not_writable", path=out, reason=error.strerror)) from None
 
 
-def plan_of(folder: Path) -> str | None:
-    """The digest of the plan of the dataset in this folder, whole or not; None where there is none."""
+def read_plan(folder: Path) -> str | None:
+    """The digest of the plan of the dataset in this folder, complete or not; None where there is no dataset."""
     try:
         return str(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["plan"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def clear(folder: Path) -> None:
-    """Delete a dataset, and nothing else that is in its folder. The manifest, which says that it is one, goes last."""
+def delete_dataset(folder: Path) -> None:
+    """Delete a dataset and no other file of its folder. The manifest goes last: it marks the rest as a dataset."""
     for name in FOLDERS:
         if (folder / name).is_dir():
             shutil.rmtree(folder / name)
@@ -72,76 +71,76 @@ def clear(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def download(client: Client, dataset: Json, out: Path, tell: Tell) -> None:
-    """Bring a dataset that is ready into a folder; `tell` hears of bytes that have come, or were there."""
-    listed = files(client, dataset["id"])
+def download(client: Client, dataset: Json, out: Path, on_progress: OnProgress) -> None:
+    """Download a ready dataset into a folder; what is there already counts as progress too."""
+    listed = list_files(client, dataset["id"])
     sums, manifest = next(listed), next(listed)
-    (out / SUMS).unlink(missing_ok=True)  # it is not whole until this is back
-    fetch(client, manifest, out, tell)
-    with ThreadPoolExecutor(AT_ONCE, "download") as pool:
-        while some := list(islice(listed, PAGE)):
-            coming = [pool.submit(fetch, client, file, out, tell) for file in some]
+    (out / SUMS).unlink(missing_ok=True)  # without it the dataset is incomplete
+    download_file(client, manifest, out, on_progress)
+    with ThreadPoolExecutor(CONCURRENCY, "download") as pool:
+        while files := list(islice(listed, PAGE)):
+            downloads = [pool.submit(download_file, client, file, out, on_progress) for file in files]
             try:
-                for one in coming:
+                for one in downloads:
                     one.result()
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-    fetch(client, sums, out, tell)
+    download_file(client, sums, out, on_progress)
 
 
-def files(client: Client, dataset_id: str) -> Iterator[File]:
+def list_files(client: Client, dataset_id: str) -> Iterator[RemoteFile]:
     """All files of a dataset: SHA256SUMS, the manifest, then the others."""
     cursor: str | None = "0"
     while cursor:
-        page = client.get(path("datasets", dataset_id, "files"), limit=PAGE, cursor=cursor)
-        yield from (File(dataset_id, cursor, **item) for item in page["items"])
+        page = client.get(api_path("datasets", dataset_id, "files"), limit=PAGE, cursor=cursor)
+        yield from (RemoteFile(dataset_id, cursor, **item) for item in page["items"])
         cursor = page["next_cursor"]
 
 
-def fetch(client: Client, file: File, out: Path, tell: Tell) -> None:
-    """Bring one file, unless it is there. What has come of it before is not fetched again."""
+def download_file(client: Client, file: RemoteFile, out: Path, on_progress: OnProgress) -> None:
+    """Download one file, unless it is there, and resume a partial one. Raises Failure where it arrives damaged."""
     target = out / file.path
     if not target.resolve().is_relative_to(out.resolve()):
-        raise Failure(f"The farm names a file outside of the dataset: {file.path}.")
+        raise Failure(sentence("path_outside_dataset", path=file.path))
     try:
-        if target.is_file() and digest_of(target) == file.sha256:
-            return tell(target.stat().st_size)
+        if target.is_file() and sha256_of(target) == file.sha256:
+            return on_progress(target.stat().st_size)
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f"{target.name}.part")
-        for _ in range(2):  # what was there before may be of another file
-            tell(part.stat().st_size if part.is_file() else 0)
-            save(client, file, part, tell)
-            if digest_of(part) == file.sha256:
+        for _ in range(2):  # a partial file may belong to another dataset: then once more from its start
+            on_progress(part.stat().st_size if part.is_file() else 0)
+            complete_part(client, file, part, on_progress)
+            if sha256_of(part) == file.sha256:
                 part.replace(target)
                 return
-            tell(-part.stat().st_size)
+            on_progress(-part.stat().st_size)
             part.unlink()
     except OSError as error:
-        raise Failure(f"Cannot write {target}: {error.strerror}.") from None
-    raise Failure(f"{file.path} arrived damaged: its sha256 is not the one that the farm recorded.")
+        raise Failure(sentence("not_writable", path=target, reason=error.strerror)) from None
+    raise Failure(sentence("file_damaged", path=file.path))
 
 
-def save(client: Client, file: File, part: Path, tell: Tell) -> None:
-    """Append what is missing, however often it breaks off while something comes; a link that is too old is renewed."""
-    pauses, is_renewed = list(PAUSES), False
+def complete_part(client: Client, file: RemoteFile, part: Path, on_progress: OnProgress) -> None:
+    """Append the rest of a file, with retries while bytes arrive; an expired link is renewed once."""
+    delays, is_renewed = list(RETRY_DELAYS_S), False
     with part.open("ab") as target:
         while True:
             before = target.tell()
             try:
-                return client.save(file.url, target, tell)
-            except Gone:
+                return client.append_from_link(file.url, target, on_progress)
+            except LinkExpired:
                 if is_renewed:
                     raise
-                file, is_renewed = file.renewed(client), True
-            except Away:
+                file, is_renewed = file.with_new_link(client), True
+            except FarmUnavailable:
                 if target.tell() > before:
-                    pauses = list(PAUSES)
-                if not pauses:
+                    delays = list(RETRY_DELAYS_S)
+                if not delays:
                     raise
-                time.sleep(pauses.pop(0))
+                time.sleep(delays.pop(0))
 
 
-def digest_of(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+def sha256_of(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -1,29 +1,26 @@
-"""The local farm as the command line sees it: its address, its key, and the processes that start and stop it.
+"""The local farm: its address, its admin key in a private file, and the processes that start and stop it.
 
-Everything is done by `python -m embedded` and `python -m common.bootstrap`; this reads what they say, and keeps the
-admin key of the farm in a private file of its home. Knows no command.
+`python -m embedded` and `python -m common.bootstrap` do the work; this reads their JSON. Knows no command.
 """
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from cli.shell import Failure
+from cli.errors import INTERRUPTED, Failure, program_name
+from cli.sentences import sentence
 from common.config import Settings
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def find_farm(settings: Settings, url: str | None, key: str | None) -> tuple[str, str | None]:
-    """The address and the key to use. The local farm's key goes to no other address."""
+    """The address and the key to use. The local farm's key is sent to no other address."""
     local = local_url(settings.home)
     found = url or settings.url or local
     if found is None:
-        raise Failure(f"There is no local farm yet: start one with `{called()} up`, or name another with --url.")
+        raise Failure(sentence("no_local_farm", program=program_name()))
     given = key or (settings.key.get_secret_value() if settings.key else None)
     found = found.rstrip("/")
     return found, given or (read_key(settings.home) if found == local else None)
@@ -31,9 +28,9 @@ def find_farm(settings: Settings, url: str | None, key: str | None) -> tuple[str
 
 def local_url(home: Path) -> str | None:
     try:
-        site = json.loads((home / "farm.json").read_text())
-        host = "127.0.0.1" if site["listen"] == "0.0.0.0" else site["listen"]
-        return f"http://{host}:{site['ports']['api']}"
+        instance = json.loads((home / "farm.json").read_text())
+        host = "127.0.0.1" if instance["listen"] == "0.0.0.0" else instance["listen"]
+        return f"http://{host}:{instance['ports']['api']}"
     except (OSError, ValueError, KeyError):
         return None
 
@@ -49,9 +46,9 @@ def read_key(home: Path) -> str | None:
         return None
 
 
-def make_key(settings: Settings, environment: dict[str, str]) -> str:
-    """Make an admin key in the farm that this environment leads to, and keep it."""
-    made = run("common.bootstrap", "bootstrap", "--another", "--wait=30", environment=environment)
+def create_key(settings: Settings, environment: dict[str, str]) -> str:
+    """Create an admin key in the farm of this environment and write it to `key_file`."""
+    made = run_module("common.bootstrap", "bootstrap", "--another", "--wait=30", environment=environment)
     key = str(made["secret"])
     draft = key_file(settings.home).with_suffix(".new")
     draft.unlink(missing_ok=True)
@@ -61,28 +58,20 @@ def make_key(settings: Settings, environment: dict[str, str]) -> str:
     return key
 
 
-def embedded(*arguments: str) -> Any:
-    """What `python -m embedded …` says."""
-    return run("embedded", *arguments, "--json")
+def run_embedded(*arguments: str) -> Any:
+    """The JSON that `python -m embedded …` prints."""
+    return run_module("embedded", *arguments, "--json")
 
 
-def run(module: str, *arguments: str, environment: dict[str, str] | None = None) -> Any:
-    """The JSON that a module prints. What it tells people goes to stderr as it comes; its exit code becomes ours."""
+def run_module(module: str, *arguments: str, environment: dict[str, str] | None = None) -> Any:
+    """The JSON that a module prints. Its stderr is ours; a failed one ends this process by the same exit code."""
     command = [sys.executable, "-P", "-m", module, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, **(environment or {})}) as child:
         try:
-            said, _ = child.communicate()
+            printed, _ = child.communicate()
         except KeyboardInterrupt:
-            child.wait()  # it got the signal too, and tidies up
+            child.wait()  # it got the signal too, and cleans up
             raise
     if child.returncode:
-        raise SystemExit(child.returncode if child.returncode > 0 else 130)
-    return json.loads(said)
-
-
-def called() -> str:
-    """How to call this command line from where its user is, for hints that can be pasted."""
-    script = ROOT / "huafang"
-    if shutil.which("huafang") or not script.is_file():
-        return "huafang"
-    return "./huafang" if Path.cwd() == ROOT else str(script)
+        raise SystemExit(child.returncode if child.returncode > 0 else INTERRUPTED)
+    return json.loads(printed)

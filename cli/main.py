@@ -1,7 +1,7 @@
-"""The composition root: the table of all commands, and what an error looks like from outside.
+"""The entry point: the table of all commands, and how errors become a sentence and an exit code.
 
-A command is imported when it is called, so that `huafang --help` costs no more than Click. Local commands start
-`python -m api | worker | embedded | common.bootstrap`; all others talk HTTP (`cli.client`). Knows no command's options.
+A command's module is imported when the command is called, so that `huafang --help` loads little more than Click. Local
+commands start `python -m api | worker | embedded | common.bootstrap`; all others use HTTP (`cli.client`).
 """
 
 import io
@@ -15,32 +15,34 @@ from typing import NoReturn
 import click
 from click.shell_completion import CompletionItem
 
-from cli.shell import Failure, Shell, global_options
+from cli.errors import ERROR, INTERRUPTED, Failure, exit_code_of
+from cli.sentences import sentence
+from cli.shell import Shell, global_options
 from common.errors import Error
 
-# name: the module that has a command of this name, and its line in the help.
+# name: the module of the command, and its line in the help.
 COMMANDS = {
-    "demo": ("cli.commands.demo", "Set up a local farm, render a few Chinese prompts, show where the pictures are."),
-    "test": ("cli.commands.farm", "Set everything up and run the test suite (./huafang test, in a clone)."),
-    "up": ("cli.commands.farm", "Start the local farm, or find it running."),
-    "down": ("cli.commands.farm", "Stop the local farm; its data stays."),
-    "status": ("cli.commands.farm", "Show what of the local farm is running."),
+    "demo": ("cli.commands.demo", "Start a local farm, render a few Chinese prompts, show where the pictures are."),
+    "test": ("cli.commands.farm", "Install what is missing and run the test suite (./huafang test, in a clone)."),
+    "up": ("cli.commands.farm", "Start the local farm; does nothing where it runs."),
+    "down": ("cli.commands.farm", "Stop the local farm and keep its data."),
+    "status": ("cli.commands.farm", "Show the processes of the local farm."),
     "generate": ("cli.commands.generate", "Render a prompt and download the pictures."),
     "jobs": ("cli.commands.jobs", "List, show, watch, cancel and retry jobs."),
     "batch": ("cli.commands.batch", "Submit, list, watch, pause, resume, cancel and retry batches."),
     "grid": ("cli.commands.grid", "Compare models, schedulers, steps or guidance side by side."),
     "dataset": ("cli.commands.dataset", "Export batches as datasets, list and verify them."),
-    "models": ("cli.commands.models", "List the models, check their files."),
+    "models": ("cli.commands.models", "List, show, accept, import and verify models."),
     "workers": ("cli.commands.workers", "List, drain and resume render workers."),
     "keys": ("cli.commands.keys", "Create, list and revoke API keys."),
-    "admin": ("cli.commands.admin", "Prepare a farm's database: migrate, bootstrap."),
-    "doctor": ("cli.commands.doctor", "Check this machine and the farm; say what to do about what is wrong."),
-    "serve": ("cli.commands.serve", "Be one process of a farm: api, worker or control."),
+    "admin": ("cli.commands.serve", "Prepare a farm's database: migrate, bootstrap."),
+    "doctor": ("cli.commands.doctor", "Check this machine and the farm; say how to fix what is wrong."),
+    "serve": ("cli.commands.serve", "Run one process of a farm: api, worker or control."),
 }
 
 
-class Contents(click.Group):
-    """The root group: knows its commands by the table, and imports the one that is called."""
+class RootGroup(click.Group):
+    """The root group: imports a command's module when the command is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -57,16 +59,18 @@ class Contents(click.Group):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        named = [CompletionItem(name, help=line) for name, (_, line) in COMMANDS.items() if name.startswith(incomplete)]
-        return named or super().shell_complete(ctx, incomplete)
+        matches = [
+            CompletionItem(name, help=line) for name, (_, line) in COMMANDS.items() if name.startswith(incomplete)
+        ]
+        return matches or super().shell_complete(ctx, incomplete)
 
 
-@click.command(cls=Contents, params=global_options(), context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=RootGroup, params=global_options(), context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="huafang", message="%(prog)s %(version)s")
 def huafang() -> None:
     """Huafang (画坊): a render farm for Chinese text-to-image diffusion.
 
-    Data goes to stdout, progress to stderr. Without --url the local farm (huafang up) is asked. Exit codes: 0 ok,
+    Data goes to stdout, progress to stderr. Without --url the farm is the local one (huafang up). Exit codes: 0 ok,
     1 error, 2 usage, 3 auth, 4 not found, 5 conflict, 6 partly failed, 7 time-out, 130 interrupted.
 
     Shell completion: eval "$(_HUAFANG_COMPLETE=bash_source huafang)", or zsh_source, or fish_source.
@@ -77,32 +81,32 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     shell = Shell()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal without hanzi is no reason to fail
+            stream.reconfigure(errors="backslashreplace")  # for a terminal without hanzi
     try:
         code = huafang.main(arguments, prog_name="huafang", obj=shell, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except Failure as failure:
-        end(shell, failure.message, failure.exit_code)
+        fail(shell, failure.message, failure.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        end(shell, "Interrupted.", 130)
+        fail(shell, sentence("interrupted"), INTERRUPTED)
     except Error as error:
-        end(shell, error.message, Failure.code_of(error.status))
+        fail(shell, error.message, exit_code_of(error.status))
     except Exception:
-        end(shell, f"This is a bug in huafang; {keep_traceback()} has the details (--debug shows them).", 1)
+        fail(shell, sentence("bug", log=write_traceback()), ERROR)
 
 
-def end(shell: Shell, sentence: str, code: int) -> NoReturn:
+def fail(shell: Shell, message: str, code: int) -> NoReturn:
     if shell.debug:
         traceback.print_exc()
-    click.echo(f"huafang: {sentence}", err=True)
+    click.echo(f"huafang: {message}", err=True)
     sys.exit(code)
 
 
-def keep_traceback() -> Path:
-    """Write the traceback where a person finds it, without any part of huafang that may be what is broken."""
+def write_traceback() -> Path:
+    """Write the traceback to a temporary file, by the standard library only: any part of huafang may be broken."""
     with tempfile.NamedTemporaryFile("w", prefix="huafang-", suffix=".log", delete=False) as file:
         traceback.print_exc(file=file)
     return Path(file.name)

@@ -1,60 +1,138 @@
-"""Lists of values as they are given on the command line: `20,50`, and those of a matrix, `steps=20,50`."""
+"""The types of option values that Click does not have. Knows no command."""
 
 import re
+import uuid
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import click
 
-from cli.shell import Failure
+from cli.errors import USAGE, Failure
+from cli.sentences import sentence
 
-Lists = Mapping[str, list[Any]]
+FieldValues = Mapping[str, list[Any]]  # values of fields of a recipe; several fields change together
 
 
-def value(text: str) -> int | float | str:
-    """A number where it looks like one."""
+def parse_value(text: str) -> int | float | str:
+    """An int or a float where the text is one."""
     if re.fullmatch(r"-?\d+", text):
         return int(text)
     return float(text) if re.fullmatch(r"-?\d*\.\d+", text) else text
 
 
-class ValuesType(click.ParamType):
-    """Values with commas between them."""
+class ValueList(click.ParamType):
+    """`20,50` → [20, 50]"""
 
     name = "A,B"
 
-    def __init__(self, parse: Callable[[str], Any] = value) -> None:
+    def __init__(self, parse: Callable[[str], Any] = parse_value) -> None:
         self._parse = parse
 
-    def convert(self, given: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Any]:
-        found = [one.strip() for one in str(given).split(",")]
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[Any]:
+        found = [one.strip() for one in str(value).split(",")]
         if not all(found):
-            self.fail(f"{given} has a place without a value; write 20,50.", param, ctx)
+            self.fail(sentence("list_invalid", value=value), param, ctx)
         return [self._parse(one) for one in found]
 
 
-class ListsType(click.ParamType):
-    """A field and its values; or several, which change together."""
+class FieldValueList(click.ParamType):
+    """`steps=20,50` → {"steps": [20, 50]}; `model:steps=a:20,b:50` → {"model": ["a", "b"], "steps": [20, 50]}"""
 
     name = "FIELD=A,B"
 
-    def convert(self, given: Any, param: click.Parameter | None, ctx: click.Context | None) -> Lists:
-        names, _, values = str(given).partition("=")
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> FieldValues:
+        names, _, values = str(value).partition("=")
         fields = [name.strip() for name in names.split(":")]
         rows = [[one.strip() for one in row.split(":")] for row in values.split(",")]
         if not all(fields) or any(len(row) != len(fields) or not all(row) for row in rows):
-            self.fail(f"{given} is none; write steps=20,50 or model:scheduler=zh-v0:lms,zh-v1:pndm.", param, ctx)
-        return {field: [value(row[at]) for row in rows] for at, field in enumerate(fields)}
+            self.fail(sentence("matrix_invalid", value=value), param, ctx)
+        return {field: [parse_value(row[at]) for row in rows] for at, field in enumerate(fields)}
 
 
-def matrix_of(given: Iterable[Lists]) -> dict[str, Any]:
-    """The matrix of a batch that these lists make."""
+def build_matrix(given: Iterable[FieldValues]) -> dict[str, Any]:
+    """The matrix of a batch from all its --matrix options. Raises Failure for a field that is given twice."""
     matrix: dict[str, Any] = {}
-    for lists in given:
-        if len(lists) > 1:
-            matrix.setdefault("zip", []).append(dict(lists))
-        elif twice := matrix.keys() & lists.keys():
-            raise Failure(f"--matrix says {', '.join(twice)} twice: put all values in one list.", 2)
+    for values in given:
+        if len(values) > 1:
+            matrix.setdefault("zip", []).append(dict(values))
+        elif twice := matrix.keys() & values.keys():
+            raise Failure(sentence("matrix_field_twice", field=", ".join(twice)), USAGE)
         else:
-            matrix.update(lists)
+            matrix.update(values)
     return matrix
+
+
+class Size(click.ParamType):
+    """`512x256` → (512, 256)"""
+
+    name = "WxH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if not (sides := re.fullmatch(r"(\d{1,5})[x×*](\d{1,5})", str(value))):
+            self.fail(sentence("size_invalid", value=value), param, ctx)
+        return int(sides[1]), int(sides[2])
+
+
+class ImageFile(click.ParamType):
+    """The path of a local file, or the id of an upload or image of the farm."""
+
+    name = "FILE|ID"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | str:
+        if Path(value).is_file():
+            return Path(value)
+        try:
+            return str(uuid.UUID(value))
+        except ValueError:
+            self.fail(sentence("image_file_invalid", value=value), param, ctx)
+
+
+class PromptFile(click.ParamType):
+    """A local file, - for stdin, or the id of an upload."""
+
+    name = "FILE|ID"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> BinaryIO | str:
+        try:
+            return str(uuid.UUID(str(value)))
+        except ValueError:
+            return click.File("rb").convert(value, param, ctx)  # type: ignore[return-value]
+
+
+class LoraWeight(click.ParamType):
+    """`ink:0.8` → {"name": "ink", "weight": 0.8}; a weight of 1 where none is given."""
+
+    name = "NAME[:WEIGHT]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        name, _, weight = str(value).rpartition(":") if ":" in str(value) else (str(value), "", "1")
+        try:
+            return {"name": name, "weight": float(weight)}
+        except ValueError:
+            self.fail(sentence("lora_weight_invalid", value=weight, name=name), param, ctx)
+
+
+class StopRule(click.ParamType):
+    """`20%/50` → {"percent": 20.0, "of_last": 50}: more than 20 % of the last 50 images."""
+
+    name = "PERCENT/LAST"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?%?/(\d+)", str(value))
+        if not found:
+            self.fail(sentence("stop_rule_invalid", value=value), param, ctx)
+        return {"percent": float(found[1]), "of_last": int(found[2])}
+
+
+class SplitShare(click.ParamType):
+    """`test=0.1` → ("test", 0.1)"""
+
+    name = "NAME=SHARE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+        name, _, share = str(value).partition("=")
+        try:
+            return name, float(share)
+        except ValueError:
+            self.fail(sentence("split_invalid", value=value), param, ctx)

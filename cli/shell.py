@@ -1,6 +1,6 @@
-"""What every command gets: the global options, the settings, a client, and the ways to say something.
+"""What every command gets: the global options, the settings, a client, and the output formats.
 
-Data goes to stdout in the format that was asked for, everything else to stderr. Knows neither commands nor HTTP.
+Data goes to stdout in the chosen format, everything else to stderr. Knows neither commands nor HTTP.
 """
 
 import json
@@ -11,32 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli.errors import USAGE, Failure
+from cli.sentences import sentence
+
 if TYPE_CHECKING:
     from cli.client import Client
     from common.config import Settings
 
 Row = Mapping[str, Any]
 Columns = Mapping[str, Callable[[Row], Any]]
-CODES = {400: 2, 401: 3, 403: 3, 404: 4, 408: 7, 409: 5, 413: 2, 415: 2, 422: 2, 504: 7}
-PARTLY, TIMED_OUT, INTERRUPTED = 6, 7, 130
-
-
-class Failure(Exception):
-    """What ends a command: a sentence for stderr, and the exit code."""
-
-    def __init__(self, message: str, exit_code: int = 1) -> None:
-        super().__init__(message)
-        self.message = message
-        self.exit_code = exit_code
-
-    @staticmethod
-    def code_of(status: int) -> int:
-        """The exit code for an HTTP status."""
-        return CODES.get(status, 1)
+UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
 class Shell:
-    """One call of the command line. What was given stands in the attributes, None where nothing was."""
+    """One call of the command line. Each attribute is a global option, or None where it was not given."""
 
     format: str | None = None
     url: str | None = None
@@ -53,7 +41,7 @@ class Shell:
             return Settings()
         except ValidationError as error:
             wrong = "; ".join(f"HUAFANG_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors())
-            raise Failure(f"A setting is wrong: {wrong}.", 2) from None
+            raise Failure(sentence("setting_invalid", errors=wrong), USAGE) from None
 
     @cached_property
     def client(self) -> "Client":
@@ -63,38 +51,38 @@ class Shell:
         url, key = find_farm(self.settings, self.url, self.key)
         return Client(url, key)
 
-    # What is said
+    # Output
 
     @property
-    def speaks(self) -> str:
+    def output_format(self) -> str:
         """human, json or quiet."""
         if self.format in (None, "auto"):
             return "human" if sys.stdout.isatty() else "json"
         return str(self.format)
 
-    def note(self, text: str) -> None:
-        """Progress, a warning, a hint: on stderr, and not at all in the quiet format."""
-        if self.speaks != "quiet":
+    def print_message(self, text: str) -> None:
+        """Print progress, a warning or a hint on stderr; nothing in the quiet format."""
+        if self.output_format != "quiet":
             click.echo(text, err=True)
 
     def print_rows(self, rows: Sequence[Row], columns: Columns, name: str = "id") -> None:
-        """A list: a table, a JSON array, or `name` of each row."""
-        if self.speaks == "json":
+        """Print a list: a table, a JSON array, or `name` of each row."""
+        if self.output_format == "json":
             print_json(rows)
-        elif self.speaks == "quiet":
+        elif self.output_format == "quiet":
             for row in rows:
                 click.echo(row[name])
         else:
             print_table(rows, columns)
 
     def print_record(self, record: Row, columns: Columns, name: str = "id") -> None:
-        """One thing: lines of name and value, a JSON object, or its `name`."""
-        if self.speaks == "json":
+        """Print one resource: lines of name and value, a JSON object, or its `name`."""
+        if self.output_format == "json":
             print_json(record)
-        elif self.speaks == "quiet":
+        elif self.output_format == "quiet":
             click.echo(record[name])
         else:
-            shown = {title: shorten(value(record)) for title, value in columns.items()}
+            shown = {title: format_value(value(record)) for title, value in columns.items()}
             width = max(map(len, shown))
             for title, text in shown.items():
                 if text:
@@ -113,36 +101,54 @@ def print_table(rows: Sequence[Row], columns: Columns) -> None:
 
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for title in columns:
-        table.add_column(title, overflow="fold", no_wrap=title == "id")  # an id is there to be copied
+        table.add_column(title, overflow="fold", no_wrap=title == "id")  # an id can be copied
     for row in rows:
-        table.add_row(*(Text(shorten(value(row))) for value in columns.values()))
-    # A file has no width: there, nothing is folded.
+        table.add_row(*(Text(format_value(value(row))) for value in columns.values()))
+    # A file has no width, so its lines are not folded.
     Console(width=None if sys.stdout.isatty() else 240, highlight=False).print(table)
 
 
-def shorten(value: Any) -> str:
-    """A value as a person reads it: no None, times to the second."""
+def format_value(value: Any) -> str:
+    """A value in a table: nothing for None, times to the second."""
     if value is None:
         return ""
     text = str(value)
     return text[:19].replace("T", " ") if len(text) > 19 and text[10:11] == "T" and text[:4].isdigit() else text
 
 
-# The global options, which every command takes too: `huafang jobs ls --format json`.
+def format_bytes(count: float | None) -> str | None:
+    """1280 → `1.28 kB`."""
+    if count is None:
+        return None
+    unit = 0
+    while count >= 999.5 and unit < len(UNITS) - 1:
+        count, unit = count / 1000, unit + 1
+    return f"{count:.3g} {UNITS[unit]}"
 
 
-def remember(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+def format_duration(seconds: float | None) -> str | None:
+    """In the largest unit of which there are more than two: `139 h`, `26 min`, `90 s`."""
+    if seconds is None:
+        return None
+    minutes, hours = round(seconds / 60), round(seconds / 3600)
+    return f"{hours} h" if hours > 2 else f"{minutes} min" if minutes > 2 else f"{seconds:.0f} s"
+
+
+# The global options, which are options of every command too: `huafang jobs ls --format json`.
+
+
+def store_option(ctx: click.Context, param: click.Parameter, value: Any) -> None:
     if value and param.name:
         setattr(ctx.obj, param.name, value)
 
 
 def global_options(hidden: bool = False) -> list[click.Parameter]:
     formats = click.Choice(["auto", "human", "json", "quiet"])
-    shared: dict[str, Any] = {"expose_value": False, "callback": remember, "hidden": hidden}
+    shared: dict[str, Any] = {"expose_value": False, "callback": store_option, "hidden": hidden}
     return [
         click.Option(["--format"], type=formats, help="auto: human on a terminal, else json.", **shared),
-        click.Option(["--url"], help="The farm's address; else HUAFANG_URL, else the local farm.", **shared),
-        click.Option(["--key"], help="The API key; else HUAFANG_KEY, else the local farm's.", **shared),
+        click.Option(["--url"], help="The farm's address.  [default: HUAFANG_URL, then the local farm]", **shared),
+        click.Option(["--key"], help="The API key.  [default: HUAFANG_KEY, then the local farm's]", **shared),
         click.Option(["--debug"], is_flag=True, help="Show the traceback of an error.", **shared),
     ]
 
@@ -153,6 +159,6 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """A noun whose verbs are commands."""
+    """A noun; its commands are verbs."""
 
     command_class = Command

@@ -1,4 +1,4 @@
-"""Watching a job, or a batch, until it has ended: its progress on stderr, its outcome as an exit code."""
+"""Watching a job or a batch until it ends: progress on stderr, and its outcome as a Failure. Knows no command."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -6,71 +6,136 @@ from contextlib import contextmanager
 from typing import Any
 
 from cli.client import Json
-from cli.local import called
-from cli.shell import INTERRUPTED, PARTLY, Failure, Shell
+from cli.errors import INTERRUPTED, PARTLY, Failure, program_name
+from cli.sentences import sentence
+from cli.shell import Row, Shell, format_duration
+
+ENDED_IMAGES = ("stored", "flagged", "failed", "cancelled")
 
 
-def watch(shell: Shell, job_id: str, timeout: float | None = None) -> Json:
-    """The job when it has ended. Raises Failure at a time-out, and when a person interrupts; the job goes on then."""
-    hints = interruptible("job", f"jobs watch {job_id}", f"jobs cancel {job_id}")
-    with teller(shell, describe, position, news=lambda job: job["state"]) as tell, hints:
-        for job in shell.client.follow(job_id, timeout):
-            tell(job)
+def watch_job(shell: Shell, job_id: str, timeout: float | None = None) -> Json:
+    """The job when it has ended. Raises Failure after `timeout` seconds and on Ctrl-C; the job runs on."""
+    hint = resume_hint("job", f"jobs watch {job_id}", f"jobs cancel {job_id}")
+    with show_progress(shell, describe_job, job_bar, line_key=lambda job: job["state"]) as show, hint:
+        for job in shell.client.follow_job(job_id, timeout):
+            show(job)
     return job
 
 
+def watch_batch(
+    shell: Shell,
+    batch_id: str,
+    timeout: float | None = None,
+    resume: str = "batch watch",
+    on_change: Callable[[Json], None] = lambda batch: None,
+) -> Json:
+    """The batch when it has ended; `on_change` gets it after each change.
+
+    Raises Failure after `timeout` seconds and on Ctrl-C, naming the command `resume`; the batch runs on.
+    """
+    last = Json()
+    hint = resume_hint("batch", f"{resume} {batch_id}", f"batch cancel {batch_id}")
+    with hint, show_progress(shell, describe_batch, batch_bar, line_key=batch_tenth) as show:
+        for batch in shell.client.follow_batch(batch_id, timeout, shell.print_message):
+            show(batch)
+            if (because := batch["paused_because"]) and because != last.get("paused_because"):
+                shell.print_message(sentence("batch_paused", because=because, program=program_name(), batch=batch_id))
+            if batch != last:
+                on_change(last := batch)
+    return last
+
+
 @contextmanager
-def interruptible(noun: str, on: str, end: str) -> Iterator[None]:
-    """Ctrl-C ends the watch, not what is watched: these commands go on with it, or end it."""
+def resume_hint(noun: str, resume: str, cancel: str) -> Iterator[None]:
+    """Turn Ctrl-C into a Failure that names the commands that resume the watch, and cancel what is watched."""
     try:
         yield
     except KeyboardInterrupt:
-        hint = f"To see on: {called()} {on} — or to end it: {called()} {end}"
-        raise Failure(f"Interrupted; the {noun} goes on. {hint}", INTERRUPTED) from None
+        message = sentence("watch_interrupted", noun=noun, program=program_name(), resume=resume, cancel=cancel)
+        raise Failure(message, INTERRUPTED) from None
 
 
-def outcome(job: Json) -> Failure | None:
-    """What to end with when not all pictures of a job that has ended are there."""
+# Outcomes
+
+
+def job_failure(job: Json) -> Failure | None:
+    """The Failure of a job that has ended; None where all its images are stored."""
     missing = [image for image in job["images"] if image["state"] != "stored"]
     if not missing:
         return None
     if job["state"] == "cancelled":
-        return Failure(f"Job {job['id']} was cancelled.")
-    reasons = {reason(image) for image in missing}
-    code = PARTLY if len(missing) < len(job["images"]) else 1
-    return Failure(f"{len(missing)} of {len(job['images'])} pictures are missing: {' '.join(sorted(reasons))}", code)
+        return Failure(sentence("job_cancelled", job=job["id"]))
+    reasons = " ".join(sorted({failure_reason(image) for image in missing}))
+    message = sentence("job_images_missing", missing=len(missing), total=len(job["images"]), reasons=reasons)
+    return Failure(message, PARTLY if len(missing) < len(job["images"]) else 1)
 
 
-def reason(image: Json) -> str:
+def failure_reason(image: Json) -> str:
     if image["state"] == "flagged":
-        return "The safety checker refused it."
+        return sentence("image_flagged")
     error = image.get("error") or {}
-    return str(error.get("message") or f"It is {image['state']}.")
+    return str(error.get("message") or sentence("image_not_stored", state=image["state"]))
+
+
+def batch_failure(batch: Json) -> Failure | None:
+    """The Failure of a batch that has ended; None where all its images are stored."""
+    images = batch["images"]
+    if batch["error"]:
+        return Failure(sentence("batch_invalid", batch=batch["id"], reason=batch["error"]["message"]))
+    if batch["cancelled_at"]:
+        return Failure(sentence("batch_cancelled", batch=batch["id"]))
+    missing = images["total"] - images["stored"]
+    if not missing:
+        return None
+    message: str = sentence(
+        "batch_images_missing",
+        missing=missing,
+        total=images["total"],
+        failed=images["failed"],
+        flagged=images["flagged"],
+    )
+    if images["failed"]:
+        message += " " + sentence("batch_retry_hint", program=program_name(), batch=batch["id"])
+    return Failure(message, PARTLY if images["stored"] else 1)
+
+
+# Progress
 
 
 @contextmanager
-def teller(
-    shell: Shell, describe: Callable[[Json], str], position: Callable[[Json], Json], news: Callable[[Json], Any]
+def show_progress(
+    shell: Shell, describe: Callable[[Json], str], bar: Callable[[Json], Json], line_key: Callable[[Json], Any]
 ) -> Iterator[Callable[[Json], None]]:
-    """What tells how something gets on: a bar on a terminal, else a line whenever `news` of it is new."""
-    if shell.speaks == "quiet":
+    """Yield a function that shows a resource's progress: a bar on a terminal, else a line per new `line_key`."""
+    if shell.output_format == "quiet":
         yield lambda found: None
     elif sys.stderr.isatty():
-        with bar() as progress:
+        with progress_bar() as progress:
             task = progress.add_task("", total=None)
-            yield lambda found: progress.update(task, **position(found))
+            yield lambda found: progress.update(task, **bar(found))
     else:
-        told: list[Any] = []
+        printed: list[Any] = []
 
-        def line(found: Json) -> None:
-            if news(found) not in told:
-                told.append(news(found))
-                shell.note(f"{found['id']} {describe(found)}")
+        def print_line(found: Json) -> None:
+            if line_key(found) not in printed:
+                printed.append(line_key(found))
+                shell.print_message(f"{found['id']} {describe(found)}")
 
-        yield line
+        yield print_line
 
 
-def bar() -> Any:
+@contextmanager
+def byte_progress(shell: Shell, description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Yield a function that advances a bar by a number of bytes; shows nothing where stderr is no terminal."""
+    if shell.output_format == "quiet" or not sys.stderr.isatty():
+        yield lambda more: None
+        return
+    with progress_bar() as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda more: progress.advance(task, more)
+
+
+def progress_bar() -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -78,16 +143,62 @@ def bar() -> Any:
     return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
-def position(job: Json) -> Json:
-    """Where the bar stands: denoising steps of all pictures of the job."""
-    step = job.get("progress") or {}
-    steps = step.get("steps") or job["recipe"]["steps"]
-    done = sum(image["state"] in ("stored", "flagged", "failed") for image in job["images"])
-    part = (step.get("step") or 0) / steps if job["state"] == "running" else 0
-    return {"description": describe(job), "total": len(job["images"]), "completed": max(done, part)}
-
-
-def describe(job: Json) -> str:
+def describe_job(job: Json) -> str:
     if job["state"] == "queued" and (why := job.get("waiting_for")):
         return f"queued: {why.get('message') if isinstance(why, dict) else why}"
     return str(job["state"])
+
+
+def job_bar(job: Json) -> Json:
+    """The bar in images; the steps of the running ones count as a fraction."""
+    progress = job.get("progress") or {}
+    steps = progress.get("steps") or job["recipe"]["steps"]
+    done = sum(image["state"] in ("stored", "flagged", "failed") for image in job["images"])
+    fraction = (progress.get("step") or 0) / steps if job["state"] == "running" else 0
+    return {"description": describe_job(job), "total": len(job["images"]), "completed": max(done, fraction)}
+
+
+def describe_batch(batch: Json, separator: str = ", ") -> str:
+    """`running: 4 running, 2 stored, 120 a minute, 26 min left`"""
+    speed = []
+    if batch["state"] in ("expanding", "running"):
+        if rate := batch["images_per_minute"]:
+            speed.append(f"{rate:.0f} a minute" if rate >= 10 else f"{rate:.1f} a minute")
+        if left := format_duration(batch["eta_seconds"]):
+            speed.append(f"{left} left")
+    parts = [f"{batch['state']}: {count_images(batch) or 'no pictures yet'}", ", ".join(speed)]
+    return separator.join(filter(None, parts))
+
+
+def batch_bar(batch: Json) -> Json:
+    return {
+        "description": describe_batch(batch, "\n"),
+        "total": expected_images(batch),
+        "completed": ended_images(batch),
+    }
+
+
+def count_images(batch: Row) -> str:
+    """How many images are in which state: `4 running, 2 stored`."""
+    waiting = batch["images"]["open"] - batch["running"]
+    counts = {**batch["images"], "running": batch["running"], "waiting": waiting}
+    return ", ".join(f"{counts[name]} {name}" for name in ("running", "waiting", *ENDED_IMAGES) if counts[name] > 0)
+
+
+def ended_images(batch: Json) -> int:
+    return sum(batch["images"][name] for name in ENDED_IMAGES)
+
+
+def expected_images(batch: Json) -> int | None:
+    """The total, estimated while the batch expands (a line may ask for another count); None while it is unknown."""
+    if batch["images"]["total"] is not None:
+        return int(batch["images"]["total"])
+    if not batch["jobs"] or batch["parent_id"]:
+        return None
+    return int(batch["prompts"] * batch["variants"] * batch["images_per_prompt"])
+
+
+def batch_tenth(batch: Json) -> tuple[str, int]:
+    """What makes a new line of progress: another state, or another tenth of the images."""
+    total = expected_images(batch)
+    return batch["state"], ended_images(batch) * 10 // total if total else 0

@@ -1,1 +1,1 @@
-"""The servers of a local farm: Postgres, Valkey and an S3 store from wheels, under a supervisor."""
+"""The local farm: Postgres, Valkey and S3 from wheels, the API and the workers, under one supervisor."""

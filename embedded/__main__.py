@@ -1,4 +1,4 @@
-"""`python -m embedded up | down | status`: the local farm, for the command line. Data on stdout, progress on stderr."""
+"""`python -m embedded up | down | status`: the local farm. Data goes to stdout, progress and errors to stderr."""
 
 import json
 import sys
@@ -11,43 +11,48 @@ import click
 from common.config import Settings
 from common.errors import Conflict, Error
 from embedded import farm
-from embedded.instance import home_of
+from embedded.instance import home_path
+from embedded.sentences import sentence
 
 
 @click.group()
 def main() -> None:
-    """The local farm: real servers, API and workers on this machine."""
+    """The local farm: servers, API and workers on this machine."""
 
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @main.command()
-@click.option("--listen", metavar="ADDRESS", help="Let other machines join by this IPv4 address (0.0.0.0: by any).")
-@click.option("--device", help="What the workers render on: auto, cpu, cuda, cuda:1, mps or stub.")
-@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="How many render.")
+@click.option(
+    "--listen", metavar="ADDRESS", help="The IPv4 address that other machines use to join (0.0.0.0: any address)."
+)
+@click.option("--device", help="The workers' device: auto, cpu, cuda, cuda:1, mps or stub.")
+@click.option(
+    "--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="The number of render workers."
+)
 @as_json
 def up(listen: str | None, device: str | None, workers: int, as_json: bool) -> None:
-    """Start the farm, or find it running."""
-    tell(farm.up(Settings(), listen=listen, device=device, workers=workers, say=say), as_json)
+    """Start the farm. Does nothing where it runs."""
+    print_farm(farm.up(Settings(), listen=listen, device=device, workers=workers, on_progress=print_progress), as_json)
 
 
 @main.command()
 @as_json
 def down(as_json: bool) -> None:
-    """Stop the farm; its data stay."""
+    """Stop the farm and keep its data."""
     farm.down(Settings())
-    tell(None, as_json)
+    print_farm(None, as_json)
 
 
 @main.command()
 @as_json
 def status(as_json: bool) -> None:
-    """Show what runs."""
-    tell(farm.status(Settings()), as_json)
+    """Show the processes of the farm."""
+    print_farm(farm.status(Settings()), as_json)
 
 
-def tell(found: farm.Farm | None, as_json: bool) -> None:
+def print_farm(found: farm.Farm | None, as_json: bool) -> None:
     if as_json:
         print(json.dumps(None if found is None else asdict(found), indent=2))
     elif found is None:
@@ -60,7 +65,7 @@ def tell(found: farm.Farm | None, as_json: bool) -> None:
             print(line)
 
 
-def say(line: str) -> None:
+def print_progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
@@ -68,7 +73,7 @@ def run() -> None:
     try:
         main(standalone_mode=False)
     except Error as error:
-        say(error.message)
+        print_progress(error.message)
         sys.exit(5 if isinstance(error, Conflict) else 1)
     except click.ClickException as error:
         error.show()
@@ -76,10 +81,10 @@ def run() -> None:
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
     except Exception as error:
-        log = home_of(Settings()) / "logs" / "embedded.log"
+        log = home_path(Settings()) / "logs" / "embedded.log"
         with suppress(OSError):
             log.write_text(traceback.format_exc())
-        say(f"The local farm met something unforeseen ({type(error).__name__}); see {log}.")
+        print_progress(sentence("unexpected", error=type(error).__name__, log=log))
         sys.exit(1)
 
 

@@ -1,7 +1,7 @@
 """The local farm: `up`, `down` and `status` of servers, API, control worker and render workers under one supervisor.
 
-`up` is a list of steps that find their work done or do it, so a second one finds the first, and one that follows a
-crash repairs what is missing. The data and the secrets stay in the farm's home when it is down.
+Every step of `up` is idempotent: a second `up` changes nothing, and one after a crash repairs what is missing. The
+data and the secrets stay in the farm's home while it is down.
 """
 
 import shlex
@@ -20,20 +20,21 @@ from common.catalog import catalog
 from common.config import Settings
 from common.errors import Conflict, NotFound, Unavailable
 from embedded import supervisor
-from embedded.instance import LOOPBACK, Site, find_site, home_of, make_home, prepare_site
-from embedded.processes import Program, only_one, stop_left_over, write_programs
-from embedded.servers import ANSWERS, create_bucket, server_programs, wait_for_server
+from embedded.instance import LOOPBACK, Instance, find_instance, home_path, make_home, prepare_instance
+from embedded.processes import Program, exclusive, stop_orphans, write_programs
+from embedded.sentences import sentence
+from embedded.servers import PROBES, create_bucket, server_programs, wait_for_server
 from embedded.supervisor import Process
 
 PYTHON = (sys.executable, "-P", "-m")
-NVIDIA = Path("/dev/nvidiactl")  # there where the driver is; torch would take seconds to say so
-READY_S = 90
-PATIENCE_S = 10
-DRAIN_S = 40  # a little more than a worker takes to finish what it holds
-# torch's threads spin while they wait; on cores that others use too that makes rendering many times slower.
-PATIENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+NVIDIA_DEVICE = Path("/dev/nvidiactl")  # exists where the driver is loaded; importing torch would take seconds
+READY_TIMEOUT_S = 90
+FAILING_S = 10  # a process that still restarts after so long does not come up
+STOP_TIMEOUT_S = 40  # longer than a worker takes to drain
+# By default torch's threads spin while they wait, which slows every process on shared cores many times.
+PASSIVE_THREADS = {"OMP_WAIT_POLICY": "PASSIVE"}
 
-Say = Callable[[str], None]
+OnProgress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class Farm:
     url: str
     home: str
     listen: str
-    environment: dict[str, str]  # with which a process of this machine reaches the farm
-    join: list[str]  # lines for the shell of another machine, before `./huafang serve worker`; none on loopback
+    environment: dict[str, str]  # HUAFANG_* variables for a process of this machine
+    join: list[str]  # shell lines for another machine, before `./huafang serve worker`; empty on loopback
     processes: list[Process]
 
 
@@ -53,104 +54,112 @@ def up(
     device: str | None = None,
     workers: int = 1,
     clients: Sequence[Program] | None = None,
-    say: Say = lambda line: None,
+    on_progress: OnProgress = lambda line: None,
 ) -> Farm:
-    """The farm of this home, running: found, repaired or started. A failed start leaves nothing behind."""
-    home = home_of(settings)
+    """Start or repair the farm of this home and return it. A start that fails stops every process again.
+
+    `clients` replaces the API and the workers. Raises Conflict for a running farm with other options, Invalid for an
+    address of another machine, and Unavailable for whatever does not start.
+    """
+    home = home_path(settings)
     make_home(home)
-    with alone(home):
-        site = find_running(home)
-        if site is not None:
-            check_same(site, listen, device, workers)
-            return bring_up(site, settings, say)
+    with farm_lock(home):
+        instance = find_running(home)
+        if instance is not None:
+            check_options(instance, listen, device, workers)
+            return bring_up(instance, settings, on_progress)
         stop_all(home)
         try:
-            site = prepare_site(home, listen or LOOPBACK, device, workers)
-            start_supervisor(site, client_programs(site, settings) if clients is None else list(clients), say)
-            return bring_up(site, settings, say)
+            instance = prepare_instance(home, listen or LOOPBACK, device, workers)
+            programs = client_programs(instance, settings) if clients is None else list(clients)
+            start_supervisor(instance, programs, on_progress)
+            return bring_up(instance, settings, on_progress)
         except BaseException:
             stop_all(home)
             raise
 
 
 def down(settings: Settings) -> None:
-    """Stop everything, also what a killed supervisor left: clients first, then servers."""
-    home = home_of(settings)
-    if find_site(home) is not None:
-        with alone(home):
+    """Stop the clients, then the servers, then what a killed supervisor left running."""
+    home = home_path(settings)
+    if find_instance(home) is not None:
+        with farm_lock(home):
             stop_all(home)
 
 
 def status(settings: Settings) -> Farm | None:
-    """What runs, or None."""
-    site = find_running(home_of(settings))
-    return None if site is None else describe(site, settings)
+    """The farm, or None where it is down."""
+    instance = find_running(home_path(settings))
+    return None if instance is None else describe(instance, settings)
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """The variables with which any process of this machine reaches this farm."""
-    site = find_site(home_of(settings))
-    if site is None:
-        raise NotFound(f"There is no local farm in {settings.home}; start one with `./huafang up`.")
-    return site.environment(settings)
+    """The variables for any process of this machine. Raises NotFound where this home has never had a farm."""
+    instance = find_instance(home_path(settings))
+    if instance is None:
+        raise NotFound(sentence("no_farm", home=settings.home))
+    return instance.environment(settings)
 
 
 # The steps
 
 
-def start_supervisor(site: Site, clients: list[Program], say: Say) -> None:
-    say("starting Postgres, Valkey and S3")
-    servers = server_programs(site)
-    write_programs(site.home, [*servers, *clients])
-    supervisor.start(site.home, {"servers": servers, "clients": clients})
+def start_supervisor(instance: Instance, clients: list[Program], on_progress: OnProgress) -> None:
+    on_progress("starting Postgres, Valkey and S3")
+    servers = server_programs(instance)
+    write_programs(instance.home, [*servers, *clients])
+    supervisor.start(instance.home, {"servers": servers, "clients": clients})
 
 
-def bring_up(site: Site, settings: Settings, say: Say) -> Farm:
+def bring_up(instance: Instance, settings: Settings, on_progress: OnProgress) -> Farm:
     from common.db import migrate
 
-    supervisor.start_group(site.home, "servers")
-    for name in ANSWERS:
-        wait_for_server(site, name, patience(site, name))
-    say("migrating the database")
-    migrate(site.database_url(site.host))
-    create_bucket(site, settings.s3_bucket)
-    say("starting the API and the workers")
-    supervisor.start_group(site.home, "clients")
-    wait_for_api(site)
-    return describe(site, settings)
+    supervisor.start_group(instance.home, "servers")
+    for name in PROBES:
+        wait_for_server(instance, name, failure_check(instance, name))
+    on_progress("migrating the database")
+    migrate(instance.database_url(instance.host))
+    create_bucket(instance, settings.s3_bucket)
+    on_progress("starting the API and the workers")
+    supervisor.start_group(instance.home, "clients")
+    wait_for_api(instance)
+    return describe(instance, settings)
 
 
 def stop_all(home: Path) -> None:
     if supervisor.is_running(home):
         supervisor.stop(home)
-    stop_left_over(home)
+    stop_orphans(home)
 
 
-def client_programs(site: Site, settings: Settings) -> list[Program]:
-    default = {"HUAFANG_DEFAULT_MODEL": default_model(site, settings)}
-    shared = {**variables(settings), **default, **site.environment(settings), **without_proxy(site)}
-    of_worker = {**shared, **PATIENT, **({"HUAFANG_DEVICE": site.device} if site.device else {})}
-    names = [f"worker-{number}" for number in range(1, site.workers + 1)]
-    address = ("--host", site.listen, "--port", str(site.ports["api"]))
+def client_programs(instance: Instance, settings: Settings) -> list[Program]:
+    default = {"HUAFANG_DEFAULT_MODEL": default_model(instance, settings)}
+    shared = {**variables(settings), **default, **instance.environment(settings), **without_proxy(instance)}
+    of_worker = {**shared, **PASSIVE_THREADS, **({"HUAFANG_DEVICE": instance.device} if instance.device else {})}
+    names = [f"worker-{number}" for number in range(1, instance.workers + 1)]
+    address = ("--host", instance.listen, "--port", str(instance.ports["api"]))
     return [
-        Program("api", (*PYTHON, "api", *address), shared, stop_s=DRAIN_S),
-        Program("control", (*PYTHON, "worker", "control"), shared, stop_s=DRAIN_S),
-        *(Program(name, (*PYTHON, "worker", "render", "--name", name), of_worker, stop_s=DRAIN_S) for name in names),
+        Program("api", (*PYTHON, "api", *address), shared, stop_s=STOP_TIMEOUT_S),
+        Program("control", (*PYTHON, "worker", "control"), shared, stop_s=STOP_TIMEOUT_S),
+        *(
+            Program(name, (*PYTHON, "worker", "render", "--name", name), of_worker, stop_s=STOP_TIMEOUT_S)
+            for name in names
+        ),
     ]
 
 
-def default_model(site: Site, settings: Settings) -> str:
-    """What a request that names no model gets: the catalogue has one for machines with a GPU, one for all others."""
-    known, device = catalog.read(settings.catalog, settings.model_store), site.device or settings.device
-    has_gpu = device.startswith(("cuda", "mps")) or (device == "auto" and NVIDIA.exists())
+def default_model(instance: Instance, settings: Settings) -> str:
+    """The model of a request that names none: the catalogue's default for machines with, or without, a GPU."""
+    known, device = catalog.read(settings.catalog, settings.model_store), instance.device or settings.device
+    has_gpu = device.startswith(("cuda", "mps")) or (device == "auto" and NVIDIA_DEVICE.exists())
     return settings.default_model or (known.default_gpu if has_gpu else known.default)
 
 
-def wait_for_api(site: Site) -> None:
-    has_failed, deadline = patience(site, "api"), time.monotonic() + READY_S
-    while not is_ready(site.url):
+def wait_for_api(instance: Instance) -> None:
+    has_failed, deadline = failure_check(instance, "api"), time.monotonic() + READY_TIMEOUT_S
+    while not is_ready(instance.url):
         if time.monotonic() > deadline or has_failed():
-            raise Unavailable(f"The API did not become ready; see {site.log('api')}.")
+            raise Unavailable(sentence("api_not_ready", log=instance.log("api")))
         time.sleep(0.05)
 
 
@@ -163,55 +172,55 @@ def is_ready(url: str) -> bool:
         return False
 
 
-def patience(site: Site, name: str) -> Callable[[], bool]:
-    """Whether a process has been failing for so long that waiting is in vain."""
-    deadline = time.monotonic() + PATIENCE_S
+def failure_check(instance: Instance, name: str) -> Callable[[], bool]:
+    """A check whether this process still fails to start after FAILING_S from now."""
+    deadline = time.monotonic() + FAILING_S
 
     def has_failed() -> bool:
         if time.monotonic() < deadline:
             return False
-        states = {process.name: process.state for process in supervisor.processes(site.home)}
+        states = {process.name: process.state for process in supervisor.processes(instance.home)}
         return states.get(name) in ("backoff", "fatal")
 
     return has_failed
 
 
-# What is asked of a farm
+# Locks, checks and values
 
 
-def alone(home: Path) -> AbstractContextManager[None]:
-    return only_one(home / "run" / "farm.lock", 240, f"Another `up` or `down` of {home} is still at work.")
+def farm_lock(home: Path) -> AbstractContextManager[None]:
+    return exclusive(home / "run" / "farm.lock", 240, sentence("farm_locked", home=home))
 
 
-def find_running(home: Path) -> Site | None:
-    return find_site(home) if supervisor.is_running(home) and supervisor.answers(home) else None
+def find_running(home: Path) -> Instance | None:
+    return find_instance(home) if supervisor.is_running(home) and supervisor.answers(home) else None
 
 
-def check_same(site: Site, listen: str | None, device: str | None, workers: int) -> None:
-    """A running farm keeps its shape; what was not asked for differs from nothing."""
-    differs = (listen or site.listen, device or site.device) != (site.listen, site.device)
-    if differs or workers not in (1, site.workers):
-        raise Conflict("The farm is already up with other options; stop it with `./huafang down` first.")
+def check_options(instance: Instance, listen: str | None, device: str | None, workers: int) -> None:
+    """Raises Conflict for a running farm with other options; an option that was not given always matches."""
+    differs = (listen or instance.listen, device or instance.device) != (instance.listen, instance.device)
+    if differs or workers not in (1, instance.workers):
+        raise Conflict(sentence("options_differ"))
 
 
-def describe(site: Site, settings: Settings) -> Farm:
-    services = site.services(settings, site.public_host)
+def describe(instance: Instance, settings: Settings) -> Farm:
+    services = instance.services(settings, instance.public_host)
     return Farm(
-        url=site.url,
-        home=str(site.home),
-        listen=site.listen,
-        environment=site.environment(settings),
-        join=[] if site.listen == LOOPBACK else [f"export {k}={shlex.quote(v)}" for k, v in services.items()],
-        processes=supervisor.processes(site.home),
+        url=instance.url,
+        home=str(instance.home),
+        listen=instance.listen,
+        environment=instance.environment(settings),
+        join=[] if instance.listen == LOOPBACK else [f"export {k}={shlex.quote(v)}" for k, v in services.items()],
+        processes=supervisor.processes(instance.home),
     )
 
 
 def variables(settings: Settings) -> dict[str, str]:
-    """The settings that were given, as the variables that give them to another process."""
-    return {f"HUAFANG_{name.upper()}": text(getattr(settings, name)) for name in settings.model_fields_set}
+    """The settings that differ from the defaults of the code, as variables for another process."""
+    return {f"HUAFANG_{name.upper()}": to_text(getattr(settings, name)) for name in settings.model_fields_set}
 
 
-def text(value: object) -> str:
+def to_text(value: object) -> str:
     if isinstance(value, SecretStr):
         return value.get_secret_value()
     if isinstance(value, Path):
@@ -219,8 +228,8 @@ def text(value: object) -> str:
     return "" if value is None else str(value)
 
 
-def without_proxy(site: Site) -> dict[str, str]:
-    """A machine's proxy cannot reach the farm on it."""
+def without_proxy(instance: Instance) -> dict[str, str]:
+    """The variables that keep requests to this farm away from an HTTP proxy, which could not reach it."""
     known = urllib.request.getproxies_environment().get("no", "")
-    hosts = ",".join(filter(None, [known, "localhost", site.host, site.public_host]))
+    hosts = ",".join(filter(None, [known, "localhost", instance.host, instance.public_host]))
     return {"NO_PROXY": hosts, "no_proxy": hosts}

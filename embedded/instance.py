@@ -1,6 +1,6 @@
-"""What a farm on this machine remembers between two starts: its ports and its secrets, in one private file.
+"""The local farm's ports and secrets, in one private file (farm.json), and the addresses that follow from them.
 
-The addresses follow from it: how the farm's own processes, and other machines, reach its servers.
+Knows neither the servers' programs nor the supervisor.
 """
 
 import json
@@ -13,6 +13,7 @@ from pathlib import Path
 from common.config import Settings
 from common.errors import Invalid, Unavailable
 from embedded.processes import private_folder, write_private
+from embedded.sentences import sentence
 
 LOOPBACK = "127.0.0.1"
 ANYWHERE = "0.0.0.0"
@@ -20,13 +21,13 @@ DATABASE = USER = "huafang"
 S3_ACCOUNT = "farm:s3"
 SERVICES = ("postgres", "valkey", "s3", "api")
 SECRETS = ("postgres", "valkey", "s3", "pepper")
-LEAST_FREE_MB = 300
-# Below the range that outgoing connections use: a client that reconnects could otherwise take its own server's port.
-FIRST_PORT, PORTS = 18_000, 12_000
+MIN_FREE_MB = 300
+# Below the ephemeral range: otherwise an outgoing connection could take the port of a server that restarts.
+FIRST_PORT, PORT_COUNT = 18_000, 12_000
 
 
 @dataclass(frozen=True)
-class Site:
+class Instance:
     home: Path
     listen: str = LOOPBACK
     device: str | None = None
@@ -36,13 +37,13 @@ class Site:
 
     @property
     def host(self) -> str:
-        """The address by which this machine reaches the servers."""
+        """The address of the servers for this machine."""
         return LOOPBACK if self.listen == ANYWHERE else self.listen
 
     @property
     def public_host(self) -> str:
-        """The address by which other machines reach them."""
-        return address_of_this_machine() if self.listen == ANYWHERE else self.listen
+        """The address of the servers for other machines."""
+        return outgoing_address() if self.listen == ANYWHERE else self.listen
 
     @property
     def url(self) -> str:
@@ -55,7 +56,7 @@ class Site:
         return f"postgresql://{USER}:{self.secrets['postgres']}@{host}:{self.ports['postgres']}/{database}"
 
     def environment(self, settings: Settings) -> dict[str, str]:
-        """The variables with which a process of this machine reaches the farm."""
+        """The variables for a process of this machine."""
         return {
             **self.services(settings, self.host),
             "HUAFANG_KEY_PEPPER": self.secrets["pepper"],
@@ -63,7 +64,7 @@ class Site:
         }
 
     def services(self, settings: Settings, host: str) -> dict[str, str]:
-        """The variables with which a worker reaches the servers by that address."""
+        """The variables for a worker that reaches the servers at `host`."""
         return {
             "HUAFANG_DATABASE_URL": self.database_url(host),
             "HUAFANG_REDIS_URL": f"redis://:{self.secrets['valkey']}@{host}:{self.ports['valkey']}/0",
@@ -75,16 +76,19 @@ class Site:
         }
 
 
-def home_of(settings: Settings) -> Path:
+def home_path(settings: Settings) -> Path:
     return settings.home.expanduser().absolute()
 
 
-def prepare_site(home: Path, listen: str = LOOPBACK, device: str | None = None, workers: int = 1) -> Site:
-    """The site of a farm that is about to start: made at the first time, with new ports for those that are taken."""
+def prepare_instance(home: Path, listen: str = LOOPBACK, device: str | None = None, workers: int = 1) -> Instance:
+    """Read or create the instance and write it back; a port that is taken is replaced.
+
+    Raises Invalid for an address of another machine, Unavailable for a home that cannot hold a farm.
+    """
     make_home(home)
     check_address(listen)
-    known = find_site(home) or Site(home)
-    site = replace(
+    known = find_instance(home) or Instance(home)
+    instance = replace(
         known,
         listen=listen,
         device=device,
@@ -92,21 +96,21 @@ def prepare_site(home: Path, listen: str = LOOPBACK, device: str | None = None, 
         ports=choose_ports(listen, known.ports),
         secrets={name: secrets.token_hex(24) for name in SECRETS} | known.secrets,
     )
-    remembered = asdict(site)
-    del remembered["home"]  # it may be moved
-    write_private(home / "farm.json", json.dumps(remembered, indent=2))
-    return site
+    written = asdict(instance)
+    del written["home"]  # the folder may be moved
+    write_private(home / "farm.json", json.dumps(written, indent=2))
+    return instance
 
 
-def find_site(home: Path) -> Site | None:
+def find_instance(home: Path) -> Instance | None:
     try:
-        return Site(home=home, **json.loads((home / "farm.json").read_text()))
+        return Instance(home=home, **json.loads((home / "farm.json").read_text()))
     except FileNotFoundError:
         return None
 
 
 def make_home(home: Path) -> None:
-    """The folders, closed to others. A home that holds other things keeps its mode: it may be a shared folder."""
+    """Create the folders, private to this user. A home with foreign files keeps its mode: it may be shared."""
     try:
         is_ours = not home.exists() or not any(home.iterdir()) or (home / "farm.json").exists()
         private_folder(home)
@@ -115,15 +119,15 @@ def make_home(home: Path) -> None:
         for name in ("run", "logs"):
             private_folder(home / name)
     except OSError as error:
-        raise Unavailable(f"Cannot write to {home}: {error.strerror}; set HUAFANG_HOME to another folder.") from error
+        raise Unavailable(sentence("home_not_writable", home=home, reason=error.strerror)) from error
     free_mb = shutil.disk_usage(home).free >> 20
-    if free_mb < LEAST_FREE_MB:
-        raise Unavailable(f"Only {free_mb} MB are free on the disk of {home}; the farm needs {LEAST_FREE_MB} MB.")
+    if free_mb < MIN_FREE_MB:
+        raise Unavailable(sentence("disk_almost_full", free_mb=free_mb, home=home, needed_mb=MIN_FREE_MB))
 
 
 def check_address(listen: str) -> None:
     if not can_bind(listen, 0):
-        raise Invalid(f"Cannot listen on {listen}: it is not an IPv4 address of this machine.")
+        raise Invalid(sentence("listen_address_invalid", address=listen))
 
 
 def choose_ports(listen: str, known: dict[str, int]) -> dict[str, int]:
@@ -131,14 +135,14 @@ def choose_ports(listen: str, known: dict[str, int]) -> dict[str, int]:
     for service in SERVICES:
         port = known.get(service, 0)
         while port in ports.values() or not (port and can_bind(listen, port)):
-            port = FIRST_PORT + secrets.randbelow(PORTS)
+            port = FIRST_PORT + secrets.randbelow(PORT_COUNT)
         ports[service] = port
     return ports
 
 
 def can_bind(listen: str, port: int) -> bool:
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that just ended do not count
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port in TIME_WAIT is free
         try:
             probe.bind((listen, port))
         except OSError:
@@ -146,12 +150,12 @@ def can_bind(listen: str, port: int) -> bool:
         return True
 
 
-def address_of_this_machine() -> str:
-    """The address of the way out; nothing is sent."""
+def outgoing_address() -> str:
+    """This machine's address on the default route. Sends nothing: connecting a UDP socket only picks the route."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))
         except OSError:
-            return LOOPBACK  # no network: nobody could join
+            return LOOPBACK  # no network, so no machine could join
         address: str = probe.getsockname()[0]
         return address

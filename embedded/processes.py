@@ -1,8 +1,7 @@
-"""Programs of a farm on this machine: their command lines, and which of them are alive.
+"""The programs of a local farm: their command lines, and which of them are alive.
 
-A program runs on a leash (`embedded.locked_run`): it holds a lock file for as long as it or a child of it lives, so
-"is it alive?" and "what is left over?" have exact answers, whatever was killed and whatever process number was used
-again. Knows neither the servers nor the supervisor.
+Each program runs by `embedded.locked_run` and holds a lock file while it or a child of it lives. So a killed program,
+an orphan and a reused process id are never mistaken for one another. Knows neither the servers nor the supervisor.
 """
 
 import fcntl
@@ -17,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from common.errors import Error, Unavailable
+from embedded.sentences import sentence
 
 SIGNALS = {"TERM": signal.SIGTERM, "INT": signal.SIGINT, "KILL": signal.SIGKILL}
 
@@ -27,12 +27,12 @@ class Program:
     command: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)
     stop_signal: str = "TERM"
-    stop_s: int = 15  # after that it is killed
-    leaves: str | None = None  # a file that a killed one leaves and the next one would stumble over
+    stop_s: int = 15  # seconds between the stop signal and SIGKILL
+    stale_file: str | None = None  # left by a killed program, and would keep the next one from starting
 
 
-def leash(name: str) -> list[str]:
-    """The command that runs a written program; to be started in the farm's home."""
+def locked_command(name: str) -> list[str]:
+    """The command that runs a program of `write_programs`; its working folder has to be the farm's home."""
     return [sys.executable, "-P", "-m", "embedded.locked_run", name]
 
 
@@ -53,7 +53,7 @@ def lock_file(home: Path, name: str) -> Path:
 
 
 def is_alive(home: Path, name: str) -> bool:
-    """Whether the program, or a child that it left, still runs."""
+    """Whether the program, or a child of it, still runs."""
     try:
         os.close(take_lock(lock_file(home, name)))
     except FileNotFoundError:
@@ -64,7 +64,7 @@ def is_alive(home: Path, name: str) -> bool:
 
 
 def take_lock(path: Path, wait_s: float = 0) -> int:
-    """A descriptor that holds the lock. Raises BlockingIOError when another process keeps it for longer than that."""
+    """A descriptor that holds the lock. Raises BlockingIOError when another process holds it for `wait_s` seconds."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     deadline = time.monotonic() + wait_s
     while True:
@@ -79,7 +79,8 @@ def take_lock(path: Path, wait_s: float = 0) -> int:
 
 
 @contextmanager
-def only_one(path: Path, wait_s: float, otherwise: str) -> Iterator[None]:
+def exclusive(path: Path, wait_s: float, otherwise: str) -> Iterator[None]:
+    """Hold the lock during the block. Raises Unavailable(otherwise) where it is not free within `wait_s` seconds."""
     try:
         descriptor = take_lock(path, wait_s)
     except BlockingIOError:
@@ -90,26 +91,26 @@ def only_one(path: Path, wait_s: float, otherwise: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def stop_left_over(home: Path) -> None:
-    """End what a killed supervisor left: all get their signal at once, the last one standing is killed."""
+def stop_orphans(home: Path) -> None:
+    """Stop the programs that a killed supervisor left: all at once, by SIGKILL after their `stop_s`."""
     programs = {name: program for name, program in read_programs(home).items() if is_alive(home, name)}
     for name, program in programs.items():
-        send(home, name, program.stop_signal)
+        send_signal(home, name, program.stop_signal)
     for name, program in programs.items():
-        if not wait_gone(home, name, program.stop_s):
-            send(home, name, "KILL")
-            if not wait_gone(home, name, 10):
-                raise Error(f"{name} of the farm in {home} does not end, not even when killed.")
+        if not wait_until_ended(home, name, program.stop_s):
+            send_signal(home, name, "KILL")
+            if not wait_until_ended(home, name, 10):
+                raise Error(sentence("process_does_not_end", name=name, home=home))
 
 
-def send(home: Path, name: str, stop_signal: str) -> None:
-    """Signal the program; a killing signal goes to its whole process group."""
+def send_signal(home: Path, name: str, stop_signal: str) -> None:
+    """Signal the program; KILL goes to its whole process group."""
     with suppress(ProcessLookupError, ValueError):
         number = int(lock_file(home, name).read_text())
         (os.killpg if stop_signal == "KILL" else os.kill)(number, SIGNALS[stop_signal])
 
 
-def wait_gone(home: Path, name: str, seconds: float) -> bool:
+def wait_until_ended(home: Path, name: str, seconds: float) -> bool:
     return wait_until(lambda: not is_alive(home, name), seconds)
 
 
@@ -128,7 +129,7 @@ def private_folder(path: Path) -> Path:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner reads; a crash leaves the old one or the new one, whole."""
+    """Write a file with mode 0600, atomically: after a crash it holds the old text or the new one."""
     draft = path.with_name(path.name + ".new")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:

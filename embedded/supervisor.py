@@ -1,7 +1,7 @@
-"""Supervisord, kept small: its configuration, its start and stop, and what it says of its processes.
+"""Supervisord: its configuration, its start and stop, and the states of its processes.
 
-It restarts what dies, rotates the logs and answers over a Unix socket in the farm's home. Knows programs by name only;
-each runs on its leash.
+Supervisord restarts programs that end, rotates their logs and answers XML-RPC on a Unix socket in the farm's home.
+Knows programs by name only; each runs by `embedded.locked_run`.
 """
 
 import hashlib
@@ -19,20 +19,21 @@ from common.errors import Error, Unavailable
 from embedded.processes import (
     Program,
     is_alive,
-    leash,
     lock_file,
+    locked_command,
     private_folder,
-    send,
+    send_signal,
     take_lock,
-    wait_gone,
     wait_until,
+    wait_until_ended,
 )
+from embedded.sentences import sentence
 
 NAME = "supervisord"
-LONGEST_SOCKET_PATH = 90  # the kernel's limit is 107, and supervisord makes it under a longer name first
+MAX_SOCKET_PATH = 90  # bytes; the kernel's limit is 107, and supervisord creates it under a longer name first
 OPTIONS = ("--nodaemon", "--silent", "-c", "run/supervisord.conf")
 LOG_BYTES, LOGS_KEPT = "10MB", 3
-HEAD = f"""[supervisord]
+COMMON_SECTIONS = f"""[supervisord]
 logfile=logs/{NAME}.log
 logfile_maxbytes={LOG_BYTES}
 logfile_backups={LOGS_KEPT}
@@ -55,7 +56,7 @@ class Process:
 
 
 def start(home: Path, groups: dict[str, list[Program]]) -> None:
-    """Start supervisord and the first group; groups stop in reverse order, each when the one before it has stopped."""
+    """Start supervisord and the first group. Groups stop in reverse order, one after the other."""
     (home / "run" / "supervisord.conf").write_text(configuration(home, groups))
     lock = take_lock(lock_file(home, NAME), wait_s=5)
     try:
@@ -75,13 +76,13 @@ def start(home: Path, groups: dict[str, list[Program]]) -> None:
     finally:
         os.close(lock)
     if not wait_until(lambda: answers(home) or child.poll() is not None, 20) or child.poll() is not None:
-        raise Unavailable(f"The supervisor did not start; see {home / 'logs' / NAME}.log and .out.")
+        raise Unavailable(sentence("supervisor_failed", log=f"{home / 'logs' / NAME}.log"))
 
 
 def configuration(home: Path, groups: dict[str, list[Program]]) -> str:
-    """Names no folder but the socket's: supervisord works in the home, whatever characters its path has."""
+    """The text of supervisord.conf. All paths but the socket's are relative: the home's path may have any character."""
     path = socket_path(home)
-    text = HEAD + f"file={path.relative_to(home) if path.is_relative_to(home) else path}\n"
+    text = COMMON_SECTIONS + f"file={path.relative_to(home) if path.is_relative_to(home) else path}\n"
     for order, (group, programs) in enumerate(groups.items()):
         names = ",".join(program.name for program in programs)
         text += f"[group:{group}]\nprograms={names}\npriority={order}\n"
@@ -91,7 +92,7 @@ def configuration(home: Path, groups: dict[str, list[Program]]) -> str:
 
 
 def program_section(program: Program, autostart: bool) -> str:
-    command = " ".join(['"%(ENV_FARM_PYTHON)s"', *leash(program.name)[1:]])
+    command = " ".join(['"%(ENV_FARM_PYTHON)s"', *locked_command(program.name)[1:]])
     return f"""[program:{program.name}]
 command={command}
 autostart={str(autostart).lower()}
@@ -112,25 +113,25 @@ def is_running(home: Path) -> bool:
 
 
 def answers(home: Path) -> bool:
-    """Whether it takes orders: it runs and is not about to stop."""
+    """Whether supervisord runs and is not stopping."""
     try:
-        return bool(ask(home, "getState")["statename"] == "RUNNING")
+        return bool(call(home, "getState")["statename"] == "RUNNING")
     except Unavailable:
         return False
 
 
 def stop(home: Path) -> None:
-    """Stop all processes in order, then supervisord itself; kill it when that takes too long or it is frozen."""
-    send(home, NAME, "TERM")
-    if not wait_gone(home, NAME, 90):
-        send(home, NAME, "KILL")
-        if not wait_gone(home, NAME, 10):
-            raise Error(f"The supervisor of {home} does not end, not even when killed.")
+    """Stop all processes in order, then supervisord; after 90 seconds kill it."""
+    send_signal(home, NAME, "TERM")
+    if not wait_until_ended(home, NAME, 90):
+        send_signal(home, NAME, "KILL")
+        if not wait_until_ended(home, NAME, 10):
+            raise Error(sentence("process_does_not_end", name=NAME, home=home))
 
 
 def start_group(home: Path, group: str) -> None:
-    """Start what does not run of the group."""
-    ask(home, "startProcessGroup", group, False)
+    """Start the programs of the group that do not run."""
+    call(home, "startProcessGroup", group, False)
 
 
 def processes(home: Path) -> list[Process]:
@@ -141,20 +142,20 @@ def processes(home: Path) -> list[Process]:
             pid=info["pid"] or None,
             uptime_s=info["now"] - info["start"] if info["pid"] else 0,
         )
-        for info in ask(home, "getAllProcessInfo")
+        for info in call(home, "getAllProcessInfo")
     ]
 
 
-def ask(home: Path, method: str, *arguments: Any) -> Any:
+def call(home: Path, method: str, *arguments: Any) -> Any:
     with xmlrpc.client.ServerProxy("http://supervisor", transport=UnixTransport(socket_path(home))) as server:
         try:
             return getattr(server.supervisor, method)(*arguments)
         except (OSError, http.client.HTTPException, xmlrpc.client.Error) as error:
-            raise Unavailable(f"The supervisor of {home} does not answer: {error}.") from error
+            raise Unavailable(sentence("supervisor_unreachable", home=home, reason=error)) from error
 
 
 class UnixTransport(xmlrpc.client.Transport):
-    """Supervisor's own transport waits for ever for one that is frozen."""
+    """With a timeout: supervisor's own transport waits forever for a process that does not answer."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -177,10 +178,10 @@ class UnixConnection(http.client.HTTPConnection):
 
 def socket_path(home: Path) -> Path:
     path = home / "run" / "supervisor.sock"
-    if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH:
+    if len(os.fsencode(path)) <= MAX_SOCKET_PATH:
         return path
     name = hashlib.sha256(os.fsencode(home.resolve())).hexdigest()[:16]
     folder = private_folder(Path(f"/tmp/huafang-{os.geteuid()}-{name}"))
     if folder.is_symlink() or folder.stat().st_uid != os.geteuid() or folder.stat().st_mode & 0o077:
-        raise Error(f"{folder} belongs to somebody else; remove it, or set HUAFANG_HOME to a shorter path.")
+        raise Error(sentence("folder_of_another_user", folder=folder))
     return folder / "supervisor.sock"

@@ -1,8 +1,8 @@
-"""The house of every test: real servers, started once per run when the first test asks for them.
+"""Fixtures of all tests: Postgres, Valkey and S3, started once per run by the first test that uses them.
 
-A keeper (`python -m embedded.servers`) owns them and watches the run: they end with it, even when it is killed. All
-workers of xdist share them; each test has a database, a bucket and an emptied Redis database of its own. Pub/sub
-channels are Redis-wide: what one test publishes, a test of another worker could hear.
+A keeper process (`python -m embedded.servers`) owns the servers and ends with the run, even when the run is killed. All
+workers of xdist share them; each test has its own database, bucket and emptied Redis database. Pub/sub channels are not
+separated: a test may receive messages of another worker's test.
 """
 
 import os
@@ -27,28 +27,28 @@ from sqlalchemy import Engine
 from common.config import Settings
 from common.db import connect, migrate
 from embedded.farm import variables
-from embedded.instance import S3_ACCOUNT, Site, find_site
-from embedded.processes import only_one
+from embedded.instance import S3_ACCOUNT, Instance, find_instance
+from embedded.processes import exclusive
 from embedded.servers import s3_client
 
 TEMPLATE = "template_of_tests"
 
 OwnSettings = Callable[[Path], AbstractContextManager[Settings]]
 
-# What this machine says about a farm must not reach the tests.
+# The settings of this machine must not reach the tests.
 for name in [name for name in os.environ if name.startswith("HUAFANG_") and not name.startswith("HUAFANG_TEST_")]:
     del os.environ[name]
 
-# What a shell starts in the background inherits an ignored Ctrl-C; the programs that tests start need theirs.
+# A shell starts background processes with SIGINT ignored, and the programs that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of the suite, in however many processes."""
+    """One run of the suite, in any number of processes."""
 
     root: Path
-    pid: int  # the process whose end is the end of the run
+    pid: int  # the process whose end ends the run
     worker: int = 0  # 1, 2, … under xdist
 
 
@@ -82,15 +82,15 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def servers(pytestconfig: pytest.Config) -> Site:
-    """Postgres, Valkey and S3 of this run, and in Postgres a migrated database to copy."""
+def servers(pytestconfig: pytest.Config) -> Instance:
+    """Postgres, Valkey and S3 of this run, with a migrated database as the template of each test's."""
     run = pytestconfig.stash[RUN]
-    with only_one(run.root / "starting", 120, "Another test process did not get the servers started."):
+    with exclusive(run.root / "starting", 300, "Another test process did not start the servers."):
         if not (run.root / "template").exists():
             start_keeper(run)
-            make_template(site_of(run))
+            make_template(instance_of(run))
             (run.root / "template").touch()
-    return site_of(run)
+    return instance_of(run)
 
 
 def start_keeper(run: Run) -> None:
@@ -108,30 +108,32 @@ def start_keeper(run: Run) -> None:
     assert keeper.stdout.readline() == "ready\n", (run.root / "keeper.log").read_text()
 
 
-def site_of(run: Run) -> Site:
-    site = find_site(run.root / "farm")
-    assert site
-    return site
+def instance_of(run: Run) -> Instance:
+    instance = find_instance(run.root / "farm")
+    assert instance
+    return instance
 
 
-def make_template(site: Site) -> None:
-    execute(site, f"CREATE DATABASE {TEMPLATE}")
-    migrate(site.database_url(site.host, TEMPLATE))
+def make_template(instance: Instance) -> None:
+    execute(instance, f"CREATE DATABASE {TEMPLATE}")
+    migrate(instance.database_url(instance.host, TEMPLATE))
 
 
-def execute(site: Site, statement: str) -> None:
-    with psycopg.connect(site.database_url(site.host, "postgres"), autocommit=True) as connection:
+def execute(instance: Instance, statement: str) -> None:
+    with psycopg.connect(instance.database_url(instance.host, "postgres"), autocommit=True) as connection:
         connection.execute(statement.encode())
 
 
 @pytest.fixture(scope="session")
-def s3_of_run(servers: Site) -> Any:
+def s3_of_run(servers: Instance) -> Any:
     return s3_client(servers)
 
 
 @pytest.fixture(scope="session")
-def own_settings(servers: Site, s3_of_run: Any, pytestconfig: pytest.Config) -> OwnSettings:
-    """A farm of one's own while the block lasts; one at a time in a process, for they share a Redis database."""
+def own_settings(servers: Instance, s3_of_run: Any, pytestconfig: pytest.Config) -> OwnSettings:
+    """Settings with a database and a bucket of their own during the block; one block at a time per process, for they
+    share a Redis database.
+    """
 
     @contextmanager
     def own(home: Path) -> Iterator[Settings]:
@@ -161,7 +163,7 @@ def own_settings(servers: Site, s3_of_run: Any, pytestconfig: pytest.Config) -> 
 
 @pytest.fixture
 def settings(own_settings: OwnSettings, tmp_path: Path) -> Iterator[Settings]:
-    """A farm of this test's own: a fresh database, an empty Redis database, an empty bucket, the stub for a device."""
+    """This test's own migrated database, empty Redis database and empty bucket; the device is the stub."""
     with own_settings(tmp_path / "home") as settings:
         yield settings
 
@@ -175,5 +177,5 @@ def database(settings: Settings) -> Iterator[Engine]:
 
 @pytest.fixture
 def farm_env(settings: Settings) -> dict[str, str]:
-    """The HUAFANG_* variables that give `settings` to another process."""
+    """`settings` as HUAFANG_* variables, for another process."""
     return variables(settings)

@@ -1,6 +1,6 @@
-"""What `./huafang test` runs: the quick checks of the source first, then the suite against the embedded servers.
+"""`./huafang test`: the static checks, then the suite.
 
-`--all` takes the long forms too; all other arguments go to pytest.
+`--all` includes the tests marked `long`; all other arguments go to pytest.
 """
 
 import os
@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
         name, *rest = check.split()
         print(f"· {check}", flush=True)
         if failed := subprocess.run([Path(sys.executable).parent / name, *rest], cwd=HOME, check=False).returncode:
-            print(f"{name} found something: the suite waits until that is put right.", file=sys.stderr)
+            print(f"{name} failed: the suite runs once that is fixed.", file=sys.stderr)
             return failed
     return subprocess.run(pytest(arguments), cwd=HOME, env=environment(), check=False).returncode
 
@@ -36,7 +36,7 @@ def pytest(arguments: list[str]) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """One thread a process: two test processes with two torch threads each on two cores run 5 to 50 times slower."""
+    """One torch thread per process: with two each, two test processes on two cores are 5 to 50 times slower."""
     return {"OMP_NUM_THREADS": "1", **os.environ}
 
 

@@ -155,7 +155,7 @@ def main(
     """Colour, background, shape and all three: how often mini-zh draws what it is told."""
     model = catalog.read(CATALOG).get("mini-zh")
     cases = read_cases(prompts) if prompts else held_out_cases(number)
-    pictures = render(load(folder or model.folder), [case.prompt for case in cases], model, seed)
+    pictures = render(load(folder or model.source_path), [case.prompt for case in cases], model, seed)
     known = [case for case in cases if case.is_known]
     found: dict[str, Any] = {
         "prompts": len(cases),

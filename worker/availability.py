@@ -1,6 +1,6 @@
-"""A service that is away: said once when it goes and once when it is back, and what waits for it tries again.
+"""Tracks whether one service is available: logs once when it goes down and once when it is back, and retries calls.
 
-Knows no service by itself: whatever raises `Unavailable` counts as away. Safe to share between threads.
+Knows no service: every `Unavailable` counts as down. Safe to share between threads.
 """
 
 import threading
@@ -19,42 +19,42 @@ LONGEST_PAUSE_S = 2.0
 
 
 class Availability:
-    def __init__(self, away_event: str, back_event: str) -> None:
-        self._events = {True: away_event, False: back_event}
-        self._is_away = False
+    def __init__(self, down_event: str, up_event: str) -> None:
+        self._events = {True: down_event, False: up_event}
+        self._is_down = False
         self._lock = threading.Lock()
 
     @contextmanager
-    def noticed(self) -> Iterator[None]:
-        """Let the success or failure of what happens here say whether the service is away."""
+    def tracked(self) -> Iterator[None]:
+        """Mark the service down if the block raises Unavailable, and up if it raises nothing."""
         try:
             yield
         except Unavailable as error:
-            self.began(error.message)
+            self.mark_down(error.message)
             raise
-        self.ended()
+        self.mark_up()
 
-    def began(self, reason: str) -> None:
-        self._now(True, reason=reason)
+    def mark_down(self, reason: str) -> None:
+        self._mark(True, reason=reason)
 
-    def ended(self) -> None:
-        self._now(False)
+    def mark_up(self) -> None:
+        self._mark(False)
 
-    def insist(self, action: Callable[[], T], unless: Callable[[], bool]) -> T:
-        """Do it, again and again while the service is away. Raises Unavailable once `unless()` is true."""
+    def retry(self, action: Callable[[], T], give_up: Callable[[], bool]) -> T:
+        """Call `action` until the service answers, with growing pauses. Raises Unavailable once `give_up()` is true."""
         pause = FIRST_PAUSE_S
         while True:
             try:
-                with self.noticed():
+                with self.tracked():
                     return action()
             except Unavailable:
-                if unless():
+                if give_up():
                     raise
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
 
-    def _now(self, is_away: bool, **facts: Any) -> None:
+    def _mark(self, is_down: bool, **facts: Any) -> None:
         with self._lock:
-            changed, self._is_away = self._is_away != is_away, is_away
+            changed, self._is_down = self._is_down != is_down, is_down
         if changed:
-            log_event(self._events[is_away], **facts)
+            log_event(self._events[is_down], **facts)

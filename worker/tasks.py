@@ -1,13 +1,12 @@
-"""The page to read first: the four tasks that Celery runs. A message only wakes; Postgres decides what there is to do.
+"""The page to read first: the four tasks that Celery runs. A message only wakes a worker; Postgres decides the work.
 
     render   on the queue of each model that a render worker serves: render what waits, for about half a minute
     sweep    on the control queue: repair once, now
     advance  on the control queue: check, expand or settle a batch, for some seconds
     export   on the control queue: write a dataset, as far as its batch has come
 
-What the tasks do is in `worker.render.loop` (the render loop), `worker.control.sweep`,
-`worker.control.batch_expander` and `worker.datasets.exporter`. A lost message costs seconds, a spare one costs one
-look at the queue. Importing this loads no torch.
+What the tasks do is in `worker.render.loop`, `worker.control.sweep`, `worker.control.batch_expander` and
+`worker.datasets.exporter`. A lost message costs seconds; a spare one costs one query. Importing this loads no torch.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ from common.errors import Unavailable
 from worker.control.batch_expander import Expander
 from worker.control.sweep import Sweep
 
-if TYPE_CHECKING:  # a control worker has none of what the engine needs, a render worker none of what the exporter does
+if TYPE_CHECKING:  # a control worker has none of the loop's libraries, a render worker none of the exporter's
     from worker.datasets.exporter import Exporter
     from worker.render.loop import RenderLoop
 
 
-def add_render(app: Celery, engine: RenderLoop, messages: Broker) -> None:
+def add_render(app: Celery, loop: RenderLoop, broker: Broker) -> None:
     @app.task(name="render")
     def render(model: str, job: str | None = None, tier: str | None = None) -> None:
-        """Claim and render while there is work, whichever job the message named; then hand the turn back to Celery."""
-        if engine.work():
-            messages.wake(model)
+        """Claim and render while there is work, whichever job the message named; then let Celery run other tasks."""
+        if loop.run():
+            broker.wake(model)
 
 
 def add_sweep(app: Celery, sweep: Sweep) -> None:
@@ -41,23 +40,23 @@ def add_sweep(app: Celery, sweep: Sweep) -> None:
         sweep.once()
 
 
-def add_advance(app: Celery, expander: Expander, messages: Broker) -> None:
+def add_advance(app: Celery, expander: Expander, broker: Broker) -> None:
     @app.task(name="advance", queue=CONTROL_QUEUE)
     def advance(batch: str) -> None:
-        """Do what the batch needs next, then hand the turn back to Celery; other batches wait too."""
+        """Do what the batch needs next, then let Celery run the tasks of other batches."""
         try:
             if expander.work(UUID(batch)):
-                messages.advance(UUID(batch))
+                broker.advance(UUID(batch))
         except Unavailable:
-            pass  # the sweep comes back to it
+            pass  # the sweep sends the message again
 
 
-def add_export(app: Celery, exporter: Exporter, messages: Broker) -> None:
+def add_export(app: Celery, exporter: Exporter, broker: Broker) -> None:
     @app.task(name="export", queue=CONTROL_QUEUE)
     def export(dataset: str) -> None:
-        """Write on at a dataset, then hand the turn back to Celery; other datasets wait too."""
+        """Continue a dataset, then let Celery run the tasks of other datasets."""
         try:
             if exporter.work(UUID(dataset)):
-                messages.export(UUID(dataset))
+                broker.export(UUID(dataset))
         except Unavailable:
-            pass  # the sweep comes back to it
+            pass  # the sweep sends the message again

@@ -1,7 +1,7 @@
-"""The watchdog: ends the process when a phase of its work takes longer than it may, or when its device is lost to it.
+"""The watchdog: exits the process when a phase of its work exceeds its limit, or when its device is lost.
 
-Nobody can stop a thread that hangs in a driver, and a broken CUDA context fails all that comes after; a new process is
-the one cure, and the supervisor starts it. Knows phases and times only; what is still to be done it is told.
+Nobody can stop a thread that hangs in a driver, and a broken CUDA context fails every later call. Only a new process
+helps, and the supervisor starts it. Knows phases and times; what has to be done before the exit is a callback.
 """
 
 import logging
@@ -15,20 +15,21 @@ from typing import NoReturn
 
 from common.config import Settings
 from common.log import log_event
+from worker.sentences import sentence
 
-EXIT_CODE = 70  # of a process that ended itself
+EXIT_CODE = 70
 TICK_S = 0.5
-FAREWELL_S = 10.0  # for what is still to be done: whatever hangs may make that hang too
-CPU_TIMES = 10  # a CPU may take that many times longer
+ON_EXIT_S = 10.0  # for the callback: whatever hangs may make it hang too
+CPU_FACTOR = 10  # a CPU may take that many times longer
 
 
 def limits(settings: Settings, device_kind: str) -> dict[str, float]:
-    """Seconds that one phase may take."""
-    times = CPU_TIMES if device_kind == "cpu" else 1
+    """Seconds that each phase may take."""
+    factor = CPU_FACTOR if device_kind == "cpu" else 1
     return {
-        "load": times * settings.load_limit_s,
-        "step": times * settings.step_limit_s,
-        "decode": times * settings.decode_limit_s,
+        "load": factor * settings.load_limit_s,
+        "step": factor * settings.step_limit_s,
+        "decode": factor * settings.decode_limit_s,
         "store": settings.store_limit_s,
     }
 
@@ -36,52 +37,52 @@ def limits(settings: Settings, device_kind: str) -> dict[str, float]:
 @dataclass
 class Watch:
     phase: str
-    ends: float
+    deadline: float
 
 
 class Watchdog:
-    def __init__(self, limits: Mapping[str, float], farewell: Callable[[str], None]) -> None:
-        """`farewell` hears why the process ends, and has FAREWELL_S seconds."""
+    def __init__(self, limits: Mapping[str, float], on_exit: Callable[[str], None]) -> None:
+        """`on_exit` gets the reason for the exit, and may take ON_EXIT_S seconds."""
         self._limits = limits
-        self._farewell = farewell
+        self._on_exit = on_exit
         self._watches: dict[int, Watch] = {}  # by thread
         self._time = 0.0
-        self._ending = threading.Lock()
+        self._exiting = threading.Lock()
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="watchdog", daemon=True).start()
 
     @contextmanager
-    def watches(self, phase: str) -> Iterator[Callable[[str], None]]:
-        """Watch this thread, which begins a phase now; what is yielded tells that it begins another."""
-        me = threading.get_ident()
+    def watch(self, phase: str) -> Iterator[Callable[[str], None]]:
+        """Watch this thread while the block runs; call what is yielded with the name of the next phase."""
+        thread = threading.get_ident()
 
-        def begins(phase: str) -> None:
-            self._watches[me] = Watch(phase, self._time + self._limits[phase])
+        def enter(phase: str) -> None:
+            self._watches[thread] = Watch(phase, self._time + self._limits[phase])
 
-        begins(phase)
+        enter(phase)
         try:
-            yield begins
+            yield enter
         finally:
-            del self._watches[me]
+            del self._watches[thread]
 
-    def gets_on(self) -> None:
-        """This thread is at something that may take long, and gets on with it: its limit counts from now."""
+    def keep_alive(self) -> None:
+        """Restart the limit of this thread's phase: a long download, say, that makes progress."""
         watch = self._watches[threading.get_ident()]
-        watch.ends = self._time + self._limits[watch.phase]
+        watch.deadline = self._time + self._limits[watch.phase]
 
-    def end(self, reason: str) -> NoReturn:
-        """End this process, with a word to those it concerns."""
-        with self._ending:  # never let go: once is enough
-            log_event("worker_ends_itself", reason=reason)
-            farewell = threading.Thread(target=self._farewell, args=(reason,), name="farewell", daemon=True)
-            farewell.start()
-            farewell.join(FAREWELL_S)
+    def abort_process(self, reason: str) -> NoReturn:
+        """Run the callback, then exit this process with EXIT_CODE."""
+        with self._exiting:  # never released: a second thread must not run the callback again
+            log_event("process_aborts", reason=reason)
+            on_exit = threading.Thread(target=self._on_exit, args=(reason,), name="on_exit", daemon=True)
+            on_exit.start()
+            on_exit.join(ON_EXIT_S)
             logging.shutdown()
             os._exit(EXIT_CODE)
 
     def _run(self) -> None:
-        """Counts ticks, not seconds: a process that was frozen is not to blame for the time that went by."""
+        """Count ticks, not seconds: time in which the process was frozen does not count."""
         last = time.monotonic()
         while True:
             time.sleep(TICK_S)
@@ -89,5 +90,6 @@ class Watchdog:
             self._time += min(now - last, 2 * TICK_S)
             last = now
             for watch in list(self._watches.values()):
-                if self._time > watch.ends:
-                    self.end(f"{watch.phase} takes longer than HUAFANG_{watch.phase.upper()}_LIMIT_S allows")
+                if self._time > watch.deadline:
+                    variable = f"HUAFANG_{watch.phase.upper()}_LIMIT_S"
+                    self.abort_process(sentence("phase_too_long", phase=watch.phase, variable=variable))

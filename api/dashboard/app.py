@@ -1,7 +1,7 @@
-"""The dashboard as one object: its screens, its files, how its errors look, and the headers of all that it answers.
+"""The dashboard as an application: its views, its static files, its error pages and the headers of every response.
 
-An application of its own, mounted at `/dashboard`: the API beside it speaks JSON and knows keys, this one speaks HTML
-and knows sessions. Both call the same functions of the domain.
+An application of its own, mounted at `/dashboard`: the API uses JSON and API keys, the dashboard HTML and sessions.
+Both call the same services.
 """
 
 from fastapi import FastAPI, Request, Response
@@ -12,76 +12,92 @@ from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.dashboard.rendering import STATIC, notice, page, safe_headers, static, wants_part
+from api.dashboard.rendering import STATIC, is_htmx, render_notice, render_page, security_headers, static
 from api.dashboard.sessions import SignedOut
-from api.dashboard.views import admin, batches, datasets, gallery, images, job, jobs, login, new_job, overview, workers
+from api.dashboard.views import (
+    admin,
+    batches,
+    datasets,
+    image_files,
+    images,
+    job,
+    jobs,
+    login,
+    new_job,
+    overview,
+    workers,
+)
 from api.deps import AppState
 from api.errors import problem, render_server_error
 from api.live.page_streams import PageStreams
 from common.errors import Error
 
-SCREENS = (login, overview, jobs, job, new_job, batches, datasets, gallery, workers, admin, images)
+VIEWS = (login, overview, jobs, job, new_job, batches, datasets, images, image_files, workers, admin)
 
 
-def create_dashboard(farm: AppState) -> FastAPI:
+def create_dashboard(state: AppState) -> FastAPI:
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.state.shared = farm
+    app.state.shared = state
     app.state.page_streams = PageStreams()
-    for kind in (Error, RequestValidationError, HTTPException, Exception):
-        app.add_exception_handler(kind, tell)
-    app.add_middleware(Headers, headers=safe_headers(farm))
-    for one in SCREENS:
-        app.include_router(one.router)
+    for error in (Error, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(error, render_error)
+    app.add_middleware(HeadersMiddleware, headers=security_headers(state))
+    for view in VIEWS:
+        app.include_router(view.router)
     app.mount("/static", StaticFiles(directory=STATIC))
     return app
 
 
-class Headers:
-    """Puts the headers that keep a page safe on everything; files that are asked for by their digest may be kept."""
+class HeadersMiddleware:
+    """Adds the security headers to every response. A static file that is asked for by its digest may be cached."""
 
     def __init__(self, app: ASGIApp, headers: dict[str, str]) -> None:
         self.app = app
         self.headers = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"].removeprefix(f"{scope['root_path']}/")  # now: whatever is mounted below changes the root
+        path = scope["path"].removeprefix(f"{scope['root_path']}/")  # now: a mount below changes root_path
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.update(self.headers)
-                is_kept = message["status"] == 200 and is_file_by_digest(path, scope["query_string"])
-                headers.setdefault("Cache-Control", "public, max-age=31536000, immutable" if is_kept else "no-store")
+                is_cacheable = message["status"] == 200 and names_current_digest(path, scope["query_string"])
+                headers.setdefault(
+                    "Cache-Control", "public, max-age=31536000, immutable" if is_cacheable else "no-store"
+                )
             await send(message)
 
         await self.app(scope, receive, send_with_headers if scope["type"] == "http" else send)
 
 
-def is_file_by_digest(path: str, query: bytes) -> bool:
-    """Whether a file that is there is asked for by what is in it. Amid an upgrade, a page of another process may ask
-    for what this one does not have: its file must not be kept under that digest.
+def names_current_digest(path: str, query: bytes) -> bool:
+    """Whether a static file is asked for by its own digest. During an upgrade, a page of another process may ask for
+    another version: this one must not be cached under that digest.
     """
     return path.startswith("static/") and f"{path}?{query.decode('latin-1')}" == static(path.removeprefix("static/"))
 
 
-async def tell(request: Request, error: Exception) -> Response:
-    """What went wrong, as a page, or as a notice on the page that is shown already; a stranger is shown the way in."""
+async def render_error(request: Request, error: Exception) -> Response:
+    """An error as a page, or as a notice on the page that is open; without a session, the way to the sign-in page."""
     root = request.scope["root_path"]
-    if isinstance(error, SignedOut) and request.method == "GET" and not wants_part(request):
+    if isinstance(error, SignedOut) and request.method == "GET" and not is_htmx(request):
         if request.url.path.startswith(f"{root}/live/"):
-            return Response(status_code=204)  # tells an EventSource to stay away; the page's poll finds out
+            return Response(
+                status_code=204
+            )  # an EventSource does not reconnect after 204; the page polls, and gets 401
         here = request.url.path.removeprefix(root) + (f"?{request.url.query}" if request.url.query else "")
-        return RedirectResponse(request.url_for("way_in").include_query_params(to=here or "/"), 303)
+        return RedirectResponse(request.url_for("login_page").include_query_params(to=here or "/"), 303)
     status, code, sentence = describe_error(request, error)
-    if "authorization" in request.headers:  # no browser: the command line asks for a link
+    if "authorization" in request.headers:  # the command line asks for a link
         return problem(request, status, code, sentence)
-    if wants_part(request):
-        return notice(request, "notice_error.html", status, code=code, sentence=sentence)
-    return page(request, "error.html", status=status, code=code, sentence=sentence)
+    if is_htmx(request):
+        return render_notice(request, "error_notice.html", status, code=code, sentence=sentence)
+    return render_page(request, "error.html", status=status, code=code, sentence=sentence)
 
 
 def describe_error(request: Request, error: Exception) -> tuple[int, str, str]:
-    """An error's status, its code, and a sentence that names what no code can."""
+    """The status, the code, and a sentence with the details: empty where the code says all."""
     if isinstance(error, Error):
         return error.status, error.code, error.message
     if isinstance(error, HTTPException):

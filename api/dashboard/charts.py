@@ -1,15 +1,16 @@
-"""A chart of what ended lately, ready to be drawn: a path of bars for each outcome, in columns and images as its units.
+"""A bar chart of the images that ended in an hour or a day: an SVG path of bars for each outcome.
 
-Drawn as a few paths instead of some hundred rectangles: it is sent again whenever it has changed.
+The unit of x is a step of the chart, the unit of y an image. A few paths instead of some hundred rectangles: the chart
+is sent again whenever it changes.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from api.dashboard.queries.overview import Point, Span
+from common.queue.stats import Point, Span
 
-OUTCOMES = ("failed", "flagged", "stored")  # from the ground up: failures are seen best where the bars stand
-WIDTH, MARGIN = 0.8, 0.1  # of a bar in its column
+OUTCOMES = ("failed", "flagged", "stored")  # from the bottom up: failures are seen best on the axis
+WIDTH, MARGIN = 0.8, 0.1  # of a bar in its step
 
 
 @dataclass(frozen=True)
@@ -17,12 +18,12 @@ class Chart:
     span: Span
     columns: int
     top: int  # of the scale
-    peak: int  # the most that ended in one step
+    peak: int  # the most images that ended in one step
     totals: dict[str, int]
     paths: dict[str, str]
 
 
-def draw(points: Sequence[Point], span: Span) -> Chart:
+def build_chart(points: Sequence[Point], span: Span) -> Chart:
     peak = max((_height(point) for point in points), default=0)
     top = round_up(peak)
     return Chart(
@@ -36,7 +37,7 @@ def draw(points: Sequence[Point], span: Span) -> Chart:
 
 
 def round_up(peak: int) -> int:
-    """The next number that makes a scale of two even halves: 4, 10, 20, 40, 100, …"""
+    """The next number of a scale that halves into whole numbers: 4, 10, 20, 40, 100, …"""
     decade = 1
     while True:
         for step in (4, 10, 20):
@@ -46,14 +47,14 @@ def round_up(peak: int) -> int:
 
 
 def _bars(points: Sequence[Point], outcome: str, top: int) -> str:
-    """The bars of one outcome, each upon those that come before it in OUTCOMES."""
+    """The bars of one outcome, stacked on those of the outcomes before it."""
     below = OUTCOMES[: OUTCOMES.index(outcome)]
-    drawn = []
+    bars = []
     for column, point in enumerate(points):
         if height := getattr(point, outcome):
-            ground = top - sum(getattr(point, other) for other in below)
-            drawn.append(f"M{column + MARGIN:g} {ground}v-{height}h{WIDTH}v{height}z")
-    return "".join(drawn)
+            bottom = top - sum(getattr(point, other) for other in below)
+            bars.append(f"M{column + MARGIN:g} {bottom}v-{height}h{WIDTH}v{height}z")
+    return "".join(bars)
 
 
 def _height(point: Point) -> int:

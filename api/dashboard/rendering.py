@@ -1,10 +1,10 @@
-"""How a screen becomes a page: templates, words in the reader's language, and the headers that keep a page safe.
+"""Templates in the reader's language, as responses; and the security headers of every response.
 
-    page      the whole of it, for a browser that goes there
-    live      only its block `live`: what changes while one looks (see `api.live.page_streams`)
-    notice    a sentence in answer to an action
+    render_page      a whole page
+    render_live      its block `live`: what changes while the page is open (see `api.live.page_streams`)
+    render_notice    the answer to an action, as a part of the page that is open
 
-Knows no screen. Whatever a template is given is text: it is escaped, and no template marks anything as safe.
+Knows no view. Every value is escaped, and no template marks a value as safe.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from fastapi import Request
 from starlette.responses import HTMLResponse
 
 from api.dashboard.i18n import LANGUAGES, language_of, translations
+from api.dashboard.sentences import sentence
 from api.dashboard.sessions import Visitor
 from api.deps import AppState
 
@@ -26,39 +27,39 @@ HERE = Path(__file__).parent
 STATIC = HERE / "static"
 
 
-def page(
-    request: Request, template: str, visitor: Visitor | None = None, status: int = 200, **shown: Any
+def render_page(
+    request: Request, template: str, visitor: Visitor | None = None, status: int = 200, **values: Any
 ) -> HTMLResponse:
-    """A whole page. `shown` are the template's own values."""
+    """A whole page. `values`: the template's own."""
     root = request.scope["root_path"]
-    around = {
+    layout = {
         "visitor": visitor,
         "here": request.url.path.removeprefix(root) or "/",
         "live_url": f"{root}/live{request.url.path.removeprefix(root)}{_query(request)}",
     }
-    text = _template(template, language_of(request)).render(_common(request) | around | shown)
+    text = _template(template, language_of(request)).render(_common(request) | layout | values)
     return HTMLResponse(text, status)
 
 
-def live(request: Request, template: str, shown: Mapping[str, Any]) -> str:
-    """The block `live` of a page, as the page itself would show it."""
+def render_live(request: Request, template: str, values: Mapping[str, Any]) -> str:
+    """The block `live` of a page."""
     found = _template(template, language_of(request))
-    return "".join(found.blocks["live"](found.new_context({**_common(request), **shown})))
+    return "".join(found.blocks["live"](found.new_context({**_common(request), **values})))
 
 
-def notice(request: Request, template: str, status: int = 200, **shown: Any) -> HTMLResponse:
-    """A part of a page, for htmx to put where the action said."""
-    return HTMLResponse(_template(template, language_of(request)).render({**_common(request), **shown}), status)
+def render_notice(request: Request, template: str, status: int = 200, **values: Any) -> HTMLResponse:
+    """A part of a page; the button's `hx-target` names its place."""
+    return HTMLResponse(_template(template, language_of(request)).render({**_common(request), **values}), status)
 
 
-def wants_part(request: Request) -> bool:
-    """Whether htmx asks, for a part of a page that is shown already."""
+def is_htmx(request: Request) -> bool:
+    """Whether the request wants a part of a page that is open."""
     return request.headers.get("hx-request") == "true"
 
 
-def safe_headers(farm: AppState) -> dict[str, str]:
-    """No script and no style but our own files, no other host but the image store, nobody's frame."""
-    store = urlsplit(farm.settings.s3_public_url or farm.settings.s3_endpoint_url or "https://*.amazonaws.com")
+def security_headers(state: AppState) -> dict[str, str]:
+    """Scripts and styles from our own files only, images from here and the image store only, no frame."""
+    store = urlsplit(state.settings.s3_public_url or state.settings.s3_endpoint_url or "https://*.amazonaws.com")
     policy = {
         "default-src": "'none'",
         "script-src": "'self'",
@@ -78,13 +79,13 @@ def safe_headers(farm: AppState) -> dict[str, str]:
 
 
 def _common(request: Request) -> dict[str, Any]:
-    """What every template finds: `ui` are the macros of macros.html, `problem` the words for an error's code."""
+    """The values of every template. `ui`: the macros of macros.html; `error_text(code)`: what an error code means."""
     root, language = request.scope["root_path"], language_of(request)
-    given = {"root": root, "language": language, "languages": LANGUAGES}
+    common = {"root": root, "language": language, "languages": LANGUAGES}
     return {
-        **given,
-        "ui": _template("macros.html", language).make_module(given),
-        "problem": _template("problems.html", language).module.problem,
+        **common,
+        "ui": _template("macros.html", language).make_module(common),
+        "error_text": _template("error_texts.html", language).module.error_text,
     }
 
 
@@ -98,7 +99,7 @@ def _template(name: str, language: str) -> Any:
 
 @cache
 def _environment(language: str) -> Any:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # the API starts without
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # late: the API starts faster without
 
     environment = Environment(
         loader=FileSystemLoader(HERE / "templates"),
@@ -110,18 +111,18 @@ def _environment(language: str) -> Any:
     )
     environment.install_gettext_translations(translations(language), newstyle=True)  # type: ignore[attr-defined]
     environment.filters |= {"iso": iso, "number": number, "size": size, "duration": duration}
-    environment.globals["static"] = static
+    environment.globals |= {"static": static, "sentence_texts": sentence.texts}
     return environment
 
 
 @cache
 def static(name: str) -> str:
-    """A static file's name and digest: it may be kept for good, and is asked for again when it has changed."""
+    """The URL of a static file, with its digest as the query: a browser may cache it forever."""
     digest = hashlib.sha256((STATIC / name).read_bytes()).hexdigest()[:12]
     return f"static/{name}?{digest}"
 
 
-# How values read, the same in both languages.
+# Values as text, the same in both languages.
 
 
 def iso(moment: datetime) -> str:
@@ -133,7 +134,7 @@ def number(value: float) -> str:
 
 
 def size(value: int) -> str:
-    """Bytes, as 1.2 MB."""
+    """A number of bytes, as 1.2 MB."""
     amount, unit = float(value), "B"
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if amount < 1000 or unit == "TB":

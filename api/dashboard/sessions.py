@@ -1,8 +1,8 @@
-"""Who looks at the dashboard: an API key, exchanged once for a session of this browser.
+"""Sessions: an API key is exchanged once for a signed cookie of this browser.
 
-A session is a signed cookie that names the key, never its secret; the key is looked up with every request, so revoking
-it ends its sessions. Knows nothing of what the screens show. An action must come from a page of ours: its `Origin` is
-this farm's, and it carries the token that only those pages hold.
+The cookie holds the id of the key, never its secret. Every request reads the key again, so revoking a key ends its
+sessions. An action must come from a page of the dashboard: its `Origin` is this farm's, and it has the CSRF token of
+the page. Knows no view.
 """
 
 import hmac
@@ -13,6 +13,7 @@ from uuid import UUID
 from fastapi import Depends, Request, Response
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 
+from api.dashboard.sentences import sentence
 from api.deps import AppState, State
 from common.accounts import audit
 from common.accounts.audit import Action
@@ -22,17 +23,17 @@ from common.enums import Scope, Via
 from common.errors import Forbidden, Unauthorized, Unavailable
 
 COOKIE = "huafang_session"
-LASTS_S = 12 * 3600
+SESSION_S = 12 * 3600
 TOKEN_HEADER = "X-CSRF-Token"
 
 
 class SignedOut(Unauthorized):
-    """There is no session, or none that is still good: the way in is shown."""
+    """There is no valid session."""
 
 
 @dataclass(frozen=True)
 class Visitor:
-    """Who is signed in, and the token that his pages send along with every action."""
+    """Who is signed in, and the CSRF token that the pages send with every action."""
 
     caller: Caller
     token: str
@@ -42,21 +43,21 @@ class Visitor:
         return self.caller.may(Scope.ADMIN)
 
 
-def sign_in(farm: AppState, secret: str) -> Caller:
-    """Who owns this key. Raises Unauthorized, or Forbidden when the key is not one for the dashboard."""
-    with transaction(farm.autocommit) as connection:
-        caller = authenticate(connection, secret.strip(), _pepper(farm))
-    return _for_dashboard(caller)
+def sign_in(state: AppState, secret: str) -> Caller:
+    """The owner of this key. Raises Unauthorized, or Forbidden when the key may not read the dashboard."""
+    with transaction(state.autocommit) as connection:
+        caller = authenticate(connection, secret.strip(), _pepper(state))
+    return _require_viewer(caller)
 
 
-def open_session(farm: AppState, request: Request, response: Response, caller: Caller) -> None:
-    enters = replace(caller, via=Via.DASHBOARD, request_id=request.state.request_id)
-    with transaction(farm.engine) as connection:
-        audit.record(connection, enters, Action.SIGN_IN)
+def open_session(state: AppState, request: Request, response: Response, caller: Caller) -> None:
+    signing_in = replace(caller, via=Via.DASHBOARD, request_id=request.state.request_id)
+    with transaction(state.engine) as connection:
+        audit.record(connection, signing_in, Action.SIGN_IN)
     response.set_cookie(
         COOKIE,
-        _sessions(farm).dumps(str(caller.key_id)),
-        max_age=LASTS_S,
+        _serializer(state).dumps(str(caller.key_id)),
+        max_age=SESSION_S,
         path=_path(request),
         secure=request.url.scheme == "https",
         httponly=True,
@@ -68,64 +69,67 @@ def close_session(request: Request, response: Response) -> None:
     response.delete_cookie(COOKIE, path=_path(request), httponly=True, samesite="strict")
 
 
-def visitor(request: Request, farm: State) -> Visitor:
+def get_visitor(request: Request, state: State) -> Visitor:
     """Who is signed in. Raises SignedOut."""
     cookie = request.cookies.get(COOKIE, "")
     try:
-        key_id = UUID(_sessions(farm).loads(cookie, max_age=LASTS_S))
+        key_id = UUID(_serializer(state).loads(cookie, max_age=SESSION_S))
     except (BadSignature, ValueError):
-        raise SignedOut("Sign in with an API key.") from None
-    with transaction(farm.autocommit) as connection:
+        raise SignedOut(sentence("not_signed_in")) from None
+    with transaction(state.autocommit) as connection:
         caller = find_key(connection, key_id)
     if caller is None:
-        raise SignedOut("The API key of this session was revoked.")
-    acts_here = replace(_for_dashboard(caller), via=Via.DASHBOARD, request_id=request.state.request_id)
-    return Visitor(acts_here, _token(farm, cookie))
+        raise SignedOut(sentence("session_key_revoked"))
+    caller = replace(_require_viewer(caller), via=Via.DASHBOARD, request_id=request.state.request_id)
+    return Visitor(caller, _csrf_token(state, cookie))
 
 
-TheVisitor = Annotated[Visitor, Depends(visitor)]
+CurrentVisitor = Annotated[Visitor, Depends(get_visitor)]
 
 
-def from_our_page(request: Request) -> None:
-    """Raises Forbidden for a request that another site may have made this browser send."""
+def require_same_origin(request: Request) -> None:
+    """Raises Forbidden for a request that another site may have caused."""
     if request.headers.get("origin") != f"{request.url.scheme}://{request.url.netloc}":
-        raise Forbidden("This did not come from a page of this dashboard.")
+        raise Forbidden(sentence("cross_origin"))
 
 
-def actor(request: Request, farm: State, visitor: TheVisitor, _: Annotated[None, Depends(from_our_page)]) -> Visitor:
-    """Who acts. Raises Forbidden when it is not this visitor's page that asks, or when he may only look."""
+SameOrigin = Annotated[None, Depends(require_same_origin)]
+
+
+def get_actor(request: Request, state: State, visitor: CurrentVisitor, _: SameOrigin) -> Visitor:
+    """The visitor, for an action. Raises Forbidden without the page's CSRF token, or for a read-only key."""
     if not hmac.compare_digest(request.headers.get(TOKEN_HEADER, "").encode(), visitor.token.encode()):
-        raise Forbidden("This page is no longer current: reload it and try again.")
+        raise Forbidden(sentence("stale_page"))
     if not visitor.may_act:
-        raise Forbidden("This API key may look at the dashboard, and change nothing.")
+        raise Forbidden(sentence("read_only_key"))
     return visitor
 
 
-TheActor = Annotated[Visitor, Depends(actor)]
+CurrentActor = Annotated[Visitor, Depends(get_actor)]
 
 
-def _for_dashboard(caller: Caller) -> Caller:
+def _require_viewer(caller: Caller) -> Caller:
     if not caller.may(Scope.VIEWER):
-        raise Forbidden("This API key has neither the scope viewer nor admin.")
+        raise Forbidden(sentence("scope_viewer_missing"))
     return caller
 
 
-def _sessions(farm: AppState) -> URLSafeTimedSerializer:
-    return URLSafeTimedSerializer(_pepper(farm), salt="dashboard session")
+def _serializer(state: AppState) -> URLSafeTimedSerializer:
+    return URLSafeTimedSerializer(_pepper(state), salt="dashboard session")
 
 
-def _token(farm: AppState, cookie: str) -> str:
-    return hmac.digest(_pepper(farm).encode(), b"dashboard token " + cookie.encode(), "sha256").hex()
+def _csrf_token(state: AppState, cookie: str) -> str:
+    return hmac.digest(_pepper(state).encode(), b"dashboard token " + cookie.encode(), "sha256").hex()
 
 
-def _pepper(farm: AppState) -> str:
-    """Raises Unavailable without one: anybody could then write himself a session."""
-    pepper = farm.settings.key_pepper.get_secret_value()
+def _pepper(state: AppState) -> str:
+    """Raises Unavailable without a pepper: anybody could then forge a session."""
+    pepper = state.settings.key_pepper.get_secret_value()
     if not pepper:
-        raise Unavailable("The dashboard needs HUAFANG_KEY_PEPPER, which this farm does not have.")
+        raise Unavailable(sentence("no_pepper"))
     return pepper
 
 
 def _path(request: Request) -> str:
-    """Where the dashboard is mounted: no other path ever sees the cookie."""
+    """The path of the cookie: the browser sends it to the dashboard only."""
     return str(request.scope["root_path"])

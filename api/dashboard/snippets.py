@@ -1,8 +1,8 @@
-"""A job's recipe as the commands that would submit it again, for whoever goes on in a shell.
+"""Shell commands that submit a job's recipe again.
 
-A prompt is anybody's text, and pasting it must never run it: everything is quoted, nothing begins with a dash where an
-option could, and what a terminal would not show (control characters, marks that turn the direction of text) is written
-as an escape. The key is never in it.
+A prompt may be hostile, and pasting a command must never run it: every value is quoted, no positional value can pass
+for an option, and characters that a terminal does not show (controls, marks of text direction) are escaped. The API key
+is never part of a command.
 """
 
 import json
@@ -14,18 +14,18 @@ from typing import Any
 from api.schemas import Job
 from common.recipes.recipe import seeds_from
 
-HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # categories of Unicode that show nothing, or move what is shown
+HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # Unicode categories that are invisible or move text
 ESCAPES = {"\\": r"\\", "'": r"\'", "\n": r"\n", "\t": r"\t", "\r": r"\r"}
 
 
 def draft_of(job: Job) -> dict[str, Any]:
-    """What to submit for the same pictures; `seed` and `count` where they say as much as `seeds`."""
+    """The request body that submits the same recipe; `seed` and `count` instead of consecutive `seeds`."""
     recipe = job.recipe.model_dump(mode="json", exclude={"count", "seeds", "mode"})
     seeds = job.recipe.seeds
-    in_a_row = seeds == seeds_from(seeds[0], len(seeds))
-    drawn_from = {"count": len(seeds), "seed": seeds[0]} if in_a_row else {"seeds": list(seeds)}
+    are_consecutive = seeds == seeds_from(seeds[0], len(seeds))
+    seed_fields = {"count": len(seeds), "seed": seeds[0]} if are_consecutive else {"seeds": list(seeds)}
     given = {name: value for name, value in recipe.items() if value not in (None, [], ())}
-    return {**given, **drawn_from, "tier": job.tier.value}
+    return {**given, **seed_fields, "tier": job.tier.value}
 
 
 def curl(draft: Mapping[str, Any], base_url: str) -> str:
@@ -41,15 +41,15 @@ def curl(draft: Mapping[str, Any], base_url: str) -> str:
 
 
 def command_line(draft: Mapping[str, Any], base_url: str) -> str:
-    """One command; where the seeds are not in a row, one for each of them."""
+    """One command; for seeds that are not consecutive, one for each seed."""
     seeds = draft.get("seeds")
     if seeds is None:
-        return generate(draft, base_url)
+        return _generate(draft, base_url)
     rest = {name: value for name, value in draft.items() if name != "seeds"}
-    return "\n".join(generate({**rest, "count": 1, "seed": seed}, base_url) for seed in seeds)
+    return "\n".join(_generate({**rest, "count": 1, "seed": seed}, base_url) for seed in seeds)
 
 
-def generate(draft: Mapping[str, Any], base_url: str) -> str:
+def _generate(draft: Mapping[str, Any], base_url: str) -> str:
     options = {
         "url": base_url.rstrip("/"),
         "model": draft["model"],
@@ -60,13 +60,13 @@ def generate(draft: Mapping[str, Any], base_url: str) -> str:
         "image-format": draft["format"],
         "tier": draft["tier"],
     }
-    said = [f"--{name}={quoted(str(value))}" for name, value in options.items() if value is not None]
-    said += ["--lora=" + quoted(f"{use['name']}:{use['weight']}") for use in draft.get("lora", ())]
-    return " ".join(["huafang generate", *said, "--", quoted(draft["prompt"])])
+    arguments = [f"--{name}={quoted(str(value))}" for name, value in options.items() if value is not None]
+    arguments += ["--lora=" + quoted(f"{use['name']}:{use['weight']}") for use in draft.get("lora", ())]
+    return " ".join(["huafang generate", *arguments, "--", quoted(draft["prompt"])])
 
 
 def quoted(text: str) -> str:
-    """One word of a shell, whatever is in it; `$'…'`, which bash, zsh and ksh know, where it must be escaped."""
+    """The text as one shell word; as `$'…'`, which bash, zsh and ksh understand, where characters are escaped."""
     if all(map(is_shown, text)):
         return shlex.quote(text)
     return "$'" + "".join(map(escaped, text)) + "'"

@@ -1,13 +1,14 @@
-"""What makes a screen: a template, and a function that says what it shows now.
+"""A view: a template, and a function that reads what it shows.
 
-    @screen(router, "/jobs", "jobs.html")
-    def jobs(filters: …, visitor: TheVisitor, farm: TheFarm) -> Look:
-        def look() -> dict[str, Any]: …
-        return look
+    @view(router, "/jobs", "jobs.html")
+    def list_jobs(filters: …, visitor: CurrentVisitor, state: State) -> Read:
+        def read() -> dict[str, Any]: …
+        return read
 
-The function is a dependency like any other: it reads the address once and gives back `look`, which reads the farm. The
-page shows what it finds; the page's stream calls it again and again, and sends the block `live` when that has changed.
-What `look` finds must depend on nothing but the address, the tenant and whether the visitor may act.
+The function is a FastAPI dependency: it parses the request once and returns `read`, which reads the database and
+returns the values of the template. The page calls `read` once; the page's event stream calls it again and again, and
+sends the block `live` when that has changed. The values must depend on nothing but the URL, the tenant and whether the
+visitor may act.
 """
 
 from collections.abc import Callable
@@ -16,8 +17,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 
 from api.dashboard.i18n import language_of
-from api.dashboard.rendering import live, page
-from api.dashboard.sessions import TheVisitor
+from api.dashboard.rendering import render_live, render_page
+from api.dashboard.sessions import CurrentVisitor
 from api.live.event_stream import EventStream
 from api.live.page_streams import PageStreams
 
@@ -25,24 +26,24 @@ Read = Callable[[], dict[str, Any]]
 
 
 def view(router: APIRouter, path: str, template: str) -> Callable[[Callable[..., Read]], Callable[..., Read]]:
-    """Give a router the page of this path and its stream, under `/live`."""
+    """Register a page at `path`, and its event stream at `/live` + `path`."""
 
-    def register(read: Callable[..., Read]) -> Callable[..., Read]:
-        Found = Annotated[Read, Depends(read)]
+    def register(prepare: Callable[..., Read]) -> Callable[..., Read]:
+        Prepared = Annotated[Read, Depends(prepare)]
 
-        @router.get(path, name=read.__name__)
-        def show(request: Request, visitor: TheVisitor, look: Found) -> Response:
-            return page(request, template, visitor, may_act=visitor.may_act, **look())
+        @router.get(path, name=prepare.__name__)
+        def show(request: Request, visitor: CurrentVisitor, read: Prepared) -> Response:
+            return render_page(request, template, visitor, may_act=visitor.may_act, **read())
 
-        @router.get(f"/live{path}", name=f"{read.__name__} live")
-        async def follow(request: Request, visitor: TheVisitor, look: Found) -> EventStream:
-            def draw() -> str:
-                return live(request, template, {"may_act": visitor.may_act, **look()})
+        @router.get(f"/live{path}", name=f"{prepare.__name__} live")
+        async def follow(request: Request, visitor: CurrentVisitor, read: Prepared) -> EventStream:
+            def render() -> str:
+                return render_live(request, template, {"may_act": visitor.may_act, **read()})
 
-            boards: PageStreams = request.app.state.page_streams
+            streams: PageStreams = request.app.state.page_streams
             shown_to = (visitor.caller.tenant_id, visitor.may_act, language_of(request))
-            return EventStream(boards.watch((str(request.url), *shown_to), draw))
+            return EventStream(streams.watch((str(request.url), *shown_to), render))
 
-        return read
+        return prepare
 
     return register

@@ -1,12 +1,19 @@
-"""A response of server-sent events that ends when its client stops reading. Does not know what the events say."""
+"""Responses of server-sent events: the stream of a job, and a stream that ends when its client stops reading."""
 
 import asyncio
 from collections.abc import AsyncGenerator
+from uuid import UUID
 
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from api.live.job_events import EventId
+from api.live.job_watcher import JobWatcher
+
+PING_S = 15.0
 STALLED_S = 10.0  # a client that reads nothing for so long is disconnected
+RETRY = format_sse_event(retry=1000)  # milliseconds until a disconnected client reconnects
 ABORT = "huafang.abort"  # the ASGI extension that closes a connection at once: see `api.__main__`
 
 
@@ -31,3 +38,21 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send_in_time)
         finally:
             await self._events.aclose()
+
+
+async def follow(watcher: JobWatcher, job_id: UUID, event_id: EventId, base_url: str) -> AsyncGenerator[bytes]:
+    """The events after this one, as they come. A client that reads slowly gets fewer, and misses only progress."""
+    yield RETRY
+    progress = None
+    with watcher.watch(job_id) as subscription:
+        while not subscription.closed:
+            if events := subscription.watched.events(base_url):
+                latest = subscription.watched.progress
+                new, event_id = events.since(event_id, latest if latest is not progress else None)
+                progress = latest
+                if new:
+                    yield new
+                if events.has_ended:
+                    return
+            if not await subscription.wait(PING_S):
+                yield KEEPALIVE_COMMENT

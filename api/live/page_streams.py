@@ -1,10 +1,10 @@
-"""Live pages: what a screen shows, drawn again every second and sent to all who look at it, when it has changed.
+"""Live pages: what a view shows is rendered every second and, when it has changed, sent to all who have it open.
 
-    boards ──► look (in a thread) ──► draw ──► another text than before? ──► every watcher's stream
+    PageStreams ──► render (in a thread) ──► another text than before? ──► every subscriber's stream
 
-However many look at the same screen, it is read and drawn once. All of it is one task, which looks at one board after
-the other and then rests for at least as long as that took: two hundred dashboards make the pages slower, not the API.
-Knows no screen, and no words.
+However many have the same view open, it is read and rendered once. One task renders one view after the other and then
+rests for at least as long as that took: two hundred open pages make the pages slower, not the API. Knows no view and no
+template.
 """
 
 import asyncio
@@ -19,89 +19,89 @@ from common.log import log_event
 
 REST_S = 1.0
 PING_S = 15.0
-LASTS_S = 300.0  # then the browser comes again by itself, and has to show that its session is still good
+LASTS_S = 300.0  # then the browser reconnects, and its session is checked again
 RETRY = format_sse_event(retry=1000)
 
-Draw = Callable[[], str]
+Render = Callable[[], str]
 
 
 class PageStream:
-    """A screen as it is shown to some visitors: the same to all of them."""
+    """A view as one tenant, role and language sees it, and the streams that send it."""
 
-    def __init__(self, draw: Draw) -> None:
-        self.draw = draw
+    def __init__(self, render: Render) -> None:
+        self.render = render
         self.text: str | None = None
         self.message = b""
-        self.watchers: set[asyncio.Event] = set()
+        self.subscribers: set[asyncio.Event] = set()
 
     def show(self, text: str) -> None:
         if text != self.text:
             self.text, self.message = text, format_sse_event(event="page", data_str=text)
-            self.tell()
+            self.notify()
 
-    def tell(self) -> None:
-        for watcher in self.watchers:
-            watcher.set()
+    def notify(self) -> None:
+        for subscriber in self.subscribers:
+            subscriber.set()
 
 
 class PageStreams:
-    """Those that somebody looks at."""
+    """The views that somebody has open."""
 
     def __init__(self) -> None:
-        self._boards: dict[Any, PageStream] = {}
+        self._streams: dict[Any, PageStream] = {}
         self._task: asyncio.Task[None] | None = None
         self._closed = False
 
-    async def watch(self, key: Any, draw: Draw) -> AsyncGenerator[bytes]:
-        """The stream of a screen. `key`: all that its text depends on; `draw` may block, and runs in a thread."""
+    async def watch(self, key: Any, render: Render) -> AsyncGenerator[bytes]:
+        """The stream of a view. `key`: all that its text depends on; `render` may block, and runs in a thread."""
         yield RETRY
-        board, news = self._boards.setdefault(key, PageStream(draw)), asyncio.Event()
-        board.watchers.add(news)
-        if board.message:
-            news.set()
-        self._begin()
+        stream, changed = self._streams.setdefault(key, PageStream(render)), asyncio.Event()
+        stream.subscribers.add(changed)
+        if stream.message:
+            changed.set()
+        self._start()
         clock = asyncio.get_running_loop().time
         until = clock() + LASTS_S
         try:
             while not self._closed and clock() < until:
                 try:
                     async with asyncio.timeout(PING_S):
-                        await news.wait()
+                        await changed.wait()
                 except TimeoutError:
                     yield KEEPALIVE_COMMENT
                     continue
-                news.clear()
-                if board.message:
-                    yield board.message
+                changed.clear()
+                if stream.message:
+                    yield stream.message
         finally:
-            board.watchers.discard(news)
-            if not board.watchers and self._boards.get(key) is board:
-                del self._boards[key]
+            stream.subscribers.discard(changed)
+            if not stream.subscribers and self._streams.get(key) is stream:
+                del self._streams[key]
 
     def close(self) -> None:
-        """Send everybody away: a server that stops has no time to wait."""
+        """End all streams: a server that stops does not wait for them."""
         self._closed = True
-        for board in self._boards.values():
-            board.tell()
+        for stream in self._streams.values():
+            stream.notify()
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._keep_drawing())
+            self._task = asyncio.create_task(self._keep_rendering())
 
-    async def _keep_drawing(self) -> None:
+    async def _keep_rendering(self) -> None:
         clock = asyncio.get_running_loop().time
-        while self._boards and not self._closed:
+        while self._streams and not self._closed:
             began = clock()
-            for board in list(self._boards.values()):
-                await self._draw(board)
+            for stream in list(self._streams.values()):
+                await self._render(stream)
             await asyncio.sleep(max(REST_S, clock() - began))
 
-    async def _draw(self, board: PageStream) -> None:
-        if not board.watchers:
+    async def _render(self, stream: PageStream) -> None:
+        if not stream.subscribers:
             return
         try:
-            board.show(await run_in_threadpool(board.draw))
+            stream.show(await run_in_threadpool(stream.render))
         except Error:
-            return  # the page stands as it was; whoever reloads it is told
+            return  # the page stays as it was; a reload shows the error
         except Exception:
             log_event("request_failed", exc_info=True, path="a live page")

@@ -15,8 +15,9 @@ from sqlalchemy import Connection, Row, TextClause, text
 
 from api.queries.fleet import WORKERS_JSON, Fleet
 from api.schemas import example
+from api.sentences import sentence
 from common.batches.plan import Plan
-from common.batches.progress import samples_of
+from common.batches.progress import read_samples
 from common.batches.throughput import StopRule, images_per_minute
 from common.enums import BatchState, Tier
 from common.errors import NotFound
@@ -128,7 +129,7 @@ def find_batch(connection: Connection, tenant_id: UUID, batch_id: UUID) -> Batch
     """Raises NotFound when the tenant has no such batch."""
     found = _read(connection, READ_BATCH, {"tenant": tenant_id, "batch": batch_id, "limit": 1})
     if not found:
-        raise NotFound(f"There is no batch {batch_id}.")
+        raise NotFound(sentence("batch_not_found", batch=batch_id))
     return found[0]
 
 
@@ -148,7 +149,7 @@ def _batch(row: Row[Any], crew: Fleet) -> Batch:
     plan, is_cancelled = Plan.model_validate(row.plan), row.cancelled_at is not None
     shown_open = 0 if is_cancelled else row.open
     state = BatchState.ENDED if is_cancelled else BatchState(row.state)
-    pace = images_per_minute(samples_of(row.progress_samples)) if state in GOES_ON else None
+    pace = images_per_minute(read_samples(row.progress_samples)) if state in GOES_ON else None
     return Batch(
         id=row.id,
         name=row.name,

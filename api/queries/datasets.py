@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field
 from sqlalchemy import Connection, Row, text
 
 from api.schemas import example
+from api.sentences import sentence
 from common.datasets.layout import SUMS, DatasetPlan, Layout
 from common.enums import DatasetState
 from common.errors import NotFound
@@ -93,7 +94,7 @@ def find_dataset(connection: Connection, tenant_id: UUID, dataset_id: UUID) -> D
     """Raises NotFound when the tenant has no such dataset."""
     row = connection.execute(READ_DATASET, {"tenant": tenant_id, "dataset": dataset_id}).first()
     if row is None:
-        raise NotFound(f"There is no dataset {dataset_id}.")
+        raise NotFound(sentence("dataset_not_found", dataset=dataset_id))
     return _dataset(row)
 
 

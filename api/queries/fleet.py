@@ -10,8 +10,12 @@ from pydantic import BaseModel, Field
 from sqlalchemy import Connection, text
 
 from api.schemas import WaitingFor, example
+from api.sentences import sentence
 from common.enums import WorkerState
 from common.errors import NotFound
+from common.sentences import Sentence
+
+NAMED_WORKERS = 3  # in the reason why a job waits
 
 WORKER: dict[str, Any] = {
     "id": "019c2f60-0a4b-7d55-9b1d-0e2f3a4b5c6d",
@@ -84,22 +88,25 @@ class Fleet:
 
     def waiting_reason(self, model: str, *, is_backing_off: bool) -> WaitingFor:
         """Why a job of this model waits."""
-        serving = self.serving(model)
+        serving, refusing = self.serving(model), self.refusing(model)
+        if not serving and refusing:
+            first = refusing[0]
+            message = sentence("model_refused", worker=first.name, reason=first.refusals[model])
+            return WaitingFor(code="model_refused", message=message)
         if not serving:
-            if refusing := self.refusing(model):
-                first = refusing[0]
-                return WaitingFor(code="model_refused", message=f"{first.name} refuses it: {first.refusals[model]}")
-            return WaitingFor(code="no_worker", message=f"No worker that is up serves {model}.")
+            return WaitingFor(code="no_worker", message=sentence("no_worker", model=model))
         if all(worker.state == WorkerState.DRAINING for worker in serving):
-            return WaitingFor(code="draining", message=f"Every worker that serves {model} is draining.")
+            return WaitingFor(code="draining", message=sentence("draining", model=model))
         if is_backing_off:
-            return WaitingFor(code="backing_off", message="An attempt failed; it is tried again shortly.")
-        return WaitingFor(code="workers_busy", message=f"It waits for its turn on {names(serving)}.")
+            return WaitingFor(code="backing_off", message=sentence("backing_off"))
+        return WaitingFor(code="workers_busy", message=_busy(serving))
 
 
-def names(workers: Sequence[FleetWorker]) -> str:
-    shown = ", ".join(worker.name for worker in workers[:3])
-    return f"{shown} and {len(workers) - 3} more" if len(workers) > 3 else shown
+def _busy(workers: Sequence[FleetWorker]) -> Sentence:
+    names, more = ", ".join(worker.name for worker in workers[:NAMED_WORKERS]), len(workers) - NAMED_WORKERS
+    if more > 0:
+        return sentence("many_workers_busy", workers=names, more=more)
+    return sentence("workers_busy", workers=names)
 
 
 def find_workers(connection: Connection) -> list[Worker]:
@@ -111,7 +118,7 @@ def find_worker(connection: Connection, worker_id: UUID) -> Worker:
     """Raises NotFound."""
     row = connection.execute(READ_WORKER, {"worker": worker_id}).first()
     if row is None:
-        raise NotFound(f"There is no worker {worker_id}.")
+        raise NotFound(sentence("worker_not_found", worker=worker_id))
     return Worker.model_validate(dict(row._mapping))
 
 

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Row, TextClause, text
 
 from api.queries.fleet import WORKERS_JSON, Fleet
 from api.schemas import Image, ImageError, ImageWithJob, Job, JobError, Progress, Recipe, Timings, WaitingFor
+from api.sentences import sentence
 from common.broker import Broker
 from common.enums import TERMINAL_JOB, ImageState, JobState
 from common.errors import NotFound, RenderFailed
@@ -32,7 +33,7 @@ def find_job(connection: Connection, tenant_id: UUID, job_id: UUID, base_url: st
         connection, base_url, "tenant_id = :tenant AND id = :job", {"tenant": tenant_id, "job": job_id, "limit": 1}
     )
     if not found:
-        raise NotFound(f"There is no job {job_id}.")
+        raise NotFound(sentence("job_not_found", job=job_id))
     return found[0]
 
 
@@ -49,7 +50,7 @@ def find_image(
     """An image, and its key in storage once it is stored. Raises NotFound when the tenant has no such image."""
     row = connection.execute(READ_IMAGE, {"tenant": tenant_id, "image": image_id}).first()
     if row is None:
-        raise NotFound(f"There is no image {image_id}.")
+        raise NotFound(sentence("image_not_found", image=image_id))
     return ImageWithJob(job_id=row.job_id, **_image(row.image, row.recipe, base_url)), row.key
 
 
@@ -61,11 +62,11 @@ def find_changed(connection: Connection, known: Mapping[UUID, JobVersion | None]
     return {job.id: (versions[job.id], job) for job in jobs}
 
 
-def has_ended(connection: Connection, tenant_id: UUID, job_id: UUID) -> bool:
+def is_terminal(connection: Connection, tenant_id: UUID, job_id: UUID) -> bool:
     """Raises NotFound when the tenant has no such job."""
     state = connection.execute(READ_STATE, {"tenant": tenant_id, "job": job_id}).scalar()
     if state is None:
-        raise NotFound(f"There is no job {job_id}.")
+        raise NotFound(sentence("job_not_found", job=job_id))
     return state in TERMINAL_JOB
 
 
@@ -162,8 +163,8 @@ def _seconds(milliseconds: Iterable[int | None]) -> float | None:
     return sum(known) / 1000 if known else None
 
 
-BATCH_PAUSED = WaitingFor(code="batch_paused", message="Its batch is paused.")
-BATCH_CANCELLED = WaitingFor(code="batch_cancelled", message="Its batch was cancelled; so will it be in a moment.")
+BATCH_PAUSED = WaitingFor(code="batch_paused", message=sentence("batch_paused"))
+BATCH_CANCELLED = WaitingFor(code="batch_cancelled", message=sentence("batch_cancelled"))
 
 IMAGE_JSON = """json_build_object(
     'id', images.id, 'index', images.index, 'state', images.state, 'attempts', images.attempts, 'bytes', images.bytes,

@@ -1,4 +1,4 @@
-"""Whether this process lives, whether it can work, and the metrics of the farm."""
+"""Liveness, readiness and metrics over HTTP."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,12 +12,13 @@ from pydantic import BaseModel
 from api.deps import AppState, State
 from api.errors import RETRY_AFTER_S, Problem, problem
 from api.schemas import example
+from api.sentences import sentence
 from common.db import check_revision, current_revision, transaction
 from common.errors import Error, FieldError, Unavailable
 
 router = APIRouter(tags=["health"])
 
-PATIENCE_S = 2.0
+CHECK_TIMEOUT_S = 2.0
 
 
 class Alive(BaseModel):
@@ -35,9 +36,9 @@ class Ready(BaseModel):
     checks: dict[str, str]
 
 
-@router.get("/healthz", operation_id="readHealth", summary="Does the process live?", response_model=Alive)
+@router.get("/healthz", operation_id="readHealth", summary="Is the process alive?", response_model=Alive)
 async def read_health() -> Response:
-    """Asks nobody."""
+    """Checks no other service."""
     return Response('{"status":"alive"}', media_type="application/json")
 
 
@@ -50,13 +51,13 @@ def read_metrics(request: Request) -> Response:
 @router.get(
     "/readyz",
     operation_id="readReadiness",
-    summary="Can it work?",
+    summary="Is the process ready?",
     response_model=Ready,
-    responses={503: {"model": Problem, "description": "Which service keeps it from working."}},
+    responses={503: {"model": Problem, "description": "Which service is unavailable."}},
 )
 async def read_readiness(state: State, request: Request) -> Response:
     """Postgres, its migrations, Redis and the image store, each within two seconds."""
-    limiter = anyio.CapacityLimiter(len(CHECKS))  # of its own: to be ready is not to have a thread free
+    limiter = anyio.CapacityLimiter(len(CHECKS))  # of its own: a process whose threads are all busy is still ready
     results = await asyncio.gather(*(outcome(state, check, limiter) for check in CHECKS.values()))
     checks = dict(zip(CHECKS, results, strict=True))
     wrong = [FieldError(name, result) for name, result in checks.items() if result != "ok"]
@@ -68,10 +69,10 @@ async def read_readiness(state: State, request: Request) -> Response:
 
 async def outcome(state: AppState, check: Callable[[AppState], None], limiter: anyio.CapacityLimiter) -> str:
     try:
-        with anyio.fail_after(PATIENCE_S):
+        with anyio.fail_after(CHECK_TIMEOUT_S):
             await anyio.to_thread.run_sync(check, state, limiter=limiter, abandon_on_cancel=True)
     except TimeoutError:
-        return "It did not answer in time."
+        return sentence("check_timed_out")
     except Error as error:
         return error.message
     return "ok"
@@ -91,9 +92,9 @@ def check_migrations(state: AppState) -> None:
 def check_redis(state: AppState) -> None:
     policy = state.broker.eviction_policy()
     if policy is None:
-        raise Unavailable("Redis is away.")
+        raise Unavailable(sentence("redis_down"))
     if policy != "noeviction":
-        raise Unavailable(f"Redis runs with maxmemory-policy {policy} and may lose messages; set noeviction.")
+        raise Unavailable(sentence("redis_evicts", policy=policy))
 
 
 def check_storage(state: AppState) -> None:

@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect
 
 from api.deps import AnyCaller, State
 from api.schemas import example
+from api.sentences import sentence
 from api.services.uploads import HashingFile, save_image, save_prompts
 from common.enums import Scope
 from common.errors import Forbidden, Invalid
@@ -52,7 +53,7 @@ BODY = {
 
 
 class Upload(BaseModel):
-    """A file that recipes can start from, or that a batch can be made of."""
+    """An image that recipes can start from, or a file of prompts for a batch."""
 
     model_config = example(
         {
@@ -71,11 +72,11 @@ class Upload(BaseModel):
     format: str = Field(
         description="`png`: a picture. `jsonl`: a JSON object a line. `txt`: a prompt a line. Or `csv`, `parquet`."
     )
-    bytes: int = Field(description="As it is kept; a picture is written anew.")
+    bytes: int = Field(description="As it is stored; an image is re-encoded.")
     sha256: str
     width: int | None = Field(description="Of a picture, upright.")
     height: int | None
-    encoding: str | None = Field(description="What a CSV file is written in: `utf-8` or `gb18030`.")
+    encoding: str | None = Field(description="Of a CSV file: `utf-8` or `gb18030`.")
     created_at: datetime
 
 
@@ -88,26 +89,26 @@ class Upload(BaseModel):
     openapi_extra={"requestBody": BODY},
 )
 async def upload_file(request: Request, caller: AnyCaller, state: State) -> Upload:
-    """**A picture**, to be named as the `source` or `mask` of a recipe (scope `jobs:write`): PNG, JPEG or WebP by its
-    content, not animated. It is kept upright, as an RGB PNG on white, without any metadata.
+    """**A picture** for the `source` or `mask` of a recipe (scope `jobs:write`): PNG, JPEG or WebP by its content, not
+    animated. It is stored upright, as an RGB PNG on white, without metadata.
 
-    **Prompts**, for a batch (scope `batches:write`); blank lines do not count. A line of `application/jsonl` is a JSON
-    object with a `prompt` and those other fields of a recipe that it has of its own; a line of `text/plain` is a
-    prompt; both are UTF-8. The columns of `text/csv` and `application/vnd.apache.parquet` are named as those fields,
-    or in Chinese (提示词, 反向提示词, 种子 …). CSV has a header, commas, semicolons or tabs, and is UTF-8 or GB18030:
-    what its `charset` says, or else the first of them that all of it is, as the answer tells.
+    **Prompts** for a batch (scope `batches:write`); blank lines are skipped. A line of `application/jsonl` is a JSON
+    object with a `prompt` and any other fields of a recipe; a line of `text/plain` is a prompt; both are UTF-8. The
+    columns of `text/csv` and `application/vnd.apache.parquet` have the names of those fields, or Chinese ones (提示词,
+    反向提示词, 种子 …). CSV has a header, is separated by commas, semicolons or tabs, and is UTF-8 or GB18030: as its
+    `charset` says, or else UTF-8 if all of it is valid UTF-8, or else GB18030. The answer names the encoding.
 
-    An upload is kept for 30 days after it was last asked for, or for as long as the farm's settings say.
+    An upload is deleted 30 days after its last use, unless the farm's settings say otherwise.
     """
     content_type = Message()
     content_type["Content-Type"] = request.headers.get("content-type", "")
     media_type = content_type["Content-Type"].partition(";")[0].strip().lower()
     if media_type not in (*IMAGE_TYPES, *PROMPT_TYPES):
-        raise HTTPException(415, f"Content-Type must be one of {', '.join((*IMAGE_TYPES, *PROMPT_TYPES))}.")
+        raise HTTPException(415, sentence("type_unsupported", types=", ".join((*IMAGE_TYPES, *PROMPT_TYPES))))
     is_image = media_type in IMAGE_TYPES
     scope = Scope.JOBS_WRITE if is_image else Scope.BATCHES_WRITE
     if not caller.may(scope):
-        raise Forbidden(f"This API key lacks the scope {scope}.")
+        raise Forbidden(sentence("scope_missing", scope=scope))
     limit = state.settings.picture_limit if is_image else state.settings.upload_limit
     with tempfile.TemporaryFile() as temporary:
         file = HashingFile(temporary)
@@ -128,12 +129,12 @@ async def receive(request: Request, file: HashingFile, limit: int, limiter: Capa
         async for chunk in request.stream():
             block += chunk
             if file.bytes + len(block) > limit:
-                raise HTTPException(413, f"The file is over the limit of {limit:,} bytes.")
+                raise HTTPException(413, sentence("file_too_large", limit=limit))
             if len(block) > BLOCK_BYTES:
                 await anyio.to_thread.run_sync(file.write, bytes(block), limiter=limiter)
                 block.clear()
     except ClientDisconnect:
-        raise HTTPException(400, "The connection was closed before the whole file had come.") from None
+        raise HTTPException(400, sentence("upload_incomplete")) from None
     file.write(bytes(block))
     if not file.bytes:
-        raise Invalid("The file is empty.")
+        raise Invalid(sentence("file_empty"))

@@ -7,6 +7,7 @@ from api.queries.fleet import Worker, find_worker, find_workers
 from api.queries.keys import Key, find_keys
 from api.queries.models import Model, find_models
 from api.schemas import KeyRequest
+from api.sentences import sentence
 from common.accounts import audit, licences, tenants
 from common.accounts.audit import Action
 from common.accounts.tenants import Caller, NewKey
@@ -44,10 +45,12 @@ def list_models(state: AppState, caller: Caller) -> list[Model]:
 def accept_licence(state: AppState, caller: Caller, model: str, version: str) -> None:
     """Raises NotFound, or Conflict when that is not the version of its licence."""
     if (entry := state.catalog.models.get(model)) is None:
-        raise NotFound(f"There is no model {model}.")
+        raise NotFound(sentence("model_not_found", model=model))
     licence = entry.licence
     if version != licence.version:
-        raise Conflict(f"{licence.name} is at version {licence.version}, which is the one to read: {licence.url}")
+        raise Conflict(
+            sentence("licence_version_differs", licence=licence.name, version=licence.version, url=licence.url)
+        )
     with transaction(state.engine) as connection:
         licences.accept(connection, caller.tenant_id, caller.key_id, licence)
         audit.record(connection, caller, Action.ACCEPT_LICENCE, model, licence=licence.name, version=version)
@@ -62,7 +65,7 @@ def list_workers(state: AppState) -> list[Worker]:
 def drain_worker(state: AppState, caller: Caller, worker_id: UUID) -> Worker:
     """Raises NotFound when no such worker is up."""
     with transaction(state.engine) as connection:
-        workers.drain(connection, worker_id, "an operator asked for it")
+        workers.drain(connection, worker_id, sentence("drain_asked"))
         audit.record(connection, caller, Action.DRAIN_WORKER, worker_id)
         return find_worker(connection, worker_id)
 

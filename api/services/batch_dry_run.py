@@ -23,13 +23,13 @@ from api.services.jobs import image_finder
 from common import uploads
 from common.accounts.tenants import Caller
 from common.batches import check
-from common.batches.check import Checked
-from common.batches.plan import Planned, Planner, planners
+from common.batches.check import CheckedLines
+from common.batches.plan import PlannedJob, Planner, planners
 from common.catalog.catalog import Catalog
 from common.db import transaction
 from common.errors import Invalid, NotFound
-from common.prompt_files.lines import Line, lines, take
-from common.prompt_files.reader import PromptFile, line_noun, open_prompts
+from common.prompt_files.lines import Line, at_line, lines, take
+from common.prompt_files.reader import PromptFile, open_prompts
 
 MOST_PROMPTS = 20_000
 MOST_S = 3.0
@@ -95,16 +95,16 @@ class Tally:
     kinds: Counter[Kind] = field(default_factory=Counter)
     bad_lines: list[Skip] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    first: list[Planned] = field(default_factory=list)
+    first: list[PlannedJob] = field(default_factory=list)
     is_whole: bool = False
 
-    def add(self, here: Sequence[Line], lines: Checked, called: str) -> None:
+    def add(self, here: Sequence[Line], lines: CheckedLines, format: str) -> None:
         self.prompts, self.end = self.prompts + len(here), here[-1].end
         self.bad, self.warned = self.bad + len(lines.wrong), self.warned + len(lines.warnings)
         wrong = islice(sorted(lines.wrong.items()), SHOWN_BAD - len(self.bad_lines))
         self.bad_lines += [Skip(line=number, reason=reason) for number, reason in wrong]
         warnings = islice(lines.warnings.items(), SHOWN_WARNINGS - len(self.warnings))
-        self.warnings += [f"{called} {number}: {warning}" for number, warning in warnings]
+        self.warnings += [at_line(format, number, warning) for number, warning in warnings]
         for one in lines.in_turn:
             recipe = one.base.recipe
             self.jobs += 1
@@ -114,9 +114,9 @@ class Tally:
 def dry_run(state: AppState, caller: Caller, request: BatchRequest) -> BatchDryRun:
     """Raises Invalid for what suits no prompt, and for a file that cannot be read; NotFound when there is none."""
     plan = plan_of(state, caller, request)
-    with the_file(state, caller, request) as (file, called):
+    with the_file(state, caller, request) as (file, format):
         variants = planners(plan, state.catalog, image_finder(state, caller))
-        tally = looked_at(file, called, variants, state.catalog)
+        tally = looked_at(file, format, variants, state.catalog)
     if not tally.prompts:
         raise Invalid("The file has no prompts.")
     with transaction(state.autocommit) as connection:
@@ -140,10 +140,10 @@ def dry_run(state: AppState, caller: Caller, request: BatchRequest) -> BatchDryR
 
 @contextmanager
 def the_file(state: AppState, caller: Caller, request: BatchRequest) -> Iterator[tuple[PromptFile, str]]:
-    """Where the prompts are, and what one of its lines is called."""
+    """The prompts and the format of their file."""
     if request.prompts:
         data = b"".join(as_lines(request.prompts))
-        yield PromptFile(lines([data], INLINE), len(data)), line_noun(INLINE)
+        yield PromptFile(lines([data], INLINE), len(data)), INLINE
         return
     assert request.upload  # the request has one of the two
     with transaction(state.autocommit) as connection:
@@ -151,22 +151,22 @@ def the_file(state: AppState, caller: Caller, request: BatchRequest) -> Iterator
     if upload is None:
         raise NotFound(f"There is no upload {request.upload} with prompts in it.")
     with open_prompts(state.storage, upload) as file:
-        yield file, line_noun(upload.format)
+        yield file, upload.format
 
 
-def looked_at(file: PromptFile, called: str, variants: Sequence[Planner], catalog: Catalog) -> Tally:
+def looked_at(file: PromptFile, format: str, variants: Sequence[Planner], catalog: Catalog) -> Tally:
     """The lines from the first one on, as many as the time allows."""
     tally, until = Tally(), time.monotonic() + MOST_S
     while tally.prompts < MOST_PROMPTS and time.monotonic() < until:
         here = take(file.lines, max(1, STEP // len(variants)))
         if not here:
             return replace(tally, is_whole=True)
-        found = check.checked(here, variants, tally.prompts - tally.bad, catalog)
+        found = check.check_lines(here, variants, tally.prompts - tally.bad, catalog)
         if len(tally.first) < SHOWN_RECIPES:
             right = [line for line in here if line.number in found.planned][:SHOWN_RECIPES]
-            again = check.planned(right, variants, tally.prompts - tally.bad)  # as if no wrong one were between them
+            again = check.plan_lines(right, variants, tally.prompts - tally.bad)  # as if no wrong one were between them
             tally.first += islice(again.in_turn, SHOWN_RECIPES - len(tally.first))
-        tally.add(here, found, called)
+        tally.add(here, found, format)
     return replace(tally, is_whole=tally.end >= file.length)
 
 

@@ -16,6 +16,7 @@ from api.deps import AppState
 from api.headers import idempotency_key
 from api.pagination import Paging
 from api.queries.batches import Batch, find_batch, find_batches
+from api.sentences import sentence
 from api.services.jobs import image_finder, random_seed
 from api.services.uploads import HashingFile, save
 from common.accounts import audit
@@ -39,9 +40,9 @@ ROUTE = "POST /v1/batches"  # of an Idempotency-Key
 INLINE = "jsonl"  # the format that inline prompts are stored in
 
 EXAMPLES = {
-    "inline": {"summary": "The least", "value": {"prompts": ["红色的圆形", "绿色的三角形"]}},
+    "inline": {"summary": "The minimum", "value": {"prompts": ["红色的圆形", "绿色的三角形"]}},
     "upload": {
-        "summary": "A file, and all that one may say",
+        "summary": "A file, and every field",
         "value": {
             "upload": "019c2f6e-7d40-7c3d-9a1f-0d5b6c7e8f90",
             "defaults": {"model": "zh-v0", "negative_prompt": "水印", "steps": 30, "width": 512, "height": 512},
@@ -54,7 +55,7 @@ EXAMPLES = {
         },
     },
     "matrix": {
-        "summary": "Each prompt with two models, each with its scheduler, at three guidances: six pictures of a seed",
+        "summary": "Each prompt with two models, each with its scheduler, at three guidances: six images per seed",
         "value": {
             "prompts": ["女孩们打开了另一世界的大门"],
             "matrix": {
@@ -94,22 +95,22 @@ class BatchRequest(BaseModel):
     )
     matrix: Annotated[dict[str, Any], WithJsonSchema(_matrix_schema())] = Field(
         {},
-        description="Lists of values: each prompt is drawn with each combination of them, from the same seeds. Lists "
-        f"in `zip` change together. At most {MAX_VARIANTS} combinations.",
+        description="Lists of values: each prompt is rendered with each combination of them, from the same seeds. "
+        f"Lists in `zip` change together. At most {MAX_VARIANTS} combinations.",
     )
     images_per_prompt: StrictInt = Field(1, ge=1, description="How many images, each with a seed of its own.")
-    seed: Seed | None = Field(None, description="Of the first image; the others count on. Default: drawn by lot.")
+    seed: Seed | None = Field(None, description="Of the first image; the others count up from it. Default: random.")
     skip_bad: StrictBool = Field(
-        False, description="Leave out what cannot be rendered, and say so, in place of refusing the batch."
+        False, description="Leave out prompts that cannot be rendered and report them, instead of refusing the batch."
     )
     tier: Tier = Tier.BULK
     stop_rule: StopRule | None = Field(None, description="When it pauses by itself. Default: never.")
-    name: str = Field("", max_length=200, pattern=r"^[^\x00]*$", description="What people call it.")
+    name: str = Field("", max_length=200, pattern=r"^[^\x00]*$", description="For people.")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.prompts is None) == (self.upload is None):
-            raise ValueError("needs either prompts or upload")
+            raise ValueError(sentence("prompts_or_upload"))
         return self
 
 
@@ -184,7 +185,7 @@ def cancel(state: AppState, caller: Caller, batch_id: UUID) -> None:
         lifecycle.close(connection, batch_id, caller.tenant_id)
         audit.record(connection, caller, Action.CANCEL_BATCH, batch_id)
     with transaction(state.engine) as connection:
-        in_hand = lifecycle.cancel_in_hand(connection, batch_id)
+        in_hand = lifecycle.cancel_active(connection, batch_id)
     state.broker.announce_cancelled(in_hand)
     state.broker.advance(batch_id)
     log_event("batch_changed", batch=batch_id, tenant=caller.tenant_id, to="cancelled")
@@ -211,10 +212,10 @@ def plan_of(state: AppState, caller: Caller, request: BatchRequest) -> Plan:
     """What all prompts have in common, defaults filled in. Raises Invalid for what no prompt could be rendered with."""
     given = {name: value for name, value in request.defaults.items() if value is not None}
     if per_prompt := sorted(OF_EACH_PROMPT & given.keys()):
-        raise Invalid.of([FieldError(f"defaults.{name}", "is for each prompt to say") for name in per_prompt])
+        raise Invalid.of([FieldError(f"defaults.{name}", sentence("field_of_each_prompt")) for name in per_prompt])
     varied = {field for axis in axes(request.matrix) for field in axis.fields}
     if twice := sorted(varied & given.keys()):
-        raise Invalid.of([FieldError(f"defaults.{name}", "is in the matrix too") for name in twice])
+        raise Invalid.of([FieldError(f"defaults.{name}", sentence("field_in_matrix_too")) for name in twice])
     defaults = given if "model" in varied else {"model": state.default_model, **given}
     seed = random_seed() if request.seed is None else request.seed
     plan = Plan(
@@ -227,8 +228,10 @@ def plan_of(state: AppState, caller: Caller, request: BatchRequest) -> Plan:
     for variant in variants(request.matrix):
         model = _check(plan, variant, state.catalog, image_finder(state, caller))
         if plan.images_per_prompt > model.max_count:
-            reason = f"is {plan.images_per_prompt}; it must be 1 to {model.max_count} for {model.name}"
-            raise Invalid.of([FieldError("images_per_prompt", reason)])
+            message = sentence(
+                "images_out_of_range", value=plan.images_per_prompt, most=model.max_count, model=model.name
+            )
+            raise Invalid.of([FieldError("images_per_prompt", message)])
     return plan
 
 

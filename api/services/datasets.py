@@ -7,6 +7,7 @@ from api.headers import idempotency_key
 from api.pagination import Paging
 from api.queries.datasets import Dataset, DatasetFile, find_dataset, find_datasets, find_files
 from api.schemas import DatasetRequest
+from api.sentences import sentence
 from common.accounts import audit
 from common.accounts.audit import Action
 from common.accounts.tenants import Caller
@@ -16,6 +17,7 @@ from common.enums import DatasetState
 from common.errors import Conflict
 from common.log import log_event
 from common.queue import idempotency
+from common.sentences import Sentence
 
 ROUTE = "POST /v1/datasets"  # of an Idempotency-Key
 
@@ -66,6 +68,11 @@ def get_files(
     """Files of a dataset, and the offset of the next ones. Raises NotFound, or Conflict until the dataset is ready."""
     dataset = get(state, caller, dataset_id)
     if dataset.state != DatasetState.READY:
-        reason = f": {dataset.error.message}" if dataset.error else "; its files are listed once it is ready."
-        raise Conflict(f"Dataset {dataset_id} is {dataset.state.value}{reason}")
+        raise Conflict(_not_ready(dataset))
     return find_files(state.storage, dataset, offset, limit)
+
+
+def _not_ready(dataset: Dataset) -> Sentence:
+    if dataset.error:
+        return sentence("dataset_failed", dataset=dataset.id, state=dataset.state, reason=dataset.error.message)
+    return sentence("dataset_not_ready", dataset=dataset.id, state=dataset.state)

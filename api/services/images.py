@@ -8,17 +8,13 @@ import anyio.to_thread
 from api.deps import AppState
 from api.queries.jobs import find_image
 from api.schemas import ImageWithJob
+from api.sentences import sentence
 from common.accounts.tenants import Caller
 from common.db import transaction
 from common.enums import TERMINAL_IMAGE, ImageState
 from common.errors import Conflict, NotFound
 
 THUMBNAIL_SIDE = 256  # pixels, at most
-ENDED_WITHOUT_BYTES = {
-    ImageState.FLAGGED: "was held back by the safety checker",
-    ImageState.FAILED: "has failed",
-    ImageState.CANCELLED: "was cancelled",
-}
 
 
 def get(state: AppState, caller: Caller, image_id: UUID, base_url: str) -> tuple[ImageWithJob, str | None]:
@@ -32,8 +28,12 @@ def require_key(image: ImageWithJob, key: str | None) -> str:
     if key is not None:
         return key
     if image.state not in TERMINAL_IMAGE:
-        raise Conflict(f"Image {image.id} is still {image.state}; it has no picture yet.")
-    raise NotFound(f"Image {image.id} {ENDED_WITHOUT_BYTES[image.state]}; it has no picture.")
+        raise Conflict(sentence("image_not_stored", image=image.id, state=image.state))
+    if image.state == ImageState.FLAGGED:
+        raise NotFound(sentence("image_flagged", image=image.id))
+    if image.state == ImageState.FAILED:
+        raise NotFound(sentence("image_failed", image=image.id))
+    raise NotFound(sentence("image_cancelled", image=image.id))
 
 
 async def thumbnail(state: AppState, key: str) -> bytes:

@@ -9,7 +9,7 @@ from uuid import UUID
 from api.deps import AppState
 from api.headers import idempotency_key
 from api.queries.fleet import read_fleet
-from api.queries.jobs import find_job, find_jobs, with_progress
+from api.queries.jobs import find_job, find_jobs, is_terminal, with_progress
 from api.schemas import DryRun, Estimate, Job, JobPage, JobQuery, JobRequest, Recipe
 from common import originals
 from common.accounts import audit
@@ -117,6 +117,12 @@ def refresh(state: AppState, caller: Caller, job: Job, base_url: str) -> Job:
         return get_with_progress(state, caller, job.id, base_url)
     except Unavailable:
         return job
+
+
+def has_ended(state: AppState, caller: Caller, job_id: UUID) -> bool:
+    """Raises NotFound."""
+    with transaction(state.autocommit) as connection:
+        return is_terminal(connection, caller.tenant_id, job_id)
 
 
 def get_page(state: AppState, caller: Caller, query: JobQuery, base_url: str) -> JobPage:

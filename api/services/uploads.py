@@ -13,6 +13,7 @@ from typing import BinaryIO
 from uuid import UUID
 
 from api.deps import AppState
+from api.sentences import sentence
 from common import uploads
 from common.accounts.tenants import Caller
 from common.db import new_id, transaction
@@ -98,16 +99,16 @@ def encoding_of(file: BinaryIO, charset: str | None) -> str:
     """The encoding of a whole CSV file. Raises Invalid, which names the encodings that were tried."""
     file.seek(0)
     if file.read(2) in UTF16:
-        raise Invalid("The file is UTF-16; save it as UTF-8.")
+        raise Invalid(sentence("file_is_utf16"))
     tried = (_supported(charset),) if charset else (UTF8, GB18030)
-    wrong = dict[str, int]()
+    invalid_lines = list[int]()
     for encoding in tried:
         if (line := _first_invalid_line(file, encoding)) is None:
             return encoding
-        wrong[encoding] = line
-    reasons = " and ".join(f"not {NAMES[encoding]} (line {line} is not)" for encoding, line in wrong.items())
-    said = ", as its charset says" if charset else ""
-    raise Invalid(f"The file is {reasons}{said}; save it as UTF-8.")
+        invalid_lines.append(line)
+    if charset:
+        raise Invalid(sentence("not_in_charset", line=invalid_lines[0], encoding=NAMES[tried[0]]))
+    raise Invalid(sentence("encoding_unknown", utf8=invalid_lines[0], gb18030=invalid_lines[1]))
 
 
 def check_parquet(file: BinaryIO) -> None:
@@ -120,7 +121,7 @@ def check_parquet(file: BinaryIO) -> None:
             break
         ends.append(file.read(len(PARQUET_MAGIC)))
     if ends != [PARQUET_MAGIC, PARQUET_MAGIC]:
-        raise Invalid("The file is not Parquet, or not all of it.")
+        raise Invalid(sentence("not_parquet"))
 
 
 def _supported(charset: str) -> str:
@@ -132,7 +133,7 @@ def _supported(charset: str) -> str:
         return GB18030
     if name in (UTF8, "utf-8-sig", "ascii"):
         return UTF8
-    raise Invalid(f"charset must be {' or '.join(NAMES.values())}.")
+    raise Invalid(sentence("charset_unsupported"))
 
 
 def _first_invalid_line(file: BinaryIO, encoding: str) -> int | None:

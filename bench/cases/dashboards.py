@@ -129,7 +129,7 @@ class Dashboards:
 def screens(count: int, jobs: list[str]) -> list[str]:
     """The addresses of so many open dashboards."""
     filters = [f"/jobs?q={quote(word)}" for word in "红色的圆形蓝三角绿方黄星紫心橙猫白月亮"[:20]]
-    some = ["/jobs", "/", "/batches", "/gallery", "/workers", *filters]
+    some = ["/jobs", "/", "/batches", "/images", "/workers", *filters]
     paths = [some[place % len(some)] for place in range(count - len(jobs))]
     return [*paths, *(f"/jobs/{job}" for job in jobs)]
 

@@ -50,12 +50,12 @@ def screens(stock: Stock) -> dict[str, list[str]]:
     return {
         "overview": ["/"],
         "jobs": ["/jobs", *(f"/jobs?{urlencode(one)}" for one in filters)],
-        "search": [f"/{screen}?{urlencode(one)}" for one in searches for screen in ("jobs", "gallery")],
+        "search": [f"/{screen}?{urlencode(one)}" for one in searches for screen in ("jobs", "images")],
         "count": [f"/jobs/matching?{urlencode(one)}" for one in filters + searches],
         "job": [f"/jobs/{job}" for job in stock.jobs],
         "batches": ["/batches"],
         "batch": [f"/batches/{batch}" for batch in batches],
-        "gallery": ["/gallery", "/gallery?model=mini-zh", *(f"/gallery?batch={batch}" for batch in batches)],
+        "gallery": ["/images", "/images?model=mini-zh", *(f"/images?batch={batch}" for batch in batches)],
         "workers": ["/workers"],
         "admin": ["/admin", "/admin/audit"],
     }

@@ -11,7 +11,7 @@ from common.accounts import tenants
 from common.batches import expansion
 from common.batches import lifecycle as batches
 from common.batches.lifecycle import Chunk
-from common.batches.plan import Plan, Planned, Planner
+from common.batches.plan import Plan, PlannedJob, Planner
 from common.catalog import catalog
 from common.config import SHIPPED_CATALOG
 from common.db import new_id, transaction
@@ -36,7 +36,7 @@ def fill(database: Engine, tenant: str, images: int, tier: Tier = Tier.BULK, ste
         batch = batches.read(connection, batch_id)
         assert batch
         drawn = planned(plan, images // PER_JOB)
-        batches.note_checked(connection, batch, Chunk(0, 0, True, 0))
+        batches.record_checked(connection, batch, Chunk(0, 0, True, 0))
         connection.execute(PROMPTS, {"batch": batch_id, "prompts": images // PER_JOB})
     while True:
         with transaction(database) as connection:
@@ -45,13 +45,13 @@ def fill(database: Engine, tenant: str, images: int, tier: Tier = Tier.BULK, ste
             chunk = list(islice(drawn, CHUNK_JOBS))
             end = batch.jobs + len(chunk)
             is_last = end >= images // PER_JOB
-            rows = expansion.rows_of(batch, chunk, batch.jobs)
+            rows = expansion.build_rows(batch, chunk, batch.jobs)
             expansion.expand(connection, batch, Chunk(end, end, is_last, len(chunk)), rows)
         if is_last:
             return batch_id
 
 
-def planned(plan: Plan, prompts: int) -> Iterator[Planned]:
+def planned(plan: Plan, prompts: int) -> Iterator[PlannedJob]:
     planner = Planner(plan, catalog.read(SHIPPED_CATALOG))
     for place in range(prompts):
         yield planner.planned({"prompt": f"第{place}幅画，山水之间的一座小亭"}, place)

@@ -26,8 +26,8 @@ from common.db import connect, migrate, transaction
 from common.enums import Scope
 from common.errors import Unavailable
 from embedded.farm import variables
-from embedded.instance import FIRST_PORT, LOOPBACK, PORTS, S3_ACCOUNT, can_bind
-from embedded.processes import SIGNALS, Program, leash, write_programs
+from embedded.instance import FIRST_PORT, LOOPBACK, PORT_COUNT, S3_ACCOUNT, can_bind
+from embedded.processes import SIGNALS, Program, locked_command, write_programs
 from embedded.servers import Servers, create_bucket
 
 BUCKET = "bench"
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 class Farm:
     def __init__(self, servers: Servers) -> None:
-        self.site = servers.site
+        self.site = servers.instance
         self._servers = servers
         self._programs = dict(servers.programs)
         self.settings = self.settings_of("huafang")
@@ -86,7 +86,7 @@ class Farm:
         write_programs(self.site.home, list(self._programs.values()))
         with open(self.site.log(name), "ab") as log:
             process = subprocess.Popen(
-                leash(name),
+                locked_command(name),
                 cwd=self.site.home,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -158,7 +158,7 @@ def farm() -> Iterator[Farm]:
         with Servers(home / "farm", durable=True) as servers:
             made = Farm(servers)
             migrate(made.settings.database_url.get_secret_value())
-            create_bucket(servers.site, BUCKET)
+            create_bucket(servers.instance, BUCKET)
             yield made
     finally:
         shutil.rmtree(home, ignore_errors=True)
@@ -185,6 +185,6 @@ def answers(url: str) -> bool:
 
 def free_port() -> int:
     """A port below the range of outgoing connections."""
-    while not can_bind(LOOPBACK, port := FIRST_PORT + secrets.randbelow(PORTS)):
+    while not can_bind(LOOPBACK, port := FIRST_PORT + secrets.randbelow(PORT_COUNT)):
         pass
     return port

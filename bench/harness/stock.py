@@ -11,7 +11,7 @@ from bench.harness.backlog import vacuum
 from common.accounts import tenants
 from common.datasets.layout import DatasetPlan
 from common.db import transaction
-from common.queue import samples
+from common.queue import stats
 
 BATCHES = 50
 WORKERS = 20
@@ -57,7 +57,7 @@ def stock_up(database: Engine, jobs: int) -> Stock:
         connection.execute(text("SELECT setseed(0.5)"))
         for statement in STATEMENTS:
             connection.execute(text(statement), parameters)
-        samples.take(connection)
+        stats.take_sample(connection)
         found = pick(connection, tenant_id)
     vacuum(database)
     return found

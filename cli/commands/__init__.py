@@ -1,1 +1,1 @@
-"""The commands, one noun a file."""
+"""The commands, one noun per file."""

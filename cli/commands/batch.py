@@ -1,17 +1,17 @@
-"""`huafang batch`: submit a file of prompts, list, watch, pause, resume, cancel, draw again what failed."""
+"""`huafang batch`: submit a file of prompts, list, watch, pause, resume, cancel, retry what failed."""
 
 import json
-import re
 from typing import Any, BinaryIO
 
 import click
 
-from cli.batch_watch import duration, fates, outcome, watch_batch
-from cli.client import Json, path
-from cli.commands.generate import Size, check_text
-from cli.options import Lists, ListsType, matrix_of
-from cli.prompt_upload import Prompts, try_out, upload_of
-from cli.shell import Columns, Group, Row, Shell
+from cli.client import Json, api_path
+from cli.commands.generate import check_text
+from cli.options import FieldValueList, FieldValues, PromptFile, Size, StopRule, build_matrix
+from cli.prompt_upload import dry_run_batch, upload_prompts
+from cli.sentences import sentence
+from cli.shell import Columns, Group, Row, Shell, format_duration
+from cli.watch import batch_failure, count_images, watch_batch
 from common.enums import Tier
 
 
@@ -23,10 +23,10 @@ def pictures(batch: Row) -> str:
 def why(batch: Row) -> str | None:
     if batch["error"]:
         return str(batch["error"]["message"])
-    return "It was cancelled." if batch["cancelled_at"] else batch["paused_because"]
+    return sentence("was_cancelled") if batch["cancelled_at"] else batch["paused_because"]
 
 
-def rule(batch: Row) -> str | None:
+def describe_stop_rule(batch: Row) -> str | None:
     stop = batch["stop_rule"]
     return f"at more than {stop['percent']:g} % of its last {stop['of_last']} images" if stop else None
 
@@ -34,8 +34,8 @@ def rule(batch: Row) -> str | None:
 def skipped(batch: Row) -> str | None:
     if not batch["skipped"]:
         return None
-    named = [f"line {one['line']}: {one['reason']}" for one in batch["skips"][:3]]
-    return f"{batch['skipped']} ({' '.join(named)}{' …' if batch['skipped'] > 3 else ''})"
+    lines = [f"line {one['line']}: {one['reason']}" for one in batch["skips"][:3]]
+    return f"{batch['skipped']} ({' '.join(lines)}{' …' if batch['skipped'] > 3 else ''})"
 
 
 ROW: Columns = {
@@ -51,30 +51,18 @@ ROW: Columns = {
 RECORD: Columns = {
     **ROW,
     "prompts": lambda batch: batch["prompts"],
-    "pictures": fates,
+    "pictures": count_images,
     "a prompt": lambda batch: batch["images_per_prompt"] * batch["variants"],
     "seed": lambda batch: batch["seed"],
     "skipped": skipped,
     "note": lambda batch: " ".join(batch["warnings"][:3]) + (" …" if batch["warned"] > 3 else ""),
-    "stops": rule,
+    "stops": describe_stop_rule,
     "retry of": lambda batch: batch["parent_id"],
     "retried in": lambda batch: batch["retry_id"],
     "a minute": lambda batch: batch["images_per_minute"],
-    "takes": lambda batch: duration(batch["eta_seconds"]),
+    "takes": lambda batch: format_duration(batch["eta_seconds"]),
     "finished": lambda batch: batch["finished_at"],
 }
-
-
-class StopAt(click.ParamType):
-    """20%/50: more than 20 % of the last 50."""
-
-    name = "PERCENT/LAST"
-
-    def convert(self, given: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
-        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?%?/(\d+)", str(given))
-        if not found:
-            self.fail(f"{given} is none; write 20%/50 for more than 20 % of the last 50 images.", param, ctx)
-        return {"percent": float(found[1]), "of_last": int(found[2])}
 
 
 @click.group(cls=Group)
@@ -83,24 +71,26 @@ def batch() -> None:
 
 
 @batch.command()
-@click.argument("prompts", metavar="FILE|ID", type=Prompts())
-@click.option("--images-per-prompt", type=int, help="Each with a seed of its own.  [default: 1]")
-@click.option("--seed", type=int, help="Of the first picture; the others count on.  [default: drawn by lot]")
-@click.option("--model", help="A name of `huafang models ls`.")
+@click.argument("prompts", metavar="FILE|ID", type=PromptFile())
+@click.option("--images-per-prompt", type=int, help="Each has its own seed.  [default: 1]")
+@click.option("--seed", type=int, help="Of the first picture; each next one has the next seed.  [default: random]")
+@click.option("--model", help="A model of `huafang models ls`.")
 @click.option("--size", type=Size(), help="Pixels, such as 512x512.")
 @click.option("--steps", type=int, help="Denoising steps.")
 @click.option("--guidance", type=float, help="How closely to follow the prompts.")
 @click.option("--scheduler", help="Such as lms, ddim, euler.")
 @click.option("--negative", "negative_prompt", help="What to keep out of the pictures.")
-@click.option("--matrix", "lists", type=ListsType(), multiple=True, help="Each prompt with each of them; see below.")
-@click.option("--tier", type=click.Choice([tier.value for tier in Tier]), help="How urgent it is.  [default: bulk]")
-@click.option("--name", help="What you call it.")
 @click.option(
-    "--stop-at", "stop_rule", type=StopAt(), help="Pause when more of its last images failed or were flagged."
+    "--matrix", "lists", type=FieldValueList(), multiple=True, help="Render each prompt with each value; see below."
 )
-@click.option("--skip-bad", is_flag=True, help="Leave out what cannot be rendered, in place of refusing all.")
-@click.option("--dry-run", is_flag=True, help="Only show what it would become; the file is uploaded for that.")
-@click.option("--watch", "is_watched", is_flag=True, help="Watch it until it has ended.")
+@click.option("--tier", type=click.Choice([tier.value for tier in Tier]), help="The priority.  [default: bulk]")
+@click.option("--name", help="A name for you.")
+@click.option(
+    "--stop-at", "stop_rule", type=StopRule(), help="Pause when more of its last images failed or were flagged."
+)
+@click.option("--skip-bad", is_flag=True, help="Skip invalid prompts; without it one refuses the batch.")
+@click.option("--dry-run", is_flag=True, help="Upload the file and show what the batch would be; submit nothing.")
+@click.option("--watch", "is_watched", is_flag=True, help="Watch it until it ends.")
 @click.pass_obj
 def submit(
     shell: Shell,
@@ -115,16 +105,15 @@ def submit(
     skip_bad: bool,
     dry_run: bool,
     is_watched: bool,
-    lists: tuple[Lists, ...],
+    lists: tuple[FieldValues, ...],
     **fields: Any,
 ) -> None:
-    """Submit the prompts of FILE: a prompt a line (.txt, or - for what comes on stdin), JSON objects (.jsonl), or a
-    sheet with a column prompt or 提示词 (.csv, .parquet). All but .txt may have other fields of a recipe too. What
-    neither they nor the options say comes from the model's entry in the catalogue. ID is an upload: a --dry-run names
-    the one it has made.
+    """Submit the prompts of FILE: a prompt per line (.txt, or - for stdin), JSON objects (.jsonl), or a table with a
+    column prompt or 提示词 (.csv, .parquet). All but .txt may have other fields of a recipe too. The defaults of all
+    fields are the model's, in the catalogue. ID is an upload, such as the one that a --dry-run prints.
 
-    With --matrix each prompt is drawn with each of several values, from the same seeds; several --matrix multiply.
-    `--matrix steps=20,50` has two, and `--matrix model:scheduler=zh-v0:lms,zh-v1:pndm` two pairs.
+    With --matrix each prompt is rendered with each of several values, from the same seeds; several --matrix multiply.
+    `--matrix steps=20,50` has two values, and `--matrix model:scheduler=zh-v0:lms,zh-v1:pndm` two pairs.
     """
     if size:
         fields["width"], fields["height"] = size
@@ -132,22 +121,22 @@ def submit(
     defaults = {field: value for field, value in fields.items() if value is not None}
     draft = {"defaults": defaults, **{field: value for field, value in given.items() if value is not None}}
     if lists:
-        draft["matrix"] = matrix_of(lists)
+        draft["matrix"] = build_matrix(lists)
     if skip_bad:
         draft["skip_bad"] = True
     check_text({**defaults, **draft})
-    draft["upload"] = upload_of(shell, prompts)
+    draft["upload"] = upload_prompts(shell, prompts)
     if dry_run:
-        return try_out(shell, draft)
+        return dry_run_batch(shell, draft)
     made = shell.client.submit(draft, "/v1/batches")
     if is_watched:
-        shell.note(f"{made['id']} is submitted.")
-        return end(shell, watch_batch(shell, made["id"]))
+        shell.print_message(f"{made['id']} is submitted.")
+        return print_ended(shell, watch_batch(shell, made["id"]))
     shell.print_record(made, RECORD)
 
 
 @batch.command()
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="At most that many.")
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="The most batches to list.")
 @click.pass_obj
 def ls(shell: Shell, limit: int) -> None:
     """List batches, the newest first."""
@@ -156,21 +145,21 @@ def ls(shell: Shell, limit: int) -> None:
 
 @batch.command("watch")
 @click.argument("batch_id", metavar="ID")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Give up waiting after that many seconds.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="The most seconds to wait.")
 @click.pass_obj
 def watch_(shell: Shell, batch_id: str, timeout: float | None) -> None:
-    """Watch a batch until it has ended. With --format json, or into a pipe: a line of JSON each time it has changed."""
-    if shell.speaks != "json":
-        return end(shell, watch_batch(shell, batch_id, timeout))
-    if missing := outcome(watch_batch(shell, batch_id, timeout, hear=print_line)):
-        raise missing
+    """Watch a batch until it ends. With --format json, or into a pipe: a line of JSON after each change."""
+    if shell.output_format != "json":
+        return print_ended(shell, watch_batch(shell, batch_id, timeout))
+    if failure := batch_failure(watch_batch(shell, batch_id, timeout, on_change=print_line)):
+        raise failure
 
 
 @batch.command()
 @click.argument("batch_id", metavar="ID")
 @click.pass_obj
 def pause(shell: Shell, batch_id: str) -> None:
-    """Begin nothing more of a batch; what is being rendered is finished."""
+    """Pause a batch; images that are being rendered are finished."""
     change(shell, batch_id, "pause")
 
 
@@ -178,7 +167,7 @@ def pause(shell: Shell, batch_id: str) -> None:
 @click.argument("batch_id", metavar="ID")
 @click.pass_obj
 def resume(shell: Shell, batch_id: str) -> None:
-    """Let a paused batch go on."""
+    """Resume a paused batch."""
     change(shell, batch_id, "resume")
 
 
@@ -186,32 +175,32 @@ def resume(shell: Shell, batch_id: str) -> None:
 @click.argument("batch_id", metavar="ID")
 @click.pass_obj
 def cancel(shell: Shell, batch_id: str) -> None:
-    """End a batch at once and for good; what is stored stays."""
+    """Cancel a batch for good; stored images stay."""
     change(shell, batch_id, "cancel")
 
 
 @batch.command("retry-failed")
 @click.argument("batch_id", metavar="ID")
-@click.option("--watch", "is_watched", is_flag=True, help="Watch it until it has ended.")
+@click.option("--watch", "is_watched", is_flag=True, help="Watch it until it ends.")
 @click.pass_obj
 def retry_failed(shell: Shell, batch_id: str, is_watched: bool) -> None:
-    """Draw again what failed of a batch that has ended, as a new batch with the same recipes and seeds."""
-    made = shell.client.post(path("batches", batch_id, "retry-failed"))
+    """Render the failed images of an ended batch again, as a new batch with the same recipes and seeds."""
+    made = shell.client.post(api_path("batches", batch_id, "retry-failed"))
     if is_watched:
-        shell.note(f"{made['id']} draws again what failed.")
-        return end(shell, watch_batch(shell, made["id"]))
+        shell.print_message(f"{made['id']} retries the failed images.")
+        return print_ended(shell, watch_batch(shell, made["id"]))
     shell.print_record(made, RECORD)
 
 
 def change(shell: Shell, batch_id: str, verb: str) -> None:
-    shell.print_record(shell.client.post(path("batches", batch_id, verb)), RECORD)
+    shell.print_record(shell.client.post(api_path("batches", batch_id, verb)), RECORD)
 
 
-def end(shell: Shell, batch: Json) -> None:
-    """Show a batch that has ended. Raises Failure when not all of its pictures are there."""
+def print_ended(shell: Shell, batch: Json) -> None:
+    """Print a batch that has ended. Raises Failure where an image is not stored."""
     shell.print_record(batch, RECORD)
-    if missing := outcome(batch):
-        raise missing
+    if failure := batch_failure(batch):
+        raise failure
 
 
 def print_line(batch: Json) -> None:

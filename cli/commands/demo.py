@@ -1,8 +1,8 @@
-"""`huafang demo`: from nothing to pictures. Starts the local farm, renders, saves, and says what to try next.
+"""`huafang demo`: start the local farm, render a few prompts, and print what to try next.
 
-    start the farm ──► wait for a worker ──► submit the prompts ──► wait ──► save, and compare sha256s ──► show
+    start the farm ──► wait for a worker ──► submit the prompts ──► wait ──► save, and compare sha256s ──► print
 
-Leaves the farm up. A second run finds it and draws the same pictures again, as new jobs.
+The farm stays up. A second run uses it and renders the same pictures again, as new jobs.
 """
 
 import hashlib
@@ -15,13 +15,15 @@ import click
 
 from cli.client import Json
 from cli.commands.farm import start
-from cli.commands.generate import check_folder, save
-from cli.local import called, key_file, read_key
-from cli.shell import TIMED_OUT, Columns, Command, Failure, Shell, print_table
-from cli.watch import outcome, watch
+from cli.commands.generate import make_folder, save
+from cli.errors import TIMED_OUT, Failure, program_name
+from cli.local import key_file, read_key
+from cli.sentences import sentence
+from cli.shell import Columns, Command, Shell, print_table
+from cli.watch import job_failure, watch_job
 
 MODEL = "mini-zh"
-# What it can draw, and a seed from which it does so well.
+# Prompts that this small model can render, each with a good seed.
 PROMPTS = {
     "红色的圆形": 1,
     "一个蓝色的正方形，黄色背景": 2,
@@ -41,47 +43,48 @@ TABLE: Columns = {
 
 
 @click.command(cls=Command)
-@click.option("--out", type=click.Path(path_type=Path), default="renders", show_default=True, help="Where to save.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=600, help="Seconds to wait at most.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default="renders", show_default=True, help="The folder to save in."
+)
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=600, help="The most seconds to wait.")
 @click.pass_obj
 def demo(shell: Shell, out: Path, timeout: float) -> None:
-    """Set up a local farm, render a few Chinese prompts, show where the pictures are. Leaves the farm up."""
+    """Start a local farm, render a few Chinese prompts, show where the pictures are. The farm stays up."""
     if shell.format in (None, "auto"):
-        shell.format = "human"  # a demo speaks to people, whatever it is piped into
-    check_folder(out)
+        shell.format = "human"  # whatever it is piped into
+    make_folder(out)
     farm = start(shell.settings, None, None, None)
     shell.url, shell.key = farm["url"], read_key(shell.settings.home)
     wait_for_worker(shell, farm, timeout)
-    shell.note(f"rendering {len(PROMPTS)} prompts with {MODEL}")
+    shell.print_message(f"rendering {len(PROMPTS)} prompts with {MODEL}")
     jobs = [shell.client.submit({"prompt": p, "model": MODEL, "seed": seed}) for p, seed in PROMPTS.items()]
     pictures = [picture for job in jobs for picture in finish(shell, job, out, timeout)]
     show(shell, farm, pictures)
 
 
 def wait_for_worker(shell: Shell, farm: dict[str, Any], timeout: float) -> None:
-    """Loading a model takes a while at the first start; a worker that cannot is better said than waited for."""
+    """Return when a worker serves MODEL. Raises Failure after `timeout` seconds."""
     deadline = time.monotonic() + timeout
-    told = False
+    is_announced = False
     while not any(w["state"] == "ready" and MODEL in w["models"] for w in shell.client.get("/v1/workers")["items"]):
-        if not told:
-            shell.note("waiting for a worker to be ready")
-            told = True
+        if not is_announced:
+            shell.print_message("waiting for a worker to be ready")
+            is_announced = True
         if time.monotonic() > deadline:
-            raise Failure(
-                f"No worker is ready to draw with {MODEL}; {farm['home']}/logs/worker-1.log says why.", TIMED_OUT
-            )
+            log = f"{farm['home']}/logs/worker-1.log"
+            raise Failure(sentence("model_not_served", model=MODEL, log=log), TIMED_OUT)
         time.sleep(0.2)
 
 
 def finish(shell: Shell, job: Json, out: Path, timeout: float) -> list[dict[str, Any]]:
-    """The pictures of a job: rendered, saved, and the same bytes in the file, in the farm's row and in its store."""
-    job = watch(shell, job["id"], timeout)
-    if missing := outcome(job):
-        raise missing
+    """Wait for a job and save its pictures. Raises Failure where a file's sha256 is not the recorded one."""
+    job = watch_job(shell, job["id"], timeout)
+    if failure := job_failure(job):
+        raise failure
     save(shell, job, out)
     for image in job["images"]:
         if hashlib.sha256(Path(image["path"]).read_bytes()).hexdigest() != image["sha256"]:
-            raise Failure(f"{image['path']} is not what the farm stored.")
+            raise Failure(sentence("file_differs", path=image["path"]))
     return [
         {"prompt": job["recipe"]["prompt"], "job_id": job["id"]}
         | {name: image[name] for name in ("id", "path", "sha256", "seed")}
@@ -92,38 +95,39 @@ def finish(shell: Shell, job: Json, out: Path, timeout: float) -> list[dict[str,
 
 def show(shell: Shell, farm: dict[str, Any], pictures: list[dict[str, Any]]) -> None:
     curl, dashboard = curl_command(shell, farm["url"]), shell.client.post("/dashboard/links")["url"]
-    if shell.speaks != "human":
+    if shell.output_format != "human":
         shown = {"url": farm["url"], "pictures": pictures, "curl": curl, "dashboard": dashboard}
         shell.print_record(shown, {}, name="curl")
         return
+    program = program_name()
     print_table(pictures, TABLE)
-    click.echo("The pictures, as `sha256sum -c` reads it; row, stored bytes and file agree:\n")
+    click.echo("The pictures, for `sha256sum -c`; the recorded, the stored and the saved sha256 are equal:\n")
     for picture in pictures:
         click.echo(f"{picture['sha256']}  {picture['path']}")
     click.echo(
         f"""
-{MODEL} is a toy of 12 MB: it draws flat shapes in eleven colours, a few little scenes and nothing else.
+{MODEL} is a toy of 12 MB: it renders flat shapes in eleven colours and a few small scenes.
 For real pictures, on a machine with a GPU, accept the licence at
 https://huggingface.co/svjack/Stable-Diffusion-FineTuned-zh-v0, and then:
 
-  {called()} down
-  HF_TOKEN=hf_… {called()} up --device cuda
-  {called()} models accept zh-v0
-  {called()} generate --model zh-v0 女孩们打开了另一世界的大门
+  {program} down
+  HF_TOKEN=hf_… {program} up --device cuda
+  {program} models accept zh-v0
+  {program} generate --model zh-v0 女孩们打开了另一世界的大门
 
-The farm stays up at {farm["url"]} ({called()} down stops it; its data and logs are in {farm["home"]}).
-See it in a browser, signed in already by this link, which works once and within the hour:
+The farm stays up at {farm["url"]} ({program} down stops it; its data and logs are in {farm["home"]}).
+This link to its dashboard signs you in, once and within the hour:
 
   {dashboard}
 
-Ask it for a picture by HTTP:
+Render a picture over HTTP:
 
 {curl}"""
     )
 
 
 def curl_command(shell: Shell, url: str) -> str:
-    """A request to paste. The key comes from its file, so it is in no log and no shell's history."""
+    """A request to paste. It reads the key from its file, so that no shell history has the key."""
     key = f"$(cat {shlex.quote(str(key_file(shell.settings.home).absolute()))})"
     return (
         f"curl -sS --noproxy '*' {url}/v1/jobs -H 'Prefer: wait=60' -H 'Content-Type: application/json' \\\n"

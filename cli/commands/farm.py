@@ -1,26 +1,28 @@
-"""`huafang up | down | status | test`: the local farm. Done by `python -m embedded`; this sees to the key."""
+"""`huafang up | down | status | test`: the local farm. `python -m embedded` runs it; this creates its admin key."""
 
 import os
 from typing import Any
 
 import click
 
-from cli.local import ROOT, called, embedded, make_key, read_key
-from cli.shell import Command, Failure, Shell
+from cli.errors import AUTH, NOT_FOUND, ROOT, USAGE, Failure, program_name
+from cli.local import create_key, read_key, run_embedded
+from cli.sentences import sentence
+from cli.shell import Command, Shell
 from common.config import Settings
 
 HIDDEN = ("environment",)  # the farm's secrets
 
 
 @click.command(cls=Command)
-@click.option("--listen", metavar="ADDRESS", help="Let other machines join by this address (0.0.0.0: by any).")
-@click.option("--device", help="What the workers render on: auto, cpu, cuda, cuda:1, mps or stub.")
-@click.option("--workers", type=click.IntRange(1, 64), help="How many render.  [default: 1]")
+@click.option("--listen", metavar="ADDRESS", help="The address that other machines use to join (0.0.0.0: any address).")
+@click.option("--device", help="The workers' device: auto, cpu, cuda, cuda:1, mps or stub.")
+@click.option("--workers", type=click.IntRange(1, 64), help="The number of render workers.  [default: 1]")
 @click.pass_obj
 def up(shell: Shell, listen: str | None, device: str | None, workers: int | None) -> None:
-    """Start the local farm, or find it running.
+    """Start the local farm; does nothing where it runs.
 
-    Its data, logs and secrets are kept in ~/.local/share/huafang (or HUAFANG_HOME).
+    Its data, logs and secrets are in ~/.local/share/huafang (or HUAFANG_HOME).
     """
     show(shell, start(shell.settings, listen, device, workers))
 
@@ -28,40 +30,42 @@ def up(shell: Shell, listen: str | None, device: str | None, workers: int | None
 @click.command(cls=Command)
 @click.pass_obj
 def down(shell: Shell) -> None:
-    """Stop the local farm; its data stays."""
-    embedded("down")
-    shell.note("The farm is down; its data stays.")
+    """Stop the local farm and keep its data."""
+    run_embedded("down")
+    shell.print_message("The farm is down; its data stays.")
 
 
 @click.command(cls=Command)
 @click.pass_obj
 def status(shell: Shell) -> None:
-    """Show what of the local farm is running. Exit code 4 where nothing is."""
-    farm = embedded("status")
+    """Show the processes of the local farm. Exit code 4 where it is down."""
+    farm = run_embedded("status")
     if farm is None:
-        raise Failure(f"The farm is down; start it with `{called()} up`.", 4)
+        raise Failure(sentence("local_farm_down", program=program_name()), NOT_FOUND)
     show(shell, farm)
 
 
 @click.command(cls=Command, context_settings={"ignore_unknown_options": True})
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def test(options: tuple[str, ...]) -> None:
-    """Set everything up and run the test suite; --all: the long forms too. Other options go to pytest."""
+    """Install what is missing and run the test suite; --all includes the long tests. Other options go to pytest."""
     if not (ROOT / "tests" / "run.py").is_file():
-        raise Failure("The tests are not part of an installation: run ./huafang test in a clone.", 2)
+        raise Failure(sentence("tests_missing"), USAGE)
     os.execv(ROOT / "huafang", [str(ROOT / "huafang"), "test", *options])
 
 
 def start(settings: Settings, listen: str | None, device: str | None, workers: int | None) -> dict[str, Any]:
-    """The local farm, running, with an admin key of ours that it knows."""
+    """Start the local farm where it is down, and its admin key where it is missing; the farm as `up` prints it."""
     given = {"--listen": listen, "--device": device, "--workers": workers}
-    farm: dict[str, Any] = embedded("up", *(f"{name}={value}" for name, value in given.items() if value is not None))
-    if not is_key(farm["url"], read_key(settings.home)):
-        make_key(settings, farm["environment"])
+    farm: dict[str, Any] = run_embedded(
+        "up", *(f"{name}={value}" for name, value in given.items() if value is not None)
+    )
+    if not is_accepted(farm["url"], read_key(settings.home)):
+        create_key(settings, farm["environment"])
     return farm
 
 
-def is_key(url: str, key: str | None) -> bool:
+def is_accepted(url: str, key: str | None) -> bool:
     from cli.client import Client
 
     if key is None:
@@ -69,7 +73,7 @@ def is_key(url: str, key: str | None) -> bool:
     try:
         Client(url, key).get("/v1/models")
     except Failure as failure:
-        if failure.exit_code == 3:
+        if failure.exit_code == AUTH:
             return False
         raise
     return True
@@ -77,7 +81,7 @@ def is_key(url: str, key: str | None) -> bool:
 
 def show(shell: Shell, farm: dict[str, Any]) -> None:
     shown = {name: value for name, value in farm.items() if name not in HIDDEN}
-    if shell.speaks != "human":
+    if shell.output_format != "human":
         shell.print_record(shown, {}, name="url")
         return
     click.echo(f"The farm is up at {farm['url']}, its data and logs are in {farm['home']}.")
@@ -91,8 +95,8 @@ def show(shell: Shell, farm: dict[str, Any]) -> None:
         },
     )
     if farm["join"]:
-        click.echo("Another machine joins with a clone of this project and, in its shell:\n")
+        click.echo("To join from another machine, run these lines in a clone of this project there:\n")
         click.echo("\n".join(f"  {line}" for line in [*farm["join"], "./huafang serve worker"]))
-        click.echo("\nThese lines hold the farm's passwords: whoever has them can read and change everything in it.")
+        click.echo("\nThey hold the farm's passwords: whoever has them can read and change everything in the farm.")
     else:
-        click.echo(f"Try it: {called()} generate 红色的圆形")
+        click.echo(f"Try it: {program_name()} generate 红色的圆形")

@@ -1,8 +1,8 @@
-"""`huafang grid`: the same prompts and seeds over models, schedulers, steps or guidance, side by side.
+"""`huafang grid`: the same prompts and seeds with several models, schedulers, steps or guidances, side by side.
 
     a batch with a matrix ──► watch ──► download ──► grid.html and grid.png
 
-All that a grid is stands in its batch: one that was interrupted goes on from there.
+Its batch holds all that a grid is made of, so an interrupted grid is resumed by the id of its batch.
 """
 
 import shlex
@@ -13,19 +13,19 @@ from typing import Any, TextIO
 
 import click
 
-from cli.batch_watch import outcome, watch_batch
-from cli.client import Json, path
-from cli.commands.generate import Size, check_folder, check_text, save
-from cli.local import called
-from cli.options import ValuesType
-from cli.sheets.comparison import compare, shown_axes
-from cli.sheets.contact_sheet import draw_sheet
-from cli.sheets.grid_page import page_of
-from cli.shell import Columns, Command, Failure, Shell
-from cli.watch import interruptible
+from cli.client import Json, api_path
+from cli.commands.generate import check_text, make_folder, save
+from cli.errors import USAGE, Failure, program_name
+from cli.options import Size, ValueList
+from cli.sentences import sentence
+from cli.sheets.comparison import compare, grid_axes
+from cli.sheets.contact_sheet import render_sheet
+from cli.sheets.grid_page import render_page
+from cli.shell import Columns, Command, Shell
+from cli.watch import batch_failure, resume_hint, watch_batch
 from common.enums import Tier
 
-MOST = 400  # pictures that a page and a sheet bear
+MAX_PICTURES = 400  # of a page and a sheet that can still be opened
 FIELDS = {"models": "model", "schedulers": "scheduler", "steps": "steps", "guidance": "guidance"}
 
 MADE: Columns = {
@@ -38,17 +38,19 @@ MADE: Columns = {
 
 
 @click.command(cls=Command)
-@click.option("--prompts", "file", type=click.File(encoding="utf-8"), help="A file with a prompt a line.")
-@click.option("--prompt", "texts", metavar="TEXT", multiple=True, help="A prompt; as often as you like.")
-@click.option("--models", type=ValuesType(str), help="Names of `huafang models ls`.")
-@click.option("--schedulers", type=ValuesType(str), help="Such as lms,euler.")
-@click.option("--steps", type=ValuesType(), help="Denoising steps.")
-@click.option("--guidance", type=ValuesType(), help="How closely to follow the prompts.")
-@click.option("--seed", type=int, help="Of the first prompt; the others count on.  [default: drawn by lot]")
+@click.option("--prompts", "file", type=click.File(encoding="utf-8"), help="A file with a prompt per line.")
+@click.option("--prompt", "texts", metavar="TEXT", multiple=True, help="A prompt; repeat it for more.")
+@click.option("--models", type=ValueList(str), help="Models of `huafang models ls`.")
+@click.option("--schedulers", type=ValueList(str), help="Such as lms,euler.")
+@click.option("--steps", type=ValueList(), help="Denoising steps.")
+@click.option("--guidance", type=ValueList(), help="How closely to follow the prompts.")
+@click.option("--seed", type=int, help="Of the first prompt; each next one has the next seed.  [default: random]")
 @click.option("--size", type=Size(), help="Pixels, such as 512x512.")
 @click.option("--negative", "negative_prompt", help="What to keep out of the pictures.")
-@click.option("--batch", "batch_id", metavar="ID", help="Go on with the grid of this batch.")
-@click.option("--out", type=click.Path(path_type=Path), default="grid", show_default=True, help="Where to save.")
+@click.option("--batch", "batch_id", metavar="ID", help="Resume the grid of this batch.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default="grid", show_default=True, help="The folder to save in."
+)
 @click.pass_obj
 def grid(
     shell: Shell,
@@ -62,36 +64,36 @@ def grid(
     out: Path,
     **lists: list[Any] | None,
 ) -> None:
-    """Compare models, schedulers, steps or guidance, one or two of them: the same prompts and seeds with each, on a
-    page (grid.html) and a contact sheet (grid.png). What has one value only is the same for all.
+    """Compare one or two of models, schedulers, steps and guidance: render the same prompts and seeds with each value,
+    on a page (grid.html) and a contact sheet (grid.png). An option with one value is the same for all pictures.
     """
     if batch_id is None:
-        batch_id = submit(shell, prompts_of(file, texts), lists, seed, size, negative_prompt)
+        batch_id = submit(shell, read_prompts(file, texts), lists, seed, size, negative_prompt)
     elif file or texts or size or negative_prompt or seed is not None or any(lists.values()):
-        raise Failure("--batch goes on with a grid as it is: beside it there is only --out.", 2)
+        raise Failure(sentence("grid_batch_excludes"), USAGE)
     else:
-        check_size(shell.client.get(path("batches", batch_id)))
-    check_folder(out / "pictures")
-    on = f"grid --out {shlex.quote(str(out))} --batch"
-    batch = watch_batch(shell, batch_id, on=on)
+        check_size(shell.client.get(api_path("batches", batch_id)))
+    make_folder(out / "pictures")
+    resume = f"grid --out {shlex.quote(str(out))} --batch"
+    batch = watch_batch(shell, batch_id, resume=resume)
     check_size(batch)
-    missing = outcome(batch)
-    if missing and not batch["jobs"]:
-        raise missing
-    with interruptible("batch", f"{on} {batch_id}", f"batch cancel {batch_id}"):
+    failure = batch_failure(batch)
+    if failure and not batch["jobs"]:
+        raise failure
+    with resume_hint("batch", f"{resume} {batch_id}", f"batch cancel {batch_id}"):
         shell.print_record(make(shell, batch, out), MADE, name="page")
-    if missing:
-        raise missing
+    if failure:
+        raise failure
 
 
-def prompts_of(file: TextIO | None, texts: Sequence[str]) -> list[str]:
+def read_prompts(file: TextIO | None, texts: Sequence[str]) -> list[str]:
     try:
         lines = [line.strip() for line in file or ()]
     except UnicodeDecodeError:
-        raise Failure("The file of prompts is not UTF-8.", 2) from None
+        raise Failure(sentence("not_utf8", field="file of prompts"), USAGE) from None
     if found := [*filter(None, lines), *texts]:
         return found
-    raise Failure("Which prompts? Give a file with --prompts, or --prompt TEXT.", 2)
+    raise Failure(sentence("grid_no_prompts"), USAGE)
 
 
 def submit(
@@ -106,15 +108,16 @@ def submit(
     given = {FIELDS[option]: values for option, values in lists.items() if values}
     matrix = {field: values for field, values in given.items() if len(values) > 1}
     if len(matrix) not in (1, 2):
-        raise Failure("Give one or two of --models, --schedulers, --steps, --guidance several values.", 2)
-    if (pictures := len(prompts) * prod(map(len, matrix.values()))) > MOST:
-        raise Failure(f"That makes {pictures} pictures, and a grid has at most {MOST}; see `{called()} batch`.", 2)
+        raise Failure(sentence("grid_axes_needed"), USAGE)
+    if (pictures := len(prompts) * prod(map(len, matrix.values()))) > MAX_PICTURES:
+        message = sentence("grid_too_large", pictures=pictures, most=MAX_PICTURES, program=program_name())
+        raise Failure(message, USAGE)
     width, height = size or (None, None)
-    same = {"negative_prompt": negative_prompt, "width": width, "height": height}
-    same |= {field: values[0] for field, values in given.items() if field not in matrix}
+    shared = {"negative_prompt": negative_prompt, "width": width, "height": height}
+    shared |= {field: values[0] for field, values in given.items() if field not in matrix}
     draft = {
         "prompts": prompts,
-        "defaults": {field: value for field, value in same.items() if value is not None},
+        "defaults": {field: value for field, value in shared.items() if value is not None},
         "matrix": matrix,
         "seed": seed,
         "tier": Tier.STANDARD,
@@ -123,37 +126,35 @@ def submit(
     for text in (*prompts, negative_prompt):
         check_text({"prompt": text})
     made = shell.client.submit(draft, "/v1/batches")
-    shell.note(f"{made['id']} is submitted: {pictures} pictures.")
+    shell.print_message(f"{made['id']} is submitted: {pictures} pictures.")
     return str(made["id"])
 
 
 def check_size(batch: Json) -> None:
-    """Raises Failure for a batch that is no grid; of one that is not expanded yet nobody knows how large it is."""
-    shown_axes(batch)
-    if (batch["images"]["total"] or 0) > MOST:
-        raise Failure(f"Batch {batch['id']} has {batch['images']['total']} pictures, and a grid at most {MOST}.")
+    """Raises Failure for a batch that cannot be a grid; the size of one is unknown until it has expanded."""
+    grid_axes(batch)
+    if (total := batch["images"]["total"] or 0) > MAX_PICTURES:
+        raise Failure(sentence("batch_too_large", batch=batch["id"], pictures=total, most=MAX_PICTURES))
 
 
 def make(shell: Shell, batch: Json, out: Path) -> Json:
-    """Download the pictures and lay them out; what was made, and where it lies."""
+    """Download the pictures, write the page and the sheet, and return their paths."""
     jobs = shell.client.pages("/v1/jobs", limit=batch["jobs"], batch=batch["id"])[::-1]
-    shell.note(f"downloading {batch['images']['stored']} pictures")
+    shell.print_message(f"downloading {batch['images']['stored']} pictures")
     for job in jobs:
         save(shell, job, out / "pictures")
     comparison = compare(batch, jobs)
     page, sheet, legend = out / "grid.html", out / "grid.png", out / "legend.txt"
-    picture, numbered = draw_sheet(comparison)
+    picture, numbered = render_sheet(comparison)
     try:
-        page.write_bytes(page_of(comparison, f"画坊 grid, {len(comparison.cells)} pictures"))
+        page.write_bytes(render_page(comparison, f"画坊 grid, {len(comparison.cells)} pictures"))
         picture.save(sheet)
         legend.unlink(missing_ok=True)
         if numbered:
             legend.write_text("".join(f"({n}) {text}\n" for n, text in enumerate(numbered, 1)), encoding="utf-8")
     except OSError as error:
-        raise Failure(f"Cannot save the grid in {out}: {error.strerror}.") from None
+        raise Failure(sentence("not_writable", path=out, reason=error.strerror)) from None
     if numbered:
-        shell.note(
-            f"No font with hanzi is on this machine: numbers stand for them in {sheet}, and {legend} says for what."
-        )
+        shell.print_message(sentence("no_hanzi_font", sheet=sheet, legend=legend))
     made = {"page": str(page), "sheet": str(sheet), "legend": str(legend) if numbered else None}
     return {"batch": batch["id"], "pictures": batch["images"]["stored"], **made}

@@ -4,9 +4,11 @@ from typing import Any
 
 import click
 
-from cli.client import Json, path
-from cli.shell import PARTLY, Columns, Failure, Group, Row, Shell
-from cli.watch import outcome, watch
+from cli.client import Json, api_path
+from cli.errors import PARTLY, Failure
+from cli.sentences import sentence
+from cli.shell import Columns, Group, Row, Shell
+from cli.watch import job_failure, watch_job
 from common.enums import JobState, Tier
 
 IDS = click.argument("ids", metavar="ID...", nargs=-1, required=True)
@@ -16,13 +18,13 @@ def stored(job: Row) -> str:
     return f"{sum(image['state'] == 'stored' for image in job['images'])}/{len(job['images'])}"
 
 
-def start_of_prompt(job: Row) -> str:
+def prompt_start(job: Row) -> str:
     text = " ".join(job["recipe"]["prompt"].split())
     return text if len(text) <= 30 else text[:29] + "…"
 
 
 def why(job: Row) -> str | None:
-    """Why a job waits, or why it failed."""
+    """Why a job waits or failed."""
     reason = job.get("error") or (job.get("waiting_for") if job["state"] == "queued" else None)
     return reason["message"] if isinstance(reason, dict) else reason
 
@@ -38,7 +40,7 @@ ROW: Columns = {
     "state": lambda job: job["state"],
     "pictures": stored,
     "model": lambda job: job["recipe"]["model"],
-    "prompt": start_of_prompt,
+    "prompt": prompt_start,
     "created": lambda job: job["created_at"],
 }
 RECORD: Columns = {
@@ -75,11 +77,11 @@ def jobs() -> None:
 
 
 @jobs.command()
-@click.option("--state", type=click.Choice([state.value for state in JobState]), help="Only those.")
-@click.option("--model", help="Only those of this model.")
-@click.option("--tier", type=click.Choice([tier.value for tier in Tier]), help="Only those of this tier.")
-@click.option("--batch", help="Only those of this batch, its last prompt first.")
-@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="At most that many.")
+@click.option("--state", type=click.Choice([state.value for state in JobState]), help="Only jobs in this state.")
+@click.option("--model", help="Only jobs of this model.")
+@click.option("--tier", type=click.Choice([tier.value for tier in Tier]), help="Only jobs of this tier.")
+@click.option("--batch", help="Only jobs of this batch, the last prompt first.")
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="The most jobs to list.")
 @click.pass_obj
 def ls(shell: Shell, /, limit: int, **filters: str | None) -> None:
     """List jobs, the newest first."""
@@ -92,44 +94,44 @@ def ls(shell: Shell, /, limit: int, **filters: str | None) -> None:
 @click.pass_obj
 def show(shell: Shell, job_id: str) -> None:
     """Show a job and its pictures."""
-    print_job(shell, shell.client.get(path("jobs", job_id)))
+    print_job(shell, shell.client.get(api_path("jobs", job_id)))
 
 
 @jobs.command("watch")
 @click.argument("job_id", metavar="ID")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="Give up waiting after that many seconds.")
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="The most seconds to wait.")
 @click.pass_obj
 def watch_(shell: Shell, job_id: str, timeout: float | None) -> None:
-    """Watch a job until it has ended."""
-    job = watch(shell, job_id, timeout)
+    """Watch a job until it ends."""
+    job = watch_job(shell, job_id, timeout)
     print_job(shell, job)
-    if missing := outcome(job):
-        raise missing
+    if failure := job_failure(job):
+        raise failure
 
 
 @jobs.command()
 @IDS
 @click.pass_obj
 def cancel(shell: Shell, ids: tuple[str, ...]) -> None:
-    """Cancel jobs. One that has ended stays as it is."""
-    each(shell, ids, "cancel")
+    """Cancel jobs. A job that has ended does not change."""
+    post_each(shell, ids, "cancel")
 
 
 @jobs.command()
 @IDS
 @click.pass_obj
 def retry(shell: Shell, ids: tuple[str, ...]) -> None:
-    """Submit the recipes of jobs that have ended again, as new jobs."""
-    each(shell, ids, "retry")
+    """Submit the recipes of ended jobs again, as new jobs."""
+    post_each(shell, ids, "retry")
 
 
-def each(shell: Shell, ids: tuple[str, ...], verb: str) -> None:
-    """Do it to every job; what fails for some is said, and the others are done all the same."""
+def post_each(shell: Shell, ids: tuple[str, ...], verb: str) -> None:
+    """Apply a verb to each job; a failure does not stop the others. Raises Failure where one failed."""
     done: list[Any] = []
     failures: list[Failure] = []
     for job_id in ids:
         try:
-            done.append(shell.client.post(path("jobs", job_id, verb)))
+            done.append(shell.client.post(api_path("jobs", job_id, verb)))
         except Failure as failure:
             failures.append(failure)
             if len(ids) > 1:
@@ -137,12 +139,13 @@ def each(shell: Shell, ids: tuple[str, ...], verb: str) -> None:
     if done:
         shell.print_rows(done, ROW)
     if failures and len(ids) > 1:
-        raise Failure(f"{len(failures)} of {len(ids)} were not possible.", PARTLY if done else failures[0].exit_code)
+        message = sentence("some_failed", failed=len(failures), total=len(ids))
+        raise Failure(message, PARTLY if done else failures[0].exit_code)
     if failures:
         raise failures[0]
 
 
 def print_job(shell: Shell, job: Json) -> None:
     shell.print_record(job, RECORD)
-    if shell.speaks == "human":
+    if shell.output_format == "human":
         shell.print_rows(job["images"], IMAGE)

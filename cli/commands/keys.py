@@ -2,7 +2,7 @@
 
 import click
 
-from cli.client import path
+from cli.client import api_path
 from cli.shell import Columns, Group, Shell
 from common.enums import Scope
 
@@ -21,7 +21,7 @@ def keys() -> None:
 
 
 @keys.command()
-@click.option("--name", required=True, help="Who or what it is for.")
+@click.option("--name", required=True, help="Its user or purpose.")
 @click.option(
     "--scope",
     "scopes",
@@ -29,11 +29,11 @@ def keys() -> None:
     type=click.Choice([scope.value for scope in Scope]),
     default=("jobs:read", "jobs:write"),
     show_default=True,
-    help="What it may do; more than once for more.",
+    help="A permission; repeat it for more.",
 )
 @click.pass_obj
 def create(shell: Shell, name: str, scopes: tuple[str, ...]) -> None:
-    """Make a key and show its secret: the only time."""
+    """Create a key and show its secret: the only time."""
     key = shell.client.post("/v1/keys", {"name": name, "scopes": list(scopes)})
     shell.print_record(
         key,
@@ -45,7 +45,7 @@ def create(shell: Shell, name: str, scopes: tuple[str, ...]) -> None:
         },
         name="secret",
     )
-    shell.note("Keep it now: it is not shown again.")
+    shell.print_message("Save the secret now: it is not shown again.")
 
 
 @keys.command()
@@ -59,6 +59,6 @@ def ls(shell: Shell) -> None:
 @click.argument("key_id", metavar="ID")
 @click.pass_obj
 def revoke(shell: Shell, key_id: str) -> None:
-    """End a key; what uses it is refused from now on."""
-    shell.client.delete(path("keys", key_id))
-    shell.note(f"{key_id} is revoked.")
+    """Revoke a key: requests with it are refused from now on."""
+    shell.client.delete(api_path("keys", key_id))
+    shell.print_message(f"{key_id} is revoked.")

@@ -1,28 +1,35 @@
-"""`huafang models`: what the farm's catalogue has, what is brought to this host, and whether its files are whole.
+"""`huafang models`: the farm's catalogue and its licences, and the models on this host.
 
-`verify` reads the files of this machine; of a model that is only on the hub it says what the farm's workers report.
-What takes torch or the hub's client is done by `python -m worker import | verify`.
+`python -m worker import | verify` reads and writes files of models: it has torch and the hub's client.
 """
 
-import hashlib
 import json
 import subprocess
 import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import Any
 
 import click
 
-from cli.commands import licences
-from cli.local import called, local_url
-from cli.shell import INTERRUPTED, Columns, Failure, Group, Shell
-from cli.watch import teller
+from cli.client import Json, api_path
+from cli.errors import INTERRUPTED, NOT_FOUND, USAGE, Failure, exit_code_of, program_name
+from cli.local import local_url
+from cli.sentences import sentence
+from cli.shell import Columns, Group, Row, Shell, format_bytes
+from cli.watch import show_progress
 from common.catalog import manifest
 from common.catalog.catalog import Model, read
 
-VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
-PHASES = {"wait": "another process imports", "fetch": "fetching", "convert": "converting", "check": "trying it out"}
+PHASES = {"wait": "another process imports", "fetch": "downloading", "convert": "converting", "check": "testing"}
+
+
+def licence(model: Row) -> str:
+    return " ".join(filter(None, (model["licence"], model["licence_version"])))
+
+
+def must_accept(model: Row) -> bool:
+    return bool(model["restrictions"] and not model["licence_accepted_at"])
+
 
 ROW: Columns = {
     "model": lambda model: model["name"],
@@ -32,10 +39,19 @@ ROW: Columns = {
     "steps": lambda model: f"{model['defaults']['steps']} of {model['defaults']['scheduler']}",
     "guidance": lambda model: model["defaults"]["guidance"],
     "licence": lambda model: model["licence"],
-    " ": licences.to_accept,
+    " ": lambda model: "to be accepted" if must_accept(model) else "",
     "description": lambda model: model["description"],
 }
-FOUND: Columns = {
+LICENCE: Columns = {
+    "model": lambda model: model["name"],
+    "description": lambda model: model["description"],
+    "source": lambda model: model["source"],
+    "licence": licence,
+    "full text": lambda model: model["licence_url"],
+    "accepted": lambda model: model["licence_accepted_at"] or ("not yet" if model["restrictions"] else "needs not be"),
+    "not to be used": lambda model: "; ".join(model["restrictions"]),
+}
+VERIFIED: Columns = {
     "model": lambda found: found["model"],
     "": lambda found: found["verdict"],
     "files": lambda found: found["files"],
@@ -43,7 +59,7 @@ FOUND: Columns = {
 }
 PLANNED: Columns = {
     "file": lambda file: file["path"],
-    "size": lambda file: size(file["bytes"]),
+    "size": lambda file: format_bytes(file["bytes"]),
 }
 IMPORTED: Columns = {
     "model": lambda made: made["model"],
@@ -51,7 +67,7 @@ IMPORTED: Columns = {
     "revision": lambda made: made["revision"],
     "family": lambda made: made["family"],
     "licence": lambda made: made["licence"],
-    "size": lambda made: size(made["bytes"]),
+    "size": lambda made: format_bytes(made["bytes"]),
     "folder": lambda made: made["folder"],
     "shared": lambda made: "; ".join(f"{part} with {', '.join(names)}" for part, names in made["shared"].items()),
 }
@@ -62,10 +78,6 @@ def models() -> None:
     """The models of the catalogue."""
 
 
-models.add_command(licences.show)
-models.add_command(licences.accept)
-
-
 @models.command()
 @click.pass_obj
 def ls(shell: Shell) -> None:
@@ -73,147 +85,177 @@ def ls(shell: Shell) -> None:
     shell.print_rows(shell.client.get("/v1/models")["items"], ROW, name="name")
 
 
+# Licences
+
+
+@models.command()
+@click.argument("name", metavar="MODEL")
+@click.pass_obj
+def show(shell: Shell, name: str) -> None:
+    """Show a model and the restrictions of its licence."""
+    shell.print_record(find_model(shell, name), LICENCE, name="name")
+
+
+@models.command()
+@click.argument("name", metavar="MODEL")
+@click.option("--yes", "is_agreed", is_flag=True, help="Accept without a question: you have read the licence.")
+@click.pass_obj
+def accept(shell: Shell, name: str, is_agreed: bool) -> None:
+    """Show the licence of a model and accept it for your tenant: once, for all models with this licence."""
+    model = find_model(shell, name)
+    if must_accept(model):
+        if not is_agreed:
+            ask(model)
+        model = shell.client.post(api_path("models", name, "licence"), {"version": model["licence_version"]})
+    shell.print_record(model, LICENCE, name="name")
+
+
+def ask(model: Json) -> None:
+    """Raises Failure unless the user answers yes."""
+    forbidden = "".join(f"  - {one}\n" for one in model["restrictions"])
+    click.echo(
+        f"{model['name']} is under the licence {licence(model)}. It must not be used\n{forbidden}"
+        f"The full text: {model['licence_url']}",
+        err=True,
+    )
+    if not sys.stdin.isatty():
+        raise Failure(sentence("licence_needs_yes", program=program_name(), model=model["name"]), USAGE)
+    if not click.confirm("Do you accept it?", err=True):
+        raise Failure(sentence("licence_refused", model=model["name"]))
+
+
+def find_model(shell: Shell, name: str) -> Json:
+    for model in shell.client.get("/v1/models")["items"]:
+        if model["name"] == name:
+            return dict(model)
+    raise Failure(sentence("model_unknown", model=name, program=program_name()), NOT_FOUND)
+
+
+# Files on this host
+
+
 @models.command("import")
 @click.argument("source")
-@click.option("--name", help="What the farm is to call it; left out where SOURCE is a model of the catalogue.")
+@click.option("--name", help="The model's name in the farm; not needed where SOURCE is a model of the catalogue.")
 @click.option("--revision", help="The hub's branch, tag or commit.  [default: the newest]")
-@click.option("--like", metavar="MODEL", help="Take defaults from this model; a single file needs its other parts too.")
-@click.option("--licence", help="Its licence, where the hub does not say it.")
-@click.option("--no-safety-checker", is_flag=True, help="Serve it without one.")
-@click.option("--dry-run", is_flag=True, help="Only show what would be brought here.")
+@click.option("--like", metavar="MODEL", help="The model with the same defaults; a single file needs its other parts.")
+@click.option("--licence", help="The licence, where the hub does not name it.")
+@click.option("--no-safety-checker", is_flag=True, help="Serve the model without a safety checker.")
+@click.option("--dry-run", is_flag=True, help="Show the files and import nothing.")
 @click.pass_obj
 def import_(
     shell: Shell, /, source: str, name: str | None, dry_run: bool, no_safety_checker: bool, **options: str | None
 ) -> None:
-    """Bring a model to this host: convert it once, try it out, keep it for all workers here.
+    """Import a model to this host: download, convert and test it once, for all workers of this host.
 
-    SOURCE is a hub id (owner/name; a token is taken from HF_TOKEN), a folder, a .ckpt or .safetensors file, or the name
-    of a model of the catalogue. What breaks off goes on where it stopped when it is run again.
+    SOURCE is a hub id (owner/name; the token is HF_TOKEN), a folder, a .ckpt or .safetensors file, or the name of a
+    model of the catalogue. Run an interrupted import again to resume it.
     """
     given = [f"--{option}={value}" for option, value in {"name": name, **options}.items() if value is not None]
     flags = {"--no-safety-checker": no_safety_checker, "--dry-run": dry_run}
     arguments = [*given, *(flag for flag, is_set in flags.items() if is_set), "--", source]
-    done = work(shell, name or source, "import", *arguments)
+    done = run_worker(shell, name or source, "import", *arguments)
     if dry_run:
-        shell.note(f"{done['model']} would be brought here from {done['source']}: {size(done['bytes'])}.")
+        shell.print_message(f"{done['model']} would be imported from {done['source']}: {format_bytes(done['bytes'])}.")
         shell.print_rows(done["files"], PLANNED, name="path")
         return
     shell.print_record(done, IMPORTED, name="model")
     if done["had_it"]:
-        shell.note(f"{done['model']} was on this host already.")
+        shell.print_message(f"{done['model']} was on this host already.")
     elif local_url(shell.settings.home):
-        shell.note(f"A farm that runs here serves it once it was started again: {called()} down && {called()} up")
+        program = program_name()
+        shell.print_message(f"The local farm serves it after a restart: {program} down && {program} up")
 
 
 @models.command()
 @click.argument("names", metavar="[MODEL]...", nargs=-1)
 @click.pass_obj
 def verify(shell: Shell, names: tuple[str, ...]) -> None:
-    """Check the files of models on this machine: by their checksums, and as a worker does before it serves them."""
+    """Check the files of models on this host as a worker does before it serves them: checksums, layout, weights."""
     catalog = read(shell.settings.catalog, shell.settings.model_store)
     chosen = [catalog.get(name) for name in names or catalog.models]
-    found = [look(shell, model) for model in chosen]
-    refused = would_refuse(shell, [each["model"] for each in found if each["verdict"] in ("ok", "unchecked")])
-    for each in found:
-        if reason := refused.get(each["model"]):
-            each |= {"verdict": "bad", "details": [reason]}
-    shell.print_rows(found, FOUND, name="verdict")
+    refusals = find_refusals(shell, [model.name for model in chosen if model.is_local], loads=has("torch"))
+    found = [verdict(shell, model, refusals) for model in chosen]
+    shell.print_rows(found, VERIFIED, name="verdict")
     if bad := [each["model"] for each in found if each["verdict"] == "bad"]:
-        raise Failure(f"{', '.join(bad)}: the files are not as they must be; restore or import them before rendering.")
+        raise Failure(sentence("models_damaged", models=", ".join(bad)))
 
 
-def look(shell: Shell, model: Model) -> dict[str, Any]:
-    if not model.is_here:
-        return {"model": model.name, "verdict": "not here", "files": 0, "details": [reported(shell, model)]}
-    sums = checksums(model)
-    wrong = problems(model)
-    unchecked = [] if sums else ["the catalogue has no checksums for it: only its layout was looked at"]
-    verdict = "bad" if wrong else "ok" if sums else "unchecked"
-    return {"model": model.name, "verdict": verdict, "files": len(sums), "details": wrong or unchecked}
+def verdict(shell: Shell, model: Model, refusals: Mapping[str, str | None] | None) -> Json:
+    if not model.is_local:
+        return {"model": model.name, "verdict": "not here", "files": 0, "details": [hub_status(shell, model)]}
+    imported = manifest.read(model.import_path) if model.import_path and not model.source_path else None
+    sums = imported.sha256 if imported else model.sha256
+    if refusals is None:
+        return {"model": model.name, "verdict": "unchecked", "files": 0, "details": [sentence("worker_extra_missing")]}
+    if reason := refusals[model.name]:
+        return {"model": model.name, "verdict": "bad", "files": len(sums), "details": [reason]}
+    if not sums:
+        return {"model": model.name, "verdict": "unchecked", "files": 0, "details": [sentence("no_checksums")]}
+    return {"model": model.name, "verdict": "ok", "files": len(sums), "details": []}
 
 
-def checksums(model: Model) -> Mapping[str, str]:
-    """Of the catalogue, for files that its operator keeps; of its import for what was imported."""
-    there = manifest.read(model.store) if model.store else None
-    return there.sha256 if there and not model.folder else model.sha256
+def find_refusals(shell: Shell, names: list[str], loads: bool) -> Mapping[str, str | None] | None:
+    """Why a worker would refuse each of these models, None for one that it would serve.
 
-
-def problems(model: Model) -> list[str]:
-    folder = model.folder or model.store
-    if folder is None or not folder.is_dir():
-        return [f"there is no folder {folder}"]
-    wrong = []
-    if not any((folder / "tokenizer" / name).is_file() for name in VOCABULARIES):
-        wrong.append("its folder tokenizer holds no vocabulary (neither tokenizer.json nor vocab.txt)")
-    if not (folder / "model_index.json").is_file():
-        wrong.append("model_index.json is missing")
-    for path, expected in checksums(model).items():
-        if (folder / path).is_file():
-            with (folder / path).open("rb") as content:
-                if hashlib.file_digest(content, "sha256").hexdigest() != expected:
-                    wrong.append(f"the sha256 of {path} is not what it must be")
-        elif path != "model_index.json":
-            wrong.append(f"{path} is missing")
-    return wrong
-
-
-def would_refuse(shell: Shell, names: list[str]) -> dict[str, str | None]:
-    """Why a worker would refuse these models, by name; nothing where no worker could run."""
-    if not names or find_spec("torch") is None:
+    With `loads` torch loads every part of them; without, only files are checked. None where this host has no worker.
+    """
+    if not has("safetensors"):
+        return None
+    if not names:
         return {}
-    return work(shell, ", ".join(names), "verify", *names)
+    return run_worker(shell, ", ".join(names), "verify", *([] if loads else ["--files-only"]), *names)
 
 
-def work(shell: Shell, about: str, *arguments: str) -> dict[str, Any]:
-    """What `python -m worker` answers; its progress is shown as it comes. Raises Failure with what it says is wrong."""
-    last: dict[str, Any] = {"error": "The import ended before it was done: run it again, it goes on where it stopped."}
+def has(package: str) -> bool:
+    return find_spec(package) is not None
+
+
+def hub_status(shell: Shell, model: Model) -> str:
+    """What the farm's workers report of a model that is not on this host."""
+    try:
+        known = {each["name"]: each["availability"] for each in shell.client.get("/v1/models")["items"]}
+    except Failure:
+        return sentence("model_on_hub_no_farm", source=model.source, program=program_name())
+    availability = known.get(model.name, {"resident_on": [], "refusals": []})
+    if availability["resident_on"]:
+        return sentence("model_resident", workers=", ".join(availability["resident_on"]))
+    for refusal in availability["refusals"]:
+        return sentence("model_refused_by", worker=refusal["worker"], reason=refusal["reason"])
+    return sentence("model_on_hub", source=model.source)
+
+
+def run_worker(shell: Shell, title: str, *arguments: str) -> Json:
+    """The result of `python -m worker …`, its last JSON line; the others are progress. Raises Failure for an error."""
+    last: Json = {"error": sentence("import_ended")}
     command = [sys.executable, "-P", "-m", "worker", *arguments]
     with (
-        teller(shell, describe, position, news=lambda told: (told["phase"], tenth(told))) as tell,
+        show_progress(shell, describe, bar, line_key=lambda line: (line["phase"], tenth(line))) as show,
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child,
     ):
         assert child.stdout
         try:
-            for line in child.stdout:
-                if "phase" in (told := json.loads(line)):
-                    tell({"id": about, **told})
+            for text in child.stdout:
+                if "phase" in (line := json.loads(text)):
+                    show({"id": title, **line})
                 else:
-                    last = told
+                    last = line
         except KeyboardInterrupt:
-            child.wait()  # it got the signal too, and tidies up
-            raise Failure("Interrupted: run it again, it goes on where it stopped.", INTERRUPTED) from None
+            child.wait()  # it got the signal too, and cleans up
+            raise Failure(sentence("import_interrupted"), INTERRUPTED) from None
     if "error" in last:
-        raise Failure(last["error"], Failure.code_of(last.get("status", 500)))
+        raise Failure(last["error"], exit_code_of(last.get("status", 500)))
     return last
 
 
-def describe(told: dict[str, Any]) -> str:
-    parts = f": {size(told['done'])} of {size(told['total'])}" if told["phase"] == "fetch" else ""
-    return PHASES[told["phase"]] + parts
+def describe(line: Json) -> str:
+    size = f": {format_bytes(line['done'])} of {format_bytes(line['total'])}" if line["phase"] == "fetch" else ""
+    return PHASES[line["phase"]] + size
 
 
-def position(told: dict[str, Any]) -> dict[str, Any]:
-    return {"description": describe(told), "total": told["total"] or None, "completed": told["done"]}
+def bar(line: Json) -> Json:
+    return {"description": describe(line), "total": line["total"] or None, "completed": line["done"]}
 
 
-def tenth(told: dict[str, Any]) -> int:
-    return told["done"] * 10 // told["total"] if told["phase"] == "fetch" and told["total"] else 0
-
-
-def size(count: int) -> str:
-    unit, bytes = next((each for each in (("GB", 10**9), ("MB", 10**6)) if count >= each[1]), ("kB", 1000))
-    return f"{count / bytes:.1f} {unit}"
-
-
-def reported(shell: Shell, model: Model) -> str:
-    """What the farm's workers say of a model that is on the hub."""
-    hub = f"its files come from the hub ({model.source}) when a worker first needs them"
-    try:
-        known = {each["name"]: each["availability"] for each in shell.client.get("/v1/models")["items"]}
-    except Failure:
-        return f"{hub}; no farm answers that could know more (`{called()} up`)"
-    availability = known.get(model.name, {"resident_on": [], "refusals": []})
-    if availability["resident_on"]:
-        return f"resident on {', '.join(availability['resident_on'])}"
-    refusals = [f"{each['worker']} says: {each['reason']}" for each in availability["refusals"]]
-    return refusals[0] if refusals else f"{hub}; no worker holds it now"
+def tenth(line: Json) -> int:
+    return int(line["done"] * 10 // line["total"]) if line["phase"] == "fetch" and line["total"] else 0

@@ -1,4 +1,4 @@
-"""`huafang serve`: become one process of a farm. The process itself is `python -m api` or `python -m worker`."""
+"""`huafang serve` and `huafang admin`: replace this process by `python -m api`, `worker` or `common.bootstrap`."""
 
 import os
 import sys
@@ -9,11 +9,14 @@ import click
 from cli.shell import Group, Shell
 
 PASS_ON = {"ignore_unknown_options": True}
+WAIT = click.option(
+    "--wait", default=30, show_default=True, type=click.IntRange(0), help="Seconds to wait for Postgres."
+)
 
 
 @click.group(cls=Group)
 def serve() -> None:
-    """Be one process of a farm, until a signal ends it. Settings come from HUAFANG_* variables."""
+    """Run one process of a farm, until a signal ends it. Settings are HUAFANG_* variables."""
 
 
 @serve.command(context_settings=PASS_ON)
@@ -21,7 +24,7 @@ def serve() -> None:
 @click.pass_obj
 def api(shell: Shell, options: tuple[str, ...]) -> None:
     """Serve the HTTP API."""
-    become(shell, "api", *options)
+    exec_module(shell, "api", *options)
 
 
 @serve.command(context_settings=PASS_ON)
@@ -29,20 +32,42 @@ def api(shell: Shell, options: tuple[str, ...]) -> None:
 @click.pass_obj
 def worker(shell: Shell, options: tuple[str, ...]) -> None:
     """Render: one process per device (HUAFANG_DEVICE)."""
-    become(shell, "worker", "render", *options)
+    exec_module(shell, "worker", "render", *options)
 
 
 @serve.command(context_settings=PASS_ON)
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def control(shell: Shell, options: tuple[str, ...]) -> None:
-    """Keep the farm tidy: the sweep. Needs no GPU; run one or several."""
-    become(shell, "worker", "control", *options)
+    """Sweep, expand batches and export datasets. Needs no GPU; run one or several."""
+    exec_module(shell, "worker", "control", *options)
 
 
-def become(shell: Shell, module: str, *arguments: str) -> NoReturn:
-    """Run a module in place of this process, so that signals and the exit code are its own."""
-    _ = shell.settings  # what is wrong with them is said here, in one sentence
+@click.group(cls=Group)
+def admin() -> None:
+    """Prepare a farm's database (HUAFANG_DATABASE_URL)."""
+
+
+@admin.command()
+@WAIT
+@click.pass_obj
+def migrate(shell: Shell, wait: int) -> None:
+    """Migrate the tables to the newest revision; does nothing where they have it."""
+    exec_module(shell, "common.bootstrap", "migrate", f"--wait={wait}")
+
+
+@admin.command()
+@click.option("--another", is_flag=True, help="Create one more admin key, where the first was lost.")
+@WAIT
+@click.pass_obj
+def bootstrap(shell: Shell, another: bool, wait: int) -> None:
+    """Create the tenant `default` and its first admin key, and print the key as JSON: the only time it is shown."""
+    exec_module(shell, "common.bootstrap", "bootstrap", f"--wait={wait}", *(["--another"] if another else []))
+
+
+def exec_module(shell: Shell, module: str, *arguments: str) -> NoReturn:
+    """Replace this process by a module's, so that signals reach it and its exit code is this command's."""
+    _ = shell.settings  # raises Failure where a setting is invalid
     sys.stdout.flush()
-    # -P: what lies in the current folder is never imported.
+    # -P: never import from the current folder.
     os.execv(sys.executable, [sys.executable, "-P", "-m", module, *arguments])

@@ -2,22 +2,24 @@
 
 import click
 
-from cli.client import path
-from cli.shell import Columns, Failure, Group, Row, Shell
+from cli.client import api_path
+from cli.errors import NOT_FOUND, USAGE, Failure
+from cli.sentences import sentence
+from cli.shell import Columns, Group, Row, Shell
 
 
 def serves(worker: Row) -> str:
-    """A line for each model: whether it is in memory, how many images go together, and how long one takes."""
+    """A line per model: whether it is resident, its batch size, and the seconds per image."""
     return "\n".join(model_line(worker, name) for name in worker["models"])
 
 
 def model_line(worker: Row, name: str) -> str:
     resident = " resident" if name in worker["resident"] else ""
-    capacity, seconds = worker.get("capacity", {}).get(name), worker["seconds_per_image"].get(name)
-    return name + resident + (f" ×{capacity}" if capacity else "") + (f" {seconds:.2f} s" if seconds else "")
+    batch_size, seconds = worker.get("capacity", {}).get(name), worker["seconds_per_image"].get(name)
+    return name + resident + (f" ×{batch_size}" if batch_size else "") + (f" {seconds:.2f} s" if seconds else "")
 
 
-def of_class(worker: Row) -> str:
+def worker_class(worker: Row) -> str:
     known = worker["class"]
     return " ".join(str(known[part]) for part in ("device", "name", "precision") if known.get(part))
 
@@ -26,7 +28,7 @@ ROW: Columns = {
     "id": lambda worker: worker["id"],
     "name": lambda worker: worker["name"],
     "state": lambda worker: worker["state"],
-    "class": of_class,
+    "class": worker_class,
     "models": serves,
     "why": lambda worker: "\n".join(filter(None, [worker["reason"], *worker["refusals"].values()])),
 }
@@ -40,7 +42,7 @@ def workers() -> None:
 @workers.command()
 @click.pass_obj
 def ls(shell: Shell) -> None:
-    """List render workers: what they are, what they hold, how fast they are."""
+    """List render workers: their class, models and speed."""
     shell.print_rows(shell.client.get("/v1/workers")["items"], ROW)
 
 
@@ -48,26 +50,26 @@ def ls(shell: Shell) -> None:
 @click.argument("worker", metavar="NAME")
 @click.pass_obj
 def drain(shell: Shell, worker: str) -> None:
-    """Let a worker, named by its name or id, finish what it has in hand and claim nothing more."""
-    shell.client.post(path("workers", find(shell, worker), "drain"))
-    shell.note(f"{worker} drains.")
+    """Drain a worker, given by name or id: it finishes what it has claimed and claims nothing more."""
+    shell.client.post(api_path("workers", find_worker(shell, worker), "drain"))
+    shell.print_message(f"{worker} drains.")
 
 
 @workers.command()
 @click.argument("worker", metavar="NAME")
 @click.pass_obj
 def resume(shell: Shell, worker: str) -> None:
-    """Let a draining worker, named by its name or id, claim again."""
-    shell.client.post(path("workers", find(shell, worker), "resume"))
-    shell.note(f"{worker} claims again.")
+    """Resume a draining worker, given by name or id: it claims again."""
+    shell.client.post(api_path("workers", find_worker(shell, worker), "resume"))
+    shell.print_message(f"{worker} claims again.")
 
 
-def find(shell: Shell, worker: str) -> str:
-    """The id of a live worker. Several of one name are told apart by their ids only."""
+def find_worker(shell: Shell, worker: str) -> str:
+    """The id of a live worker. Raises Failure for a name that none or several of them have."""
     alive = [known for known in shell.client.get("/v1/workers")["items"] if known["state"] != "stopped"]
     ids = [known["id"] for known in alive if worker in (known["id"], known["name"])]
     if not ids:
-        raise Failure(f"There is no live worker {worker}.", 4)
+        raise Failure(sentence("worker_unknown", worker=worker), NOT_FOUND)
     if len(ids) > 1:
-        raise Failure(f"{len(ids)} workers are called {worker}; name one by its id: {', '.join(ids)}.", 2)
+        raise Failure(sentence("worker_ambiguous", count=len(ids), worker=worker, ids=", ".join(ids)), USAGE)
     return str(ids[0])

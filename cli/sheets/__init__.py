@@ -1,1 +1,1 @@
-"""Contact sheets and comparison pages of pictures."""
+"""A grid's contact sheet and page."""

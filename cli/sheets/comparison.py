@@ -1,9 +1,9 @@
-"""What a grid compares: the pictures of a batch, in tables by prompt and by what its matrix changes. Pure values.
+"""A grid as pure values: the pictures of a batch, in tables by prompt and by the axes of its matrix.
 
-    one axis     a table: a prompt a row, a value of the axis a column
-    two axes     a table for each prompt: the first axis down, the second across
+    one axis     one table: a row per prompt, a column per value of the axis
+    two axes     one table per prompt: a row per value of the first axis, a column per value of the second
 
-Knows neither how pictures get here nor what a table looks like.
+Knows neither how pictures are downloaded nor how a table is drawn.
 """
 
 from collections.abc import Sequence
@@ -11,93 +11,91 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cli.shell import Failure
-from cli.watch import reason
+from cli.client import Json
+from cli.errors import Failure
+from cli.sentences import sentence
+from cli.watch import failure_reason
 from common.batches.matrix import Axis, axes
 
-Json = dict[str, Any]
-WORDS = {"steps": "{} steps", "guidance": "guidance {}", "width": "{} wide", "height": "{} high"}
+VALUE_LABELS = {"steps": "{} steps", "guidance": "guidance {}", "width": "{} wide", "height": "{} high"}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A picture, or why there is none. `label` says which one it is."""
+    """A picture, or the reason in `missing` why there is none."""
 
     label: str
     picture: Path | None
-    fate: str = ""
+    missing: str = ""
 
 
 @dataclass(frozen=True)
-class Line:
-    """A row of a table. `note` is what belongs to its title and matters less."""
-
+class TableRow:
     title: str
-    note: str
+    subtitle: str
     cells: tuple[Cell, ...]
 
 
 @dataclass(frozen=True)
 class Table:
     title: str
-    note: str
+    subtitle: str
     columns: tuple[str, ...]
-    lines: tuple[Line, ...]
+    rows: tuple[TableRow, ...]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All of a grid. `about`: what its pictures have in common, by name."""
+    """A whole grid. `about`: what its pictures have in common, by name."""
 
     about: dict[str, str]
     tables: tuple[Table, ...]
 
     @property
     def cells(self) -> list[Cell]:
-        return [cell for table in self.tables for line in table.lines for cell in line.cells]
+        return [cell for table in self.tables for row in table.rows for cell in row.cells]
 
 
 @dataclass(frozen=True)
-class Subject:
-    """One picture of one prompt, as each variant draws it."""
+class SeedCells:
+    """One prompt and seed, with a cell per variant."""
 
     prompt: str
     seed: int
     cells: tuple[Cell, ...]
 
     @property
-    def note(self) -> str:
+    def subtitle(self) -> str:
         return f"seed {self.seed}"
 
 
 def compare(batch: Json, jobs: Sequence[Json]) -> Comparison:
-    """The comparison that a batch is; its jobs come in their order. Raises Failure where it has more than two axes."""
-    changed = shown_axes(batch)
-    labels = [[label(axis, values) for values in axis.values] for axis in changed]
+    """The comparison of a batch; `jobs` in their order. Raises Failure where the batch has more than two axes."""
+    labels = [[axis_label(axis, values) for values in axis.values] for axis in grid_axes(batch)]
     if len(labels) < 2:
         (columns,) = labels or [[batch["model"]]]
-        lines = [Line(each.prompt, each.note, each.cells) for each in subjects(jobs, columns)]
-        tables = [Table("", "", tuple(columns), tuple(lines))]
+        rows = [TableRow(each.prompt, each.subtitle, each.cells) for each in cells_by_seed(jobs, columns)]
+        tables = [Table("", "", tuple(columns), tuple(rows))]
     else:
         down, across = labels
         names = [f"{row}, {column}" for row in down for column in across]
         tables = [
-            Table(each.prompt, each.note, tuple(across), tuple(rows(down, each.cells)))
-            for each in subjects(jobs, names)
+            Table(each.prompt, each.subtitle, tuple(across), tuple(split_rows(down, each.cells)))
+            for each in cells_by_seed(jobs, names)
         ]
     defaults = {name.replace("_", " "): str(value) for name, value in batch["defaults"].items() if value is not None}
     return Comparison({**defaults, "batch": batch["id"]}, tuple(tables))
 
 
-def shown_axes(batch: Json) -> tuple[Axis, ...]:
+def grid_axes(batch: Json) -> tuple[Axis, ...]:
     found = axes(batch["matrix"])
     if len(found) > 2:
-        raise Failure(f"Batch {batch['id']} changes {len(found)} things at once; a grid shows two.")
+        raise Failure(sentence("too_many_axes", batch=batch["id"], count=len(found)))
     return found
 
 
-def subjects(jobs: Sequence[Json], variants: Sequence[str]) -> list[Subject]:
-    """Prompts one after the other: of each, the jobs of all variants stand side by side in the batch."""
+def cells_by_seed(jobs: Sequence[Json], variants: Sequence[str]) -> list[SeedCells]:
+    """In the order of the prompts. In a batch the jobs of all variants of a prompt are adjacent."""
     found = []
     for start in range(0, len(jobs), len(variants)):
         alike = jobs[start : start + len(variants)]
@@ -105,39 +103,41 @@ def subjects(jobs: Sequence[Json], variants: Sequence[str]) -> list[Subject]:
         for index, image in enumerate(first["images"]):
             prompt = first["recipe"]["prompt"]
             cells = [cell(job, index, f"{prompt}, {variant}") for job, variant in zip(alike, variants, strict=False)]
-            missing = [Cell(f"{prompt}, {variant}", None, "not drawn") for variant in variants[len(alike) :]]
-            found.append(Subject(prompt, image["seed"], (*cells, *missing)))
+            missing = [
+                Cell(f"{prompt}, {variant}", None, sentence("not_rendered")) for variant in variants[len(alike) :]
+            ]
+            found.append(SeedCells(prompt, image["seed"], (*cells, *missing)))
     return found
 
 
-def rows(titles: Sequence[str], cells: Sequence[Cell]) -> list[Line]:
+def split_rows(titles: Sequence[str], cells: Sequence[Cell]) -> list[TableRow]:
     width = len(cells) // len(titles)
-    return [Line(title, "", tuple(cells[at * width : (at + 1) * width])) for at, title in enumerate(titles)]
+    return [TableRow(title, "", tuple(cells[at * width : (at + 1) * width])) for at, title in enumerate(titles)]
 
 
 def cell(job: Json, index: int, label: str) -> Cell:
     if index >= len(job["images"]):
-        return Cell(label, None, "not drawn")
+        return Cell(label, None, sentence("not_rendered"))
     image = job["images"][index]
     if "path" in image:
         return Cell(f"{label}, seed {image['seed']}", Path(image["path"]))
-    return Cell(label, None, fate(image))
+    return Cell(label, None, missing_reason(image))
 
 
-def fate(image: Json) -> str:
+def missing_reason(image: Json) -> str:
     match image["state"]:
         case "flagged":
-            return "flagged: the safety checker refused it"
+            return sentence("cell_flagged")
         case "failed":
-            return f"failed: {reason(image)}"
+            return sentence("cell_failed", reason=failure_reason(image))
     return str(image["state"])
 
 
-def label(axis: Axis, values: Sequence[Any]) -> str:
-    return ", ".join(words(field, value) for field, value in zip(axis.fields, values, strict=True))
+def axis_label(axis: Axis, values: Sequence[Any]) -> str:
+    return ", ".join(value_label(field, value) for field, value in zip(axis.fields, values, strict=True))
 
 
-def words(field: str, value: Any) -> str:
+def value_label(field: str, value: Any) -> str:
     if value is None:
         return f"usual {field.replace('_', ' ')}"
-    return WORDS.get(field, "{}").format(value if not isinstance(value, float) else f"{value:g}")
+    return VALUE_LABELS.get(field, "{}").format(value if not isinstance(value, float) else f"{value:g}")

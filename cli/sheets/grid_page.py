@@ -1,6 +1,6 @@
-"""A comparison as one HTML file that needs nothing else: pictures are in it, and it may load nothing and run nothing.
+"""A comparison as one HTML file with its pictures in it. Its policy forbids it to load or to run anything.
 
-Built as a tree, so whatever a prompt says is text. A picture is a link to itself, large; the way back is a link too.
+It is built as a tree, so a prompt is always text. A click on a picture enlarges it, by links to fragments of the page.
 """
 
 import base64
@@ -15,7 +15,7 @@ from PIL import Image
 
 from cli.sheets.comparison import Cell, Comparison, Table
 
-SMALL_BYTES = 50_000  # a file up to here goes in as it is; a larger one as WebP
+MAX_ORIGINAL_BYTES = 50_000  # a larger file is embedded as WebP
 QUALITY = 90
 MEDIA_TYPES = {"PNG": "image/png", "WEBP": "image/webp", "JPEG": "image/jpeg"}
 
@@ -56,7 +56,7 @@ figure:target .back { display: inline-block; padding: .5rem 0; color: LinkText; 
 """
 
 
-def page_of(comparison: Comparison, title: str) -> bytes:
+def render_page(comparison: Comparison, title: str) -> bytes:
     """The HTML file."""
     html = Element("html", lang="en")
     head, body = SubElement(html, "head"), SubElement(html, "body")
@@ -80,38 +80,38 @@ def add(parent: Element, tag: str, text: str, **attributes: str) -> Element:
 
 
 def add_table(body: Element, table: Table, numbers: Iterator[int]) -> None:
-    # A region that scrolls sideways has to be one that the keyboard can reach.
+    # tabindex: a region that scrolls sideways must be reachable by the keyboard.
     region = SubElement(
         body, "div", {"class": "table", "role": "region", "tabindex": "0", "aria-label": table.title or "pictures"}
     )
     shown = SubElement(region, "table")
     if table.title:
-        add_titled(shown, "caption", table.title, table.note)
+        add_titled(shown, "caption", table.title, table.subtitle)
     columns = SubElement(SubElement(shown, "thead"), "tr")
     SubElement(columns, "td")
     for title in table.columns:
         add(columns, "th", title, scope="col")
     rows = SubElement(shown, "tbody")
-    for line in table.lines:
-        row = SubElement(rows, "tr")
-        add_titled(row, "th", line.title, line.note, scope="row")
-        for column, cell in zip(table.columns, line.cells, strict=True):
-            place = SubElement(row, "td")
+    for row in table.rows:
+        line = SubElement(rows, "tr")
+        add_titled(line, "th", row.title, row.subtitle, scope="row")
+        for column, cell in zip(table.columns, row.cells, strict=True):
+            place = SubElement(line, "td")
             add(place, "span", column, **{"class": "column"})
             add_cell(place, cell, next(numbers))
 
 
-def add_titled(parent: Element, tag: str, title: str, note: str, **attributes: str) -> None:
+def add_titled(parent: Element, tag: str, title: str, subtitle: str, **attributes: str) -> None:
     child = SubElement(parent, tag, attributes)
     add(child, "span", title, lang="zh")
-    if note:
-        add(child, "small", note)
+    if subtitle:
+        add(child, "small", subtitle)
 
 
 def add_cell(place: Element, cell: Cell, number: int) -> None:
-    """A picture that opens large; or, in words, why there is none."""
+    """A picture with a link that enlarges it; or the reason why there is none."""
     if cell.picture is None:
-        add(place, "div", cell.fate, **{"class": "none"})
+        add(place, "div", cell.missing, **{"class": "none"})
         return
     place.set("id", f"c{number}")
     figure = SubElement(place, "figure", id=f"p{number}")
@@ -125,7 +125,7 @@ def img(file: Path, label: str) -> Element:
     data = file.read_bytes()
     with Image.open(io.BytesIO(data)) as picture:
         media_type, (width, height) = MEDIA_TYPES.get(picture.format or ""), picture.size
-        if media_type is None or len(data) > SMALL_BYTES:
+        if media_type is None or len(data) > MAX_ORIGINAL_BYTES:
             small = io.BytesIO()
             picture.convert("RGB").save(small, "WEBP", quality=QUALITY)
             media_type, data = MEDIA_TYPES["WEBP"], small.getvalue()

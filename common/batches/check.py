@@ -7,21 +7,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
-from common.batches.plan import Planned, Planner
+from common.batches.plan import PlannedJob, Planner
 from common.catalog.catalog import Catalog, Model
 from common.errors import Invalid
-from common.prompt_files.lines import Line
+from common.prompt_files.lines import Line, at_line
 from common.recipes import token_counter
 from common.recipes.recipe import Recipe
 
-SHOWN = 20  # wrong prompts that are named; the others would be wrong for the same reasons
-MOST_REASON = 500  # characters
+MAX_SHOWN = 20  # wrong prompts that are named; the others would be wrong for the same reasons
+MAX_REASON = 500  # characters
 
-PlannedLines = dict[int, list[Planned]]  # by the number of the line, its variants
+PlannedLines = dict[int, list[PlannedJob]]  # by the number of the line, its variants
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedLines:
     """Some lines, by their numbers."""
 
     planned: PlannedLines
@@ -29,7 +29,7 @@ class Checked:
     warnings: Mapping[int, str] = field(default_factory=dict)
 
     @property
-    def in_turn(self) -> Iterable[Planned]:
+    def in_turn(self) -> Iterable[PlannedJob]:
         return chain.from_iterable(self.planned.values())
 
     @property
@@ -42,7 +42,7 @@ class Checked:
         return found
 
 
-def planned(lines: Iterable[Line], variants: Sequence[Planner], place: int) -> Checked:
+def plan_lines(lines: Iterable[Line], variants: Sequence[Planner], place: int) -> CheckedLines:
     """Their recipes. Those that are right have places one after the other, from this one on."""
     found, wrong = PlannedLines(), dict[int, str]()
     for line in lines:
@@ -51,14 +51,14 @@ def planned(lines: Iterable[Line], variants: Sequence[Planner], place: int) -> C
             found[line.number] = [variant.planned(fields, place + len(found)) for variant in variants]
         except Invalid as error:
             wrong[line.number] = _reason(error)
-    return Checked(found, wrong)
+    return CheckedLines(found, wrong)
 
 
-def checked(lines: Iterable[Line], variants: Sequence[Planner], place: int, catalog: Catalog) -> Checked:
+def check_lines(lines: Iterable[Line], variants: Sequence[Planner], place: int, catalog: Catalog) -> CheckedLines:
     """The same, with their tokens counted, and what their pictures may not show."""
-    found = planned(lines, variants, place)
+    found = plan_lines(lines, variants, place)
     wrong, warnings = dict(found.wrong), dict[int, str]()
-    for number, recipe, model in _doubtful(found.planned, catalog):
+    for number, recipe, model in _suspects(found.planned, catalog):
         try:
             token_counter.check(recipe, model)
         except Invalid as error:
@@ -66,28 +66,28 @@ def checked(lines: Iterable[Line], variants: Sequence[Planner], place: int, cata
         for warning in token_counter.warnings(recipe, model)[:1]:
             warnings.setdefault(number, warning)
     right = {number: ones for number, ones in found.planned.items() if number not in wrong}
-    return Checked(right, wrong, {number: warnings[number] for number in sorted(warnings) if number in right})
+    return CheckedLines(right, wrong, {number: warnings[number] for number in sorted(warnings) if number in right})
 
 
-def wrong_lines(wrong: Mapping[int, str], called: str) -> str:
+def list_errors(wrong: Mapping[int, str], format: str) -> str:
     """Names the first of them."""
-    named = [f"{called} {number}: {wrong[number]}" for number in sorted(wrong)]
-    more = [f"{len(named) - SHOWN} more near them."] if len(named) > SHOWN else []
-    return " ".join(named[:SHOWN] + more)
+    named = [at_line(format, number, wrong[number]) for number in sorted(wrong)]
+    more = [f"{len(named) - MAX_SHOWN} more near them."] if len(named) > MAX_SHOWN else []
+    return " ".join(named[:MAX_SHOWN] + more)
 
 
 def _reason(error: Invalid) -> str:
     """Its message, short and of characters that can be stored: a line may say anything, and errors quote it."""
-    return error.message[:MOST_REASON].replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+    return error.message[:MAX_REASON].replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
 
 
-def _doubtful(planned: PlannedLines, catalog: Catalog) -> Iterator[tuple[int, Recipe, Model]]:
+def _suspects(planned: PlannedLines, catalog: Catalog) -> Iterator[tuple[int, Recipe, Model]]:
     """Those of whose prompts there is something to say, with their lines; a line once for each model."""
-    alike: dict[tuple[str, str], dict[int, Planned]] = {}
+    alike: dict[tuple[str, str], dict[int, PlannedJob]] = {}
     for number, variants in planned.items():
         for one in variants:
             alike.setdefault((one.base.recipe.model, one.base.recipe.negative_prompt), {})[number] = one
     for (name, negative), ones in alike.items():
         model, numbers = catalog.get(name), list(ones)
-        for place in token_counter.suspects([one.prompt for one in ones.values()], negative, model):
+        for place in token_counter.find_suspects([one.prompt for one in ones.values()], negative, model):
             yield numbers[place], ones[numbers[place]].recipe, model

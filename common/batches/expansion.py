@@ -12,11 +12,11 @@ from sqlalchemy import Connection, text
 from uuid_utils import uuid7
 
 from common.batches.lifecycle import FENCE, Batch, Chunk, fence_params, progress_params
-from common.batches.plan import Planned
+from common.batches.plan import PlannedJob
 
 
 @dataclass(frozen=True)
-class Rows:
+class JobRows:
     """What is to be copied: so many jobs of each model, so many images by (compatibility, model).
 
     `images` names lanes by their place in `lanes`.
@@ -28,31 +28,31 @@ class Rows:
     images: str
 
 
-def rows_of(batch: Batch, planned: Iterable[Planned], place: int) -> Rows:
+def build_rows(batch: Batch, planned: Iterable[PlannedJob], place: int) -> JobRows:
     """The rows of jobs from this place on. Asks nobody: the next chunk is made while Postgres takes the last one."""
-    same = f"{batch.tenant_id}\t{batch.id}\t{batch.tier.value}\t{_field(batch.request_id)}"
+    same = f"{batch.tenant_id}\t{batch.id}\t{batch.tier.value}\t{_copy_field(batch.request_id)}"
     models, lanes = Counter[str](), Counter[tuple[str, str]]()
     marks: dict[tuple[str, str], str] = {}
     jobs, images = list[str](), list[str]()
     for at, one in enumerate(planned, place):
         job_id, count, lane = uuid7(), len(one.seeds), one.base.lane
-        jobs.append(f"{job_id}\t{same}\t{at}\t{_field(one.json)}\t{count}\t{count}\n")
+        jobs.append(f"{job_id}\t{same}\t{at}\t{_copy_field(one.json)}\t{count}\t{count}\n")
         models[one.base.recipe.model] += 1
         lanes[lane] += count
-        mark = marks.setdefault(lane, _mark(len(marks)))
+        mark = marks.setdefault(lane, _placeholder(len(marks)))
         images.extend(f"{uuid7()}\t{job_id}\t{mark}\t{index}\n" for index in range(count))
-    return Rows(models, lanes, "".join(jobs), "".join(images))
+    return JobRows(models, lanes, "".join(jobs), "".join(images))
 
 
-def expand(connection: Connection, batch: Batch, chunk: Chunk, rows: Rows) -> bool:
+def expand(connection: Connection, batch: Batch, chunk: Chunk, rows: JobRows) -> bool:
     """Insert the jobs of a chunk. False if somebody else was faster, or nobody wants them any more."""
     locked = connection.execute(LOCK_TO_EXPAND, fence_params(batch)).first()
     if locked is None:
         return False
-    lanes = [_lane(connection, batch, *lane, closed=locked.paused_at is not None) for lane in rows.lanes]
+    lanes = [_find_or_make_lane(connection, batch, *lane, closed=locked.paused_at is not None) for lane in rows.lanes]
     images = rows.images
     for place, lane_id in enumerate(lanes):
-        images = images.replace(_mark(place), str(lane_id))
+        images = images.replace(_placeholder(place), str(lane_id))
     _copy(connection, COPY_JOBS, rows.jobs)
     _copy(connection, COPY_IMAGES, images)
     # Only now: until the COMMIT nobody can publish in these lanes.
@@ -62,7 +62,7 @@ def expand(connection: Connection, batch: Batch, chunk: Chunk, rows: Rows) -> bo
     return True
 
 
-def _lane(connection: Connection, batch: Batch, compatibility: str, model: str, *, closed: bool) -> int:
+def _find_or_make_lane(connection: Connection, batch: Batch, compatibility: str, model: str, *, closed: bool) -> int:
     """The batch's lane for what is compatible, made if there is none."""
     lane = {
         "tenant": batch.tenant_id,
@@ -79,12 +79,12 @@ def _lane(connection: Connection, batch: Batch, compatibility: str, model: str, 
 # COPY's text: a line a row, tabs between the fields, \N for null
 
 
-def _mark(place: int) -> str:
+def _placeholder(place: int) -> str:
     """Stands for a lane that has no id yet; nothing else in the rows of images looks like it."""
     return f"<{place}>"
 
 
-def _field(value: str | None) -> str:
+def _copy_field(value: str | None) -> str:
     if value is None:
         return "\\N"
     return value.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n").replace("\r", "\\r")

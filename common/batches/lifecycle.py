@@ -125,16 +125,16 @@ def resume(connection: Connection, batch_id: UUID, tenant_id: UUID) -> list[str]
 def close(connection: Connection, batch_id: UUID, tenant_id: UUID) -> None:
     """Cancel a batch, first half: nothing of it can be claimed or started from the COMMIT on.
 
-    `cancel_in_hand` must follow in a transaction of its own: whoever publishes now holds jobs and wants lanes.
+    `cancel_active` must follow in a transaction of its own: whoever publishes now holds jobs and wants lanes.
     Raises NotFound, or Conflict if it has ended. Again is no error.
     """
     _change(connection, CLOSE, batch_id, tenant_id)
     connection.execute(SET_LANES, {"batch": batch_id, "closed": True})
 
 
-def cancel_in_hand(connection: Connection, batch_id: UUID) -> list[UUID]:
+def cancel_active(connection: Connection, batch_id: UUID) -> list[UUID]:
     """Cancel a batch, second half: cancel the jobs that run or are in a worker's hands; which. The others: `settle`."""
-    in_hand = connection.execute(LOCK_IN_HAND, {"batch": batch_id}).scalars().all()
+    in_hand = connection.execute(LOCK_ACTIVE, {"batch": batch_id}).scalars().all()
     return cancel_locked(connection, in_hand)
 
 
@@ -145,7 +145,7 @@ def settle(connection: Connection, batch_id: UUID) -> bool:
         return False
     until = batch.settled + max(1, SETTLE_IMAGES * batch.jobs // max(batch.images, 1))
     here = {"batch": batch_id, "start": batch.settled, "until": until}
-    cancel_locked(connection, connection.execute(LOCK_PLACES, here).scalars().all())
+    cancel_locked(connection, connection.execute(LOCK_CHUNK, here).scalars().all())
     connection.execute(SETTLED, here)
     return bool(until < batch.jobs)
 
@@ -166,7 +166,7 @@ def read(connection: Connection, batch_id: UUID) -> Batch | None:
     return _batch(row) if row else None
 
 
-def note_checked(connection: Connection, batch: Batch, chunk: Chunk) -> bool:
+def record_checked(connection: Connection, batch: Batch, chunk: Chunk) -> bool:
     """Note that a chunk was checked; the last one begins the expansion. False if somebody else was faster."""
     is_mine = (
         connection.execute(
@@ -280,7 +280,7 @@ SET_LANES = text("""
 """)
 
 # What runs, and what a lease holds that is about to start: its start may be under way, and holds the job's lock.
-LOCK_IN_HAND = text("""
+LOCK_ACTIVE = text("""
     WITH held AS (
         SELECT images.job_id FROM leases JOIN images ON images.id = ANY(leases.image_ids)
         WHERE leases.ended_at IS NULL AND images.lane_id = ANY(ARRAY(SELECT id FROM lanes WHERE batch_id = :batch)))
@@ -296,7 +296,7 @@ LOCK_TO_SETTLE = text("""
     FOR NO KEY UPDATE SKIP LOCKED
 """)
 
-LOCK_PLACES = text("""
+LOCK_CHUNK = text("""
     SELECT id FROM jobs
     WHERE id = ANY(ARRAY(SELECT id FROM jobs WHERE batch_id = :batch AND position >= :start AND position < :until))
         AND finished_at IS NULL

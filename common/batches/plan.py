@@ -19,15 +19,16 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, TypeAdapter, Valid
 from common.batches.matrix import Variant, variants
 from common.catalog.catalog import Catalog
 from common.errors import FieldError, Invalid
-from common.recipes.img2img import FindImage, find_nothing
-from common.recipes.recipe import MAX_SEED, Draft, Recipe, Seed, Text, prompt_errors, resolve, seeds_from, wrong_fields
+from common.recipes.field_errors import prompt_errors
+from common.recipes.img2img import FindImage, find_no_image
+from common.recipes.recipe import MAX_SEED, Draft, Recipe, Seed, Text, resolve, seeds_from, wrong_fields
 
 PLACEHOLDER = "画"
-PROMPT: TypeAdapter[str] = TypeAdapter(Text)
-SEED: TypeAdapter[int] = TypeAdapter(Seed)
-MOST_BASES = 1000  # that are remembered: lines that list their seeds have one each
+PROMPT_TYPE: TypeAdapter[str] = TypeAdapter(Text)
+SEED_TYPE: TypeAdapter[int] = TypeAdapter(Seed)
+MAX_TEMPLATES = 1000  # that are remembered: lines that list their seeds have one each
 
-in_json = JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+to_json = JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class Plan(BaseModel):
@@ -61,10 +62,10 @@ class RecipeTemplate:
 
     @cached_property
     def rest_of_json(self) -> str:
-        return in_json(self.recipe.model_dump(mode="json", exclude={"prompt", "seeds"}))[1:]
+        return to_json(self.recipe.model_dump(mode="json", exclude={"prompt", "seeds"}))[1:]
 
 
-class Planned(NamedTuple):
+class PlannedJob(NamedTuple):
     """The recipe of one prompt: the base, and what is its own."""
 
     base: RecipeTemplate
@@ -79,10 +80,10 @@ class Planned(NamedTuple):
     def json(self) -> str:
         """Of the recipe."""
         seeds = ",".join(map(str, self.seeds))
-        return f'{{"prompt":{in_json(self.prompt)},"seeds":[{seeds}],{self.base.rest_of_json}'
+        return f'{{"prompt":{to_json(self.prompt)},"seeds":[{seeds}],{self.base.rest_of_json}'
 
 
-def planners(plan: Plan, catalog: Catalog, find: FindImage = find_nothing) -> list["Planner"]:
+def planners(plan: Plan, catalog: Catalog, find: FindImage = find_no_image) -> list["Planner"]:
     """One for each variant that the plan makes of a prompt."""
     return [Planner(plan, catalog, find, variant) for variant in variants(plan.matrix)]
 
@@ -94,7 +95,7 @@ class Planner:
     """
 
     def __init__(
-        self, plan: Plan, catalog: Catalog, find: FindImage = find_nothing, variant: Variant | None = None
+        self, plan: Plan, catalog: Catalog, find: FindImage = find_no_image, variant: Variant | None = None
     ) -> None:
         self._plan = plan
         self._catalog = catalog
@@ -104,22 +105,22 @@ class Planner:
         self._bases: dict[str, RecipeTemplate | None] = {}
         self._usual = self._alone({"prompt": PLACEHOLDER}, 0).base
 
-    def planned(self, fields: Mapping[str, Any], place: int) -> Planned:
+    def planned(self, fields: Mapping[str, Any], place: int) -> PlannedJob:
         """The recipe of the prompt at this place. Raises Invalid, with every field that is wrong."""
         return self._in_order(fields, place) or self._alone(fields, place)
 
-    def _in_order(self, fields: Mapping[str, Any], place: int) -> Planned | None:
+    def _in_order(self, fields: Mapping[str, Any], place: int) -> PlannedJob | None:
         """By a base. None where something may be wrong."""
         prompt, seed = fields.get("prompt"), fields.get("seed")
         base = self._usual if len(fields) == 1 else self._base_of(fields)
         if base is None or not _is_prompt(prompt):
             return None
         if base.has_seeds:
-            return Planned(base, prompt, base.recipe.seeds) if seed is None else None
+            return PlannedJob(base, prompt, base.recipe.seeds) if seed is None else None
         if seed is not None and not _is_seed(seed):
             return None
         first = self._root_seed(place) if seed is None else seed
-        return Planned(base, prompt, seeds_from(first, base.recipe.count))
+        return PlannedJob(base, prompt, seeds_from(first, base.recipe.count))
 
     def _base_of(self, fields: Mapping[str, Any]) -> RecipeTemplate | None:
         """The base of all prompts that come with these fields, whatever the prompt and seed. None: they are wrong."""
@@ -128,7 +129,7 @@ class Planner:
             others["seed"] = None
         key = repr(others)  # unlike 1 == 1.0 == True
         if key not in self._bases:
-            if len(self._bases) >= MOST_BASES:
+            if len(self._bases) >= MAX_TEMPLATES:
                 self._bases.clear()
             try:
                 self._bases[key] = self._alone(others, 0).base
@@ -136,7 +137,7 @@ class Planner:
                 self._bases[key] = None
         return self._bases[key]
 
-    def _alone(self, fields: Mapping[str, Any], place: int) -> Planned:
+    def _alone(self, fields: Mapping[str, Any], place: int) -> PlannedJob:
         """As a job is made of a draft."""
         if twice := self._variant.keys() & fields.keys():
             raise Invalid.of([FieldError(name, "is in the matrix, which sets it for all prompts") for name in twice])
@@ -144,7 +145,7 @@ class Planner:
         draft = _draft({**common, **fields})
         recipe = resolve(draft, self._catalog, self._model, self._root_seed(place), self._find)
         has_seeds = draft.seeds is not None or draft.seed is not None
-        return Planned(RecipeTemplate(recipe, has_seeds), recipe.prompt, recipe.seeds)
+        return PlannedJob(RecipeTemplate(recipe, has_seeds), recipe.prompt, recipe.seeds)
 
     def _root_seed(self, place: int) -> int:
         return (self._plan.seed + place * self._plan.images_per_prompt) % (MAX_SEED + 1)
@@ -156,14 +157,14 @@ class Planner:
 
 def _is_prompt(value: object) -> TypeGuard[str]:
     try:
-        return not prompt_errors("prompt", PROMPT.validate_python(value), empty_allowed=False)
+        return not prompt_errors("prompt", PROMPT_TYPE.validate_python(value), empty_allowed=False)
     except ValidationError:
         return False
 
 
 def _is_seed(value: object) -> TypeGuard[int]:
     try:
-        return SEED.validate_python(value) is not None
+        return SEED_TYPE.validate_python(value) is not None
     except ValidationError:
         return False
 

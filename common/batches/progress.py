@@ -26,36 +26,36 @@ class Progress:
     because: str | None
 
 
-def look(connection: Connection) -> list[Progress]:
+def measure(connection: Connection) -> list[Progress]:
     """What there is to note of the batches that are neither paused nor over."""
-    found = [_progress(row) for row in connection.execute(GOING_ON)]
+    found = [_progress(row) for row in connection.execute(MEASURE)]
     return [one for one in found if one.because or one.marks != one.seen]
 
 
-def note(connection: Connection, progress: Progress) -> bool:
+def record(connection: Connection, progress: Progress) -> bool:
     """Note it, and pause the batch if it is to pause. False if somebody else was faster, or is at the batch."""
     parameters = {"batch": progress.batch_id, "because": progress.because}
     marks = {"seen": json.dumps(progress.seen), "samples": json.dumps(progress.marks)}
-    is_mine = connection.execute(NOTE, parameters | marks).rowcount > 0
+    is_mine = connection.execute(RECORD, parameters | marks).rowcount > 0
     if is_mine and progress.because:
         connection.execute(SET_LANES, {"batch": progress.batch_id, "closed": True})
     return is_mine
 
 
-def samples_of(samples: Sequence[Sequence[Any]]) -> Samples:
+def read_samples(samples: Sequence[Sequence[Any]]) -> Samples:
     """As they stand in the row of a batch."""
     return tuple(Sample(*mark) for mark in samples)
 
 
 def _progress(row: Row[Any]) -> Progress:
-    seen, now = samples_of(row.progress_samples), Sample(row.at, row.ended, row.failed, row.flagged)
+    seen, now = read_samples(row.progress_samples), Sample(row.at, row.ended, row.failed, row.flagged)
     rule = StopRule.model_validate(row.stop_rule) if row.stop_rule else None
     known = seen or (Sample(row.created, 0, 0, 0),)
     because = stop_reason(known, now, rule) if rule else None
     return Progress(row.id, seen, add_sample(known, now, rule), because)
 
 
-GOING_ON = text("""
+MEASURE = text("""
     SELECT batches.id, progress_samples, stop_rule, counted.*,
            round(extract(epoch FROM now()), 1)::float AS at, round(extract(epoch FROM created_at), 1)::float AS created
     FROM batches CROSS JOIN LATERAL (
@@ -65,7 +65,7 @@ GOING_ON = text("""
     WHERE finished_at IS NULL AND cancelled_at IS NULL AND paused_at IS NULL
 """)
 
-NOTE = text("""
+RECORD = text("""
     UPDATE batches SET progress_samples = cast(:samples AS jsonb),
         paused_at = CASE WHEN cast(:because AS text) IS NOT NULL THEN now() END, paused_because = :because
     WHERE id = (SELECT id FROM batches WHERE id = :batch AND progress_samples = cast(:seen AS jsonb)

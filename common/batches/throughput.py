@@ -11,7 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 SAMPLE_S = 10.0  # between two marks, unless many images end meanwhile
 RATE_S = 60.0  # the rate is that of so long, or somewhat longer
-PARTS = 10  # of the window of a stop rule: it is longer than it should be by one of them at most, and by one sweep
+WINDOW_STEPS = (
+    10  # of the window of a stop rule: it is longer than it should be by one of them at most, and by one sweep
+)
 
 
 class StopRule(BaseModel):
@@ -41,18 +43,18 @@ def add_sample(marks: Sequence[Sample], now: Sample, rule: StopRule | None) -> S
     """The marks to go on with; the same ones if it is too early for another."""
     if not marks or (len(marks) == 1 and marks[0].ended == now.ended):  # until something ends, nothing is measured
         return (now,) if not marks or now.at - marks[0].at >= SAMPLE_S else tuple(marks)
-    step = max(1, rule.of_last // PARTS) if rule else 1
+    step = max(1, rule.of_last // WINDOW_STEPS) if rule else 1
     is_far = rule is not None and now.ended - marks[-1].ended >= step
     if not is_far and now.at - marks[-1].at < SAMPLE_S:
         return tuple(marks)
     is_near = rule is not None and len(marks) > 1 and now.ended - marks[-2].ended < step
     found = [*(marks[:-1] if is_near else marks), now]
-    while len(found) > 2 and _suffices(found[1], now, rule):
+    while len(found) > 2 and _covers_window(found[1], now, rule):
         found.pop(0)
     return tuple(found)
 
 
-def _suffices(mark: Sample, now: Sample, rule: StopRule | None) -> bool:
+def _covers_window(mark: Sample, now: Sample, rule: StopRule | None) -> bool:
     """Whether what was before it is not needed any more."""
     is_long_ago = now.at - mark.at >= RATE_S
     return is_long_ago and (rule is None or now.ended - mark.ended >= rule.of_last)

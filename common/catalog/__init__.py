@@ -1,1 +1,1 @@
-"""What to draw with: models, LoRAs, and the manifest of an imported model. Pure values."""
+"""The models and LoRAs to draw with, and the manifest of an imported model. Pure values."""

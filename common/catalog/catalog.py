@@ -1,7 +1,7 @@
-"""The catalogue of models: a TOML file read into frozen entries. Knows what a model is for, not how it is loaded.
+"""The catalogue of models: a TOML file, read into frozen entries. Knows the entry of a model, not how to load one.
 
-An entry's `source` is a folder (relative to the file) or a hub id such as `owner/name`. What was imported on this host
-under a name that the file lacks has an entry of its own, beside its files.
+The `source` of an entry is a folder (relative to the file) or a hub id such as `owner/name`. A model that was imported
+on this host under a name that the file lacks has an entry of its own, beside its files.
 """
 
 import tomllib
@@ -12,6 +12,7 @@ from typing import Any
 
 from common.catalog import manifest
 from common.catalog.loras import Lora, read_lora
+from common.catalog.sentences import sentence
 from common.errors import Invalid, UnknownModel
 
 SCHEDULERS = ("ddim", "ddpm", "deis", "dpm++", "dpm++_sde", "euler", "euler_a", "heun", "kdpm2", "lms", "pndm", "unipc")
@@ -20,7 +21,7 @@ PRECISIONS = ("fp32", "fp16", "bf16")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a model can draw, by its entry: `words`, any of which a prompt needs, and `advice` if it has none."""
+    """What a model can draw. A prompt with none of the `words` gets the `advice` as a warning."""
 
     words: tuple[str, ...]
     advice: str
@@ -28,25 +29,22 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Licence:
-    """What a model may be used for. Another `version` is another text: who accepted the one has not accepted the other.
-
-    One with `restrictions` binds whoever uses the model; one without is only named.
-    """
+    """The licence of a model. A tenant accepts one `version` of it, and only a licence that has `restrictions`."""
 
     name: str
     url: str  # of the full text
     version: str = ""
     restrictions: tuple[str, ...] = ()
-    text: str | None = None  # where it is beside the catalogue
+    text: str | None = None  # if it is beside the catalogue
 
 
 @dataclass(frozen=True)
 class Model:
-    """One entry. Sizes are pixels; `max_pixels` bounds width × height.
+    """One entry. Sizes are in pixels; `max_pixels` is the limit of width × height.
 
-    `microbatch` is the images in one call; None: as many as each class of worker finds to be best. `precision` is what
-    an accelerator computes in, `compile` whether the worker compiles the model: both move pixels, and every picture
-    names them.
+    `microbatch` is the number of images in one pipeline call; None: each class of worker measures the best one.
+    `precision` is that of an accelerator. `compile`: the worker compiles the model when it loads it. Both change
+    pixels, so the metadata of every image names them.
     """
 
     name: str
@@ -59,8 +57,8 @@ class Model:
     steps: int
     scheduler: str
     guidance: float
-    folder: Path | None  # that its source is; None for one of the hub
-    store: Path | None = None  # where its import lies, once there is one
+    source_path: Path | None  # the local source; None for one of the hub
+    import_path: Path | None = None  # where an import puts it; None without a store
     revision: str | None = None
     min_side: int = 64
     max_pixels: int = 1024 * 1024
@@ -74,38 +72,40 @@ class Model:
     negative_prompt: str = ""
     sha256: dict[str, str] = field(default_factory=dict)
     vocabulary: Vocabulary | None = None
-    loras: dict[str, Lora] = field(default_factory=dict)  # those of the catalogue that fit it
+    loras: dict[str, Lora] = field(default_factory=dict)  # those that fit this model
 
     @property
     def tokenizer_file(self) -> Path | None:
-        """`tokenizer.json` of a model whose files are here: what the API counts prompts with."""
-        files = [folder / "tokenizer" / "tokenizer.json" for folder in (self.folder, self.store) if folder]
+        """The `tokenizer.json` of a local model, by which the API counts tokens. None if there is none."""
+        files = [folder / "tokenizer" / "tokenizer.json" for folder in (self.source_path, self.import_path) if folder]
         return next((file for file in files if file.is_file()), None)
 
     @property
-    def is_here(self) -> bool:
+    def is_local(self) -> bool:
         """Whether this host has its files."""
-        return self.folder is not None or (self.store is not None and (self.store / manifest.MANIFEST).is_file())
+        return self.source_path is not None or (
+            self.import_path is not None and (self.import_path / manifest.MANIFEST).is_file()
+        )
 
 
 @dataclass(frozen=True)
 class Catalog:
     models: dict[str, Model]
-    default: str  # on hosts without an accelerator
-    default_gpu: str
+    default: str  # the model of recipes that name none, on hosts without an accelerator
+    default_gpu: str  # the same, on hosts with one
     loras: dict[str, Lora] = field(default_factory=dict)
 
     def get(self, name: str) -> Model:
-        """The entry of that name. Raises UnknownModel, naming those there are."""
+        """The entry of that name. Raises UnknownModel, which lists the models."""
         if name not in self.models:
-            raise UnknownModel.field("model", f"there is no model {name!r}; the catalogue has {', '.join(self.models)}")
+            raise UnknownModel.field("model", sentence("unknown_model", model=name, models=", ".join(self.models)))
         return self.models[name]
 
 
 def read(path: Path, store: Path | None = None) -> Catalog:
-    """Read a catalogue file, and the entries of what was imported into this store. An entry of the file goes first.
+    """Read a catalogue file, and the entries of the models that were imported into this store.
 
-    Raises Invalid in one sentence that names the file and the entry.
+    Where both have a name, the file's entry counts. Raises Invalid, which names the file and what is wrong with it.
     """
     document = _document(path)
     licences = _licences(document, path)
@@ -114,10 +114,10 @@ def read(path: Path, store: Path | None = None) -> Catalog:
         loras = {name: read_lora(name, entry, path.parent) for name, entry in document.get("loras", {}).items()}
         default = document["default"]
     except (KeyError, TypeError) as error:
-        raise _incomplete(path, error) from error
+        raise _wrong_entry(path, error) from error
     for file in sorted(store.glob(f"[!.]*/{manifest.ENTRY}")) if store else ():
         for name, model in _models(_document(file), licences, file, store).items():
-            models.setdefault(name, replace(model, folder=None))  # its files are in the store, wherever they were
+            models.setdefault(name, replace(model, source_path=None))  # its files are in the store
     models = {name: _with_loras(model, loras) for name, model in models.items()}
     catalog = Catalog(models, default, document.get("default_gpu", default), loras)
     for name in (catalog.default, catalog.default_gpu):
@@ -125,13 +125,13 @@ def read(path: Path, store: Path | None = None) -> Catalog:
     return catalog
 
 
-def of_entry(name: str, entry: Mapping[str, Any], store: Path) -> Model:
-    """The model of an entry that is in no file yet. Raises Invalid."""
+def model_from_entry(name: str, entry: Mapping[str, Any], store: Path) -> Model:
+    """The model of an entry that is not in a file yet. Raises Invalid."""
     return _models({"models": {name: entry}}, {}, store / name / manifest.ENTRY, store)[name]
 
 
-def own_entry(name: str, store: Path) -> dict[str, Any]:
-    """The entry that was written when a model was imported, and changed since perhaps; nothing where there is none."""
+def read_entry(name: str, store: Path) -> dict[str, Any]:
+    """The entry that the import of a model wrote, and that an operator may have changed. Empty if there is none."""
     file = store / name / manifest.ENTRY
     return dict(_document(file)["models"][name]) if file.is_file() else {}
 
@@ -141,7 +141,7 @@ def _document(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             return tomllib.load(file)
     except (OSError, tomllib.TOMLDecodeError) as error:
-        raise Invalid(f"The catalogue {path} cannot be read: {error}.") from error
+        raise Invalid(sentence("catalogue_unreadable", path=path, reason=str(error))) from error
 
 
 def _models(
@@ -150,17 +150,17 @@ def _models(
     try:
         found = {name: _model(name, entry, licences, path.parent) for name, entry in document["models"].items()}
     except (KeyError, TypeError) as error:
-        raise _incomplete(path, error) from error
-    return {name: replace(model, store=store / name) for name, model in found.items()} if store else found
+        raise _wrong_entry(path, error) from error
+    return {name: replace(model, import_path=store / name) for name, model in found.items()} if store else found
 
 
 def _licences(document: dict[str, Any], path: Path) -> dict[str, Licence]:
-    """By their names as the hub spells them: models that were imported bear those."""
+    """The licences by their ids on the hub, which the entries of imported models name."""
     try:
         found = [_licence(name, entry, path.parent) for name, entry in document.get("licences", {}).items()]
     except TypeError as error:
-        raise _incomplete(path, error) from error
-    return {_as_on_the_hub(licence.name): licence for licence in found}
+        raise _wrong_entry(path, error) from error
+    return {_hub_licence_id(licence.name): licence for licence in found}
 
 
 def _licence(name: str, entry: dict[str, Any], base: Path) -> Licence:
@@ -169,32 +169,40 @@ def _licence(name: str, entry: dict[str, Any], base: Path) -> Licence:
     return Licence(name, **{**entry, "restrictions": tuple(entry.get("restrictions", ()))}, text=text)
 
 
-def _as_on_the_hub(licence: str) -> str:
+def _hub_licence_id(licence: str) -> str:
     """`CreativeML OpenRAIL-M` → `creativeml-openrail-m`."""
     return licence.lower().replace(" ", "-")
 
 
-def _incomplete(path: Path, error: Exception) -> Invalid:
-    return Invalid(f"The catalogue {path} is incomplete or has an entry that is not known: {error}.")
+def _wrong_entry(path: Path, error: KeyError | TypeError) -> Invalid:
+    """`error` is that of a key that is missing or unknown, or it has a sentence about the entry."""
+    reason = sentence("key_missing", key=error.args[0]) if isinstance(error, KeyError) else error.args[0]
+    return Invalid(sentence("catalogue_wrong", path=path, reason=reason))
 
 
 def _model(name: str, entry: dict[str, Any], licences: Mapping[str, Licence], base: Path) -> Model:
     values = dict(entry)
     url, licence = values.pop("licence_url", None), values["licence"]
-    known = licences.get(_as_on_the_hub(licence))
+    known = licences.get(_hub_licence_id(licence))
     if known is None and url is None:
-        raise TypeError(f"{name} names the licence {licence!r}, which has neither an entry nor a licence_url")
+        raise TypeError(sentence("licence_unknown", model=name, licence=licence))
     values["licence"] = known or _licence(licence, {"url": url}, base)
     if words := values.pop("vocabulary", None):
         values["vocabulary"] = Vocabulary(tuple(words["words"]), words["advice"])
-    folder = base / values["source"]
-    model = Model(name=name, folder=folder if folder.is_dir() or _is_path(values["source"]) else None, **values)
+    path = base / values["source"]
+    model = Model(name=name, source_path=path if path.is_dir() or _is_path(values["source"]) else None, **values)
     if model.scheduler not in SCHEDULERS:
-        raise TypeError(f"{name} names the scheduler {model.scheduler!r}")
+        schedulers = ", ".join(SCHEDULERS)
+        raise TypeError(
+            sentence("model_scheduler_unknown", model=name, scheduler=model.scheduler, schedulers=schedulers)
+        )
     if model.precision not in PRECISIONS:
-        raise TypeError(f"{name} names the precision {model.precision!r}, not one of {', '.join(PRECISIONS)}")
+        precisions = ", ".join(PRECISIONS)
+        raise TypeError(
+            sentence("model_precision_unknown", model=name, precision=model.precision, precisions=precisions)
+        )
     if model.microbatch is not None and model.microbatch < 1:
-        raise TypeError(f"{name} has a microbatch of {model.microbatch}")
+        raise TypeError(sentence("model_microbatch_too_small", model=name, microbatch=model.microbatch))
     return model
 
 
@@ -203,5 +211,5 @@ def _with_loras(model: Model, loras: dict[str, Lora]) -> Model:
 
 
 def _is_path(source: str) -> bool:
-    """A hub id is `owner/name`; anything that starts like a path is one, even when nothing is there."""
+    """Whether a source is a path, even if nothing is there. A hub id is `owner/name`."""
     return source.startswith(("/", "./", "../"))

@@ -1,1 +1,1 @@
-"""Prompt files: text, JSON Lines, CSV and Parquet, read line by line."""
+"""Files of prompts: their formats, columns and lines, read from any line on."""

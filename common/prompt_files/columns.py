@@ -1,6 +1,6 @@
-"""The columns of a file of prompts: which field of a recipe a name means, and what the text of a cell is worth.
+"""The columns of a file of prompts: the field of a recipe that a name means, and the value of a cell's text. Pure.
 
-The one table of names that people use, Chinese ones above all. The keys of JSON lines go by it too.
+Has the one table of the names that people use, Chinese ones above all, which is that of the keys of JSON Lines too.
 """
 
 import json
@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from common.errors import Invalid
+from common.prompt_files.sentences import sentence
 from common.recipes.recipe import Draft
 
 FIELDS = tuple(Draft.model_fields)
@@ -36,47 +37,50 @@ NAMES = {
 }
 ALIASES = {name: field for field, names in NAMES.items() for name in (field, *names)}
 
-WHOLE = {"width", "height", "steps", "count", "seed"}
-NUMBERS = {"guidance", "strength"}
+INTEGERS = {"width", "height", "steps", "count", "seed"}
+FLOATS = {"guidance", "strength"}
 LISTS = {"seeds", "lora"}
 
-MOST_NAMES = 10_000  # that are remembered: a file may have as many of them as it likes
-SHOWN = 5  # names of columns that are wrong
+MAX_CACHED_NAMES = 10_000
+MAX_SHOWN = 5  # columns in an error
 
 
-@lru_cache(MOST_NAMES)
+@lru_cache(MAX_CACHED_NAMES)
 def field_of(name: str) -> str:
-    """The field that is meant; the name as it is where it means none. Case, spaces and hyphens are free."""
+    """The field that a name means; the name itself if it means none. Ignores case, spaces, hyphens and underscores."""
     plain = re.sub(r"[\s_-]+", "_", name.strip()).casefold()
     return ALIASES.get(plain, name)
 
 
 def fields_of(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a row gives, by the fields that are meant. Raises Invalid when two of its names mean the same."""
+    """The values of a row by the fields that its names mean. Raises Invalid if two names mean the same field."""
     fields = {field_of(name): value for name, value in given.items()}
     if len(fields) < len(given):
-        raise Invalid(f"{_twice(map(field_of, given))} is there twice, by different names.")
+        raise Invalid(sentence("key_twice", field=_first_duplicate(map(field_of, given))))
     return fields
 
 
 def columns_of(header: Sequence[str]) -> tuple[str, ...]:
-    """The fields of the columns of a table; empty for one without a name. Raises Invalid where they are not clear."""
+    """The fields of the columns of a table; "" for a column without a name.
+
+    Raises Invalid if there is no prompt, a name that means no field, or a field twice.
+    """
     columns = tuple(field_of(name) if name.strip() else "" for name in header)
     named = [column for column in columns if column]
     if "prompt" not in named:
-        raise Invalid(f"no column is called prompt (or {', '.join(NAMES['prompt'])}); there are {_shown(header)}.")
-    if strange := [column for column in named if column not in FIELDS]:
-        raise Invalid(f"{_shown(strange)} is no field of a recipe; those are {', '.join(FIELDS)}.")
+        raise Invalid(sentence("no_prompt_column", names=", ".join(NAMES["prompt"]), columns=_quote(header)))
+    if unknown := [column for column in named if column not in FIELDS]:
+        raise Invalid(sentence("unknown_columns", columns=_quote(unknown), fields=", ".join(FIELDS)))
     if len(set(named)) < len(named):
-        raise Invalid(f"two columns mean {_twice(named)}.")
+        raise Invalid(sentence("column_twice", field=_first_duplicate(named)))
     return columns
 
 
 def parse_cell(field: str, cell: str) -> Any:
-    """What a cell says. Where that is nothing of the kind it stays text, and the recipe has to say what is wrong."""
-    if field in WHOLE and (whole := re.fullmatch(r"([+-]?\d{1,30})(?:\.0*)?", cell)):
+    """The value of a cell. Text that is no value of the field stays text; the checks of the recipe refuse it."""
+    if field in INTEGERS and (whole := re.fullmatch(r"([+-]?\d{1,30})(?:\.0*)?", cell)):
         return int(whole[1])
-    if field in NUMBERS:
+    if field in FLOATS:
         try:
             return float(cell)
         except ValueError:
@@ -89,11 +93,10 @@ def parse_cell(field: str, cell: str) -> Any:
     return cell
 
 
-def _shown(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(repr(name[:40]) for name in names[:SHOWN]) + more
+def _quote(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else ""
+    return ", ".join(repr(name[:40]) for name in names[:MAX_SHOWN]) + more
 
 
-def _twice(fields: Iterable[str]) -> str:
-    """The first that is there twice."""
+def _first_duplicate(fields: Iterable[str]) -> str:
     return next(field for field, count in Counter(fields).items() if count > 1)

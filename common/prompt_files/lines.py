@@ -1,7 +1,7 @@
-"""The lines of a file of prompts, from anywhere in it: JSON Lines, a prompt a line, or CSV.
+"""The lines of a file of prompts, from any of them on: JSON Lines, one prompt per line, or CSV. Pure.
 
-Yields what each line says; whether that makes a recipe is for `common.batches.plan` to say. A line of CSV is a
-record, which goes on over newlines in quotes. Bytes come in blocks, and at most one line is in memory beside them.
+Yields the fields that each line gives; `common.batches.plan` makes recipes of them. A line of CSV is a record, which
+may contain newlines in quotation marks. The bytes come in blocks; beside a block at most one line is in memory.
 """
 
 import csv
@@ -13,97 +13,109 @@ from typing import Any, NamedTuple
 
 from common.errors import Invalid
 from common.prompt_files.columns import FIELDS, columns_of, field_of, fields_of, parse_cell
+from common.prompt_files.sentences import sentence
+from common.sentences import Sentence
 
 MAX_LINE_BYTES = 1_000_000
-MOST_BYTES = 16_000_000  # of the lines that are looked at together: a chunk of ordinary ones has half a million
+MAX_CHUNK_BYTES = 16_000_000  # a chunk of ordinary lines has half a million
 BOM = b"\xef\xbb\xbf"
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
-TOO_LONG = f"it is longer than {MAX_LINE_BYTES:,} bytes."
+TOO_LONG = sentence("line_too_long", most=MAX_LINE_BYTES)
 
 
 class Line(NamedTuple):
-    """One line that is not blank: number `number` to `last` of the file. `end` is where the next one starts in it."""
+    """A line that is not blank, or a record: lines `number` to `last` of the file. In Parquet it is a row.
+
+    `end` is the offset behind it in bytes; in Parquet, the number of rows up to it.
+    """
 
     number: int
     last: int
     end: int
     content: Any
     size: int
-    read: Callable[[Any], dict[str, Any]]
+    parse: Callable[[Any], dict[str, Any]]
 
     def fields(self) -> dict[str, Any]:
-        """The fields of a draft. Raises Invalid in words that go on from `line 7: …`."""
-        return self.read(self.content)
+        """The fields of a draft. Raises Invalid with a reason that follows `Line 7: `."""
+        return self.parse(self.content)
 
 
 class RawLine(NamedTuple):
-    """What lies between two newlines, with the second one; no content if it is too long."""
+    """The bytes up to a newline, with it. `content` is None if they are too many."""
 
     size: int
     content: bytes | None
 
 
 def take(found: Iterator[Line], most: int) -> list[Line]:
-    """The next lines: at most so many, and no more once they are large together."""
+    """The next lines: at most so many, and fewer once they have MAX_CHUNK_BYTES together."""
     taken, size = list[Line](), 0
     for line in islice(found, most):
         taken.append(line)
         size += line.size
-        if size >= MOST_BYTES:
+        if size >= MAX_CHUNK_BYTES:
             break
     return taken
 
 
-def wrong(reason: str) -> dict[str, Any]:
-    """Reads a line of which it is known already that it cannot be read."""
+def at_line(format: str, number: int, reason: str) -> Sentence:
+    """The reason behind the number of its line; in Parquet, of its row."""
+    if format == "parquet":
+        return sentence("at_row", number=number, reason=reason)
+    return sentence("at_line", number=number, reason=reason)
+
+
+def raise_invalid(reason: str) -> dict[str, Any]:
+    """The `parse` of a line that could not be read; its content is the reason."""
     raise Invalid(reason)
 
 
-# JSON Lines, and a prompt a line
+# JSON Lines, and one prompt per line
 
 
 def lines(blocks: Iterable[bytes], format: str, offset: int = 0, number: int = 0) -> Iterator[Line]:
-    """The lines of a file whose bytes from `offset` on come in blocks; `number` lines are before that."""
-    read = READERS[format]
+    """The lines of a file whose bytes from `offset` on come in blocks, behind `number` other lines."""
+    parse = PARSERS[format]
     for size, content in _split_lines(blocks):
         start, offset, number = offset, offset + size, number + 1
         if content is None:
-            yield Line(number, number, offset, TOO_LONG, 0, wrong)
+            yield Line(number, number, offset, TOO_LONG, 0, raise_invalid)
         elif content := (content.removeprefix(BOM) if start == 0 else content).strip():
-            yield Line(number, number, offset, content, size, read)
+            yield Line(number, number, offset, content, size, parse)
 
 
-def _prompt(content: bytes) -> dict[str, Any]:
-    return {"prompt": _text(content)}
+def _parse_prompt(content: bytes) -> dict[str, Any]:
+    return {"prompt": _decode(content, "utf-8")}
 
 
-def _object(content: bytes) -> dict[str, Any]:
-    text = _text(content)
+def _parse_object(content: bytes) -> dict[str, Any]:
+    text = _decode(content, "utf-8")
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError):
-        raise Invalid("it is not JSON.") from None
+        raise Invalid(sentence("not_json")) from None
     if not isinstance(fields, dict):
-        raise Invalid('it is not a JSON object such as {"prompt": "…"}.')
+        raise Invalid(sentence("not_an_object"))
     return fields_of(fields)
 
 
-def _text(content: bytes) -> str:
+def _decode(content: bytes, encoding: str) -> str:
     try:
-        return content.decode("utf-8")
+        return content.decode(encoding)
     except UnicodeDecodeError:
-        raise Invalid("it is not UTF-8.") from None
+        raise Invalid(sentence("not_encoded", encoding=encoding.upper())) from None
 
 
-READERS = {"jsonl": _object, "txt": _prompt}
+PARSERS = {"jsonl": _parse_object, "txt": _parse_prompt}
 
 
 # CSV
 
 
 @dataclass(frozen=True)
-class Table:
-    """What the first line of a CSV file says of the others. `end` and `number` as those of that line."""
+class CsvHeader:
+    """The header of a CSV file. `end` is the offset behind its line, `number` that line's number."""
 
     encoding: str
     delimiter: str
@@ -112,106 +124,103 @@ class Table:
     number: int
 
     def fields(self, cells: list[str]) -> dict[str, Any]:
+        """The fields that a record gives. Raises Invalid for a cell without a column."""
         if any(cells[len(self.columns) :]):
-            raise Invalid(
-                f"it has {len(cells)} cells for {len(self.columns)} columns; "
-                f"what has a {DELIMITERS[self.delimiter]} in it must be in quotes."
-            )
+            delimiter = DELIMITERS[self.delimiter]
+            raise Invalid(sentence("too_many_cells", cells=len(cells), columns=len(self.columns), delimiter=delimiter))
         found = [(column, cell.strip()) for column, cell in zip(self.columns, cells, strict=False)]
         if nameless := next((cell for column, cell in found if cell and not column), None):
-            raise Invalid(f"{nameless[:40]!r} is in a column without a name.")
+            raise Invalid(sentence("cell_without_column", cell=nameless[:40]))
         return {column: parse_cell(column, cell) for column, cell in found if cell}
 
 
-def table_of(blocks: Iterable[bytes], encoding: str) -> Table:
-    """Reads the first line that is not blank. Raises Invalid when it does not name the columns."""
+def read_csv_header(blocks: Iterable[bytes], encoding: str) -> CsvHeader:
+    """Read the first line that is not blank. Raises Invalid if it does not name the columns."""
     end = 0
     for number, (size, content) in enumerate(_split_lines(blocks), 1):
         end += size
         if content is None:
-            raise Invalid(f"Line {number}: {TOO_LONG}")
+            raise Invalid(sentence("at_line", number=number, reason=TOO_LONG))
         if text := content.decode(encoding).lstrip("\ufeff").strip("\r\n "):
-            cells, delimiter = _header(text)
+            names, delimiter = _split_header(text)
             try:
-                return Table(encoding, delimiter, columns_of(cells), end, number)
+                return CsvHeader(encoding, delimiter, columns_of(names), end, number)
             except Invalid as error:
-                raise Invalid(f"Line {number} must name the columns: {error.message}") from None
-    raise Invalid("Its file has no prompts.")
+                raise Invalid(sentence("header_wrong", number=number, reason=error.message)) from None
+    raise Invalid(sentence("no_header"))
 
 
-def _header(text: str) -> tuple[list[str], str]:
-    """Its names, and what is between them: that by which most of them are known."""
+def _split_header(text: str) -> tuple[list[str], str]:
+    """The names of the columns, and the delimiter that gives the most fields of a recipe."""
     found = [(next(csv.reader([text], delimiter=delimiter)), delimiter) for delimiter in DELIMITERS]
     return max(found, key=lambda one: sum(field_of(name) in FIELDS for name in one[0]))
 
 
-def records(blocks: Iterable[bytes], table: Table, offset: int, number: int) -> Iterator[Line]:
-    """The records from `offset` on, which is behind the header; `number` lines of text are before that."""
-    feed = _Feed(blocks, table.encoding, offset, number)
-    reader = csv.reader(feed, delimiter=table.delimiter, strict=True)
+def csv_records(blocks: Iterable[bytes], header: CsvHeader, offset: int, number: int) -> Iterator[Line]:
+    """The records from `offset` on, which is behind the header and behind `number` lines of text."""
+    feed = _CsvFeed(blocks, header.encoding, offset, number)
+    reader = csv.reader(feed, delimiter=header.delimiter, strict=True)
     while True:
-        number, start = feed.begin(), feed.end
+        number, start = feed.begin_record(), feed.end
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            yield Line(number, feed.number, feed.end, f"it is not CSV: {error}.", 0, wrong)
+            reason = sentence("csv_quotes_wrong", reason=str(error))
+            yield Line(number, feed.number, feed.end, reason, 0, raise_invalid)
         except Invalid as error:
-            yield Line(number, feed.number, feed.end, error.message, 0, wrong)
+            yield Line(number, feed.number, feed.end, error.message, 0, raise_invalid)
         else:
             if any(cell.strip() for cell in cells):
-                yield Line(number, feed.number, feed.end, cells, feed.end - start, table.fields)
+                yield Line(number, feed.number, feed.end, cells, feed.end - start, header.fields)
 
 
-class _Feed:
-    """Gives a CSV reader the lines of text that it asks for. Raises Invalid once a record is too long.
+class _CsvFeed:
+    """The lines of text for a CSV reader. Raises Invalid for a line that cannot be decoded or a record too long.
 
-    No generator: the reader asks on after that.
+    Not a generator: the reader reads on after an error.
     """
 
     def __init__(self, blocks: Iterable[bytes], encoding: str, end: int, number: int) -> None:
-        self._cuts = _split_lines(blocks)
+        self._raw_lines = _split_lines(blocks)
         self._encoding = encoding
-        self._begun = self.end = end
+        self._start = self.end = end
         self.number = number
 
-    def begin(self) -> int:
+    def begin_record(self) -> int:
         """The number of the line that the next record begins with."""
-        self._begun = self.end
+        self._start = self.end
         return self.number + 1
 
-    def __iter__(self) -> "_Feed":
+    def __iter__(self) -> "_CsvFeed":
         return self
 
     def __next__(self) -> str:
-        size, content = next(self._cuts)
+        size, content = next(self._raw_lines)
         self.end, self.number = self.end + size, self.number + 1
-        if content is None or self.end - self._begun > MAX_LINE_BYTES:
-            raise Invalid(TOO_LONG)
-        try:
-            return content.decode(self._encoding)
-        except UnicodeDecodeError:
-            raise Invalid(f"it is not {self._encoding.upper()}.") from None
+        if content is None or self.end - self._start > MAX_LINE_BYTES:
+            raise Invalid(sentence("csv_record_too_long", most=MAX_LINE_BYTES))
+        return _decode(content, self._encoding)
 
 
 # Bytes
 
 
 def _split_lines(blocks: Iterable[bytes]) -> Iterator[RawLine]:
-    """Cuts after each newline. Of what is too long nothing is kept."""
-    rest, lost = b"", 0
+    """Split after each newline. The bytes of a line that is too long are dropped."""
+    rest, dropped = b"", 0
     for block in blocks:
         *whole, rest = (rest + block).split(b"\n")
         for content in whole:
-            yield _as_cut(content + b"\n", lost)
-            lost = 0
+            yield _raw_line(content + b"\n", dropped)
+            dropped = 0
         if len(rest) > MAX_LINE_BYTES:
-            lost, rest = lost + len(rest), b""
-    if rest or lost:
-        yield _as_cut(rest, lost)
+            dropped, rest = dropped + len(rest), b""
+    if rest or dropped:
+        yield _raw_line(rest, dropped)
 
 
-def _as_cut(content: bytes, lost: int) -> RawLine:
-    size = lost + len(content)
+def _raw_line(content: bytes, dropped: int) -> RawLine:
+    size = dropped + len(content)
     return RawLine(size, None if size > MAX_LINE_BYTES else content)

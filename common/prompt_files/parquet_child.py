@@ -1,14 +1,14 @@
-"""Reads a Parquet file of prompts for `common.prompt_files.parquet`, in a process of its own.
+"""The child process of `common.prompt_files.parquet`: reads a Parquet file of prompts under a limit of memory.
 
-What such a file unpacks to nobody knows before: a page of 70 KB may become two gigabytes. Here memory has a limit, and
-a broken file that brings its reader down takes nobody along. Speaks with its parent over stdin and stdout:
+How much such a file unpacks to is unknown before: a page of 70 KB may become two gigabytes. Too large or broken a file
+ends this process, and not its parent. Messages on stdin and stdout, a line each but for the bytes:
 
-    size of the file →               ← P 1000            prompts in the file
-                                     ← R offset size     it wants these bytes
+    size of the file →               ← P 1000            the number of prompts in the file
+                                     ← R offset size     a request for these bytes
                bytes →
-                                     ← {"prompt": …}     the next row, from row N on
-                                     ← E why             it cannot go on; the sentence is for people
-                                     ← .                 that was the last one
+                                     ← {"prompt": …}     the next row
+                                     ← E {"text": …}     an error, which ends this process: a Sentence
+                                     ← .                 the end of the rows
 """
 
 import io
@@ -21,21 +21,22 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from common.errors import Invalid
-from common.prompt_files.columns import NUMBERS, WHOLE, columns_of
+from common.prompt_files.columns import FLOATS, INTEGERS, columns_of
+from common.prompt_files.sentences import sentence
+from common.sentences import Sentence
 
 BATCH_ROWS = 256
 BUFFER_BYTES = 1_000_000
-MOST_ROWS = 100_000_000
-in_json = json.JSONEncoder(ensure_ascii=False).encode
-KINDS = "text, numbers, or lists of them"
+MAX_ROWS = 100_000_000
+to_json = json.JSONEncoder(ensure_ascii=False).encode
 
 
-class Parent(io.RawIOBase):
-    """The file, as the parent has it."""
+class ParentFile(io.RawIOBase):
+    """The file, of which the parent sends the bytes."""
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._place = 0
+        self._offset = 0
 
     def readable(self) -> bool:
         return True
@@ -44,22 +45,22 @@ class Parent(io.RawIOBase):
         return True
 
     def tell(self) -> int:
-        return self._place
+        return self._offset
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
-        return self._place
+        self._offset = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._offset, os.SEEK_END: self._size}[whence]
+        return self._offset
 
     def readinto(self, buffer: Any) -> int:
-        wanted = max(0, min(len(buffer), self._size - self._place))
+        wanted = max(0, min(len(buffer), self._size - self._offset))
         if wanted:
-            say(f"R {self._place} {wanted}")
+            send(f"R {self._offset} {wanted}")
             sys.stdout.flush()
             data = sys.stdin.buffer.read(wanted)
             if len(data) < wanted:
-                sys.exit(1)  # the parent has gone
+                sys.exit(1)  # the parent has ended
             buffer[:wanted] = data
-            self._place += wanted
+            self._offset += wanted
         return wanted
 
 
@@ -68,44 +69,44 @@ def main(start: int, memory: int) -> None:
     try:
         import pyarrow
     except ImportError:
-        give_up("pyarrow is not installed on this host: pip install 'huafang[datasets]'.")
-    pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # that one answers when there is no more
+        exit_with_error(sentence("pyarrow_missing"))
+    pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # this one raises at the limit
     pyarrow.set_cpu_count(1)
     pyarrow.set_io_thread_count(1)
-    limit(memory)
+    limit_memory(memory)
     try:
-        for row in rows(Parent(size), start):
-            say(in_json(row))
+        for row in rows(ParentFile(size), start):
+            send(to_json(row))
     except MemoryError:  # Arrow's own too
-        give_up(f"its pages take more than {memory:,} bytes to unpack; write it with smaller ones.")
+        exit_with_error(sentence("parquet_pages_too_large", most=memory))
     except Invalid as error:
-        give_up(error.message)
-    say(".")
+        exit_with_error(error.message)
+    send(".")
     sys.stdout.flush()
 
 
-def limit(memory: int) -> None:
-    """Let this process take so much more than it has by now."""
-    if sys.platform == "linux":  # elsewhere nobody keeps to it
+def limit_memory(memory: int) -> None:
+    """Let this process use so many bytes more than it does now."""
+    if sys.platform == "linux":  # other systems do not enforce it
         pages = int(Path("/proc/self/statm").read_text().split()[5])
         most = pages * resource.getpagesize() + memory
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
-def rows(file: Parent, start: int) -> Iterator[dict[str, Any]]:
-    """What the rows from `start` on give. Raises Invalid when this is no table of prompts."""
+def rows(file: ParentFile, start: int) -> Iterator[dict[str, Any]]:
+    """The rows from `start` on, by fields. Raises Invalid if the file is no table of prompts."""
     import pyarrow
     from pyarrow import parquet
 
     try:
         table = parquet.ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False)
-        if table.metadata.num_rows > MOST_ROWS:
-            raise Invalid(f"it has {table.metadata.num_rows:,} rows; at most {MOST_ROWS:,} can be read.")
+        if table.metadata.num_rows > MAX_ROWS:
+            raise Invalid(sentence("parquet_too_many_rows", rows=table.metadata.num_rows, most=MAX_ROWS))
         columns = columns_of([field.name for field in table.schema_arrow])
         for field in table.schema_arrow:
-            if not is_plain(field.type, pyarrow.types):
-                raise Invalid(f"column {field.name[:40]!r} is of type {field.type}; it must be of {KINDS}.")
-        say(f"P {table.metadata.num_rows}")
+            if not is_supported(field.type, pyarrow.types):
+                raise Invalid(sentence("parquet_column_type", column=field.name[:40], type=str(field.type)))
+        send(f"P {table.metadata.num_rows}")
         groups, left = list(range(table.num_row_groups)), start
         while groups and left >= table.metadata.row_group(groups[0]).num_rows:
             left -= table.metadata.row_group(groups.pop(0)).num_rows
@@ -113,41 +114,42 @@ def rows(file: Parent, start: int) -> Iterator[dict[str, Any]]:
             skipped = min(left, batch.num_rows)
             left -= skipped
             for row in batch.slice(skipped).to_pylist():
-                yield {column: worth(column, cell) for column, cell in zip(columns, row.values(), strict=True)}
+                yield {column: normalise(column, cell) for column, cell in zip(columns, row.values(), strict=True)}
     except pyarrow.ArrowMemoryError:
         raise MemoryError from None
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise Invalid(f"it cannot be read as Parquet: {str(error).splitlines()[0][:200]}") from None
+        raise Invalid(sentence("parquet_unreadable", reason=str(error).splitlines()[0][:200])) from None
 
 
-def is_plain(kind: Any, types: Any) -> bool:
-    """Text, numbers, lists of numbers, lists of {name, weight}; anything if all of it is null."""
+def is_supported(kind: Any, types: Any) -> bool:
+    """Whether a column is of text, of numbers, of lists of numbers or of {name, weight}, or has nothing but nulls."""
     if types.is_dictionary(kind):
-        return is_plain(kind.value_type, types)
+        return is_supported(kind.value_type, types)
     if types.is_list(kind) or types.is_large_list(kind):
-        return bool(types.is_struct(kind.value_type)) or is_plain(kind.value_type, types)
+        return bool(types.is_struct(kind.value_type)) or is_supported(kind.value_type, types)
     text = types.is_string(kind) or types.is_large_string(kind)
     return bool(text or types.is_integer(kind) or types.is_floating(kind) or types.is_null(kind))
 
 
-def worth(column: str, cell: Any) -> Any:
-    """A whole number beside empty cells is a float in many a table, and an empty one is NaN."""
+def normalise(column: str, cell: Any) -> Any:
+    """The value of a cell. In many tables, integers beside empty cells are floats, and the empty cells NaN."""
     if isinstance(cell, float):
         if cell != cell:
             return None
-        if column in WHOLE and cell.is_integer() and abs(cell) < 2**53:
+        if column in INTEGERS and cell.is_integer() and abs(cell) < 2**53:
             return int(cell)
-    if isinstance(cell, int) and column in NUMBERS:
+    if isinstance(cell, int) and column in FLOATS:
         return float(cell)
     return cell
 
 
-def say(line: str) -> None:
+def send(line: str) -> None:
     sys.stdout.write(line + "\n")
 
 
-def give_up(why: str) -> NoReturn:
-    say(f"E {why}")
+def exit_with_error(why: str) -> NoReturn:
+    assert isinstance(why, Sentence)
+    send("E " + to_json({"text": why, "code": why.code, "params": why.params}))
     sys.stdout.flush()
     sys.exit(1)
 

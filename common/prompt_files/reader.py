@@ -1,10 +1,10 @@
-"""Files of prompts in storage, whatever their format: their lines from anywhere on. What a line says is `lines`'."""
+"""Files of prompts in storage, of any format: their lines, from any of them on. Does not know what lines mean."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from common.prompt_files.lines import Line, lines, records, table_of
+from common.prompt_files.lines import Line, csv_records, lines, read_csv_header
 from common.prompt_files.parquet import parquet_rows
 from common.storage import Storage, upload_key
 from common.uploads import Upload
@@ -14,7 +14,7 @@ UTF8 = "utf-8"
 
 @dataclass(frozen=True)
 class PromptFile:
-    """The lines that are left, and how far the last one ends of them all: bytes, or rows of Parquet."""
+    """The lines that are left, and the length of the whole file, in bytes or in rows of Parquet as their `end`."""
 
     lines: Iterator[Line]
     length: int
@@ -22,10 +22,10 @@ class PromptFile:
 
 @contextmanager
 def open_prompts(storage: Storage, upload: Upload, offset: int = 0, number: int = 0) -> Iterator[PromptFile]:
-    """A file from where a line of it ended: its `end`, and the number of its `last`.
+    """Open a file behind one of its lines: `offset` is the `end` of that line, `number` its `last`.
 
-    Raises NotFound when it is not there, Unavailable when the image store is away, and Invalid when it is not what its
-    format says.
+    Raises NotFound if there is no such file, Unavailable if the image store is, and Invalid if the file is not of its
+    format.
     """
     key = upload_key(upload.id, upload.format)
     if upload.format == "parquet":
@@ -33,15 +33,10 @@ def open_prompts(storage: Storage, upload: Upload, offset: int = 0, number: int 
             yield PromptFile(iter(rows), rows.total)
     elif upload.format == "csv":
         with storage.open(key) as head:
-            table = table_of(head, upload.encoding or UTF8)
-        with storage.open(key, max(offset, table.end)) as blocks:
-            found = records(blocks, table, max(offset, table.end), max(number, table.number))
+            header = read_csv_header(head, upload.encoding or UTF8)
+        with storage.open(key, max(offset, header.end)) as blocks:
+            found = csv_records(blocks, header, max(offset, header.end), max(number, header.number))
             yield PromptFile(found, upload.bytes)
     else:
         with storage.open(key, offset) as blocks:
             yield PromptFile(lines(blocks, upload.format, offset, number), upload.bytes)
-
-
-def line_noun(format: str) -> str:
-    """What one line of it is, in words that begin a sentence."""
-    return "Row" if format == "parquet" else "Line"

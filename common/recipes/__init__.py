@@ -1,1 +1,1 @@
-"""What to draw: recipes, prompts and their tokens, pictures to start from. Pure values."""
+"""Recipes: prompts, their tokens and weights, and the images that they start from. Pure values."""

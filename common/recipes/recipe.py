@@ -1,7 +1,7 @@
-"""The recipe: what to draw. Pure values; resolving a draft against the catalogue is the only logic here.
+"""The recipe: what to draw. Pure values, and how a draft is resolved against the catalogue.
 
-A `Draft` is what a user writes, most of it optional; a `Recipe` is complete and frozen, and says everything that
-decides a picture. Knows nothing of tenants, jobs or where pictures go.
+A `Draft` is what a user writes; most of its fields are optional. A `Recipe` is complete and frozen: it has everything
+that decides the pixels. Knows no tenants, no jobs and no storage.
 """
 
 import hashlib
@@ -12,11 +12,11 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StringConstraints, ValidationError
 
-from common.catalog.catalog import SCHEDULERS, Catalog, Model
+from common.catalog.catalog import SCHEDULERS, Catalog
 from common.catalog.loras import LoraUse, lora_errors
 from common.errors import FieldError, Invalid
-from common.recipes import prompt_weighting
-from common.recipes.img2img import FindImage, InputImage, Mode, find_nothing, resolve_inputs, steps_taken
+from common.recipes.field_errors import prompt_errors, range_errors, scheduler_errors, seed_errors, size_errors
+from common.recipes.img2img import FindImage, InputImage, Mode, find_no_image, resolve_inputs, steps_taken
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ Text = Annotated[str, StringConstraints(strict=True, max_length=MAX_PROMPT_CHARA
 
 
 class Draft(BaseModel):
-    """A recipe as a user writes it. What is left out comes from the model's entry in the catalogue."""
+    """A recipe as a user writes it. The model's entry in the catalogue gives what is left out."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -55,23 +55,25 @@ class Draft(BaseModel):
         None, description=f"0 to {MAX_GUIDANCE:g}. Default: the model's."
     )
     count: StrictInt = Field(1, description="How many images, each with a seed of its own.")
-    seed: Seed | None = Field(None, description="Image i is drawn from seed + i. Default: drawn by lot.")
-    seeds: tuple[Seed, ...] | None = Field(None, description="One seed an image, in place of `seed`.", min_length=1)
-    mode: Mode | None = Field(None, description="Default: by whether there is a source, and a mask.")
+    seed: Seed | None = Field(None, description="Image i is drawn from seed + i. Default: a random one.")
+    seeds: tuple[Seed, ...] | None = Field(
+        None, description="One seed for each image, in place of `seed`.", min_length=1
+    )
+    mode: Mode | None = Field(None, description="Default: by the source and the mask.")
     source: UUID | None = Field(
         None,
-        description="The picture to change: an upload, or a stored image. It is scaled until it covers width and"
-        " height, and cut off at both ends alike.",
+        description="The picture to change: an upload, or a stored image. It is scaled to cover width and height, and"
+        " cropped at the centre.",
     )
     mask: UUID | None = Field(
-        None, description="Inpaint only: a picture of the source's shape, white where to repaint. All else is kept."
+        None, description="Inpaint only: a picture of the source's shape, white where the source is redrawn."
     )
     strength: Annotated[float, Field(strict=True, allow_inf_nan=False)] | None = Field(
         None,
-        description="How much of the source is given up, up to 1: the last `int(steps × strength)` steps are taken."
+        description="How much the source is changed, up to 1: the last `int(steps × strength)` steps are taken."
         " Default: 0.75; for inpaint, 1.",
     )
-    lora: tuple[LoraUse, ...] = Field((), description="LoRAs of the catalogue that are for the model.")
+    lora: tuple[LoraUse, ...] = Field((), description="LoRAs of the catalogue that fit the model.")
     format: Format = "png"
 
 
@@ -84,7 +86,7 @@ def _is_empty(value: tuple[object, ...]) -> bool:
 
 
 class Recipe(BaseModel):
-    """A complete recipe. Two recipes that are equal draw the same pictures on the same class of worker."""
+    """A complete recipe. Equal recipes give equal images on the same class of worker."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -114,21 +116,21 @@ class Recipe(BaseModel):
 
     @property
     def compatibility(self) -> str:
-        """What images must share to be rendered by one pipeline call; prompts, seeds, sources and masks are free."""
+        """What images must have in common for one pipeline call. Prompts, seeds, sources and masks may differ."""
         shared = f"{self.model} {self.mode} {self.width}x{self.height} {self.steps}×{self.scheduler} g{self.guidance}"
         taken = "" if self.strength is None else f" last {self.steps_taken}"
         return shared + taken + "".join(f" +{use.name}×{use.weight}" for use in self.lora)
 
     @property
     def content(self) -> dict[str, Any]:
-        """What decides the pictures: of a source and a mask their bytes, by whatever name and wherever."""
-        originals = {"source": self.source, "mask": self.mask}
-        digests = {name: original.sha256 for name, original in originals.items() if original}
+        """What decides the pixels. A source and a mask are named by the sha256 of their bytes."""
+        images = {"source": self.source, "mask": self.mask}
+        digests = {name: image.sha256 for name, image in images.items() if image}
         return self.model_dump(mode="json") | digests
 
     @property
     def digest(self) -> str:
-        """sha256 of its content as canonical JSON, in hex."""
+        """The sha256 of `content` as canonical JSON, in hex."""
         return hashlib.sha256(canonical_json(self.content).encode()).hexdigest()
 
 
@@ -138,32 +140,32 @@ def canonical_json(value: Any) -> str:
 
 
 def resolve(
-    draft: Draft, catalog: Catalog, default_model: str, root_seed: int, find: FindImage = find_nothing
+    draft: Draft, catalog: Catalog, default_model: str, root_seed: int, find: FindImage = find_no_image
 ) -> Recipe:
-    """Complete a draft. `root_seed` stands in where the user gave none; `find` knows the pictures there are.
+    """Complete a draft. `root_seed` is the first seed of a draft without one; `find` finds the images it names.
 
-    Raises Invalid with every field that is wrong (its `fields`), or UnknownModel.
+    Raises UnknownModel, or Invalid with an error for each wrong field.
     """
     model = catalog.get(draft.model or default_model)
-    width, height = _or(draft.width, model.width), _or(draft.height, model.height)
-    steps, guidance = _or(draft.steps, model.steps), _or(draft.guidance, model.guidance)
-    scheduler, negative = draft.scheduler or model.scheduler, _or(draft.negative_prompt, model.negative_prompt)
-    beginning = resolve_inputs(draft.mode, draft.source, draft.mask, draft.strength, steps, find)
+    width, height = _coalesce(draft.width, model.width), _coalesce(draft.height, model.height)
+    steps, guidance = _coalesce(draft.steps, model.steps), _coalesce(draft.guidance, model.guidance)
+    scheduler, negative = draft.scheduler or model.scheduler, _coalesce(draft.negative_prompt, model.negative_prompt)
+    inputs = resolve_inputs(draft.mode, draft.source, draft.mask, draft.strength, steps, find)
 
-    wrong = [
+    errors = [
         *prompt_errors("prompt", draft.prompt, empty_allowed=False),
         *prompt_errors("negative_prompt", negative, empty_allowed=True),
-        *_size_errors(width, height, model),
-        *_range_errors("steps", steps, 1, model.max_steps),
-        *_range_errors("guidance", guidance, 0, MAX_GUIDANCE),
-        *_scheduler_errors(scheduler),
-        *_seed_errors(draft, model),
-        *beginning.wrong,
+        *size_errors(width, height, model),
+        *range_errors("steps", steps, 1, model.max_steps),
+        *range_errors("guidance", guidance, 0, MAX_GUIDANCE),
+        *scheduler_errors(scheduler),
+        *seed_errors(draft.seed, draft.seeds, draft.count, model, is_count_given="count" in draft.model_fields_set),
+        *inputs.errors,
         *lora_errors(draft.lora, catalog.loras, model.name, model.family),
     ]
-    if wrong:
-        raise Invalid.of(wrong)
-    first = _or(draft.seed, root_seed)
+    if errors:
+        raise Invalid.of(errors)
+    first = _coalesce(draft.seed, root_seed)
     seeds = draft.seeds or seeds_from(first, draft.count)
     return Recipe(
         prompt=draft.prompt,
@@ -175,21 +177,21 @@ def resolve(
         scheduler=scheduler,
         guidance=float(guidance),
         seeds=seeds,
-        mode=beginning.mode,
+        mode=inputs.mode,
         format=draft.format,
-        source=beginning.source,
-        mask=beginning.mask,
-        strength=beginning.strength,
+        source=inputs.source,
+        mask=inputs.mask,
+        strength=inputs.strength,
         lora=draft.lora,
     )
 
 
 def seeds_from(first: int, count: int) -> tuple[int, ...]:
-    """Of so many images: image i of the prompt is drawn from the first + i, and after the largest seed comes 0."""
+    """The seeds of a job's images: image i has `first` + i; the largest seed is followed by 0."""
     return tuple((first + i) % (MAX_SEED + 1) for i in range(count))
 
 
-def _or(value: T | None, default: T) -> T:
+def _coalesce(value: T | None, default: T) -> T:
     return default if value is None else value
 
 
@@ -202,46 +204,3 @@ def sentence(error: Mapping[str, Any]) -> str:
     """`Input should be greater than 0` → `should be greater than 0`."""
     said = str(error["msg"]).removeprefix("Input ").removeprefix("Value error, ")
     return SENTENCES.get(error["type"], said)
-
-
-def prompt_errors(field: str, text: str, *, empty_allowed: bool) -> list[FieldError]:
-    if not empty_allowed and not prompt_weighting.strip_weights(text).strip():
-        return [FieldError(field, "is empty")]
-    if "\0" in text:
-        return [FieldError(field, "contains a NUL character")]
-    if wrong := prompt_weighting.weight_error(text):
-        return [FieldError(field, wrong)]
-    return []
-
-
-def _size_errors(width: int, height: int, model: Model) -> list[FieldError]:
-    wrong = []
-    for field, side in (("width", width), ("height", height)):
-        if side < model.min_side:
-            wrong.append(FieldError(field, f"is {side}; {model.name} draws at least {model.min_side} pixels"))
-        elif side % 8:
-            wrong.append(FieldError(field, f"is {side}; it must be divisible by 8"))
-    if not wrong and (pixels := width * height) > model.max_pixels:
-        field = "width" if width >= height else "height"
-        wrong.append(FieldError(field, f"makes {pixels} pixels; {model.name} draws at most {model.max_pixels}"))
-    return wrong
-
-
-def _range_errors(field: str, value: float, low: float, high: float) -> list[FieldError]:
-    return [] if low <= value <= high else [FieldError(field, f"is {value:g}; it must be {low:g} to {high:g}")]
-
-
-def _scheduler_errors(scheduler: str) -> list[FieldError]:
-    if scheduler in SCHEDULERS:
-        return []
-    return [FieldError("scheduler", f"is {scheduler!r}; it must be one of {', '.join(SCHEDULERS)}")]
-
-
-def _seed_errors(draft: Draft, model: Model) -> list[FieldError]:
-    if draft.seeds is None:
-        return _range_errors("count", draft.count, 1, model.max_count)
-    if draft.seed is not None:
-        return [FieldError("seeds", "stands in place of seed; give one of the two")]
-    if "count" in draft.model_fields_set and draft.count != len(draft.seeds):
-        return [FieldError("count", f"is {draft.count} beside {len(draft.seeds)} seeds")]
-    return _range_errors("seeds", len(draft.seeds), 1, model.max_count)

@@ -1,8 +1,8 @@
-"""Debian's Chromium, driven by Playwright; and visits to the dashboard during which nothing may go wrong unnoticed.
+"""Debian's Chromium, driven by Playwright; and visits to the dashboard that fail on every error of a page.
 
-A visit fails its test when a page complains on the console (what its Content-Security-Policy forbids does so too), when
-a script of it throws, when something that it asks for is refused or missing, or when it asks any host but the farm and
-its image store. Knows no screen.
+A visit fails its test when a page logs an error or a warning (violations of its Content-Security-Policy are logged),
+throws in a script, gets an error for a request, or sends a request to a host other than the farm and its image store.
+Knows no view.
 """
 
 import shutil
@@ -26,18 +26,18 @@ from playwright.sync_api import (
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
 QUIET = ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-PATIENCE_MS = 10_000
+TIMEOUT_MS = 10_000
 
-DESK = {"width": 1280, "height": 900}
+DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
 
-ABORTED = "net::ERR_ABORTED"  # by the page itself: it closed its stream, or went elsewhere
-REFUSED = "Failed to load resource"  # what the console says of it; `_answered` and `_failed` know what
+ABORTED = "net::ERR_ABORTED"  # by the page itself: it closed its stream or navigated
+REFUSED = "Failed to load resource"  # on the console; `_on_response` and `_on_failure` have the details
 
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    expect.set_options(timeout=PATIENCE_MS)
+    expect.set_options(timeout=TIMEOUT_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS + QUIET)
         yield browser
@@ -45,39 +45,39 @@ def chromium() -> Iterator[Browser]:
 
 
 @dataclass
-class Visit:
-    """What a page does wrong while somebody looks at it. `refusals`: the statuses that are right there."""
+class PageErrors:
+    """The errors of a page. `refusals`: the error statuses that are expected there."""
 
     hosts: frozenset[str]
     refusals: Collection[int] = ()
-    troubles: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
 
     def watch(self, page: Page) -> None:
-        page.on("console", self._said)
-        page.on("pageerror", lambda error: self._note(True, f"uncaught: {error}"))
-        page.on("request", self._asked)
-        page.on("response", self._answered)
-        page.on("requestfailed", self._failed)
+        page.on("console", self._on_console)
+        page.on("pageerror", lambda error: self._add_if(True, f"uncaught: {error}"))
+        page.on("request", self._on_request)
+        page.on("response", self._on_response)
+        page.on("requestfailed", self._on_failure)
 
-    def _said(self, message: ConsoleMessage) -> None:
-        is_trouble = message.type in ("error", "warning") and not message.text.startswith(REFUSED)
-        self._note(is_trouble, f"console: {message.text}")
+    def _on_console(self, message: ConsoleMessage) -> None:
+        is_error = message.type in ("error", "warning") and not message.text.startswith(REFUSED)
+        self._add_if(is_error, f"console: {message.text}")
 
-    def _asked(self, request: Request) -> None:
+    def _on_request(self, request: Request) -> None:
         address = urlsplit(request.url)
         is_ours = address.scheme in ("data", "blob") or address.netloc in self.hosts
-        self._note(not is_ours, f"asked another host: {request.url}")
+        self._add_if(not is_ours, f"request to another host: {request.url}")
 
-    def _answered(self, response: Response) -> None:
-        is_trouble = response.status >= 400 and response.status not in self.refusals
-        self._note(is_trouble, f"{response.status} from {response.url}")
+    def _on_response(self, response: Response) -> None:
+        is_error = response.status >= 400 and response.status not in self.refusals
+        self._add_if(is_error, f"{response.status} from {response.url}")
 
-    def _failed(self, request: Request) -> None:
-        self._note(request.failure != ABORTED, f"{request.failure} at {request.url}")
+    def _on_failure(self, request: Request) -> None:
+        self._add_if(request.failure != ABORTED, f"{request.failure} at {request.url}")
 
-    def _note(self, is_trouble: bool, text: str) -> None:
-        if is_trouble:
-            self.troubles.append(text)
+    def _add_if(self, is_error: bool, text: str) -> None:
+        if is_error:
+            self.errors.append(text)
 
 
 @contextmanager
@@ -90,25 +90,25 @@ def visit(
     session: StorageState | None = None,
     refusals: Collection[int] = (),
     hosts: Collection[str] = (),
-    **look: Any,
+    **options: Any,
 ) -> Iterator[Page]:
-    """A page of a browser that is fresh but for its session, and asks for this language. Nothing may go wrong on it."""
+    """A page in a new browser context with this session and language. Raises AssertionError if it had errors."""
     context = browser.new_context(
         base_url=url,
         locale=language,
         storage_state=session,
-        **{"viewport": DESK, "reduced_motion": "reduce"} | look,
+        **{"viewport": DESKTOP, "reduced_motion": "reduce"} | options,
     )
-    watched = Visit(frozenset({urlsplit(url).netloc, urlsplit(store).netloc, *hosts}), refusals)
+    page_errors = PageErrors(frozenset({urlsplit(url).netloc, urlsplit(store).netloc, *hosts}), refusals)
     try:
-        yield watched_page(context, watched)
+        yield _watched_page(context, page_errors)
     finally:
         context.close()
-    assert not watched.troubles, "\n".join(dict.fromkeys(watched.troubles))
+    assert not page_errors.errors, "\n".join(dict.fromkeys(page_errors.errors))
 
 
-def watched_page(context: BrowserContext, watched: Visit) -> Page:
+def _watched_page(context: BrowserContext, page_errors: PageErrors) -> Page:
     page = context.new_page()
-    page.set_default_timeout(PATIENCE_MS)
-    watched.watch(page)
+    page.set_default_timeout(TIMEOUT_MS)
+    page_errors.watch(page)
     return page

@@ -1,12 +1,12 @@
-"""What is wrong with a page as it stands in the browser: each check gives a list of sentences, empty where all is well.
+"""Checks of a page in the browser. Each returns a list of problems.
 
-    overflow      what does not fit the width of the window
-    barriers      what axe finds of WCAG 2 A and AA
-    strangers     words of the other language, but for what people and programs have named
-    intruders     elements that came of somebody's text
-    blanks        pictures that do not show, or not in their proportions
+    overflow             what is wider than the window or its box
+    axe_violations       violations of WCAG 2 A and AA that axe finds
+    untranslated         words of the other language, except names
+    injected_elements    elements and scripts that user input has created
+    broken_images        images that do not load or are distorted
 
-Knows no screen, and no framework.
+Knows no view.
 """
 
 import re
@@ -20,9 +20,9 @@ RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"
 HANZI = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]+")
 WORDS = re.compile(r"[A-Za-z][A-Za-z_'’-]+")
 
-MARKS = re.compile(r"[\w.:/-]*(\d|\w[./:]\w)[\w.:/-]*", re.ASCII)  # ids, sizes, versions, files, scopes
+CODES = re.compile(r"[\w.:/-]*(\d|\w[./:]\w)[\w.:/-]*", re.ASCII)  # ids, sizes, versions, files, scopes
 
-# What pages of either language have: names, and what one types.
+# Words on pages of both languages: names, and what people type.
 WORDS_OF_BOTH = """
     画坊 Huafang huafang huaf_ HUAFANG_KEY admin-key viewer admin API CLI CPU CSV GPU HTTP ID JSON SHA SQL TXT URL UTC
     JPEG PNG WebP jpeg png webp Parquet WebDataset LoRA parquet webdataset imagefolder jsonl Postgres Redis curl
@@ -35,8 +35,8 @@ def overflow(page: Page) -> list[str]:
     return list(page.evaluate(OVERFLOW))
 
 
-def barriers(page: Page) -> list[str]:
-    """Axe is put in by the debugger, past the page's Content-Security-Policy, which stays as it is."""
+def axe_violations(page: Page) -> list[str]:
+    """The debugger injects axe: the page's Content-Security-Policy stays as it is."""
     page.evaluate(AXE_SCRIPT)
     found = page.evaluate("rules => axe.run({runOnly: rules, resultTypes: ['violations']})", RULES)
     return [_sentence(violation, node) for violation in found["violations"] for node in violation["nodes"]]
@@ -47,14 +47,14 @@ def _sentence(violation: dict[str, Any], node: dict[str, Any]) -> str:
     return f"{violation['id']}: {'; '.join(reasons)} — {node['html'][:200]}"
 
 
-def strangers(page: Page, known: Iterable[str]) -> list[str]:
-    """`known`: texts that are the same in both languages. Elements that say that they are in another language are."""
+def untranslated(page: Page, known: Iterable[str]) -> list[str]:
+    """`known`: texts that are the same in both languages. Elements with a `lang` of their own are skipped."""
     language = page.locator("html").get_attribute("lang")
     names = sorted(filter(None, known), key=len, reverse=True)
     found = []
     for text in page.evaluate(TEXTS):
         rest = _without(text, names)
-        found_words = HANZI.findall(rest) if language == "en" else WORDS.findall(MARKS.sub(" ", rest))
+        found_words = HANZI.findall(rest) if language == "en" else WORDS.findall(CODES.sub(" ", rest))
         if words := [word for word in found_words if word not in NAMES]:
             found.append(f"not {language}: {' '.join(words)} — {text[:120]}")
     return found
@@ -69,17 +69,17 @@ def _without(text: str, names: Iterable[str]) -> str:
     return text
 
 
-def intruders(page: Page) -> list[str]:
+def injected_elements(page: Page) -> list[str]:
     ran = page.evaluate("window.__xss")
     elements = page.evaluate("[...document.querySelectorAll('[data-xss]')].map(e => e.outerHTML.slice(0, 200))")
-    return ([f"ran: {ran}"] if ran else []) + [f"became an element: {one}" for one in elements]
+    return ([f"script ran: {ran}"] if ran else []) + [f"element: {one}" for one in elements]
 
 
-def blanks(page: Page) -> list[str]:
-    return list(page.evaluate(BLANKS))
+def broken_images(page: Page) -> list[str]:
+    return list(page.evaluate(BROKEN_IMAGES))
 
 
-# What is wider than it should be: the page itself, or an element that spills over its box and scrolls nowhere.
+# The page is wider than the window, or an element is wider than its box and no ancestor scrolls.
 OVERFLOW = """() => {
   const scrolls = e => ["auto", "scroll"].includes(getComputedStyle(e).overflowX);
   const isInside = e => e.parentElement && (scrolls(e.parentElement) || isInside(e.parentElement));
@@ -90,42 +90,42 @@ OVERFLOW = """() => {
     const style = getComputedStyle(e), box = e.getBoundingClientRect();
     if (!box.width || !box.height || style.visibility === "hidden" || isInside(e) || e.closest("svg")) continue;
     if (box.right > root.clientWidth + 1) found.push(`ends at ${Math.round(box.right)} px: ${name(e)}`);
-    const spills = style.display !== "inline" && style.overflowX === "visible" && e.scrollWidth > e.clientWidth + 1;
-    if (spills) found.push(`needs ${e.scrollWidth} px and has ${e.clientWidth}: ${name(e)}`);
+    const overflows = style.display !== "inline" && style.overflowX === "visible" && e.scrollWidth > e.clientWidth + 1;
+    if (overflows) found.push(`needs ${e.scrollWidth} px and has ${e.clientWidth}: ${name(e)}`);
   }
   return [...new Set(found)];
 }"""
 
-# Every text that a person reads or hears, where it is in the language of the page.
+# Every text for people, screen readers included, that is in the language of the page.
 TEXTS = """() => {
   const language = document.documentElement.lang.slice(0, 2);
   const isForeign = e => {
-    const said = e.closest("[lang]");
-    return said && said.lang.slice(0, 2) !== language;
+    const tagged = e.closest("[lang]");
+    return tagged && tagged.lang.slice(0, 2) !== language;
   };
-  const isApart = e => e.closest("code, pre, kbd, samp, script, style, noscript, template, [translate=no], [hidden]");
+  const isSkipped = e => e.closest("code, pre, kbd, samp, script, style, noscript, template, [translate=no], [hidden]");
   const isShown = e => e.checkVisibility({visibilityProperty: true}) || e.closest("title, option");
   const found = [document.title];
   const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   for (let node; node = walk.nextNode();) {
     const e = node.parentElement;
-    if (node.data.trim() && !isApart(e) && !isForeign(e) && isShown(e)) found.push(node.data.trim());
+    if (node.data.trim() && !isSkipped(e) && !isForeign(e) && isShown(e)) found.push(node.data.trim());
   }
   for (const e of document.body.querySelectorAll("*")) {
-    if (isApart(e) || isForeign(e)) continue;
+    if (isSkipped(e) || isForeign(e)) continue;
     for (const name of ["alt", "aria-label", "aria-description", "placeholder", "title", "hx-confirm"])
       if (e.getAttribute(name)) found.push(e.getAttribute(name));
   }
   return [...new Set(found)];
 }"""
 
-# Loads those too that would wait until one scrolls to them.
-BLANKS = """async () => {
+# Loads lazy images too.
+BROKEN_IMAGES = """async () => {
   const found = [];
   for (const image of document.images) {
     image.loading = "eager";
     if (!image.src) continue;
-    await image.decode().catch(() => found.push(`does not show: ${image.src}`));
+    await image.decode().catch(() => found.push(`does not load: ${image.src}`));
     const {width, height} = image.getBoundingClientRect(), {naturalWidth, naturalHeight} = image;
     const isFilled = getComputedStyle(image).objectFit === "fill" && width && naturalWidth;
     if (isFilled && Math.abs(width * naturalHeight / (height * naturalWidth) - 1) > 0.03)

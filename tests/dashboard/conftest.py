@@ -1,4 +1,4 @@
-"""One farm and one browser for all tests of the dashboard, and people who are signed in."""
+"""One farm and one browser for all tests of the dashboard, and sessions of signed-in visitors."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -30,24 +30,24 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def visiting(browser: Browser, farm: DashboardFarm) -> Visiting:
-    """`with visiting(language="zh-CN") as page`: a stranger's page, unless a session is given."""
+    """`with visiting(language="zh-CN") as page`: without a session unless one is given."""
     return partial(visit, browser, farm.url, farm.api.settings.s3_public_url)
 
 
 @pytest.fixture(scope="package")
 def sessions(browser: Browser, farm: DashboardFarm) -> Sessions:
-    """What the browser of somebody holds who has signed in."""
+    """The cookies of a browser after the sign-in."""
     return {scope: sign_in(browser, farm, scope) for scope in ("admin", "viewer")}
 
 
 def sign_in(browser: Browser, farm: DashboardFarm, scope: str) -> StorageState:
     with visit(browser, farm.url, farm.api.settings.s3_public_url) as page:
-        enter(page, farm.secrets[scope])
+        submit_key(page, farm.secrets[scope])
         page.wait_for_url("**/dashboard/")
         return page.context.storage_state()
 
 
-def enter(page: Page, secret: str) -> None:
+def submit_key(page: Page, secret: str) -> None:
     page.goto("/dashboard/sign-in")
     page.get_by_label("API key").fill(secret)
     page.get_by_role("button", name="Sign in").click()
@@ -55,13 +55,13 @@ def enter(page: Page, secret: str) -> None:
 
 @pytest.fixture
 def page(visiting: Visiting, sessions: Sessions) -> Iterator[Page]:
-    """An operator's, in English."""
+    """The page of an admin, in English."""
     with visiting(session=sessions["admin"]) as page:
         yield page
 
 
 @pytest.fixture
 def viewers_page(visiting: Visiting, sessions: Sessions) -> Iterator[Page]:
-    """One's who may only look."""
+    """The page of a viewer."""
     with visiting(session=sessions["viewer"]) as page:
         yield page

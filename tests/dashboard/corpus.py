@@ -1,6 +1,6 @@
-"""What people type to break a page, by what it tries. None of it may become anything but text.
+"""Hostile user input, by the kind of attack. A page must show all of it as text.
 
-Whatever runs sets `window.__xss`; what becomes an element is called `xss` or has a `data-xss`.
+A script that runs sets `window.__xss`; an element that is created has the attribute `data-xss`.
 """
 
 HOSTILE = {
@@ -18,8 +18,8 @@ HOSTILE = {
     "comment": "<!-- <b data-xss> --!><i data-xss>--><textarea><title><style>*{display:none}",
     "entities": "&lt;b data-xss&gt;&#60;i data-xss&#62;&amp;nbsp;&zwnj;",
     "event": "圆\n\nevent: end\ndata: <b data-xss>\n\nid: 1",
-    "nothing to see": "\u200b\u2060\ufeff\u00ad零宽",
+    "invisible characters": "\u200b\u2060\ufeff\u00ad零宽",
     "right to left": "红色\u202e形圆的色蓝\u2066<b data-xss>\u2067 gnp.exe",
     "long word": "很长" * 80 + "W" * 160,
-    "marks": "圆" + "\u0301\u0327\u0489" * 40,
+    "combining marks": "圆" + "\u0301\u0327\u0489" * 40,
 }

@@ -1,12 +1,11 @@
-"""A farm with a history, for all tests of the dashboard to look at: a job of every kind, batches, a dataset.
+"""A farm with jobs of every kind, batches and a dataset, for all tests of the dashboard.
 
     the API       as in `tests.support.serving`
-    a control     expands batches, writes datasets, sweeps
+    a control     expands batches, exports datasets, sweeps
     画室          a worker with a quick stub: mini-zh and taiyi
-    the hostile   a worker with a slow stub and a name to break pages: zh-v0, two seconds a step
+    the hostile   a worker with a slow stub and a hostile name: zh-v0, two seconds a step
 
-All are threads of this process, and in place of Celery's messages they look for work every few moments. No worker
-serves rinna.
+All are threads of this process and poll for work instead of getting messages of Celery. No worker serves rinna.
 """
 
 import threading
@@ -42,17 +41,17 @@ TENANT = "画坊"
 HOSTILE_NAME = HOSTILE["image"]
 
 NAMES = """
-    SELECT DISTINCT said FROM (
+    SELECT DISTINCT name FROM (
         SELECT recipe ->> 'prompt' FROM jobs UNION SELECT recipe ->> 'negative_prompt' FROM jobs
         UNION SELECT name FROM batches UNION SELECT name FROM tenants UNION SELECT name FROM api_keys
         UNION SELECT name FROM workers UNION SELECT key FROM workers, jsonb_each(class)
         UNION SELECT value FROM workers, jsonb_each_text(class)
-    ) AS names (said) WHERE said IS NOT NULL
+    ) AS names (name) WHERE name IS NOT NULL
 """
 
 SMALL = {"width": 64, "height": 64, "steps": 1}
-HALF_SERVED = {"model": ["mini-zh", "rinna"]}  # of each prompt one picture comes, and one waits
-LOOK_S = 0.2  # from one look for work to the next
+HALF_SERVED = {"model": ["mini-zh", "rinna"]}  # of each prompt one image is stored and one waits
+POLL_S = 0.2
 ENDED = ("succeeded", "failed", "cancelled")
 
 
@@ -62,7 +61,7 @@ class DashboardFarm:
     story: Story
     client: httpx.Client
     secrets: Mapping[str, str]  # of the keys, by scope
-    jobs: dict[str, str] = field(default_factory=dict)  # their ids, by what has become of them
+    jobs: dict[str, str] = field(default_factory=dict)  # ids by what became of the job
     batches: dict[str, str] = field(default_factory=dict)
     dataset: str = ""
 
@@ -71,16 +70,16 @@ class DashboardFarm:
         return self.api.url
 
     def address(self, path: str) -> str:
-        """The path of a screen, for one job, one picture, one batch and one dataset of this farm."""
+        """The path of a view, with the ids of a job, an image, a batch and a dataset of this farm."""
         image = self.job(self.jobs["of 5 steps"])["images"][0]["id"]
         batch = self.batches["with failures"]
         return path.format(job=self.jobs["succeeded"], image=image, batch=batch, dataset=self.dataset)
 
     @cached_property
     def names(self) -> list[str]:
-        """What people and programs have called things, and said in words of their own: the same in every language."""
+        """The names and prompts of this farm: the same in every language."""
         models = [f for m in CATALOG.models.values() for f in (m.name, m.source, m.description, m.licence.name)]
-        return [*(row.said for row in self.story.rows(NAMES)), *models, *SCHEDULERS, *HOSTILE.values()]
+        return [*(row.name for row in self.story.rows(NAMES)), *models, *SCHEDULERS, *HOSTILE.values()]
 
     def submit(self, prompt: str, **fields: Any) -> str:
         answer = self.client.post("/v1/jobs", json={"prompt": prompt, **SMALL, **fields})
@@ -124,10 +123,10 @@ def dashboard_farm(settings: Settings) -> Iterator[DashboardFarm]:
             ("画室", "stub", "mini-zh,taiyi"),
             (HOSTILE_NAME, "stub:2", "zh-v0"),
         ):
-            own = {"worker_name": name, "device": device, "models": models, "beat_s": LOOK_S, "drain_s": 0}
-            stack.enter_context(painting(settings.model_copy(update=own)))
+            own = {"worker_name": name, "device": device, "models": models, "beat_s": POLL_S, "drain_s": 0}
+            stack.enter_context(rendering(settings.model_copy(update=own)))
         stack.enter_context(controlling(settings, database))
-        tell_its_history(farm)
+        fill(farm)
         yield farm
 
 
@@ -139,14 +138,14 @@ def make_key(api: Api, scope: Scope) -> str:
 
 
 @contextmanager
-def painting(settings: Settings) -> Iterator[None]:
+def rendering(settings: Settings) -> Iterator[None]:
     worker = RenderWorker(settings, CATALOG)
     worker.start()
     try:
         yield
     finally:
-        worker.engine.drain()
-        worker.engine.drain()
+        worker.loop.drain()
+        worker.loop.drain()
         worker.stop()
         worker.database.dispose()
 
@@ -158,7 +157,7 @@ def controlling(settings: Settings, database: Engine) -> Iterator[None]:
     expander, exporter = Expander(database, storage, messages, CATALOG), Exporter(database, storage, CATALOG)
 
     def control() -> None:
-        while not stopping.wait(LOOK_S):
+        while not stopping.wait(POLL_S):
             sweep.once()
             with transaction(database) as connection:
                 to_expand, to_export = batches.stalled(connection, 0), datasets.due(connection, 60, 0)
@@ -176,7 +175,7 @@ def controlling(settings: Settings, database: Engine) -> Iterator[None]:
         thread.join(30)
 
 
-def tell_its_history(farm: DashboardFarm) -> None:
+def fill(farm: DashboardFarm) -> None:
     jobs, batch = farm.jobs, farm.batches
     batch["with failures"] = farm.submit_batch(
         "第一批 <b data-xss>粗</b>", [f"一个红色的圆形，第{n}幅" for n in range(8)] + ["星形 #flagged", "心形 #nan"]
@@ -196,7 +195,7 @@ def tell_its_history(farm: DashboardFarm) -> None:
         jobs[f"of {steps} steps"] = farm.submit("草地上有一座红色的房子", steps=steps, seeds=[1, 2, 3])
     hostile = [farm.submit(prompt, model="taiyi", width=128, height=128) for prompt in HOSTILE.values()]
     jobs |= zip(HOSTILE, hostile, strict=True)
-    jobs["failed with words"] = fail_with_words(farm)
+    jobs["failed with a hostile message"] = fail_with_hostile_message(farm)
 
     open_jobs = {"running", "waiting"}
     farm.until_ended(*(job_id for name, job_id in jobs.items() if name not in open_jobs))
@@ -209,11 +208,11 @@ def tell_its_history(farm: DashboardFarm) -> None:
     until(lambda: farm.job(jobs["running"])["state"] == "running")
 
 
-def fail_with_words(farm: DashboardFarm) -> str:
-    """A job that failed with a hostile message: by the hand of a worker of the story, before anybody else claims it."""
+def fail_with_hostile_message(farm: DashboardFarm) -> str:
+    """A job that failed with a hostile message. The story claims it, before any other worker does."""
     job_id = farm.submit("白色的圆形", model="rinna", tier="interactive", steps=3)
     microbatch = farm.story.started(capacities={"rinna": 8})
     assert {image.job_id for image in microbatch.images} == {UUID(job_id)}
-    words = " ".join(HOSTILE.values())
-    farm.story.publish(microbatch, ImageState.FAILED, error_code="out_of_memory", error_message=words)
+    message = " ".join(HOSTILE.values())
+    farm.story.publish(microbatch, ImageState.FAILED, error_code="out_of_memory", error_message=message)
     return job_id

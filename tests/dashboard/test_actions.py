@@ -1,6 +1,6 @@
-"""What an operator does on each screen, found by its name as a person finds it; and what one may not who only looks.
+"""The actions of each view, by the names of their buttons; and that a viewer has none.
 
-Each test acts on a job, a batch or a key of its own, or puts back what it has changed.
+Each test acts on a job, a batch or a key of its own, or undoes its change.
 """
 
 import re
@@ -10,35 +10,35 @@ from playwright.sync_api import Dialog, Locator, Page, expect
 
 from tests.dashboard.conftest import Sessions, Visiting
 from tests.dashboard.farm import DashboardFarm
-from tests.dashboard.screens import SCREENS
+from tests.dashboard.views import VIEWS
 from tests.support.workers import until
 
 pytestmark = pytest.mark.needs("chromium", "hanzi")
 
 
-def press(page: Page, name: str, within: Locator | None = None, asks: str | None = None) -> None:
-    """Press the button of this name. `asks`: what one is asked before it acts."""
-    asked: list[str] = []
+def press(page: Page, name: str, within: Locator | None = None, confirms: str | None = None) -> None:
+    """Press the button of this name. `confirms`: a part of the question that it asks first."""
+    questions: list[str] = []
 
-    def agree(dialog: Dialog) -> None:
-        asked.append(dialog.message)
+    def accept(dialog: Dialog) -> None:
+        questions.append(dialog.message)
         dialog.accept()
 
-    if asks:
-        page.once("dialog", agree)
+    if confirms:
+        page.once("dialog", accept)
     (within or page.get_by_role("main")).get_by_role("button", name=name, exact=True).click()
-    if asks:
-        assert asks in asked[0]
+    if confirms:
+        assert confirms in questions[0]
 
 
-def told(page: Page) -> Locator:
+def notice(page: Page) -> Locator:
     return page.locator("#notice")
 
 
 # Jobs
 
 
-def test_jobs_are_filtered_in_the_address_and_searched_in_chinese(page: Page, farm: DashboardFarm) -> None:
+def test_jobs_are_filtered_by_the_url_and_searched_in_chinese(page: Page, farm: DashboardFarm) -> None:
     page.goto("/dashboard/jobs")
     page.get_by_label("Words in the prompt").fill("橙色的猫")
     page.get_by_label("State", exact=True).select_option(label="succeeded")
@@ -49,18 +49,18 @@ def test_jobs_are_filtered_in_the_address_and_searched_in_chinese(page: Page, fa
     expect(page).to_have_url(re.compile(farm.jobs["succeeded"]))
 
 
-def test_all_jobs_that_match_are_counted_then_cancelled_and_retried(page: Page, farm: DashboardFarm) -> None:
+def test_matching_jobs_are_counted_cancelled_and_retried(page: Page, farm: DashboardFarm) -> None:
     submitted = [farm.submit("一群要取消的圆形", model="rinna") for _ in range(3)]
     page.goto("/dashboard/jobs?q=一群要取消的圆形")
-    press(page, "All that match…")
+    press(page, "All matching jobs…")
     expect(page.get_by_text("3 jobs match")).to_be_visible()
-    press(page, "Cancel 3", asks="一群要取消的圆形")
-    expect(told(page)).to_contain_text("3 jobs were cancelled")
+    press(page, "Cancel 3", confirms="一群要取消的圆形")
+    expect(notice(page)).to_contain_text("3 jobs were cancelled")
     assert [farm.job(job_id)["state"] for job_id in submitted] == 3 * ["cancelled"]
     expect(page.get_by_role("row").filter(has_text="cancelled")).to_have_count(3)
-    press(page, "All that match…")
-    press(page, "Retry 3", asks="一群要取消的圆形")
-    expect(told(page)).to_contain_text("3 jobs were submitted again")
+    press(page, "All matching jobs…")
+    press(page, "Retry 3", confirms="一群要取消的圆形")
+    expect(notice(page)).to_contain_text("3 jobs were submitted again")
     expect(page.get_by_role("row").filter(has_text="queued")).to_have_count(3)
 
 
@@ -70,20 +70,20 @@ def test_all_jobs_that_match_are_counted_then_cancelled_and_retried(page: Page, 
 def test_a_job_is_moved_to_another_tier_cancelled_and_retried(page: Page, farm: DashboardFarm) -> None:
     job_id = farm.submit("要取消的圆形", model="rinna")
     page.goto(f"/dashboard/jobs/{job_id}")
-    expect(page.get_by_text("No worker that is up serves its model")).to_be_visible()
+    expect(page.get_by_text("No worker serves its model")).to_be_visible()
     press(page, "Make it interactive")
-    expect(told(page)).to_contain_text("interactive now")
+    expect(notice(page)).to_contain_text("interactive now")
     assert farm.job(job_id)["tier"] == "interactive"
-    press(page, "Cancel", asks="Cancel this job?")
-    expect(told(page)).to_contain_text("is cancelled")
+    press(page, "Cancel", confirms="Cancel this job?")
+    expect(notice(page)).to_contain_text("is cancelled")
     expect(page.get_by_role("button", name="Cancel", exact=True)).to_have_count(0)
     press(page, "Retry")
-    expect(told(page)).to_contain_text("Submitted again")
-    told(page).get_by_role("link").click()
+    expect(notice(page)).to_contain_text("Submitted again")
+    notice(page).get_by_role("link").click()
     expect(page.get_by_role("link", name=job_id)).to_be_visible()
 
 
-def test_a_failure_comes_with_its_remedy(page: Page, farm: DashboardFarm) -> None:
+def test_a_failure_is_shown_with_its_remedy(page: Page, farm: DashboardFarm) -> None:
     page.goto(f"/dashboard/jobs/{farm.jobs['failed']}")
     expect(page.get_by_role("main")).to_contain_text("Change scheduler, guidance or seed")
     expect(page.get_by_role("region", name="Timeline").get_by_role("row")).to_have_count(2)
@@ -99,7 +99,7 @@ def test_a_job_is_copied_as_a_command(page: Page, farm: DashboardFarm) -> None:
     assert "huaf_" not in copied
 
 
-def test_a_job_is_cloned_with_changes_and_its_pictures_appear_as_they_come(page: Page, farm: DashboardFarm) -> None:
+def test_a_job_is_cloned_with_changes_and_its_images_appear(page: Page, farm: DashboardFarm) -> None:
     page.goto(f"/dashboard/jobs/{farm.jobs['succeeded']}")
     page.get_by_role("link", name="Clone with changes").click()
     prompt = page.get_by_label("Prompt", exact=True)
@@ -107,18 +107,18 @@ def test_a_job_is_cloned_with_changes_and_its_pictures_appear_as_they_come(page:
     prompt.fill("一只紫色的猫，背景是绿色的")
     page.get_by_label("Count").fill("2")
     press(page, "Submit")
-    result = page.get_by_role("region", name="What becomes of it")
+    result = page.get_by_role("region", name="Result")
     expect(result.get_by_role("img", name="一只紫色的猫")).to_have_count(2)
     expect(result).to_contain_text("succeeded")
 
 
-def test_a_form_says_what_is_wrong_with_it(visiting: Visiting, sessions: Sessions) -> None:
+def test_a_form_shows_its_errors(visiting: Visiting, sessions: Sessions) -> None:
     with visiting(session=sessions["admin"], refusals=[422]) as page:
         page.goto("/dashboard/new")
         page.get_by_label("Prompt", exact=True).fill("红" * 400)
         press(page, "Submit")
         expect(page.get_by_label("Prompt", exact=True)).to_have_attribute("aria-invalid", "true")
-        expect(page.get_by_role("main")).to_contain_text("longer than this model can read")
+        expect(page.get_by_role("main")).to_contain_text("too many tokens for this model")
 
 
 # Batches
@@ -129,21 +129,21 @@ def test_a_batch_is_paused_resumed_and_cancelled(page: Page, farm: DashboardFarm
     until(lambda: farm.batch(batch_id)["state"] == "running")
     page.goto(f"/dashboard/batches/{batch_id}")
     press(page, "Pause")
-    expect(told(page)).to_contain_text("Paused")
+    expect(notice(page)).to_contain_text("Paused")
     press(page, "Resume")
-    expect(told(page)).to_contain_text("It goes on")
-    press(page, "Cancel", asks="Cancel this batch?")
-    expect(told(page)).to_contain_text("Cancelled")
+    expect(notice(page)).to_contain_text("Resumed")
+    press(page, "Cancel", confirms="Cancel this batch?")
+    expect(notice(page)).to_contain_text("Cancelled")
     expect(page.get_by_role("button", name="Pause")).to_have_count(0)
     assert farm.batch(batch_id)["cancelled_at"]
 
 
-def test_a_batch_groups_its_errors_and_retries_what_failed(page: Page, farm: DashboardFarm) -> None:
+def test_a_batch_groups_its_failures_and_retries_them(page: Page, farm: DashboardFarm) -> None:
     page.goto(f"/dashboard/batches/{farm.batches['with failures']}")
-    errors = page.get_by_role("region", name="What went wrong")
+    errors = page.get_by_role("region", name="Failures")
     expect(errors.get_by_role("row").filter(has_text="nan_image")).to_contain_text("心形 #nan")
-    press(page, "Retry what failed")
-    told(page).get_by_role("link").click()
+    press(page, "Retry failed images")
+    notice(page).get_by_role("link").click()
     expect(page.get_by_role("main")).to_contain_text("0 of 1 images stored")
 
 
@@ -151,7 +151,7 @@ def test_a_batch_is_exported_and_its_files_downloaded(page: Page, farm: Dashboar
     page.goto(f"/dashboard/batches/{farm.batches['with failures']}")
     page.get_by_label("Layout").select_option("parquet")
     press(page, "Export")
-    expect(told(page)).to_contain_text("is being written")
+    expect(notice(page)).to_contain_text("is being written")
     row = page.get_by_role("region", name="Datasets").get_by_role("row").filter(has_text="parquet")
     expect(row).to_contain_text("ready")
     row.get_by_role("link").click()
@@ -166,37 +166,37 @@ def test_a_batch_is_exported_and_its_files_downloaded(page: Page, farm: Dashboar
 def test_a_worker_is_drained_and_resumed(page: Page, farm: DashboardFarm) -> None:
     page.goto("/dashboard/workers")
     worker = page.get_by_role("article").filter(has=page.get_by_role("heading", name="画室"))
-    press(page, "Drain", worker, asks="画室")
-    expect(told(page)).to_contain_text("claims nothing more")
+    press(page, "Drain", worker, confirms="画室")
+    expect(notice(page)).to_contain_text("claims nothing more")
     expect(worker).to_contain_text("draining")
     press(page, "Resume", worker)
-    expect(told(page)).to_contain_text("claims work again")
+    expect(notice(page)).to_contain_text("claims work again")
     expect(worker).to_contain_text("ready")
 
 
-def test_a_key_is_made_shown_once_and_revoked(page: Page, farm: DashboardFarm) -> None:
+def test_a_key_is_created_shown_once_and_revoked(page: Page, farm: DashboardFarm) -> None:
     page.goto("/dashboard/admin")
     page.get_by_text("New API key").click()
     page.get_by_label("Name: who or what uses it").fill("测试用的钥匙")
-    press(page, "Create the key")
+    press(page, "Create key")
     secret = page.get_by_label("Secret").inner_text()
     with farm.api.stranger(headers={"Authorization": f"Bearer {secret}"}) as holder:
         assert holder.get("/v1/jobs").status_code == 200
         page.reload()
         expect(page.get_by_role("main")).not_to_contain_text(secret)
         row = page.get_by_role("row").filter(has=page.get_by_role("rowheader", name="测试用的钥匙"))
-        press(page, "Revoke", row, asks="测试用的钥匙")
-        expect(told(page)).to_contain_text("revoked")
+        press(page, "Revoke", row, confirms="测试用的钥匙")
+        expect(notice(page)).to_contain_text("revoked")
         assert holder.get("/v1/jobs").status_code == 401
-    expect(page.get_by_role("region", name="Who did what")).to_contain_text("revoked an API key")
+    expect(page.get_by_role("region", name="Audit")).to_contain_text("revoked an API key")
 
 
-# Who may not
+# Without permission
 
 
-def test_one_who_only_looks_finds_nothing_to_act_with(viewers_page: Page, farm: DashboardFarm) -> None:
-    for screen in SCREENS.keys() - {"audit"}:
-        viewers_page.goto(farm.address(SCREENS[screen]))
+def test_a_viewer_finds_no_action(viewers_page: Page, farm: DashboardFarm) -> None:
+    for view in VIEWS.keys() - {"audit"}:
+        viewers_page.goto(farm.address(VIEWS[view]))
         expect(viewers_page.locator("[hx-post], [hx-put], [hx-delete], [hx-patch]")).to_have_count(0)
 
 
@@ -208,19 +208,17 @@ def test_an_action_without_the_pages_token_is_refused(
         page.goto(f"/dashboard/jobs/{job_id}")
         for headers in ("{}", '{"X-CSRF-Token": "0"}'):
             page.evaluate("headers => document.body.setAttribute('hx-headers:inherited', headers)", headers)
-            press(page, "Cancel", asks="Cancel this job?")
-            expect(told(page)).to_contain_text("not allowed")
-            told(page).evaluate("e => e.replaceChildren()")
+            press(page, "Cancel", confirms="Cancel this job?")
+            expect(notice(page)).to_contain_text("not allowed")
+            notice(page).evaluate("e => e.replaceChildren()")
     assert farm.job(job_id)["state"] == "queued"
 
 
-def test_an_action_of_one_who_only_looks_is_refused(
-    visiting: Visiting, sessions: Sessions, farm: DashboardFarm
-) -> None:
-    """His page has the token, and somebody has told it the address of the action."""
+def test_an_action_of_a_viewer_is_refused(visiting: Visiting, sessions: Sessions, farm: DashboardFarm) -> None:
+    """With a valid token and the right URL."""
     with visiting(session=sessions["viewer"], refusals=[403]) as page:
         page.goto(f"/dashboard/jobs/{farm.jobs['waiting']}")
         cancel = f"/dashboard/jobs/{farm.jobs['waiting']}/cancel"
         page.evaluate("path => htmx.ajax('POST', path, {target: '#notice', source: document.body})", cancel)
-        expect(told(page)).to_contain_text("not allowed")
+        expect(notice(page)).to_contain_text("not allowed")
     assert farm.job(farm.jobs["waiting"])["state"] == "queued"

@@ -1,4 +1,4 @@
-"""Pages that change by themselves while one looks: by their stream, and without it; and that rest when nobody does."""
+"""Pages update themselves, by their stream or by polling, and do neither while they are hidden."""
 
 import re
 from collections.abc import Iterator
@@ -23,12 +23,12 @@ def is_stream(request: Request) -> bool:
 
 @contextmanager
 def without_reload(page: Page) -> Iterator[None]:
-    page.evaluate("window.mark = 'the same page'")
+    page.evaluate("window.loaded = 'the same page'")
     yield
-    assert page.evaluate("window.mark") == "the same page"
+    assert page.evaluate("window.loaded") == "the same page"
 
 
-def test_a_job_appears_on_an_open_screen_and_ends_there(page: Page, farm: DashboardFarm) -> None:
+def test_a_job_appears_on_an_open_page_and_ends_there(page: Page, farm: DashboardFarm) -> None:
     page.goto("/dashboard/jobs")
     with without_reload(page):
         farm.submit("刚刚提交的圆形")
@@ -36,16 +36,16 @@ def test_a_job_appears_on_an_open_screen_and_ends_there(page: Page, farm: Dashbo
         expect(row).to_contain_text("succeeded")
 
 
-def test_the_overview_says_in_words_what_is_amiss_and_counts_on(page: Page, farm: DashboardFarm) -> None:
+def test_the_overview_shows_an_alert_and_updates_it(page: Page, farm: DashboardFarm) -> None:
     page.goto("/dashboard/")
-    alert = page.get_by_role("main").get_by_text(re.compile("images wait for rinna: no worker serves it"))
+    alert = page.get_by_role("main").get_by_text(re.compile("No worker serves rinna"))
     with without_reload(page):
         before = alert.inner_text()
         farm.submit("又一个没人画的圆形", model="rinna")
         expect(alert).not_to_have_text(before)
 
 
-def test_without_streams_a_page_looks_by_itself(page: Page, farm: DashboardFarm) -> None:
+def test_without_streams_a_page_polls(page: Page, farm: DashboardFarm) -> None:
     page.route("**/dashboard/live/**", lambda route: route.fulfill(status=204))
     page.goto("/dashboard/jobs")
     with without_reload(page):
@@ -70,7 +70,7 @@ def test_a_hidden_page_closes_its_stream_and_catches_up_later(page: Page, farm: 
         assert len(opened) == 1
 
 
-def test_one_watches_a_job_as_it_is_rendered(page: Page, farm: DashboardFarm) -> None:
+def test_the_progress_of_a_job_is_updated(page: Page, farm: DashboardFarm) -> None:
     page.goto(f"/dashboard/jobs/{farm.jobs['running']}")
     progress = page.get_by_role("progressbar").first
     with without_reload(page):

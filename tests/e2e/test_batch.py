@@ -1,4 +1,4 @@
-"""A batch from the shell to the last picture: a real API, a control worker and a render worker as processes."""
+"""A batch from the command line to the last picture: a real API, a control worker and a render worker."""
 
 import hashlib
 import json
@@ -18,14 +18,14 @@ from sqlalchemy import Engine, text
 
 from common.config import Settings
 from embedded.farm import variables
-from tests.support.command_line import HUAFANG, CommandLine, Done, start
+from tests.support.command_line import HUAFANG, CommandLine, Result, run_process
 from tests.support.serving import Api, serving
 from tests.support.workers import QUICK, bucket_of, log_of, running, until
 
-Call = Callable[..., Done]
+Call = Callable[..., Result]
 
 PROMPTS = [(f"{colour}色的{shape}", steps) for steps, colour in enumerate("红绿蓝", 3) for shape in ("圆形", "星形")]
-STEP = "stub:0.3"  # seconds, so that a test can pause what is rendered
+STEP = "stub:0.3"  # seconds, slow enough to pause a batch while it renders
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def unused_port() -> int:
 
 @pytest.fixture
 def environment(api: Api, client: httpx.Client, tmp_path: Path) -> dict[str, str]:
-    """What leads the command line to this farm."""
+    """The variables of the command line for this farm."""
     key = client.headers["Authorization"].removeprefix("Bearer ")
     return {"HUAFANG_URL": api.url, "HUAFANG_KEY": key, "HUAFANG_HOME": str(tmp_path), "PATH": os.environ["PATH"]}
 
@@ -80,19 +80,19 @@ def test_a_batch_is_paused_resumed_and_stored(
         until(lambda: shown()["running"])
         assert call("batch", "pause", batch_id).json["state"] == "paused"
         until(lambda: not shown()["running"])
-        rests = shown()["images"]
-        assert rests["open"] > 0
+        paused = shown()["images"]
+        assert paused["open"] > 0
         assert call("batch", "watch", batch_id, "--timeout=0.5").code == 7
-        assert shown()["images"] == rests
+        assert shown()["images"] == paused
 
         watch = subprocess.Popen(
             [*HUAFANG, "batch", "watch", batch_id], env=environment, stderr=subprocess.PIPE, text=True
         )
         assert "paused" in watch.stderr.readline()
         watch.send_signal(signal.SIGINT)
-        said = watch.stderr.read()
-        assert watch.wait(20) == 130
-        assert f"batch watch {batch_id}" in said
+        printed = watch.stderr.read()
+        assert watch.wait(120) == 130
+        assert f"batch watch {batch_id}" in printed
 
         assert call("batch", "resume", batch_id).code == 0
         ended = call("batch", "watch", batch_id)
@@ -119,14 +119,14 @@ def api_process(settings: Settings, port: int) -> Iterator[subprocess.Popen[byte
             process.kill()
 
 
-def test_a_watch_outlives_the_api_and_what_failed_is_drawn_again(
+def test_a_watch_survives_a_restart_of_the_api_and_failed_images_are_retried(
     environment: dict[str, str], settings: Settings, tmp_path: Path, unused_port: int
 ) -> None:
     (tmp_path / "prompts.txt").write_text("\n".join([*(f"红色的圆形 {n}" for n in range(40)), "心形 #nan"]))
     environment |= {"HUAFANG_URL": f"http://127.0.0.1:{unused_port}"}
 
-    def huafang(*given: str) -> Done:
-        return start("--format=json", "batch", *given, environment=environment)
+    def huafang(*given: str) -> Result:
+        return run_process("--format=json", "batch", *given, environment=environment)
 
     with running(tmp_path, settings, "control", **QUICK), running(tmp_path, settings, "render", DEVICE=STEP, **QUICK):
         with api_process(settings, unused_port):
@@ -143,7 +143,7 @@ def test_a_watch_outlives_the_api_and_what_failed_is_drawn_again(
             assert batch_id in watch.stderr.readline()
         until(lambda: "The farm does not answer" in watch.stderr.readline())
         with api_process(settings, unused_port):
-            out, err = watch.communicate(timeout=60)
+            out, err = watch.communicate(timeout=240)
             assert (watch.returncode, "1 failed" in err) == (6, True), err
             assert "The farm answers again." in err
             again = huafang("retry-failed", batch_id, "--watch")
@@ -155,10 +155,10 @@ def test_a_watch_outlives_the_api_and_what_failed_is_drawn_again(
     assert (again.json["state"], again.json["parent_id"], again.json["images"]["failed"]) == ("ended", batch_id, 1)
 
 
-def test_another_control_worker_finishes_what_one_was_killed_at(
+def test_a_second_control_worker_finishes_the_expansion_of_a_killed_one(
     call: Call, client: httpx.Client, database: Engine, settings: Settings, tmp_path: Path
 ) -> None:
-    """Killed in its third transaction: at the lane of the last prompt, which the test holds."""
+    """Killed in its third transaction, which waits for the lane of the last prompt: the test holds its lock."""
     file = tmp_path / "prompts.jsonl"
     lines = [{"prompt": f"红色的圆形 {n}"} for n in range(250)] + [{"prompt": "红色的圆形", "steps": 3}]
     file.write_text("\n".join(map(json.dumps, lines)))
@@ -170,9 +170,9 @@ def test_another_control_worker_finishes_what_one_was_killed_at(
     with running(tmp_path, settings, "control", **QUICK) as first, database.connect() as held:
         held.execute(HOLD_LANE, {"batch": made["id"]})
         until(lambda: expanded() == 250)
-        until(lambda: held.execute(SOMEBODY_WAITS).scalar())
+        until(lambda: held.execute(IS_BLOCKING).scalar())
         first.kill()
-        first.wait(10)
+        first.wait(60)
         held.rollback()
     assert expanded() == 250
     with database.begin() as connection:
@@ -191,7 +191,7 @@ HOLD_LANE = text("""
     INSERT INTO lanes (tenant_id, tier, model, compatibility, batch_id, open)
     SELECT tenant_id, tier, 'mini-zh', 'mini-zh text2image 128x128 3×ddim g2.0', id, 0 FROM batches WHERE id = :batch
 """)
-SOMEBODY_WAITS = text("SELECT count(*) FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))")
+IS_BLOCKING = text("SELECT count(*) FROM pg_stat_activity WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))")
 ALL_OF_IT = text("""
     SELECT (SELECT count(DISTINCT position) FROM jobs), (SELECT count(*) FROM images),
            (SELECT count(DISTINCT seed) FROM jobs, jsonb_array_elements(recipe -> 'seeds') AS seed)

@@ -10,11 +10,11 @@ import pytest
 from sqlalchemy import Engine, text
 
 from common.config import Settings
-from tests.support.command_line import CommandLine, Done
+from tests.support.command_line import CommandLine, Result
 from tests.support.serving import serving
 from tests.support.workers import QUICK, bucket_of, running, until
 
-Call = Callable[..., Done]
+Call = Callable[..., Result]
 
 PROMPTS = [f"红色的圆形，第{n}幅" for n in range(40)] + ["星形 #flagged", "心形 #nan"]
 

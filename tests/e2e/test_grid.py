@@ -1,4 +1,4 @@
-"""`huafang grid` from the shell to its page and its sheet: a real API, a control worker and a render worker."""
+"""`huafang grid` to its page and its sheet: a real API, a control worker and a render worker."""
 
 import os
 import signal
@@ -28,13 +28,13 @@ def api(settings: Settings, database: Engine) -> Iterator[Api]:
 
 @pytest.fixture
 def environment(api: Api, tmp_path: Path) -> dict[str, str]:
-    """What leads the command line to this farm."""
+    """The variables of the command line for this farm."""
     with api.client() as client:
         key = client.headers["Authorization"].removeprefix("Bearer ")
     return {"HUAFANG_URL": api.url, "HUAFANG_KEY": key, "HUAFANG_HOME": str(tmp_path), "PATH": os.environ["PATH"]}
 
 
-def test_the_same_prompts_and_seeds_stand_side_by_side(
+def test_a_grid_has_the_same_prompts_and_seeds_per_column(
     api: Api,
     environment: dict[str, str],
     settings: Settings,
@@ -66,13 +66,15 @@ def test_the_same_prompts_and_seeds_stand_side_by_side(
     with Image.open(out / "grid.png") as sheet:
         assert sheet.width > 400
         assert sheet.height > 4 * 128
-        assert len(sheet.convert("RGB").getcolors(2**24)) > 1000  # the stub's pictures have many, the paper has none
+        assert (
+            len(sheet.convert("RGB").getcolors(2**24)) > 1000
+        )  # the pictures of the stub have many colours, the sheet itself few
     for name in ("grid.html", "grid.png"):
         assert (again / name).read_bytes() == (out / name).read_bytes()
 
 
-def test_an_interrupted_grid_says_how_to_go_on(environment: dict[str, str], tmp_path: Path) -> None:
-    """There is no worker: it would wait for ever."""
+def test_an_interrupted_grid_prints_how_to_resume(environment: dict[str, str], tmp_path: Path) -> None:
+    """Without a worker it never ends."""
     given = ("--prompt", "红色的圆形", "--schedulers=lms,pndm", SIZE, "--out", "my grid")
     grid = subprocess.Popen(
         [*HUAFANG, "grid", *given], env=environment, stderr=subprocess.PIPE, text=True, cwd=tmp_path
@@ -80,6 +82,6 @@ def test_an_interrupted_grid_says_how_to_go_on(environment: dict[str, str], tmp_
     batch_id = grid.stderr.readline().split()[0]
     assert "checking" in grid.stderr.readline()
     grid.send_signal(signal.SIGINT)
-    said = grid.stderr.read()
-    assert grid.wait(20) == 130
-    assert f"grid --out 'my grid' --batch {batch_id}" in said
+    printed = grid.stderr.read()
+    assert grid.wait(120) == 130
+    assert f"grid --out 'my grid' --batch {batch_id}" in printed

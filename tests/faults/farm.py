@@ -31,8 +31,8 @@ from common.catalog.catalog import read
 from common.config import SHIPPED_CATALOG, Settings
 from common.db import connect, migrate, transaction
 from common.enums import Scope
-from embedded.instance import FIRST_PORT, PORTS, S3_ACCOUNT, can_bind
-from embedded.processes import wait_gone, write_programs
+from embedded.instance import FIRST_PORT, PORT_COUNT, S3_ACCOUNT, can_bind
+from embedded.processes import wait_until_ended, write_programs
 from embedded.servers import Servers, create_bucket, s3_client
 from tests.faults.proxy import Network
 
@@ -92,7 +92,7 @@ class Farm:
         (self.traps / "sprung").mkdir(parents=True)
         (home / "processes").mkdir()
         self.servers = Servers(home / "servers")
-        self.site = self.servers.site
+        self.site = self.servers.instance
         self._harden_postgres()
         self.network = Network({name: self.site.ports[name] for name in ("postgres", "valkey", "s3")})
         self.api_ports = free_ports(APIS)
@@ -110,7 +110,11 @@ class Farm:
         options = ("-c", "synchronous_commit=on", "-c", f"max_connections={CONNECTIONS}", "-c", "log_lock_waits=on")
         program = self.servers.programs["postgres"]
         self.servers.programs["postgres"] = type(program)(
-            program.name, (*program.command, *options), program.environment, program.stop_signal, leaves=program.leaves
+            program.name,
+            (*program.command, *options),
+            program.environment,
+            program.stop_signal,
+            stale_file=program.stale_file,
         )
         write_programs(self.site.home, list(self.servers.programs.values()))
 
@@ -254,7 +258,7 @@ class Farm:
             with suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
         child.wait(20)
-        wait_gone(self.site.home, name, 20)
+        wait_until_ended(self.site.home, name, 20)
         time.sleep(down_s)
         self.servers.start(name)
 
@@ -301,6 +305,10 @@ class Farm:
             return self.site.log(name).read_text(errors="replace").count(words)
         return 0
 
+    def logged(self, name: str, event: str) -> int:
+        """How often a process of ours has logged this event."""
+        return (self.home / "processes" / f"{name}.log").read_text(errors="replace").count(event)
+
 
 def answers(url: str) -> bool:
     try:
@@ -313,7 +321,7 @@ def free_ports(count: int) -> list[int]:
     """Below the range of outgoing connections: no client of a dead API takes its port."""
     found: list[int] = []
     while len(found) < count:
-        port = FIRST_PORT + secrets.randbelow(PORTS)
+        port = FIRST_PORT + secrets.randbelow(PORT_COUNT)
         if port not in found and can_bind("127.0.0.1", port):
             found.append(port)
     return found

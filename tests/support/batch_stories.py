@@ -82,7 +82,7 @@ class BatchStory(Story):
     def cancel_batch(self, batch_id: UUID) -> list[UUID]:
         self.close(batch_id)
         with transaction(self.database) as connection:
-            return batches.cancel_in_hand(connection, batch_id)
+            return batches.cancel_active(connection, batch_id)
 
     def retry(self, batch_id: UUID) -> UUID:
         with transaction(self.database) as connection:

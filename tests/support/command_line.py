@@ -1,4 +1,4 @@
-"""Calling `huafang` from a test, here or as a process of its own; and a farm that answers as it is told."""
+"""Running `huafang` in a test, in this process or in its own; and a fake farm with the answers of a test."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ HUAFANG = (sys.executable, "-P", "-m", "cli")
 
 
 @dataclass(frozen=True)
-class Done:
+class Result:
     code: int
     out: str
     err: str
@@ -29,9 +29,9 @@ class Done:
         return json.loads(self.out)
 
 
-def start(*arguments: str, environment: dict[str, str], timeout: float = 100, cwd: Path | None = None) -> Done:
-    """As a process of its own, with only these variables."""
-    done = subprocess.run(
+def run_process(*arguments: str, environment: dict[str, str], timeout: float = 240, cwd: Path | None = None) -> Result:
+    """Run `huafang` as a process with only these variables."""
+    process = subprocess.run(
         [*HUAFANG, *arguments],
         env=environment,
         capture_output=True,
@@ -40,25 +40,25 @@ def start(*arguments: str, environment: dict[str, str], timeout: float = 100, cw
         cwd=cwd,
         check=False,
     )
-    return Done(done.returncode, done.stdout, done.stderr)
+    return Result(process.returncode, process.stdout, process.stderr)
 
 
 @dataclass(frozen=True)
 class CommandLine:
-    """Calls `huafang` in this process: quick."""
+    """Runs `huafang` in this process, which is faster."""
 
     capsys: pytest.CaptureFixture[str]
 
-    def __call__(self, *arguments: str) -> Done:
+    def __call__(self, *arguments: str) -> Result:
         with pytest.raises(SystemExit) as ended:
             main(list(arguments))
-        said = self.capsys.readouterr()
-        return Done(int(ended.value.code or 0), said.out, said.err)
+        output = self.capsys.readouterr()
+        return Result(int(ended.value.code or 0), output.out, output.err)
 
 
 @dataclass
-class Asked:
-    """A request that came in."""
+class Request:
+    """A request that the fake farm got."""
 
     method: str
     path: str
@@ -67,26 +67,24 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Say:
-    """An answer."""
-
+class Response:
     status: int = 200
     body: Any = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
 
 
-HANG_UP = Say(status=0)
+DROP_CONNECTION = Response(status=0)
 
 
 @dataclass
-class Farm:
+class FakeFarm:
     url: str
-    asked: list[Asked]
+    requests: list[Request]
 
 
 @contextmanager
-def farm_that(answer: Callable[[Asked], Say]) -> Iterator[Farm]:
-    """An HTTP server on loopback that answers what the test wants: for what a real farm does once in a year."""
+def fake_farm(answer: Callable[[Request], Response]) -> Iterator[FakeFarm]:
+    """An HTTP server on loopback with the answers of `answer`, for what a real farm does rarely."""
 
     class Handler(BaseHTTPRequestHandler):
         def handle_one(self) -> None:
@@ -94,15 +92,15 @@ def farm_that(answer: Callable[[Asked], Say]) -> Iterator[Farm]:
             body = self.rfile.read(length) if length else None
             if body and self.headers.get("Content-Type") == "application/json":
                 body = json.loads(body)
-            asked = Asked(self.command, self.path, {k.lower(): v for k, v in self.headers.items()}, body)
-            farm.asked.append(asked)
-            said = answer(asked)
-            if said is HANG_UP:
+            request = Request(self.command, self.path, {k.lower(): v for k, v in self.headers.items()}, body)
+            farm.requests.append(request)
+            response = answer(request)
+            if response is DROP_CONNECTION:
                 self.close_connection = True
                 return
-            data = said.body if isinstance(said.body, bytes) else json.dumps(said.body).encode()
-            self.send_response(said.status)
-            for name, value in {"Content-Length": str(len(data)), **said.headers}.items():
+            data = response.body if isinstance(response.body, bytes) else json.dumps(response.body).encode()
+            self.send_response(response.status)
+            for name, value in {"Content-Length": str(len(data)), **response.headers}.items():
                 self.send_header(name, value)
             self.end_headers()
             self.wfile.write(data)
@@ -110,14 +108,14 @@ def farm_that(answer: Callable[[Asked], Say]) -> Iterator[Farm]:
         do_GET = do_POST = do_DELETE = handle_one
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Silence."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        farm = Farm(f"http://127.0.0.1:{server.server_address[1]}", [])
+        farm = FakeFarm(f"http://127.0.0.1:{server.server_address[1]}", [])
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
             yield farm
         finally:
             server.shutdown()
-            thread.join(10)
+            thread.join(60)

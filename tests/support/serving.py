@@ -1,4 +1,4 @@
-"""The API as a client meets it: served by a real uvicorn, in a thread of the test's process."""
+"""The API behind a real uvicorn, in a thread of the test's process."""
 
 import threading
 import time
@@ -38,7 +38,7 @@ class Api:
         return self.stranger(headers={"Authorization": f"Bearer {key.secret}"})
 
     def stranger(self, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=30, trust_env=False, **options)
+        return httpx.Client(base_url=self.url, timeout=120, trust_env=False, **options)
 
 
 @contextmanager
@@ -48,7 +48,7 @@ def serving(settings: Settings, database: Engine) -> Iterator[Api]:
     thread = threading.Thread(target=server.run, name="api")
     thread.start()
     try:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while not server.started:
             assert thread.is_alive(), "The API did not start."
             assert time.monotonic() < deadline, "The API did not start in time."
@@ -57,5 +57,5 @@ def serving(settings: Settings, database: Engine) -> Iterator[Api]:
         yield Api(f"http://127.0.0.1:{port}", app, settings, database, server)
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(120)
         assert not thread.is_alive(), "The API did not stop."

@@ -1,4 +1,4 @@
-"""What the tests of the worker start and ask: workers in this process or as processes of their own, and the bucket."""
+"""Render workers for tests, in this process or as processes of their own; what they log, hold and store."""
 
 import os
 import subprocess
@@ -28,11 +28,11 @@ SLOW = "stub:0.03"  # seconds a step
 QUICK = {"LEASE_S": "1.5", "BEAT_S": "0.3", "SWEEP_S": "0.3"}
 
 
-def until(condition: Callable[[], T], seconds: float = 40) -> T:
-    """Wait until it is true, and say what it was then."""
+def until(condition: Callable[[], T], seconds: float = 90) -> T:
+    """Wait until the condition is true; its value then. The limit holds on a machine with a load of 20."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited {seconds:g} s in vain"
+        assert time.monotonic() < deadline, f"not true after {seconds:g} s"
         time.sleep(0.02)
     return value
 
@@ -45,7 +45,20 @@ def until_blocked(story: Story, connections: int = 1) -> None:
     until(lambda: len(story.rows(statement)) == connections)
 
 
-def until_ended(story: Story, *jobs: UUID, seconds: float = 40) -> list[str]:
+def until_published(worker: RenderWorker) -> None:
+    """Wait until the worker holds no lease: all that it rendered is published, or released."""
+    until(lambda: not worker.held_leases.ids())
+
+
+def holds_leases_for(worker: RenderWorker, seconds: float) -> bool:
+    """Whether the worker still holds a lease after so long."""
+    deadline = time.monotonic() + seconds
+    while worker.held_leases.ids() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return bool(worker.held_leases.ids())
+
+
+def until_ended(story: Story, *jobs: UUID, seconds: float = 90) -> list[str]:
     """Wait until these jobs have ended, and say how."""
     statement = text("SELECT state FROM jobs WHERE id = ANY(:jobs) AND finished_at IS NOT NULL")
 

@@ -19,8 +19,8 @@ from common import originals
 from common.accounts.licences import Acceptances
 from common.batches import check, expansion, retries, skipped_lines
 from common.batches import lifecycle as batches
-from common.batches.check import Checked
-from common.batches.expansion import Rows
+from common.batches.check import CheckedLines
+from common.batches.expansion import JobRows
 from common.batches.lifecycle import Batch, Chunk
 from common.batches.plan import planners
 from common.broker import Broker
@@ -28,8 +28,8 @@ from common.catalog.catalog import Catalog
 from common.db import transaction
 from common.errors import Error, Invalid, LicenceNotAccepted, NotFound
 from common.log import log_event
-from common.prompt_files.lines import Line, take
-from common.prompt_files.reader import line_noun, open_prompts
+from common.prompt_files.lines import Line, at_line, take
+from common.prompt_files.reader import open_prompts
 from common.recipes.img2img import FindImage, InputImage
 from common.storage import Storage
 from worker.control.sentences import sentence
@@ -100,9 +100,9 @@ class Expander:
 
     def _check(self, batch: Batch, chunk: Chunk) -> bool:
         with transaction(self._database) as connection:
-            return batches.note_checked(connection, batch, chunk)
+            return batches.record_checked(connection, batch, chunk)
 
-    def _expand(self, batch: Batch, chunk: Chunk, rows: Rows) -> bool:
+    def _expand(self, batch: Batch, chunk: Chunk, rows: JobRows) -> bool:
         with transaction(self._database) as connection:
             is_first = expansion.expand(connection, batch, chunk, rows)
         if is_first:
@@ -124,7 +124,7 @@ class Expander:
     # From lines to recipes
 
     @contextmanager
-    def _chunks(self, batch: Batch) -> Iterator[Iterator[tuple[Chunk, Rows | None]]]:
+    def _chunks(self, batch: Batch) -> Iterator[Iterator[tuple[Chunk, JobRows | None]]]:
         """The chunks from the batch's offset on, with their rows once the batch is checked.
 
         A thread prepares the next chunk while the caller writes the current one to Postgres.
@@ -135,7 +135,7 @@ class Expander:
         ):
             chunks = self._make_chunks(batch, file.lines)
 
-            def read_ahead() -> Iterator[tuple[Chunk, Rows | None]]:
+            def read_ahead() -> Iterator[tuple[Chunk, JobRows | None]]:
                 pending = pool.submit(next, chunks, None)
                 while chunk := pending.result():
                     pending = pool.submit(next, chunks, None)
@@ -143,7 +143,7 @@ class Expander:
 
             yield read_ahead()
 
-    def _make_chunks(self, batch: Batch, found: Iterator[Line]) -> Iterator[tuple[Chunk, Rows | None]]:
+    def _make_chunks(self, batch: Batch, found: Iterator[Line]) -> Iterator[tuple[Chunk, JobRows | None]]:
         variants = planners(batch.plan, self._catalog, self._find(batch))
         size = CHUNK_IMAGES // batch.plan.images_per_prompt if batch.is_checked else CHECK_PROMPTS
         size = max(1, size // len(variants))
@@ -152,26 +152,23 @@ class Expander:
             here = [*first, *take(found, size - 1)]
             first = list(islice(found, 1))
             if batch.is_checked:
-                lines = check.planned(self._without_skipped(batch, here), variants, position)
+                lines = check.plan_lines(self._without_skipped(batch, here), variants, position)
                 self._refuse_wrong(batch, lines)
             else:
-                lines = check.checked(here, variants, position, self._catalog)
+                lines = check.check_lines(here, variants, position, self._catalog)
                 skipped += len(lines.wrong)
                 self._refuse_if_too_wrong(batch, lines, skipped, is_all=not (first or position))
                 self._require_licences(batch, lines)
             yield self._chunk(batch, here, lines, is_last=not first), self._rows(batch, lines, position)
             position += len(lines.planned)
 
-    def _chunk(self, batch: Batch, here: list[Line], lines: Checked, *, is_last: bool) -> Chunk:
-        last, noun = here[-1], line_noun(batch.upload.format)
-        warnings = [
-            sentence("line_warning", noun=noun, line=number, warning=warning)
-            for number, warning in lines.warnings.items()
-        ]
+    def _chunk(self, batch: Batch, here: list[Line], lines: CheckedLines, *, is_last: bool) -> Chunk:
+        last, format = here[-1], batch.upload.format
+        warnings = [at_line(format, number, warning) for number, warning in lines.warnings.items()]
         return Chunk(last.end, last.last, is_last, len(lines.planned), warnings, lines.wrong)
 
-    def _rows(self, batch: Batch, lines: Checked, position: int) -> Rows | None:
-        return expansion.rows_of(batch, lines.in_turn, position * batch.variants) if batch.is_checked else None
+    def _rows(self, batch: Batch, lines: CheckedLines, position: int) -> JobRows | None:
+        return expansion.build_rows(batch, lines.in_turn, position * batch.variants) if batch.is_checked else None
 
     def _find(self, batch: Batch) -> FindImage:
         @lru_cache(CACHED_INPUT_IMAGES)
@@ -189,7 +186,7 @@ class Expander:
             skipped = skipped_lines.lines(connection, batch.id, here[0].number, here[-1].number)
         return [line for line in here if line.number not in skipped]
 
-    def _refuse_if_too_wrong(self, batch: Batch, lines: Checked, skipped: int, *, is_all: bool) -> None:
+    def _refuse_if_too_wrong(self, batch: Batch, lines: CheckedLines, skipped: int, *, is_all: bool) -> None:
         """Raise Invalid when lines are wrong and may not be skipped. `is_all`: the file has no other lines."""
         if not batch.plan.skip_bad:
             self._refuse_wrong(batch, lines)
@@ -198,19 +195,17 @@ class Expander:
         elif lines.wrong and is_all and not lines.planned:
             raise Invalid(sentence("no_line_right", lines=self._wrong_lines(batch, lines)))
 
-    def _refuse_wrong(self, batch: Batch, lines: Checked) -> None:
+    def _refuse_wrong(self, batch: Batch, lines: CheckedLines) -> None:
         if lines.wrong:
             raise Invalid(self._wrong_lines(batch, lines))
 
-    def _wrong_lines(self, batch: Batch, lines: Checked) -> str:
-        return check.wrong_lines(lines.wrong, line_noun(batch.upload.format))
+    def _wrong_lines(self, batch: Batch, lines: CheckedLines) -> str:
+        return check.list_errors(lines.wrong, batch.upload.format)
 
-    def _require_licences(self, batch: Batch, lines: Checked) -> None:
+    def _require_licences(self, batch: Batch, lines: CheckedLines) -> None:
         """Lines may name models. Raises LicenceNotAccepted, with the first line that names the model."""
         for name, number in lines.first_lines.items():
             try:
                 self._acceptances.require(batch.tenant_id, [self._catalog.get(name)])
             except LicenceNotAccepted as error:
-                noun = line_noun(batch.upload.format)
-                message = sentence("licence_not_accepted", noun=noun, line=number, reason=error.message)
-                raise LicenceNotAccepted(message) from None
+                raise LicenceNotAccepted(at_line(batch.upload.format, number, error.message)) from None

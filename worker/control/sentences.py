@@ -6,8 +6,6 @@ sentence = Sentences(
     {
         "file_empty": "Its file has no prompts.",
         "file_missing": "Its file is not in the image store any more.",
-        "licence_not_accepted": "{noun} {line}: {reason}",
-        "line_warning": "{noun} {line}: {warning}",
         "no_line_right": "None of its lines is right. {lines}",
         "too_many_lines_wrong": "More than {limit:,} of its lines are wrong. {lines}",
     }

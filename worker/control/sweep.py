@@ -26,7 +26,7 @@ from common.db import transaction
 from common.errors import Unavailable
 from common.log import log_event
 from common.queue import claim as claims
-from common.queue import idempotency, jobs, leases, samples, search, workers
+from common.queue import idempotency, jobs, leases, search, stats, workers
 from common.storage import Storage, upload_key
 from worker.availability import Availability
 
@@ -136,10 +136,10 @@ class Sweep:
     def note_progress(self) -> None:
         """Record the progress of the batches, and pause those whose stop rule applies."""
         with self._transaction() as connection:
-            found = progress.look(connection)
+            found = progress.measure(connection)
         for one in found:
             with self._transaction() as connection:
-                is_first = progress.note(connection, one)
+                is_first = progress.record(connection, one)
             if is_first and one.because:
                 log_event("batch_stopped", batch=one.batch_id, reason=one.because)
 
@@ -167,7 +167,7 @@ class Sweep:
     def take_samples(self) -> None:
         """Once a minute, copy the counters of the lanes for the charts."""
         with self._transaction() as connection:
-            samples.take(connection)
+            stats.take_sample(connection)
 
     def index_prompts(self) -> None:
         """Flush the pending list of the prompts' GIN index, so that no job update has to."""
@@ -179,7 +179,7 @@ class Sweep:
         with self._transaction() as connection:
             leftovers = leases.orphaned_keys(connection, CLEAN_AFTER_LEASES * self._settings.lease_s)
         for lease_id, keys in leftovers.items():
-            with self._storage_outage.noticed():
+            with self._storage_outage.tracked():
                 self._storage.delete(keys)
             with self._transaction() as connection:
                 leases.mark_cleaned(connection, [lease_id])
@@ -190,7 +190,7 @@ class Sweep:
         """Delete the uploads that nothing has used for a while. Their rows are locked until their bytes are deleted."""
         with self._transaction() as connection:
             unused = uploads.take_unused(connection, self._settings.upload_days)
-            with self._storage_outage.noticed():
+            with self._storage_outage.tracked():
                 self._storage.delete(upload_key(*upload) for upload in unused)
         if unused:
             log_event("uploads_deleted", uploads=len(unused))
@@ -212,5 +212,5 @@ class Sweep:
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
-        with self._outage.noticed(), transaction(self._database) as connection:
+        with self._outage.tracked(), transaction(self._database) as connection:
             yield connection

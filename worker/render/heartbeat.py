@@ -1,7 +1,7 @@
-"""The heartbeat of a render worker: renews all its leases in one statement, says that it lives, hears what is asked.
+"""The heartbeat of a render worker: renews all its leases in one statement, reports the worker, and reads its state.
 
-It has a database connection of its own, so that no full pool and no slow publish can cost a lease; while Postgres is
-away it goes on trying, and the fence decides afterwards.
+It has a database connection of its own, so that neither a full pool nor a slow publish costs a lease. While Postgres is
+away it keeps trying; the fence decides afterwards.
 """
 
 import threading
@@ -16,12 +16,13 @@ from common.enums import WorkerState
 from common.errors import Unavailable
 from common.log import log_event
 from common.queue import leases, workers
-from common.queue.workers import HeartbeatReply, Worker
+from common.queue.workers import Worker
 from worker.availability import Availability
-from worker.render.clock import Clock
 from worker.render.inflight import HeldLeases
+from worker.render.sentences import sentence
 
-SOON_S = 1.0  # until the next beat of a worker that is not ready, or that Postgres did not hear
+CLOCK_TOLERANCE_S = 5.0
+SOON_S = 1.0  # until the next heartbeat of a worker that is not ready, or while Postgres is away
 
 
 class Heartbeat:
@@ -29,80 +30,79 @@ class Heartbeat:
         self,
         settings: Settings,
         database: Database,
-        holdings: HeldLeases,
-        outage: Availability,
-        introduce: Callable[[], tuple[Worker, bool]],
+        held_leases: HeldLeases,
+        availability: Availability,
+        describe: Callable[[], tuple[Worker, bool]],
         pause: Callable[[bool], None],
     ) -> None:
-        """`introduce` says what this worker is now, and whether it is ready; `pause` hears whether it is to drain."""
+        """`describe` returns the worker and whether it is ready; `pause` is called with whether it has to drain."""
         self._settings = settings
         self._database = database
-        self._holdings = holdings
-        self._outage = outage
-        self._introduce = introduce
+        self._held_leases = held_leases
+        self._availability = availability
+        self._describe = describe
         self._pause = pause
-        self._clock = Clock()
-        self._complaint: str | None = None  # for which this worker drains, of its own accord
+        self._clock_is_wrong = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self, reason: str = "it was told to stop") -> None:
-        """Stop, and say goodbye if Postgres hears it."""
+    def stop(self, reason: str | None = None) -> None:
+        """Stop, and record that the worker has stopped. While Postgres is away the sweep does so later."""
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(10)
-        worker, _ = self._introduce()
+        worker, _ = self._describe()
         try:
             with transaction(self._database) as connection:
-                workers.stop(connection, worker.id, reason)
+                workers.stop(connection, worker.id, reason or sentence("stop_requested"))
         except Unavailable:
-            pass  # the sweep will notice its silence
+            pass
 
     def beat(self) -> bool:
         """Whether this worker was ready. Raises Unavailable while Postgres is away."""
-        abandoned, held_ids = self._holdings.abandoned(), self._holdings.leases()
-        if abandoned or held_ids:
-            for lease_id in abandoned:
-                with transaction(self._database) as connection:
-                    leases.release(connection, lease_id)
-            with transaction(self._database) as connection:
-                held = leases.renew(connection, held_ids, self._settings.lease_s)
-            self._holdings.given_back(abandoned)
-            self._holdings.renewed(held_ids, held)
-        worker, ready = self._introduce()
+        self._renew_leases()
+        worker, ready = self._describe()
         before = time.time()
         with transaction(self._database) as connection:
-            heard = workers.heartbeat(connection, worker, ready=ready)
-        self._clock.compare(before, heard.now.timestamp(), time.time())
-        self._pause(heard.state == WorkerState.DRAINING or self._clock.is_wrong)
-        self._answer_for_the_clock(worker, heard)
+            reply = workers.heartbeat(connection, worker, ready=ready)
+        self._compare_clocks(before, reply.now.timestamp(), time.time())
+        self._pause(reply.state == WorkerState.DRAINING)
         return ready
 
-    def _answer_for_the_clock(self, worker: Worker, heard: HeartbeatReply) -> None:
-        """Drain while the clock is wrong. Go on when it is right again, unless it is somebody else's drain by then."""
-        if self._clock.is_wrong and heard.state != WorkerState.DRAINING:
-            self._complaint = self._clock.complaint()
+    def _renew_leases(self) -> None:
+        deferred, held = self._held_leases.deferred_releases(), self._held_leases.ids()
+        if not deferred and not held:
+            return
+        for lease_id in deferred:
             with transaction(self._database) as connection:
-                workers.drain(connection, worker.id, self._complaint)
-            log_event("clock_wrong", worker=worker.id, off_s=self._clock.off_s)
-        elif self._complaint and self._clock.is_right_again:
-            if heard.reason == self._complaint:
-                with transaction(self._database) as connection:
-                    workers.resume(connection, worker.id)
-            self._complaint = None
-            log_event("clock_right", worker=worker.id)
+                leases.release(connection, lease_id)
+        with transaction(self._database) as connection:
+            wanted = leases.renew(connection, held, self._settings.lease_s)
+        self._held_leases.confirm_released(deferred)
+        self._held_leases.apply_renewal(held, wanted)
+
+    def _compare_clocks(self, before: float, database_time: float, after: float) -> None:
+        """Log once when this machine's clock is wrong. `database_time` was read between `before` and `after`.
+
+        Leases and back-offs use the database's clock alone. But ids, log lines and the signatures of requests to the
+        image store use this one: they mislead, or are refused.
+        """
+        skew_s = max(before - database_time, 0) + min(after - database_time, 0)
+        was_wrong, self._clock_is_wrong = self._clock_is_wrong, abs(skew_s) > CLOCK_TOLERANCE_S
+        if self._clock_is_wrong and not was_wrong:
+            log_event("clock_skew", skew_s=round(skew_s))
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             ready = False
             try:
-                with self._outage.noticed():
+                with self._availability.tracked():
                     ready = self.beat()
             except Unavailable:
                 pass
             except Exception:
-                log_event("beat_failed", exc_info=True)
+                log_event("heartbeat_failed", exc_info=True)
             self._stopping.wait(self._settings.beat_s if ready else min(SOON_S, self._settings.beat_s))

@@ -1,7 +1,7 @@
-"""The pictures that strokes are painted over, fetched while the microbatch before is painted: no device waits for them.
+"""The input images of recipes (source and mask), fetched while the microbatch before renders: no device waits for them.
 
-A source is scaled until it covers the recipe's width and height, and what is too much of it is cut off at both ends
-alike; a mask too, and what is brighter than half of it is repainted. Knows nothing of painting or of Postgres.
+A source is scaled until it covers the recipe's width and height, and cropped to it around its centre. A mask likewise;
+where it is brighter than half, the image is rendered anew. Knows nothing of rendering or of Postgres.
 """
 
 import threading
@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image as Pictures
+from PIL import Image as PillowImage
 from PIL import ImageOps
 
 from common.errors import NotFound, RenderFailed, SourceGone
@@ -24,100 +24,102 @@ from common.recipes.img2img import InputImage
 from common.storage import Storage, sha256
 from worker.availability import Availability
 from worker.pipelines.base import ImageRequest
+from worker.render.sentences import sentence
 from worker.watchdog import Watchdog
 
-FETCHERS = 4  # pictures on their way at the same time
-KEPT = 32  # that were fetched lately: the images of a job start from the same one
-HALF = 128
+FETCHERS = 4  # input images fetched at the same time
+CACHED = 32  # input images: those of one job start from the same one
+MASK_THRESHOLD = 128
 
 Pixels = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class ScaledInput:
-    """One picture, as a recipe needs it."""
+    """One input image in the size that a recipe needs."""
 
     role: Literal["source", "mask"]
-    original: InputImage
+    image: InputImage
     width: int
     height: int
 
 
 class PendingInputs:
-    """The pictures of one microbatch, on their way. None of text2image."""
+    """The input images of one microbatch while they are fetched. Empty for text2image."""
 
-    def __init__(self, coming: Mapping[ScaledInput, Future[Pixels | SourceGone]]) -> None:
-        self._coming = coming
+    def __init__(self, pixels: Mapping[ScaledInput, Future[Pixels | SourceGone]]) -> None:
+        self._pixels = pixels
 
     def wait(self, seconds: float) -> bool:
-        """Whether they have come, or failed to, within that time."""
-        return not wait_for(self._coming.values(), seconds).not_done
+        """Whether all were fetched, or failed, within that time."""
+        return not wait_for(self._pixels.values(), seconds).not_done
 
-    def are_there(self) -> bool:
-        return all(coming.done() and not coming.exception() for coming in self._coming.values())
+    def ready(self) -> bool:
+        return all(pixels.done() and not pixels.exception() for pixels in self._pixels.values())
 
     def check(self) -> None:
-        """Raises what kept them from coming: Unavailable."""
-        for coming in self._coming.values():
-            coming.result()
+        """Raises Unavailable if fetching was given up."""
+        for pixels in self._pixels.values():
+            pixels.result()
 
-    def stroke(self, image: Image) -> ImageRequest | RenderFailed:
-        """What is to be painted of this image, once they have come; or why it cannot be."""
-        found = {ground.role: self._coming[ground].result() for ground in _grounds(image)}
-        lost = next((pixels for pixels in found.values() if isinstance(pixels, SourceGone)), None)
-        return lost or ImageRequest(image.recipe, image.seed, **found)  # type: ignore[arg-type]
+    def request(self, image: Image) -> ImageRequest | RenderFailed:
+        """What the pipeline needs to render this image, or why it cannot be rendered. Call it once all were fetched."""
+        found = {scaled.role: self._pixels[scaled].result() for scaled in _inputs_of(image)}
+        gone = next((pixels for pixels in found.values() if isinstance(pixels, SourceGone)), None)
+        return gone or ImageRequest(image.recipe, image.seed, **found)  # type: ignore[arg-type]
 
 
 class InputImageLoader:
-    def __init__(self, storage: Storage, outage: Availability, watchdog: Watchdog) -> None:
+    def __init__(self, storage: Storage, availability: Availability, watchdog: Watchdog) -> None:
         self._storage = storage
-        self._outage = outage
+        self._availability = availability
         self._watchdog = watchdog
         self._pool = ThreadPoolExecutor(FETCHERS, "fetch")
-        self._kept: OrderedDict[ScaledInput, Pixels] = OrderedDict()
+        self._cache: OrderedDict[ScaledInput, Pixels] = OrderedDict()
         self._lock = threading.Lock()
 
-    def fetch(self, microbatch: Microbatch, unless: Callable[[], bool]) -> PendingInputs:
-        """Begin to fetch what its images start from, each picture once. While the store is away it is tried again."""
-        needed = {ground for image in microbatch.images for ground in _grounds(image)}
-        return PendingInputs({ground: self._pool.submit(self._pixels, ground, unless) for ground in needed})
+    def fetch(self, microbatch: Microbatch, give_up: Callable[[], bool]) -> PendingInputs:
+        """Begin to fetch the input images of a microbatch, each once. While the store is away it is tried again."""
+        needed = {scaled for image in microbatch.images for scaled in _inputs_of(image)}
+        return PendingInputs({scaled: self._pool.submit(self._fetch, scaled, give_up) for scaled in needed})
 
     def close(self) -> None:
         self._pool.shutdown(wait=False)
 
-    def _pixels(self, ground: ScaledInput, unless: Callable[[], bool]) -> Pixels | SourceGone:
+    def _fetch(self, scaled: ScaledInput, give_up: Callable[[], bool]) -> Pixels | SourceGone:
         with self._lock:
-            if ground in self._kept:
-                self._kept.move_to_end(ground)
-                return self._kept[ground]
+            if scaled in self._cache:
+                self._cache.move_to_end(scaled)
+                return self._cache[scaled]
         try:
-            data = self._outage.insist(lambda: self._get(ground.original.key), unless)
+            data = self._availability.retry(lambda: self._get(scaled.image.key), give_up)
         except NotFound:
-            return SourceGone(f"The {ground.role} {ground.original.id} is not there any more.")
-        if sha256(data) != ground.original.sha256:
-            return SourceGone(f"The {ground.role} {ground.original.id} is not what it was when the job was submitted.")
-        pixels = _scaled(data, ground)
+            return SourceGone(sentence("input_missing", role=scaled.role, image=scaled.image.id))
+        if sha256(data) != scaled.image.sha256:
+            return SourceGone(sentence("input_changed", role=scaled.role, image=scaled.image.id))
+        pixels = _scale(data, scaled)
         with self._lock:
-            self._kept[ground] = pixels
-            while len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
+            self._cache[scaled] = pixels
+            while len(self._cache) > CACHED:
+                self._cache.popitem(last=False)
         return pixels
 
     def _get(self, key: str) -> bytes:
-        with self._watchdog.watches("store"):
+        with self._watchdog.watch("store"):
             return self._storage.get(key)
 
 
-def _grounds(image: Image) -> list[ScaledInput]:
+def _inputs_of(image: Image) -> list[ScaledInput]:
     recipe = image.recipe
     given: tuple[tuple[Literal["source", "mask"], InputImage | None], ...]
     given = ("source", recipe.source), ("mask", recipe.mask)
-    return [ScaledInput(role, original, recipe.width, recipe.height) for role, original in given if original]
+    return [ScaledInput(role, found, recipe.width, recipe.height) for role, found in given if found]
 
 
-def _scaled(data: bytes, ground: ScaledInput) -> Pixels:
-    size = ground.width, ground.height
-    with Pictures.open(BytesIO(data)) as picture:
-        if ground.role == "source":
-            return np.asarray(ImageOps.fit(picture.convert("RGB"), size, Pictures.Resampling.LANCZOS))
-        return np.asarray(ImageOps.fit(picture.convert("L"), size, Pictures.Resampling.NEAREST)) >= HALF
+def _scale(data: bytes, scaled: ScaledInput) -> Pixels:
+    """A source as height × width × RGB, a mask as height × width booleans."""
+    size = scaled.width, scaled.height
+    with PillowImage.open(BytesIO(data)) as file:
+        if scaled.role == "source":
+            return np.asarray(ImageOps.fit(file.convert("RGB"), size, PillowImage.Resampling.LANCZOS))
+        return np.asarray(ImageOps.fit(file.convert("L"), size, PillowImage.Resampling.NEAREST)) >= MASK_THRESHOLD

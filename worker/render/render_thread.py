@@ -1,6 +1,6 @@
-"""The painting thread: loads models and paints microbatches, one after the other. Painters never leave it.
+"""The render thread: loads models and renders microbatches, one after the other. Pipelines never leave it.
 
-What it is given to do waits in its queue and is answered with a Future. Knows nothing of Postgres or of storing.
+Work is queued and answered with a Future. Knows nothing of Postgres or storage.
 """
 
 import time
@@ -20,141 +20,145 @@ from worker.models.manager import ModelManager
 from worker.pipelines.base import DeviceLost, ImageRequest, OnStep, Pipeline, RenderedImage
 from worker.pipelines.batch_size import at_size
 from worker.render.inflight import InflightMicrobatch, RenderedMicrobatch
+from worker.render.sentences import sentence
 from worker.watchdog import Watchdog
 
-REDUCED_S = 600  # for so long fewer images are painted at once after memory ran out: it may have been somebody else's
+REDUCED_S = 600  # for so long a call renders fewer images after memory ran out: another process may have taken it
 
 
 class RenderThread:
-    def __init__(self, gallery: ModelManager, watchdog: Watchdog, worker_class: Mapping[str, Any]) -> None:
-        """The class of this worker goes into every picture's file, beside its recipe."""
-        self.seconds_per_image: dict[str, float] = {}  # model → lately measured
-        self.rendering: InflightMicrobatch | None = None  # the one being painted, or the last one
-        self._gallery = gallery
+    def __init__(self, models: ModelManager, watchdog: Watchdog, worker_class: Mapping[str, Any]) -> None:
+        """`worker_class` is written into the metadata of every image."""
+        self.seconds_per_image: dict[str, float] = {}  # by model: a moving average
+        self.current: InflightMicrobatch | None = None  # the one being rendered, or the last one
+        self._models = models
         self._watchdog = watchdog
-        self._short: dict[str, tuple[int, float]] = {}  # model → images at once, and until when
-        self._class = dict(worker_class)
-        self._thread = ThreadPoolExecutor(1, "paint")
+        self._reduced_batch_size: dict[str, tuple[int, float]] = {}  # by model: images of one call, and until when
+        self._worker_class = dict(worker_class)
+        self._thread = ThreadPoolExecutor(1, "render")
 
     def load(self, model: str) -> "Future[Pipeline]":
         """Make a model resident. Fails with ModelRefused, or Unavailable."""
         return self._thread.submit(self._load, model)
 
-    def paint(self, rendering: InflightMicrobatch, check: Callable[[], None]) -> None:
-        """Paint a started microbatch, right after the one at hand if there is one; `painting` tells what came of it.
+    def render(self, inflight: InflightMicrobatch, check: Callable[[], None]) -> None:
+        """Queue a started microbatch; its `result` is then set.
 
-        `check` is called at every step; what it raises (Interrupted) stops it.
+        `check` is called after every denoising step; what it raises (Interrupted) ends the call.
         """
-        rendering.painting = self._thread.submit(self._paint, rendering, check)
+        inflight.result = self._thread.submit(self._render, inflight, check)
 
     def capacity(self, model: Model) -> int:
-        """The images of one call at the usual size: of the gallery, or as many as fitted when memory ran out lately."""
-        capacity = self._gallery.capacity(model)
-        images, until = self._short.get(model.name, (capacity, 0.0))
+        """How many images of the model's usual size one call renders: fewer for a while after memory ran out."""
+        capacity = self._models.batch_size(model)
+        images, until = self._reduced_batch_size.get(model.name, (capacity, 0.0))
         return min(images, capacity) if time.monotonic() < until else capacity
 
     def close(self) -> bool:
-        """Close the painter; False if it is still busy: nobody can stop a model from being loaded."""
-        closing = self._thread.submit(self._gallery.close)
+        """Close the pipelines. False if the thread is still busy: nobody can stop a load."""
+        closing = self._thread.submit(self._models.close)
         self._thread.shutdown(wait=False)
         return not wait_for([closing], timeout=1).not_done
 
     # In the thread
 
     def _load(self, model: str) -> Pipeline:
-        with self._ending_with_the_device():
-            return self._gallery.painter(model)
+        with self._aborting_if_device_lost():
+            return self._models.get(model)
 
-    def _paint(self, rendering: InflightMicrobatch, check: Callable[[], None]) -> RenderedMicrobatch:
-        microbatch, images = rendering.microbatch, rendering.images or ()
-        painter = self._load(microbatch.model)
+    def _render(self, inflight: InflightMicrobatch, check: Callable[[], None]) -> RenderedMicrobatch:
+        microbatch, images = inflight.microbatch, inflight.images
+        pipeline = self._load(microbatch.model)
         expected = self.seconds_per_image.get(microbatch.model)
-        rendering.begin(expected * len(images) if expected is not None else None)
-        self.rendering = rendering
+        inflight.begin_render(expected * len(images) if expected is not None else None)
+        self.current = inflight
 
         began = time.monotonic()
-        with self._ending_with_the_device(), self._watchdog.watches("step") as begins:
+        with self._aborting_if_device_lost(), self._watchdog.watch("step") as enter:
 
             def on_step(step: int, steps: int) -> None:
-                begins("decode" if step == steps else "step")
-                rendering.advance(step, steps)
+                enter("decode" if step == steps else "step")
+                inflight.end_step(step, steps)
                 check()
 
-            pictures = self._pictures(painter, rendering, images, on_step)
+            results = self._results(pipeline, inflight, on_step)
         seconds = time.monotonic() - began
-        if any(isinstance(picture, RenderedImage) for picture in pictures):
+        if any(isinstance(result, RenderedImage) for result in results):
             self._measure(microbatch.model, seconds / len(images))
-        return RenderedMicrobatch(microbatch, list(zip(images, pictures, strict=True)), seconds, self._texts(painter))
+        return RenderedMicrobatch(
+            microbatch, list(zip(images, results, strict=True)), seconds, self._metadata(pipeline)
+        )
 
-    def _texts(self, painter: Pipeline) -> dict[str, str]:
-        """What else decides a picture, beside its recipe and seed."""
-        texts = {
-            "worker": canonical_json({**self._class, **painter.details}),
+    def _metadata(self, pipeline: Pipeline) -> dict[str, str]:
+        """What decides an image beside its recipe and seed."""
+        metadata = {
+            "worker": canonical_json({**self._worker_class, **pipeline.details}),
             "software": f"Huafang {version('huafang')}",
         }
-        return {**texts, "revision": painter.revision} if painter.revision else texts
+        return {**metadata, "revision": pipeline.revision} if pipeline.revision else metadata
 
     def _measure(self, model: str, seconds: float) -> None:
         known = self.seconds_per_image.get(model, seconds)
         self.seconds_per_image = {**self.seconds_per_image, model: 0.7 * known + 0.3 * seconds}
 
-    def _pictures(
-        self, painter: Pipeline, rendering: InflightMicrobatch, images: tuple[Image, ...], on_step: OnStep
+    def _results(
+        self, pipeline: Pipeline, inflight: InflightMicrobatch, on_step: OnStep
     ) -> list[RenderedImage | RenderFailed]:
-        strokes = [rendering.grounds.stroke(image) for image in images]
-        fitting = [(image, s) for image, s in zip(images, strokes, strict=True) if isinstance(s, ImageRequest)]
-        painted = iter(self._in_parts(painter, rendering, fitting, on_step) if fitting else ())
-        return [next(painted) if isinstance(stroke, ImageRequest) else stroke for stroke in strokes]
+        """One result an image, in their order; an image whose inputs are gone needs no pipeline call."""
+        requests = [(image, inflight.inputs.request(image)) for image in inflight.images]
+        complete = [(image, request) for image, request in requests if isinstance(request, ImageRequest)]
+        rendered = iter(self._in_chunks(pipeline, inflight, complete, on_step) if complete else ())
+        return [next(rendered) if isinstance(request, ImageRequest) else request for _, request in requests]
 
-    def _in_parts(
+    def _in_chunks(
         self,
-        painter: Pipeline,
-        rendering: InflightMicrobatch,
-        strokes: list[tuple[Image, ImageRequest]],
+        pipeline: Pipeline,
+        inflight: InflightMicrobatch,
+        requests: list[tuple[Image, ImageRequest]],
         on_step: OnStep,
     ) -> list[RenderedImage | RenderFailed]:
-        """In parts that fit, where pictures are larger than usual.
+        """Render in as many calls as memory needs at this size of image.
 
-        What breaks a part is tried again in smaller ones, so that one image cannot take the others along.
+        A call that fails is repeated in smaller ones, so that one image cannot fail the others.
         """
-        model, recipe = painter.model, strokes[0][1].recipe
-        at_once = at_size(self.capacity(model), model.width * model.height, recipe.width * recipe.height)
-        parts, painted = _parts(strokes, at_once), list[RenderedImage | RenderFailed]()
-        while parts:
-            part = parts.pop(0)
-            rendering.begin_part(len(painted) / len(strokes), len(part) / len(strokes))
+        model, recipe = pipeline.model, requests[0][1].recipe
+        batch_size = at_size(self.capacity(model), model.width * model.height, recipe.width * recipe.height)
+        chunks, results = _chunks(requests, batch_size), list[RenderedImage | RenderFailed]()
+        while chunks:
+            chunk = chunks.pop(0)
+            inflight.begin_chunk(len(results) / len(requests), len(chunk) / len(requests))
             try:
-                painted += painter.paint([stroke for _, stroke in part], on_step)
+                results += pipeline.generate([request for _, request in chunk], on_step)
             except (Interrupted, DeviceLost):
                 raise
             except Exception as error:
-                if len(part) == 1:
-                    painted.append(_failure(part[0][0], error))
+                if len(chunk) == 1:
+                    results.append(_failure(chunk[0][0], error))
                 elif isinstance(error, OutOfMemory):
-                    self._remember(model, len(part) // 2)  # at once: the next microbatch is claimed meanwhile
-                    parts[:0] = _parts(part, len(part) // 2)
+                    self._reduce_batch_size(model, len(chunk) // 2)  # now: the next microbatch is claimed meanwhile
+                    chunks[:0] = _chunks(chunk, len(chunk) // 2)
                 else:
-                    parts[:0] = _parts(part, 1)
-        return painted
+                    chunks[:0] = _chunks(chunk, 1)
+        return results
 
-    def _remember(self, model: Model, images: int) -> None:
-        self._short[model.name] = images, time.monotonic() + REDUCED_S
-        log_event("memory_short", model=model.name, images=images)
+    def _reduce_batch_size(self, model: Model, images: int) -> None:
+        self._reduced_batch_size[model.name] = images, time.monotonic() + REDUCED_S
+        log_event("batch_size_reduced", model=model.name, images=images)
 
     @contextmanager
-    def _ending_with_the_device(self) -> Iterator[None]:
+    def _aborting_if_device_lost(self) -> Iterator[None]:
         try:
             yield
         except DeviceLost as error:
-            self._watchdog.end(str(error))
+            self._watchdog.abort_process(str(error))
 
 
-def _parts(strokes: list[tuple[Image, ImageRequest]], size: int) -> list[list[tuple[Image, ImageRequest]]]:
-    return [strokes[at : at + size] for at in range(0, len(strokes), size)]
+def _chunks(requests: list[tuple[Image, ImageRequest]], size: int) -> list[list[tuple[Image, ImageRequest]]]:
+    return [requests[at : at + size] for at in range(0, len(requests), size)]
 
 
 def _failure(image: Image, error: Exception) -> RenderFailed:
     if isinstance(error, RenderFailed):
         return error
     log_event("render_failed", exc_info=True, image=image.id, job=image.job_id)
-    return RenderFailed(f"The painter failed ({type(error).__name__}).")
+    return RenderFailed(sentence("pipeline_failed", error=type(error).__name__))

@@ -1,11 +1,9 @@
-"""One render worker: its parts put together, started and stopped.
+"""One render worker: its parts put together, started and stopped. Knows no Celery.
 
-    engine     claims, begins, hands over            store   encodes, uploads, publishes
-    brush      loads and paints                      news    hears of cancellations, tells who watches
-    heartbeat  renews the leases, hears of drains        watchdog  ends the process when something hangs
-    grounds    fetches the pictures to paint over
-
-Knows no Celery.
+loop            claims, loads, starts, renders, hands over
+inputs          fetches the input images            render_thread   loads models, renders microbatches
+uploader        encodes, stores, publishes          heartbeat       renews the leases, reports the worker
+notifications   cancellations, changes, progress    watchdog        exits the process when something hangs
 """
 
 import socket
@@ -28,78 +26,85 @@ from worker.render.loop import RenderLoop
 from worker.render.notifications import Notifications
 from worker.render.render_thread import RenderThread
 from worker.render.uploader import UPLOADS, Uploader
-from worker.watchdog import FAREWELL_S, Watchdog, limits
+from worker.watchdog import ON_EXIT_S, Watchdog, limits
 
-MICROBATCHES = 8  # that one process holds: one painted, one claimed ahead, the others on their way to the store
+MAX_LEASES = 8  # one rendering, one claimed ahead, the others with the uploader
 
 
 class RenderWorker:
     def __init__(self, settings: Settings, catalog: Catalog) -> None:
-        about = registry.describe(settings.device, settings.torch_threads)
+        device = registry.describe(settings.device, settings.torch_threads)
         self.id = new_id()
         self.name = settings.worker_name or f"{socket.gethostname()}-{settings.device}"
-        self.worker_class = {**about, "huafang": version("huafang")}
-        models = models_to_serve(settings, catalog, str(about["device"]))
-        self.models = tuple(model.name for model in models)
+        self.worker_class = {**device, "huafang": version("huafang")}
+        models = models_to_serve(settings, catalog, str(device["device"]))
+        self.model_names = tuple(model.name for model in models)
 
         self.database = connect(settings, pool=4)
-        self.messages = Broker(settings)
-        self.holdings = HeldLeases(MICROBATCHES)
-        self.watchdog = Watchdog(limits(settings, str(about["device"])), self.say_farewell)
-        self.gallery = ModelManager(models, settings, self.worker_class, self.database, self.watchdog)
+        self.broker = Broker(settings)
+        self.held_leases = HeldLeases(MAX_LEASES)
+        self.watchdog = Watchdog(limits(settings, str(device["device"])), self.release_before_exit)
+        self.models = ModelManager(models, settings, self.worker_class, self.database, self.watchdog)
         postgres, s3 = Availability("database_away", "database_back"), Availability("storage_away", "storage_back")
         storage = Storage(settings, connections=UPLOADS + FETCHERS)
-        self.grounds = InputImageLoader(storage, s3, self.watchdog)
-        self.brush = RenderThread(self.gallery, self.watchdog, self.worker_class)
-        self.news = Notifications(settings, self.messages, self.holdings, lambda: self.brush.rendering)
-        self.store = Uploader(
-            self.id, self.database, storage, self.news.changed, self.holdings, postgres, s3, self.watchdog
+        self.inputs = InputImageLoader(storage, s3, self.watchdog)
+        self.render_thread = RenderThread(self.models, self.watchdog, self.worker_class)
+        self.notifications = Notifications(settings, self.broker, self.held_leases, lambda: self.render_thread.current)
+        self.uploader = Uploader(
+            self.id,
+            self.database,
+            storage,
+            self.notifications.announce_soon,
+            self.held_leases,
+            postgres,
+            s3,
+            self.watchdog,
         )
-        self.engine = RenderLoop(
+        self.loop = RenderLoop(
             self.id,
             settings,
             self.database,
-            self.gallery,
-            self.grounds,
-            self.brush,
-            self.holdings,
-            self.store,
+            self.models,
+            self.inputs,
+            self.render_thread,
+            self.held_leases,
+            self.uploader,
             postgres,
-            self.messages.wake,
+            self.broker.wake,
         )
         own_connection = connect(settings, pool=1)
-        self.heartbeat = Heartbeat(settings, own_connection, self.holdings, postgres, self.introduce, self.engine.pause)
+        self.heartbeat = Heartbeat(settings, own_connection, self.held_leases, postgres, self.describe, self.loop.pause)
 
-    def introduce(self) -> tuple[Worker, bool]:
-        """What this worker says of itself at each beat, and whether it is ready."""
-        serves = [model.name for model in self.gallery.servable()]
-        about = Worker(
+    def describe(self) -> tuple[Worker, bool]:
+        """What each heartbeat reports: the worker, and whether it is ready."""
+        served = [model.name for model in self.models.available()]
+        worker = Worker(
             self.id,
             self.name,
             self.worker_class,
-            serves,
-            self.gallery.resident,
-            self.gallery.refusals(),
-            self.brush.seconds_per_image,
-            self.gallery.capacities,
+            served,
+            self.models.resident,
+            self.models.refusals(),
+            self.render_thread.seconds_per_image,
+            self.models.batch_sizes,
         )
-        return about, self.engine.is_ready and bool(serves)
+        return worker, self.loop.is_ready and bool(served)
 
     def start(self) -> None:
-        log_event("worker_started", worker=self.id, name=self.name, models=",".join(self.models))
-        for part in (self.watchdog, self.heartbeat, self.news, self.engine):
+        log_event("worker_started", worker=self.id, name=self.name, models=",".join(self.model_names))
+        for part in (self.watchdog, self.heartbeat, self.notifications, self.loop):
             part.start()
 
     def stop(self) -> bool:
-        """Drain and say goodbye; False if the painter was still busy when the time was up."""
-        painted = self.engine.close()
+        """Drain and stop. False if the render thread was still busy at the deadline."""
+        is_idle = self.loop.close()
         self.heartbeat.stop()
-        self.news.stop()
+        self.notifications.stop()
         log_event("worker_stopped", worker=self.id)
-        return painted
+        return is_idle
 
-    def say_farewell(self, reason: str) -> None:
-        """Before this process ends itself: give back what has not started, store what is painted."""
-        self.engine.end()
+    def release_before_exit(self, reason: str) -> None:
+        """Before the watchdog exits this process: release what does not render, store what has been rendered."""
+        self.loop.release_queued()
         self.heartbeat.stop(reason)
-        self.store.close(FAREWELL_S / 2)
+        self.uploader.close(ON_EXIT_S / 2)

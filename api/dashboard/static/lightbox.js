@@ -1,18 +1,18 @@
-// The pictures of a gallery, large, one after the other: by click, or by Enter, the arrows and Escape.
+// Shows the images of a list large, one at a time: by click, or by Enter, the arrow keys and Escape.
 
-const box = document.getElementById("lightbox");
+const lightbox = document.getElementById("lightbox");
 const links = () => [...document.querySelectorAll("[data-lightbox] a")];
-let shown = null;  // the address of the picture that is shown: the list may change behind it
+let shown = null;  // the URL of the open image: the list may change while it is open
 
 function open(link) {
   shown = link.href;
-  const small = link.querySelector("img"), large = box.querySelector("img");
+  const thumbnail = link.querySelector("img"), large = lightbox.querySelector("img");
   large.src = link.dataset.full;
-  large.alt = box.querySelector(".prompt").textContent = small.alt;
-  box.querySelector("[data-model]").textContent = link.dataset.model;
-  box.querySelector("[data-seed]").textContent = link.dataset.seed;
-  box.querySelector("[data-compare]").href = link.href;
-  if (!box.open) box.showModal();
+  large.alt = lightbox.querySelector(".prompt").textContent = thumbnail.alt;
+  lightbox.querySelector("[data-model]").textContent = link.dataset.model;
+  lightbox.querySelector("[data-seed]").textContent = link.dataset.seed;
+  lightbox.querySelector("[data-compare]").href = link.href;
+  if (!lightbox.open) lightbox.showModal();
 }
 
 function step(by) {
@@ -26,12 +26,12 @@ document.addEventListener("click", event => {
   event.preventDefault();
   open(link);
 });
-box.addEventListener("click", event => {
+lightbox.addEventListener("click", event => {
   const by = event.target.dataset.step;
   if (by) step(Number(by));
 });
-box.addEventListener("keydown", event => {
+lightbox.addEventListener("keydown", event => {
   const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
   if (by) { event.preventDefault(); step(by); }
 });
-box.addEventListener("close", () => links().find(link => link.href === shown)?.focus());
+lightbox.addEventListener("close", () => links().find(link => link.href === shown)?.focus());

@@ -1,17 +1,21 @@
-"""Administration: models and their licences, API keys, and the audit of who did what."""
+"""Administration: the models and their licences, the API keys, and the audit of who did what."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Form, Query, Request, Response
+from sqlalchemy import Connection, text
 
-from api.dashboard.queries.admin import find_keys
-from api.dashboard.queries.audit import find_notes
-from api.dashboard.rendering import notice
-from api.dashboard.sessions import TheActor, TheVisitor, Visitor
+from api.dashboard.rendering import render_notice
+from api.dashboard.sentences import sentence
+from api.dashboard.sessions import CurrentActor, CurrentVisitor, Visitor
 from api.dashboard.view import Read, view
 from api.deps import State
 from api.pagination import Paging
+from api.queries.keys import Key, find_keys
 from api.queries.models import find_models
 from api.schemas import KeyRequest
 from api.services import admin as service
@@ -20,60 +24,100 @@ from common.errors import Forbidden
 
 router = APIRouter()
 
-LATEST = 10  # notes of the audit that are shown beside the keys
+SHOWN_RECORDS = 10  # of the audit, on the page of the keys
 
 
 @view(router, "/admin", "admin.html")
-def admin(farm: State, visitor: TheVisitor) -> Read:
-    """Who may only look sees the models, as by the API: keys and the audit are for administrators."""
+def admin(state: State, visitor: CurrentVisitor) -> Read:
+    """A viewer sees the models only: keys and the audit need the scope admin, as in the API."""
     tenant_id, may_act = visitor.caller.tenant_id, visitor.may_act
 
-    def look() -> dict[str, Any]:
-        with transaction(farm.autocommit) as connection:
+    def read() -> dict[str, Any]:
+        with transaction(state.autocommit) as connection:
             return {
-                "models": find_models(connection, tenant_id, farm.catalog, farm.default_model),
-                "keys": find_keys(connection, tenant_id) if may_act else [],
-                "notes": find_notes(connection, tenant_id, None, LATEST) if may_act else [],
+                "models": find_models(connection, tenant_id, state.catalog, state.default_model),
+                "keys": valid_keys_first(connection, tenant_id) if may_act else [],
+                "records": find_audit_records(connection, tenant_id, None, SHOWN_RECORDS) if may_act else [],
             }
 
-    return look
+    return read
 
 
-def administrator(visitor: TheVisitor) -> Visitor:
+def require_admin(visitor: CurrentVisitor) -> Visitor:
     if not visitor.may_act:
-        raise Forbidden("This API key lacks the scope admin.")
+        raise Forbidden(sentence("scope_admin_missing"))
     return visitor
 
 
 @view(router, "/admin/audit", "audit.html")
-def audit(paging: Annotated[Paging, Query()], farm: State, visitor: Annotated[Visitor, Depends(administrator)]) -> Read:
+def audit(
+    paging: Annotated[Paging, Query()], state: State, visitor: Annotated[Visitor, Depends(require_admin)]
+) -> Read:
     tenant_id = visitor.caller.tenant_id
 
-    def look() -> dict[str, Any]:
-        with transaction(farm.autocommit) as connection:
-            found = find_notes(connection, tenant_id, paging.before, paging.limit + 1)
-        notes, cursor = paging.cut(found)
-        return {"notes": notes, "cursor": cursor, "paging": paging}
+    def read() -> dict[str, Any]:
+        with transaction(state.autocommit) as connection:
+            found = find_audit_records(connection, tenant_id, paging.before, paging.limit + 1)
+        records, cursor = paging.cut(found)
+        return {"records": records, "cursor": cursor, "paging": paging}
 
-    return look
+    return read
 
 
 @router.post("/admin/keys")
-def create_key(request: Request, new: Annotated[KeyRequest, Form()], visitor: TheActor, farm: State) -> Response:
-    """The one answer that holds the secret: it goes to the page of who asked, and to no stream."""
-    key = service.create_key(farm, visitor.caller, new)
-    return notice(request, "new_key.html", name=new.name, secret=key.secret)
+def create_key(request: Request, new: Annotated[KeyRequest, Form()], visitor: CurrentActor, state: State) -> Response:
+    """The only response with the secret. No stream of pages has it."""
+    key = service.create_key(state, visitor.caller, new)
+    return render_notice(request, "new_key.html", name=new.name, secret=key.secret)
 
 
 @router.post("/admin/keys/{key_id}/revoke")
-def revoke_key(request: Request, key_id: UUID, visitor: TheActor, farm: State) -> Response:
-    service.revoke_key(farm, visitor.caller, key_id)
-    return notice(request, "notice_farm.html", done="revoked")
+def revoke_key(request: Request, key_id: UUID, visitor: CurrentActor, state: State) -> Response:
+    service.revoke_key(state, visitor.caller, key_id)
+    return render_notice(request, "farm_notice.html", action="revoke-key")
 
 
 @router.post("/admin/models/{name}/licence")
 def accept_licence(
-    request: Request, name: str, version: Annotated[str, Form()], visitor: TheActor, farm: State
+    request: Request, name: str, version: Annotated[str, Form()], visitor: CurrentActor, state: State
 ) -> Response:
-    service.accept_licence(farm, visitor.caller, name, version)
-    return notice(request, "notice_farm.html", done="accepted")
+    service.accept_licence(state, visitor.caller, name, version)
+    return render_notice(request, "farm_notice.html", action="accept-licence")
+
+
+def valid_keys_first(connection: Connection, tenant_id: UUID) -> Sequence[Key]:
+    """Valid keys, then revoked ones; each newest first."""
+    newest_first = find_keys(connection, tenant_id)[::-1]
+    return sorted(newest_first, key=lambda key: key.revoked_at is not None)
+
+
+@dataclass(frozen=True)
+class AuditRecord:
+    """`action`: a `common.accounts.audit.Action`. `subject`: an id or a name; None for all jobs of a filter."""
+
+    id: UUID
+    at: datetime
+    key_id: UUID
+    key: str  # its name
+    via: str
+    action: str
+    subject: str | None
+    detail: dict[str, Any]
+    request_id: str | None
+
+
+def find_audit_records(
+    connection: Connection, tenant_id: UUID, before: UUID | None, limit: int
+) -> Sequence[AuditRecord]:
+    """The newest first: those older than `before`."""
+    page = {"tenant": tenant_id, "before": before or UUID(int=2**128 - 1), "limit": limit}
+    return [AuditRecord(**row._mapping) for row in connection.execute(AUDIT_RECORDS, page)]
+
+
+# Read a page of a tenant's audit, with the names of the keys.
+AUDIT_RECORDS = text("""
+    SELECT record.id, record.at, record.key_id, api_keys.name AS key, record.via, record.action, record.subject,
+           record.detail, record.request_id
+    FROM audit AS record JOIN api_keys ON api_keys.id = record.key_id
+    WHERE record.tenant_id = :tenant AND record.id < :before ORDER BY record.id DESC LIMIT :limit
+""")

@@ -1,4 +1,4 @@
-"""A dataset and its files. Each file's link leads to the image store, and is signed when somebody follows it."""
+"""A dataset and its files. The link of a file redirects to a signed URL of the image store."""
 
 import re
 from functools import lru_cache
@@ -8,7 +8,8 @@ from uuid import UUID
 from fastapi import APIRouter, Response
 from starlette.responses import RedirectResponse
 
-from api.dashboard.sessions import TheVisitor
+from api.dashboard.sentences import sentence
+from api.dashboard.sessions import CurrentVisitor
 from api.dashboard.view import Read, view
 from api.deps import AppState, State
 from api.queries.datasets import Dataset, DatasetFile, find_dataset, find_files
@@ -20,39 +21,37 @@ from common.storage import Storage, dataset_key
 
 router = APIRouter()
 
-SHOWN = 200
-PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")  # as all files of a dataset have
+SHOWN_FILES = 200
+PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")  # the file names of datasets
 
 
 @view(router, "/datasets/{dataset_id}", "dataset.html")
-def show_dataset(dataset_id: UUID, visitor: TheVisitor, farm: State) -> Read:
-    def look() -> dict[str, Any]:
-        dataset = find(farm, visitor.caller, dataset_id)
+def show_dataset(dataset_id: UUID, visitor: CurrentVisitor, state: State) -> Read:
+    def read() -> dict[str, Any]:
+        dataset = _find(state, visitor.caller, dataset_id)
         is_ready = dataset.state == DatasetState.READY
-        return {
-            "dataset": dataset,
-            "files": files_of(farm.storage, dataset_id, dataset.digest or "") if is_ready else (),
-        }
+        files = first_files(state.storage, dataset_id, dataset.digest or "") if is_ready else ()
+        return {"dataset": dataset, "files": files}
 
-    return look
+    return read
 
 
 @router.get("/datasets/{dataset_id}/files/{path:path}")
-def get_file(dataset_id: UUID, path: str, visitor: TheVisitor, farm: State) -> Response:
-    dataset = find(farm, visitor.caller, dataset_id)
+def get_file(dataset_id: UUID, path: str, visitor: CurrentVisitor, state: State) -> Response:
+    dataset = _find(state, visitor.caller, dataset_id)
     if dataset.state != DatasetState.READY or not PATH.fullmatch(path):
-        raise NotFound(f"Dataset {dataset_id} has no file {path}.")
+        raise NotFound(sentence("no_dataset_file", dataset=dataset_id, path=path))
     name = path.rpartition("/")[2]
-    return RedirectResponse(farm.storage.link(dataset_key(dataset_id, path), save_as=name), 302)
+    return RedirectResponse(state.storage.link(dataset_key(dataset_id, path), save_as=name), 302)
 
 
-def find(farm: AppState, caller: Caller, dataset_id: UUID) -> Dataset:
-    with transaction(farm.autocommit) as connection:
+def _find(state: AppState, caller: Caller, dataset_id: UUID) -> Dataset:
+    with transaction(state.autocommit) as connection:
         return find_dataset(connection, caller.tenant_id, dataset_id)
 
 
 @lru_cache(maxsize=32)
-def files_of(storage: Storage, dataset_id: UUID, digest: str) -> tuple[DatasetFile, ...]:
-    """The first of them. What is ready never changes again, so they are read once."""
+def first_files(storage: Storage, dataset_id: UUID, digest: str) -> tuple[DatasetFile, ...]:
+    """The first files of a ready dataset. Cached: a ready dataset never changes."""
     ready = Dataset.model_construct(id=dataset_id, digest=digest)
-    return tuple(find_files(storage, ready, 0, SHOWN)[0])
+    return tuple(find_files(storage, ready, 0, SHOWN_FILES)[0])

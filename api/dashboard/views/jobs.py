@@ -1,4 +1,4 @@
-"""Jobs: those that match a filter, live, and what is done to all of them at once."""
+"""The jobs that match a filter, and bulk actions on all of them."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
@@ -8,8 +8,9 @@ from uuid import UUID
 from fastapi import APIRouter, Form, Query, Request, Response
 from pydantic import AwareDatetime, BaseModel, field_validator
 
-from api.dashboard.rendering import notice
-from api.dashboard.sessions import TheActor, TheVisitor
+from api.dashboard.rendering import render_notice
+from api.dashboard.sentences import sentence
+from api.dashboard.sessions import CurrentActor, CurrentVisitor
 from api.dashboard.view import Read, view
 from api.deps import AppState, State
 from api.schemas import JobQuery
@@ -23,20 +24,20 @@ from common.queue.search import JobFilter, preview
 
 router = APIRouter()
 
-Deed = Literal["cancel", "retry", "tier"]
+BulkAction = Literal["cancel", "retry", "tier"]
 
 
 class Filters(JobQuery):
-    """As the API's, but as a form sends them: empty where nothing is chosen, moments without a zone in UTC."""
+    """The filters of the API, as a form sends them: an empty field filters nothing, a time without a zone is in UTC."""
 
     @field_validator("*", mode="before")
     @classmethod
-    def nothing_chosen(cls, value: Any) -> Any:
+    def _empty_to_none(cls, value: Any) -> Any:
         return (value.strip() or None) if isinstance(value, str) else value
 
     @field_validator("created_after", "created_before", mode="before")
     @classmethod
-    def in_utc(cls, value: Any) -> Any:
+    def _in_utc(cls, value: Any) -> Any:
         try:
             moment = datetime.fromisoformat(value)
         except (TypeError, ValueError):
@@ -45,7 +46,7 @@ class Filters(JobQuery):
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """What is chosen, as it stands in the address."""
+        """The filters that are set, as in the URL."""
         return self.model_dump(mode="json", exclude_none=True, exclude={"cursor", "limit"})
 
     @property
@@ -53,35 +54,35 @@ class Filters(JobQuery):
         return urlencode(self.chosen)
 
     @property
-    def selection(self) -> JobFilter:
+    def job_filter(self) -> JobFilter:
         return JobFilter(**self.model_dump(exclude={"cursor", "limit"}))
 
 
-TheFilters = Annotated[Filters, Query()]
+FilterQuery = Annotated[Filters, Query()]
 
 
 @view(router, "/jobs", "jobs.html")
-def list_jobs(filters: TheFilters, visitor: TheVisitor, farm: State) -> Read:
-    def look() -> dict[str, Any]:
-        page = jobs.get_page(farm, visitor.caller, filters, "")
+def list_jobs(filters: FilterQuery, visitor: CurrentVisitor, state: State) -> Read:
+    def read() -> dict[str, Any]:
+        page = jobs.get_page(state, visitor.caller, filters, "")
         older = urlencode({**filters.chosen, "cursor": page.next_cursor}) if page.next_cursor else None
-        return {"jobs": page.items, "older": older, "filters": filters, "models": sorted(farm.catalog.models)}
+        return {"jobs": page.items, "older": older, "filters": filters, "models": sorted(state.catalog.models)}
 
-    return look
+    return read
 
 
 @router.get("/jobs/matching")
-def count_matching(request: Request, filters: TheFilters, visitor: TheVisitor, farm: State) -> Response:
-    """How many jobs match, and what can be done to them."""
-    with transaction(farm.autocommit) as connection:
-        seen = preview(connection, visitor.caller.tenant_id, filters.selection)
-    return notice(request, "jobs_matching.html", may_act=visitor.may_act, filters=filters, preview=seen)
+def count_matching(request: Request, filters: FilterQuery, visitor: CurrentVisitor, state: State) -> Response:
+    """The number of jobs that match, and the bulk actions on them."""
+    with transaction(state.autocommit) as connection:
+        matching = preview(connection, visitor.caller.tenant_id, filters.job_filter)
+    return render_notice(request, "jobs_matching.html", may_act=visitor.may_act, filters=filters, preview=matching)
 
 
-class Progress(BaseModel):
-    """How far a deed has come, which may take several requests; each is told what those before it did."""
+class BulkProgress(BaseModel):
+    """The progress of a bulk action, which may take several requests: each request gets the sums of those before it."""
 
-    until: AwareDatetime  # the moment of the preview, which counted `matched`: younger jobs are none of them
+    until: AwareDatetime  # when the preview counted `matched`: later jobs are left out
     after: UUID | None = None
     tier: Tier | None = None
     matched: int = 0
@@ -91,36 +92,36 @@ class Progress(BaseModel):
     model_not_allowed: int = 0
 
     @property
-    def left_alone(self) -> dict[str, int]:
-        """How many by reason. Those to which nothing could be done the deed did not even look at."""
+    def unchanged(self) -> dict[str, int]:
+        """The number of jobs by reason. Jobs in an unfit state are known only at the end: the action skips them."""
         refused = {name: getattr(self, name) for name in ("changed_meanwhile", "retried_before", "model_not_allowed")}
         unfit = 0 if self.after else max(0, self.matched - self.changed - sum(refused.values()))
         return {name: count for name, count in {"unfit": unfit, **refused}.items() if count}
 
-    def and_then(self, report: Report) -> "Progress":
-        found = {name: getattr(self, name) + count for name, count in report.left_alone.items()}
-        return self.model_copy(update={"after": report.after, "changed": self.changed + report.changed, **found})
+    def add(self, report: Report) -> "BulkProgress":
+        sums = {name: getattr(self, name) + count for name, count in report.left_alone.items()}
+        return self.model_copy(update={"after": report.after, "changed": self.changed + report.changed, **sums})
 
 
-@router.post("/jobs/matching/{deed}")
+@router.post("/jobs/matching/{action}")
 def change_matching(
     request: Request,
-    deed: Deed,
-    filters: TheFilters,
-    progress: Annotated[Progress, Form()],
-    visitor: TheActor,
-    farm: State,
+    action: BulkAction,
+    filters: FilterQuery,
+    progress: Annotated[BulkProgress, Form()],
+    visitor: CurrentActor,
+    state: State,
 ) -> Response:
-    """Goes on by itself, page by page, until nothing is left that the preview counted."""
-    done = progress.and_then(carry_out(farm, visitor.caller, deed, filters.selection, progress))
-    return notice(request, "jobs_changed.html", deed=deed, filters=filters, progress=done)
+    """Change a part of the jobs that the preview counted. The notice requests the next part by itself."""
+    progress = progress.add(_run(state, visitor.caller, action, filters.job_filter, progress))
+    return render_notice(request, "jobs_changed.html", action=action, filters=filters, progress=progress)
 
 
-def carry_out(farm: AppState, caller: Caller, deed: Deed, chosen: JobFilter, progress: Progress) -> Report:
-    if deed == "cancel":
-        return bulk.cancel(farm, caller, chosen, progress.until, progress.after)
-    if deed == "retry":
-        return bulk.retry(farm, caller, chosen, progress.until, progress.after)
+def _run(state: AppState, caller: Caller, action: BulkAction, job_filter: JobFilter, progress: BulkProgress) -> Report:
+    if action == "cancel":
+        return bulk.cancel(state, caller, job_filter, progress.until, progress.after)
+    if action == "retry":
+        return bulk.retry(state, caller, job_filter, progress.until, progress.after)
     if progress.tier is None:
-        raise Invalid.field("tier", "is missing")
-    return bulk.change_tier(farm, caller, chosen, progress.until, progress.tier, progress.after)
+        raise Invalid.field("tier", sentence("tier_missing"))
+    return bulk.change_tier(state, caller, job_filter, progress.until, progress.tier, progress.after)

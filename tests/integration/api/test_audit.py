@@ -8,7 +8,7 @@ import httpx
 import pytest
 from redis import Redis
 
-from api.dashboard.queries.audit import find_notes
+from api.dashboard.views.admin import find_audit_records
 from api.services import bulk
 from common import bootstrap
 from common.accounts import audit, tenants
@@ -168,8 +168,8 @@ def test_notes_are_read_newest_first_page_by_page_and_only_the_tenants_own(
     with api.client("another tenant") as other:
         other.post(f"/v1/jobs/{submit(other)}/cancel")
     with transaction(story.database) as connection:
-        first = find_notes(connection, caller.tenant_id, None, 2)
-        second = find_notes(connection, caller.tenant_id, first[-1].id, 2)
+        first = find_audit_records(connection, caller.tenant_id, None, 2)
+        second = find_audit_records(connection, caller.tenant_id, first[-1].id, 2)
     assert [note.subject for note in (*first, *second)] == jobs[::-1]
     assert {(note.key, note.via, note.action) for note in first} == {("a key of the tests", "api", "job.cancel")}
 

@@ -303,7 +303,7 @@ def test_without_redis_a_job_is_accepted_all_the_same(
         story.started()
         assert client.get(f"/v1/jobs/{job.json()['id']}").json()["progress"] is None
         assert client.post(f"/v1/jobs/{job.json()['id']}/cancel").json()["state"] == "cancelled"
-        assert client.get("/readyz").json()["checks"]["redis"] == "Redis is away."
+        assert client.get("/readyz").json()["checks"]["redis"] == "Redis is unavailable."
     assert sum("redis_away" in record.getMessage() for record in caplog.records) == 1
     assert not any(record.exc_info for record in caplog.records)
 

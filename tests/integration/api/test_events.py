@@ -70,7 +70,7 @@ def names(events: list[Event]) -> list[str]:
 
 
 def watchers(api: Api) -> int:
-    waiting: int = api.app.state.shared.job_watcher.waiting
+    waiting: int = api.app.state.shared.job_watcher.subscriber_count
     return waiting
 
 
@@ -209,8 +209,8 @@ def test_a_worker_tells_of_its_start_its_steps_and_its_end(
     with redis, redis.pubsub() as channel, following(client, job) as follower:
         channel.subscribe(PROGRESS_CHANNEL)
         assert follower.next().data == {"state": "queued"}
-        worker.news.start()
-        worker.engine.work(0.01)
+        worker.notifications.start()
+        worker.loop.run(0.01)
         events = list(follower)
         reported = 0
         while message := channel.get_message(timeout=0.2):
@@ -236,18 +236,18 @@ def test_who_leaves_leaves_nothing_behind(api: Api, client: httpx.Client, story:
 
 def test_a_hundred_followers_hold_neither_threads_nor_connections(api: Api, story: Story, settings: Settings) -> None:
     """And the job is read once for all of them, and rendered once."""
-    job, farm, messages = story.submit(), api.app.state.shared, Broker(settings)
+    job, state, messages = story.submit(), api.app.state.shared, Broker(settings)
     with api.client() as client:
         headers = dict(client.headers)
     read: list[Any] = []
-    look = farm.job_watcher._read_changed
+    look = state.job_watcher._read_changed
 
     def witness(known: Any) -> Any:
         found = look(known)
         read.extend(found)
         return found
 
-    farm.job_watcher._read_changed = witness
+    state.job_watcher._read_changed = witness
 
     async def follow(client: httpx.AsyncClient) -> list[str]:
         async with client.stream("GET", f"/v1/jobs/{job}/events") as answer:
@@ -259,7 +259,7 @@ def test_a_hundred_followers_hold_neither_threads_nor_connections(api: Api, stor
             followers = [asyncio.create_task(follow(client)) for _ in range(100)]
             while watchers(api) < 100:
                 await asyncio.sleep(0.02)
-            assert farm.engine.pool.checkedout() <= 1
+            assert state.engine.pool.checkedout() <= 1
             assert (await client.get("/v1/jobs?limit=1")).status_code == 200
             read.clear()
             await asyncio.to_thread(lambda: story.publish(story.started()))

@@ -14,10 +14,10 @@ import pytest
 from redis import Redis
 from sqlalchemy import Engine
 
+from api.live.event_stream import RETRY, follow
 from api.live.job_events import read_event_id
-from api.live.job_watcher import WOKEN_AT_ONCE, JobWatcher, Subscription, WatchedJob
+from api.live.job_watcher import WAKE_AT_ONCE, JobWatcher, Subscription, WatchedJob
 from api.queries.jobs import JobVersion, find_changed
-from api.routes.events import RETRY, news
 from api.schemas import Job
 from common.accounts import tenants
 from common.broker import Broker
@@ -79,7 +79,7 @@ def test_a_repeated_submission_waits_too(api: Api, client: httpx.Client, story: 
 
 
 def test_two_hundred_who_wait_hold_neither_threads_nor_connections(api: Api, story: Story, settings: Settings) -> None:
-    farm = api.app.state.shared
+    state = api.app.state.shared
     with api.client() as client:
         key = client.headers["Authorization"]
 
@@ -89,10 +89,10 @@ def test_two_hundred_who_wait_hold_neither_threads_nor_connections(api: Api, sto
         options: dict[str, Any] = {"base_url": api.url, "limits": limits, "timeout": 60, "trust_env": False}
         async with httpx.AsyncClient(headers=headers, **options) as client:
             posts = [asyncio.create_task(client.post("/v1/jobs", json=PROMPT)) for _ in range(200)]
-            while farm.job_watcher.waiting < 200:
+            while state.job_watcher.subscriber_count < 200:
                 assert not any(post.done() for post in posts)
                 await asyncio.sleep(0.02)
-            in_use = farm.engine.pool.checkedout()
+            in_use = state.engine.pool.checkedout()
             # They answer while everybody waits, though there are far fewer threads than waiters.
             paths = ["/healthz", "/readyz", "/v1/jobs?limit=1"] * 20
             others = [(await client.get(path, timeout=10)).status_code for path in paths]
@@ -104,7 +104,7 @@ def test_two_hundred_who_wait_hold_neither_threads_nor_connections(api: Api, sto
     assert in_use <= 1  # the poll
     assert {answer.status_code for answer in answers} == {200}
     assert {answer.json()["state"] for answer in answers} == {"succeeded"}
-    assert farm.job_watcher.waiting == 0
+    assert state.job_watcher.subscriber_count == 0
 
 
 def test_one_poll_serves_all_who_wait(story: Story) -> None:
@@ -118,12 +118,12 @@ def test_one_poll_serves_all_who_wait(story: Story) -> None:
             return find_changed(connection, known)
 
     async def all_wait() -> list[Job | None]:
-        room = JobWatcher(NO_REDIS, look)
-        waiting = [asyncio.create_task(room.wait(job, 30)) for job in jobs]
+        watcher = JobWatcher(NO_REDIS, look)
+        waiting = [asyncio.create_task(watcher.wait(job, 30)) for job in jobs]
         await asyncio.sleep(0)
-        room.open()
+        watcher.open()
         found = await asyncio.gather(*waiting)
-        await room.close()
+        await watcher.close()
         return found
 
     assert [job.state if job else None for job in asyncio.run(all_wait())] == ["succeeded"] * 50
@@ -135,10 +135,10 @@ def test_a_thousand_are_woken_a_few_at_a_time() -> None:
 
     async def wake_all() -> list[int]:
         watched = WatchedJob()
-        watched.watchers = {Subscription(watched) for _ in range(1000)}
-        waiting = [asyncio.create_task(watcher.news(30)) for watcher in watched.watchers]
+        watched.subscriptions = {Subscription(watched) for _ in range(1000)}
+        waiting = [asyncio.create_task(subscription.wait(30)) for subscription in watched.subscriptions]
         await asyncio.sleep(0)
-        watched.tell()
+        watched.notify()
         awake = [0]
         while awake[-1] < 1000:
             await asyncio.sleep(0)
@@ -147,7 +147,7 @@ def test_a_thousand_are_woken_a_few_at_a_time() -> None:
         return awake
 
     awake = asyncio.run(asyncio.wait_for(wake_all(), 30))
-    assert max(after - before for before, after in pairwise(awake)) <= WOKEN_AT_ONCE
+    assert max(after - before for before, after in pairwise(awake)) <= WAKE_AT_ONCE
 
 
 def test_only_rows_that_changed_are_read(story: Story) -> None:
@@ -179,9 +179,9 @@ def test_the_subscription_comes_back_by_itself(settings: Settings, monkeypatch: 
         return {}
 
     async def story() -> None:
-        room = JobWatcher(settings.redis_url.get_secret_value(), look)
-        room.open()
-        with room.watch(job):
+        watcher = JobWatcher(settings.redis_url.get_secret_value(), look)
+        watcher.open()
+        with watcher.watch(job):
             for _ in range(2):
                 before = asked
                 while asked < before + 2:  # the first look is for who has just come
@@ -190,22 +190,22 @@ def test_the_subscription_comes_back_by_itself(settings: Settings, monkeypatch: 
                 for client in redis.client_list(_type="pubsub"):
                     if client["db"] == str(redis.get_connection_kwargs()["db"]):  # the rest are other tests'
                         redis.client_kill_filter(_id=client["id"])
-        await room.close()
+        await watcher.close()
 
     asyncio.run(asyncio.wait_for(story(), 30))
 
 
-def test_nobody_waits_in_a_room_that_is_closed() -> None:
+def test_nobody_waits_in_a_watcher_that_is_closed() -> None:
     async def come_late() -> tuple[Job | None, bool, list[bytes]]:
-        room = JobWatcher(NO_REDIS, lambda known: {})
-        room.open()
-        await room.close()
-        waited = await room.wait(new_id(), 1000)
-        with room.watch(new_id()) as watcher:
-            is_sent_away = watcher.is_sent_away
-        told = [event async for event in news(room, new_id(), read_event_id(None), "http://127.0.0.1")]
-        assert room.waiting == 0
-        return waited, is_sent_away, told
+        watcher = JobWatcher(NO_REDIS, lambda known: {})
+        watcher.open()
+        await watcher.close()
+        waited = await watcher.wait(new_id(), 1000)
+        with watcher.watch(new_id()) as subscription:
+            closed = subscription.closed
+        told = [event async for event in follow(watcher, new_id(), read_event_id(None), "http://127.0.0.1")]
+        assert watcher.subscriber_count == 0
+        return waited, closed, told
 
     assert asyncio.run(asyncio.wait_for(come_late(), 10)) == (None, True, [RETRY])
 

@@ -55,5 +55,5 @@ def test_two_who_check_at_once_count_its_prompts_once(farm: BatchStory) -> None:
     assert (checked.state, checked.prompts, checked.offset) == ("expanding", 10, 0)
     with farm.expander._chunks(seen) as chunks, transaction(farm.database) as connection:
         chunk, _ = next(chunks)
-        assert not batches.note_checked(connection, seen, chunk)
+        assert not batches.record_checked(connection, seen, chunk)
     assert farm.batch(batch_id) == checked

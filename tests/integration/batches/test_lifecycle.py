@@ -100,7 +100,10 @@ def test_wrong_lines_are_named_before_anything_is_expanded(farm: BatchStory, sma
     batch = farm.batch(batch_id)
     assert (batch.state, batch.error_code, batch.jobs) == ("ended", "invalid", 0)
     assert "Line 2: prompt has 602 tokens; mini-zh reads at most" in batch.error_message
-    assert "Line 3: it is not JSON. Line 4: it is not a JSON object" in batch.error_message
+    assert (
+        'Line 3: it is not JSON; write an object such as {"prompt": "…"}. Line 4: it is not a JSON object; '
+        in batch.error_message
+    )
     assert farm.count("jobs") == 0
 
 
@@ -112,7 +115,7 @@ def test_a_file_without_prompts_is_refused(farm: BatchStory, data: bytes) -> Non
     farm.expander.work(batch_id, 60)
     batch = farm.batch(batch_id)
     assert (batch.state, batch.error_code) == ("ended", "invalid")
-    assert batch.error_message in ("Its file has no prompts.", "Line 1: it is not UTF-8.")
+    assert batch.error_message in ("Its file has no prompts.", "Line 1: it is not UTF-8; save the file as UTF-8.")
 
 
 def test_a_file_that_is_gone_ends_its_batch(farm: BatchStory) -> None:

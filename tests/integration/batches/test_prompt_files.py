@@ -104,12 +104,12 @@ def test_what_a_sheet_is_written_in_is_seen_and_said(client: httpx.Client, setti
     kept = len(bucket_of(settings))
     broken = SHEET.encode() + b"\xff"
     for data, media_type, says in (
-        (broken, "text/csv", "The file is not UTF-8 (line 6 is not) and not GB18030 (line "),
-        (SHEET.encode("gbk"), "text/csv; charset=utf-8", "The file is not UTF-8 (line 1 is not), as its charset says"),
+        (broken, "text/csv", "The file is neither UTF-8 (line 6) nor GB18030 (line "),
+        (SHEET.encode("gbk"), "text/csv; charset=utf-8", "Line 1 is not UTF-8, as the request's charset says"),
         (SHEET.encode("utf-16"), "text/csv", "The file is UTF-16; save it as UTF-8."),
         (SHEET.encode(), "text/csv; charset=big5", "charset must be UTF-8 or GB18030."),
-        (FILES["parquet"][0][:-1], PARQUET, "The file is not Parquet, or not all of it."),
-        (b"x", PARQUET, "The file is not Parquet, or not all of it."),
+        (FILES["parquet"][0][:-1], PARQUET, "The file is not Parquet, or it is truncated."),
+        (b"x", PARQUET, "The file is not Parquet, or it is truncated."),
     ):
         answer = client.post("/v1/uploads", content=data, headers={"Content-Type": media_type})
         assert (answer.status_code, answer.json()["detail"][: len(says)]) == (422, says)
@@ -151,7 +151,8 @@ def test_wrong_lines_are_skipped_as_one_says(client: httpx.Client, control: Expa
     assert found["skipped"] == 4
     reasons = {skip["line"]: skip["reason"] for skip in found["skips"]}
     assert list(reasons) == [2, 3, 4, 6]
-    assert (reasons[2], reasons[3]) == ("it is not JSON.", "prompt is empty.")
+    assert reasons[2] == 'it is not JSON; write an object such as {"prompt": "…"}.'
+    assert reasons[3] == "prompt is empty."
     assert reasons[6].startswith("prompt has 602 tokens")
 
 
@@ -256,8 +257,8 @@ def test_a_dry_run_knows_how_long_it_takes_and_how_large_it_gets(
     batch_id = submitted(client, "红色的圆形\n".encode() * 20, "text/plain", defaults=look)
     assert not control.work(batch_id, 60)
     worker = make_worker()
-    worker.engine.start()
-    until(lambda: worker.engine.work() or read(client, batch_id)["images"]["stored"] == 20)
+    worker.loop.start()
+    until(lambda: worker.loop.run() or read(client, batch_id)["images"]["stored"] == 20)
     worker.heartbeat.beat()
     found = try_out(client, prompts=["红色的圆形"] * 50, defaults=look)["estimate"]
     images = [image for job in client.get("/v1/jobs").json()["items"] for image in job["images"]]

@@ -1,4 +1,4 @@
-"""Batches, datasets and pictures on the dashboard: what is shown of them, and what one may do there."""
+"""Batches, datasets and images on the dashboard: what is shown of them, and their actions."""
 
 import re
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ def test_a_batch_is_paused_resumed_and_cancelled(client: httpx.Client, visit: Vi
     assert 'class="state ended"' in visit.page(path)
 
 
-def test_what_cannot_be_done_is_said_in_a_notice(visit: Visit, batch: dict[str, Any]) -> None:
+def test_a_refused_action_shows_a_notice(visit: Visit, batch: dict[str, Any]) -> None:
     path = f"/batches/{batch['id']}"
     visit.act(f"{path}/cancel")
     answer = visit.act(f"{path}/pause")
@@ -48,7 +48,7 @@ def test_what_cannot_be_done_is_said_in_a_notice(visit: Visit, batch: dict[str, 
     assert "was cancelled" in answer.text
 
 
-def test_who_may_only_look_changes_nothing(api: Api, client: httpx.Client, batch: dict[str, Any]) -> None:
+def test_a_viewer_changes_nothing(api: Api, client: httpx.Client, batch: dict[str, Any]) -> None:
     path = f"/batches/{batch['id']}"
     with visiting(api, scopes=[Scope.VIEWER]) as viewer:
         page = viewer.page(path)
@@ -59,7 +59,7 @@ def test_who_may_only_look_changes_nothing(api: Api, client: httpx.Client, batch
 
 
 @pytest.mark.parametrize(("header", "value"), [("X-CSRF-Token", "0" * 64), ("Origin", "https://evil.example")])
-def test_an_action_that_no_page_of_ours_sent_is_refused(
+def test_an_action_without_the_token_or_from_another_origin_is_refused(
     api: Api, client: httpx.Client, visit: Visit, batch: dict[str, Any], header: str, value: str
 ) -> None:
     answer = visit.browser.post(
@@ -77,7 +77,7 @@ def test_another_tenant_sees_none_of_it(api: Api, batch: dict[str, Any]) -> None
         assert stranger.act(f"/batches/{batch['id']}/cancel").status_code == 404
 
 
-def test_what_users_write_is_shown_as_text(visit: Visit, batch: dict[str, Any]) -> None:
+def test_user_input_is_shown_as_text(visit: Visit, batch: dict[str, Any]) -> None:
     for path in ("/batches", f"/batches/{batch['id']}"):
         page = visit.page(path)
         assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
@@ -85,7 +85,7 @@ def test_what_users_write_is_shown_as_text(visit: Visit, batch: dict[str, Any]) 
         assert "{{7*7}}" in page
 
 
-def test_an_export_is_asked_for_with_a_split(client: httpx.Client, visit: Visit, batch: dict[str, Any]) -> None:
+def test_an_export_is_requested_with_a_split(client: httpx.Client, visit: Visit, batch: dict[str, Any]) -> None:
     answer = visit.act(f"/batches/{batch['id']}/export", layout="parquet", test_percent="10")
     assert answer.status_code == 200
     (dataset,) = client.get("/v1/datasets", params={"batch": batch["id"]}).json()["items"]
@@ -96,28 +96,26 @@ def test_an_export_is_asked_for_with_a_split(client: httpx.Client, visit: Visit,
     visit.page(f"/datasets/{dataset['id']}/files/README.md", status=404)
 
 
-def test_pictures_are_shown_found_by_their_prompt_and_compared_by_seed(
+def test_images_are_shown_found_by_their_prompt_and_compared_by_seed(
     client: httpx.Client, visit: Visit, make_worker: MakeWorker
 ) -> None:
     for prompt, steps in (("红色的圆形", 10), ("红色的圆形", 20), ("夜空中的月亮", 10)):
         client.post("/v1/jobs", json={"prompt": prompt, "model": "mini-zh", "seed": 5, "steps": steps})
     worker = make_worker()
-    worker.engine.start()
+    worker.loop.start()
     while len(client.get("/v1/jobs", params={"state": "succeeded"}).json()["items"]) < 3:
-        worker.engine.work()
-    shown = visit.page("/gallery")
+        worker.loop.run()
+    shown = visit.page("/images")
     assert shown.count("data-full") == 3
-    found = visit.page("/gallery?q=月亮&model=")
+    found = visit.page("/images?q=月亮&model=")
     assert (found.count("data-full"), "红色的圆形" in found) == (1, False)
-    circle = re.findall(r'id="picture-([0-9a-f-]+)"', visit.page("/gallery?q=圆"))
-    page = visit.page(f"/gallery/{circle[0]}")
+    circle = re.findall(r'id="image-([0-9a-f-]+)"', visit.page("/images?q=圆"))
+    page = visit.page(f"/images/{circle[0]}")
     assert all(one in page for one in circle)
     assert re.findall(r"<dt[^>]*>(\w+)</dt><dd>(\w+)</dd>", page) == [("steps", "20"), ("steps", "10")]
 
 
-def test_the_stream_of_a_batch_tells_what_has_changed(
-    client: httpx.Client, visit: Visit, batch: dict[str, Any]
-) -> None:
+def test_the_stream_of_a_batch_sends_its_changes(client: httpx.Client, visit: Visit, batch: dict[str, Any]) -> None:
     with visit.browser.stream("GET", f"/dashboard/live/batches/{batch['id']}") as stream:
         lines = stream.iter_lines()
         assert "state checking" in next(line for line in lines if 'class="state' in line)

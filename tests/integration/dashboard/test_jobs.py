@@ -1,4 +1,4 @@
-"""Jobs in the dashboard: the list and what is done to all that match, one job closely, a new one from a form."""
+"""Jobs on the dashboard: the list and its bulk actions, one job, and the form for a new one."""
 
 import html
 import re
@@ -28,7 +28,7 @@ def rows(page: str) -> list[UUID]:
 
 
 def given(page: str) -> dict[str, str]:
-    """The values that the buttons of a preview send along."""
+    """The values that the buttons of a preview send."""
     page = html.unescape(page)
     return {name: found for name in ("until", "matched") for found in re.findall(rf'"{name}": "?([^",}}]+)', page)[:1]}
 
@@ -37,10 +37,10 @@ def fail(story: Story, code: str, message: str) -> None:
     story.publish(story.started(), ImageState.FAILED, error_code=code, error_message=message, retryable=False)
 
 
-def test_the_list_shows_what_matches_in_the_reader_s_language(visit: Visit, story: Story) -> None:
+def test_the_list_shows_matching_jobs_in_the_reader_s_language(visit: Visit, story: Story) -> None:
     circle, moon = story.submit(prompt="红色的圆形"), story.submit(prompt="蓝色的月亮", tier=Tier.BULK)
     story.submit("somebody else", prompt="红色的圆形")
-    fail(story, "nan_image", "It painted none.") if story.cancel(circle) else None
+    fail(story, "nan_image", "It has NaNs.") if story.cancel(circle) else None
     page = visit.page("/jobs", "zh")
     assert rows(page) == [moon, circle]
     assert all(word in page for word in ("<h1>任务</h1>", "失败", "已取消", "批量"))
@@ -64,7 +64,7 @@ def test_a_hostile_prompt_is_text_wherever_it_is_shown(visit: Visit, story: Stor
         assert "&lt;script&gt;alert" in page
 
 
-def test_all_that_match_are_counted_then_changed(visit: Visit, story: Story) -> None:
+def test_matching_jobs_are_counted_then_changed(visit: Visit, story: Story) -> None:
     ended, waiting, other = story.submit(prompt="圆形"), story.submit(prompt="圆形"), story.submit(prompt="月亮")
     story.cancel(ended)
     preview = visit.page("/jobs/matching?q=圆形", "zh")
@@ -91,7 +91,9 @@ def test_all_that_match_are_counted_then_changed(visit: Visit, story: Story) -> 
     assert "2 were retried before" in done
 
 
-def test_what_was_not_counted_can_be_changed_too(visit: Visit, story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_that_were_not_counted_are_changed_too(
+    visit: Visit, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
     old = story.submit(prompt="圆形")
     story.submit(prompt="月亮")
     monkeypatch.setattr("common.queue.search.WINDOW", 1)
@@ -102,16 +104,16 @@ def test_what_was_not_counted_can_be_changed_too(visit: Visit, story: Story, mon
     assert story.job(old).state == "cancelled"
 
 
-def test_a_deed_that_one_request_cannot_finish_goes_on_by_itself(
+def test_a_bulk_action_that_one_request_cannot_finish_continues_by_itself(
     visit: Visit, story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("api.services.bulk.MOST_JOBS", 1)
     monkeypatch.setattr("common.queue.bulk.STEP_JOBS", 1)
     jobs = [story.submit() for _ in range(2)]
 
-    def carry_on(deed: str, answer: str) -> str:
+    def carry_on(action: str, answer: str) -> str:
         sent = html.unescape(find(r'hx-trigger="load"[^>]*hx-vals="([^"]+)"', answer))
-        return visit.act(f"/jobs/matching/{deed}", **dict(re.findall(r'"(\w+)": "?([^",}]+)', sent))).text
+        return visit.act(f"/jobs/matching/{action}", **dict(re.findall(r'"(\w+)": "?([^",}]+)', sent))).text
 
     first = visit.act("/jobs/matching/cancel", **given(visit.page("/jobs/matching"))).text
     assert [story.job(job).state for job in jobs] == ["cancelled", "queued"]
@@ -123,11 +125,11 @@ def test_a_deed_that_one_request_cannot_finish_goes_on_by_itself(
         assert result in carry_on("retry", visit.act("/jobs/matching/retry", **preview).text)
 
 
-def test_a_job_says_why_it_waits_and_what_can_be_done(visit: Visit, story: Story) -> None:
+def test_a_job_shows_why_it_waits_and_its_actions(visit: Visit, story: Story) -> None:
     job = story.submit(prompt="一只猫", steps=7, count=2, seed=41)
     page = visit.page(f"/jobs/{job}", "zh")
-    assert "没有在线的工作进程服务此模型" in page
-    assert all(word in page for word in ("一只猫", "<dt>步数</dt><dd>7</dd>", "41, 42", "还没有工作进程尝试过"))
+    assert "没有工作进程服务此模型" in page
+    assert all(word in page for word in ("一只猫", "<dt>步数</dt><dd>7</dd>", "41, 42", "还没有工作进程领取它"))
     assert "--seed=41 --image-format=png --tier=standard -- '一只猫'" in html.unescape(page)
     assert "$HUAFANG_KEY" in page
 
@@ -144,7 +146,7 @@ def test_a_job_says_why_it_waits_and_what_can_be_done(visit: Visit, story: Story
 
 
 @pytest.mark.parametrize(
-    ("code", "remedy"), [("nan_image", "Change scheduler, guidance or seed"), ("news_to_us", "has no words here")]
+    ("code", "remedy"), [("nan_image", "Change scheduler, guidance or seed"), ("never_seen", "Unknown error code")]
 )
 def test_a_failure_comes_with_its_remedy(visit: Visit, story: Story, code: str, remedy: str) -> None:
     job = story.submit()
@@ -157,15 +159,15 @@ def test_a_failure_comes_with_its_remedy(visit: Visit, story: Story, code: str, 
         assert next(line for line in stream.iter_lines() if remedy in line)
 
 
-def test_who_may_only_look_changes_nothing_and_others_see_nothing(api: Api, visit: Visit, story: Story) -> None:
+def test_a_viewer_changes_nothing_and_another_tenant_sees_nothing(api: Api, visit: Visit, story: Story) -> None:
     job = story.submit()
-    deeds = [f"/jobs/{job}/cancel", f"/jobs/{job}/retry", "/jobs/matching/cancel", "/new", "/new/model"]
+    actions = [f"/jobs/{job}/cancel", f"/jobs/{job}/retry", "/jobs/matching/cancel", "/new", "/new/model"]
     with visiting(api, scopes=[Scope.VIEWER]) as viewer:
         for path in ("/jobs", f"/jobs/{job}", "/new", "/jobs/matching"):
             assert "hx-post" not in viewer.page(path)
         fields = {"prompt": "圆", "model": "mini-zh", "until": "2030-01-01T00:00:00Z"}
-        assert {viewer.act(deed, **fields).status_code for deed in deeds} == {403}
-    assert {visit.act(deed, token="forged", until="2030-01-01T00:00:00Z").status_code for deed in deeds} == {403}
+        assert {viewer.act(action, **fields).status_code for action in actions} == {403}
+    assert {visit.act(action, token="forged", until="2030-01-01T00:00:00Z").status_code for action in actions} == {403}
     with visiting(api, "somebody else") as stranger:
         assert rows(stranger.page("/jobs")) == []
         for path in (f"/jobs/{job}", f"/new?from={job}"):
@@ -174,50 +176,56 @@ def test_who_may_only_look_changes_nothing_and_others_see_nothing(api: Api, visi
     assert story.job(job).state == "queued"
 
 
-def once(page: str) -> str:
-    return find(r'name="once" value="([^"]+)"', page)
+def idempotency_key(page: str) -> str:
+    return find(r'name="idempotency_key" value="([^"]+)"', page)
 
 
 def test_a_form_makes_one_job_however_often_it_is_sent(visit: Visit, story: Story) -> None:
     fields = {"prompt": "红色的圆形\r\n和月亮", "model": "mini-zh", "steps": "3", "count": "2", "seed": "5"}
-    fields |= {"width": "", "negative_prompt": "", "format": "webp", "tier": "bulk", "once": once(visit.page("/new"))}
+    fields |= {
+        "width": "",
+        "negative_prompt": "",
+        "format": "webp",
+        "tier": "bulk",
+        "idempotency_key": idempotency_key(visit.page("/new")),
+    }
     answers = [visit.act("/new", **fields) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [201, 201]
     (job,) = {find(r'data-live="/dashboard/live/jobs/([^"]+)"', answer.text) for answer in answers}
     made = story.job(UUID(job))
     assert (story.count("jobs"), made.tier, made.recipe["seeds"], made.recipe["format"]) == (1, "bulk", [5, 6], "webp")
     assert (made.recipe["prompt"], made.recipe["width"]) == ("红色的圆形\n和月亮", 128)
-    assert once(answers[0].text) != fields["once"]
+    assert idempotency_key(answers[0].text) != fields["idempotency_key"]
 
 
-def test_what_is_wrong_stands_beside_its_field(visit: Visit, story: Story) -> None:
+def test_an_error_is_shown_beside_its_field(visit: Visit, story: Story) -> None:
     fields = {"prompt": "圆", "model": "mini-zh", "width": "100", "steps": "many", "seed": "1, -2"}
     answer = visit.act("/new", "zh", **fields)
     assert answer.status_code == 422
     for field in ("steps", "seed"):
-        assert re.search(rf'id="{field}"[^>]*aria-invalid="true" aria-describedby="{field}-wrong"', answer.text)
+        assert re.search(rf'id="{field}"[^>]*aria-invalid="true" aria-describedby="{field}-error"', answer.text)
     assert "must be a whole number" in answer.text
     answer = visit.act("/new", "zh", **fields | {"steps": "2", "seed": "1, 2"})
     assert "is 100; it must be divisible by 8" in answer.text
     assert 'value="1, 2"' in answer.text
     answer = visit.act("/new", "zh", prompt="圆" * 300, model="mini-zh")
-    assert "提示词超出此模型能读的长度" in answer.text
+    assert "提示词的词元数超出此模型的上限" in answer.text
     assert story.count("jobs") == 0
 
 
-def test_a_licence_is_accepted_along_with_the_first_job(visit: Visit, story: Story) -> None:
+def test_a_licence_is_accepted_with_the_first_job(visit: Visit, story: Story) -> None:
     form = visit.act("/new/model", prompt="一只猫", model="zh-v0", shown_model="mini-zh").text
     assert "has not accepted this licence" in form
     assert ">\n一只猫</textarea>" in form
     version = find(r'name="accepted" value="([^"]+)"', form)
-    refused = visit.act("/new", prompt="一只猫", model="zh-v0", once="a")
+    refused = visit.act("/new", prompt="一只猫", model="zh-v0", idempotency_key="a")
     assert (refused.status_code, story.count("jobs")) == (422, 0)
     assert "has not been accepted yet" in refused.text
-    assert visit.act("/new", prompt="一只猫", model="zh-v0", accepted=version, once="b").status_code == 201
-    assert visit.act("/new", prompt="一只猫", model="zh-v0", once="c").status_code == 201
+    assert visit.act("/new", prompt="一只猫", model="zh-v0", accepted=version, idempotency_key="b").status_code == 201
+    assert visit.act("/new", prompt="一只猫", model="zh-v0", idempotency_key="c").status_code == 201
 
 
-def test_a_clone_is_filled_in_with_the_whole_recipe(visit: Visit, story: Story) -> None:
+def test_a_clone_has_the_whole_recipe(visit: Visit, story: Story) -> None:
     job = story.submit(
         prompt="一只猫", negative_prompt="水印", seeds=[9, 4], guidance=3.5, scheduler="lms", tier=Tier.BULK
     )

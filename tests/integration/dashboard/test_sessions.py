@@ -1,4 +1,4 @@
-"""The way into the dashboard, and who may act there: sessions, tokens, origins, links, headers, languages."""
+"""Signing in to the dashboard: sessions, CSRF tokens, origins, links, headers, languages."""
 
 import re
 import time
@@ -8,7 +8,7 @@ import httpx
 import pytest
 from itsdangerous import TimestampSigner
 
-from api.dashboard.sessions import LASTS_S
+from api.dashboard.sessions import SESSION_S
 from common.accounts import tenants
 from common.db import transaction
 from common.enums import Scope
@@ -34,9 +34,7 @@ def sign_in(api: Api, browser: httpx.Client, key: str, **more: str) -> httpx.Res
     return browser.post("/dashboard/sign-in", data={"key": key, **more}, headers={"Origin": api.url})
 
 
-def test_a_key_is_exchanged_for_a_session_that_no_script_and_no_other_site_can_use(
-    api: Api, browser: httpx.Client
-) -> None:
+def test_a_key_is_exchanged_for_a_session_that_no_script_or_other_site_can_use(api: Api, browser: httpx.Client) -> None:
     assert browser.get("/dashboard/").headers["location"].endswith("/dashboard/sign-in?to=%2F")
     answer = sign_in(api, browser, key_of(api, Scope.VIEWER).secret)
     assert (answer.status_code, answer.headers["location"]) == (303, "/dashboard/")
@@ -44,22 +42,22 @@ def test_a_key_is_exchanged_for_a_session_that_no_script_and_no_other_site_can_u
     assert {"httponly", "samesite=strict", "path=/dashboard"} <= {one.strip() for one in cookie.split(";")}
     assert browser.get("/dashboard/").status_code == 200
     with transaction(api.database) as connection:
-        (note,) = connection.exec_driver_sql("SELECT via, action, request_id FROM audit").all()
-    assert tuple(note) == ("dashboard", "dashboard.sign_in", answer.headers["X-Request-Id"])
+        (record,) = connection.exec_driver_sql("SELECT via, action, request_id FROM audit").all()
+    assert tuple(record) == ("dashboard", "dashboard.sign_in", answer.headers["X-Request-Id"])
 
 
 @pytest.mark.parametrize("scopes", [[], [Scope.JOBS_READ, Scope.JOBS_WRITE]])
-def test_a_key_of_another_scope_opens_nothing(api: Api, browser: httpx.Client, scopes: list[Scope]) -> None:
+def test_a_key_of_another_scope_is_refused(api: Api, browser: httpx.Client, scopes: list[Scope]) -> None:
     answer = sign_in(api, browser, key_of(api, *scopes).secret)
     assert answer.status_code == 403
     assert "set-cookie" not in answer.headers
     assert "neither the scope viewer nor admin" in answer.text
 
 
-def test_an_unknown_key_is_told_so(api: Api, browser: httpx.Client) -> None:
+def test_an_unknown_key_is_refused(api: Api, browser: httpx.Client) -> None:
     answer = sign_in(api, browser, "huaf_nonsense")
     assert answer.status_code == 401
-    assert "not known or was revoked" in answer.text
+    assert "unknown or was revoked" in answer.text
 
 
 def test_revoking_the_key_ends_its_sessions(api: Api, browser: httpx.Client) -> None:
@@ -70,26 +68,24 @@ def test_revoking_the_key_ends_its_sessions(api: Api, browser: httpx.Client) -> 
     assert browser.get("/dashboard/").status_code == 303
 
 
-def test_a_session_ends_however_long_a_browser_keeps_it(
-    api: Api, browser: httpx.Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_session_expires_on_the_server(api: Api, browser: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     begin = now = int(time.time())
     monkeypatch.setattr(TimestampSigner, "get_timestamp", lambda signer: now)
     kept = sign_in(api, browser, key_of(api, Scope.VIEWER).secret).headers["set-cookie"]
-    assert f"Max-Age={LASTS_S};" in kept
+    assert f"Max-Age={SESSION_S};" in kept
     session = browser.cookies["huafang_session"]
 
     def status() -> int:
         headers = {"Cookie": f"huafang_session={session}"}
         return httpx.get(f"{api.url}/dashboard/", headers=headers, trust_env=False, timeout=30).status_code
 
-    now = begin + LASTS_S
+    now = begin + SESSION_S
     assert status() == 200
-    now = begin + LASTS_S + 1
+    now = begin + SESSION_S + 1
     assert status() == 303
 
 
-def test_a_forged_or_altered_session_is_none(api: Api, browser: httpx.Client) -> None:
+def test_a_forged_or_altered_session_is_refused(api: Api, browser: httpx.Client) -> None:
     sign_in(api, browser, key_of(api, Scope.ADMIN).secret)
     session = browser.cookies["huafang_session"]
     for forged in ("", "x", session[:-2] + "xx", session.replace(".", ""), "%00"):
@@ -100,7 +96,7 @@ def test_a_forged_or_altered_session_is_none(api: Api, browser: httpx.Client) ->
 
 
 @pytest.mark.parametrize("origin", [None, "null", "https://evil.example", "http://127.0.0.1"])
-def test_what_another_site_sends_is_refused(api: Api, browser: httpx.Client, origin: str | None) -> None:
+def test_a_form_of_another_site_is_refused(api: Api, browser: httpx.Client, origin: str | None) -> None:
     headers = {} if origin is None else {"Origin": origin}
     answer = browser.post("/dashboard/sign-in", data={"key": key_of(api, Scope.ADMIN).secret}, headers=headers)
     assert answer.status_code == 403
@@ -108,7 +104,7 @@ def test_what_another_site_sends_is_refused(api: Api, browser: httpx.Client, ori
 
 
 @pytest.mark.parametrize("to", ["//evil.example", "https://evil.example/", "\\\\evil.example", "/\\evil.example"])
-def test_the_way_in_leads_to_no_other_site(api: Api, browser: httpx.Client, to: str) -> None:
+def test_signing_in_redirects_to_no_other_site(api: Api, browser: httpx.Client, to: str) -> None:
     answer = sign_in(api, browser, key_of(api, Scope.ADMIN).secret, to=to)
     assert re.match(r"/dashboard/[^/\\]", answer.headers["location"])
 
@@ -129,13 +125,13 @@ def test_only_an_admin_gets_such_a_link(api: Api) -> None:
         assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
 
 
-def test_signing_out_takes_the_session_away(api: Api, browser: httpx.Client) -> None:
+def test_signing_out_ends_the_session(api: Api, browser: httpx.Client) -> None:
     sign_in(api, browser, key_of(api, Scope.ADMIN).secret)
     browser.post("/dashboard/sign-out", headers={"Origin": api.url})
     assert browser.get("/dashboard/").status_code == 303
 
 
-def test_every_answer_has_the_headers_that_keep_a_page_safe(api: Api, browser: httpx.Client) -> None:
+def test_every_response_has_the_security_headers(api: Api, browser: httpx.Client) -> None:
     for path in ("/dashboard/sign-in", "/dashboard/nothing", "/dashboard/static/farm.js"):
         headers = browser.get(path).headers
         assert headers["x-content-type-options"] == "nosniff"
@@ -144,7 +140,7 @@ def test_every_answer_has_the_headers_that_keep_a_page_safe(api: Api, browser: h
     assert browser.get("/dashboard/sign-in").headers["cache-control"] == "no-store"
 
 
-def test_a_file_is_kept_under_its_own_digest_only(api: Api, browser: httpx.Client) -> None:
+def test_a_file_is_cached_under_its_own_digest_only(api: Api, browser: httpx.Client) -> None:
     (script,) = re.findall(r'src="(/dashboard/static/farm.js[^"]*)"', browser.get("/dashboard/sign-in").text)
     assert "immutable" in browser.get(script).headers["cache-control"]
     for other in (
@@ -156,7 +152,7 @@ def test_a_file_is_kept_under_its_own_digest_only(api: Api, browser: httpx.Clien
         assert browser.get(other).headers["cache-control"] == "no-store"
 
 
-def test_the_language_is_the_browser_s_until_it_is_chosen(api: Api, browser: httpx.Client) -> None:
+def test_the_language_is_the_browser_s_until_one_is_chosen(api: Api, browser: httpx.Client) -> None:
     chinese = {"Accept-Language": "zh-CN,zh;q=0.9,en;q=0.8"}
     assert '<html lang="zh-CN">' in browser.get("/dashboard/sign-in", headers=chinese).text
     assert "<h1>登录</h1>" in browser.get("/dashboard/sign-in", headers=chinese).text
@@ -168,4 +164,4 @@ def test_the_language_is_the_browser_s_until_it_is_chosen(api: Api, browser: htt
 def test_an_error_is_a_page_in_the_reader_s_language(api: Api, browser: httpx.Client) -> None:
     answer = browser.get("/dashboard/nothing", headers={"Accept-Language": "zh"})
     assert answer.status_code == 404
-    assert "这里没有这样的东西" in answer.text
+    assert "此地址没有内容" in answer.text

@@ -95,9 +95,9 @@ def submitted(client: httpx.Client, expander: Expander, prompts: list[str] = PRO
 
 def render(story: Story, make_worker: MakeWorker) -> None:
     worker = make_worker()
-    worker.engine.start()
+    worker.loop.start()
     while not ended(story):
-        worker.engine.work()
+        worker.loop.run()
 
 
 def ended(story: Story) -> list[Any]:
@@ -287,18 +287,18 @@ def test_shards_are_written_while_the_batch_is_running(
     wanted = f"Dataset {dataset_id} is waiting; its files are listed once it is ready."
     assert (answer.status_code, answer.json()["detail"]) == (409, wanted)
     worker = make_worker()
-    worker.engine.start()
+    worker.loop.start()
     with story.database.begin() as connection:  # all but the last prompt are rendered
         connection.execute(HOLD_THE_LAST)
     while len(story.rows("SELECT id FROM jobs WHERE finished_at IS NOT NULL")) < 11:
-        worker.engine.work()
+        worker.loop.run()
     exporter.work(dataset_id, 60)
     found = shown(client, dataset_id)
     assert (found["state"], found["shards"], found["images"]["written"]) == ("writing", 2, 20)
     with story.database.begin() as connection:
         connection.execute(text("UPDATE images SET not_before = NULL"))
     while not ended(story):
-        worker.engine.work()
+        worker.loop.run()
     exporter.work(dataset_id, 60)
     assert shown(client, dataset_id)["digest"] == ready(client, exporter, batch_id)["digest"]
 

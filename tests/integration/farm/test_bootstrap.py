@@ -13,11 +13,11 @@ import pytest
 from common.accounts.tenants import authenticate
 from common.config import Settings
 from common.db import connect, transaction
-from embedded.instance import Site
+from embedded.instance import Instance
 
 
 @contextmanager
-def empty_database(servers: Site) -> Iterator[str]:
+def empty_database(servers: Instance) -> Iterator[str]:
     name = f"empty-{uuid.uuid4().hex}"
     with psycopg.connect(servers.database_url(servers.host, "postgres"), autocommit=True) as connection:
         connection.execute(f'CREATE DATABASE "{name}"'.encode())
@@ -31,7 +31,7 @@ def admin(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_from_an_empty_database_to_the_first_key(servers: Site) -> None:
+def test_from_an_empty_database_to_the_first_key(servers: Instance) -> None:
     with empty_database(servers) as url:
         early = admin("bootstrap", database_url=url, key_pepper="pepper")
         assert (early.returncode, early.stdout) == (1, "")
@@ -60,7 +60,7 @@ def test_a_database_that_is_none_is_one_sentence(command: str, url: str) -> None
 
 
 @pytest.mark.parametrize("revision", ["0011", "r9999"])
-def test_a_database_of_an_unknown_revision_is_one_sentence(servers: Site, revision: str) -> None:
+def test_a_database_of_an_unknown_revision_is_one_sentence(servers: Instance, revision: str) -> None:
     with empty_database(servers) as url:
         assert admin("migrate", database_url=url).returncode == 0
         with psycopg.connect(url, autocommit=True) as connection:
@@ -72,7 +72,7 @@ def test_a_database_of_an_unknown_revision_is_one_sentence(servers: Site, revisi
         assert len(done.stderr.splitlines()) == 1
 
 
-def test_no_key_without_a_pepper(servers: Site) -> None:
+def test_no_key_without_a_pepper(servers: Instance) -> None:
     with empty_database(servers) as url:
         assert admin("migrate", database_url=url).returncode == 0
         done = admin("bootstrap", database_url=url)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from common.enums import ImageState
 from tests.support.stories import Story
-from tests.support.workers import MakeWorker
+from tests.support.workers import MakeWorker, until_published
 from training.judge import judge
 
 # What the picture of each prompt must show: the colour of the thing, the background, the shape.
@@ -41,8 +41,8 @@ class Farm:
     def draw(self, prompts: Sequence[str], **recipe: Any) -> list[Drawn]:
         asked = [{"prompt": prompt, "model": "mini-zh", "seed": 40 + number} for number, prompt in enumerate(prompts)]
         jobs = [self._client.post("/v1/jobs", json=one | {"steps": STEPS} | recipe).json()["id"] for one in asked]
-        self._worker.engine.work(60)
-        assert self._worker.holdings.wait_until_empty(30)
+        self._worker.loop.run(60)
+        until_published(self._worker)
         return [self._drawn(job) for job in jobs]
 
     def _drawn(self, job: str) -> Drawn:

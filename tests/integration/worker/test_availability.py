@@ -10,7 +10,7 @@ from common.config import Settings
 from common.enums import ImageState, JobState
 from common.errors import Unavailable
 from tests.support.stories import Story
-from tests.support.workers import MakeWorker, bucket_of, nobody_let_in, until
+from tests.support.workers import MakeWorker, bucket_of, holds_leases_for, nobody_let_in, until, until_published
 
 # The image store
 
@@ -26,12 +26,12 @@ def test_pictures_wait_for_a_bucket_that_is_missing(
     job = story.submit(count=3)
     s3_of_run.delete_bucket(Bucket=settings.s3_bucket)
     worker = make_worker()
-    worker.engine.work(30)
-    until(lambda: "storage_away" in caplog.text or worker.holdings.wait_until_empty(0))
-    assert not worker.holdings.wait_until_empty(1)
+    worker.loop.run(30)
+    until(lambda: "storage_away" in caplog.text or not worker.held_leases.ids())
+    assert holds_leases_for(worker, 1)
     assert {(image.state, image.attempts) for image in story.images(job)} == {(ImageState.RUNNING, 1)}
     s3_of_run.create_bucket(Bucket=settings.s3_bucket)
-    assert worker.holdings.wait_until_empty(20)
+    until_published(worker)
     assert {(image.state, image.attempts) for image in story.images(job)} == {(ImageState.STORED, 1)}
     assert bucket_of(settings).keys() == {image.key for image in story.images(job)}
     assert caplog.text.count("storage_away") == caplog.text.count("storage_back") == 1
@@ -43,12 +43,12 @@ def test_a_second_drain_gives_back_the_pictures_that_wait(
     job = story.submit()
     s3_of_run.delete_bucket(Bucket=settings.s3_bucket)
     worker = make_worker(drain_s=60)
-    worker.engine.work(30)
-    worker.engine.drain()
-    closing = aside.submit(worker.store.close, 60)
-    assert not worker.holdings.wait_until_empty(2)
-    worker.engine.drain()
-    closing.result(20)
+    worker.loop.run(30)
+    worker.loop.drain()
+    closing = aside.submit(worker.uploader.close, 60)
+    assert holds_leases_for(worker, 2)
+    worker.loop.drain()
+    closing.result(120)
     assert {(image.state, image.attempts) for image in story.images(job)} == {(ImageState.QUEUED, 0)}
     s3_of_run.create_bucket(Bucket=settings.s3_bucket)
 
@@ -61,10 +61,10 @@ def test_what_could_not_be_given_back_is_given_back_when_postgres_answers(
 ) -> None:
     job, worker = story.submit(count=2), make_worker()
     held = story.started()
-    worker.holdings.take(held)
+    worker.held_leases.add(held)
     with nobody_let_in(settings):
-        worker.store.give_back(held, "a drill")
-        assert worker.holdings.leases() == []
+        worker.uploader.release(held, "a drill")
+        assert worker.held_leases.ids() == []
         with pytest.raises(Unavailable):
             worker.heartbeat.beat()
     assert {image.lease_id for image in story.images(job)} == {held.lease_id}
@@ -72,7 +72,7 @@ def test_what_could_not_be_given_back_is_given_back_when_postgres_answers(
     assert {(image.state, image.attempts, image.lease_id) for image in story.images(job)} == {
         (ImageState.QUEUED, 0, None)
     }
-    assert worker.holdings.abandoned() == []
+    assert worker.held_leases.deferred_releases() == []
 
 
 def test_a_claim_whose_answer_was_lost_is_given_back(
@@ -90,10 +90,10 @@ def test_a_claim_whose_answer_was_lost_is_given_back(
 
     with monkeypatch.context() as here:
         here.setattr(dialect, "do_commit", commit_and_lose_the_answer)
-        worker.engine.work(1)
+        worker.loop.run(1)
     (image,) = story.images(job)
     assert image.lease_id is not None
     worker.heartbeat.beat()
-    worker.engine.work(30)
-    assert worker.holdings.wait_until_empty(20)
+    worker.loop.run(30)
+    until_published(worker)
     assert story.job(job).state == JobState.SUCCEEDED

@@ -22,7 +22,7 @@ from common.recipes.recipe import Recipe
 from common.storage import Storage, upload_key
 from tests.support.serving import Api, serving
 from tests.support.stories import CATALOG, Story
-from tests.support.workers import MakeWorker, bucket_of
+from tests.support.workers import MakeWorker, bucket_of, until_published
 from worker.availability import Availability
 from worker.control.batch_expander import Expander
 from worker.pipelines import base, registry
@@ -69,8 +69,8 @@ def job(client: httpx.Client, job_id: str) -> dict[str, Any]:
 
 
 def render(worker: RenderWorker) -> None:
-    worker.engine.work()
-    assert worker.holdings.wait_until_empty(30)
+    worker.loop.run()
+    until_published(worker)
 
 
 def pixels_of(client: httpx.Client, image: dict[str, Any]) -> NDArray[np.uint8]:
@@ -168,7 +168,7 @@ def test_a_source_that_vanished_fails_its_image_and_no_other(
     assert {(one["error"]["code"], one["error"]["retryable"]) for one in (ended[0], ended[2])} == {
         ("source_gone", False)
     }
-    assert f"The source {gone} is not there any more." == ended[0]["error"]["message"]
+    assert f"The source {gone} is no longer in storage." == ended[0]["error"]["message"]
     assert [row.attempts for one in made for row in story.images(one["id"])] == [1, 1, 1]
 
 
@@ -186,9 +186,7 @@ def test_what_is_flagged_is_not_stored_and_nothing_starts_from_it(
     assert [image["state"] for image in images] == ["flagged"] * 3
     assert len(bucket_of(settings)) == 2  # the uploads
     answer = client.post("/v1/jobs", json={"prompt": "圆形", "source": images[0]["id"]})
-    assert refusal(answer) == [
-        f"source is {images[0]['id']}; neither an upload nor a stored image of yours is that picture"
-    ]
+    assert refusal(answer) == [f"source is {images[0]['id']}; you have no upload and no stored image with this id"]
 
 
 @pytest.fixture
@@ -228,7 +226,7 @@ def test_a_picture_of_another_tenant_is_none(api: Api, client: httpx.Client) -> 
     source = upload(client, grain())
     with api.client("another") as stranger:
         answer = stranger.post("/v1/jobs", json={"prompt": "圆形", "source": source})
-        assert refusal(answer) == [f"source is {source}; neither an upload nor a stored image of yours is that picture"]
+        assert refusal(answer) == [f"source is {source}; you have no upload and no stored image with this id"]
 
 
 def test_prompts_of_a_batch_start_from_its_picture_or_their_own(
@@ -266,7 +264,7 @@ def test_an_upload_that_is_asked_for_is_kept_longer(client: httpx.Client, story:
     assert row.is_fresh
 
 
-# LoRAs: what painters make of them is in `tests/conformance/test_loras.py`
+# LoRAs: what painters make of them is in `tests/conformance/test_lora.py`
 
 LORA = """
 [loras.ink]
@@ -303,34 +301,34 @@ def test_loras_are_listed_and_taken_by_the_models_that_they_are_for(
 def test_pictures_are_waited_for_while_the_store_is_away(story: Story, settings: Settings) -> None:
     """The lease is not started meanwhile, so nothing counts as an attempt."""
     away = settings.model_copy(update={"s3_endpoint_url": "http://127.0.0.1:1"})
-    grounds = InputImageLoader(
+    loader = InputImageLoader(
         Storage(away, attempts=1), Availability("storage_away", "storage_back"), Watchdog({"store": 9}, print)
     )
     microbatch = claimed(story, InputImage(id=UUID(int=1), sha256="0", key="uploads/1.png", width=8, height=8))
     asked: list[int] = []
 
-    def unless() -> bool:
+    def give_up() -> bool:
         asked.append(1)
         return len(asked) > 2
 
-    fetched = grounds.fetch(microbatch, unless=unless)
+    fetched = loader.fetch(microbatch, give_up=give_up)
     assert fetched.wait(20)
-    assert not fetched.are_there()
+    assert not fetched.ready()
     with pytest.raises(Unavailable):
         fetched.check()
-    grounds.close()
+    loader.close()
 
 
 def test_a_picture_that_is_not_there_is_no_outage(story: Story, settings: Settings) -> None:
-    grounds = InputImageLoader(
+    loader = InputImageLoader(
         Storage(settings), Availability("storage_away", "storage_back"), Watchdog({"store": 9}, print)
     )
     microbatch = claimed(story, InputImage(id=UUID(int=1), sha256="0", key="uploads/1.png", width=8, height=8))
-    fetched = grounds.fetch(microbatch, unless=lambda: False)
+    fetched = loader.fetch(microbatch, give_up=lambda: False)
     assert fetched.wait(20)
-    assert fetched.are_there()
-    assert isinstance(fetched.stroke(microbatch.images[0]), SourceGone)
-    grounds.close()
+    assert fetched.ready()
+    assert isinstance(fetched.request(microbatch.images[0]), SourceGone)
+    loader.close()
 
 
 def claimed(story: Story, source: InputImage) -> Any:
@@ -366,7 +364,7 @@ def painted(mini: base.Pipeline, prompt: str, seeds: range, **stroke: Any) -> li
     original = InputImage(id=UUID(int=1), sha256="0", key="0", width=SIDE, height=SIDE)
     fields = {"mode": "inpaint" if "mask" in stroke else "image2image", "source": original, "strength": strength}
     recipe = Story.recipe(None, prompt=prompt, steps=20).model_copy(update=fields)  # type: ignore[arg-type]
-    found = mini.paint([ImageRequest(recipe, seed, **stroke) for seed in seeds], lambda step, steps: None)
+    found = mini.generate([ImageRequest(recipe, seed, **stroke) for seed in seeds], lambda step, steps: None)
     return [one.pixels for one in found if isinstance(one, RenderedImage)]
 
 

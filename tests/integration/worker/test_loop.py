@@ -22,17 +22,17 @@ from common.queue import jobs, workers
 from common.recipes.recipe import canonical_json
 from common.storage import sha256
 from tests.support.stories import CATALOG, Story
-from tests.support.workers import SLOW, MakeWorker, bucket_of, ready_workers, until
+from tests.support.workers import SLOW, MakeWorker, bucket_of, ready_workers, until, until_published
 from worker.pipelines.base import ImageRequest, OnStep, RenderedImage
 from worker.pipelines.stub import StubPipeline
-from worker.render.inflight import RenderedMicrobatch
+from worker.render.inflight import RenderedMicrobatch, State
 from worker.render.worker import RenderWorker
 
 
 def work(worker: RenderWorker, seconds: float = 30) -> None:
     """Render what there is and wait until it is published."""
-    worker.engine.work(seconds)
-    assert worker.holdings.wait_until_empty(20)
+    worker.loop.run(seconds)
+    until_published(worker)
 
 
 def leases(story: Story) -> Sequence[Row[Any]]:
@@ -45,8 +45,8 @@ def expire_leases(story: Story) -> None:
         connection.execute(text("UPDATE leases SET expires_at = now() - interval '1 s'"))
 
 
-def until_painting(worker: RenderWorker, step: int = 2) -> None:
-    until(lambda: worker.brush.rendering and worker.brush.rendering.step >= step)
+def until_rendering(worker: RenderWorker, step: int = 2) -> None:
+    until(lambda: worker.render_thread.current and worker.render_thread.current.step >= step)
 
 
 # What is rendered
@@ -131,14 +131,14 @@ def test_the_device_goes_on_while_the_last_pictures_are_handed_over(
 ) -> None:
     story.submit(count=16, steps=10)
     worker = make_worker(device=SLOW)
-    accept = worker.store.accept
+    submit = worker.uploader.submit
 
-    def accept_late(painted: RenderedMicrobatch) -> None:
+    def submit_late(rendered: RenderedMicrobatch) -> None:
         monkeypatch.undo()
-        until(lambda: worker.brush.rendering.microbatch is not painted.microbatch, 10)
-        accept(painted)
+        until(lambda: worker.render_thread.current.microbatch is not rendered.microbatch)
+        submit(rendered)
 
-    monkeypatch.setattr(worker.store, "accept", accept_late)
+    monkeypatch.setattr(worker.uploader, "submit", submit_late)
     work(worker)
     assert [lease.outcome for lease in leases(story)] == ["published", "published"]
 
@@ -148,12 +148,12 @@ def test_a_second_drain_gives_back_what_was_laid_ready_too(
 ) -> None:
     job = story.submit(count=16, steps=10)
     worker = make_worker(device=SLOW)
-    working = aside.submit(worker.engine.work)
-    until(lambda: [bool(one.painting) for one in list(worker.engine._in_hand.values())] == [True, True])
-    worker.engine.drain()
-    worker.engine.drain()
-    working.result(20)
-    assert worker.holdings.wait_until_empty(20)
+    working = aside.submit(worker.loop.run)
+    until(lambda: [one.state for one in list(worker.loop._inflight.values())] == [State.STARTED, State.STARTED])
+    worker.loop.drain()
+    worker.loop.drain()
+    working.result(120)
+    until_published(worker)
     assert {lease.outcome for lease in leases(story)} <= {"released", "published"}
     ends = {(image.state, image.attempts, image.lease_id is None) for image in story.images(job)}
     assert ends <= {(ImageState.QUEUED, 0, True), (ImageState.STORED, 1, False)}
@@ -167,10 +167,10 @@ def test_who_finds_more_than_it_can_take_wakes_another(
     worker = make_worker()
     with redis.Redis.from_url(settings.redis_url.get_secret_value()) as messages:
         story.submit(count=7)
-        worker.engine.work()
+        worker.loop.run()
         assert messages.llen(render_queue("mini-zh")) == 0
         story.submit(count=30)
-        worker.engine.work()
+        worker.loop.run()
         assert messages.llen(render_queue("mini-zh")) == 1
 
 
@@ -189,10 +189,10 @@ def test_jobs_that_come_together_share_a_message(settings: Settings, monkeypatch
 def test_what_is_claimed_at_the_end_of_the_turn_is_nothing(story: Story, make_worker: MakeWorker) -> None:
     story.submit(count=20, steps=5)
     worker = make_worker(device=SLOW)
-    assert worker.engine.work(0.01)  # the time was up
-    assert worker.holdings.wait_until_empty(20)
+    assert worker.loop.run(0.01)  # the time was up
+    until_published(worker)
     assert len(leases(story)) == 1
-    assert not worker.engine.work(30)
+    assert not worker.loop.run(30)
 
 
 def test_a_lower_tier_gets_one_microbatch_in_twenty(story: Story, make_worker: MakeWorker) -> None:
@@ -218,19 +218,19 @@ def test_a_cancelled_job_frees_the_worker_within_a_step(
     job = story.submit(count=2, steps=150)
     worker = make_worker(device=SLOW)
     if news == "redis":
-        worker.news.start()
+        worker.notifications.start()
     working = aside.submit(work, worker)
-    until_painting(worker)
-    rendering = worker.brush.rendering
+    until_rendering(worker)
+    rendering = worker.render_thread.current
     with transaction(story.database) as connection:
         jobs.cancel(connection, job)
     if news == "redis":
         until(lambda: Broker(settings).announce_cancelled([job]))
     else:
         worker.heartbeat.beat()
-    until(lambda: not worker.holdings.wanted(rendering.microbatch.lease_id))
+    until(lambda: not worker.held_leases.wanted(rendering.microbatch.lease_id))
     step = rendering.step
-    working.result(30)
+    working.result(120)
     assert rendering.step <= step + 1 < 150
     assert story.job(job).state == JobState.CANCELLED
     assert bucket_of(settings) == {}
@@ -243,10 +243,10 @@ def test_a_cancelled_image_beside_wanted_ones_is_painted_and_dropped(
     unwanted, wanted = story.submit(steps=20), story.submit(tenant="other", steps=20)
     worker = make_worker(device=SLOW)
     working = aside.submit(work, worker)
-    until_painting(worker)
+    until_rendering(worker)
     with transaction(story.database) as connection:
         jobs.cancel(connection, unwanted)  # the worker hears nothing of it: the fence must hold alone
-    working.result(30)
+    working.result(120)
     assert (story.job(unwanted).state, story.job(wanted).state) == (JobState.CANCELLED, JobState.SUCCEEDED)
     assert list(bucket_of(settings)) == [story.images(wanted)[0].key]
 
@@ -258,14 +258,14 @@ def test_a_lost_lease_changes_nothing_and_its_bytes_are_deleted(
     job = story.submit(count=2, steps=40)
     frozen, other = make_worker(device=SLOW), make_worker()
     working = aside.submit(work, frozen)
-    until_painting(frozen)
+    until_rendering(frozen)
     expire_leases(story)
     assert story.rescue().images == 2
     story.skip_backoff()
     work(other)
     before = story.images(job)
     assert {image.attempts for image in before} == {2}
-    working.result(30)
+    working.result(120)
     assert story.images(job) == before
     assert set(bucket_of(settings)) == {image.key for image in before}
     assert [lease.outcome for lease in leases(story)] == ["lost", "published", "published"]  # each alone, this time
@@ -277,12 +277,12 @@ def test_a_lost_lease_stops_the_painting_at_the_next_beat(
     story.submit(steps=150)
     worker = make_worker(device=SLOW)
     working = aside.submit(work, worker)
-    until_painting(worker)
-    rendering = worker.brush.rendering
+    until_rendering(worker)
+    rendering = worker.render_thread.current
     expire_leases(story)
     story.rescue()
     worker.heartbeat.beat()
-    working.result(30)
+    working.result(120)
     assert rendering.step < 150
     assert bucket_of(settings) == {}
 
@@ -316,17 +316,17 @@ def test_a_poison_image_fails_alone_after_as_many_attempts_as_could_help(
 
 def test_a_painter_that_breaks_costs_an_attempt_and_not_the_worker(story: Story, make_worker: MakeWorker) -> None:
     class Broken(StubPipeline):
-        def paint(self, strokes: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
+        def generate(self, requests: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
             raise ZeroDivisionError("secret detail")
 
     job = story.submit()
     worker = make_worker()
-    worker.gallery._painters = {"mini-zh": Broken(CATALOG.get("mini-zh"))}
+    worker.models._pipelines = {"mini-zh": Broken(CATALOG.get("mini-zh"))}
     work(worker)
     image = story.images(job)[0]
     assert (image.state, image.attempts, image.error_code) == (ImageState.QUEUED, 1, "render_failed")
-    assert image.error_message == "The painter failed (ZeroDivisionError)."
-    worker.gallery._painters = {}
+    assert image.error_message == "The pipeline failed (ZeroDivisionError)."
+    worker.models._pipelines = {}
     story.skip_backoff()
     work(worker)
     assert story.job(job).state == JobState.SUCCEEDED
@@ -342,8 +342,8 @@ def test_a_drain_finishes_what_it_can_and_gives_back_what_it_claimed_ahead(
     worker = make_worker(device=SLOW, drain_s=20)
     working = aside.submit(work, worker)
     until(lambda: len(leases(story)) == 2)
-    worker.engine.drain()
-    working.result(30)
+    worker.loop.drain()
+    working.result(120)
     assert [lease.outcome for lease in leases(story)] == ["published", "released"]
     assert sorted((image.state, image.attempts) for image in story.images(job)) == [
         *[(ImageState.QUEUED, 0)] * 4,
@@ -357,10 +357,10 @@ def test_a_drain_gives_back_at_once_what_it_cannot_finish(
     job = story.submit(count=2, steps=150)
     worker = make_worker(device=SLOW, drain_s=1)
     working = aside.submit(work, worker)
-    until_painting(worker)
-    rendering = worker.brush.rendering
-    worker.engine.drain()
-    working.result(30)
+    until_rendering(worker)
+    rendering = worker.render_thread.current
+    worker.loop.drain()
+    working.result(120)
     assert rendering.step < 75  # it did not wait for the time to be up
     assert {(image.state, image.attempts) for image in story.images(job)} == {(ImageState.QUEUED, 0)}
 
@@ -401,11 +401,11 @@ def test_progress_is_told_while_it_renders(
 ) -> None:
     job: UUID = story.submit(steps=100)
     worker = make_worker(device=SLOW)
-    worker.news.start()
+    worker.notifications.start()
     working = aside.submit(work, worker)
     step, steps = until(lambda: Broker(settings).progress([job]).get(job)) or (0, 0)
     assert 1 <= step <= steps == 100
     with transaction(story.database) as connection:
         jobs.cancel(connection, job)
     worker.heartbeat.beat()
-    working.result(30)
+    working.result(120)

@@ -15,11 +15,11 @@ def test_news_that_is_none_does_not_end_the_listening(
     """Whoever reaches Redis can write there."""
     job, worker = story.submit(), make_worker()
     held = story.started()
-    worker.holdings.take(held)
-    worker.news.start()
+    worker.held_leases.add(held)
+    worker.notifications.start()
     until(lambda: Broker(settings).announce_cancelled([new_id()]))
     with redis.Redis.from_url(settings.redis_url.get_secret_value()) as anybody:
         anybody.publish(CANCELLED_CHANNEL, f"no id {new_id()} " + "-" * 36)
         anybody.publish(CANCELLED_CHANNEL, f"nonsense {job}")
-    until(lambda: not worker.holdings.wanted(held.lease_id), 10)
-    worker.store.give_back(held, "the test is over")
+    until(lambda: not worker.held_leases.wanted(held.lease_id), 10)
+    worker.uploader.release(held, "the test is over")

@@ -1,17 +1,17 @@
-"""Charts of the dashboard: bars that stand upon each other, on a scale that people can read."""
+"""Charts of the dashboard: stacked bars on a scale of round numbers."""
 
 from datetime import UTC, datetime
 
 import pytest
 
-from api.dashboard.charts import draw, round_up
-from api.dashboard.queries.overview import HOUR, Point
+from api.dashboard.charts import build_chart, round_up
+from common.queue.stats import HOUR, Point
 
 NOW = datetime(2026, 11, 26, tzinfo=UTC)
 
 
-def test_the_bars_of_a_step_stand_upon_each_other() -> None:
-    chart = draw([Point(NOW, 0, 0, 0, 9), Point(NOW, 5, 2, 1, 0)], HOUR)
+def test_the_bars_of_a_step_are_stacked() -> None:
+    chart = build_chart([Point(NOW, 0, 0, 0, 9), Point(NOW, 5, 2, 1, 0)], HOUR)
     assert (chart.columns, chart.top, chart.peak) == (2, 10, 8)
     assert chart.totals == {"failed": 1, "flagged": 2, "stored": 5}
     assert chart.paths == {
@@ -21,11 +21,11 @@ def test_the_bars_of_a_step_stand_upon_each_other() -> None:
     }
 
 
-def test_where_nothing_ended_there_are_no_bars() -> None:
-    assert set(draw([Point(NOW, 0, 0, 0, 0)], HOUR).paths.values()) == {""}
+def test_a_step_without_images_has_no_bars() -> None:
+    assert set(build_chart([Point(NOW, 0, 0, 0, 0)], HOUR).paths.values()) == {""}
 
 
 @pytest.mark.parametrize(("peak", "top"), [(0, 4), (4, 4), (5, 10), (11, 20), (21, 40), (101, 200), (4321, 10_000)])
-def test_the_scale_has_two_even_halves(peak: int, top: int) -> None:
+def test_the_scale_is_a_round_number_that_halves(peak: int, top: int) -> None:
     assert round_up(peak) == top
     assert top % 2 == 0

@@ -1,4 +1,4 @@
-"""The dashboard's two languages: whatever a template says, it says in both, and nobody is shown the wrong one."""
+"""The two languages of the dashboard: every text has its translation, and a visitor gets the right language."""
 
 from collections import Counter
 from pathlib import Path
@@ -7,15 +7,17 @@ import pytest
 from babel.messages.extract import extract_from_dir
 from babel.messages.pofile import read_po
 
-from api.dashboard.i18n import LOCALE, preferred
+from api.dashboard.alerts import SEVERITY
+from api.dashboard.i18n import LOCALE, preferred_language
+from api.dashboard.sentences import sentence
 
 TEMPLATES = LOCALE.parent / "templates"
 FILES = sorted((LOCALE / "zh_CN").glob("*.po"))
 
 
-def said() -> set[str]:
-    """All that the templates ask a translation of; a plural counts by its singular."""
-    found = set()
+def texts() -> set[str]:
+    """The texts of the templates and of the alerts; a plural counts by its singular."""
+    found = {sentence.texts[code] for code in SEVERITY}
     methods = [("**.html", "jinja2.ext:babel_extract")]
     for _, _, message, *_ in extract_from_dir(
         TEMPLATES, method_map=methods, options_map={"**.html": {"trimmed": "true"}}
@@ -36,14 +38,14 @@ def translated(path: Path) -> dict[str, list[str]]:
     }
 
 
-def test_whatever_is_said_is_said_in_chinese_too() -> None:
+def test_every_text_has_a_translation() -> None:
     known = {message: words for path in FILES for message, words in translated(path).items()}
-    assert said() - {message for message, words in known.items() if all(words)} == set()
+    assert texts() - {message for message, words in known.items() if all(words)} == set()
 
 
-def test_no_translation_is_left_of_what_is_no_longer_said() -> None:
+def test_every_translation_is_used_and_unique() -> None:
     known = Counter(message for path in FILES for message in translated(path))
-    assert known.keys() - said() == set()
+    assert known.keys() - texts() == set()
     assert [message for message, times in known.items() if times > 1] == []
 
 
@@ -60,5 +62,5 @@ def test_no_translation_is_left_of_what_is_no_longer_said() -> None:
         (";;;,,,", "en"),
     ],
 )
-def test_the_reader_s_language_is_the_first_of_ours_that_he_reads(header: str, language: str) -> None:
-    assert preferred(header) == language
+def test_the_language_is_the_first_of_ours_in_the_header(header: str, language: str) -> None:
+    assert preferred_language(header) == language

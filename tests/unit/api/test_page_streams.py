@@ -1,4 +1,4 @@
-"""Live pages: one look for all who watch the same screen, news only when there is some, and an end when it is over."""
+"""Live pages: one rendering for all who have the same view open, messages only when it has changed, and an end."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -15,12 +15,12 @@ def no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_streams, "REST_S", 0.01)
 
 
-class Screen:
+class View:
     def __init__(self) -> None:
-        self.text, self.looks = "one", 0
+        self.text, self.renders = "one", 0
 
-    def draw(self) -> str:
-        self.looks += 1
+    def render(self) -> str:
+        self.renders += 1
         if not self.text:
             raise Unavailable("The database is away.")
         return self.text
@@ -33,15 +33,15 @@ async def page_of(stream: AsyncGenerator[bytes]) -> str:
     raise AssertionError("the stream ended")
 
 
-def test_all_who_watch_a_screen_share_its_drawing() -> None:
+def test_all_who_watch_a_view_share_its_rendering() -> None:
     async def story() -> None:
-        boards, screen = PageStreams(), Screen()
-        streams = [boards.watch("screen", screen.draw) for _ in range(50)]
+        pages, view = PageStreams(), View()
+        streams = [pages.watch("view", view.render) for _ in range(50)]
         assert [await page_of(stream) for stream in streams] == ["one"] * 50
-        before = screen.looks
-        screen.text = "two"
+        before = view.renders
+        view.text = "two"
         assert await asyncio.gather(*map(page_of, streams)) == ["two"] * 50
-        assert screen.looks - before < 50
+        assert view.renders - before < 50
         for stream in streams:
             await stream.aclose()
 
@@ -50,63 +50,63 @@ def test_all_who_watch_a_screen_share_its_drawing() -> None:
 
 def test_what_has_not_changed_is_not_sent_again() -> None:
     async def story() -> None:
-        boards, screen = PageStreams(), Screen()
-        stream = boards.watch("screen", screen.draw)
+        pages, view = PageStreams(), View()
+        stream = pages.watch("view", view.render)
         assert await page_of(stream) == "one"
-        seen = screen.looks
+        seen = view.renders
         waiting = asyncio.ensure_future(page_of(stream))
-        while screen.looks < seen + 3:
+        while view.renders < seen + 3:
             await asyncio.sleep(0)
         assert not waiting.done()
-        screen.text = "two"
+        view.text = "two"
         assert await waiting == "two"
         await stream.aclose()
 
     asyncio.run(story())
 
 
-def test_while_the_database_is_away_the_page_stands_and_then_goes_on() -> None:
+def test_while_the_database_is_unavailable_the_page_stays_and_then_goes_on() -> None:
     async def story() -> None:
-        boards, screen = PageStreams(), Screen()
-        stream = boards.watch("screen", screen.draw)
+        pages, view = PageStreams(), View()
+        stream = pages.watch("view", view.render)
         assert await page_of(stream) == "one"
-        screen.text = ""
-        seen = screen.looks
-        while screen.looks < seen + 2:
+        view.text = ""
+        seen = view.renders
+        while view.renders < seen + 2:
             await asyncio.sleep(0)
-        screen.text = "back"
+        view.text = "back"
         assert await page_of(stream) == "back"
         await stream.aclose()
 
     asyncio.run(story())
 
 
-def test_nobody_looks_any_more_and_nothing_is_drawn() -> None:
+def test_nobody_renders_any_more_and_nothing_is_drawn() -> None:
     async def story() -> None:
-        boards, screen = PageStreams(), Screen()
-        stream = boards.watch("screen", screen.draw)
+        pages, view = PageStreams(), View()
+        stream = pages.watch("view", view.render)
         await page_of(stream)
         await stream.aclose()
-        task = boards._task
+        task = pages._task
         assert task
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await task
-        seen = screen.looks
-        again = boards.watch("screen", screen.draw)
+        seen = view.renders
+        again = pages.watch("view", view.render)
         assert await page_of(again) == "one"
-        assert screen.looks > seen
+        assert view.renders > seen
         await again.aclose()
 
     asyncio.run(story())
 
 
-def test_a_server_that_stops_sends_everybody_away() -> None:
+def test_a_server_that_stops_ends_all_streams() -> None:
     async def story() -> None:
-        boards, screen = PageStreams(), Screen()
-        stream = boards.watch("screen", screen.draw)
+        pages, view = PageStreams(), View()
+        stream = pages.watch("view", view.render)
         await page_of(stream)
-        boards.close()
-        async with asyncio.timeout(10):
+        pages.close()
+        async with asyncio.timeout(60):
             assert [message async for message in stream if message.startswith(b"event")] == []
 
     asyncio.run(story())

@@ -1,4 +1,4 @@
-"""A recipe as commands: whatever a prompt says, a shell hands it on as text, to the letter."""
+"""A recipe as shell commands: the shell passes a hostile prompt on unchanged."""
 
 import json
 import subprocess
@@ -30,7 +30,7 @@ def job(prompt: str, **changes: Any) -> Job:
 
 
 def run(command: str, name: str) -> list[list[str]]:
-    """What a shell would call the program with, each time."""
+    """The arguments of each call that the shell makes."""
     script = f"{name}() {{ printf '%s\\0' \"$@\" $'\\x1e'; }}\nHUAFANG_KEY=secret\n{command}\n"
     done = subprocess.run(["bash", "-c", script], capture_output=True, check=True, env={"LC_ALL": "C.UTF-8"})
     calls = done.stdout.decode().split("\x1e\0")
@@ -38,7 +38,7 @@ def run(command: str, name: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("prompt", HOSTILE)
-def test_curl_is_given_the_prompt_to_the_letter(prompt: str) -> None:
+def test_curl_gets_the_prompt_unchanged(prompt: str) -> None:
     text = curl(draft_of(job(prompt)), "http://farm.example/")
     (arguments,) = run(text, "curl")
     sent = json.loads(arguments[arguments.index("-d") + 1])
@@ -49,7 +49,7 @@ def test_curl_is_given_the_prompt_to_the_letter(prompt: str) -> None:
 
 
 @pytest.mark.parametrize("prompt", HOSTILE)
-def test_huafang_is_given_the_prompt_to_the_letter(prompt: str) -> None:
+def test_huafang_gets_the_prompt_unchanged(prompt: str) -> None:
     text = command_line(draft_of(job(prompt)), "http://farm.example/")
     (arguments,) = run(text, "huafang")
     assert (arguments[0], arguments[-2:]) == ("generate", ["--", prompt])
@@ -57,13 +57,13 @@ def test_huafang_is_given_the_prompt_to_the_letter(prompt: str) -> None:
 
 
 @pytest.mark.parametrize("prompt", HOSTILE)
-def test_a_terminal_shows_all_that_it_is_given(prompt: str) -> None:
+def test_a_terminal_shows_every_character_of_a_command(prompt: str) -> None:
     draft = draft_of(job(prompt))
     for text in (curl(draft, "http://farm.example/"), command_line(draft, "http://farm.example/")):
         assert all(one.isprintable() or one in "\n　" for one in text)
 
 
-def test_seeds_that_are_not_in_a_row_take_a_command_each() -> None:
+def test_seeds_that_are_not_consecutive_take_a_command_each() -> None:
     draft = draft_of(job("圆", seeds=[7, 8, 1], lora=[{"name": "ink", "weight": 0.5}]))
     calls = run(command_line(draft, "http://farm.example/"), "huafang")
     assert [[one for one in call if one.startswith("--seed")] for call in calls] == [
@@ -74,12 +74,12 @@ def test_seeds_that_are_not_in_a_row_take_a_command_each() -> None:
     assert all("--lora=ink:0.5" in call for call in calls)
 
 
-def test_the_command_line_knows_all_that_is_said_to_it() -> None:
+def test_the_command_line_accepts_every_option() -> None:
     draft = draft_of(job("圆", source=JOB["id"], mask=JOB["id"], strength=0.5, lora=[{"name": "ink", "weight": 0.5}]))
     (arguments,) = run(command_line(draft, "http://farm.example/"), "huafang")
     found = generate.make_context("generate", arguments[1:], obj=Shell()).params
-    said = {
+    given = {
         name: found[name] for name in ("prompt", "count", "seed", "model", "steps", "scheduler", "strength", "tier")
     }
-    assert said == {name: draft[name] for name in said}
+    assert given == {name: draft[name] for name in given}
     assert (found["size"], found["image_format"], found["source"]) == ((512, 512), "png", draft["source"])

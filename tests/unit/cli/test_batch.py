@@ -1,8 +1,7 @@
-"""`huafang batch` against a farm that answers as it is told: what is uploaded, what a watch bears, how it ends."""
+"""`huafang batch` against a farm that answers as the test says: uploads, watches and outcomes."""
 
 import io
 import json
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +11,9 @@ import pytest
 
 from api.queries.batches import BATCH
 from api.services.batch_dry_run import BatchDryRun
-from tests.support.command_line import Asked, CommandLine, Say, farm_that
+from tests.support.command_line import CommandLine, Request, Response, fake_farm
 
-TRIED_OUT: Any = BatchDryRun.model_json_schema()["examples"][0]
+DRY_RUN: Any = BatchDryRun.model_json_schema()["examples"][0]
 UPLOAD = "019c2f6e-7d40-7c3d-9a1f-0d5b6c7e8f90"
 TEXT = "红色的圆形\n绿色的三角形\n"
 IMAGES = {"total": 8, "open": 0, "stored": 8, "flagged": 0, "failed": 0, "cancelled": 0}
@@ -27,15 +26,15 @@ def batch(**changes: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    monkeypatch.setattr("cli.client.PAUSES", (0.01, 0.01))
-    monkeypatch.setattr("cli.client.LONGEST_POLL_S", 0.01)
+    monkeypatch.setattr("cli.client.RETRY_DELAYS_S", (0.01, 0.01))
+    monkeypatch.setattr("cli.client.MAX_POLL_S", 0.01)
     return lambda farm, *given: CommandLine(capsys)("--url", farm.url, "--key=k", "--format=json", "batch", *given)
 
 
-def takes_batches(asked: Asked) -> Say:
-    if asked.path == "/v1/uploads":
-        return Say(201, {"id": "the-upload"})
-    return Say(201, batch(state="checking")) if asked.path == "/v1/batches" else Say(200, TRIED_OUT)
+def accept_batch(request: Request) -> Response:
+    if request.path == "/v1/uploads":
+        return Response(201, {"id": "the-upload"})
+    return Response(201, batch(state="checking")) if request.path == "/v1/batches" else Response(200, DRY_RUN)
 
 
 @pytest.mark.parametrize(
@@ -53,10 +52,10 @@ def test_a_file_is_uploaded_and_submitted(
     file = tmp_path / f"prompts{suffix}"
     file.write_text(TEXT)
     options = ("--images-per-prompt=4", "--seed=7", "--size=64x128", "--negative=水印", "--tier=standard", "--name=门")
-    with farm_that(takes_batches) as farm:
+    with fake_farm(accept_batch) as farm:
         done = call(farm, "submit", str(file), "--model=mini-zh", "--steps=3", "--stop-at=20%/50", *options)
     assert (done.code, done.json["id"]) == (0, BATCH["id"])
-    uploaded, submitted = farm.asked
+    uploaded, submitted = farm.requests
     assert (uploaded.body, uploaded.headers["content-type"]) == (TEXT.encode(), media_type)
     assert submitted.headers["idempotency-key"]
     assert submitted.body == {
@@ -70,24 +69,24 @@ def test_a_file_is_uploaded_and_submitted(
     }
 
 
-def test_a_stop_rule_is_written_as_one_says_it(call: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_stop_rule_is_a_percentage_of_the_last_images(call: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text(TEXT)
-    with farm_that(takes_batches) as farm:
+    with fake_farm(accept_batch) as farm:
         assert call(farm, "submit", str(tmp_path / "prompts.txt"), "--stop-at", "2.5/1000").code == 0
-        assert farm.asked[1].body["stop_rule"] == {"percent": 2.5, "of_last": 1000}
+        assert farm.requests[1].body["stop_rule"] == {"percent": 2.5, "of_last": 1000}
         for wrong in ("20", "20%", "20%/", "/50", "x/50", "-1/50", "20%/50/2"):
             done = call(farm, "submit", str(tmp_path / "prompts.txt"), f"--stop-at={wrong}")
             assert (done.code, "20%/50" in done.err) == (2, True), wrong
 
 
-def test_what_failed_is_drawn_again(call: Callable[..., Any]) -> None:
+def test_failed_images_are_retried_as_a_new_batch(call: Callable[..., Any]) -> None:
     retry = batch(id="the-retry", parent_id=BATCH["id"])
-    with farm_that(lambda asked: Say(body=retry)) as farm:
+    with fake_farm(lambda request: Response(body=retry)) as farm:
         done = call(farm, "retry-failed", "the-batch")
         watched = call(farm, "retry-failed", "the-batch", "--watch")
     assert (done.code, done.json["parent_id"]) == (0, BATCH["id"])
     assert (watched.code, watched.json["id"]) == (0, "the-retry")
-    assert [(asked.method, asked.path) for asked in farm.asked[1:]] == [
+    assert [(request.method, request.path) for request in farm.requests[1:]] == [
         ("POST", "/v1/batches/the-batch/retry-failed"),
         ("GET", "/v1/batches/the-retry"),
     ]
@@ -95,9 +94,9 @@ def test_what_failed_is_drawn_again(call: Callable[..., Any]) -> None:
 
 def test_a_dry_run_submits_nothing_and_fails_if_the_batch_would(call: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text(TEXT)
-    with farm_that(takes_batches) as farm:
+    with fake_farm(accept_batch) as farm:
         done = call(farm, "submit", str(tmp_path / "prompts.txt"), "--dry-run")
-        assert (done.code, done.json["upload"], done.json["jobs"]) == (1, "the-upload", TRIED_OUT["jobs"])
+        assert (done.code, done.json["upload"], done.json["jobs"]) == (1, "the-upload", DRY_RUN["jobs"])
         assert "Line 12: prompt is empty." in done.err
         assert "--skip-bad leaves them out" in done.err
         done = call(farm, "submit", UPLOAD, "--dry-run", "--skip-bad", "--format=human")
@@ -108,16 +107,16 @@ def test_a_dry_run_submits_nothing_and_fails_if_the_batch_would(call: Callable[.
     assert (lines["takes"], lines["size"], lines["upload"]) == ("139 h", "1.28 TB", UPLOAD)
     assert "女孩们打开了另一世界的大门 — zh-v0, 512×512, 50 of lms, guidance 7.5, seeds 42" in done.out
     tried = "/v1/batches?dry_run=true"
-    assert [asked.path for asked in farm.asked] == ["/v1/uploads", tried, tried]
-    assert farm.asked[2].body == {"upload": UPLOAD, "defaults": {}, "skip_bad": True}
+    assert [request.path for request in farm.requests] == ["/v1/uploads", tried, tried]
+    assert farm.requests[2].body == {"upload": UPLOAD, "defaults": {}, "skip_bad": True}
 
 
-def test_lists_make_a_matrix(call: Callable[..., Any], tmp_path: Path) -> None:
+def test_matrix_options_make_a_matrix(call: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text(TEXT)
     given = ("--matrix", "steps=20,50", "--matrix", "guidance=3,7.5", "--matrix", "model:scheduler=zh-v0:lms,15:dpm++")
-    with farm_that(takes_batches) as farm:
+    with fake_farm(accept_batch) as farm:
         assert call(farm, "submit", str(tmp_path / "prompts.txt"), *given).code == 0
-        assert farm.asked[1].body["matrix"] == {
+        assert farm.requests[1].body["matrix"] == {
             "steps": [20, 50],
             "guidance": [3, 7.5],
             "zip": [{"model": ["zh-v0", 15], "scheduler": ["lms", "dpm++"]}],
@@ -126,7 +125,7 @@ def test_lists_make_a_matrix(call: Callable[..., Any], tmp_path: Path) -> None:
             done = call(farm, "submit", str(tmp_path / "prompts.txt"), "--matrix", wrong)
             assert (done.code, "steps=20,50" in done.err) == (2, True), wrong
         done = call(farm, "submit", str(tmp_path / "prompts.txt"), "--matrix=steps=2", "--matrix=steps=3")
-        assert (done.code, "steps twice" in done.err) == (2, True)
+        assert (done.code, "has steps twice" in done.err) == (2, True)
 
 
 class Pipe(io.BytesIO):
@@ -134,22 +133,24 @@ class Pipe(io.BytesIO):
         return False
 
 
-def test_stdin_is_a_file_too_and_is_sent_again(call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    said = iter([Say(503, {"detail": "The image store is away."})])
+def test_stdin_is_uploaded_and_sent_again_after_an_error(
+    call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    responses = iter([Response(503, {"detail": "The image store is down."})])
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Pipe(TEXT.encode())))
-    with farm_that(lambda asked: next(said, takes_batches(asked))) as farm:
+    with fake_farm(lambda request: next(responses, accept_batch(request))) as farm:
         assert call(farm, "submit", "-").code == 0
-    assert [asked.body for asked in farm.asked[:2]] == [TEXT.encode()] * 2
-    assert farm.asked[0].headers["content-type"] == "text/plain"
+    assert [request.body for request in farm.requests[:2]] == [TEXT.encode()] * 2
+    assert farm.requests[0].headers["content-type"] == "text/plain"
 
 
-def test_what_is_no_file_of_prompts_is_not_sent(call: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_file_of_another_kind_is_not_sent(call: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "prompts.xlsx").write_text(TEXT)
-    with farm_that(takes_batches) as farm:
+    with fake_farm(accept_batch) as farm:
         done = call(farm, "submit", str(tmp_path / "prompts.xlsx"))
         assert (done.code, ".jsonl" in done.err) == (2, True)
         assert call(farm, "submit", str(tmp_path / "nothing.txt")).code == 2
-    assert farm.asked == []
+    assert farm.requests == []
 
 
 @pytest.mark.parametrize(
@@ -164,50 +165,52 @@ def test_what_is_no_file_of_prompts_is_not_sent(call: Callable[..., Any], tmp_pa
     ],
 )
 def test_a_watch_ends_as_its_batch_did(call: Callable[..., Any], changes: Any, code: int, says: str) -> None:
-    with farm_that(lambda asked: Say(body=batch(**changes))) as farm:
+    with fake_farm(lambda request: Response(body=batch(**changes))) as farm:
         done = call(farm, "watch", "the-batch")
     assert (done.code, done.json["id"]) == (code, BATCH["id"])
     assert says in done.err
 
 
-def test_a_watch_tells_each_state_and_bears_a_farm_that_is_away(call: Callable[..., Any]) -> None:
+def test_a_watch_prints_each_state_and_survives_an_outage(call: Callable[..., Any]) -> None:
     some = IMAGES | {"total": None, "open": 6, "stored": 2}
-    said = iter(
+    responses = iter(
         [
-            Say(body=batch(state="checking", images=IMAGES | {"total": None, "stored": 0}, prompts=None, jobs=0)),
-            Say(503, {"detail": "The database is away."}),
-            Say(status=502),
-            Say(body=batch(state="expanding", images=some, prompts=2, jobs=1, running=4)),
-            Say(body=batch(state="running", images=some | {"total": 8, "open": 3, "stored": 5})),
+            Response(body=batch(state="checking", images=IMAGES | {"total": None, "stored": 0}, prompts=None, jobs=0)),
+            Response(503, {"detail": "The database is down."}),
+            Response(status=502),
+            Response(body=batch(state="expanding", images=some, prompts=2, jobs=1, running=4)),
+            Response(body=batch(state="running", images=some | {"total": 8, "open": 3, "stored": 5})),
         ]
     )
-    with farm_that(lambda asked: next(said, Say(body=batch()))) as farm:
+    with fake_farm(lambda request: next(responses, Response(body=batch()))) as farm:
         done = call(farm, "watch", "the-batch")
     assert done.code == 0
-    told = [line.split(" ", 1)[1] for line in done.err.splitlines() if line.startswith(BATCH["id"])]
-    assert [line.split(":")[0] for line in told] == ["checking", "expanding", "running", "ended"]
-    assert "4 running, 2 waiting, 2 stored" in told[1]
-    assert re.search(r"5 stored, \d+ a minute, 0 s left$", told[2])
+    lines_of_batch = [line.split(" ", 1)[1] for line in done.err.splitlines() if line.startswith(BATCH["id"])]
+    assert [line.split(":")[0] for line in lines_of_batch] == ["checking", "expanding", "running", "ended"]
+    assert "4 running, 2 waiting, 2 stored" in lines_of_batch[1]
+    assert lines_of_batch[2].endswith("5 stored, 120 a minute, 26 min left")
     assert [line for line in done.err.splitlines() if not line.startswith(BATCH["id"])] == [
-        "The farm does not answer; it is asked again every second.",
+        "The farm does not answer; trying again every second.",
         "The farm answers again.",
     ]
     lines = [json.loads(line) for line in done.out.splitlines()]
     assert [line["state"] for line in lines] == ["checking", "expanding", "running", "ended"]
 
 
-def test_a_watch_says_why_a_batch_paused_by_itself(call: Callable[..., Any]) -> None:
+def test_a_watch_prints_why_a_batch_paused(call: Callable[..., Any]) -> None:
     why = "Of its last 52 images 11 failed and 2 were refused by the safety checker."
-    said = iter([Say(body=batch(state="paused", paused_because=why, images=IMAGES | {"open": 3, "stored": 5}))])
-    with farm_that(lambda asked: next(said, Say(body=batch()))) as farm:
+    responses = iter(
+        [Response(body=batch(state="paused", paused_because=why, images=IMAGES | {"open": 3, "stored": 5}))]
+    )
+    with fake_farm(lambda request: next(responses, Response(body=batch()))) as farm:
         done = call(farm, "watch", "the-batch")
-    assert f"{why} To let it go on: " in done.err
+    assert f"{why} To resume it: " in done.err
     assert "batch resume the-batch" in done.err
     assert done.err.count("a minute") == 0
 
 
-def test_a_watch_that_takes_too_long_says_how_to_go_on(call: Callable[..., Any]) -> None:
-    with farm_that(lambda asked: Say(body=batch(state="paused"))) as farm:
+def test_a_watch_that_times_out_prints_how_to_resume(call: Callable[..., Any]) -> None:
+    with fake_farm(lambda request: Response(body=batch(state="paused"))) as farm:
         done = call(farm, "watch", "the-batch", "--timeout=0.01")
     assert done.code == 7
     assert "batch watch the-batch" in done.err

@@ -1,4 +1,4 @@
-"""The command line as a whole: its help, its completion, and how it fails."""
+"""The command line as a whole: help, completion and errors."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import click
 import pytest
 
 from cli.main import COMMANDS, huafang
-from tests.support.command_line import HUAFANG, CommandLine, start
+from tests.support.command_line import HUAFANG, CommandLine, run_process
 
 HEAVY = ("httpx", "rich", "pydantic", "fastapi", "sqlalchemy", "celery", "boto3", "redis", "torch", "numpy", "alembic")
 
@@ -42,7 +42,7 @@ def test_there_are_at_most_40_commands() -> None:
     assert len([path for path in every_command(huafang) if " ".join(path) not in groups]) <= 40
 
 
-def test_help_names_every_command_and_imports_none(call: CommandLine) -> None:
+def test_help_lists_every_command_and_imports_none(call: CommandLine) -> None:
     code = f"""
 import sys
 from cli.main import main
@@ -50,16 +50,16 @@ try:
     main(["--help"])
 except SystemExit:
     loaded = [name for name in {HEAVY!r} if name in sys.modules]
-    loaded += [name for name in sys.modules if name.startswith("cli.") and name not in ("cli.main", "cli.shell")]
+    loaded += [name for name in sys.modules if name.startswith("cli.commands")]
     sys.exit(f"loaded {{loaded}}" if loaded else 0)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert all(f"\n  {name} " in done.stdout for name in COMMANDS)
 
 
 def test_a_command_loads_nothing_of_the_farm() -> None:
-    """`models verify` reads files, and asks a farm: it needs neither tables nor queues."""
+    """`models verify` needs neither tables nor queues."""
     code = """
 import sys
 from cli.main import main
@@ -68,14 +68,14 @@ try:
 except SystemExit as ended:
     sys.exit(ended.code or [n for n in ("fastapi", "sqlalchemy", "celery", "boto3", "torch") if n in sys.modules] or 0)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_shell_completion() -> None:
     environment = {**os.environ, "_HUAFANG_COMPLETE": "bash_complete", "COMP_CWORD": "1"}
-    assert start(environment={**environment, "COMP_WORDS": "huafang mo"}).out == "plain,models\n"
-    inside = start(environment={**environment, "COMP_WORDS": "huafang jobs c", "COMP_CWORD": "2"})
+    assert run_process(environment={**environment, "COMP_WORDS": "huafang mo"}).out == "plain,models\n"
+    inside = run_process(environment={**environment, "COMP_WORDS": "huafang jobs c", "COMP_CWORD": "2"})
     assert inside.out == "plain,cancel\n"
 
 
@@ -116,20 +116,20 @@ def test_a_wrong_setting_is_one_sentence(call: CommandLine, monkeypatch: pytest.
         assert len(done.err.splitlines()) == 1
 
 
-def test_without_a_farm_it_says_how_to_get_one(call: CommandLine) -> None:
+def test_without_a_farm_it_says_how_to_start_one(call: CommandLine) -> None:
     done = call("jobs", "ls")
     assert (done.code, done.out) == (1, "")
     assert "no local farm" in done.err
     assert " up`" in done.err
 
 
-def test_status_of_nothing_is_not_found(call: CommandLine) -> None:
+def test_status_without_a_farm_is_not_found(call: CommandLine) -> None:
     done = call("status")
     assert (done.code, done.out) == (4, "")
     assert "huafang up" in done.err
 
 
-def test_global_options_work_behind_the_command_too(call: CommandLine) -> None:
+def test_global_options_work_after_the_command_too(call: CommandLine) -> None:
     before, behind = (
         call("--format=json", "models", "verify", "mini-zh"),
         call("models", "verify", "mini-zh", "--format=json"),
@@ -138,5 +138,5 @@ def test_global_options_work_behind_the_command_too(call: CommandLine) -> None:
 
 
 def test_version() -> None:
-    done = subprocess.run([*HUAFANG, "--version"], capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run([*HUAFANG, "--version"], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.startswith("huafang ")

@@ -1,4 +1,4 @@
-"""`huafang models verify`: whole files are told from damaged ones, without torch and without a farm."""
+"""`huafang models`: damaged files are found without a farm, and licences are accepted."""
 
 import io
 import shutil
@@ -9,7 +9,7 @@ import pytest
 
 from api.queries.models import MODEL
 from common.config import SHIPPED_CATALOG
-from tests.support.command_line import Asked, CommandLine, Say, farm_that
+from tests.support.command_line import CommandLine, Request, Response, fake_farm
 
 WEIGHTS = Path("mini-zh/unet/diffusion_pytorch_model.safetensors")
 
@@ -28,8 +28,11 @@ def cut_short(folder: Path) -> None:
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a flipped bit": (flip_a_bit, "the sha256 of unet/diffusion_pytorch_model.safetensors"),
     "cut short": (cut_short, "the sha256 of unet/diffusion_pytorch_model.safetensors"),
-    "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "unet/diffusion_pytorch_model.safetensors is missing"),
-    "no vocabulary": (lambda folder: (folder / "mini-zh/tokenizer/tokenizer.json").unlink(), "no vocabulary"),
+    "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "its folder unet holds no weights"),
+    "no vocabulary": (
+        lambda folder: (folder / "mini-zh/tokenizer/tokenizer.json").unlink(),
+        "tokenizer/tokenizer.json is missing",
+    ),
     "no folder": (lambda folder: shutil.rmtree(folder / "mini-zh"), "there is no folder"),
 }
 
@@ -42,7 +45,7 @@ def call(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest
     return CommandLine(capsys)
 
 
-def test_the_model_that_is_shipped_is_whole(call: CommandLine) -> None:
+def test_the_shipped_model_is_intact(call: CommandLine) -> None:
     found = call("models", "verify", "mini-zh").json
     assert [(each["model"], each["verdict"], each["details"]) for each in found] == [("mini-zh", "ok", [])]
 
@@ -56,7 +59,13 @@ def test_damage_is_named(call: CommandLine, tmp_path: Path, damage: str) -> None
     assert done.json[0]["verdict"] == "bad"
     assert says in "; ".join(done.json[0]["details"])
     assert "mini-zh" in done.err
-    assert call("doctor").code == 1
+
+
+def test_doctor_finds_damage_too(call: CommandLine, tmp_path: Path) -> None:
+    flip_a_bit(tmp_path / "models")
+    done = call("doctor")
+    assert done.code == 1
+    assert [found["about"] for found in done.json if found["verdict"] == "fail"] == ["mini-zh"]
 
 
 def test_without_checksums_it_does_not_say_ok(call: CommandLine, tmp_path: Path) -> None:
@@ -65,13 +74,13 @@ def test_without_checksums_it_does_not_say_ok(call: CommandLine, tmp_path: Path)
     assert call("models", "verify", "mini-zh").json[0]["verdict"] == "unchecked"
 
 
-def test_of_a_model_on_the_hub_the_workers_know(call: CommandLine) -> None:
+def test_of_a_model_on_the_hub_the_workers_report(call: CommandLine) -> None:
     alone = call("models", "verify", "zh-v0")
     assert (alone.code, alone.json[0]["verdict"]) == (0, "not here")
 
     availability: dict = {"resident_on": [], "refusals": [{"worker": "gpu-1", "reason": "accept its licence"}]}
     model = {"name": "zh-v0", "availability": availability}
-    with farm_that(lambda asked: Say(body={"items": [model]})) as farm:
+    with fake_farm(lambda request: Response(body={"items": [model]})) as farm:
         assert "accept its licence" in call("--url", farm.url, "models", "verify", "zh-v0").json[0]["details"][0]
         availability |= {"resident_on": ["gpu-1"], "refusals": []}
         assert "resident on gpu-1" in call("--url", farm.url, "models", "verify", "zh-v0").json[0]["details"][0]
@@ -94,42 +103,42 @@ BOUND = {**MODEL, "licence_accepted_at": None}
 
 
 class Person(io.StringIO):
-    """Somebody at a terminal."""
+    """Answers at a terminal."""
 
     def isatty(self) -> bool:
         return True
 
 
-def takes_acceptances(asked: Asked) -> Say:
-    return Say(body={"items": [BOUND]} if asked.method == "GET" else MODEL)
+def accept_licence(request: Request) -> Response:
+    return Response(body={"items": [BOUND]} if request.method == "GET" else MODEL)
 
 
 def test_a_licence_is_shown_and_accepted_by_a_person(call: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
-    with farm_that(takes_acceptances) as farm:
+    with fake_farm(accept_licence) as farm:
         there = ("--url", farm.url, "--key=k", "--format=json")
         monkeypatch.setattr("sys.stdin", Person("n\n"))
         refused = call("models", "accept", "zh-v0", *there)
-        assert (refused.code, "draws nothing for you" in refused.err) == (1, True)
+        assert (refused.code, "renders nothing with zh-v0 for you" in refused.err) == (1, True)
         monkeypatch.setattr("sys.stdin", io.StringIO())
         nobody = call("models", "accept", "zh-v0", *there)
         assert (nobody.code, "models accept zh-v0 --yes" in nobody.err) == (2, True)
-        assert [asked.method for asked in farm.asked] == ["GET", "GET"]
+        assert [request.method for request in farm.requests] == ["GET", "GET"]
 
         monkeypatch.setattr("sys.stdin", Person("y\n"))
         done = call("models", "accept", "zh-v0", *there)
         assert (done.code, done.json) == (0, MODEL)
         assert all(said in done.err for said in (*MODEL["restrictions"], MODEL["licence_url"], "2022-08-22"))
         assert call("models", "accept", "zh-v0", "--yes", *there).code == 0
-        accepted = [asked for asked in farm.asked if asked.method == "POST"]
-        assert [asked.path for asked in accepted] == ["/v1/models/zh-v0/licence"] * 2
+        accepted = [request for request in farm.requests if request.method == "POST"]
+        assert [request.path for request in accepted] == ["/v1/models/zh-v0/licence"] * 2
         assert accepted[0].body == {"version": "2022-08-22"}
 
 
-def test_what_needs_no_acceptance_is_only_shown(call: CommandLine) -> None:
+def test_a_licence_without_restrictions_is_only_shown(call: CommandLine) -> None:
     free = MODEL | {"restrictions": [], "licence_accepted_at": None}
-    with farm_that(lambda asked: Say(body={"items": [MODEL, free | {"name": "mini-zh"}]})) as farm:
+    with fake_farm(lambda request: Response(body={"items": [MODEL, free | {"name": "mini-zh"}]})) as farm:
         there = ("--url", farm.url, "--key=k", "--format=human")
         assert "needs not be" in call("models", "accept", "mini-zh", *there).out
         assert MODEL["restrictions"][0] in call("models", "show", "zh-v0", *there).out
         assert call("models", "show", "zh-v9", *there).code == 4
-    assert {asked.method for asked in farm.asked} == {"GET"}
+    assert {request.method for request in farm.requests} == {"GET"}

@@ -1,4 +1,4 @@
-"""Datasets that somebody has altered, with every checksum of a file made anew. Whole ones: `test_dataset.py`."""
+"""Datasets that were altered, with new checksums of every file. Intact ones: `test_dataset.py`."""
 
 import json
 from io import BytesIO
@@ -26,18 +26,18 @@ def row(prompt: str) -> Row:
     return dict.fromkeys(COLUMNS) | known | {"status": "stored", "sha256": sha256(DATA), "split": "train"}
 
 
-def dataset(folder: Path, form: layout.Layout, rows: list[Row], of_mark: list[Row], of_manifest: list[Row]) -> Path:
-    """One of these rows; its mark and its manifest are those of others, but for the checksums of files."""
+def dataset(folder: Path, form: layout.Layout, rows: list[Row], of_shard: list[Row], of_manifest: list[Row]) -> Path:
+    """A dataset of `rows`; the recipes in its shard manifest and its manifest are those of other rows."""
     shard = {
         layout.data_path(form, SHARD): b"".join(BLOCKS[form]((one, DATA) for one in rows)),
         layout.metadata_path(SHARD): formats.metadata(rows),
     }
     about = {"rows": len(rows), "files": {path: {"sha256": sha256(d), "bytes": len(d)} for path, d in shard.items()}}
-    mark = about | {"plan": "the plan", "pictures": len(rows), "statuses": {"stored": len(rows)}}
+    written = about | {"plan": "the plan", "pictures": len(rows), "statuses": {"stored": len(rows)}}
     manifest = {"plan": "the plan", "layout": form, "counts": {"rows": len(rows), "stored": len(rows)}}
     pictures = {layout.image_path(SHARD, one): DATA for one in rows} if form == "imagefolder" else {}
     files = pictures | shard
-    files[layout.shard_manifest_path(SHARD)] = json.dumps(mark | {"recipes": recipes(of_mark)}).encode()
+    files[layout.shard_manifest_path(SHARD)] = json.dumps(written | {"recipes": recipes(of_shard)}).encode()
     files[layout.MANIFEST] = json.dumps(
         manifest | {"shards": {SHARD: about | {"recipes": recipes(of_manifest)}}}
     ).encode()
@@ -59,17 +59,15 @@ def problems(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("form", list(BLOCKS))
-def test_recipes_that_were_altered_are_found_though_every_file_has_its_checksum(
-    tmp_path: Path, form: layout.Layout
-) -> None:
+def test_altered_recipes_are_found_though_every_file_has_its_checksum(tmp_path: Path, form: layout.Layout) -> None:
     rows = [row("红色的圆形"), row("蓝色的方形")]
     altered = [rows[0], row("蓝色的星形")]
     assert problems(dataset(tmp_path / "whole", form, rows, rows, rows)) == []
-    mark, manifest = f"{SHARD}: recipes", f"manifest.json: recipes of {SHARD}"
+    shard, manifest = f"{SHARD}: recipes", f"manifest.json: recipes of {SHARD}"
     for found, complaints in [
-        (dataset(tmp_path / "mark", form, altered, rows, altered), [mark]),
+        (dataset(tmp_path / "shard", form, altered, rows, altered), [shard]),
         (dataset(tmp_path / "manifest", form, altered, altered, rows), [manifest]),
-        (dataset(tmp_path / "neither", form, altered, rows, rows), [mark, manifest]),
-        (dataset(tmp_path / "order", form, rows[::-1], rows, rows), [mark, manifest]),
+        (dataset(tmp_path / "neither", form, altered, rows, rows), [shard, manifest]),
+        (dataset(tmp_path / "order", form, rows[::-1], rows, rows), [shard, manifest]),
     ]:
         assert [problem.rpartition(": ")[0] for problem in problems(found)] == complaints

@@ -1,11 +1,11 @@
-"""`huafang workers`: what the list says of one, and whom a name means to `drain` and `resume`."""
+"""`huafang workers`: the list, and which worker a name is for `drain` and `resume`."""
 
 from collections.abc import Iterator
 
 import pytest
 
 from cli.commands.workers import serves
-from tests.support.command_line import Asked, CommandLine, Farm, Say, farm_that
+from tests.support.command_line import CommandLine, FakeFarm, Request, Response, fake_farm
 
 WORKERS = [
     {"id": "1", "name": "gpu-1", "state": "ready"},
@@ -16,37 +16,37 @@ WORKERS = [
 
 
 @pytest.fixture
-def farm() -> Iterator[Farm]:
-    def answer(asked: Asked) -> Say:
-        return Say(body={"items": WORKERS} if asked.method == "GET" else {})
+def farm() -> Iterator[FakeFarm]:
+    def answer(request: Request) -> Response:
+        return Response(body={"items": WORKERS} if request.method == "GET" else {})
 
-    with farm_that(answer) as farm:
+    with fake_farm(answer) as farm:
         yield farm
 
 
-def posted(farm: Farm) -> list[str]:
-    return [asked.path for asked in farm.asked if asked.method == "POST"]
+def posted(farm: FakeFarm) -> list[str]:
+    return [request.path for request in farm.requests if request.method == "POST"]
 
 
 @pytest.mark.parametrize(("named", "meant"), [("gpu-1", "1"), ("1", "1"), ("3", "3")])
 @pytest.mark.parametrize("command", ["drain", "resume"])
-def test_a_live_worker_is_named_by_its_name_or_id(
-    farm: Farm, capsys: pytest.CaptureFixture[str], command: str, named: str, meant: str
+def test_a_live_worker_is_found_by_name_or_id(
+    farm: FakeFarm, capsys: pytest.CaptureFixture[str], command: str, named: str, meant: str
 ) -> None:
     assert CommandLine(capsys)("--url", farm.url, "--key=k", "workers", command, named).code == 0
     assert posted(farm) == [f"/v1/workers/{meant}/{command}"]
 
 
 @pytest.mark.parametrize(("named", "code", "says"), [("gpu-2", 2, "2, 3"), ("4", 4, "no live worker"), ("5", 4, "no")])
-def test_whom_no_name_means_nothing_is_asked_of(
-    farm: Farm, capsys: pytest.CaptureFixture[str], named: str, code: int, says: str
+def test_an_unknown_or_ambiguous_name_is_refused(
+    farm: FakeFarm, capsys: pytest.CaptureFixture[str], named: str, code: int, says: str
 ) -> None:
     done = CommandLine(capsys)("--url", farm.url, "--key=k", "workers", "drain", named)
     assert (done.code, posted(farm)) == (code, [])
     assert says in done.err
 
 
-def test_the_list_says_of_each_model_what_the_worker_makes_of_it() -> None:
+def test_the_list_has_batch_size_and_speed_of_each_model() -> None:
     worker = {
         "models": ["zh-v0", "mini-zh"],
         "resident": ["zh-v0"],

@@ -16,7 +16,7 @@ from common.errors import Invalid, Unavailable
 from common.prompt_files import columns
 from common.prompt_files import parquet as parquet_lines
 from common.prompt_files.columns import columns_of, field_of, parse_cell
-from common.prompt_files.lines import MAX_LINE_BYTES, MOST_BYTES, Line, lines, records, table_of, take
+from common.prompt_files.lines import MAX_CHUNK_BYTES, MAX_LINE_BYTES, Line, csv_records, lines, read_csv_header, take
 from common.prompt_files.parquet import parquet_rows
 from common.recipes.recipe import Draft
 
@@ -27,7 +27,7 @@ def test_of_large_lines_few_are_in_memory_at_once_and_none_is_lost() -> None:
     found = lines((LONG for _ in range(40)), "txt")
     chunks = list(iter(lambda: take(found, 5000), []))
     assert [line.number for chunk in chunks for line in chunk] == list(range(1, 41))
-    assert all(sum(len(line.content) for line in chunk) < MOST_BYTES + len(LONG) for chunk in chunks)
+    assert all(sum(len(line.content) for line in chunk) < MAX_CHUNK_BYTES + len(LONG) for chunk in chunks)
 
 
 def test_of_small_lines_no_more_are_taken_than_asked_for() -> None:
@@ -41,7 +41,7 @@ def test_a_line_that_is_too_long_is_one_that_is_wrong() -> None:
     blocks = [b"a\n" + long[:700_000], long[700_000:], long + b"\nb"]
     assert told(lines(blocks, "txt")) == [
         {"prompt": "a"},
-        f"2: it is longer than {MAX_LINE_BYTES:,} bytes.",
+        f"2: it is longer than {MAX_LINE_BYTES:,} bytes; shorten it.",
         {"prompt": "b"},
     ]
 
@@ -53,7 +53,7 @@ def test_the_columns_are_the_fields_of_a_recipe_and_no_name_means_two() -> None:
     names = [name for names in columns.NAMES.values() for name in names]
     assert set(columns.NAMES) == set(Draft.model_fields)
     assert len(set(names)) == len(names)
-    kinds = {*columns.WHOLE, *columns.NUMBERS, *columns.LISTS}
+    kinds = {*columns.INTEGERS, *columns.FLOATS, *columns.LISTS}
     texts = {"prompt", "negative_prompt", "model", "scheduler", "mode", "source", "mask", "format"}
     assert kinds | texts == set(Draft.model_fields)
 
@@ -76,7 +76,7 @@ def test_names_are_understood_however_they_are_written() -> None:
     ("header", "says"),
     [
         (["红色的圆形"], "no column is called prompt (or 提示词"),
-        (["prompt", "stpes"], "'stpes' is no field of a recipe; those are prompt, "),
+        (["prompt", "stpes"], "'stpes' is no field of a recipe; rename or remove the column. The fields are prompt, "),
         (["prompt", "提示词"], "two columns mean prompt"),
     ],
 )
@@ -102,7 +102,10 @@ def test_cells_become_what_their_field_is_and_else_stay_text() -> None:
 
 def test_keys_of_json_lines_go_by_the_same_table() -> None:
     found = lines(['{"提示词": "门", "种子": 7}\n{"prompt": "门", "提示词": "窗"}\n'.encode()], "jsonl")
-    assert told(found) == [{"prompt": "门", "seed": 7}, "2: prompt is there twice, by different names."]
+    assert told(found) == [
+        {"prompt": "门", "seed": 7},
+        "2: prompt is there twice, by different names; keep one of them.",
+    ]
 
 
 # CSV
@@ -133,9 +136,9 @@ def csv_lines(data: bytes, encoding: str = "utf-8", offset: int = 0, number: int
     def blocks(start: int) -> Iterator[bytes]:
         return iter([data[at : at + block] for at in range(start, len(data), block)])
 
-    table = table_of(blocks(0), encoding)
+    table = read_csv_header(blocks(0), encoding)
     start = max(offset, table.end)
-    return records(blocks(start), table, start, max(number, table.number))
+    return csv_records(blocks(start), table, start, max(number, table.number))
 
 
 def told(found: Iterator[Line]) -> list[Any]:
@@ -177,13 +180,15 @@ def test_it_is_gone_on_with_behind_any_record() -> None:
 def test_wrong_records_are_told_by_their_first_line_and_the_others_are_read() -> None:
     data = 'prompt,steps,\n一只猫, 水彩, 好\n"x" y,3\n\n红,三\n"open\n绿,2'
     assert told(csv_lines(data.encode())) == [
-        "2: '好' is in a column without a name.",
-        "3: it is not CSV: ',' expected after '\"'.",
+        "2: '好' is in a column without a name; name the column or empty the cell.",
+        """3: it is not CSV (',' expected after '"'); check its quotation marks: one at each end of a cell, and "" """
+        "for one inside.",
         {"prompt": "红", "steps": "三"},
-        "6: it is not CSV: unexpected end of data.",
+        '6: it is not CSV (unexpected end of data); check its quotation marks: one at each end of a cell, and "" for'
+        " one inside.",
     ]
     assert told(csv_lines("prompt\n一只猫, 水彩\n".encode())) == [
-        "2: it has 2 cells for 1 columns; what has a comma in it must be in quotes."
+        "2: it has 2 cells for 1 columns; put a cell that has a comma in it in quotation marks."
     ]
 
 
@@ -199,7 +204,7 @@ def test_a_quote_that_is_never_closed_does_not_fill_the_memory() -> None:
     [
         ("红色的圆形\n", "Line 1 must name the columns: no column is called prompt"),
         ("\n\nprompt,prompt\n", "Line 3 must name the columns: two columns mean prompt"),
-        ("\n", "Its file has no prompts."),
+        ("\n", "The file is empty; its first line must name the columns"),
     ],
 )
 def test_a_sheet_needs_a_header(data: str, says: str) -> None:
@@ -266,7 +271,7 @@ def test_what_is_no_table_of_prompts_says_so(parquet: Callable[..., Path], tmp_p
 def test_what_unpacks_to_more_than_there_is_memory_is_refused(
     parquet: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parquet_lines, "MEMORY", 40_000_000)
+    monkeypatch.setattr(parquet_lines, "MAX_MEMORY", 40_000_000)
     one = pa.array(["x" * 1_000_000] * 60)
     file = parquet(
         {"prompt": one}, use_dictionary=False, data_page_size=10**9, compression="zstd", write_batch_size=999
@@ -288,7 +293,7 @@ def test_a_reader_that_is_killed_is_begun_again_by_whoever_waits(parquet: Callab
 
 
 def test_it_goes_with_its_parent() -> None:
-    command = [*parquet_lines.READER, "0", str(parquet_lines.MEMORY)]
+    command = [*parquet_lines.READER, "0", str(parquet_lines.MAX_MEMORY)]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     child.stdin.write(b"1000\n")
     child.stdin.close()

@@ -2,11 +2,11 @@
 
 import pytest
 
-from common.recipes.prompt_weighting import Part, has_weights, parts, strip_weights, weight_error
+from common.recipes.prompt_weighting import Fragment, has_weights, split_fragments, strip_weights, weight_error
 
 
 def weights(prompt: str) -> list[tuple[str, float]]:
-    return [(part.text, round(part.weight, 6)) for part in parts(prompt)]
+    return [(part.text, round(part.weight, 6)) for part in split_fragments(prompt)]
 
 
 @pytest.mark.parametrize(
@@ -48,5 +48,5 @@ def test_what_weighs_too_much_is_named() -> None:
 
 
 def test_a_prompt_of_nothing_but_parentheses_is_read_in_no_time() -> None:
-    assert parts("(" * 8000) == (Part("(" * 8000, 1.0),)
+    assert split_fragments("(" * 8000) == (Fragment("(" * 8000, 1.0),)
     assert strip_weights("(" * 2000 + "猫" + ":1)" * 2000) == "猫"

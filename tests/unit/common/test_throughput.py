@@ -6,7 +6,15 @@ from collections.abc import Iterable, Iterator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.batches.throughput import PARTS, Sample, Samples, StopRule, add_sample, images_per_minute, stop_reason
+from common.batches.throughput import (
+    WINDOW_STEPS,
+    Sample,
+    Samples,
+    StopRule,
+    add_sample,
+    images_per_minute,
+    stop_reason,
+)
 
 START: Samples = (Sample(0, 0, 0, 0),)
 RULE = StopRule(percent=20, of_last=50)
@@ -30,7 +38,7 @@ def seen(looks: Looks, rule: StopRule | None = RULE) -> Iterator[tuple[Samples, 
 @given(looks, st.sampled_from([None, RULE, StopRule(percent=0, of_last=1), StopRule(percent=5, of_last=1000)]))
 def test_there_are_few_marks_in_their_order(looks: Looks, rule: StopRule | None) -> None:
     for marks, _ in seen(looks, rule):
-        assert len(marks) <= 10 + 2 * PARTS + 600  # a minute of looks, a tenth of a second apart
+        assert len(marks) <= 10 + 2 * WINDOW_STEPS + 600  # a minute of looks, a tenth of a second apart
         assert list(marks) == sorted(marks)
         assert tuple(Sample(*mark) for mark in json.loads(json.dumps(marks))) == marks
 
@@ -38,7 +46,7 @@ def test_there_are_few_marks_in_their_order(looks: Looks, rule: StopRule | None)
 @given(st.lists(st.tuples(st.floats(1, 1000), st.integers(0, 3), st.just(0)), max_size=200))
 def test_a_slow_batch_has_few_too(looks: Looks) -> None:
     for marks, _ in seen(looks, StopRule(percent=5, of_last=1000)):
-        assert len(marks) <= 2 * PARTS
+        assert len(marks) <= 2 * WINDOW_STEPS
 
 
 @given(looks)
@@ -47,7 +55,7 @@ def test_the_window_is_no_shorter_than_it_should_be_and_hardly_longer(looks: Loo
     for marks, now in seen(looks):
         window = [now.ended - mark.ended for mark in marks if now.ended - mark.ended >= RULE.of_last]
         if now.ended >= RULE.of_last:
-            assert RULE.of_last <= min(window) <= RULE.of_last * (1 + 2 / PARTS) + 2 * most
+            assert RULE.of_last <= min(window) <= RULE.of_last * (1 + 2 / WINDOW_STEPS) + 2 * most
         else:
             assert window == []
 

@@ -15,7 +15,7 @@ from tokenizers.models import BPE
 from common.catalog.catalog import Model, Vocabulary, read
 from common.errors import PromptTooLong
 from common.recipes.recipe import Draft, Recipe, resolve
-from common.recipes.token_counter import TokenCounter, check, plain_of, suspects, warnings
+from common.recipes.token_counter import TokenCounter, check, find_suspects, known_characters, warnings
 
 CATALOG = read(Path(__file__).parents[3] / "models" / "catalog.toml")
 MINI = CATALOG.get("mini-zh")
@@ -41,7 +41,7 @@ def recipe(prompt: str, **fields: Any) -> Recipe:
     ],
 )
 def test_what_a_text_counts(text: str, tokens: int) -> None:
-    assert TokenCounter(MINI.tokenizer_file).read(text).tokens == tokens + 2  # [CLS] and [SEP] frame it
+    assert TokenCounter(MINI.tokenizer_file).count(text).tokens == tokens + 2  # [CLS] and [SEP] frame it
 
 
 def test_the_longest_prompt_passes_and_one_more_token_does_not() -> None:
@@ -60,14 +60,14 @@ def test_the_negative_prompt_is_counted_too() -> None:
 
 
 def test_nothing_is_said_of_a_model_that_is_not_on_this_host() -> None:
-    elsewhere = replace(MINI, folder=None, vocabulary=None)
+    elsewhere = replace(MINI, source_path=None, vocabulary=None)
     check(recipe("红" * 500), elsewhere)
     assert warnings(recipe("红" * 500), elsewhere) == ()
 
 
 def test_another_tokenizer_in_the_same_place_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("common.recipes.token_counter.LOOK_AGAIN_S", -1)
-    model = replace(MINI, folder=tmp_path)
+    monkeypatch.setattr("common.recipes.token_counter.RECHECK_S", -1)
+    model = replace(MINI, source_path=tmp_path)
     file = tmp_path / "tokenizer" / "tokenizer.json"
     file.parent.mkdir()
     content = json.loads(MINI.tokenizer_file.read_text("utf-8"))
@@ -91,25 +91,25 @@ def test_words_that_the_tokenizer_does_not_know_are_named() -> None:
 
 
 COUNTER = TokenCounter(MINI.tokenizer_file)
-PLAIN = plain_of(Tokenizer.from_file(str(MINI.tokenizer_file)))
+CHARACTERS = known_characters(Tokenizer.from_file(str(MINI.tokenizer_file)))
 
 
-@given(st.text(sorted(PLAIN.letters)) | st.text("a1é红，[ \u200b", min_size=90))
+@given(st.text(sorted(CHARACTERS.all)) | st.text("a1é红，[ \u200b", min_size=90))
 @settings(max_examples=300, deadline=None)
 def test_a_text_of_plain_characters_is_read_whole_and_has_no_more_tokens_than_those(text: str) -> None:
-    if PLAIN.holds(text):
-        reading = COUNTER.read(text)
+    if CHARACTERS.cover(text):
+        reading = COUNTER.count(text)
         assert (reading.tokens <= len(text) + 2, reading.unknown) == (True, ())
 
 
 def test_what_is_plain() -> None:
-    assert all(PLAIN.holds(text) for text in ("红色的圆形，第12幅 a", "红，" * 200, "a" * 100))
-    assert not any(PLAIN.holds(text) for text in ("a" * 101, "A", "é", "龘", "\u0301", "\u200b", "🦊"))
+    assert all(CHARACTERS.cover(text) for text in ("红色的圆形，第12幅 a", "红，" * 200, "a" * 100))
+    assert not any(CHARACTERS.cover(text) for text in ("a" * 101, "A", "é", "龘", "\u0301", "\u200b", "🦊"))
 
 
 def test_of_a_tokenizer_of_another_family_nothing_is_taken_for_granted() -> None:
     other = Tokenizer(BPE({"红": 0, "##红": 1}, []))
-    assert not plain_of(other).holds("红")
+    assert not known_characters(other).cover("红")
 
 
 texts_of_all_sorts = st.one_of(
@@ -124,7 +124,7 @@ texts_of_all_sorts = st.one_of(
 def test_of_many_prompts_those_are_looked_at_that_there_is_something_to_say_of(texts: list[str], negative: str) -> None:
     texts = [text for text in texts if text.strip() and "\0" not in text]
     for model in (MINI, replace(MINI, vocabulary=None)):
-        found = suspects(texts, negative, model)
+        found = find_suspects(texts, negative, model)
         assert found == {at for at, text in enumerate(texts) if is_spoken_of(text, negative, model)}
 
 

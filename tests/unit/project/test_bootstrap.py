@@ -1,6 +1,6 @@
-"""`./huafang` from a copy of the tree: what it installs, what it remembers, and what it says where that cannot be.
+"""`./huafang` in a copy of the tree: what it installs, when it installs again, and its errors.
 
-Nothing large is fetched: the package index is one on loopback, and the uv that lies in it writes down what it is asked.
+Nothing large is downloaded: the package index is on loopback, and its uv is a fake that logs its calls.
 """
 
 import functools
@@ -22,7 +22,7 @@ import pytest
 
 HOME = Path(__file__).resolve().parents[3]
 
-# Stands in for uv: makes a venv of links, an entry point that says what it was given, and a diary of its calls.
+# The fake uv: makes a venv of links and an entry point that prints its arguments, and logs its calls to `calls`.
 UV = """#!/bin/sh
 here=$(cd "$(dirname "$0")/../.." && pwd)
 case "$*" in
@@ -33,7 +33,7 @@ case "$*" in
     touch "$here/.venv/pyvenv.cfg"
     ;;
   *)
-    echo "$UV_DEFAULT_INDEX|$UV_FIND_LINKS|$SSL_CERT_FILE|$*" >>"$here/diary"
+    echo "$UV_DEFAULT_INDEX|$UV_FIND_LINKS|$SSL_CERT_FILE|$*" >>"$here/calls"
     [ ! -e "$here/trouble" ] || { cat "$here/trouble" >&2; exit 2; }
     printf '#!/bin/sh\\necho "arguments: $*"\\n' >"$here/.venv/bin/huafang"
     chmod +x "$here/.venv/bin/huafang"
@@ -41,7 +41,7 @@ case "$*" in
 esac
 """
 
-# The rest of a wheel, for pip.
+# The metadata of a wheel, for pip.
 WHEEL = {
     "METADATA": "Metadata-Version: 2.1\nName: uv\nVersion: VERSION\n",
     "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: false\nTag: py3-none-any\n",
@@ -50,13 +50,13 @@ WHEEL = {
 
 CERTIFICATES = certifi.where()
 
-# Not the suite's own Python, which lies in a venv without pip.
+# Not the suite's own Python: its venv has no pip.
 PYTHON = os.path.realpath(sys.executable)
 
 
 @dataclass
 class Copy:
-    """The bootstrap in a folder of its own, with an empty HOME and an index of our own."""
+    """The bootstrap in its own folder, with an empty HOME and its own package index."""
 
     folder: Path
     environment: dict[str, str]
@@ -68,12 +68,12 @@ class Copy:
             cwd="/",
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,
             check=False,
         )
 
-    def diary(self) -> list[str]:
-        path = self.folder / "diary"
+    def calls(self) -> list[str]:
+        path = self.folder / "calls"
         return path.read_text().splitlines() if path.exists() else []
 
 
@@ -135,7 +135,7 @@ def test_the_first_start_installs_and_hands_over(copy: Copy, index: str) -> None
     done = copy.start("jobs", "ls", "画 坊")
     assert (done.returncode, done.stdout) == (0, "arguments: jobs ls 画 坊\n")
     assert "about 500 MB (PyTorch for the CPU) to download" in done.stderr
-    (call,) = copy.diary()
+    (call,) = copy.calls()
     assert call.startswith(f"{index}|/wheels/a,/wheels/b||pip install ")
     assert call.endswith("--constraints constraints.txt --editable .[worker,datasets,local]")
 
@@ -147,20 +147,20 @@ def test_the_next_start_installs_nothing(copy: Copy) -> None:
     assert (again.returncode, again.stdout, again.stderr) == (0, "arguments: status\n", "")
 
 
-def test_it_is_found_through_links(copy: Copy, tmp_path: Path) -> None:
+def test_it_finds_its_folder_through_links(copy: Copy, tmp_path: Path) -> None:
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "one").symlink_to(f"../{copy.folder.name}/huafang")
     (tmp_path / "two").symlink_to(tmp_path / "links" / "one")
     assert copy.start("status", script="../two").stdout == "arguments: status\n"
 
 
-def test_new_pins_and_test_install_again(copy: Copy) -> None:
+def test_new_pins_and_the_test_command_install_again(copy: Copy) -> None:
     copy.start()
     with (copy.folder / "constraints.txt").open("a") as file:
         file.write("# changed\n")
-    copy.start("test")  # there is no suite in the copy: what counts is what was installed for it
+    copy.start("test")  # the copy has no suite, but its extras are installed
     copy.start()
-    assert [call.rpartition(" ")[2] for call in copy.diary()] == [
+    assert [call.rpartition(" ")[2] for call in copy.calls()] == [
         ".[worker,datasets,local]",
         ".[worker,datasets,local,dev]",
     ]
@@ -171,8 +171,8 @@ def test_another_python_is_another_install(copy: Copy, tmp_path: Path) -> None:
     other.symlink_to(PYTHON)
     copy.start()
     copy.start(HUAFANG_PYTHON=str(other))
-    copy.start(HUAFANG_PYTHON="")  # what was chosen once stays
-    assert len(copy.diary()) == 2
+    copy.start(HUAFANG_PYTHON="")  # the first choice stays
+    assert len(copy.calls()) == 2
 
 
 def test_an_interrupted_install_is_done_again(copy: Copy) -> None:
@@ -191,17 +191,17 @@ def test_two_at_once_install_once(copy: Copy) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(copy.diary()) == 1
+    assert len(copy.calls()) == 1
 
 
 def test_without_wheels_of_its_own_uv_chooses_the_torch(copy: Copy) -> None:
     copy.start(PIP_FIND_LINKS="")
-    (call,) = copy.diary()
+    (call,) = copy.calls()
     assert "--torch-backend=auto" in call
 
 
 @pytest.mark.needs("pip")
-def test_pips_own_settings_count(copy: Copy, index: str, tmp_path: Path) -> None:
+def test_uv_gets_the_settings_of_pip(copy: Copy, index: str, tmp_path: Path) -> None:
     (tmp_path / "home" / ".config" / "pip").mkdir(parents=True)
     (tmp_path / "home" / ".config" / "pip" / "pip.conf").write_text(
         f"[global]\nindex-url = {index}\nfind-links =\n  /wheels/one\n  /wheels/two\ncert = {CERTIFICATES}\n"
@@ -209,7 +209,7 @@ def test_pips_own_settings_count(copy: Copy, index: str, tmp_path: Path) -> None
     for name in ("PIP_INDEX_URL", "PIP_FIND_LINKS", "PYTHONPATH"):
         del copy.environment[name]
     assert copy.start().returncode == 0
-    assert copy.diary()[0].startswith(f"{index}|/wheels/one,/wheels/two|{CERTIFICATES}|")
+    assert copy.calls()[0].startswith(f"{index}|/wheels/one,/wheels/two|{CERTIFICATES}|")
 
 
 def test_a_damaged_uv_is_refused(copy: Copy, tmp_path: Path) -> None:
@@ -244,20 +244,20 @@ def test_a_python_too_old(copy: Copy, tmp_path: Path) -> None:
 
 
 def test_a_chosen_python_that_is_not_there(copy: Copy) -> None:
-    said = one_sentence(copy.start(HUAFANG_PYTHON="/nowhere/python3"))
-    assert said.startswith("huafang: Python 3.11 or newer is needed, and /nowhere/python3 does not run: ")
+    message = one_sentence(copy.start(HUAFANG_PYTHON="/nowhere/python3"))
+    assert message.startswith("huafang: Python 3.11 or newer is needed, and /nowhere/python3 does not run: ")
 
 
 def test_no_network(copy: Copy) -> None:
-    said = one_sentence(copy.start(PIP_INDEX_URL="http://127.0.0.1:9"))
-    assert said.startswith("huafang: the package index cannot be reached: check the network, then start again")
+    message = one_sentence(copy.start(PIP_INDEX_URL="http://127.0.0.1:9"))
+    assert message.startswith("huafang: the package index cannot be reached: check the network, then start again")
 
 
 @pytest.mark.needs("pip")
 def test_no_network_seen_by_pip(copy: Copy) -> None:
     del copy.environment["PYTHONPATH"]
-    said = one_sentence(copy.start(PIP_INDEX_URL="http://127.0.0.1:9", PIP_RETRIES="0"))
-    assert said.startswith("huafang: the package index cannot be reached: check the network, then start again")
+    message = one_sentence(copy.start(PIP_INDEX_URL="http://127.0.0.1:9", PIP_RETRIES="0"))
+    assert message.startswith("huafang: the package index cannot be reached: check the network, then start again")
 
 
 def test_no_network_seen_by_uv(copy: Copy) -> None:
@@ -273,7 +273,7 @@ def test_neither_pip_nor_venv_nor_index(copy: Copy) -> None:
 
 @pytest.mark.needs("unshare")
 def test_a_full_disk(copy: Copy, tmp_path: Path, index: str) -> None:
-    """A real one: a file system of 64 KB, in a mount namespace of its own."""
+    """A real file system of 128 KB, in its own mount namespace."""
     small = tmp_path / "small"
     small.mkdir()
     script = """
@@ -286,7 +286,7 @@ def test_a_full_disk(copy: Copy, tmp_path: Path, index: str) -> None:
         env=copy.environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 1

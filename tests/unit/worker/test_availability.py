@@ -23,7 +23,7 @@ class Service:
 
 
 @pytest.fixture
-def outage(caplog: pytest.LogCaptureFixture) -> Availability:
+def availability(caplog: pytest.LogCaptureFixture) -> Availability:
     caplog.set_level("INFO")
     return Availability("storage_away", "storage_back")
 
@@ -40,38 +40,38 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_it_is_said_once_when_it_goes_and_once_when_it_is_back(
-    outage: Availability, caplog: pytest.LogCaptureFixture
+    availability: Availability, caplog: pytest.LogCaptureFixture
 ) -> None:
     for is_away in (False, True, True, False, False, True):
-        outage.began("a drill") if is_away else outage.ended()
+        availability.mark_down("a drill") if is_away else availability.mark_up()
     assert said(caplog) == ["storage_away", "storage_back", "storage_away"]
 
 
 def test_what_waits_tries_again_every_two_seconds_at_last(
-    outage: Availability, pauses: list[float], caplog: pytest.LogCaptureFixture
+    availability: Availability, pauses: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     service = Service(away=7)
-    assert outage.insist(service.answer, unless=lambda: False) == "answer"
+    assert availability.retry(service.answer, give_up=lambda: False) == "answer"
     assert pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 2, 2])
     assert said(caplog) == ["storage_away", "storage_back"]
 
 
-def test_it_tries_once_however_late_it_is_and_not_again_then(outage: Availability, pauses: list[float]) -> None:
-    assert outage.insist(Service(away=0).answer, unless=lambda: True) == "answer"
+def test_it_tries_once_however_late_it_is_and_not_again_then(availability: Availability, pauses: list[float]) -> None:
+    assert availability.retry(Service(away=0).answer, give_up=lambda: True) == "answer"
     service = Service(away=9)
     with pytest.raises(Unavailable):
-        outage.insist(service.answer, unless=lambda: service.calls == 3)
+        availability.retry(service.answer, give_up=lambda: service.calls == 3)
     assert (service.calls, len(pauses)) == (3, 2)
 
 
 def test_another_failure_is_no_outage(
-    outage: Availability, pauses: list[float], caplog: pytest.LogCaptureFixture
+    availability: Availability, pauses: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     """It says neither that the service is away nor that it is back."""
     for is_away in (False, True):
         if is_away:
-            outage.began("a drill")
+            availability.mark_down("a drill")
         with pytest.raises(ZeroDivisionError):
-            outage.insist(lambda: 1 // 0, unless=lambda: False)
+            availability.retry(lambda: 1 // 0, give_up=lambda: False)
     assert said(caplog) == ["storage_away"]
     assert pauses == []

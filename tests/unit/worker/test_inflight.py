@@ -23,74 +23,74 @@ def ids(of: Microbatch) -> list[UUID]:
 
 
 def test_there_is_room_for_so_many_and_for_another_when_one_has_gone() -> None:
-    holdings, one, another = HeldLeases(2), microbatch(new_id()), microbatch(new_id())
-    holdings.take(one)
-    assert holdings.wait_for_room(0)
-    holdings.take(another)
-    assert not holdings.wait_for_room(0)
-    threading.Timer(0.05, holdings.let_go, [one.lease_id]).start()
+    held_leases, one, another = HeldLeases(2), microbatch(new_id()), microbatch(new_id())
+    held_leases.add(one)
+    assert held_leases.wait_for_room(0)
+    held_leases.add(another)
+    assert not held_leases.wait_for_room(0)
+    threading.Timer(0.05, held_leases.remove, [one.lease_id]).start()
     began = time.monotonic()
-    assert holdings.wait_for_room(30)
+    assert held_leases.wait_for_room(30)
     assert time.monotonic() - began < 15  # it was woken
-    assert holdings.leases() == [another.lease_id]
+    assert held_leases.ids() == [another.lease_id]
 
 
 def test_an_abandoned_lease_makes_room_and_is_known_until_it_is_given_back() -> None:
-    holdings, one, another = HeldLeases(1), microbatch(new_id()), microbatch(new_id())
-    holdings.take(one)
-    holdings.abandon(one.lease_id)
-    holdings.abandon(another.lease_id)  # claimed, perhaps: it was never taken
-    assert holdings.wait_for_room(0)
-    assert holdings.leases() == []
-    assert holdings.wanted(one.lease_id) == frozenset()
-    assert set(holdings.abandoned()) == {one.lease_id, another.lease_id}
-    holdings.given_back([one.lease_id])
-    assert holdings.abandoned() == [another.lease_id]
+    held_leases, one, another = HeldLeases(1), microbatch(new_id()), microbatch(new_id())
+    held_leases.add(one)
+    held_leases.defer_release(one.lease_id)
+    held_leases.defer_release(another.lease_id)  # claimed, perhaps: it was never taken
+    assert held_leases.wait_for_room(0)
+    assert held_leases.ids() == []
+    assert held_leases.wanted(one.lease_id) == frozenset()
+    assert set(held_leases.deferred_releases()) == {one.lease_id, another.lease_id}
+    held_leases.confirm_released([one.lease_id])
+    assert held_leases.deferred_releases() == [another.lease_id]
 
 
 def test_what_is_not_wanted_never_becomes_wanted_again() -> None:
-    holdings, one = HeldLeases(8), microbatch(new_id(), new_id(), new_id())
+    held_leases, one = HeldLeases(8), microbatch(new_id(), new_id(), new_id())
     first, second, third = ids(one)
-    holdings.take(one)
-    assert holdings.wanted(one.lease_id) == {first, second, third}
-    holdings.keep(one.lease_id, [first, second])
-    holdings.keep(one.lease_id, [second, third])
-    assert holdings.wanted(one.lease_id) == {second}
-    holdings.renewed([one.lease_id], {one.lease_id: ids(one)})
-    assert holdings.wanted(one.lease_id) == {second}
+    held_leases.add(one)
+    assert held_leases.wanted(one.lease_id) == {first, second, third}
+    held_leases.restrict(one.lease_id, [first, second])
+    held_leases.restrict(one.lease_id, [second, third])
+    assert held_leases.wanted(one.lease_id) == {second}
+    held_leases.apply_renewal([one.lease_id], {one.lease_id: ids(one)})
+    assert held_leases.wanted(one.lease_id) == {second}
 
 
 def test_a_renewal_that_does_not_name_a_lease_loses_it_and_no_other() -> None:
     """One that was taken after the renewal was asked for is not lost."""
-    holdings, lost, kept, late = HeldLeases(8), *(microbatch(new_id()) for _ in range(3))
+    held_leases, lost, kept, late = HeldLeases(8), *(microbatch(new_id()) for _ in range(3))
     for one in (lost, kept, late):
-        holdings.take(one)
-    holdings.renewed([lost.lease_id, kept.lease_id], {kept.lease_id: ids(kept)})
-    assert holdings.wanted(lost.lease_id) == frozenset()
-    assert holdings.wanted(kept.lease_id) == {*ids(kept)}
-    assert holdings.wanted(late.lease_id) == {*ids(late)}
-    assert not holdings.wait_until_empty(0)  # it is held until it is let go
+        held_leases.add(one)
+    held_leases.apply_renewal([lost.lease_id, kept.lease_id], {kept.lease_id: ids(kept)})
+    assert held_leases.wanted(lost.lease_id) == frozenset()
+    assert held_leases.wanted(kept.lease_id) == {*ids(kept)}
+    assert held_leases.wanted(late.lease_id) == {*ids(late)}
+    assert held_leases.ids()  # it is held until it is let go
 
 
 def test_a_cancelled_job_is_wanted_in_none_of_its_leases() -> None:
     job, other = new_id(), new_id()
-    holdings, one, another = HeldLeases(8), microbatch(job, other), microbatch(other, job)
+    held_leases, one, another = HeldLeases(8), microbatch(job, other), microbatch(other, job)
     for held in (one, another):
-        holdings.take(held)
-    holdings.cancelled([job, new_id()])
-    assert holdings.wanted(one.lease_id) == {one.images[1].id}
-    assert holdings.wanted(another.lease_id) == {another.images[0].id}
+        held_leases.add(held)
+    held_leases.cancel_jobs([job, new_id()])
+    assert held_leases.wanted(one.lease_id) == {one.images[1].id}
+    assert held_leases.wanted(another.lease_id) == {another.images[0].id}
 
 
 def test_a_lease_is_alone_when_all_others_have_landed() -> None:
-    holdings, one, another = HeldLeases(8), microbatch(new_id()), microbatch(new_id())
+    held_leases, one, another = HeldLeases(8), microbatch(new_id()), microbatch(new_id())
     for held in (one, another):
-        holdings.take(held)
-    assert not holdings.wait_until_only(one.lease_id, 0)
-    holdings.let_go(another.lease_id)
-    assert holdings.wait_until_only(one.lease_id, 0)
-    assert not holdings.wait_until_only(another.lease_id, 0)
-    assert not holdings.wait_until_empty(0)
-    holdings.let_go(one.lease_id)
-    assert holdings.wait_until_only(one.lease_id, 0)  # lost meanwhile: nothing to wait for
-    assert holdings.wait_until_empty(0)
+        held_leases.add(held)
+    assert not held_leases.wait_until_only(one.lease_id, 0)
+    held_leases.remove(another.lease_id)
+    assert held_leases.wait_until_only(one.lease_id, 0)
+    assert not held_leases.wait_until_only(another.lease_id, 0)
+    assert held_leases.ids()
+    held_leases.remove(one.lease_id)
+    assert held_leases.wait_until_only(one.lease_id, 0)  # lost meanwhile: nothing to wait for
+    assert not held_leases.ids()

@@ -21,7 +21,7 @@ class Ended(Exception):
 class Harmless(Watchdog):
     """Leaves the process alive."""
 
-    def end(self, reason: str) -> NoReturn:
+    def abort_process(self, reason: str) -> NoReturn:
         raise Ended(reason)
 
 
@@ -76,7 +76,7 @@ def test_a_cpu_has_ten_times_as_long_for_all_but_storing() -> None:
 @pytest.mark.parametrize("phase", LIMITS)
 def test_a_phase_may_take_its_limit_and_no_longer(pass_time: Any, phase: str) -> None:
     dog = watchdog()
-    with dog.watches(phase):
+    with dog.watch(phase):
         pass_time(dog, LIMITS[phase])
         with pytest.raises(Ended, match=f"{phase} takes longer than HUAFANG_{phase.upper()}_LIMIT_S allows"):
             pass_time(dog, TICK_S)
@@ -84,27 +84,27 @@ def test_a_phase_may_take_its_limit_and_no_longer(pass_time: Any, phase: str) ->
 
 def test_the_next_phase_has_a_time_of_its_own_and_after_the_last_nothing_is_watched(pass_time: Any) -> None:
     dog = watchdog()
-    with dog.watches("step") as begins:
+    with dog.watch("step") as enter:
         for phase in ("step", "step", "decode"):
             pass_time(dog, 9)
-            begins(phase)
+            enter(phase)
         pass_time(dog, 19)
     pass_time(dog, 3600)
 
 
 def test_what_gets_on_has_all_of_its_time_again(pass_time: Any) -> None:
     dog = watchdog()
-    with dog.watches("load"):
+    with dog.watch("load"):
         for _ in range(3):
             pass_time(dog, 59)
-            dog.gets_on()
+            dog.keep_alive()
         with pytest.raises(Ended):
             pass_time(dog, 61)
 
 
 def test_a_process_that_was_frozen_is_not_to_blame(pass_time: Any) -> None:
     dog = watchdog()
-    with dog.watches("step"):
+    with dog.watch("step"):
         pass_time(dog, 8, frozen_after=4)
         with pytest.raises(Ended):
             pass_time(dog, 3)
@@ -114,7 +114,7 @@ def test_a_farewell_that_hangs_keeps_no_process_alive() -> None:
     code = """if True:
         import time
         from worker import watchdog
-        watchdog.FAREWELL_S = 0.2
-        watchdog.Watchdog({}, lambda reason: time.sleep(600)).end("a drill")
+        watchdog.ON_EXIT_S = 0.2
+        watchdog.Watchdog({}, lambda reason: time.sleep(600)).abort_process("a drill")
     """
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == EXIT_CODE

@@ -1,0 +1,41 @@
+"""What ends a command: a Failure with a sentence and an exit code. Knows neither commands nor HTTP clients."""
+
+import shutil
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ERROR, USAGE, AUTH, NOT_FOUND, CONFLICT, PARTLY, TIMED_OUT, INTERRUPTED = 1, 2, 3, 4, 5, 6, 7, 130
+OF_STATUS = {
+    400: USAGE,
+    401: AUTH,
+    403: AUTH,
+    404: NOT_FOUND,
+    408: TIMED_OUT,
+    409: CONFLICT,
+    413: USAGE,
+    415: USAGE,
+    422: USAGE,
+    504: TIMED_OUT,
+}
+
+
+class Failure(Exception):
+    """Ends a command: a sentence for stderr, and the exit code."""
+
+    def __init__(self, message: str, exit_code: int = ERROR) -> None:
+        super().__init__(message)
+        self.message = message
+        self.exit_code = exit_code
+
+
+def exit_code_of(status: int) -> int:
+    """The exit code for an HTTP status."""
+    return OF_STATUS.get(status, ERROR)
+
+
+def program_name() -> str:
+    """How this user starts the command line from the current folder, for hints that can be pasted."""
+    script = ROOT / "huafang"
+    if shutil.which("huafang") or not script.is_file():
+        return "huafang"
+    return "./huafang" if Path.cwd() == ROOT else str(script)

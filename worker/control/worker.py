@@ -1,0 +1,43 @@
+"""One control worker: its parts put together, started and stopped. Knows no Celery.
+
+sweep      repairs, every few seconds, in a thread of its own
+expander   checks, expands and settles batches
+exporter   writes datasets
+"""
+
+import threading
+
+from common.broker import Broker
+from common.catalog.catalog import Catalog
+from common.config import Settings
+from common.db import connect
+from common.log import log_event
+from common.storage import Storage
+from worker.control.batch_expander import Expander
+from worker.control.sweep import Sweep
+from worker.datasets.exporter import Exporter
+
+EXPORT_CONNECTIONS = 12  # to the image store: images that are read, and parts of a shard that are written
+
+
+class ControlWorker:
+    def __init__(self, settings: Settings, catalog: Catalog) -> None:
+        self.database = connect(settings, pool=5)
+        self.broker = Broker(settings)
+        storage = Storage(settings, attempts=1)
+        self.sweep = Sweep(settings, self.database, self.broker, storage)
+        self.expander = Expander(self.database, storage, self.broker, catalog)
+        self.exporter = Exporter(self.database, Storage(settings, connections=EXPORT_CONNECTIONS), catalog)
+        self._sweeps = settings.sweep
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self.sweep.run, args=(self._stopping,), name="sweep", daemon=True)
+
+    def start(self) -> None:
+        if self._sweeps:
+            self._thread.start()
+        log_event("control_started", sweeps=self._sweeps)
+
+    def stop(self) -> None:
+        self._stopping.set()
+        if self._sweeps:
+            self._thread.join(10)
