@@ -92,14 +92,14 @@ def bare(settings: Settings, device: str, microbatches: int, recipe: Recipe) -> 
     name = str(recipe["model"])
     the_recipe = resolve(Draft.model_validate({"prompt": "红色的圆形", **recipe}), known, name, root_seed=0)
     pipeline = registry.load(known.get(name), device, threads=1)
-    strokes = [ImageRequest(the_recipe, seed) for seed in range(peers.MICROBATCH)]
-    pipeline.generate(strokes, lambda step, steps: None)
+    requests = [ImageRequest(the_recipe, seed) for seed in range(peers.MICROBATCH)]
+    pipeline.generate(requests, lambda step, steps: None)
     began = time.monotonic()
     for _ in range(microbatches):
-        pipeline.generate(strokes, lambda step, steps: None)
+        pipeline.generate(requests, lambda step, steps: None)
     seconds = time.monotonic() - began
     pipeline.close()
-    return {"images/s": microbatches * len(strokes) / seconds}
+    return {"images/s": microbatches * len(requests) / seconds}
 
 
 def whole_farm(

@@ -161,7 +161,7 @@ def treacherous(load: Callable[..., Any], *args: Any, **named: Any) -> Any:
     pipeline = load(*args, **named)
 
     def with_traps(
-        render: Callable[..., Any], requests: Any, on_step: Callable[[int, int], None], *rest: Any, **more: Any
+        generate: Callable[..., Any], requests: Any, on_step: Callable[[int, int], None], *rest: Any, **more: Any
     ) -> Any:
         if take("out_of_memory"):
             raise OutOfMemory("The storm took the memory away.")
@@ -175,7 +175,7 @@ def treacherous(load: Callable[..., Any], *args: Any, **named: Any) -> Any:
             if take("die_rendering"):
                 die()
 
-        return render(requests, on_step_with_traps, *rest, **more)
+        return generate(requests, on_step_with_traps, *rest, **more)
 
     wrap(pipeline, "generate", with_traps)
     return pipeline
