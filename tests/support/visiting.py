@@ -1,4 +1,4 @@
-"""The dashboard as a browser meets it that runs no scripts: signed in, with the page's token for what it does."""
+"""The dashboard in a browser without scripts: signed in, with the page's token for its actions."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -23,7 +23,7 @@ class Visit:
         return answer.text
 
     def act(self, path: str, language: str = "en", token: str | None = None, **fields: Any) -> httpx.Response:
-        """As a button does it, or a form."""
+        """Post what a button or a form of the page posts."""
         headers = {"Origin": str(self.browser.base_url).rstrip("/"), "HX-Request": "true", "Accept-Language": language}
         headers["X-CSRF-Token"] = self.token if token is None else token
         return self.browser.post(f"/dashboard{path}", data=fields, headers=headers)

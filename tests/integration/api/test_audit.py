@@ -43,7 +43,7 @@ def submit(client: httpx.Client, **fields: Any) -> str:
     return str(client.post("/v1/jobs", json=PROMPT | fields).raise_for_status().json()["id"])
 
 
-def test_what_is_done_to_a_job_is_noted_once(client: httpx.Client, story: Story, caller: Caller) -> None:
+def test_a_change_to_a_job_is_recorded_once(client: httpx.Client, story: Story, caller: Caller) -> None:
     job = submit(client, tier="bulk")
     moved = client.post(f"/v1/jobs/{job}/tier", json={"tier": "interactive"}, headers={"X-Request-Id": "mine"})
     assert (moved.status_code, moved.json()["tier"], moved.json()["position"]) == (200, "interactive", 0)
@@ -61,7 +61,7 @@ def test_what_is_done_to_a_job_is_noted_once(client: httpx.Client, story: Story,
     assert (first.via, first.request_id) == ("api", "mine")
 
 
-def test_what_is_refused_is_not_noted(api: Api, client: httpx.Client, story: Story) -> None:
+def test_a_refused_change_is_not_recorded(api: Api, client: httpx.Client, story: Story) -> None:
     job = submit(client)
     with api.client("another tenant") as other:
         assert other.post(f"/v1/jobs/{job}/tier", json={"tier": "bulk"}).status_code == 404
@@ -77,7 +77,7 @@ def test_what_is_refused_is_not_noted(api: Api, client: httpx.Client, story: Sto
     assert noted(story) == []
 
 
-def test_what_is_done_to_batches_workers_keys_and_licences_is_noted(
+def test_changes_to_batches_workers_keys_and_licences_are_recorded(
     api: Api, client: httpx.Client, story: Story
 ) -> None:
     look = {"model": "mini-zh", "steps": 2}
@@ -109,28 +109,28 @@ def test_what_is_done_to_batches_workers_keys_and_licences_is_noted(
     ]
 
 
-def test_what_is_done_to_all_that_match_is_one_note_with_the_count(
+def test_a_bulk_change_is_one_record_with_the_count(
     api: Api, story: Story, caller: Caller, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(selection, "STEP_JOBS", 2)
     monkeypatch.setattr(bulk, "MOST_JOBS", 4)
-    farm, cats = api.app.state.shared, JobFilter(q="猫")
+    state, cats = api.app.state.shared, JobFilter(q="猫")
     jobs = [story.submit(prompt="猫") for _ in range(5)]
     story.submit(prompt="花")
     with transaction(story.database) as connection:
         seen = preview(connection, caller.tenant_id, cats)
-    moved = bulk.change_tier(farm, caller, cats, seen.at, Tier.BULK)
+    moved = bulk.change_tier(state, caller, cats, seen.at, Tier.BULK)
     assert (moved.changed, moved.left_alone, moved.after) == (4, {}, jobs[3])
     with Redis.from_url(settings.redis_url.get_secret_value(), decode_responses=True) as redis, redis.pubsub() as news:
         news.subscribe(CANCELLED_CHANNEL)
-        assert bulk.cancel(farm, caller, cats, seen.at).changed == 4
-        assert bulk.cancel(farm, caller, cats, seen.at, after=jobs[3]).changed == 1
+        assert bulk.cancel(state, caller, cats, seen.at).changed == 4
+        assert bulk.cancel(state, caller, cats, seen.at, after=jobs[3]).changed == 1
         told: set[str] = set()
         while told != set(map(str, jobs)):
             message = news.get_message(ignore_subscribe_messages=True, timeout=5)
             told |= set(message["data"].split()) if message else set()
-    assert bulk.retry(farm, caller, cats, seen.at).changed == 4
-    assert bulk.retry(farm, caller, cats, seen.at).left_alone == {"retried_before": 4}
+    assert bulk.retry(state, caller, cats, seen.at).changed == 4
+    assert bulk.retry(state, caller, cats, seen.at).left_alone == {"retried_before": 4}
     detail = {"filter": {"q": "猫"}, "until": str(seen.at), "left_alone": {}}
     assert noted(story) == [
         ("jobs.tier", None, detail | {"tier": "bulk", "changed": 4}),
@@ -142,11 +142,11 @@ def test_what_is_done_to_all_that_match_is_one_note_with_the_count(
 
 
 def test_a_model_whose_licence_is_not_accepted_is_not_retried(api: Api, story: Story, caller: Caller) -> None:
-    farm, job = api.app.state.shared, story.submit(model="zh-v0", steps=20)
+    state, job = api.app.state.shared, story.submit(model="zh-v0", steps=20)
     story.publish(story.started(capacities={"zh-v0": 1}), ImageState.FAILED, error_code="out_of_memory")
     with transaction(story.database) as connection:
         seen = preview(connection, caller.tenant_id, JobFilter())
-    report = bulk.retry(farm, caller, JobFilter(), seen.at)
+    report = bulk.retry(state, caller, JobFilter(), seen.at)
     assert (report.changed, report.left_alone) == (0, {"model_not_allowed": 1})
     assert noted(story) == []
     assert story.job(job).state == "failed"
@@ -159,7 +159,7 @@ def test_the_first_key_was_made_in_the_shell(story: Story, settings: Settings) -
     assert (row.via, row.key_id) == ("shell", UUID(made["id"]))
 
 
-def test_notes_are_read_newest_first_page_by_page_and_only_the_tenants_own(
+def test_records_are_read_newest_first_page_by_page_and_only_the_tenants_own(
     api: Api, client: httpx.Client, story: Story, caller: Caller
 ) -> None:
     jobs = [submit(client) for _ in range(3)]
@@ -174,7 +174,7 @@ def test_notes_are_read_newest_first_page_by_page_and_only_the_tenants_own(
     assert {(note.key, note.via, note.action) for note in first} == {("a key of the tests", "api", "job.cancel")}
 
 
-def test_notes_are_kept_for_so_many_days(story: Story, caller: Caller) -> None:
+def test_records_are_kept_for_so_many_days(story: Story, caller: Caller) -> None:
     with transaction(story.database) as connection:
         audit.record(connection, caller, audit.Action.SIGN_IN)
         assert audit.forget(connection, 365) == 0

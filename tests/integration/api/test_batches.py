@@ -81,7 +81,7 @@ def test_prompts_become_jobs_that_say_so(client: httpx.Client, expander: Expande
     assert [job["recipe"]["seeds"] for job in jobs] == [[104, 105], [102, 103], [100, 101]]
 
 
-def test_what_is_not_said_is_decided_at_once(client: httpx.Client) -> None:
+def test_fields_that_are_left_out_are_filled_in_at_once(client: httpx.Client) -> None:
     made = submitted(client, defaults={})
     assert made["defaults"] == {"model": "mini-zh"}
     assert made["images_per_prompt"] == 1
@@ -98,7 +98,7 @@ def test_what_is_not_said_is_decided_at_once(client: httpx.Client) -> None:
         ("Application/X-NDJSON", '{"prompt": "红色的圆形"}\n{"prompt": "蓝色的星形"}\n'),
     ],
 )
-def test_a_file_is_kept_as_it_came(
+def test_a_file_is_stored_as_it_was_sent(
     client: httpx.Client, settings: Settings, expander: Expander, media_type: str, data: str
 ) -> None:
     answer = upload(client, data.encode(), media_type)
@@ -110,7 +110,7 @@ def test_a_file_is_kept_as_it_came(
     assert (batch(client, batch_id)["upload_id"], batch(client, batch_id)["jobs"]) == (made["id"], 2)
 
 
-def test_a_matrix_draws_each_prompt_with_each_variant(client: httpx.Client, expander: Expander) -> None:
+def test_a_matrix_renders_each_prompt_with_each_variant(client: httpx.Client, expander: Expander) -> None:
     matrix = {"steps": [2, 3], "zip": [{"guidance": [1.5, 3], "scheduler": ["lms", "pndm"]}]}
     batch_id = expanded(client, expander, defaults={}, matrix=matrix, images_per_prompt=2, seed=7)
     found = batch(client, batch_id)
@@ -185,7 +185,9 @@ def test_a_cancelled_batch_has_ended_at_once(
         assert (answer.status_code, answer.json()["detail"]) == (409, f"Batch {batch_id} was cancelled.")
 
 
-def test_each_change_wakes_those_whom_it_concerns(client: httpx.Client, expander: Expander, settings: Settings) -> None:
+def test_each_change_of_a_batch_sends_the_messages_it_needs(
+    client: httpx.Client, expander: Expander, settings: Settings
+) -> None:
     redis = Broker(settings)._redis
 
     def waiting() -> tuple[int, int]:
@@ -203,7 +205,7 @@ def test_each_change_wakes_those_whom_it_concerns(client: httpx.Client, expander
     assert waiting() == (1, 1)
 
 
-def test_those_who_render_a_cancelled_batch_hear_of_it(
+def test_the_cancel_of_a_batch_is_announced_to_workers(
     client: httpx.Client, expander: Expander, story: Story, settings: Settings
 ) -> None:
     batch_id = expanded(client, expander)
@@ -216,7 +218,7 @@ def test_those_who_render_a_cancelled_batch_hear_of_it(
     assert set(message["data"].split()) == in_hand
 
 
-def test_prompts_that_may_not_be_drawn_are_named(client: httpx.Client, expander: Expander) -> None:
+def test_prompts_with_a_warning_are_named(client: httpx.Client, expander: Expander) -> None:
     found = batch(client, expanded(client, expander, prompts=["红色的圆形", "小狗"]))
     assert (found["jobs"], found["warned"]) == (2, 1)
     assert found["warnings"][0].startswith("Line 2: mini-zh is a toy")
@@ -321,7 +323,7 @@ WRONG = {
 }
 
 
-def test_what_suits_no_prompt_is_refused_at_once(client: httpx.Client, settings: Settings) -> None:
+def test_a_request_that_fits_no_prompt_is_refused_at_once(client: httpx.Client, settings: Settings) -> None:
     found = {}
     for name, (body, _) in WRONG.items():
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -331,14 +333,14 @@ def test_what_suits_no_prompt_is_refused_at_once(client: httpx.Client, settings:
     assert bucket_of(settings) == {}
 
 
-def test_files_that_are_none_are_refused(client: httpx.Client, settings: Settings) -> None:
+def test_files_of_other_formats_are_refused(client: httpx.Client, settings: Settings) -> None:
     assert refusal(upload(client, b"x", "text/html"))[0] == 415
     assert refusal(client.post("/v1/uploads", content=b"x"))[0] == 415
     assert refusal(upload(client, b"")) == (422, ["The file is empty."])
     assert bucket_of(settings) == {}
 
 
-def test_a_file_that_breaks_off_is_not_kept(
+def test_an_incomplete_file_is_not_stored(
     client: httpx.Client, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     def blocks() -> Iterator[bytes]:
@@ -380,7 +382,7 @@ def lonely_api(api: Api, farm_env: dict[str, str], tmp_path: Path) -> Iterator[t
             yield process, client
     finally:
         child.kill()
-        child.wait(10)
+        child.wait(60)
 
 
 def test_a_large_file_is_not_held_in_memory(lonely_api: tuple[psutil.Process, httpx.Client]) -> None:

@@ -49,7 +49,7 @@ def test_a_header_that_is_no_number_of_seconds_is_refused_by_its_name(
     assert story.count("jobs") == 0
 
 
-def test_the_documentation_knows_the_header(client: httpx.Client) -> None:
+def test_the_documentation_has_the_header(client: httpx.Client) -> None:
     parameters = client.get("/openapi.json").json()["paths"]["/v1/jobs"]["post"]["parameters"]
     (found,) = [one for one in parameters if one["in"] == "header" and one["name"].lower() == "cancel-after"]
     assert "expired" in found["description"]

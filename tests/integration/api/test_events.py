@@ -74,7 +74,7 @@ def watchers(api: Api) -> int:
     return waiting
 
 
-def test_who_comes_late_is_told_all_at_once(client: httpx.Client, story: Story) -> None:
+def test_a_late_reader_is_sent_everything_at_once(client: httpx.Client, story: Story) -> None:
     job = story.submit(count=2)
     story.publish(story.started())
     with following(client, job) as follower:
@@ -87,7 +87,7 @@ def test_who_comes_late_is_told_all_at_once(client: httpx.Client, story: Story) 
     assert events[3].data == shown
 
 
-def test_who_is_there_sees_it_happen(client: httpx.Client, story: Story, settings: Settings) -> None:
+def test_a_reader_is_sent_each_change(client: httpx.Client, story: Story, settings: Settings) -> None:
     job, messages = story.submit(count=2), Broker(settings)
     with following(client, job) as follower:
         seen = [follower.next()]
@@ -117,7 +117,7 @@ def test_who_is_there_sees_it_happen(client: httpx.Client, story: Story, setting
     ]
 
 
-def test_who_comes_back_is_told_the_rest(client: httpx.Client, story: Story) -> None:
+def test_a_reader_that_reconnects_is_sent_the_rest(client: httpx.Client, story: Story) -> None:
     job = story.submit(count=3)
     story.publish(story.started(capacity=1))
     with following(client, job) as follower:
@@ -137,13 +137,13 @@ def test_who_comes_back_is_told_the_rest(client: httpx.Client, story: Story) -> 
 
 
 @pytest.mark.parametrize("last", ["7", "running.x", "running.-1", "end", "running." + "f" * 300])
-def test_an_id_that_is_none_of_ours_is_the_beginning(client: httpx.Client, story: Story, last: str) -> None:
+def test_an_unknown_event_id_starts_from_the_beginning(client: httpx.Client, story: Story, last: str) -> None:
     job = story.submit()
     with following(client, job, last) as follower:
         assert follower.next().data == {"state": "queued"}
 
 
-def test_images_that_ended_otherwise_are_told_and_cancelled_ones_are_not(client: httpx.Client, story: Story) -> None:
+def test_flagged_and_failed_images_are_sent_and_cancelled_ones_are_not(client: httpx.Client, story: Story) -> None:
     job = story.submit(count=4)
     story.publish(story.started(capacity=1))
     story.publish(story.started(capacity=1), ImageState.FLAGGED)
@@ -166,7 +166,7 @@ def test_another_tenant_finds_nothing(api: Api, story: Story) -> None:
     assert watchers(api) == 0
 
 
-def test_without_redis_everything_but_progress_is_told(story: Story, settings: Settings, database: Engine) -> None:
+def test_without_redis_everything_but_progress_is_sent(story: Story, settings: Settings, database: Engine) -> None:
     away = settings.model_copy(update={"redis_url": type(settings.redis_url)(NO_REDIS)})
     job = story.submit()
     with serving(away, database) as api, api.client() as client, following(client, job) as follower:
@@ -199,7 +199,7 @@ def no_poll(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("api.live.job_watcher.POLL_S", 1000)
 
 
-def test_a_worker_tells_of_its_start_its_steps_and_its_end(
+def test_a_worker_announces_its_start_its_steps_and_its_end(
     no_poll: None, client: httpx.Client, story: Story, settings: Settings, make_worker: MakeWorker
 ) -> None:
     """Its steps are quicker than it may tell, and than anybody is told."""
@@ -223,7 +223,7 @@ def test_a_worker_tells_of_its_start_its_steps_and_its_end(
     assert 2 <= len(steps) < 40
 
 
-def test_who_leaves_leaves_nothing_behind(api: Api, client: httpx.Client, story: Story) -> None:
+def test_a_closed_connection_leaves_nothing_behind(api: Api, client: httpx.Client, story: Story) -> None:
     job = story.submit()
     for _ in range(3):
         with following(client, job) as follower:
@@ -273,7 +273,7 @@ def test_a_hundred_followers_hold_neither_threads_nor_connections(api: Api, stor
     assert watchers(api) == 0
 
 
-def test_one_who_does_not_read_is_cut_off_and_stops_nobody(
+def test_a_client_that_does_not_read_is_disconnected_and_delays_no_other(
     api: Api, client: httpx.Client, story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the kernel does not take of him waits in a buffer of bounded size, and nothing else is kept."""

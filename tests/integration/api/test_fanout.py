@@ -4,7 +4,7 @@ from bench.cases.fanout import run
 from bench.harness.farm import farm
 
 
-def test_readers_hear_the_end_in_every_run() -> None:
+def test_readers_are_sent_the_end_in_every_run() -> None:
     """In each, fewer images are rendered than wait."""
     with farm() as the_farm:
         for _ in range(2):

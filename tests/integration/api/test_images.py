@@ -97,7 +97,7 @@ def test_what_is_not_stored_has_no_picture(client: httpx.Client, story: Story, p
     assert (flagged.status_code, "safety checker" in flagged.json()["detail"]) == (404, True)
 
 
-def test_while_the_store_is_away_thumbnails_are_unavailable_and_all_else_works(
+def test_without_the_image_store_thumbnails_are_unavailable_and_all_else_works(
     settings: Settings, database: Engine, image: dict[str, Any], client: httpx.Client
 ) -> None:
     away = settings.model_copy(update={"s3_endpoint_url": "http://127.0.0.1:1", "s3_public_url": None})

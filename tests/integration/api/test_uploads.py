@@ -29,7 +29,7 @@ def upload(client: httpx.Client, data: Any, media_type: str = "image/jpeg") -> h
     return client.post("/v1/uploads", content=data, headers={"Content-Type": media_type})
 
 
-def test_a_picture_is_kept_as_a_png_whatever_its_name_says(client: httpx.Client, settings: Settings) -> None:
+def test_an_image_is_stored_as_a_png_whatever_its_name_says(client: httpx.Client, settings: Settings) -> None:
     answer = upload(client, jpeg(), "image/png")
     assert answer.status_code == 201, answer.text
     made = answer.json()
@@ -40,7 +40,7 @@ def test_a_picture_is_kept_as_a_png_whatever_its_name_says(client: httpx.Client,
     assert (Image.open(BytesIO(data)).format, Image.open(BytesIO(data)).size) == ("PNG", (32, 48))
 
 
-def test_what_is_no_picture_is_refused_and_nothing_of_it_is_kept(
+def test_a_file_that_is_no_image_is_refused_and_not_stored(
     client: httpx.Client, settings: Settings, story: Story
 ) -> None:
     answer = upload(client, b"GIF89a or so")
@@ -56,7 +56,7 @@ def test_a_batch_is_not_made_of_a_picture(client: httpx.Client) -> None:
     assert (answer.status_code, answer.json()["detail"]) == (404, f"There is no upload {picture} with prompts in it.")
 
 
-def test_pictures_are_for_whoever_may_submit_jobs(api: Api) -> None:
+def test_images_may_be_uploaded_with_the_scope_to_submit_jobs(api: Api) -> None:
     with api.client(scopes=[Scope.BATCHES_WRITE, Scope.JOBS_READ]) as client:
         answer = upload(client, jpeg())
         assert (answer.status_code, answer.json()["detail"]) == (403, "This API key lacks the scope jobs:write.")

@@ -128,11 +128,11 @@ def test_a_preference_that_makes_no_sense_is_refused(prefer: str) -> None:
         seconds_to_wait(prefer)
 
 
-def test_a_default_model_that_the_catalogue_lacks_is_said_at_once() -> None:
+def test_an_unknown_default_model_is_an_error_at_once() -> None:
     with pytest.raises(Invalid, match="sd-9"):
         create_app(Settings(default_model="sd-9"))
 
 
-def test_a_cursor_comes_back_as_it_went() -> None:
+def test_a_cursor_is_read_as_it_was_written() -> None:
     job_id = schemas.Job.model_validate(without_computed(schemas.JOB)).id
     assert schemas.JobQuery(cursor=write_cursor(job_id)).before == job_id

@@ -116,21 +116,21 @@ def near(one: Any, other: Any) -> bool:
     ],
     ids=range(15),
 )
-def test_whatever_it_was_it_is_kept_as_plain_rgb(data: bytes, left: Any, right: Any) -> None:
+def test_an_image_of_any_mode_becomes_plain_rgb(data: bytes, left: Any, right: Any) -> None:
     picture = kept(data)
     assert near(picture.getpixel((4, 8)), left)
     assert near(picture.getpixel((28, 8)), right)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_it_stands_upright_and_tells_nothing_of_its_origin(kind: str) -> None:
+def test_an_image_becomes_upright_and_has_no_metadata(kind: str) -> None:
     turned = kept(file_of(two(), kind, exif=exif(TURNED)))
     assert turned.size == (16, 32)
     assert near(turned.getpixel((8, 4)), kept(file_of(two(), kind)).getpixel((4, 8)))
     assert kept(file_of(two(), kind, exif=exif(UPRIGHT))).size == (32, 16)
 
 
-def test_its_colours_are_those_that_its_profile_means() -> None:
+def test_the_colour_profile_is_applied() -> None:
     same = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()  # of another number of colours
     for profile in (same, lab, b"no profile"):
@@ -171,7 +171,7 @@ NOISE = Image.effect_noise((64, 64), 90).convert("RGB")
     ],
     ids=range(10),
 )
-def test_what_is_no_whole_picture_is_refused_in_one_sentence(data: bytes, reason: str) -> None:
+def test_a_file_that_is_no_complete_image_is_refused_in_one_sentence(data: bytes, reason: str) -> None:
     assert reason in refusal(data)
 
 
@@ -222,5 +222,5 @@ def test_pixels_are_counted_before_they_are_decoded() -> None:
     assert "13671×1024 pixels" in refusal(file_of(flat(14_000_000, "1")))
 
 
-def test_a_large_photograph_is_kept() -> None:
+def test_a_large_photograph_is_accepted() -> None:
     assert kept(file_of(Image.effect_noise((2400, 1600), 50), "JPEG", quality=60)).size == (2400, 1600)

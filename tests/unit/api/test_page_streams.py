@@ -81,7 +81,7 @@ def test_while_the_database_is_unavailable_the_page_stays_and_then_goes_on() -> 
     asyncio.run(story())
 
 
-def test_nobody_renders_any_more_and_nothing_is_drawn() -> None:
+def test_a_view_that_nobody_has_open_is_not_rendered() -> None:
     async def story() -> None:
         pages, view = PageStreams(), View()
         stream = pages.watch("view", view.render)
