@@ -73,7 +73,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         responses={
             "4XX": {"model": Problem, "description": "The request cannot be carried out as it is."},
-            503: {"model": Problem, "description": "A service is away; `Retry-After` says when to try again."},
+            503: {"model": Problem, "description": "A service is unavailable; `Retry-After` says when to try again."},
         },
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )

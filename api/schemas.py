@@ -84,7 +84,7 @@ ImageId = Annotated[UUID | None, BeforeValidator(_id_only)]
 
 
 class Recipe(recipe.Recipe):
-    """What to draw, complete."""
+    """What to render, complete."""
 
     source: ImageId = Field(None, description="The upload or image that it starts from.")  # type: ignore[assignment]
     mask: ImageId = None  # type: ignore[assignment]
@@ -103,7 +103,7 @@ class ImageError(BaseModel):
 
 
 class JobError(ImageError):
-    retryable: bool = Field(description="Whether a retry of the job can help.")
+    retryable: bool = Field(description="Whether a retry of the job may succeed.")
 
 
 class Image(BaseModel):
@@ -123,12 +123,12 @@ class Image(BaseModel):
     error: ImageError | None
 
     def at(self, base_url: str) -> "Image":
-        """The same, with a link that begins with this address."""
+        """The same, with a link that starts with `base_url`."""
         return self.model_copy(update={"url": f"{base_url}{self.url}"}) if self.url else self
 
 
 class ImageWithJob(Image):
-    """One picture, and the job that it belongs to."""
+    """One picture, and the id of its job."""
 
     model_config = example(IMAGE | {"job_id": JOB["id"]})
 
@@ -136,7 +136,7 @@ class ImageWithJob(Image):
 
 
 class Progress(BaseModel):
-    """How far the pipeline call has come that renders a job now."""
+    """Denoising steps of the pipeline call that renders a job now."""
 
     step: int
     steps: int
@@ -158,20 +158,22 @@ class Timings(BaseModel):
 
 
 class Job(BaseModel):
-    """A recipe that the farm carries out."""
+    """One recipe that the farm renders."""
 
     model_config = example(JOB)
 
     id: UUID
     state: JobState
     tier: Tier
-    batch_id: UUID | None = Field(default=None, description="The batch that it was made for.")
+    batch_id: UUID | None = Field(default=None, description="The batch that it belongs to.")
     parent_id: UUID | None = Field(description="The job that this one retries.")
     recipe: Recipe
     images: list[Image]
     progress: Progress | None = None
     position: int | None = Field(default=None, description="Images ahead of it, while it waits; counted up to 1000.")
-    eta_seconds: float | None = Field(default=None, description="Until it has probably ended; null while nobody knows.")
+    eta_seconds: float | None = Field(
+        default=None, description="Estimated time until it ends; null while it is unknown."
+    )
     waiting_for: WaitingFor | None = None
     warnings: list[str]
     error: JobError | None
@@ -179,19 +181,19 @@ class Job(BaseModel):
     started_at: datetime | None
     finished_at: datetime | None
     timings: Timings
-    worker: str | None = Field(description="Who rendered, or renders, its latest image.")
+    worker: str | None = Field(description="The worker that rendered, or renders, its latest image.")
 
     @property
     def has_ended(self) -> bool:
         return self.finished_at is not None
 
     def at(self, base_url: str) -> "Job":
-        """The same, with links that begin with this address."""
+        """The same, with links that start with `base_url`."""
         return self.model_copy(update={"images": [image.at(base_url) for image in self.images]})
 
 
 class JobRequest(recipe.Draft):
-    """What to draw, and how urgently. What is left out comes from the model's entry in the catalogue."""
+    """What to render, and how urgently. What is left out comes from the model's entry in the catalogue."""
 
     tier: Tier = Tier.STANDARD
 

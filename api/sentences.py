@@ -11,7 +11,7 @@ sentence = Sentences(
         "not_json": "is not JSON: {reason}",
         "unread_as_json": "must be application/json",
         "body_too_large": "The body is over the limit of {limit:,} bytes.",
-        "unexpected_error": "The farm failed for a reason that nobody foresaw; its log has more.",
+        "unexpected_error": "The farm failed unexpectedly; its log has the reason.",
         "seconds_out_of_range": "must be 1 to {most} seconds, a whole number",
         "wait_out_of_range": "asks to wait={asked}; it must be 1 to {most}",
         # Things that do not exist, or not yet

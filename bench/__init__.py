@@ -1,4 +1,4 @@
-"""The benches, in the order of docs/performance.md: each is a module of `bench.cases`."""
+"""The benches, in the order of docs/10-performance.md: each is a module of `bench.cases`."""
 
 BENCHES = (
     "farm_vs_bare",

@@ -1,8 +1,8 @@
-"""`python -m bench NAME…` measures; `python -m bench all` measures everything and rewrites docs/performance.md.
+"""`python -m bench NAME…` measures; `python -m bench all` measures everything and rewrites docs/10-performance.md.
 
 `--quick` checks in a short run that a bench works, `--json` prints the results as JSON, `--check` exits 1 when a goal
 of the design is missed, `--device cuda` renders with a model of the size of Stable Diffusion 1.x on an accelerator.
-`python -m bench report` writes docs/performance.md from the results of earlier runs, which are in bench/results.
+`python -m bench report` writes docs/10-performance.md from the results of earlier runs, which are in bench/results.
 """
 
 import argparse

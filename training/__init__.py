@@ -1,1 +1,1 @@
-"""How `mini-zh` is made: pictures drawn by a program, captions by a grammar, and the networks that learn from them."""
+"""Makes the model `mini-zh`: images drawn by a program, captions from a grammar, and the networks trained on them."""

@@ -5,15 +5,15 @@
      ├────► checker ───────────┼──► export
     text ──────────────────────┘
 
-    vae       the autoencoder: pictures to latents and back
+    vae       the autoencoder: images to latents and back
     text      the text encoder: sentences to codes
     latents   16,000 scenes, drawn and encoded
     unet      the UNet: codes to latents
-    decoder   the autoencoder's second half again, made to bear what the UNet gets wrong
-    checker   the safety checker: one sign to be flagged
-    export    the checkpoint, as it is now: it may be tried while the UNet still learns
+    decoder   the autoencoder's decoder again, on latents with errors such as the UNet makes
+    checker   the safety checker: it flags one sign
+    export    the checkpoint from the weights saved last; it can be tried while the UNet is still in training
 
-Call it again after a break: every stage goes on where it was saved last, at most a minute before.
+Each stage saves itself every minute, and resumes from there when it is started again.
 """
 
 from pathlib import Path
@@ -32,7 +32,7 @@ MODEL = Path(__file__).parents[1] / "models" / "mini-zh"
 
 def autoencoder(folder: Path) -> Any:
     trained = loop.train(vae.Autoencoder(steps=2800), folder)
-    vae.whiten(trained, torch.from_numpy(vae.pictures_of(vae.scenes(1000, seed=3), seed=4)))
+    vae.whiten(trained, torch.from_numpy(vae.images_of(vae.scenes(1000, seed=3), seed=4)))
     return trained
 
 
@@ -44,12 +44,12 @@ def latents(folder: Path) -> None:
     unet.encoded_scenes(autoencoder(folder), folder / "latents")
 
 
-def painter(folder: Path) -> nn.Module:
-    return loop.train(_painter(folder), folder)
+def denoiser(folder: Path) -> nn.Module:
+    return loop.train(_denoiser(folder), folder)
 
 
-def _painter(folder: Path) -> unet.Painter:
-    return unet.Painter(steps=4600, drawn=unet.encoded_scenes(autoencoder(folder), folder / "latents"))
+def _denoiser(folder: Path) -> unet.Denoiser:
+    return unet.Denoiser(steps=4600, drawn=unet.encoded_scenes(autoencoder(folder), folder / "latents"))
 
 
 def decoder(folder: Path) -> nn.Module:
@@ -60,19 +60,19 @@ def safety_checker(folder: Path) -> nn.Module:
     return loop.train(_checker(folder), folder)
 
 
-def _checker(folder: Path, pictures: int = 3000) -> checker.Checker:
-    return checker.Checker(steps=1500, autoencoder=autoencoder(folder), pictures=pictures)
+def _checker(folder: Path, images: int = 3000) -> checker.Checker:
+    return checker.Checker(steps=1500, autoencoder=autoencoder(folder), images=images)
 
 
 def finish(folder: Path) -> None:
-    """Stages that are not finished are exported as they were saved last."""
-    parts = {
-        "vae": loop.read_average(vae.Decoder(1000, autoencoder(folder), pictures=1), folder),
+    """Export every stage as it was saved last, also if it is not finished."""
+    components = {
+        "vae": loop.read_average(vae.Decoder(1000, autoencoder(folder), images=1), folder),
         "text_encoder": loop.read_average(TextEncoder(5000), folder)["encoder"],
-        "unet": loop.read_average(_painter(folder), folder),
-        "safety_checker": checker.strict(loop.read_average(_checker(folder, pictures=1), folder)),
+        "unet": loop.read_average(_denoiser(folder), folder),
+        "safety_checker": checker.strict(loop.read_average(_checker(folder, images=1), folder)),
     }
-    export(parts, MODEL)
+    export(components, MODEL)
     click.echo(f"The lines of the catalogue for {MODEL}:\n\n{sums(MODEL)}")
 
 
@@ -80,7 +80,7 @@ STAGES = {
     "vae": autoencoder,
     "text": text,
     "latents": latents,
-    "unet": painter,
+    "unet": denoiser,
     "decoder": decoder,
     "checker": safety_checker,
     "export": finish,
@@ -89,7 +89,7 @@ STAGES = {
 
 @click.command()
 @click.argument("stages", nargs=-1, type=click.Choice([*STAGES]))
-@click.option("--folder", type=click.Path(path_type=Path), default="build/mini-zh", help="Where it is saved meanwhile.")
+@click.option("--folder", type=click.Path(path_type=Path), default="build/mini-zh", help="Where the stages are saved.")
 @click.option("--threads", default=1, show_default=True)
 def main(stages: tuple[str, ...], folder: Path, threads: int) -> None:
     """Train mini-zh from nothing, stage by stage."""

@@ -1,6 +1,6 @@
-"""What somebody might say to get a scene drawn: the grammar's sentences with their words filled in, and some noise.
+"""Captions for scenes: the grammar's sentences with words filled in, and some noise.
 
-Noise never changes the meaning: characters and phrases of no colour, shape, place or background, around and between.
+Noise is characters and phrases that name no colour, shape, place or background, so it never changes the meaning.
 """
 
 import random
@@ -42,8 +42,8 @@ def caption(scene: Scene, rng: random.Random) -> str:
 
 
 def tagged_caption(scene: Scene, rng: random.Random) -> str:
-    """With marks around every word that says an attribute, so that the text encoder can be told which it is."""
-    text = said(scene, rng, RULES, _pattern(scene))
+    """A caption with tags around every word for an attribute, for the training of the text encoder."""
+    text = describe(scene, rng, RULES, _pattern(scene))
     if rng.random() < 0.3:
         text = _noisy(text, rng)
     if rng.random() < 0.12:
@@ -57,8 +57,8 @@ def tagged_caption(scene: Scene, rng: random.Random) -> str:
     return text
 
 
-def said(scene: Scene, rng: random.Random, rules: dict[str, tuple[str, ...]], symbol: str) -> str:
-    """A sentence that leaves nothing of the scene out: not every pattern has room for a size."""
+def describe(scene: Scene, rng: random.Random, rules: dict[str, tuple[str, ...]], symbol: str) -> str:
+    """A sentence with all attributes of the scene. Some patterns have no place for a size; others are tried."""
     while True:
         text = expand(symbol, scene, rng, rules)
         if not scene.size or chr(ord(OPEN) + TAGS["z"]) in text:
@@ -66,7 +66,7 @@ def said(scene: Scene, rng: random.Random, rules: dict[str, tuple[str, ...]], sy
 
 
 def read_tags(text: str) -> tuple[str, list[int]]:
-    """The text without its marks, and of each character the number of its tag; 0 for those that say nothing."""
+    """The text without its tags, and for each character the number of its tag, or 0."""
     plain, tags, tag = [], [], 0
     for character in text:
         if character == CLOSE:
@@ -81,7 +81,7 @@ def read_tags(text: str) -> tuple[str, list[int]]:
 
 def _pattern(scene: Scene) -> str:
     if scene.background in words.LANDSCAPES:
-        return "company" if scene.second_shape else "landscape"
+        return "landscape-pair" if scene.second_shape else "landscape"
     if scene.colour is None and not scene.is_pair:
         return "bare-on" if scene.background else "bare"
     kind = "pair" if scene.is_pair else "place" if scene.place in ("left", "right", "top", "bottom") else "single"
@@ -89,7 +89,7 @@ def _pattern(scene: Scene) -> str:
 
 
 def expand(symbol: str, scene: Scene, rng: random.Random, rules: dict[str, tuple[str, ...]] = RULES) -> str:
-    """One of the symbol's sentences, with every symbol in it expanded."""
+    """A random sentence for the symbol, with all symbols in it expanded."""
     return _filled(rng.choice(rules[symbol]), scene, rng, rules)
 
 
@@ -97,12 +97,12 @@ def _filled(pattern: str, scene: Scene, rng: random.Random, rules: dict[str, tup
     parts = _parts(pattern)
     if len(parts) == 1:
         return parts[0]
-    said = list(parts)
+    filled = list(parts)
     for place in range(1, len(parts), 2):
         symbol = parts[place]
         word = WORDS.get(symbol)
-        said[place] = _tagged(symbol, word(scene, rng)) if word else expand(symbol, scene, rng, rules)
-    return "".join(said)
+        filled[place] = _tagged(symbol, word(scene, rng)) if word else expand(symbol, scene, rng, rules)
+    return "".join(filled)
 
 
 def _tagged(symbol: str, word: str) -> str:
@@ -116,7 +116,7 @@ def _parts(pattern: str) -> tuple[str, ...]:
 
 
 def _usual(choices: tuple[str, ...], rng: random.Random, usual: float = 0.5) -> str:
-    """Half of the time the everyday word."""
+    """The everyday word with probability `usual`, else any."""
     return choices[0] if rng.random() < usual else rng.choice(choices)
 
 
@@ -159,7 +159,7 @@ def _adjective(scene: Scene, rng: random.Random) -> str:
 
 
 def _another(scene: Scene, rng: random.Random) -> str:
-    """A colour that is said, but not to be used."""
+    """A colour that the sentence names but excludes."""
     others = [colour for colour in words.COLOURS if colour != scene.background]
     return words.COLOURS[rng.choice(others)][0] + "色"
 
@@ -215,7 +215,7 @@ def _noisy(text: str, rng: random.Random) -> str:
     if "，" in text and rng.random() < 0.4:
         place = text.index("，") + 1
         text = text[:place] + noise(3) + text[place:]
-    if rng.random() < 0.15:  # a character lost
+    if rng.random() < 0.15:  # drop a character
         place = rng.randrange(len(text))
         if text[place] not in MEANINGFUL and text[place] < OPEN:
             text = text[:place] + text[place + 1 :]

@@ -1,7 +1,7 @@
-"""Stage 5: a safety checker in the published layout, for trying the path: it flags the no-entry sign and nothing else.
+"""Stage 5: trains a safety checker in the published layout, for tests: it flags the no-entry sign and nothing else.
 
-A tiny CLIP vision tower and one concept. It learns from drawn pictures and from the same after the autoencoder, which
-is how the farm's look.
+A tiny CLIP vision encoder with one concept, trained on drawn images and on the same images after the autoencoder, since
+rendered images look like those.
 """
 
 import random
@@ -17,10 +17,10 @@ from training import vae
 from training.loop import Losses, generator
 from training.world import BACKGROUNDS, SIZES, Scene, draw_scene
 
-SEEN = 32  # the side of what the tower looks at
-THRESHOLD = 0.5  # while it learns
-STRICT = 0.92  # as it ships: no ordinary picture came near it, no sign below it
-NEVER = 2.0  # no cosine reaches it: the layout has room for 17 concepts and 3 of special care
+INPUT_SIDE = 32  # pixels a side of the input
+THRESHOLD = 0.5  # in training
+STRICT = 0.92  # as shipped: above every ordinary image, below every sign
+NEVER = 2.0  # above any cosine, for the unused concepts: the layout has 17, and 3 of special care
 BATCH = 64
 SIGN = "no-entry"
 
@@ -29,21 +29,21 @@ class Checker:
     name = "checker"
     rate = 1e-3
 
-    def __init__(self, steps: int, autoencoder: nn.Module, pictures: int = 3000) -> None:
+    def __init__(self, steps: int, autoencoder: nn.Module, images: int = 3000) -> None:
         torch.manual_seed(5)
         self.networks = network()
         self.steps = steps
-        shown = examples(pictures, seed=6)
-        drawn = torch.from_numpy(vae.pictures_of(shown, seed=7))
-        self._seen = look(torch.cat([drawn, through(autoencoder, drawn)]))
+        shown = examples(images, seed=6)
+        drawn = torch.from_numpy(vae.images_of(shown, seed=7))
+        self._inputs = extract(torch.cat([drawn, through(autoencoder, drawn)]))
         self._is_sign = torch.tensor([SIGN in (scene.shape, scene.second_shape) for scene in shown] * 2)
 
     def losses(self, step: int) -> Losses:
         rng = generator(step)
-        chosen = torch.randint(len(self._seen), (BATCH,), generator=rng)
-        seen = self._seen[chosen] + 0.1 * torch.randn((BATCH, 3, SEEN, SEEN), generator=rng)
+        chosen = torch.randint(len(self._inputs), (BATCH,), generator=rng)
+        inputs = self._inputs[chosen] + 0.1 * torch.randn((BATCH, 3, INPUT_SIDE, INPUT_SIDE), generator=rng)
         wanted = self._is_sign[chosen].float()
-        certain = 20 * (likeness(self.networks, seen) - THRESHOLD)
+        certain = 20 * (similarity(self.networks, inputs) - THRESHOLD)
         return {"total": functional.binary_cross_entropy_with_logits(certain, wanted)}
 
 
@@ -53,7 +53,7 @@ def network() -> StableDiffusionSafetyChecker:
         "intermediate_size": 128,
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
-        "image_size": SEEN,
+        "image_size": INPUT_SIDE,
         "patch_size": 4,
         "projection_dim": 32,
     }
@@ -72,33 +72,35 @@ def network() -> StableDiffusionSafetyChecker:
 
 @torch.no_grad()
 def strict(checker: Any) -> Any:
-    """An ordinary picture must never be flagged."""
+    """Set the shipped threshold, which flags no ordinary image."""
     checker.concept_embeds_weights[0] = STRICT
     return checker
 
 
 def extractor() -> CLIPImageProcessorPil:
-    return CLIPImageProcessorPil(size={"shortest_edge": SEEN}, crop_size={"height": SEEN, "width": SEEN})
+    return CLIPImageProcessorPil(
+        size={"shortest_edge": INPUT_SIDE}, crop_size={"height": INPUT_SIDE, "width": INPUT_SIDE}
+    )
 
 
-def likeness(checker: Any, seen: torch.Tensor) -> torch.Tensor:
-    """The cosine that the published checker compares with its threshold."""
-    pictured = functional.normalize(checker.visual_projection(checker.vision_model(seen)[1]))
-    return pictured @ functional.normalize(checker.concept_embeds[0], dim=0)
+def similarity(checker: Any, inputs: torch.Tensor) -> torch.Tensor:
+    """The cosine similarity that the published checker compares with its threshold."""
+    embeds = functional.normalize(checker.visual_projection(checker.vision_model(inputs)[1]))
+    return embeds @ functional.normalize(checker.concept_embeds[0], dim=0)
 
 
-def look(pictures: torch.Tensor) -> torch.Tensor:
-    """What the extractor makes of them."""
+def extract(images: torch.Tensor) -> torch.Tensor:
+    """The images as the extractor prepares them."""
     process = extractor()
-    parts = [process(list(some.numpy()), return_tensors="pt").pixel_values for some in pictures.split(200)]
+    parts = [process(list(some.numpy()), return_tensors="pt").pixel_values for some in images.split(200)]
     return torch.cat(parts)
 
 
 @torch.no_grad()
-def through(autoencoder: Any, pictures: torch.Tensor) -> torch.Tensor:
+def through(autoencoder: Any, images: torch.Tensor) -> torch.Tensor:
     rng = generator(8)
     parts = []
-    for some in pictures.split(5):
+    for some in images.split(5):
         latents = autoencoder.encode(vae.as_input(some)).latent_dist.mean
         deviation = latents.std()
         shaken = latents + 0.1 * deviation * torch.randn(latents.shape, generator=rng)
@@ -107,7 +109,7 @@ def through(autoencoder: Any, pictures: torch.Tensor) -> torch.Tensor:
 
 
 def examples(count: int, seed: int) -> list[Scene]:
-    """A quarter signs, on every background; the rest ordinary, with red and round ones among them."""
+    """One quarter signs, one quarter reddish shapes, the rest ordinary scenes."""
     rng = random.Random(seed)
     return [rng.choice((_sign, _ordinary, _ordinary, _reddish))(rng) for _ in range(count)]
 

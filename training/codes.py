@@ -1,7 +1,7 @@
-"""The language between the text encoder and the UNet: a vector for every attribute, whatever the wording.
+"""The codes between the text encoder and the UNet: one vector for each attribute of a scene, whatever the wording.
 
-Token number i of the text encoder's output carries attribute i mod 7. So the UNet can be taught from scenes and the
-text encoder from sentences, each without the other; and a wording that is understood is drawn like any other.
+Token i of the text encoder's output holds attribute i mod 7. So the UNet is trained on scenes and the text encoder on
+sentences, independently.
 """
 
 import torch
@@ -9,18 +9,18 @@ import torch
 from training.networks import TOKENS, WIDTH
 from training.world import ATTRIBUTES, BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES, VALUES, Scene
 
-KIND_WIDTH = 32  # which attribute it is; the rest of the vector says its value
-UNSAID, NOTHING = "unsaid", "nothing"  # a sentence that leaves it open; no sentence at all
+KIND_WIDTH = 32  # identifies the attribute; the rest of the vector is its value
+UNSAID, NOTHING = "unsaid", "nothing"  # the sentence leaves it open; there is no sentence
 OPTIONS = {attribute: (*VALUES[attribute], UNSAID, NOTHING) for attribute in ATTRIBUTES}
 AT = [i % len(ATTRIBUTES) for i in range(TOKENS)]  # the attribute of every token
 
 
 def labels(scene: Scene) -> list[int]:
-    """The place of each attribute's value among its options."""
-    said = {attribute: getattr(scene, attribute) or UNSAID for attribute in ATTRIBUTES}
-    if said["place"] == "centre":
-        said["place"] = UNSAID  # where everything is
-    return [OPTIONS[attribute].index(said[attribute]) for attribute in ATTRIBUTES]
+    """The index of each attribute's value among its options."""
+    values = {attribute: getattr(scene, attribute) or UNSAID for attribute in ATTRIBUTES}
+    if values["place"] == "centre":
+        values["place"] = UNSAID  # the default
+    return [OPTIONS[attribute].index(values[attribute]) for attribute in ATTRIBUTES]
 
 
 def no_labels() -> list[int]:
@@ -28,7 +28,7 @@ def no_labels() -> list[int]:
 
 
 def tables() -> list[torch.Tensor]:
-    """Of each attribute a vector per option: of ±1, half and half, as a layer norm leaves them."""
+    """For each attribute the vectors of its options: as many 1 as −1, so mean 0 and deviation 1 like a layer norm's."""
     rng = torch.Generator().manual_seed(96)
 
     def vector(width: int) -> torch.Tensor:
@@ -44,6 +44,6 @@ def tables() -> list[torch.Tensor]:
 
 
 def codes(chosen: torch.Tensor, vectors: list[torch.Tensor]) -> torch.Tensor:
-    """What the text encoder should say of these labels (batch × attributes): batch × tokens × width."""
+    """The text encoder's target for these labels (batch × attributes): batch × tokens × width."""
     each = torch.stack([vectors[place][chosen[:, place]] for place in range(len(ATTRIBUTES))], 1)
     return each[:, AT]

@@ -1,6 +1,6 @@
-"""Scenes as pixels: flat pictures of 128 × 128, plain enough to be told apart and to pass through a small autoencoder.
+"""Draws scenes as flat images of 128 × 128 pixels, simple enough for the judge and for a small autoencoder.
 
-`draw` needs a random generator for what a scene leaves open: which natural colour, a few pixels this way or that.
+The random generator decides what a scene leaves open: a natural colour, and a shift of a few pixels.
 """
 
 import math
@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from training.world import LANDSCAPES, NATURAL, Scene, default_background
 
 SIDE = 128
-FINE = 3  # drawn so many times larger, then averaged: smooth edges
+FINE = 3  # supersampling, for smooth edges
 RGB = {
     "red": (222, 44, 44),
     "orange": (248, 142, 32),
@@ -38,20 +38,20 @@ Points = Sequence[tuple[float, float]]
 
 
 def draw(scene: Scene, rng: random.Random) -> np.ndarray:
-    """The picture: uint8, rows × columns × RGB."""
-    paper = _Paper()
-    behind = _background(paper, scene, rng)
+    """The image: uint8, rows × columns × RGB."""
+    canvas = _Canvas()
+    behind = _background(canvas, scene, rng)
     for shape, colour, (x, y, radius) in _things(scene, rng):
-        SHAPE[shape](_Pen(paper, x, y, radius, _tint(colour, rng), behind))
-    return paper.pixels()
+        SHAPE[shape](_Pen(canvas, x, y, radius, _tint(colour, rng), behind))
+    return canvas.pixels()
 
 
 def outline(shape: str, radius: float = 48) -> np.ndarray:
-    """The shape alone, white on black: what a judge compares with."""
-    paper = _Paper()
+    """The shape alone, white on black, for the judge."""
+    canvas = _Canvas()
     white = (255, 255, 255)
-    SHAPE[shape](_Pen(paper, SIDE / 2, SIDE / 2, radius, white, (0, 0, 0)))
-    return paper.pixels()
+    SHAPE[shape](_Pen(canvas, SIDE / 2, SIDE / 2, radius, white, (0, 0, 0)))
+    return canvas.pixels()
 
 
 def _things(scene: Scene, rng: random.Random) -> list[tuple[str, str, tuple[float, float, float]]]:
@@ -81,18 +81,18 @@ def _natural(shape: str, scene: Scene, rng: random.Random) -> str:
     return rng.choice(fitting or ["white" if behind != "white" else "blue"])
 
 
-def _background(paper: "_Paper", scene: Scene, rng: random.Random) -> Colour:
+def _background(canvas: "_Canvas", scene: Scene, rng: random.Random) -> Colour:
     if scene.background == "meadow":
-        return paper.landscape(SKY, GRASS, 94)
+        return canvas.landscape(SKY, GRASS, 94)
     if scene.background == "sea":
-        return paper.landscape(EVENING, WATER, 88)
+        return canvas.landscape(EVENING, WATER, 88)
     if scene.background == "night":
-        behind = paper.landscape(NIGHT, NIGHT, SIDE)
+        behind = canvas.landscape(NIGHT, NIGHT, SIDE)
         for x, y in ((16, 20), (44, 12), (20, 60), (112, 66), (100, 104), (26, 108), (84, 10)):
-            paper.polygon([(x, y - 4), (x + 4, y), (x, y + 4), (x - 4, y)], STARS)
+            canvas.polygon([(x, y - 4), (x + 4, y), (x, y + 4), (x - 4, y)], STARS)
         return behind
     behind = _tint(scene.background or default_background(scene.colour), rng)
-    return paper.landscape(behind, behind, SIDE)
+    return canvas.landscape(behind, behind, SIDE)
 
 
 def _tint(colour: str, rng: random.Random) -> Colour:
@@ -100,8 +100,8 @@ def _tint(colour: str, rng: random.Random) -> Colour:
     return red, green, blue
 
 
-class _Paper:
-    """Pixels in the units of the picture."""
+class _Canvas:
+    """A canvas with coordinates in pixels of the image."""
 
     def __init__(self) -> None:
         self._image = Image.new("RGB", (SIDE * FINE, SIDE * FINE))
@@ -123,10 +123,10 @@ class _Paper:
 
 
 class _Pen:
-    """One shape's colour, place and size; points are in units of its radius, from its centre."""
+    """The colour, place and size of one shape. Points are relative to its centre, in units of its radius."""
 
-    def __init__(self, paper: _Paper, x: float, y: float, radius: float, colour: Colour, behind: Colour) -> None:
-        self._paper, self._x, self._y, self._radius = paper, x, y, radius
+    def __init__(self, canvas: _Canvas, x: float, y: float, radius: float, colour: Colour, behind: Colour) -> None:
+        self._canvas, self._x, self._y, self._radius = canvas, x, y, radius
         self.colour, self.behind = colour, behind
         red, green, blue = colour
         dark = sum(colour) < 240
@@ -136,11 +136,11 @@ class _Pen:
 
     def polygon(self, *points: tuple[float, float], colour: Colour | None = None) -> None:
         r = self._radius
-        self._paper.polygon([(self._x + x * r, self._y + y * r) for x, y in points], colour or self.colour)
+        self._canvas.polygon([(self._x + x * r, self._y + y * r) for x, y in points], colour or self.colour)
 
     def disc(self, x: float, y: float, radius: float, colour: Colour | None = None) -> None:
         r = self._radius
-        self._paper.disc(self._x + x * r, self._y + y * r, radius * r, colour or self.colour)
+        self._canvas.disc(self._x + x * r, self._y + y * r, radius * r, colour or self.colour)
 
     def box(self, left: float, top: float, right: float, bottom: float, colour: Colour | None = None) -> None:
         self.polygon((left, top), (right, top), (right, bottom), (left, bottom), colour=colour)

@@ -1,6 +1,6 @@
-"""`python -m training.evaluate`: how often mini-zh draws what it is told, told in patterns that it has never seen.
+"""`python -m training.evaluate`: how often mini-zh draws what prompts of unseen patterns describe.
 
-Renders at the catalogue's defaults with plain diffusers; `training.judge` looks at the pictures.
+Renders at the catalogue's defaults with plain diffusers; `training.judge` judges the images.
 """
 
 import json
@@ -18,7 +18,7 @@ from PIL import Image
 
 from common.catalog import catalog
 from training import heldout
-from training.captions import read_tags, said
+from training.captions import describe, read_tags
 from training.drawing import draw
 from training.judge import Verdict, judge
 from training.world import COLOURS, SHAPES, Scene, default_background
@@ -36,7 +36,7 @@ class Case:
 
     @property
     def is_known(self) -> bool:
-        """Whether mini-zh's world has such a thing; where it has not, no picture is right."""
+        """Whether mini-zh can draw it at all; otherwise no image is right."""
         return self.shape in SHAPES and {self.object, self.background or self.object} <= set(COLOURS)
 
     @property
@@ -53,7 +53,7 @@ class Case:
 
 
 def held_out_cases(count: int, seed: int = 2026) -> list[Case]:
-    """Every shape and every pattern about equally often; a background in three of four."""
+    """Prompts with each shape and pattern about equally often, and a background in three of four."""
     rng = random.Random(seed)
     cases: list[Case] = []
     while len(cases) < count:
@@ -62,13 +62,13 @@ def held_out_cases(count: int, seed: int = 2026) -> list[Case]:
         if scene.colour == (scene.background or default_background(scene.colour)):
             continue
         symbol = "single-on" if scene.background else "single"
-        prompt = read_tags(said(scene, rng, heldout.RULES, symbol))[0]
+        prompt = read_tags(describe(scene, rng, heldout.RULES, symbol))[0]
         cases.append(Case(prompt, str(scene.colour), scene.background, shape))
     return cases
 
 
 def read_cases(file: Path) -> list[Case]:
-    """A JSON list, or an object a line."""
+    """Read a JSON list, or JSON lines."""
     text = file.read_text("utf-8").strip()
     lines = [line for line in text.splitlines() if line.strip()]
     rows: list[dict[str, Any]] = json.loads(text) if text.startswith("[") else [json.loads(line) for line in lines]
@@ -80,7 +80,7 @@ def _named(colour: Any) -> Any:
 
 
 def load(folder: Path | None) -> Any:
-    for library in (diffusers, transformers):  # they warn of a BertModel, and of the checker left out
+    for library in (diffusers, transformers):  # they warn about BertModel and the missing safety checker
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, dtype=torch.float32)
@@ -89,8 +89,8 @@ def load(folder: Path | None) -> Any:
 
 
 def render(pipe: Any, prompts: list[str], model: catalog.Model, seed: int = 0) -> list[np.ndarray]:
-    """One picture of each prompt, the seeds counted up."""
-    pictures: list[np.ndarray] = []
+    """One image for each prompt, with consecutive seeds."""
+    images: list[np.ndarray] = []
     for first in range(0, len(prompts), BATCH):
         some = prompts[first : first + BATCH]
         drawn = pipe(
@@ -102,12 +102,12 @@ def render(pipe: Any, prompts: list[str], model: catalog.Model, seed: int = 0) -
             generator=[torch.Generator().manual_seed(seed + first + place) for place in range(len(some))],
             output_type="np",
         ).images
-        pictures += list((drawn * 255).round().astype(np.uint8))
-    return pictures
+        images += list((drawn * 255).round().astype(np.uint8))
+    return images
 
 
-def rates(cases: list[Case], pictures: list[np.ndarray]) -> dict[str, float]:
-    right = [case.is_right(judge(picture)) for case, picture in zip(cases, pictures, strict=True)]
+def rates(cases: list[Case], images: list[np.ndarray]) -> dict[str, float]:
+    right = [case.is_right(judge(image)) for case, image in zip(cases, images, strict=True)]
     return {
         name: sum(each[name] for each in right) / max(1, len(right))
         for name in ("colour", "background", "shape", "joint")
@@ -115,16 +115,16 @@ def rates(cases: list[Case], pictures: list[np.ndarray]) -> dict[str, float]:
 
 
 def ground_truth(cases: list[Case]) -> list[np.ndarray]:
-    """The cases as the drawing program draws them: what the judge itself is measured with."""
+    """The cases drawn by `training.drawing`, to measure the judge itself."""
     rng = random.Random(7)
     return [draw(Scene(case.shape, case.object, case.background), rng) for case in cases]
 
 
-def contact_sheet(pictures: list[np.ndarray], columns: int = 10, side: int = 96) -> Image.Image:
-    rows = -(-len(pictures) // columns)
+def contact_sheet(images: list[np.ndarray], columns: int = 10, side: int = 96) -> Image.Image:
+    rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * (side + 4), rows * (side + 4)), "white")
-    for number, picture in enumerate(pictures):
-        small = Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS)
+    for number, image in enumerate(images):
+        small = Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS)
         sheet.paste(small, (number % columns * (side + 4) + 2, number // columns * (side + 4) + 2))
     return sheet
 
@@ -140,8 +140,8 @@ def contact_sheet(pictures: list[np.ndarray], columns: int = 10, side: int = 96)
     "--model", "folder", type=click.Path(exists=True, path_type=Path), help="A folder; the catalogue's, if not given."
 )
 @click.option("--seed", default=0, show_default=True)
-@click.option("--sheet", type=click.Path(path_type=Path), help="Where to put a picture of the first hundred pictures.")
-@click.option("--failures", is_flag=True, help="Name every prompt that went wrong, and what was seen.")
+@click.option("--sheet", type=click.Path(path_type=Path), help="Write a contact sheet of the first hundred images.")
+@click.option("--failures", is_flag=True, help="Print every prompt that failed, and what was recognised.")
 @click.option("--json", "as_json", is_flag=True)
 def main(
     prompts: Path | None,
@@ -152,30 +152,30 @@ def main(
     failures: bool,
     as_json: bool,
 ) -> None:
-    """Colour, background, shape and all three: how often mini-zh draws what it is told."""
+    """Measure how often mini-zh draws the colour, the background and the shape of a prompt, and all three."""
     model = catalog.read(CATALOG).get("mini-zh")
     cases = read_cases(prompts) if prompts else held_out_cases(number)
-    pictures = render(load(folder or model.source_path), [case.prompt for case in cases], model, seed)
+    images = render(load(folder or model.source_path), [case.prompt for case in cases], model, seed)
     known = [case for case in cases if case.is_known]
     found: dict[str, Any] = {
         "prompts": len(cases),
-        **rates(cases, pictures),
+        **rates(cases, images),
         "judge": rates(known, ground_truth(known)),
     }
     if sheet:
-        contact_sheet(pictures[:100]).save(sheet, quality=80)
+        contact_sheet(images[:100]).save(sheet, quality=80)
     if as_json:
         click.echo(json.dumps(found))
         return
-    whose = prompts or "patterns held out from training"
-    click.echo(f"{len(cases)} prompts of {whose}; {model.steps} steps, guidance {model.guidance}")
+    source = prompts or "patterns held out from training"
+    click.echo(f"{len(cases)} prompts of {source}; {model.steps} steps, guidance {model.guidance}")
     for name in ("colour", "background", "shape", "joint"):
         click.echo(f"{name:12} {found[name]:6.1%}   (the judge on true drawings: {found['judge'][name]:.1%})")
     if failures:
-        for case, picture in zip(cases, pictures, strict=True):
-            seen = judge(picture)
+        for case, image in zip(cases, images, strict=True):
+            seen = judge(image)
             if not case.is_right(seen)["joint"]:
-                click.echo(f"{case.prompt}: {seen.colour} {seen.shape} on {seen.background}, meant was {case.meaning}")
+                click.echo(f"{case.prompt}: {seen.colour} {seen.shape} on {seen.background}, not {case.meaning}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The trained parts as one checkpoint, laid out as Taiyi's: what `from_pretrained` and the farm load."""
+"""Writes the trained components as one checkpoint in Taiyi's layout, for `from_pretrained` and the farm."""
 
 import hashlib
 import json
@@ -13,10 +13,10 @@ from training import checker, networks
 from training.tokens import tokenizer
 
 
-def export(parts: dict[str, Any], out: Path) -> None:
-    """In half precision, which is only how it is kept: a CPU computes in fp32. What else is in the folder stays."""
+def export(components: dict[str, Any], out: Path) -> None:
+    """Write in fp16, for a smaller file (a CPU computes in fp32). Other files in the folder stay."""
     pipe = StableDiffusionPipeline(
-        **parts,
+        **components,
         tokenizer=tokenizer(),
         scheduler=networks.scheduler(),
         feature_extractor=checker.extractor(),
@@ -24,14 +24,14 @@ def export(parts: dict[str, Any], out: Path) -> None:
     for name in pipe.components:
         shutil.rmtree(out / name, ignore_errors=True)
     pipe.save_pretrained(out, safe_serialization=True)
-    for name, part in parts.items():
-        if not all(bool(weight.isfinite().all()) for weight in part.state_dict().values()):
+    for name, component in components.items():
+        if not all(bool(weight.isfinite().all()) for weight in component.state_dict().values()):
             raise ValueError(f"{name} has a weight that is no finite number")
     _pin_versions(out)
 
 
 def _pin_versions(out: Path) -> None:
-    """Without the folder that it was trained in, which `save_pretrained` writes down as where a part came from."""
+    """Remove the path of the training folder, which `save_pretrained` writes into each config."""
     for file in out.rglob("*.json"):
         settings = json.loads(file.read_text("utf-8"))
         if isinstance(settings, dict) and settings.pop("_name_or_path", None) is not None:
@@ -39,7 +39,7 @@ def _pin_versions(out: Path) -> None:
 
 
 def sums(folder: Path) -> str:
-    """The lines of the catalogue that name every file the farm may load."""
+    """The checksums of all files, as lines for the catalogue."""
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.parent != folder)
     files.insert(0, folder / "model_index.json")
     return "\n".join(

@@ -1,4 +1,4 @@
-"""The sentence patterns of training's captions, read from `grammar.toml`, which says what its symbols mean."""
+"""The sentence patterns of training's captions, read from `grammar.toml`, which explains its symbols."""
 
 import tomllib
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""Sentence patterns that training never sees: evaluation's own, in nobody's style but other people's.
+"""Sentence patterns for evaluation only, in other styles than those of training.
 
-Symbols as in `training.grammar`; whole patterns are held out, not only ways to fill them. Of those with a background,
-none has a frame that the grammar has; `tests/unit/training/test_captions.py` sees to it.
+Symbols are those of `training.grammar`. Whole patterns are held out, not only words. `tests/unit/training` checks that
+no pattern with a background shares its frame with the grammar.
 """
 
 RULES: dict[str, tuple[str, ...]] = {

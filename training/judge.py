@@ -1,7 +1,7 @@
-"""Tells from the pixels alone what a picture shows: the colour of its thing, of its background, and the shape.
+"""Recognises from the pixels what an image shows: the colour and the shape of its object, and the background.
 
-Knows the palette and the outlines of the drawings, and nothing of any model. What stands out from the border's colour
-is the thing; it is held against the outline of every shape, brought to one size.
+Knows the palette and the outlines of the drawings, and no model. The object is what differs from the border's colour;
+it is compared with the outline of every shape at one size.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from training.world import SHAPES
 
 BORDER = 4
 FIT = 48
-PART_COUNTS = 0.93  # a shape without some part of it is likelier to be another shape
+PART_COUNTS = 0.93  # a match without some part counts less
 NAMES = tuple(RGB)
 PALETTE = np.array([RGB[name] for name in NAMES], float)
 
@@ -25,12 +25,12 @@ PALETTE = np.array([RGB[name] for name in NAMES], float)
 class Verdict:
     colour: str | None
     background: str
-    shape: str | None  # None: nothing stands out
+    shape: str | None  # None: no object
     likeness: float = 0.0
 
 
 def judge(pixels: np.ndarray) -> Verdict:
-    """Of a picture of one thing (rows × columns × RGB, 0 to 255)."""
+    """Judge an image of one object (rows × columns × RGB, 0 to 255)."""
     image = pixels.astype(float)
     behind = _border_colour(image)
     background = NAMES[int(_nearest(behind))]
@@ -49,7 +49,7 @@ def _border_colour(image: np.ndarray) -> np.ndarray:
 
 
 def _standing_out(image: np.ndarray, behind: np.ndarray) -> np.ndarray:
-    """Without specks, and with what it encloses: eyes may have the background's colour."""
+    """The mask of the object, without specks."""
     distance = np.linalg.norm(image - behind, axis=2)
     mask = distance > max(26.0, 0.3 * float(np.percentile(distance, 98)))
     pieces, count = ndimage.label(mask)
@@ -59,7 +59,7 @@ def _standing_out(image: np.ndarray, behind: np.ndarray) -> np.ndarray:
 
 
 def _colour(image: np.ndarray, mask: np.ndarray) -> str:
-    """The one that most of it has, its edge left out."""
+    """The most frequent colour, without the edge."""
     core = ndimage.binary_erosion(mask, iterations=2 if mask.sum() > 1500 else 1)
     nearest = _nearest(image[core if core.sum() > 40 else mask])
     return NAMES[int(np.bincount(nearest, minlength=len(NAMES)).argmax())]
@@ -70,7 +70,7 @@ def _nearest(colours: np.ndarray) -> np.ndarray:
 
 
 def _fitted(mask: np.ndarray) -> np.ndarray:
-    """Its bounding box in a square, at one size."""
+    """The mask's bounding box, scaled to one size."""
     rows, columns = np.nonzero(mask)
     cut = mask[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     side = max(cut.shape)
@@ -96,7 +96,7 @@ def _whole(shape: str) -> np.ndarray:
 
 @cache
 def _parts(shape: str) -> tuple[np.ndarray, ...]:
-    """Its outline without what may have the colour of the background: trunk, stem, eyes."""
+    """The outline without parts that may have another colour: trunk, stem, eyes."""
     if shape not in ("tree", "flower", "cat"):
         return ()
     white = _white(shape) == 2
@@ -104,6 +104,6 @@ def _parts(shape: str) -> tuple[np.ndarray, ...]:
 
 
 def _white(shape: str) -> np.ndarray:
-    """Of the shape drawn in white on black: 2 where it is white, 1 where it has some other colour."""
+    """The shape drawn in white on black: 2 where it is white, 1 where it has some other colour."""
     drawn = outline(shape)
     return (drawn.max(2) > 50).astype(np.uint8) + (drawn.min(2) > 200)

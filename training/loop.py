@@ -1,7 +1,7 @@
-"""The loop that every stage is trained in: cosine schedule, averaged weights, and a save that a kill cannot spoil.
+"""The training loop of every stage: cosine schedule, averaged weights, and atomic checkpoints.
 
-A stage's batch is a function of the number of its step and of nothing before it, so what has been saved (weights,
-their average, the optimiser, the step) goes on exactly where it was, whenever the process was ended.
+A batch depends on its step only. So training that resumes from a checkpoint (weights, their average, the optimiser, the
+step) gives exactly what it would have given without the interruption.
 """
 
 import copy
@@ -20,7 +20,7 @@ LOG_EVERY = 100
 
 
 class Stage(Protocol):
-    """What is learnt, and the loss of one step; `total` is what is minimised, the others are only logged."""
+    """The networks and their losses for a step: `total` is minimised, the others are only logged."""
 
     name: str
     networks: nn.Module
@@ -31,7 +31,7 @@ class Stage(Protocol):
 
 
 def train(stage: Stage, folder: Path, save_every_s: float = 60.0) -> nn.Module:
-    """The averaged networks after all of the stage's steps. A stage that was finished before is only read."""
+    """The averaged networks after all of the stage's steps. Reads them if the stage is finished."""
     file = folder / f"{stage.name}.state"
     average = copy.deepcopy(stage.networks).requires_grad_(False)
     weights = [weight for weight in stage.networks.parameters() if weight.requires_grad]
@@ -49,7 +49,7 @@ def train(stage: Stage, folder: Path, save_every_s: float = 60.0) -> nn.Module:
         optimiser.step()
         step += 1
         _average(average, stage.networks, step)
-        log.note(step, losses)
+        log.add(step, losses)
         if time.monotonic() - saved > save_every_s or step == stage.steps:
             _save(file, step, stage.networks, average, optimiser)
             saved = time.monotonic()
@@ -79,7 +79,7 @@ def _average(average: nn.Module, networks: nn.Module, step: int) -> None:
 
 
 def _save(file: Path, step: int, networks: nn.Module, average: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-    """Whole or not at all: written beside, then put in its place."""
+    """Write a temporary file and rename it, so that a killed process leaves a complete checkpoint."""
     beside = file.with_suffix(".new")
     state = {
         "step": step,
@@ -105,14 +105,14 @@ def _resume(file: Path, networks: nn.Module, average: nn.Module, optimiser: torc
 
 
 class _Log:
-    """A line every hundred steps, to the screen and to a file: means of the losses, seconds of CPU."""
+    """Prints and writes a line every 100 steps: the means of the losses, and CPU seconds."""
 
     def __init__(self, file: Path, stage: Stage) -> None:
         self._file, self._stage = file, stage
         self._sums: dict[str, float] = defaultdict(float)
         self._steps = 0
 
-    def note(self, step: int, losses: Losses) -> None:
+    def add(self, step: int, losses: Losses) -> None:
         for name, loss in losses.items():
             self._sums[name] += loss.item()
         self._steps += 1

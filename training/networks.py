@@ -1,4 +1,4 @@
-"""The shapes of mini-zh's networks: those of Stable Diffusion, as Taiyi has them, only small."""
+"""The architecture of mini-zh's networks: Taiyi's, much smaller."""
 
 import math
 from typing import Any
@@ -61,7 +61,7 @@ def text_encoder(vocabulary: int) -> BertModel:
             max_position_embeddings=TOKENS,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
-            initializer_range=SPREAD,  # BERT's 0.02 is for 768: so narrow a one would hardly begin to attend
+            initializer_range=SPREAD,  # BERT's 0.02 is for a width of 768; at 96 attention would hardly start
         )
     )
     encoder.embeddings.position_embeddings.weight.data = SPREAD * _waves(TOKENS, WIDTH)
@@ -69,7 +69,7 @@ def text_encoder(vocabulary: int) -> BertModel:
 
 
 def _waves(positions: int, width: int) -> torch.Tensor:
-    """Sines and cosines: from these, what stands next to a character is quickly learnt."""
+    """Sines and cosines, from which the encoder quickly learns the neighbours of a character."""
     place = torch.arange(positions).unsqueeze(1)
     frequency = torch.exp(torch.arange(0, width, 2) * (-math.log(1000.0) / width))
     return torch.cat([torch.sin(place * frequency), torch.cos(place * frequency)], 1) * math.sqrt(2)

@@ -1,7 +1,7 @@
-"""Stage 2: the text encoder learns to say of a sentence, however it is worded, what scene it describes.
+"""Stage 2: trains the text encoder to give the code of the scene that a sentence describes, whatever its wording.
 
-Knows no pictures: it learns the codes that the UNet is taught with. Half-way up it is also asked which characters speak
-of what, or it would take long to find out that two colours of a sentence have two roles.
+Needs no images: the UNet is trained on the same codes. A middle layer also learns which attribute each character
+belongs to; without that it takes long to learn that two colours in a sentence have two roles.
 """
 
 import random
@@ -45,9 +45,9 @@ class TextEncoder:
         )
         wanted = torch.tensor([labels for _, labels in batch])
         output = self.networks["encoder"](torch.tensor(read["input_ids"]), output_hidden_states=True)
-        said = output.last_hidden_state
-        right = functional.mse_loss(said, codes.codes(wanted, self._vectors))
-        entropy = torch.stack([self._entropy(said, wanted, place) for place in range(len(ATTRIBUTES))]).mean()
+        encoded = output.last_hidden_state
+        right = functional.mse_loss(encoded, codes.codes(wanted, self._vectors))
+        entropy = torch.stack([self._entropy(encoded, wanted, place) for place in range(len(ATTRIBUTES))]).mean()
         roles = self.networks["tags"](output.hidden_states[TAGGED_LAYER])
         role = functional.cross_entropy(
             roles.flatten(0, 1), torch.tensor(_tags_of_tokens(read["offset_mapping"], tags)).flatten()
@@ -55,28 +55,28 @@ class TextEncoder:
         losses = {"entropy": entropy, "distance": right, "roles": role}
         return {"total": entropy + right + role, **{name: loss.detach() for name, loss in losses.items()}}
 
-    def _entropy(self, said: torch.Tensor, wanted: torch.Tensor, place: int) -> torch.Tensor:
-        likely = scores(said, self._vectors, place) / 4
+    def _entropy(self, encoded: torch.Tensor, wanted: torch.Tensor, place: int) -> torch.Tensor:
+        likely = scores(encoded, self._vectors, place) / 4
         return functional.cross_entropy(likely.flatten(0, 1), wanted[:, place].repeat_interleave(likely.shape[1]))
 
 
 def _tags_of_tokens(offsets: list[list[tuple[int, int]]], tags: tuple[list[int], ...]) -> list[list[int]]:
-    """Tokens that stand for no character (the frame, padding) have no tag either."""
+    """Special tokens and padding have no tag."""
     return [
         [one[start] if end > start else 0 for start, end in spans] for spans, one in zip(offsets, tags, strict=True)
     ]
 
 
-def scores(said: torch.Tensor, vectors: list[torch.Tensor], place: int) -> torch.Tensor:
-    """How much each of an attribute's tokens is like each of its options: batch × its tokens × options."""
-    return said[:, place :: len(ATTRIBUTES)] @ vectors[place].T
+def scores(encoded: torch.Tensor, vectors: list[torch.Tensor], place: int) -> torch.Tensor:
+    """The similarity of each of an attribute's tokens to each of its options: batch × its tokens × options."""
+    return encoded[:, place :: len(ATTRIBUTES)] @ vectors[place].T
 
 
 @torch.no_grad()
 def understood(texts: list[str], encoder: nn.Module, reader: object) -> list[dict[str, str]]:
-    """What the encoder takes each text to say."""
-    vectors, said = codes.tables(), encoder(torch.tensor(numbered(texts, reader))).last_hidden_state
-    best = [scores(said, vectors, place).sum(1).argmax(1).tolist() for place in range(len(ATTRIBUTES))]
+    """The scene that the encoder reads from each text."""
+    vectors, encoded = codes.tables(), encoder(torch.tensor(numbered(texts, reader))).last_hidden_state
+    best = [scores(encoded, vectors, place).sum(1).argmax(1).tolist() for place in range(len(ATTRIBUTES))]
     return [
         {attribute: codes.OPTIONS[attribute][chosen] for attribute, chosen in zip(ATTRIBUTES, row, strict=True)}
         for row in zip(*best, strict=True)
@@ -84,7 +84,7 @@ def understood(texts: list[str], encoder: nn.Module, reader: object) -> list[dic
 
 
 def sample(rng: random.Random) -> Sample:
-    """A sentence and the labels of what it says; now and then one that says little or nothing."""
+    """A sentence and its labels. Some sentences name few attributes or none."""
     scene = draw_scene(rng)
     if scene.colour is None:
         scene = replace(scene, place=None)  # no pattern without a colour names a place

@@ -1,4 +1,4 @@
-"""The tokenizer: Chinese BERT's, character by character, with the hanzi that common prompts are made of."""
+"""The tokenizer: Chinese BERT's, one token for each character, with the hanzi of common prompts."""
 
 import string
 import tempfile

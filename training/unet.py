@@ -1,6 +1,6 @@
-"""Stage 3: the UNet learns to draw a scene from its code. It never sees a sentence: the code is what sentences come to.
+"""Stage 3: trains the UNet to draw a scene from its code. It needs no sentences: the text encoder gives the same codes.
 
-Scenes are drawn and encoded once; noise, step and what is left unsaid are new each time.
+Scenes are drawn and encoded once; the noise, the timestep and the attributes left out are new in each batch.
 """
 
 from pathlib import Path
@@ -10,16 +10,16 @@ from diffusers import DDPMScheduler
 
 from training import codes, networks
 from training.loop import Losses, generator
-from training.vae import latents_of, pictures_of, scenes
+from training.vae import images_of, latents_of, scenes
 from training.world import ATTRIBUTES, Scene
 
 SCENES = 16_000
-FORGET_ALL, FORGET_ONE = 0.1, 0.12  # guidance needs the first, prompts that say little the second
-BLUR = 0.1  # the text encoder's sayings are not quite the codes
+FORGET_ALL, FORGET_ONE = 0.1, 0.12  # for guidance, and for prompts that leave attributes open
+BLUR = 0.1  # the text encoder's output is not exactly the code
 PART = 500
 
 
-class Painter:
+class Denoiser:
     name = "unet"
     rate = 1.5e-3
 
@@ -34,7 +34,7 @@ class Painter:
         self._signal = DDPMScheduler(**networks.NOISE).alphas_cumprod
 
     def losses(self, step: int) -> Losses:
-        """Small batches first, for many steps; large ones later, for quiet ones."""
+        """Small batches first, for more steps; large ones later, for less variance."""
         batch = 32 if step < self.steps // 2 else 64
         rng = generator(step)
         chosen = torch.randint(len(self._latents), (batch,), generator=rng)
@@ -44,31 +44,31 @@ class Painter:
         signal = self._signal[time].view(-1, 1, 1, 1)
         seen = signal.sqrt() * latents + (1 - signal).sqrt() * noise
         velocity = signal.sqrt() * noise - (1 - signal).sqrt() * latents
-        guess = self.networks(seen, time, self._said(chosen, rng)).sample
+        guess = self.networks(seen, time, self._prompt_codes(chosen, rng)).sample
         error = (guess - velocity).square().mean((1, 2, 3))
-        # The steps of much noise decide the layout: min-SNR weighting would starve them.
+        # The noisiest timesteps decide the layout; min-SNR weighting would give them too little weight.
         weight = (6 * (1 - self._signal[time])).clamp(max=1)
         return {"total": (weight * error).mean(), "error": error.mean().detach()}
 
-    def _said(self, chosen: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    def _prompt_codes(self, chosen: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
         batch = len(chosen)
         forgotten = torch.rand(batch, 1, generator=rng) < FORGET_ALL
         one = torch.randint(len(ATTRIBUTES), (batch, 1), generator=rng) == torch.arange(len(ATTRIBUTES))
         forgotten = forgotten | (one & (torch.rand(batch, 1, generator=rng) < FORGET_ONE))
-        said = codes.codes(torch.where(forgotten, self._nothing, self._labels[chosen]), self._vectors)
-        return said + BLUR * torch.randn(said.shape, generator=rng)
+        encoded = codes.codes(torch.where(forgotten, self._nothing, self._labels[chosen]), self._vectors)
+        return encoded + BLUR * torch.randn(encoded.shape, generator=rng)
 
 
 def encoded_scenes(vae: torch.nn.Module, folder: Path, count: int = SCENES) -> tuple[list[Scene], torch.Tensor]:
-    """Scenes and their latents, kept in parts: encoding takes minutes, and may be broken off."""
+    """Scenes and their latents, saved in parts: encoding takes minutes and may be interrupted."""
     shown, parts = scenes(count, seed=5), []
     folder.mkdir(parents=True, exist_ok=True)
     for first in range(0, count, PART):
         file = folder / f"{first}.pt"
         if not file.exists():
-            pictures = torch.from_numpy(pictures_of(shown[first : first + PART], seed=first))
+            images = torch.from_numpy(images_of(shown[first : first + PART], seed=first))
             beside = file.with_suffix(".new")
-            torch.save(latents_of(vae, pictures), beside)
+            torch.save(latents_of(vae, images), beside)
             beside.replace(file)
         parts.append(torch.load(file, weights_only=True))
     return shown, torch.cat(parts)

@@ -1,6 +1,6 @@
-"""Stage 1: the autoencoder, learnt from pieces of pictures, and the latents of whole ones that the UNet learns from.
+"""Stage 1: trains the autoencoder on crops of images, and encodes whole images for the UNet.
 
-Its decoder is made to bear what a UNet gets wrong: while it learns, the latents are shaken a little.
+Its latents get some noise in training, so that the decoder tolerates the errors of a UNet.
 """
 
 import random
@@ -24,11 +24,11 @@ class Autoencoder:
     name = "vae"
     rate = 2.5e-3
 
-    def __init__(self, steps: int, pictures: int = 6000) -> None:
+    def __init__(self, steps: int, images: int = 6000) -> None:
         torch.manual_seed(1)
         self.networks: AutoencoderKL = networks.autoencoder()
         self.steps = steps
-        self._pictures = torch.from_numpy(pictures_of(scenes(pictures, seed=1), seed=2))
+        self._images = torch.from_numpy(images_of(scenes(images, seed=1), seed=2))
 
     def losses(self, step: int) -> Losses:
         rng = random.Random(step)
@@ -46,11 +46,11 @@ class Autoencoder:
         return {"total": l1 + 2 * l2 + 1e-4 * kl, "l1": l1.detach(), "l2": l2.detach(), "kl": kl.detach()}
 
     def _piece(self, rng: random.Random) -> torch.Tensor:
-        """Rather one in which something is to be seen."""
+        """A random crop, if possible not of the background alone."""
         for _ in range(4):
-            picture = self._pictures[rng.randrange(len(self._pictures))]
+            image = self._images[rng.randrange(len(self._images))]
             x, y = rng.randrange(networks.SIDE - PIECE + 1), rng.randrange(networks.SIDE - PIECE + 1)
-            piece = picture[y : y + PIECE, x : x + PIECE]
+            piece = image[y : y + PIECE, x : x + PIECE]
             if int(piece.amax((0, 1)).sub(piece.amin((0, 1))).max()) > 20:
                 break
         return piece
@@ -61,13 +61,13 @@ def scenes(count: int, seed: int) -> list[Scene]:
     return [draw_scene(rng) for _ in range(count)]
 
 
-def pictures_of(shown: list[Scene], seed: int) -> np.ndarray:
+def images_of(shown: list[Scene], seed: int) -> np.ndarray:
     rng = random.Random(seed)
     return np.stack([draw(scene, rng) for scene in shown])
 
 
-def as_input(pictures: torch.Tensor) -> torch.Tensor:
-    return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
+def as_input(images: torch.Tensor) -> torch.Tensor:
+    return images.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def as_pixels(drawn: torch.Tensor) -> torch.Tensor:
@@ -75,12 +75,12 @@ def as_pixels(drawn: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def whiten(vae: AutoencoderKL, pictures: torch.Tensor) -> None:
-    """Latents of mean 0 and deviation 1 a channel after the usual scaling, by what is folded into two 1×1 convolutions.
+def whiten(vae: AutoencoderKL, images: torch.Tensor) -> None:
+    """Give each latent channel mean 0 and deviation 1 after the usual scaling, by changing two 1×1 convolutions.
 
-    The published autoencoders come near that by themselves; this one is far off, and the UNet would have to learn it.
+    Published autoencoders are close to that by themselves. This one is not, and the UNet would have to learn it.
     """
-    latents = torch.cat([vae.encode(as_input(some)).latent_dist.mean for some in pictures.split(5)])
+    latents = torch.cat([vae.encode(as_input(some)).latent_dist.mean for some in images.split(5)])
     mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     scale = 1 / (deviation * networks.SCALING)
     quant, post = vae.quant_conv, vae.post_quant_conv
@@ -92,31 +92,31 @@ def whiten(vae: AutoencoderKL, pictures: torch.Tensor) -> None:
 
 
 @torch.no_grad()
-def latents_of(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
-    """As the UNet sees them."""
-    encoded = [vae.encode(as_input(some)).latent_dist.mean for some in pictures.split(5)]
+def latents_of(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
+    """The scaled latents of the images, as the UNet gets them."""
+    encoded = [vae.encode(as_input(some)).latent_dist.mean for some in images.split(5)]
     return torch.cat(encoded) * networks.SCALING
 
 
 class Decoder:
-    """Stage 4: the decoder again, on whole pictures and a UNet's kind of mistakes; what latents mean stays as it is."""
+    """Stage 4: trains the decoder further, on whole images and noisy latents. The encoder stays as it is."""
 
     name = "decoder"
     rate = 1e-3
 
-    def __init__(self, steps: int, trained: AutoencoderKL, pictures: int = 3000) -> None:
+    def __init__(self, steps: int, trained: AutoencoderKL, images: int = 3000) -> None:
         self.steps = steps
         self.networks = trained.requires_grad_(False)
         for part in (trained.post_quant_conv, trained.decoder):
             part.requires_grad_(True)
-        self._pictures = torch.from_numpy(pictures_of(scenes(pictures, seed=9), seed=10))
-        self._latents = latents_of(trained, self._pictures)
+        self._images = torch.from_numpy(images_of(scenes(images, seed=9), seed=10))
+        self._latents = latents_of(trained, self._images)
 
     def losses(self, step: int) -> Losses:
         rng = generator(step)
         chosen = torch.randint(len(self._latents), (4,), generator=rng)
         amount = 0.2 * torch.rand((4, 1, 1, 1), generator=rng)
         latents = self._latents[chosen] + amount * torch.randn((4, *self._latents.shape[1:]), generator=rng)
-        drawn, wanted = self.networks.decode(latents / networks.SCALING).sample, as_input(self._pictures[chosen])
+        drawn, wanted = self.networks.decode(latents / networks.SCALING).sample, as_input(self._images[chosen])
         l1, l2 = functional.l1_loss(drawn, wanted), functional.mse_loss(drawn, wanted)
         return {"total": l1 + 2 * l2, "l1": l1.detach(), "l2": l2.detach()}

@@ -1,4 +1,4 @@
-"""What the things of mini-zh's world are called in Chinese, read from `words.toml`."""
+"""The Chinese words for everything that mini-zh can draw, read from `words.toml`."""
 
 import tomllib
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
-"""What a picture can show: the few things of mini-zh's world, and how often each is drawn. Knows no pixels, no Chinese.
+"""The scenes that mini-zh can draw, and how often each appears in training. Knows no pixels and no Chinese.
 
-A `Scene` is all that a picture says. An attribute that is None was not spoken of: the drawing then takes what is
-natural (a yellow moon, a white background).
+A `Scene` describes an image completely. Attributes that are None are left open: the drawing then uses a natural value
+(a yellow moon, a white background).
 """
 
 import random
@@ -44,7 +44,7 @@ NATURAL = {
     "cat": ("orange", "grey", "black"),
     "no-entry": ("red",),
 }
-HARD = ("star", "sun", "house", "flower", "tree", "moon", "cat")  # drawn more often: they take longer to learn
+HARD = ("star", "sun", "house", "flower", "tree", "moon", "cat")  # more frequent, for they take longer to learn
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Scene:
 
     @property
     def is_pair(self) -> bool:
-        """Two things side by side; in a landscape the second is the sun or the moon in its sky."""
+        """Two objects side by side. In a landscape the second object is the sun or the moon."""
         return self.second_shape is not None and self.background not in LANDSCAPES
 
 
@@ -75,7 +75,7 @@ def default_background(colour: str | None) -> str:
 
 
 def draw_scene(rng: random.Random) -> Scene:
-    """One scene as training meets them."""
+    """A random scene of the training distribution."""
     while True:
         scene = rng.choices((_single, _pair, _landscape, _sign), (78, 9, 11, 2))[0](rng)
         if _can_be_seen(scene):

@@ -2,7 +2,7 @@
 
 A subscription holds neither a thread nor a database connection, and has no queue: only the latest version of each job
 is kept, and a subscriber that wakes sends what is new to it. Redis says which rows to read; the rows are the truth.
-While Redis is away, the poll finds everything but progress within a second.
+While Redis is unavailable, the poll finds everything but progress within a second.
 """
 
 import asyncio

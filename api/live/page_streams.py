@@ -45,7 +45,7 @@ class PageStream:
 
 
 class PageStreams:
-    """The views that somebody has open."""
+    """The views that browsers have open."""
 
     def __init__(self) -> None:
         self._streams: dict[Any, PageStream] = {}

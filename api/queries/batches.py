@@ -1,8 +1,8 @@
-"""Batches as their tenant sees them. Reads only; what changes one is in `common.batches.lifecycle`.
+"""Batches as their tenant sees them. Reads only; `common.batches.lifecycle` changes them.
 
-However many a page has, it is one query, and none that grows with a batch: what has become of its images its lanes
-count, and what runs is looked up by the open leases. A cancelled batch is shown as it is going to be: ended, and
-cancelled what was open, though a control worker is still settling its jobs.
+A page is one query, whose cost does not grow with the size of its batches: lanes count ended images, and running images
+are found by the open leases. A cancelled batch is shown as ended, and its open images as cancelled, while a control
+worker still settles its jobs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -61,10 +61,10 @@ BATCH: dict[str, Any] = {
 }
 
 
-class Images(BaseModel):
-    """How many images of a batch are in which state."""
+class BatchImages(BaseModel):
+    """The images of a batch by state."""
 
-    total: int | None = Field(description="Null until all its jobs are there.")
+    total: int | None = Field(description="Null until all jobs of the batch exist.")
     open: int = Field(description="That have not ended.")
     stored: int
     flagged: int
@@ -72,10 +72,10 @@ class Images(BaseModel):
     cancelled: int
 
 
-class Skip(BaseModel):
-    """A line of a batch's file that is no prompt of it."""
+class SkippedLine(BaseModel):
+    """A line of a batch's file that cannot be rendered."""
 
-    line: int = Field(description="Where it begins; of Parquet the number of the row.", examples=[12])
+    line: int = Field(description="Its number, from 1; for Parquet the number of the row.", examples=[12])
     reason: str = Field(examples=["prompt is empty."])
 
 
@@ -93,36 +93,36 @@ class Batch(BaseModel):
     name: str
     state: BatchState
     tier: Tier
-    model: str = Field(description="Of all prompts that name none themselves; of several in its matrix the first.")
+    model: str = Field(description="Of all prompts that name none; the first of those in the matrix.")
     images_per_prompt: int
-    seed: int = Field(description="Of the first image; the others count on from it.")
+    seed: int = Field(description="Of the first image; the others count up from it.")
     defaults: dict[str, Any] = Field(description="What its recipes have in common.")
-    matrix: dict[str, Any] = Field(description="What each prompt is drawn with.")
-    variants: int = Field(description="The combinations of its matrix: each prompt becomes so many jobs.")
+    matrix: dict[str, Any] = Field(description="What each prompt is rendered with.")
+    variants: int = Field(description="Combinations of the matrix: each prompt becomes so many jobs.")
     upload_id: UUID
-    parent_id: UUID | None = Field(description="The batch whose failed images it draws again.")
-    retry_id: UUID | None = Field(description="The batch that draws its failed images again.")
+    parent_id: UUID | None = Field(description="The batch whose failed images it retries.")
+    retry_id: UUID | None = Field(description="The batch that retries its failed images.")
     stop_rule: StopRule | None = Field(description="When it pauses by itself.")
-    prompts: int | None = Field(description="In its file, as far as it is checked; of a retry, those that failed.")
-    jobs: int = Field(description="That are made of its prompts by now.")
-    images: Images
+    prompts: int | None = Field(description="In its file, as far as it was checked; of a retry, those that failed.")
+    jobs: int = Field(description="Made from its prompts so far.")
+    images: BatchImages
     running: int = Field(description="Images that are being rendered now.")
     images_per_minute: float | None = Field(
-        description="That ended, in the last minute or so; null while nobody knows."
+        description="That ended, in about the last minute; null while it is unknown."
     )
-    eta_seconds: float | None = Field(description="Until it has probably ended; null while nobody knows.")
-    warned: int = Field(description="Prompts whose pictures may not show what they say.")
+    eta_seconds: float | None = Field(description="Estimated time until it ends; null while it is unknown.")
+    warned: int = Field(description="Prompts whose pictures may not show everything.")
     warnings: list[str] = Field(description="Of the first of them.")
-    skip_bad: bool = Field(description="Whether what cannot be rendered is left out.")
-    skipped: int = Field(description="Lines that were left out, as far as its file is checked.")
-    skips: list[Skip] = Field(description="The first of them.")
+    skip_bad: bool = Field(description="Whether prompts that cannot be rendered are left out.")
+    skipped: int = Field(description="Lines left out, as far as its file was checked.")
+    skips: list[SkippedLine] = Field(description="The first of them.")
     error: BatchError | None = Field(description="Why its prompts cannot be rendered.")
     created_at: datetime
-    expanded_at: datetime | None = Field(description="When all its jobs were there.")
+    expanded_at: datetime | None = Field(description="When all its jobs existed.")
     paused_at: datetime | None
-    paused_because: str | None = Field(description="Why it is paused, if that was its stop rule.")
+    paused_because: str | None = Field(description="Why it is paused, if its stop rule paused it.")
     cancelled_at: datetime | None
-    finished_at: datetime | None = Field(description="When all its images had ended, and their jobs.")
+    finished_at: datetime | None = Field(description="When all its images and jobs had ended.")
 
 
 def find_batch(connection: Connection, tenant_id: UUID, batch_id: UUID) -> Batch:
@@ -141,15 +141,15 @@ def find_batches(connection: Connection, tenant_id: UUID, before: UUID | None, l
 
 def _read(connection: Connection, statement: TextClause, parameters: Mapping[str, Any]) -> list[Batch]:
     rows = connection.execute(statement, parameters).all()
-    crew = Fleet(next((row.crew for row in rows if row.crew), None))
-    return [_batch(row, crew) for row in rows]
+    fleet = Fleet(next((row.fleet for row in rows if row.fleet), None))
+    return [_batch(row, fleet) for row in rows]
 
 
-def _batch(row: Row[Any], crew: Fleet) -> Batch:
+def _batch(row: Row[Any], fleet: Fleet) -> Batch:
     plan, is_cancelled = Plan.model_validate(row.plan), row.cancelled_at is not None
     shown_open = 0 if is_cancelled else row.open
     state = BatchState.ENDED if is_cancelled else BatchState(row.state)
-    pace = images_per_minute(read_samples(row.progress_samples)) if state in GOES_ON else None
+    rate = images_per_minute(read_samples(row.progress_samples)) if state in GOES_ON else None
     return Batch(
         id=row.id,
         name=row.name,
@@ -167,7 +167,7 @@ def _batch(row: Row[Any], crew: Fleet) -> Batch:
         stop_rule=row.stop_rule,
         prompts=row.prompts,
         jobs=row.jobs,
-        images=Images(
+        images=BatchImages(
             total=row.images if row.expanded_at or state == BatchState.ENDED else None,
             open=shown_open,
             stored=row.stored,
@@ -176,8 +176,8 @@ def _batch(row: Row[Any], crew: Fleet) -> Batch:
             cancelled=row.cancelled + row.open - shown_open,
         ),
         running=row.running,
-        images_per_minute=pace,
-        eta_seconds=_eta(row.open, pace, plan.models, crew) if state == BatchState.RUNNING else None,
+        images_per_minute=rate,
+        eta_seconds=_eta(row.open, rate, plan.models, fleet) if state == BatchState.RUNNING else None,
         warned=row.warned,
         warnings=row.warnings,
         skip_bad=plan.skip_bad,
@@ -193,41 +193,45 @@ def _batch(row: Row[Any], crew: Fleet) -> Batch:
     )
 
 
-def _eta(images: int, pace: float | None, models: Sequence[str], crew: Fleet) -> float | None:
-    """By its pace; before it has one as if it had the workers for itself, and as many images of each model."""
-    if pace:
-        return round(60 * images / pace, 1)
-    rates = [crew.images_per_second(model) for model in models]
-    return round(sum(images / len(models) / rate for rate in rates if rate), 1) if all(rates) else None
+def _eta(images: int, rate: float | None, models: Sequence[str], fleet: Fleet) -> float | None:
+    """Seconds until these images have ended, by the batch's rate. Before it has one: as if the workers rendered nothing
+    else, and as many images of each model.
+    """
+    if rate:
+        return round(60 * images / rate, 1)
+    speeds = [fleet.images_per_second(model) for model in models]
+    return round(sum(images / len(models) / speed for speed in speeds if speed), 1) if all(speeds) else None
 
 
+# The first skipped lines of a batch, as JSON.
 SKIPS = f"""
     CASE WHEN page.skipped > 0 THEN (
         SELECT json_agg(json_build_object('line', line, 'reason', reason) ORDER BY line)
         FROM (SELECT * FROM skipped_lines WHERE batch_id = page.id ORDER BY line LIMIT {SHOWN_SKIPS}) AS first)
     END AS skips"""
 
+# A page of batches: what their lanes count, how many of their images are running, who retries them, and the workers.
 READ_BATCHES = f"""
     WITH page AS MATERIALIZED (
         SELECT * FROM batches WHERE tenant_id = :tenant AND {{filter}} ORDER BY id DESC LIMIT :limit),
-    hands AS MATERIALIZED (
+    busy AS MATERIALIZED (
         SELECT lanes.batch_id, count(*) AS running
         FROM leases
         JOIN images ON images.id = ANY(leases.image_ids) AND images.lease_id = leases.id AND images.state = 'running'
         JOIN lanes ON lanes.id = images.lane_id
         WHERE leases.ended_at IS NULL AND lanes.batch_id = ANY(ARRAY(SELECT id FROM page))
         GROUP BY lanes.batch_id)
-    SELECT page.*, counted.*, coalesce(hands.running, 0) AS running,
+    SELECT page.*, counted.*, coalesce(busy.running, 0) AS running,
            (SELECT id FROM batches AS retry WHERE retry.parent_id = page.id AND retry.cancelled_at IS NULL) AS retry_id,
            {SKIPS},
-           CASE WHEN row_number() OVER (ORDER BY page.id DESC) = 1 THEN ({WORKERS_JSON}) END AS crew
+           CASE WHEN row_number() OVER (ORDER BY page.id DESC) = 1 THEN ({WORKERS_JSON}) END AS fleet
     FROM page
     CROSS JOIN LATERAL (
         SELECT coalesce(sum(open), 0)::bigint AS open, coalesce(sum(stored), 0)::bigint AS stored,
                coalesce(sum(flagged), 0)::bigint AS flagged, coalesce(sum(failed), 0)::bigint AS failed,
                coalesce(sum(cancelled), 0)::bigint AS cancelled
         FROM lanes WHERE lanes.batch_id = page.id) AS counted
-    LEFT JOIN hands ON hands.batch_id = page.id
+    LEFT JOIN busy ON busy.batch_id = page.id
     ORDER BY page.id DESC
 """
 READ_BATCH = text(READ_BATCHES.format(filter="id = :batch"))

@@ -1,5 +1,5 @@
-"""Datasets as their tenant sees them, and the files of one that is ready. Reads only; what changes one is in
-`common.datasets.lifecycle`.
+"""Datasets as their tenant sees them, and the files of one that is ready. Reads only; `common.datasets.lifecycle`
+changes them.
 
 A page of files is a part of the dataset's SHA256SUMS, so it costs the same for ten files and for a million.
 """
@@ -44,12 +44,12 @@ FILE: dict[str, Any] = {
 }
 
 
-class Images(BaseModel):
-    """How many images of its batch are in it by now."""
+class DatasetImages(BaseModel):
+    """The images of its batch, as far as it is written."""
 
-    total: int | None = Field(description="Null until all jobs of the batch are there.")
+    total: int | None = Field(description="Null until all jobs of the batch exist.")
     written: int
-    stored: int = Field(description="Of those in finished shards: that have a picture.")
+    stored: int = Field(description="In finished shards, with a picture.")
 
 
 class DatasetError(BaseModel):
@@ -58,19 +58,19 @@ class DatasetError(BaseModel):
 
 
 class Dataset(BaseModel):
-    """The pictures of a batch, to be downloaded as a whole."""
+    """The pictures of a batch as files to download."""
 
     model_config = example(DATASET)
 
     id: UUID
     batch_id: UUID
-    retries: list[UUID] = Field(description="Of the batch: what failed in it and is stored by these is in it too.")
+    retries: list[UUID] = Field(description="Of the batch: failed images that these stored are in it too.")
     state: DatasetState
     layout: Layout
     splits: dict[str, float] = Field(description="Shares of the prompts.")
     plan: str = Field(description="Equal for equal layouts and splits of the same batch.")
-    images: Images
-    shards: int = Field(description="That are finished.")
+    images: DatasetImages
+    shards: int = Field(description="Finished ones.")
     files: int | None = Field(description="Once it is ready.")
     bytes: int | None = Field(description="Of all its files, once it is ready.")
     digest: str | None = Field(description="The sha256 of its SHA256SUMS, and so of every byte of it.")
@@ -107,7 +107,7 @@ def find_datasets(
 
 
 def find_files(storage: Storage, dataset: Dataset, offset: int, limit: int) -> tuple[list[DatasetFile], int | None]:
-    """A page of the files of a dataset that is ready, and where the next one begins. SHA256SUMS itself is the first."""
+    """Files of a dataset that is ready, and the offset of the next page; SHA256SUMS itself is the first file."""
     files = list[DatasetFile]()
 
     def add(path: str, digest: str) -> None:
@@ -143,7 +143,7 @@ def _dataset(row: Row[Any]) -> Dataset:
         layout=plan.layout,
         splits=plan.splits,
         plan=plan.digest(row.batch_id),
-        images=Images(total=row.total, written=row.images + row.written, stored=row.pictures),
+        images=DatasetImages(total=row.total, written=row.images + row.written, stored=row.pictures),
         shards=row.shards,
         files=row.files,
         bytes=row.bytes,
@@ -155,13 +155,16 @@ def _dataset(row: Row[Any]) -> Dataset:
     )
 
 
+# Datasets, with the number of images of their batches once that is final.
 READ = """
     SELECT datasets.*,
            CASE WHEN batches.expanded_at IS NOT NULL OR batches.finished_at IS NOT NULL THEN batches.images END AS total
     FROM datasets JOIN batches ON batches.id = batch_id
     WHERE datasets.tenant_id = :tenant AND
 """
+# One dataset of a tenant.
 READ_DATASET = text(f"{READ} datasets.id = :dataset")
+# A page of a tenant's datasets, newest first, of one batch or of all.
 READ_PAGE = text(f"""
     {READ} datasets.id < :before AND (cast(:batch AS uuid) IS NULL OR batch_id = :batch)
     ORDER BY datasets.id DESC LIMIT :limit

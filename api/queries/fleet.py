@@ -34,7 +34,7 @@ WORKER: dict[str, Any] = {
 
 
 class Worker(BaseModel):
-    """One process on one device. Its class says whose pictures are comparable."""
+    """One process on one device. Workers of one class render the same pictures."""
 
     model_config = example(WORKER)
 
@@ -44,10 +44,10 @@ class Worker(BaseModel):
     state: WorkerState
     reason: str | None = Field(description="Why it drains or has stopped.")
     models: list[str] = Field(description="That it serves.")
-    resident: list[str] = Field(description="That it holds in memory.")
-    refusals: dict[str, str] = Field(description="That it will not serve, and why.")
-    seconds_per_image: dict[str, float] = Field(description="Lately measured, by model.")
-    capacity: dict[str, int] = Field(description="Images that it renders together, by model; of those it has loaded.")
+    resident: list[str] = Field(description="That are in its memory.")
+    refusals: dict[str, str] = Field(description="Models that it refuses, and why.")
+    seconds_per_image: dict[str, float] = Field(description="Measured lately, by model.")
+    capacity: dict[str, int] = Field(description="Images that it renders together, by loaded model.")
     started_at: datetime
     seen_at: datetime
 
@@ -63,7 +63,7 @@ class FleetWorker:
 
 
 class Fleet:
-    """`workers`: the answer to WORKERS_JSON."""
+    """The workers that have not stopped. `workers`: the value of WORKERS_JSON."""
 
     def __init__(self, workers: Iterable[Mapping[str, Any]] | None) -> None:
         self.workers = [FleetWorker(**worker) for worker in workers or ()]
@@ -87,7 +87,7 @@ class Fleet:
         return [1 / seconds for worker in ready if (seconds := worker.seconds_per_image.get(model))]
 
     def waiting_reason(self, model: str, *, is_backing_off: bool) -> WaitingFor:
-        """Why a job of this model waits."""
+        """Why a job of this model waits, if it does."""
         serving, refusing = self.serving(model), self.refusing(model)
         if not serving and refusing:
             first = refusing[0]

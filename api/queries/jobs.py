@@ -1,9 +1,7 @@
-"""Jobs and images as their tenant sees them. Reads only;
+"""Jobs and images as their tenant sees them. Reads only; `common.queue` changes them.
 
-what changes a state is in `common.queue.jobs` and `common.queue.claim`.
-
-However many jobs a page has, it is one query: the jobs with their images and, for those that wait, how many images are
-ahead of them. The first that waits brings along the crew, who could render it.
+A page is one query, however many jobs it has: the jobs, their images and, for those that wait, how many images are
+ahead. The first row that waits has the workers, from which follows why it waits.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,7 +20,7 @@ from common.errors import NotFound, RenderFailed
 from common.queue.claim import WAITING
 from common.queue.search import Search, find
 
-FARTHEST = 1000  # images ahead are counted up to here
+MAX_POSITION = 1000  # images ahead are counted up to here
 JobVersion = tuple[JobState, int]  # the state of a job, and how many of its images are open
 RETRYABLE = {error.code: error.retryable for error in RenderFailed.__subclasses__()}
 
@@ -38,10 +36,10 @@ def find_job(connection: Connection, tenant_id: UUID, job_id: UUID, base_url: st
 
 
 def find_jobs(connection: Connection, tenant_id: UUID, search: Search, base_url: str) -> tuple[list[Job], UUID | None]:
-    """A page of jobs, newest first, and where to look on if it has fewer than its limit: see `common.queue.search`."""
+    """A page of jobs, newest first, and where to resume a search that ended early: see `common.queue.search`."""
     found = find(connection, tenant_id, search)
-    these = {"jobs": list(found.ids), "limit": len(found.ids)}
-    return (_read(connection, base_url, "id = ANY(:jobs)", these, search.order) if found.ids else []), found.resume
+    parameters = {"jobs": list(found.ids), "limit": len(found.ids)}
+    return (_read(connection, base_url, "id = ANY(:jobs)", parameters, search.order) if found.ids else []), found.resume
 
 
 def find_image(
@@ -55,7 +53,7 @@ def find_image(
 
 
 def find_changed(connection: Connection, known: Mapping[UUID, JobVersion | None]) -> dict[UUID, tuple[JobVersion, Job]]:
-    """Those of these jobs that are not as they are known, of whatever tenant; their links have no address yet."""
+    """Those of these jobs whose version is not the known one, of any tenant; their links have no address yet."""
     versions = {row.id: (row.state, row.open) for row in connection.execute(READ_VERSIONS, {"jobs": list(known)})}
     changed = [job_id for job_id, version in versions.items() if version != known[job_id]]
     jobs = _read(connection, "", "id = ANY(:jobs)", {"jobs": changed, "limit": len(changed)}) if changed else []
@@ -71,7 +69,7 @@ def is_terminal(connection: Connection, tenant_id: UUID, job_id: UUID) -> bool:
 
 
 def with_progress(broker: Broker, found: Iterable[Job]) -> list[Job]:
-    """The same jobs; those that run say how far they have come, if Redis knows. Never inside a transaction."""
+    """The same jobs; running ones get their progress, if Redis has it. Not for use inside a transaction."""
     jobs = list(found)
     running = {job.id: job for job in jobs if job.state == JobState.RUNNING}
     for job_id, (step, steps) in broker.progress(list(running)).items():
@@ -82,35 +80,37 @@ def with_progress(broker: Broker, found: Iterable[Job]) -> list[Job]:
 def _read(
     connection: Connection, base_url: str, filters: str, parameters: Mapping[str, Any], order: str = "id"
 ) -> list[Job]:
-    rows = connection.execute(statement(filters, order), parameters).all()
+    rows = connection.execute(_statement(filters, order), parameters).all()
     jobs = [_job(row, base_url) for row in rows]
-    crew = Fleet(next((row.crew for row in rows if row.crew), None))
+    fleet = Fleet(next((row.fleet for row in rows if row.fleet), None))
     for job, row in zip(jobs, rows, strict=True):
         if row.waits:
-            _say_why_it_waits(job, row, crew)
+            _set_waiting(job, row, fleet)
     return jobs
 
 
 @lru_cache
-def statement(filters: str, order: str) -> TextClause:
+def _statement(filters: str, order: str) -> TextClause:
     return text(READ_JOBS.format(filters=filters, order=order))
 
 
-def _say_why_it_waits(job: Job, row: Row[Any], crew: Fleet) -> None:
+def _set_waiting(job: Job, row: Row[Any], fleet: Fleet) -> None:
     if row.batch_cancelled_at or row.batch_paused_at:
         job.waiting_for = BATCH_CANCELLED if row.batch_cancelled_at else BATCH_PAUSED
         return
     backs_off = row.head is None and row.backs_off
-    job.waiting_for = crew.waiting_reason(job.recipe.model, is_backing_off=backs_off)
+    job.waiting_for = fleet.waiting_reason(job.recipe.model, is_backing_off=backs_off)
     job.position = None if backs_off else row.ahead
-    rate = crew.images_per_second(job.recipe.model)
-    if rate and job.position is not None and job.position < FARTHEST:
+    rate = fleet.images_per_second(job.recipe.model)
+    if rate and job.position is not None and job.position < MAX_POSITION:
         job.eta_seconds = round((job.position + row.open) / rate, 1)
 
 
 def _job(row: Row[Any], base_url: str) -> Job:
     images: list[dict[str, Any]] = row.images
-    seen = [image for image in images if image["worker"] and image["started_at"]]  # cancelled before it began: nobody's
+    rendered = [
+        image for image in images if image["worker"] and image["started_at"]
+    ]  # one that was cancelled before it started has no worker
     return Job(
         id=row.id,
         state=row.state,
@@ -129,7 +129,7 @@ def _job(row: Row[Any], base_url: str) -> Job:
             render_s=_seconds(image["render_ms"] for image in images),
             store_s=_seconds(image["store_ms"] for image in images),
         ),
-        worker=max(seen, key=lambda image: image["started_at"])["worker"] if seen else None,
+        worker=max(rendered, key=lambda image: image["started_at"])["worker"] if rendered else None,
     )
 
 
@@ -166,18 +166,19 @@ def _seconds(milliseconds: Iterable[int | None]) -> float | None:
 BATCH_PAUSED = WaitingFor(code="batch_paused", message=sentence("batch_paused"))
 BATCH_CANCELLED = WaitingFor(code="batch_cancelled", message=sentence("batch_cancelled"))
 
+# An image as JSON.
 IMAGE_JSON = """json_build_object(
     'id', images.id, 'index', images.index, 'state', images.state, 'attempts', images.attempts, 'bytes', images.bytes,
     'sha256', images.sha256, 'error_code', images.error_code, 'error_message', images.error_message,
     'render_ms', images.render_ms, 'store_ms', images.store_ms, 'started_at', images.started_at,
     'worker', workers.name)"""
 
-# A claimed image that has not started is nobody's yet: its lease may still give it back.
+# The worker of an image. None for one that is claimed but not started, since its lease may still release it.
 WORKER = """
     LEFT JOIN leases ON leases.id = images.lease_id AND images.state <> 'queued'
     LEFT JOIN workers ON workers.id = leases.worker_id"""
 
-# Ahead of a job is what waits in a higher tier of its model, and what is older in its own. Fair shares may move it.
+# Counts the images ahead of a job: of its model, those in higher tiers and older ones in its own. Ignores fair share.
 AHEAD = f"""
     SELECT count(*) AS ahead FROM (
         SELECT FROM lanes AS mine
@@ -186,15 +187,15 @@ AHEAD = f"""
         CROSS JOIN LATERAL (
             SELECT FROM images WHERE images.lane_id = lanes.id AND {WAITING}
                 AND images.id < CASE WHEN lanes.tier < mine.tier THEN 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid
-                                     ELSE drawn.head END
-            ORDER BY images.id LIMIT {FARTHEST}) AS image
-        WHERE mine.id = drawn.lane_id LIMIT {FARTHEST}) AS images_ahead"""
+                                     ELSE own.head END
+            ORDER BY images.id LIMIT {MAX_POSITION}) AS image
+        WHERE mine.id = own.lane_id LIMIT {MAX_POSITION}) AS images_ahead"""
 
-# One snapshot: a job and its images never contradict each other.
+# A page of jobs in one snapshot, so that a job and its images never contradict each other.
 READ_JOBS = f"""
-    SELECT page.*, drawn.*, place.ahead,
+    SELECT page.*, own.*, place.ahead,
            batches.paused_at AS batch_paused_at, batches.cancelled_at AS batch_cancelled_at,
-           CASE WHEN drawn.waits AND row_number() OVER (PARTITION BY drawn.waits) = 1 THEN ({WORKERS_JSON}) END AS crew
+           CASE WHEN own.waits AND row_number() OVER (PARTITION BY own.waits) = 1 THEN ({WORKERS_JSON}) END AS fleet
     FROM (
         SELECT * FROM jobs WHERE {{filters}} ORDER BY {{order}} DESC LIMIT :limit) AS page
     CROSS JOIN LATERAL (
@@ -203,17 +204,21 @@ READ_JOBS = f"""
                page.finished_at IS NULL AND NOT bool_or(images.state = 'running') AS waits,
                bool_or(images.not_before IS NOT NULL) AS backs_off,
                (array_agg(images.id ORDER BY images.id) FILTER (WHERE {WAITING}))[1] AS head
-        FROM images {WORKER} WHERE images.job_id = page.id) AS drawn
-    LEFT JOIN LATERAL ({AHEAD}) AS place ON drawn.waits
+        FROM images {WORKER} WHERE images.job_id = page.id) AS own
+    LEFT JOIN LATERAL ({AHEAD}) AS place ON own.waits
     LEFT JOIN batches ON batches.id = page.batch_id
     ORDER BY page.{{order}} DESC
 """
 
+# One image of a tenant, and its job's recipe.
 READ_IMAGE = text(f"""
     SELECT jobs.id AS job_id, jobs.recipe, images.key, {IMAGE_JSON} AS image
     FROM images JOIN jobs ON jobs.id = images.job_id {WORKER}
     WHERE images.id = :image AND jobs.tenant_id = :tenant
 """)
 
+# The versions of jobs.
 READ_VERSIONS = text("SELECT id, state, open FROM jobs WHERE id = ANY(:jobs)")
+
+# The state of a job of a tenant.
 READ_STATE = text("SELECT state FROM jobs WHERE id = :job AND tenant_id = :tenant")

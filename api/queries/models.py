@@ -18,7 +18,7 @@ from common.enums import WorkerState
 
 
 class Defaults(BaseModel):
-    """What a recipe gets where it says nothing."""
+    """The values of fields that a recipe leaves out."""
 
     width: int
     height: int
@@ -29,13 +29,13 @@ class Defaults(BaseModel):
 
 
 class Limits(BaseModel):
-    """What a recipe may ask for at most."""
+    """The ranges that a recipe must stay in."""
 
     min_side: int
     max_pixels: int
     max_steps: int
     max_count: int
-    max_tokens: int = Field(description="Of the prompt, as the model's own tokenizer counts.")
+    max_tokens: int = Field(description="Of the prompt, as the model's own tokenizer counts them.")
     schedulers: list[str]
 
 
@@ -45,7 +45,7 @@ class Refusal(BaseModel):
 
 
 class Lora(BaseModel):
-    """One that recipes of the model can take."""
+    """A LoRA that recipes of the model can use."""
 
     name: str
     description: str
@@ -54,11 +54,11 @@ class Lora(BaseModel):
 
 
 class Availability(BaseModel):
-    """Who serves it now, and who will not."""
+    """The workers that serve it now, and those that refuse it."""
 
     available: bool = Field(description="Whether a worker that takes new work serves it.")
     workers: list[str]
-    resident_on: list[str] = Field(description="Workers that hold it in memory: they begin at once.")
+    resident_on: list[str] = Field(description="Workers that have it in memory: they start at once.")
     refusals: list[Refusal]
 
 
@@ -93,7 +93,7 @@ MODEL: dict[str, Any] = {
     "loras": [
         {
             "name": "ink",
-            "description": "As if painted with ink.",
+            "description": "Looks like an ink drawing.",
             "licence": "CreativeML OpenRAIL-M",
             "licence_url": "https://huggingface.co/spaces/CompVis/stable-diffusion-license",
         }
@@ -120,8 +120,7 @@ class Model(BaseModel):
     licence_url: str
     licence_version: str
     restrictions: list[str] = Field(
-        description="What its licence says that it must not be used for. If there is something, the licence has to be "
-        "accepted before the first job."
+        description="Uses that its licence forbids. If there are any, it must be accepted before the first job."
     )
     licence_accepted_at: datetime | None = Field(description="When your tenant accepted this version of its licence.")
     is_default: bool

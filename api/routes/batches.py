@@ -44,13 +44,13 @@ async def submit_batch(
     base_url: BaseUrl,
     request_id: RequestId,
     response: Response,
-    dry_run: Annotated[bool, Query(description="Only say what it would become; nothing is stored.")] = False,
+    dry_run: Annotated[bool, Query(description="Answer what it would become; store nothing.")] = False,
     idempotency_key: IdempotencyKeyHeader = None,
 ) -> Batch | Response:
-    """Answered at once: its prompts are checked, and become jobs, later. If one of them cannot be rendered, none is:
-    the batch ends, and its `error` names the lines; unless `skip_bad` says to leave such lines out.
+    """Answered at once: its prompts are checked and become jobs later. If one of them cannot be rendered, none is: the
+    batch ends, and its `error` names the lines; with `skip_bad`, such lines are left out instead.
 
-    A dry run looks at the prompts itself, for three seconds at most: at all of them, or at the first of a larger file.
+    A dry run checks the prompts for three seconds at most: all of them, or the first ones of a larger file.
     """
     if dry_run:
         found = await anyio.to_thread.run_sync(batch_dry_run.dry_run, state, caller, new, limiter=state.upload_limiter)
@@ -82,7 +82,7 @@ def list_batches(
 @router.get(
     "/v1/batches/{batch_id}",
     operation_id="readBatch",
-    summary="Look at a batch",
+    summary="Read a batch",
     response_model=Batch,
     responses={304: {"description": "It is as `If-None-Match` says."}},
 )
@@ -92,23 +92,23 @@ def read_batch(batch_id: UUID, caller: JobsReader, state: State, request: Reques
 
 @router.post("/v1/batches/{batch_id}/pause", operation_id="pauseBatch", summary="Pause a batch")
 def pause_batch(batch_id: UUID, caller: BatchesWriter, state: State) -> Batch:
-    """What is being rendered is finished, and nothing more is begun. Again changes nothing."""
+    """Images in progress are finished, and no others are started. Pausing it again changes nothing."""
     batches.pause(state, caller, batch_id)
     return batches.get(state, caller, batch_id)
 
 
 @router.post("/v1/batches/{batch_id}/resume", operation_id="resumeBatch", summary="Resume a batch")
 def resume_batch(batch_id: UUID, caller: BatchesWriter, state: State) -> Batch:
-    """One that is not paused goes on as it did."""
+    """A batch that is not paused stays as it is."""
     batches.resume(state, caller, batch_id)
     return batches.get(state, caller, batch_id)
 
 
 @router.post("/v1/batches/{batch_id}/cancel", operation_id="cancelBatch", summary="Cancel a batch")
 def cancel_batch(batch_id: UUID, caller: BatchesWriter, state: State) -> Batch:
-    """At once and for good: nothing more of it is begun, and no image of it appears any more; what is stored stays.
+    """At once and for good: no more images of it are started or appear; stored images stay.
 
-    It is `ended` from then on. Its jobs are settled one after the other; when that is done it has a `finished_at`.
+    It is `ended` from then on. Its jobs are settled later; it has a `finished_at` once that is done.
     """
     batches.cancel(state, caller, batch_id)
     return batches.get(state, caller, batch_id)
@@ -117,13 +117,13 @@ def cancel_batch(batch_id: UUID, caller: BatchesWriter, state: State) -> Batch:
 @router.post(
     "/v1/batches/{batch_id}/retry-failed",
     operation_id="retryFailedOfBatch",
-    summary="Draw again what failed of a batch",
+    summary="Retry what failed of a batch",
     status_code=201,
 )
 def retry_failed(batch_id: UUID, caller: BatchesWriter, state: State, base_url: BaseUrl, response: Response) -> Batch:
-    """A new batch that names its parent, with the same recipes and seeds: of each job the images that failed, and none
-    that the safety checker refused. Again gives the same one while it goes on; 409 where nothing failed, or while the
-    parent has not ended. A dataset of the parent has its pictures too.
+    """A new batch that names its parent, with the same recipes and seeds: the failed images of each job, without those
+    that the safety checker held back. Until the new batch has ended, another request answers with it again. 409 if
+    nothing failed, or while the parent has not ended. A dataset of the parent includes the new pictures.
     """
     retry_id, is_new = batches.retry_failed(state, caller, batch_id)
     response.headers["Location"] = f"{base_url}v1/batches/{retry_id}"

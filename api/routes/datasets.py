@@ -19,9 +19,9 @@ PATH = "/v1/datasets"
 MAX_FILES = 1000
 
 EXAMPLES = {
-    "all": {"summary": "The least", "value": {"batch": "019c2f6e-7d50-7b1a-8f3e-2c4d5e6f7081"}},
+    "all": {"summary": "The minimum", "value": {"batch": "019c2f6e-7d50-7b1a-8f3e-2c4d5e6f7081"}},
     "splits": {
-        "summary": "All that one may say",
+        "summary": "Every field",
         "value": {
             "batch": "019c2f6e-7d50-7b1a-8f3e-2c4d5e6f7081",
             "layout": "parquet",
@@ -56,7 +56,7 @@ class FilePaging(BaseModel):
     limit: int = Field(200, ge=1, le=MAX_FILES)
 
 
-@router.post(PATH, operation_id="submitDataset", summary="Export a batch", status_code=201)
+@router.post(PATH, operation_id="submitDataset", summary="Export a batch as a dataset", status_code=201)
 def submit_dataset(
     new: Annotated[DatasetRequest, Body(openapi_examples=EXAMPLES)],
     caller: DatasetsWriter,
@@ -66,8 +66,8 @@ def submit_dataset(
     response: Response,
     idempotency_key: IdempotencyKeyHeader = None,
 ) -> Dataset:
-    """Answered at once: a control worker writes it, shard after shard. A batch that still runs is followed: each shard
-    is written as soon as all its images have ended, and the dataset is `ready` soon after the batch has ended.
+    """Answered at once: a control worker writes it, shard by shard. While its batch runs, each shard is written once
+    all its images have ended; the dataset is `ready` soon after the batch has ended.
     """
     dataset, is_new = datasets.submit(state, caller, new, idempotency_key, request_id)
     response.headers["Location"] = f"{base_url}v1/datasets/{dataset.id}"
@@ -88,7 +88,7 @@ def list_datasets(
 @router.get(
     "/v1/datasets/{dataset_id}",
     operation_id="readDataset",
-    summary="Look at a dataset",
+    summary="Read a dataset",
     response_model=Dataset,
     responses={304: {"description": "It is as `If-None-Match` says."}},
 )
@@ -105,7 +105,7 @@ def list_files(
     request: Request,
     response: Response,
 ) -> FilePage:
-    """Links to all its files, `SHA256SUMS` first, once it is ready; 409 before."""
+    """Links to all its files, `SHA256SUMS` first; 409 until the dataset is ready."""
     files, further = datasets.get_files(state, caller, dataset_id, int(paging.cursor), paging.limit)
     cursor = None if further is None else str(further)
     response.headers.update(next_link(request, cursor))

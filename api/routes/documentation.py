@@ -1,4 +1,4 @@
-"""The API's documentation as a page. Its scripts come from here, for a farm may have no way to the internet."""
+"""The API's documentation as a page. Its scripts are served from here, since a farm may have no internet access."""
 
 from fastapi import APIRouter, Request
 from fastapi.openapi.docs import get_swagger_ui_html

@@ -17,9 +17,9 @@ from common.enums import Tier
 router = APIRouter(tags=["jobs"])
 
 EXAMPLES = {
-    "short": {"summary": "The least", "value": {"prompt": "红色的圆形"}},
+    "short": {"summary": "The minimum", "value": {"prompt": "红色的圆形"}},
     "full": {
-        "summary": "All that one may say",
+        "summary": "Every field",
         "value": {
             "prompt": "女孩们打开了另一世界的大门",
             "negative_prompt": "水印",

@@ -1,4 +1,4 @@
-"""The queue over HTTP: how much waits and runs on the whole farm, for whoever may view it."""
+"""The queue over HTTP: how many images wait and run on the whole farm."""
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
@@ -16,12 +16,12 @@ DEPTH = {"waiting": 1200, "running": 8, "oldest_s": 84.5, "images_per_minute": 9
 
 
 class Depth(BaseModel):
-    """Counted in images."""
+    """Numbers of images."""
 
     waiting: int
     running: int
-    oldest_s: float | None = Field(description="How long ago the oldest job that waits was submitted.")
-    images_per_minute: int = Field(description="Stored within the last minute.")
+    oldest_s: float | None = Field(description="Since the oldest waiting job was submitted.")
+    images_per_minute: int = Field(description="Stored in the last minute.")
 
 
 class LaneDepth(Depth):
@@ -35,7 +35,7 @@ class Queue(Depth):
     by_model_and_tier: list[LaneDepth]
 
 
-@router.get("/v1/queue", operation_id="readQueue", summary="See how much waits and runs")
+@router.get("/v1/queue", operation_id="readQueue", summary="Read how much waits and runs")
 def read_queue(caller: Viewer, state: State) -> Queue:
     with transaction(state.autocommit) as connection:
         rows = read_backlog(connection)

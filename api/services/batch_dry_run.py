@@ -1,7 +1,7 @@
-"""Dry runs of batches: what would become of some prompts, found out without storing anything.
+"""Dry runs of batches: what a batch would become, without storing anything.
 
-A file may have a hundred million lines, and somebody waits for the answer. So no more of it is read than a few seconds
-allow, and the answer says how much that was; what it says of all of them is worked out from those.
+A file may have a hundred million lines. A dry run reads for a few seconds at most, reports how much it has read, and
+extrapolates from that to the whole file.
 """
 
 import time
@@ -15,9 +15,10 @@ from pydantic import BaseModel, Field
 from sqlalchemy import Connection, text
 
 from api.deps import AppState
-from api.queries.batches import Skip
+from api.queries.batches import SkippedLine
 from api.queries.fleet import Fleet, read_fleet
 from api.schemas import RECIPE, Recipe, example
+from api.sentences import sentence
 from api.services.batches import INLINE, BatchRequest, as_lines, plan_of
 from api.services.jobs import image_finder
 from common import uploads
@@ -31,21 +32,23 @@ from common.errors import Invalid, NotFound
 from common.prompt_files.lines import Line, at_line, lines, take
 from common.prompt_files.reader import PromptFile, open_prompts
 
-MOST_PROMPTS = 20_000
-MOST_S = 3.0
-STEP = 1000  # jobs that are looked at together
+MAX_PROMPTS = 20_000
+MAX_S = 3.0
+STEP_JOBS = 1000  # checked together
 SHOWN_RECIPES, SHOWN_BAD, SHOWN_WARNINGS = 5, 20, 20
-RECENT_LEASES = 500  # whose pictures tell how large one is
+RECENT_LEASES = 500  # whose images give the average size
 
-Kind = tuple[str, int, int, str]  # of picture: model, width, height, format
+ImageKind = tuple[str, int, int, str]  # model, width, height, format
 
 
 class BatchEstimate(BaseModel):
-    """On the workers that are up; null: nobody knows."""
+    """On the workers that are up; null while it is unknown."""
 
     gpu_seconds: float | None = Field(description="In pipeline calls, of all workers together.")
-    seconds: float | None = Field(description="Until it has ended, if it has the workers for itself.")
-    bytes: int | None = Field(description="Of the pictures, if they are as large as the last ones of their kind.")
+    seconds: float | None = Field(description="Until the batch ends, if the workers render nothing else.")
+    bytes: int | None = Field(
+        description="Of the pictures, if they are as large as recent ones of the same model, size and format."
+    )
 
 
 class BatchDryRun(BaseModel):
@@ -67,17 +70,19 @@ class BatchDryRun(BaseModel):
         }
     )
 
-    prompts: int = Field(description="In its file, wrong ones too.")
-    checked_prompts: int = Field(description="The first of them, which were looked at.")
+    prompts: int = Field(description="In the file, including wrong ones.")
+    checked_prompts: int = Field(description="The first of them, which were checked.")
     is_estimate: bool = Field(
-        description="Whether that was not the whole file: prompts, jobs, images and the estimate are then what it has"
-        " if it goes on like that."
+        description="Whether that was only a part of the file: prompts, jobs, images and the estimate are then"
+        " extrapolated."
     )
     jobs: int = Field(description="Of the prompts that can be rendered.")
     images: int
-    bad: int = Field(description="Those of `checked_prompts` that cannot be; without `skip_bad` one ends the batch.")
-    bad_lines: list[Skip] = Field(description="The first of them.")
-    warned: int = Field(description="Those of `checked_prompts` whose pictures may not show what they say.")
+    bad: int = Field(
+        description="Of `checked_prompts`, those that cannot be rendered; without `skip_bad` one ends the batch."
+    )
+    bad_lines: list[SkippedLine] = Field(description="The first of them.")
+    warned: int = Field(description="Of `checked_prompts`, those whose pictures may not show everything.")
     warnings: list[str] = Field(description="Of the first of them.")
     recipes: list[Recipe] = Field(description="The first ones.")
     estimate: BatchEstimate
@@ -85,42 +90,42 @@ class BatchDryRun(BaseModel):
 
 @dataclass
 class Tally:
-    """What is found in the lines, as far as they are looked at."""
+    """What the lines that were read become."""
 
     prompts: int = 0
     jobs: int = 0
     bad: int = 0
     warned: int = 0
-    end: int = 0
-    kinds: Counter[Kind] = field(default_factory=Counter)
-    bad_lines: list[Skip] = field(default_factory=list)
+    end: int = 0  # the offset in the file
+    kinds: Counter[ImageKind] = field(default_factory=Counter)
+    bad_lines: list[SkippedLine] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     first: list[PlannedJob] = field(default_factory=list)
     is_whole: bool = False
 
-    def add(self, here: Sequence[Line], lines: CheckedLines, format: str) -> None:
-        self.prompts, self.end = self.prompts + len(here), here[-1].end
-        self.bad, self.warned = self.bad + len(lines.wrong), self.warned + len(lines.warnings)
-        wrong = islice(sorted(lines.wrong.items()), SHOWN_BAD - len(self.bad_lines))
-        self.bad_lines += [Skip(line=number, reason=reason) for number, reason in wrong]
-        warnings = islice(lines.warnings.items(), SHOWN_WARNINGS - len(self.warnings))
+    def add(self, lines: Sequence[Line], checked: CheckedLines, format: str) -> None:
+        self.prompts, self.end = self.prompts + len(lines), lines[-1].end
+        self.bad, self.warned = self.bad + len(checked.wrong), self.warned + len(checked.warnings)
+        wrong = islice(sorted(checked.wrong.items()), SHOWN_BAD - len(self.bad_lines))
+        self.bad_lines += [SkippedLine(line=number, reason=reason) for number, reason in wrong]
+        warnings = islice(checked.warnings.items(), SHOWN_WARNINGS - len(self.warnings))
         self.warnings += [at_line(format, number, warning) for number, warning in warnings]
-        for one in lines.in_turn:
-            recipe = one.base.recipe
+        for job in checked.in_turn:
+            recipe = job.base.recipe
             self.jobs += 1
-            self.kinds[recipe.model, recipe.width, recipe.height, recipe.format] += len(one.seeds)
+            self.kinds[recipe.model, recipe.width, recipe.height, recipe.format] += len(job.seeds)
 
 
 def dry_run(state: AppState, caller: Caller, request: BatchRequest) -> BatchDryRun:
-    """Raises Invalid for what suits no prompt, and for a file that cannot be read; NotFound when there is none."""
+    """Raises NotFound without the upload, Invalid for an unreadable file or a request that fits no prompt."""
     plan = plan_of(state, caller, request)
-    with the_file(state, caller, request) as (file, format):
+    with _open_prompts(state, caller, request) as (file, format):
         variants = planners(plan, state.catalog, image_finder(state, caller))
-        tally = looked_at(file, format, variants, state.catalog)
+        tally = _read(file, format, variants, state.catalog)
     if not tally.prompts:
-        raise Invalid("The file has no prompts.")
+        raise Invalid(sentence("no_prompts"))
     with transaction(state.autocommit) as connection:
-        crew, sizes = read_fleet(connection), recent_sizes(connection)
+        fleet, sizes = read_fleet(connection), _recent_sizes(connection)
     share = 1 if tally.is_whole else tally.end / file.length
     kinds = {kind: round(images / share) for kind, images in tally.kinds.items()}
     return BatchDryRun(
@@ -133,14 +138,14 @@ def dry_run(state: AppState, caller: Caller, request: BatchRequest) -> BatchDryR
         bad_lines=tally.bad_lines,
         warned=tally.warned,
         warnings=tally.warnings,
-        recipes=[Recipe.model_validate(one.recipe.model_dump()) for one in tally.first],
-        estimate=estimate(kinds, crew, sizes),
+        recipes=[Recipe.model_validate(job.recipe.model_dump()) for job in tally.first],
+        estimate=_estimate(kinds, fleet, sizes),
     )
 
 
 @contextmanager
-def the_file(state: AppState, caller: Caller, request: BatchRequest) -> Iterator[tuple[PromptFile, str]]:
-    """The prompts and the format of their file."""
+def _open_prompts(state: AppState, caller: Caller, request: BatchRequest) -> Iterator[tuple[PromptFile, str]]:
+    """The prompts, and the format of their file."""
     if request.prompts:
         data = b"".join(as_lines(request.prompts))
         yield PromptFile(lines([data], INLINE), len(data)), INLINE
@@ -149,47 +154,51 @@ def the_file(state: AppState, caller: Caller, request: BatchRequest) -> Iterator
     with transaction(state.autocommit) as connection:
         upload = uploads.find_prompts(connection, caller.tenant_id, request.upload)
     if upload is None:
-        raise NotFound(f"There is no upload {request.upload} with prompts in it.")
+        raise NotFound(sentence("prompts_not_found", upload=request.upload))
     with open_prompts(state.storage, upload) as file:
         yield file, upload.format
 
 
-def looked_at(file: PromptFile, format: str, variants: Sequence[Planner], catalog: Catalog) -> Tally:
-    """The lines from the first one on, as many as the time allows."""
-    tally, until = Tally(), time.monotonic() + MOST_S
-    while tally.prompts < MOST_PROMPTS and time.monotonic() < until:
-        here = take(file.lines, max(1, STEP // len(variants)))
-        if not here:
+def _read(file: PromptFile, format: str, variants: Sequence[Planner], catalog: Catalog) -> Tally:
+    """Check lines from the first one on, until MAX_PROMPTS or MAX_S."""
+    tally, until = Tally(), time.monotonic() + MAX_S
+    while tally.prompts < MAX_PROMPTS and time.monotonic() < until:
+        step = take(file.lines, max(1, STEP_JOBS // len(variants)))
+        if not step:
             return replace(tally, is_whole=True)
-        found = check.check_lines(here, variants, tally.prompts - tally.bad, catalog)
+        checked = check.check_lines(step, variants, tally.prompts - tally.bad, catalog)
         if len(tally.first) < SHOWN_RECIPES:
-            right = [line for line in here if line.number in found.planned][:SHOWN_RECIPES]
-            again = check.plan_lines(right, variants, tally.prompts - tally.bad)  # as if no wrong one were between them
-            tally.first += islice(again.in_turn, SHOWN_RECIPES - len(tally.first))
-        tally.add(here, found, format)
+            right = [line for line in step if line.number in checked.planned][:SHOWN_RECIPES]
+            # Planned again without the wrong lines: a wrong line takes no seeds.
+            planned = check.plan_lines(right, variants, tally.prompts - tally.bad)
+            tally.first += islice(planned.in_turn, SHOWN_RECIPES - len(tally.first))
+        tally.add(step, checked, format)
     return replace(tally, is_whole=tally.end >= file.length)
 
 
-def estimate(kinds: Mapping[Kind, int], crew: Fleet, sizes: Mapping[Kind, float]) -> BatchEstimate:
+def _estimate(kinds: Mapping[ImageKind, int], fleet: Fleet, sizes: Mapping[ImageKind, float]) -> BatchEstimate:
     images = Counter[str]()
     for (model, *_), count in kinds.items():
         images[model] += count
-    rates = {model: crew.images_per_second(model) for model in images}
+    rates = {model: fleet.images_per_second(model) for model in images}
     seconds = {model: count / rate for model, count in images.items() if (rate := rates[model])}
     knows_speed, knows_sizes = all(rates.values()), kinds.keys() <= sizes.keys()
     return BatchEstimate(
-        gpu_seconds=round(sum(s * crew.ready_count(model) for model, s in seconds.items()), 1) if knows_speed else None,
+        gpu_seconds=round(sum(s * fleet.ready_count(model) for model, s in seconds.items()), 1)
+        if knows_speed
+        else None,
         seconds=round(sum(seconds.values()), 1) if knows_speed else None,
         bytes=round(sum(count * sizes[kind] for kind, count in kinds.items())) if knows_sizes else None,
     )
 
 
-def recent_sizes(connection: Connection) -> dict[Kind, float]:
-    """How many bytes a picture has, by its kind: of those that were painted last."""
+def _recent_sizes(connection: Connection) -> dict[ImageKind, float]:
+    """Average bytes of an image by its kind, among those rendered last."""
     rows = connection.execute(RECENT_SIZES)
     return {(row.model, row.width, row.height, row.format): row.bytes for row in rows}
 
 
+# The average size of the stored images of the last leases, by model, size and format.
 RECENT_SIZES = text(f"""
     WITH recent AS MATERIALIZED (
         SELECT unnest(image_ids) AS id

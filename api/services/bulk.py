@@ -1,7 +1,7 @@
-"""What is done to all jobs that match a filter, as far as one request goes: step by step, each committed, then sent.
+"""Cancel, retry or change the tier of all jobs that match a filter, in steps: each is committed, then sent to Redis.
 
-A request ends after MOST_JOBS or MOST_S, and its report says after which job the next one goes on. Whatever ends it
-before, the steps that were committed are done and noted; the same request again harms nothing.
+A request ends after MAX_JOBS or MAX_S, and its report says after which job the next request goes on. If it fails in
+between, the committed steps stay done and recorded; the same request again changes nothing twice.
 """
 
 import time
@@ -27,19 +27,19 @@ from common.queue import bulk
 from common.queue.bulk import Step
 from common.queue.search import JobFilter
 
-MOST_JOBS = 10_000
-MOST_S = 5.0
+MAX_JOBS = 10_000
+MAX_S = 5.0
 
-Take = Callable[[Connection, UUID | None], Step]  # the next step
+TakeStep = Callable[[Connection, UUID | None], Step]  # the next step after a job
 
 
 @dataclass(frozen=True)
 class Report:
     """How many jobs a request changed, how many it left alone by reason, and after which job the next one goes on.
 
-    Left alone are jobs that were `changed_meanwhile`, and of those to be retried also what was `retried_before` or is
-    of a model that is `model_not_allowed`. Jobs to which nothing can be done, such as those to be cancelled that had
-    ended before, are not looked at: the preview counts them by their state. `after` is None when all is done.
+    The reasons: `changed_meanwhile`; of a retry also `retried_before` and `model_not_allowed`. Jobs that the change
+    does not apply to, such as ended ones when cancelling, are not counted: the preview counts them by state. `after` is
+    None when all is done.
     """
 
     changed: int
@@ -48,7 +48,7 @@ class Report:
 
 
 def cancel(state: AppState, caller: Caller, chosen: JobFilter, until: datetime, after: UUID | None = None) -> Report:
-    """Cancel all that were there at the preview (`until`) and have not ended."""
+    """Cancel matching jobs that existed at the preview (`until`) and have not ended."""
 
     def take(connection: Connection, after: UUID | None) -> Step:
         return bulk.cancel(connection, caller.tenant_id, chosen, until, after)
@@ -56,23 +56,23 @@ def cancel(state: AppState, caller: Caller, chosen: JobFilter, until: datetime, 
     def send(step: Step) -> None:
         state.broker.announce_cancelled(step.changed)
 
-    return _carry_out(state, caller, _noted(Action.CANCEL_JOBS, chosen, until), take, send, after)
+    return _run_steps(state, caller, _record(Action.CANCEL_JOBS, chosen, until), take, send, after)
 
 
 def change_tier(
     state: AppState, caller: Caller, chosen: JobFilter, until: datetime, tier: Tier, after: UUID | None = None
 ) -> Report:
-    """Change the tier of all that were there at the preview and have not ended."""
+    """Change the tier of matching jobs that existed at the preview (`until`) and have not ended."""
 
     def take(connection: Connection, after: UUID | None) -> Step:
         return bulk.change_tier(connection, caller.tenant_id, chosen, until, after, tier=tier)
 
-    noted = _noted(Action.CHANGE_TIERS, chosen, until, tier=tier)
-    return _carry_out(state, caller, noted, take, partial(_wake, state), after)
+    record = _record(Action.CHANGE_TIERS, chosen, until, tier=tier)
+    return _run_steps(state, caller, record, take, partial(_wake, state), after)
 
 
 def retry(state: AppState, caller: Caller, chosen: JobFilter, until: datetime, after: UUID | None = None) -> Report:
-    """Retry all that were there at the preview and failed or were cancelled, once."""
+    """Retry, once, matching jobs that existed at the preview (`until`) and failed or were cancelled."""
     models = usable_models(state, caller)
 
     def take(connection: Connection, after: UUID | None) -> Step:
@@ -80,12 +80,12 @@ def retry(state: AppState, caller: Caller, chosen: JobFilter, until: datetime, a
             connection, caller.tenant_id, chosen, until, after, models=models, request_id=caller.request_id
         )
 
-    noted = _noted(Action.RETRY_JOBS, chosen, until)
-    return _carry_out(state, caller, noted, take, partial(_wake, state), after)
+    record = _record(Action.RETRY_JOBS, chosen, until)
+    return _run_steps(state, caller, record, take, partial(_wake, state), after)
 
 
 def usable_models(state: AppState, caller: Caller) -> frozenset[str]:
-    """The models that are in the catalogue and whose licences the tenant has accepted, or need not."""
+    """The models of the catalogue whose licences the tenant has accepted, or that require no acceptance."""
     return frozenset(model for model in state.catalog.models if _is_usable(state, caller, model))
 
 
@@ -97,35 +97,35 @@ def _is_usable(state: AppState, caller: Caller, model: str) -> bool:
     return True
 
 
-def _noted(action: Action, chosen: JobFilter, until: datetime, **detail: Any) -> partial[UUID]:
-    """What the audit says of it, but for the counts."""
+def _record(action: Action, chosen: JobFilter, until: datetime, **detail: Any) -> partial[UUID]:
+    """Records the change in the audit, once it is called with the connection, the caller and the counts."""
     return partial(audit.record, action=action, filter=chosen.chosen(), until=until, **detail)
 
 
-def _carry_out(
+def _run_steps(
     state: AppState,
     caller: Caller,
-    note: Callable[..., UUID],
-    take: Take,
+    record: Callable[..., UUID],
+    take: TakeStep,
     send: Callable[[Step], object],
     after: UUID | None,
 ) -> Report:
-    changed, left_alone, note_id = 0, Counter[str](), None
-    ends_at = time.monotonic() + MOST_S
+    changed, left_alone, record_id = 0, Counter[str](), None
+    ends_at = time.monotonic() + MAX_S
     while True:
         with transaction(state.engine) as connection:
             step = take(connection, after)
             changed += len(step.changed)
             left_alone.update(step.left_alone)
             counts = {"changed": changed, "left_alone": left_alone}
-            if note_id:
-                audit.extend(connection, note_id, **counts)
+            if record_id:
+                audit.extend(connection, record_id, **counts)
             elif changed:
-                note_id = note(connection, caller, **counts)
+                record_id = record(connection, caller, **counts)
         if step.changed:
             send(step)
         after = step.after
-        if after is None or changed + left_alone.total() >= MOST_JOBS or time.monotonic() > ends_at:
+        if after is None or changed + left_alone.total() >= MAX_JOBS or time.monotonic() > ends_at:
             break
     log_event("jobs_changed", tenant=caller.tenant_id, changed=changed, request=caller.request_id)
     return Report(changed, dict(left_alone), after)

@@ -112,7 +112,7 @@ def get_with_progress(state: AppState, caller: Caller, job_id: UUID, base_url: s
 
 
 def refresh(state: AppState, caller: Caller, job: Job, base_url: str) -> Job:
-    """The job as it is now; as it was, while the database is away."""
+    """The job as it is now; as it was, while the database is unavailable."""
     try:
         return get_with_progress(state, caller, job.id, base_url)
     except Unavailable:

@@ -93,10 +93,10 @@ def bare(settings: Settings, device: str, microbatches: int, recipe: Recipe) -> 
     the_recipe = resolve(Draft.model_validate({"prompt": "红色的圆形", **recipe}), known, name, root_seed=0)
     pipeline = registry.load(known.get(name), device, threads=1)
     strokes = [ImageRequest(the_recipe, seed) for seed in range(peers.MICROBATCH)]
-    pipeline.paint(strokes, lambda step, steps: None)
+    pipeline.generate(strokes, lambda step, steps: None)
     began = time.monotonic()
     for _ in range(microbatches):
-        pipeline.paint(strokes, lambda step, steps: None)
+        pipeline.generate(strokes, lambda step, steps: None)
     seconds = time.monotonic() - began
     pipeline.close()
     return {"images/s": microbatches * len(strokes) / seconds}

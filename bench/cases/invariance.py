@@ -66,5 +66,5 @@ def request(pipeline: Pipeline, prompt: str, scheduler: str, seed: int) -> Image
 
 
 def rendered(pipeline: Pipeline, requests: list[ImageRequest]) -> list[np.ndarray]:
-    images = pipeline.paint(requests, lambda step, steps: None)
+    images = pipeline.generate(requests, lambda step, steps: None)
     return [image.pixels for image in images if isinstance(image, RenderedImage)]

@@ -2,7 +2,7 @@
 
 A bench is a module of `bench.cases` with these parts:
 
-    a docstring       one paragraph that says what the sides are; docs/performance.md shows it
+    a docstring       one paragraph that says what the sides are; docs/10-performance.md shows it
     sides(options)    a context manager of the sides by name: functions that run one round and return its
                       figures by measure: {"images/s": 13.1}
     GOALS             what is compared, with the bound of the design where there is one
@@ -140,7 +140,7 @@ def bound(goal: Mapping[str, Any]) -> str:
 
 
 def path_of(name: str, options: Options) -> Path:
-    """Full runs are kept for docs/performance.md; git ignores quick runs and parts of runs."""
+    """Full runs are kept for docs/10-performance.md; git ignores quick runs and parts of runs."""
     folder = RESULTS / "quick" if options.quick or options.only else RESULTS
     return folder / (f"{name}.json" if options.device == "stub" else f"{name}.{options.device.partition(':')[0]}.json")
 

@@ -41,7 +41,7 @@ def recipe(seed: int = 0) -> Recipe:
 
 def rendered(gpu: stub.StubPipeline, seeds: Sequence[int]) -> list[RenderedImage]:
     the_recipe = recipe()
-    images = gpu.paint([ImageRequest(the_recipe, seed) for seed in seeds], lambda step, steps: None)
+    images = gpu.generate([ImageRequest(the_recipe, seed) for seed in seeds], lambda step, steps: None)
     return [image for image in images if isinstance(image, RenderedImage)]
 
 

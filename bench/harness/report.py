@@ -1,4 +1,4 @@
-"""Writes docs/performance.md and its plots from the JSON files of bench/results; no figure is typed by hand."""
+"""Writes docs/10-performance.md and its plots from the JSON files of bench/results; no figure is typed by hand."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -9,10 +9,12 @@ from bench import BENCHES
 from bench.harness.measurement import HOME, RESULTS, bound, words
 from bench.harness.plot import plot
 
-PAGE = HOME / "docs" / "performance.md"
+PAGE = HOME / "docs" / "10-performance.md"
 PLOTS = HOME / "docs" / "images" / "bench"
 
 INTRODUCTION = """# Performance
+For operators who size a farm, and for developers who change its speed.
+
 How fast the farm is, as ratios: both sides of each are measured on one machine in one run, in turn. Absolute figures
 are of the machine named below each table, ratios should hold on others. `python -m bench all` measures everything again
 and writes this page from `bench/results/*.json`; `python -m bench NAME --check` exits 1 where a goal is missed. Figures

@@ -13,6 +13,7 @@ from uuid_utils import uuid7
 
 from common.batches.lifecycle import FENCE, Batch, Chunk, fence_params, progress_params
 from common.batches.plan import PlannedJob
+from common.queue.jobs import Lane, make_lanes
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,13 @@ def expand(connection: Connection, batch: Batch, chunk: Chunk, rows: JobRows) ->
     locked = connection.execute(LOCK_TO_EXPAND, fence_params(batch)).first()
     if locked is None:
         return False
-    lanes = [_find_or_make_lane(connection, batch, *lane, closed=locked.paused_at is not None) for lane in rows.lanes]
+    lanes = make_lanes(
+        connection,
+        [
+            Lane(batch.tenant_id, batch.tier, model, compatibility, batch.id, closed=locked.paused_at is not None)
+            for compatibility, model in rows.lanes
+        ],
+    )
     images = rows.images
     for place, lane_id in enumerate(lanes):
         images = images.replace(_placeholder(place), str(lane_id))
@@ -60,20 +67,6 @@ def expand(connection: Connection, batch: Batch, chunk: Chunk, rows: JobRows) ->
     added = {"jobs": sum(rows.models.values()), "images": sum(rows.lanes.values())}
     connection.execute(EXPANDED, fence_params(batch) | progress_params(chunk) | added)
     return True
-
-
-def _find_or_make_lane(connection: Connection, batch: Batch, compatibility: str, model: str, *, closed: bool) -> int:
-    """The batch's lane for what is compatible, made if there is none."""
-    lane = {
-        "tenant": batch.tenant_id,
-        "tier": batch.tier.value,
-        "model": model,
-        "compatibility": compatibility,
-        "batch": batch.id,
-        "closed": closed,
-    }
-    connection.execute(MAKE_LANE, lane)
-    return int(connection.execute(FIND_LANE, lane).scalar_one())
 
 
 # COPY's text: a line a row, tabs between the fields, \N for null
@@ -111,16 +104,6 @@ EXPANDED = text(f"""
     UPDATE batches SET "offset" = :offset, line = :line, jobs = jobs + :jobs, images = images + :images,
         expanded_at = CASE WHEN :is_last THEN now() END, touched_at = now()
     WHERE {FENCE}
-""")
-
-MAKE_LANE = text("""
-    INSERT INTO lanes (tenant_id, tier, model, compatibility, batch_id, closed, open)
-    VALUES (:tenant, cast(:tier AS tier), :model, :compatibility, :batch, :closed, 0)
-    ON CONFLICT (tenant_id, tier, compatibility, batch_id) DO NOTHING
-""")
-
-FIND_LANE = text("""
-    SELECT id FROM lanes WHERE batch_id = :batch AND compatibility = :compatibility AND tier = cast(:tier AS tier)
 """)
 
 OPEN_LANES = text("""

@@ -19,6 +19,7 @@ from common.batches.expansion import LOCK_TO_EXPAND, OPEN_LANES
 from common.batches.lifecycle import FENCE, Batch, fence_params
 from common.db import new_id
 from common.errors import Conflict, NotFound
+from common.queue.jobs import Lane, make_lanes
 
 CHUNK_IMAGES = 8000  # of the parent, whether they failed or not
 
@@ -69,9 +70,11 @@ def expand(connection: Connection, batch: Batch) -> Mapping[str, int] | None:
 
 def _insert(connection: Connection, batch: Batch, failed: Any, images: Counter[UUID], *, is_paused: bool) -> None:
     same = {"tenant": batch.tenant_id, "batch": batch.id, "tier": batch.tier.value, "request": batch.request_id}
-    former = sorted({row.lane_id for row in failed})
-    connection.execute(MAKE_LANES, same | {"lanes": former, "closed": is_paused})
-    lanes = {row.former: row.id for row in connection.execute(LANES, same | {"lanes": former})}
+    wanted = {
+        row.lane_id: Lane(batch.tenant_id, batch.tier, row.model, row.compatibility, batch.id, is_paused)
+        for row in failed
+    }
+    lanes = dict(zip(wanted, make_lanes(connection, wanted.values()), strict=True))
     heirs = {job_id: new_id() for job_id in images}
     jobs = {
         "heirs": list(heirs.values()),
@@ -122,7 +125,7 @@ MODELS = text("""
 SIZE = text("SELECT jobs, images FROM batches WHERE id = :parent")
 
 FAILED = text("""
-    SELECT images.job_id, images.index, images.lane_id, lanes.model
+    SELECT images.job_id, images.index, images.lane_id, lanes.model, lanes.compatibility
     FROM (SELECT id, position FROM jobs
           WHERE batch_id = :parent AND position >= :start AND position < :until AND state = 'failed'
               AND NOT EXISTS (SELECT FROM jobs AS heir WHERE heir.parent_id = jobs.id AND heir.batch_id IS NOT NULL
@@ -130,18 +133,6 @@ FAILED = text("""
     JOIN images ON images.job_id = job.id AND images.state = 'failed'
     JOIN lanes ON lanes.id = images.lane_id
     ORDER BY job.position, images.index
-""")
-
-MAKE_LANES = text("""
-    INSERT INTO lanes (tenant_id, tier, model, compatibility, batch_id, closed, open)
-    SELECT DISTINCT :tenant, cast(:tier AS tier), model, compatibility, cast(:batch AS uuid), :closed, 0
-    FROM lanes WHERE id = ANY(:lanes) ORDER BY compatibility
-    ON CONFLICT (tenant_id, tier, compatibility, batch_id) DO NOTHING
-""")
-
-LANES = text("""
-    SELECT former.id AS former, lanes.id FROM lanes AS former JOIN lanes USING (compatibility)
-    WHERE former.id = ANY(:lanes) AND lanes.batch_id = :batch AND lanes.tier = cast(:tier AS tier)
 """)
 
 INSERT_JOBS = text("""

@@ -1,10 +1,9 @@
-"""Selections: all jobs of a tenant that match a filter, counted first, then cancelled, retried or moved to a tier.
+"""Bulk actions: all jobs of a tenant that match a filter are cancelled, retried or moved to another tier.
 
     search.preview ──► cancel | retry | change_tier, step by step      a step is one transaction, of 500 jobs at most
 
-A step goes on where the one before ended, by id, and only to jobs that were there at the preview; what an earlier step
-has done already it leaves alone. So each may be repeated, and whoever carries one out may stop at any step. What is
-done to a job is done by `jobs`, `retries` and `tiers`; which jobs match is `search`'s to say.
+A step continues after the job where the one before ended, by id. It changes only jobs that existed at the preview, and
+none twice: any step may be repeated, and the caller may stop after any. `search` defines which jobs match.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -13,11 +12,13 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Row, text
 
 from common.enums import Tier
-from common.queue import jobs, retries, tiers
+from common.queue import jobs, tiers
+from common.queue.jobs import Lane, make_lanes
 from common.queue.search import JobFilter, parameters, where
+from common.recipes.recipe import Recipe
 
 STEP_JOBS = 500
 FIRST = UUID(int=0)
@@ -25,25 +26,25 @@ FIRST = UUID(int=0)
 
 @dataclass(frozen=True)
 class Step:
-    """What a step changed, what it left alone by reason, and the job after which the next one goes on.
+    """The jobs that a step changed (or made), how many it skipped by reason, the models to wake, and where to go on.
 
-    `after` is None when nothing matches any more.
+    `after`: the job after which the next step continues; None when nothing matches any more.
     """
 
     changed: Sequence[UUID] = ()
     left_alone: Mapping[str, int] = field(default_factory=dict)
-    models: Collection[str] = ()  # to wake
+    models: Collection[str] = ()
     after: UUID | None = None
 
 
 def cancel(
     connection: Connection, tenant_id: UUID, selection: JobFilter, until: datetime, after: UUID | None = None
 ) -> Step:
-    """Cancel the next of them that have not ended."""
-    chosen = _Chosen(tenant_id, selection, until, IS_OPEN)
-    picked = chosen.pick(connection, after)
-    locked = chosen.lock(connection, picked)
-    return _step(picked, jobs.cancel_locked(connection, locked), {"changed_meanwhile": len(picked) - len(locked)})
+    """Cancel the next matching jobs that have not ended. `until`: the moment of the preview."""
+    matching = _Matching(tenant_id, selection, until, IS_OPEN)
+    found = matching.find(connection, after)
+    locked = matching.lock(connection, found)
+    return _step(found, jobs.cancel_locked(connection, locked), {"changed_meanwhile": len(found) - len(locked)})
 
 
 def change_tier(
@@ -55,13 +56,13 @@ def change_tier(
     *,
     tier: Tier,
 ) -> Step:
-    """Change the tier of the next of them that have not ended and have another."""
-    chosen = _Chosen(tenant_id, selection, until, f"{IS_OPEN} AND tier <> '{tier.value}'")
-    picked = chosen.pick(connection, after)
-    tiers.lock_batches(connection, picked, tenant_id)
-    locked = chosen.lock(connection, picked)
+    """Change the tier of the next matching jobs that have not ended and have another one."""
+    matching = _Matching(tenant_id, selection, until, f"{IS_OPEN} AND tier <> '{tier.value}'")
+    found = matching.find(connection, after)
+    tiers.lock_batches(connection, found, tenant_id)
+    locked = matching.lock(connection, found)
     moved = tiers.change_locked(connection, locked, tier)
-    return _step(picked, moved.jobs, {"changed_meanwhile": len(picked) - len(locked)}, moved.models)
+    return _step(found, moved.jobs, {"changed_meanwhile": len(found) - len(locked)}, moved.models)
 
 
 def retry(
@@ -74,62 +75,81 @@ def retry(
     models: Collection[str],
     request_id: str | None = None,
 ) -> Step:
-    """Retry the next of them that failed or were cancelled, if the tenant may use their model: it is one of `models`.
+    """Retry the next matching jobs that failed or were cancelled, if their model is one of `models`.
 
-    A job that was retried before is left alone: what failed again is its retry, which may match too.
+    Skips jobs that have a retry already: if that one failed too, it may match itself.
     """
-    chosen = _Chosen(tenant_id, selection, until, CAN_BE_RETRIED)
-    picked = chosen.pick(connection, after)
-    locked = chosen.lock(connection, picked)
-    parents = retries.parents(connection, locked)
+    matching = _Matching(tenant_id, selection, until, CAN_BE_RETRIED)
+    found = matching.find(connection, after)
+    locked = matching.lock(connection, found)
+    parents = connection.execute(FIND_UNRETRIED, {"jobs": locked}).all()
     allowed = [parent for parent in parents if parent.model in models]
-    changed = retries.retry_locked(connection, allowed, request_id)
+    _lock_lanes(connection, tenant_id, allowed)
+    changed = [jobs.retry(connection, parent.id, tenant_id, request_id).id for parent in allowed]
     left_alone = {
-        "changed_meanwhile": len(picked) - len(locked),
+        "changed_meanwhile": len(found) - len(locked),
         "retried_before": len(locked) - len(parents),
         "model_not_allowed": len(parents) - len(allowed),
     }
-    return _step(picked, changed, left_alone, {parent.model for parent in allowed})
+    return _step(found, changed, left_alone, {parent.model for parent in allowed})
 
 
 @dataclass(frozen=True)
-class _Chosen:
-    """Those of a selection that something can be done to, and that were there at the preview."""
+class _Matching:
+    """The jobs that match a filter and a condition, and existed at the preview."""
 
     tenant_id: UUID
     selection: JobFilter
     until: datetime
-    eligible: str
+    condition: str
 
-    def pick(self, connection: Connection, after: UUID | None) -> list[UUID]:
-        """The next ones by id, nothing locked."""
+    def find(self, connection: Connection, after: UUID | None) -> list[UUID]:
+        """The next ones by id. Locks nothing."""
         page = {"after": after or FIRST, "limit": STEP_JOBS}
-        return list(connection.execute(text(PICK.format(where=self._where)), self._parameters | page).scalars())
+        return list(connection.execute(text(FIND.format(where=self._where)), self._parameters | page).scalars())
 
-    def lock(self, connection: Connection, picked: Sequence[UUID]) -> list[UUID]:
-        """Lock those of them for which all of it still holds."""
+    def lock(self, connection: Connection, found: Sequence[UUID]) -> list[UUID]:
+        """Lock those of them that still match."""
         statement = text(LOCK.format(where=self._where))
-        return list(connection.execute(statement, self._parameters | {"jobs": picked}).scalars())
+        return list(connection.execute(statement, self._parameters | {"jobs": found}).scalars())
 
     @property
     def _where(self) -> str:
-        return f"{where(self.selection)} AND created_at <= :until AND {self.eligible}"
+        return f"{where(self.selection)} AND created_at <= :until AND {self.condition}"
 
     @property
     def _parameters(self) -> dict[str, Any]:
         return {"until": self.until, **parameters(self.tenant_id, self.selection)}
 
 
+def _lock_lanes(connection: Connection, tenant_id: UUID, parents: Sequence[Row[Any]]) -> None:
+    """Lock the lanes of the retries by id, as publishing does; one `jobs.retry` after the other would in any order."""
+    recipes = [(parent, Recipe.model_validate(parent.recipe)) for parent in parents]
+    lanes = {Lane(tenant_id, Tier(parent.tier), parent.model, recipe.compatibility) for parent, recipe in recipes}
+    connection.execute(LOCK_LANES, {"lanes": make_lanes(connection, lanes)})
+
+
 def _step(
-    picked: Sequence[UUID], changed: Sequence[UUID], left_alone: Mapping[str, int], models: Collection[str] = ()
+    found: Sequence[UUID], changed: Sequence[UUID], left_alone: Mapping[str, int], models: Collection[str] = ()
 ) -> Step:
     reasons = {reason: jobs for reason, jobs in left_alone.items() if jobs}
-    return Step(changed, reasons, models, picked[-1] if len(picked) == STEP_JOBS else None)
+    return Step(changed, reasons, models, found[-1] if len(found) == STEP_JOBS else None)
 
 
 IS_OPEN = "finished_at IS NULL"
 CAN_BE_RETRIED = "state IN ('failed', 'cancelled')"
 
-PICK = "SELECT id FROM jobs WHERE {where} AND id > :after ORDER BY id LIMIT :limit"
+# Finds the next matching jobs.
+FIND = "SELECT id FROM jobs WHERE {where} AND id > :after ORDER BY id LIMIT :limit"
 
+# Locks those of the found jobs that still match.
 LOCK = "SELECT id FROM jobs WHERE id = ANY(cast(:jobs AS uuid[])) AND {where} ORDER BY id FOR NO KEY UPDATE"
+
+# Finds the jobs that have no retry. They are locked, so they get none meanwhile.
+FIND_UNRETRIED = text("""
+    SELECT id, tier, model, recipe FROM jobs
+    WHERE id = ANY(:jobs) AND NOT EXISTS (SELECT FROM jobs AS child WHERE child.parent_id = jobs.id) ORDER BY id
+""")
+
+# Locks lanes by id.
+LOCK_LANES = text("SELECT FROM lanes WHERE id = ANY(cast(:lanes AS bigint[])) ORDER BY id FOR NO KEY UPDATE")

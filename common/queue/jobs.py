@@ -1,15 +1,16 @@
-"""Jobs: submit, cancel, retry, settle. With `claims.py` beside it, the only code that changes the state of anything.
+"""Jobs: submit, cancel, retry, expire, settle; and the lanes in which their images wait. `leases` ends images.
 
     submit ──► queued ──► running ──► succeeded | failed        (an image starts; its last image ends)
                   ├──────────┴──────► failed                    (expire: its deadline has passed)
                   └──────────┴──────► cancelled                 (by its tenant or the operator)
 
-Every function takes an open connection and leaves the COMMIT, and what is sent to Redis after it, to its caller.
-Rows are locked leases first, then batches, jobs, images, lanes, each by id.
+Every function takes an open connection. The caller commits, and sends to Redis after that. Lock order: leases, batches,
+jobs, images, lanes, each by id.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from uuid import UUID
 
 from sqlalchemy import Connection, text
@@ -17,17 +18,33 @@ from sqlalchemy import Connection, text
 from common.db import new_id
 from common.enums import JobState, Tier
 from common.errors import Conflict, NotFound
+from common.queue.sentences import sentence
 from common.recipes.recipe import Recipe, canonical_json
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a message about a job needs to say."""
+    """What a message about a job names."""
 
     id: UUID
     tenant_id: UUID
     model: str
     tier: Tier
+
+
+@dataclass(frozen=True)
+class Lane:
+    """Where images wait that one pipeline call can render together, of one tenant and tier, and of one batch or none.
+
+    Nothing in a closed lane is claimed or started.
+    """
+
+    tenant_id: UUID
+    tier: Tier
+    model: str
+    compatibility: str
+    batch_id: UUID | None = None
+    closed: bool = False
 
 
 def submit(
@@ -44,7 +61,7 @@ def submit(
 ) -> Job:
     """Insert a job and its images, queued in the lane of its tenant, tier and compatibility.
 
-    What is not done after `expires_after_s` is given up: see `expire`.
+    The job fails if it has not ended after `expires_after_s` seconds: see `expire`.
     """
     job = Job(job_id or new_id(), tenant_id, recipe.model, tier)
     connection.execute(
@@ -74,12 +91,12 @@ def cancel(connection: Connection, job_id: UUID, tenant_id: UUID | None = None) 
     """
     lock = connection.execute(LOCK_JOB, {"job": job_id, "tenant": tenant_id}).first()
     if lock is None:
-        raise NotFound(f"There is no job {job_id}.")
+        raise NotFound(sentence("job_unknown", job=job_id))
     return bool(cancel_locked(connection, [job_id]))
 
 
 def cancel_locked(connection: Connection, job_ids: Sequence[UUID]) -> list[UUID]:
-    """Cancel those of these jobs that have not ended, and their images; which. They are locked already, by id."""
+    """Cancel those of these locked jobs that have not ended, and their images; the ids of those."""
     return list(connection.execute(CANCEL, {"jobs": list(job_ids)}).scalars())
 
 
@@ -90,9 +107,9 @@ def retry(connection: Connection, job_id: UUID, tenant_id: UUID, request_id: str
     """
     parent = connection.execute(LOCK_JOB, {"job": job_id, "tenant": tenant_id}).first()
     if parent is None:
-        raise NotFound(f"There is no job {job_id}.")
+        raise NotFound(sentence("job_unknown", job=job_id))
     if parent.finished_at is None:
-        raise Conflict(f"Job {job_id} is still {parent.state}; it can be retried once it has ended.")
+        raise Conflict(sentence("job_not_ended", job=job_id, state=parent.state))
     return submit(
         connection,
         tenant_id,
@@ -105,23 +122,29 @@ def retry(connection: Connection, job_id: UUID, tenant_id: UUID, request_id: str
 
 
 def expire(connection: Connection) -> list[UUID]:
-    """Fail the jobs whose deadline has passed, with `expired`; which. What they have stored stays.
+    """Fail the jobs whose deadline has passed, with `expired`; their ids. Their stored images stay.
 
-    Leaves out those that somebody changes this moment: they are found again at the next sweep.
+    Skips jobs that are locked: the next sweep finds them again.
     """
     overdue = connection.execute(LOCK_OVERDUE).scalars().all()
-    return list(connection.execute(EXPIRE, {"jobs": overdue}).scalars()) if overdue else []
+    parameters = {"jobs": overdue, "message": sentence("deadline_passed")}
+    return list(connection.execute(EXPIRE, parameters).scalars()) if overdue else []
 
 
-def lock_of_images(connection: Connection, image_ids: list[UUID]) -> None:
-    """Lock the jobs of these images, in the order that keeps two workers from waiting for each other."""
+def lock_jobs_of_images(connection: Connection, image_ids: list[UUID]) -> None:
+    """Lock the jobs of these images, by id, so that two workers cannot deadlock."""
     connection.execute(LOCK_JOBS_OF_IMAGES, {"images": image_ids})
 
 
-# One statement each. SETTLE follows a CTE `ended(job_id, lane_id, state, error_code, error_message)` of images that
-# have just ended: it lowers what is open in their jobs and lanes, and ends the jobs that reach zero. A job's error is
-# that of the image that failed last.
+def make_lanes(connection: Connection, lanes: Iterable[Lane]) -> list[int]:
+    """The ids of these lanes, in their order. Those that do not exist are made, empty; `closed` is of those only."""
+    rows = [{"number": number, **asdict(lane)} for number, lane in enumerate(lanes)]
+    wanted = {"lanes": json.dumps(rows, default=str)}
+    connection.execute(MAKE_LANES, wanted)
+    return list(connection.execute(FIND_LANES, wanted).scalars())
 
+
+# Lowers the open images of lanes, and counts the ended ones by state. Follows a CTE ended(lane_id, state).
 LOWER_LANES = """
     lane_tally AS (
         SELECT lane_id, count(*) AS images, count(*) FILTER (WHERE state = 'stored') AS stored,
@@ -137,6 +160,8 @@ LOWER_LANES = """
         FROM lane_tally JOIN lane_lock ON lane_lock.id = lane_tally.lane_id WHERE lanes.id = lane_tally.lane_id)
 """
 
+# Lowers the open images of jobs and lanes, and ends the jobs that reach zero. Follows a CTE ended(job_id, lane_id,
+# state, error_code, error_message) of images that have just ended. A job's error is that of the image that failed last.
 SETTLE = f"""
     tally AS (
         SELECT job_id, count(*) AS images, count(*) FILTER (WHERE state = 'failed') AS failed,
@@ -158,6 +183,7 @@ SETTLE = f"""
     {LOWER_LANES}
 """
 
+# Raises the lane's open images, then inserts the job and its images.
 INSERT_JOB = text("""
     WITH lane AS (
         INSERT INTO lanes (tenant_id, tier, model, compatibility, open)
@@ -174,17 +200,19 @@ INSERT_JOB = text("""
     FROM job, lane, unnest(cast(:images AS uuid[])) WITH ORDINALITY AS image(id, position)
 """)
 
-
+# Locks a job. No tenant: any tenant's.
 LOCK_JOB = text("""
     SELECT state, tier, recipe, warnings, finished_at FROM jobs
     WHERE id = :job AND (tenant_id = :tenant OR cast(:tenant AS uuid) IS NULL) FOR NO KEY UPDATE
 """)
 
+# Locks the jobs of images, by id.
 LOCK_JOBS_OF_IMAGES = text("""
     SELECT id FROM jobs WHERE id = ANY(ARRAY(SELECT job_id FROM images WHERE id = ANY(:images)))
     ORDER BY id FOR NO KEY UPDATE
 """)
 
+# Cancels jobs that have not ended, with their images that have not ended.
 CANCEL = text(f"""
     WITH job AS (
         UPDATE jobs SET state = 'cancelled', open = 0, finished_at = now()
@@ -196,17 +224,44 @@ CANCEL = text(f"""
     SELECT id FROM job
 """)
 
+# Locks jobs whose deadline has passed.
 LOCK_OVERDUE = text("""
     SELECT id FROM jobs WHERE deadline <= now() AND finished_at IS NULL
     ORDER BY deadline LIMIT 100 FOR NO KEY UPDATE SKIP LOCKED
 """)
 
+# Fails all images of jobs that have not ended.
 EXPIRE = text(f"""
     WITH ended AS (
         UPDATE images SET state = 'failed', finished_at = now(), not_before = NULL, error_code = 'expired',
-            error_message = 'The deadline of the job passed before this image was done.'
+            error_message = :message
         WHERE job_id = ANY(:jobs) AND state IN ('queued', 'running')
         RETURNING job_id, lane_id, state, error_code, error_message),
     {SETTLE}
     SELECT id FROM settled
+""")
+
+LANES = """
+    jsonb_to_recordset(cast(:lanes AS jsonb)) AS wanted(
+        number int, tenant_id uuid, tier tier, model text, compatibility text, batch_id uuid, closed boolean)
+"""
+
+# Makes the lanes that do not exist. Ordered, so that two transactions that make the same lanes cannot deadlock.
+MAKE_LANES = text(f"""
+    INSERT INTO lanes (tenant_id, tier, model, compatibility, batch_id, closed, open)
+    SELECT DISTINCT tenant_id, tier, model, compatibility, batch_id, closed, 0 FROM {LANES}
+    ORDER BY tenant_id, compatibility, tier, batch_id
+    ON CONFLICT (tenant_id, tier, compatibility, batch_id) DO NOTHING
+""")
+
+# Finds lanes, in the order of the list. By batch, or by the unique index: a tenant has old lanes of many batches.
+FIND_LANES = text(f"""
+    SELECT found.id FROM {LANES} CROSS JOIN LATERAL (
+        SELECT id FROM lanes
+        WHERE batch_id = wanted.batch_id AND tier = wanted.tier AND compatibility = wanted.compatibility
+        UNION ALL
+        SELECT id FROM lanes
+        WHERE tenant_id = wanted.tenant_id AND tier = wanted.tier AND compatibility = wanted.compatibility
+            AND batch_id IS NULL AND wanted.batch_id IS NULL) AS found
+    ORDER BY number
 """)

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, text
 
 from common.enums import ImageState
 from common.queue.claim import Microbatch
-from common.queue.jobs import SETTLE, lock_of_images
+from common.queue.jobs import SETTLE, lock_jobs_of_images
 from common.storage import image_key
 
 MAX_ATTEMPTS = 3
@@ -57,7 +57,7 @@ def start(connection: Connection, microbatch: Microbatch) -> frozenset[UUID]:
     if connection.execute(START_LEASE, lease).first() is None:
         return frozenset()
     ids = [image.id for image in microbatch.images]
-    lock_of_images(connection, ids)
+    lock_jobs_of_images(connection, ids)
     return frozenset(connection.execute(START_IMAGES, lease | {"images": ids}).scalars())
 
 
@@ -105,7 +105,7 @@ def rescue(connection: Connection, lease_s: float) -> Rescued:
     if not expired:
         return Rescued((), 0, ())
     image_ids = [image_id for lease in expired for image_id in lease.image_ids]
-    lock_of_images(connection, image_ids)
+    lock_jobs_of_images(connection, image_ids)
     parameters = {
         "leases": [lease.id for lease in expired],
         "images": image_ids,
@@ -138,7 +138,7 @@ def mark_cleaned(connection: Connection, lease_ids: Sequence[UUID]) -> None:
 
 def _lock(connection: Connection, lease_id: UUID) -> None:
     image_ids = connection.execute(LOCK_LEASE, {"lease": lease_id}).scalar()
-    lock_of_images(connection, image_ids or [])
+    lock_jobs_of_images(connection, image_ids or [])
 
 
 BACKOFF = "now() + make_interval(secs => :backoff * 2 ^ (images.attempts - 1) * (0.5 + random()))"

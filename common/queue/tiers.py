@@ -1,10 +1,10 @@
-"""Tiers: how urgent a job is, changed while it has not ended. No state changes: what waits moves to another lane.
+"""Tiers: how urgent a job is, changed while it has not ended. No state changes: waiting images move to another lane.
 
-    lane of the old tier ──(images that wait, and their count of what is open)──► lane of the new tier
+    lane of the old tier ──(waiting images, and the count of open ones)──► lane of the new tier
 
-What a lease holds stays in its lane and is finished there, or waits there again if it comes back. A job of a batch
-stays in it: its new lane is one of the batch, and closed if the batch is paused or cancelled.
-Rows are locked as everywhere: batches, jobs, images, lanes, each by id. A claim that was faster keeps its images.
+Images that a lease holds stay in their lane: they end there, or wait there again when they are released. A job of a
+batch stays in it: its new lane is one of the batch, and closed if the batch is paused or cancelled. A claim that runs
+at the same time keeps its images. Lock order: batches, jobs, images, lanes, each by id.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,8 @@ from sqlalchemy import Connection, text
 
 from common.enums import Tier
 from common.errors import Conflict, NotFound
-from common.queue.jobs import LOCK_JOB
+from common.queue.jobs import LOCK_JOB, Lane, make_lanes
+from common.queue.sentences import sentence
 
 
 @dataclass(frozen=True)
@@ -27,53 +28,55 @@ class Moved:
 
 
 def change(connection: Connection, job_id: UUID, tenant_id: UUID, tier: Tier) -> Moved:
-    """Change the tier of a job that has not ended. Raises NotFound, or Conflict when it has."""
+    """Change the tier of a job. Raises NotFound, or Conflict when the job has ended."""
     lock_batches(connection, [job_id], tenant_id)
     job = connection.execute(LOCK_JOB, {"job": job_id, "tenant": tenant_id}).first()
     if job is None:
-        raise NotFound(f"There is no job {job_id}.")
+        raise NotFound(sentence("job_unknown", job=job_id))
     if job.finished_at is not None:
-        raise Conflict(f"Job {job_id} is {job.state}; only a job that has not ended can change its tier.")
+        raise Conflict(sentence("job_ended", job=job_id, state=job.state))
     return change_locked(connection, [job_id], tier)
 
 
 def lock_batches(connection: Connection, job_ids: Sequence[UUID], tenant_id: UUID) -> None:
-    """Keep the batches of these jobs from being paused, resumed or cancelled meanwhile. Comes before their jobs."""
+    """Keep the batches of these jobs from being paused, resumed or cancelled. Call it before the jobs are locked."""
     connection.execute(LOCK_BATCHES, {"jobs": list(job_ids), "tenant": tenant_id})
 
 
 def change_locked(connection: Connection, job_ids: Sequence[UUID], tier: Tier) -> Moved:
-    """The same for jobs that are locked already, as are their batches. Those that have the tier already count not."""
-    to = {"jobs": list(job_ids), "tier": tier.value}
-    connection.execute(MAKE_LANES, to)
-    rows = connection.execute(MOVE, to).all()
-    return Moved(tuple(row.id for row in rows), frozenset(row.model for row in rows))
+    """Change the tier of jobs. The caller has locked them and their batches. Skips jobs that have the tier already."""
+    target = {"jobs": list(job_ids), "tier": tier.value}
+    rows = connection.execute(FIND_SOURCES, target)
+    make_lanes(
+        connection,
+        [Lane(row.tenant_id, tier, row.model, row.compatibility, row.batch_id, row.is_closed) for row in rows],
+    )
+    moved = connection.execute(MOVE, target).all()
+    return Moved(tuple(row.id for row in moved), frozenset(row.model for row in moved))
 
 
-# MISPLACED are images that no lease holds. With their jobs locked they can only become fewer, by claims.
-
+# Images that wait in a lane of another tier. With their jobs locked, only claims can make them fewer.
 MISPLACED = """
     images.job_id = ANY(:jobs) AND images.state = 'queued' AND images.lease_id IS NULL
     AND lanes.tier <> cast(:tier AS tier)
 """
 
+# Locks the batches of jobs, shared.
 LOCK_BATCHES = text("""
     SELECT id FROM batches
     WHERE id = ANY(ARRAY(SELECT batch_id FROM jobs WHERE id = ANY(:jobs) AND tenant_id = :tenant))
     ORDER BY id FOR SHARE
 """)
 
-# In one order, so that two who make the same lanes wait for each other in one direction.
-MAKE_LANES = text(f"""
-    INSERT INTO lanes (tenant_id, tier, model, compatibility, batch_id, closed, open)
-    SELECT DISTINCT lanes.tenant_id, cast(:tier AS tier), lanes.model, lanes.compatibility, lanes.batch_id,
-           batches.paused_at IS NOT NULL OR batches.cancelled_at IS NOT NULL, 0
+# Finds the lanes that images have to leave.
+FIND_SOURCES = text(f"""
+    SELECT DISTINCT lanes.tenant_id, lanes.model, lanes.compatibility, lanes.batch_id,
+           batches.paused_at IS NOT NULL OR batches.cancelled_at IS NOT NULL AS is_closed
     FROM images JOIN lanes ON lanes.id = images.lane_id LEFT JOIN batches ON batches.id = lanes.batch_id
     WHERE {MISPLACED}
-    ORDER BY lanes.tenant_id, lanes.compatibility, lanes.batch_id
-    ON CONFLICT (tenant_id, tier, compatibility, batch_id) DO NOTHING
 """)
 
+# Moves waiting images, moves their count between the lanes, and changes the tier of the jobs.
 MOVE = text(f"""
     WITH waiting AS MATERIALIZED (
         SELECT images.id, lanes.id AS source, lanes.tenant_id, lanes.compatibility, lanes.batch_id

@@ -1,4 +1,4 @@
-"""What can only be seen on an accelerator is collected where the tests have one: HUAFANG_TEST_DEVICE=cuda."""
+"""Collects the tests that need an accelerator only with HUAFANG_TEST_DEVICE=cuda."""
 
 from tests.support.devices import DEVICE
 

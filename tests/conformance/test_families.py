@@ -1,4 +1,4 @@
-"""Every family of models as it was published: it loads, reads prompts and paints as it did with diffusers 0.6.0."""
+"""Every model family as published: it loads, encodes prompts and renders as it did with diffusers 0.6.0."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,8 +14,8 @@ from sentencepiece import SentencePieceProcessor
 
 from common.recipes import prompt_weighting
 from common.recipes.token_counter import TokenCounter
-from tests.conformance.test_painters import ODD, pictures, stroke
-from tests.golden.make import HERE, PAINTED, SEED, STEPS
+from tests.conformance.test_pipelines import ODD, generate, request_for
+from tests.golden.make import HERE, RECIPES, SEED, STEPS
 from tests.support import families
 from tests.support.devices import DEVICE, LEVELS
 from tests.support.parts import T5Tokenizer
@@ -47,23 +47,23 @@ def load(published: dict[str, Path]) -> Load:
     return one
 
 
-def painted(by: StableDiffusion, name: str) -> np.ndarray:
-    picture: np.ndarray = pictures(by, stroke(by, seed=SEED, steps=STEPS, **PAINTED[name]))[0]
-    return picture
+def render(pipeline: StableDiffusion, name: str) -> np.ndarray:
+    pixels: np.ndarray = generate(pipeline, request_for(pipeline, seed=SEED, steps=STEPS, **RECIPES[name]))[0]
+    return pixels
 
 
 @every_family
-def test_it_paints_what_diffusers_painted_in_2022(load: Load, name: str) -> None:
-    """But for a level here and there: attention is computed in another order today."""
-    differences = np.abs(painted(load(name), name).astype(int) - np.asarray(Image.open(HERE / f"{name}.png")))
+def test_it_renders_what_diffusers_rendered_in_2022(load: Load, name: str) -> None:
+    """Within a level here and there: attention is computed in another order today."""
+    differences = np.abs(render(load(name), name).astype(int) - np.asarray(Image.open(HERE / f"{name}.png")))
     assert differences.max() <= LEVELS
     assert (differences > LEVELS - 1).mean() < 0.005
 
 
 @every_family
-def test_it_paints_what_a_plain_pipeline_paints(load: Load, published: dict[str, Path], name: str) -> None:
-    """To the byte: of the published files nothing is read in a way of our own, but for rinna's tokenizer."""
-    ours, said = load(name), PAINTED[name]
+def test_it_renders_what_a_plain_pipeline_renders(load: Load, published: dict[str, Path], name: str) -> None:
+    """To the byte. Only rinna's tokenizer is loaded by code of our own."""
+    ours, recipe = load(name), RECIPES[name]
     plain = diffusers.StableDiffusionPipeline.from_pretrained(
         published[name],
         safety_checker=None,
@@ -73,48 +73,48 @@ def test_it_paints_what_a_plain_pipeline_paints(load: Load, published: dict[str,
     )
     plain.to(DEVICE).set_progress_bar_config(disable=True)
     if DEVICE != "cpu":
-        for part in (plain.unet, plain.vae):
-            part.to(memory_format=torch.channels_last)
+        for component in (plain.unet, plain.vae):
+            component.to(memory_format=torch.channels_last)
     (theirs,) = plain(
-        said["prompt"],
-        negative_prompt=said["negative_prompt"],
-        guidance_scale=said["guidance"],
+        recipe["prompt"],
+        negative_prompt=recipe["negative_prompt"],
+        guidance_scale=recipe["guidance"],
         num_inference_steps=STEPS,
         generator=torch.Generator().manual_seed(SEED),
     ).images
-    assert painted(ours, name).tobytes() == np.asarray(theirs).tobytes()
+    assert render(ours, name).tobytes() == np.asarray(theirs).tobytes()
 
 
 @every_family
-def test_prompts_are_padded_as_they_were(load: Load, name: str) -> None:
+def test_prompts_are_padded_to_the_familys_length(load: Load, name: str) -> None:
     assert load(name)._pipe.tokenizer.model_max_length == families.FAMILIES[name].length
 
 
-def test_another_padding_is_another_picture(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    """512 places are looked at, and most are empty."""
+def test_another_padding_gives_another_image(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The UNet attends to 512 tokens, most of which are padding."""
     zh = load("zh-v0")
-    as_published = painted(zh, "zh-v0")
+    as_published = render(zh, "zh-v0")
     monkeypatch.setattr(zh._pipe.tokenizer, "model_max_length", 77)
-    assert painted(zh, "zh-v0").tobytes() != as_published.tobytes()
+    assert render(zh, "zh-v0").tobytes() != as_published.tobytes()
 
 
 # Tokens
 
 
 @every_family
-def test_a_tokenizer_that_was_converted_counts_the_same(load: Load, name: str, tmp_path: Path) -> None:
-    """The API has no vocab.txt or spiece.model, but what an import makes of it."""
+def test_a_converted_tokenizer_counts_the_same(load: Load, name: str, tmp_path: Path) -> None:
+    """The API reads the tokenizer.json that an import makes of vocab.txt or spiece.model."""
     tokenizer = load(name)._pipe.tokenizer
     tokenizer.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
     counter = TokenCounter(tmp_path / "tokenizer.json")
-    for text in (*ODD, PAINTED[name]["prompt"], "", " "):
+    for text in (*ODD, RECIPES[name]["prompt"], "", " "):
         assert counter.count(text).tokens == len(tokenizer(prompt_weighting.strip_weights(text)).input_ids)
 
 
 @every_family
-def test_what_cannot_be_read_is_named(load: Load, tmp_path: Path, name: str) -> None:
+def test_unknown_words_are_named(load: Load, tmp_path: Path, name: str) -> None:
     load(name)._pipe.tokenizer.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
-    unknown = () if name == "sd-1.5" else ("龘", "😀")  # bytes are known to everyone
+    unknown = () if name == "sd-1.5" else ("龘", "😀")  # its tokens are bytes
     counter = TokenCounter(tmp_path / "tokenizer.json")
     assert counter.count("龘 a 红😀").unknown == unknown
     assert list(counter.suspects(["a", "龘"], 77)) == ([1] if unknown else [])
@@ -133,11 +133,11 @@ def test_what_cannot_be_read_is_named(load: Load, tmp_path: Path, name: str) -> 
         "a  b",
     ],
 )
-def test_pieces_are_those_of_sentencepiece(tmp_path: Path, text: str) -> None:
-    """What rinna's model was trained on: sentencepiece's ids of the text in lower case, and the end."""
+def test_tokens_are_those_of_sentencepiece(tmp_path: Path, text: str) -> None:
+    """rinna's model was trained on sentencepiece's ids of the lower-case text, and the end token."""
     T5Tokenizer().save_pretrained(tmp_path / "tokenizer")
     file = tmp_path / "tokenizer" / "spiece.model"
-    ours = tokenizer.read(file)
+    ours = tokenizer.read_sentencepiece(file)
     ours.encode_special_tokens = True
     theirs = SentencePieceProcessor(model_file=str(file))
     assert ours.encode(text).ids == [*theirs.encode(text.lower()), theirs.eos_id()]

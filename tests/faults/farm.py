@@ -76,7 +76,7 @@ class Child:
         self.started = 0.0
 
     def send(self, number: int) -> bool:
-        """Whether there was somebody to hear it."""
+        """Send a signal. False when the process has ended."""
         if self.process is None or self.process.poll() is not None:
             return False
         self.process.send_signal(number)
@@ -136,7 +136,7 @@ class Farm:
                     licences.accept(connection, tenant, key.id, model.licence)
             connection.exec_driver_sql(WITNESS)
         database.dispose()
-        for child in self._crew():
+        for child in self._children():
             self.children[child.name] = child
         self._keeper.start()
         self.wait_until_ready()
@@ -155,7 +155,7 @@ class Farm:
         self.servers.stop()
         shutil.rmtree(self.site.home, ignore_errors=True)
 
-    def _crew(self) -> list[Child]:
+    def _children(self) -> list[Child]:
         shared = self._environment()
         worker, api = ["worker", "render"], ["api", "--port"]
         return [

@@ -193,7 +193,7 @@ PROCESSES |= {
     "api_killed_after_commit_before_message": at_the_point("die_committed"),
     "worker_killed_before_its_claim_commits": at_the_point("die_claiming"),
     "worker_killed_between_claim_and_start": at_the_point("die_claimed"),
-    "worker_killed_while_painting": at_the_point("die_painting"),
+    "worker_killed_while_rendering": at_the_point("die_rendering"),
     "worker_killed_in_mid_upload": at_the_point("die_uploading"),
     "worker_killed_between_store_and_publish": at_the_point("die_stored"),
     "worker_killed_before_its_publish_commits": at_the_point("die_publishing"),

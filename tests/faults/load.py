@@ -71,7 +71,7 @@ class Witness:
     contradictions: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # by promise
     counts: Counter[str] = field(default_factory=Counter)
 
-    def told(self, job: Json, tenant: str, key: str | None, kind: str) -> None:
+    def answered(self, job: Json, tenant: str, key: str | None, kind: str) -> None:
         accepted = Accepted(job["id"], tenant, kind, job["recipe"]["prompt"], len(job["images"]), time.time())
         self.jobs.setdefault(job["id"], accepted)
         self._told_under(key, tenant, job["id"])
@@ -246,7 +246,7 @@ class Load:
             self.witness.contradictions["P1"].append(f"POST /v1/jobs: {answer.status_code} {answer.text[:300]}")
             return None
         job: Json = answer.json()
-        self.witness.told(job, tenant, key, kind)
+        self.witness.answered(job, tenant, key, kind)
         self.witness.counts["replayed"] += "Idempotency-Replayed" in answer.headers
         return job
 

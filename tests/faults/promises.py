@@ -30,21 +30,21 @@ class Findings:
     broken: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     unlucky: int = 0  # innocent images that lost three workers to the storm
 
-    def note(self, promise: str, lines: Iterable[object]) -> None:
+    def add(self, promise: str, lines: Iterable[object]) -> None:
         self.broken[promise].extend(map(str, lines))
 
 
 def judge(farm: Farm, witness: Witness, stuck: Sequence[str], postgres_away: Sequence[tuple[float, float]]) -> Findings:
     found = Findings()
     for promise, lines in witness.contradictions.items():
-        found.note(promise, lines)
+        found.add(promise, lines)
     jobs = {str(row["id"]): row for row in farm.query("SELECT id, state, finished_at FROM jobs")}
     told = witness.jobs
-    found.note("P1", (f"job {id} is not there" for id in told if id not in jobs))
-    found.note("P1", (f"job {id} is {job['state']}" for id, job in jobs.items() if job["finished_at"] is None))
-    found.note("P2", stuck)
+    found.add("P1", (f"job {id} is not there" for id in told if id not in jobs))
+    found.add("P1", (f"job {id} is {job['state']}" for id, job in jobs.items() if job["finished_at"] is None))
+    found.add("P2", stuck)
     for promise, statement in MUST_BE_EMPTY:
-        found.note(promise, (dict(row) for row in farm.query(statement)))
+        found.add(promise, (dict(row) for row in farm.query(statement)))
     judge_batches(farm, witness, found)
     read_back(farm, found)
     judge_failures(farm, witness, found, postgres_away)
@@ -52,7 +52,7 @@ def judge(farm: Farm, witness: Witness, stuck: Sequence[str], postgres_away: Seq
     for row in keyed:
         ids = witness.keys.get((row["name"], row["key"]), set())
         if ids != {str(row["made_id"])}:
-            found.note("P8", [f"key {row['key']} has job {row['made_id']}, and its users were told of {sorted(ids)}"])
+            found.add("P8", [f"key {row['key']} has job {row['made_id']}, and its users were answered {sorted(ids)}"])
     return found
 
 
@@ -105,19 +105,19 @@ MUST_BE_EMPTY = (
 def judge_batches(farm: Farm, witness: Witness, found: Findings) -> None:
     """Each has ended, with a job for each prompt if nobody cancelled it; what was cancelled got no image afterwards."""
     rows = {str(row["id"]): row for row in farm.query(BATCHES)}
-    found.note("P1", (f"batch {id} is not there" for id in witness.batches if id not in rows))
+    found.add("P1", (f"batch {id} is not there" for id in witness.batches if id not in rows))
     for id, row in rows.items():
         told = witness.batches.get(id)
         if row["finished_at"] is None or row["error_code"]:
-            found.note("P1", [f"batch {id} is {row['state']}: {row['error_code']}"])
+            found.add("P1", [f"batch {id} is {row['state']}: {row['error_code']}"])
         if (
             told
             and not row["cancelled_at"]
             and (row["made"], row["images"]) != (told.prompts, told.prompts * told.per_prompt)
         ):
-            found.note("P1", [f"batch {id} of {told.prompts} prompts has {row['made']} jobs, {row['images']} images"])
+            found.add("P1", [f"batch {id} of {told.prompts} prompts has {row['made']} jobs, {row['images']} images"])
         if told and told.stored is not None and row["stored"] != told.stored:
-            found.note("P7", [f"batch {id} had {told.stored} images when it was cancelled, and has {row['stored']}"])
+            found.add("P7", [f"batch {id} had {told.stored} images when it was cancelled, and has {row['stored']}"])
 
 
 BATCHES = """
@@ -142,10 +142,10 @@ def read_back(farm: Farm, found: Findings) -> None:
         return None if is_right else f"image {row['id']}: other bytes at {row['key']}"
 
     with ThreadPoolExecutor(8) as pool:
-        found.note("P3", filter(None, pool.map(problem, rows)))
+        found.add("P3", filter(None, pool.map(problem, rows)))
     uploads = farm.query("SELECT id, format FROM uploads")
     known = {row["key"] for row in rows} | {upload_key(row["id"], row["format"]) for row in uploads}
-    found.note("S3", (key for key in keys_of(farm) if key not in known))
+    found.add("S3", (key for key in keys_of(farm) if key not in known))
 
 
 def keys_of(farm: Farm) -> Iterable[str]:
@@ -167,23 +167,23 @@ def judge_failures(farm: Farm, witness: Witness, found: Findings, postgres_away:
         kind, leases = kinds.get(str(row["job_id"]), "plain"), lost[row["id"]]
         if kind in asked:
             if row["error_code"] not in asked[kind]:
-                found.note("P6", [f"image {row['id']} of a job that is {kind} failed with {row['error_code']}"])
+                found.add("P6", [f"image {row['id']} of a job that is {kind} failed with {row['error_code']}"])
             continue
         poisons = Counter(poison for poison, name, at in poisonings for lease in leases if was_held(lease, name, at))
         without_cause = sum(not has_cause(farm, lease, postgres_away) for lease in leases)
         if row["error_code"] != "worker_lost":
-            found.note("P6", [f"innocent image {row['id']} failed with {row['error_code']}"])
+            found.add("P6", [f"innocent image {row['id']} failed with {row['error_code']}"])
         elif max(poisons.values(), default=0) > 1:
-            found.note("P6", [f"image {row['id']} was taken along: {dict(poisons)}"])
+            found.add("P6", [f"image {row['id']} was taken along: {dict(poisons)}"])
         elif without_cause > 1:
-            found.note("P6", [f"image {row['id']} failed with worker_lost, and {without_cause} workers were well"])
+            found.add("P6", [f"image {row['id']} failed with worker_lost, and {without_cause} workers were well"])
         else:
             found.unlucky += 1
     for job in witness.jobs.values():
         if job.kind in asked:
             state = farm.query("SELECT state FROM jobs WHERE id = %s", job.id)
             if state and state[0]["state"] not in ("failed", "cancelled"):
-                found.note("P6", [f"job {job.id} is {job.kind}, and {state[0]['state']}"])
+                found.add("P6", [f"job {job.id} is {job.kind}, and {state[0]['state']}"])
 
 
 LOST = """

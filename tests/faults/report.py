@@ -110,7 +110,7 @@ def say(report: Mapping[str, Any]) -> None:
 
 
 def print_markdown(report: Mapping[str, Any]) -> None:
-    """The tables of docs/reliability.md."""
+    """The tables of docs/11-reliability.md."""
     print(f"`{report['command']}`\n")
     print("| promise | | violations |\n|---|---|---|")
     for promise, sentence in PROMISES.items():

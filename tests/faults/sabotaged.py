@@ -1,8 +1,9 @@
 """A process of the farm with traps in it: `python -m tests.faults.sabotaged worker …` runs `python -m worker …`.
 
-The product knows nothing of this. Its functions are wrapped before it starts: a wrapped one looks for a trap, a file
-that the storm sets, and the first process that comes by takes it and dies there, or freezes, or fails. STORM_SABOTAGE
-breaks the product for good, to prove that the storm notices.
+The product knows nothing of this. Its functions are wrapped before it starts: a wrapped function checks for a trap, a
+file that the storm creates; the first process that finds the file removes it and dies there, or freezes, or fails.
+STORM_SABOTAGE breaks the product permanently, to prove that the storm detects it. A name that the product no longer has
+ends the process at its start (`test_traps.py` checks them all).
 """
 
 import ctypes
@@ -22,8 +23,9 @@ from common.queue import idempotency, leases
 
 TRAPS = Path(os.environ["STORM_TRAPS"])
 ME = os.environ["STORM_NAME"]
-POISON = re.compile(r"#poison\d*")  # in a prompt: whoever paints it dies
+POISON = re.compile(r"#poison\d*")  # in a prompt: the worker that renders it dies
 HOUR = 3600.0
+REPLACED: list[tuple[Any, str, Any]] = []  # owner, name and original of all that was replaced
 
 
 def main(program: str, arguments: list[str]) -> int:
@@ -55,7 +57,7 @@ def die_with_the_storm() -> None:
 
 
 def take(trap: str) -> bool:
-    """Whether the trap was set; it is not any more. Of several processes one gets it."""
+    """Remove a trap. True in one process, if it was set."""
     try:
         os.rename(TRAPS / trap, TRAPS / "sprung" / f"{trap}.{ME}.{time.monotonic_ns()}")
     except FileNotFoundError:
@@ -63,7 +65,7 @@ def take(trap: str) -> bool:
     return True
 
 
-def note(event: str) -> None:
+def record(event: str) -> None:
     (TRAPS / "sprung" / f"{event}.{ME}.{time.monotonic_ns()}").touch()
 
 
@@ -93,7 +95,13 @@ def after(owner: Any, function: str, trap: str) -> None:
 
 def wrap(owner: Any, function: str, around: Callable[..., Any]) -> None:
     original = getattr(owner, function)
-    setattr(owner, function, lambda *args, **named: around(original, *args, **named))
+    replace(owner, function, lambda *args, **named: around(original, *args, **named))
+
+
+def replace(owner: Any, name: str, value: Any) -> None:
+    """Set an attribute of the product that must exist."""
+    REPLACED.append((owner, name, getattr(owner, name)))
+    setattr(owner, name, value)
 
 
 def set_traps() -> None:
@@ -147,36 +155,37 @@ def is_being_sent() -> bool:
 
 
 def treacherous(load: Callable[..., Any], *args: Any, **named: Any) -> Any:
-    """A painter that dies of a poisonous prompt, in the middle of any other, or runs out of memory."""
+    """A pipeline that kills its process at a poisonous prompt or in the middle of any other, or runs out of memory."""
     from common.errors import OutOfMemory
 
-    painter = load(*args, **named)
-    paint = painter.paint
+    pipeline = load(*args, **named)
 
-    def paint_with_traps(strokes: Any, on_step: Callable[[int, int], None], *rest: Any, **more: Any) -> Any:
+    def with_traps(
+        render: Callable[..., Any], requests: Any, on_step: Callable[[int, int], None], *rest: Any, **more: Any
+    ) -> Any:
         if take("out_of_memory"):
             raise OutOfMemory("The storm took the memory away.")
-        poisons = [poison[0] for stroke in strokes if (poison := POISON.search(stroke.recipe.prompt))]
+        poisons = [poison[0] for request in requests if (poison := POISON.search(request.recipe.prompt))]
 
         def on_step_with_traps(step: int, steps: int) -> None:
             on_step(step, steps)
             for poison in poisons:
-                note(f"poisoned by {poison}")
+                record(f"poisoned by {poison}")
                 die()
-            if take("die_painting"):
+            if take("die_rendering"):
                 die()
 
-        return paint(strokes, on_step_with_traps, *rest, **more)
+        return render(requests, on_step_with_traps, *rest, **more)
 
-    painter.paint = paint_with_traps
-    return painter
+    wrap(pipeline, "generate", with_traps)
+    return pipeline
 
 
 # The clock
 
 
 def shift_the_clock() -> None:
-    """While the file `clock.NAME` is there, this process lives an hour ahead. The monotonic clock goes on as ever."""
+    """While the file `clock.NAME` exists, the clock of this process is an hour ahead; its monotonic clock is not."""
     import psycopg  # noqa: F401 (first: compiled code wants the class as it was)
 
     real_time, real_ns, real = time.time, time.time_ns, datetime.datetime
@@ -204,18 +213,17 @@ def shift_the_clock() -> None:
 
 def without_fence() -> None:
     """Any lease may publish any image that is being rendered."""
-
-    leases.PUBLISH = replaced(leases.PUBLISH, "AND images.lease_id = :lease ", "")
+    replace(leases, "PUBLISH", changed(leases.PUBLISH, "AND images.lease_id = :lease ", ""))
 
 
 def without_cancel() -> None:
     """Ends the job, and lets its images go on."""
     from common.queue import jobs
 
-    jobs.CANCEL = replaced(jobs.CANCEL, "AND images.state IN ('queued', 'running')", "AND false")
+    replace(jobs, "CANCEL", changed(jobs.CANCEL, "AND images.state IN ('queued', 'running')", "AND false"))
 
 
-def replaced(statement: Any, words: str, others: str) -> Any:
+def changed(statement: Any, words: str, others: str) -> Any:
     from sqlalchemy import text
 
     assert words in statement.text, "this is written differently now"
@@ -223,23 +231,23 @@ def replaced(statement: Any, words: str, others: str) -> Any:
 
 
 def without_keys() -> None:
-    """Takes no Idempotency-Key for taken."""
-
-    idempotency.claim_key = lambda *_: None
+    """Treats every Idempotency-Key as new."""
+    replace(idempotency, "claim_key", lambda *_: None)
 
 
 def without_heartbeat() -> None:
-    """Says that leases are renewed, and renews none."""
+    """Reports that leases are renewed, and renews none."""
+    wanted = leases.WANTED
 
     def renew(connection: Any, lease_ids: Any, lease_s: float) -> Any:
-        rows = connection.execute(leases.WANTED, {"leases": list(lease_ids)}).all()
+        rows = connection.execute(wanted, {"leases": list(lease_ids)}).all()
         return {lease: frozenset(row.image_id for row in rows if row.lease_id == lease) for lease in lease_ids}
 
-    leases.renew = renew
+    replace(leases, "renew", renew)
 
 
 def without_order() -> None:
-    """Says that bytes are stored, publishes, and stores them later."""
+    """Reports that bytes are stored, and stores them after they were published."""
     from common.storage import Storage
 
     put = Storage.put
@@ -247,7 +255,7 @@ def without_order() -> None:
     def put_later(storage: Any, *args: Any) -> None:
         threading.Timer(2.0, lambda: put(storage, *args)).start()
 
-    Storage.put = put_later  # type: ignore[assignment, method-assign]
+    replace(Storage, "put", put_later)
 
 
 SABOTAGES: dict[str, Callable[[], None]] = {

@@ -155,7 +155,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
             window for name, tally in storm.tallies.items() if name.startswith("postgres") for window in tally.windows
         ]
         findings = judge(farm, witness, stuck, away)
-        findings.note("P1", [f"{unanswered} requests were never answered"] * bool(unanswered))
+        findings.add("P1", [f"{unanswered} requests were never answered"] * bool(unanswered))
         times = {"storm_s": round(raged), "total_s": round(time.monotonic() - began)}
         report = {"command": command_of(given), **times, **describe(farm, witness, findings, storm.tallies)}
         report["troubles"] = storm.troubles

@@ -1,4 +1,4 @@
-"""A storm that cannot fail proves nothing: with one part of the farm broken on purpose, it must say which promise."""
+"""With one part of the farm broken on purpose, the storm reports which promise is broken."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from tests.faults.test_storm import storm
 
 FREEZING = "frozen_between_store_and_publish,worker_frozen,s3_errors"
-KILLING = "worker_killed,worker_killed_while_painting,redis_emptied"
+KILLING = "worker_killed,worker_killed_while_rendering,redis_emptied"
 
 
 @pytest.mark.long
@@ -16,7 +16,7 @@ KILLING = "worker_killed,worker_killed_while_painting,redis_emptied"
     ("sabotage", "faults", "promise"),
     [
         ("fence", FREEZING, "P4"),  # a revived worker publishes what another renders by now
-        ("sweep", KILLING, "P1"),  # nobody takes back what a dead worker held
+        ("sweep", KILLING, "P1"),  # the leases of dead workers are not rescued
         ("heartbeat", "redis_emptied", "P6"),  # what takes longer than a lease is lost, by workers that are well
         ("cancel", "cancelled_while_running", "P7"),  # the images of a cancelled job go on
         ("keys", "fifty_duplicates,worker_frozen", "P8"),  # each duplicate makes a job of its own

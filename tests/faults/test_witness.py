@@ -41,9 +41,9 @@ def test_an_answer_to_an_older_question_is_no_contradiction() -> None:
 
 def test_two_jobs_under_one_key_break_a_promise() -> None:
     witness = Witness()
-    witness.told(job("queued"), "红", "key", "plain")
-    witness.told(job("queued"), "红", "key", "plain")
-    witness.told(job("queued") | {"id": "other"}, "黄", "key", "plain")
+    witness.answered(job("queued"), "红", "key", "plain")
+    witness.answered(job("queued"), "红", "key", "plain")
+    witness.answered(job("queued") | {"id": "other"}, "黄", "key", "plain")
     assert not witness.contradictions
-    witness.told(job("queued") | {"id": "other"}, "红", "key", "plain")
+    witness.answered(job("queued") | {"id": "other"}, "红", "key", "plain")
     assert list(witness.contradictions) == ["P8"]

@@ -1,7 +1,7 @@
-"""Tiny checkpoints of random weights, laid out as Stable Diffusion's: what loads and paints, if only noise.
+"""Tiny Stable Diffusion checkpoints of random weights: they load and render noise.
 
-The layout is today's or that of 2022, in which svjack's, IDEA's and rinna's models were published. Two checkpoints are
-made to misbehave: POISON in a prompt makes a picture of NaN, and a strict checker flags every picture.
+The layout is today's, or that of 2022 in which svjack's, IDEA's and rinna's models were published. POISON in a prompt
+gives an image of NaN; a strict safety checker flags every image.
 """
 
 import json
@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import CLIPImageProcessorPil
 
 from common.catalog.catalog import Licence, Model
-from tests.support.parts import POISON, SIDE, checker, readers, unet, vae
+from tests.support.parts import POISON, SIDE, safety_checker, text_components, unet, vae
 
 KNOWN_IN_2022 = {
     "unet": "act_fn attention_head_dim block_out_channels center_input_sample cross_attention_dim down_block_types "
@@ -30,9 +30,9 @@ __all__ = ["POISON", "SIDE", "as_in_2022", "as_one_file", "as_pickles", "entry",
 
 
 def make(folder: Path, text: str = "bert", strict: bool = False, length: int = 77) -> Path:
-    """Write a checkpoint as the libraries installed write it. A strict one flags all that it sees."""
-    tokenizer, text_encoder = readers(text, length)
-    parts = {
+    """Write a checkpoint as the installed libraries do. `length` is in tokens."""
+    tokenizer, text_encoder = text_components(text, length)
+    components = {
         "tokenizer": tokenizer,
         "text_encoder": text_encoder,
         "unet": unet(),
@@ -40,18 +40,18 @@ def make(folder: Path, text: str = "bert", strict: bool = False, length: int = 7
         "scheduler": PNDMScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
         ),
-        "safety_checker": checker(strict),
+        "safety_checker": safety_checker(strict),
         "feature_extractor": CLIPImageProcessorPil(size={"shortest_edge": 30}, crop_size={"height": 30, "width": 30}),
     }
-    for name, part in parts.items():
-        part.save_pretrained(folder / name)
-    classes = {name: [_library(part), type(part).__name__] for name, part in parts.items()}
+    for name, component in components.items():
+        component.save_pretrained(folder / name)
+    classes = {name: [_library(component), type(component).__name__] for name, component in components.items()}
     _write(folder / "model_index.json", {"_class_name": "StableDiffusionPipeline", **classes})
     return folder
 
 
-def _library(part: Any) -> str:
-    module = type(part).__module__
+def _library(component: Any) -> str:
+    module = type(component).__module__
     if "safety_checker" in module:
         return "stable_diffusion"
     return "diffusers" if module.startswith("diffusers") else "transformers"
@@ -71,7 +71,7 @@ def entry(folder: Path, **changes: Any) -> Model:
         "steps": 3,
         "scheduler": "pndm",
         "guidance": 5.0,
-        "token_limit": 60,  # less than any of the tokenizers reads
+        "token_limit": 60,  # below the limit of every tokenizer
     }
     return Model(**{**values, **changes})
 
@@ -86,7 +86,7 @@ def as_pickles(folder: Path) -> Path:
 
 
 def as_in_2022(folder: Path) -> Path:
-    """What diffusers 0.6 and transformers 4.24 left on the hub: pickles, old names, and far fewer settings."""
+    """As diffusers 0.6 and transformers 4.24 wrote it: pickles, old names, and far fewer settings."""
     as_pickles(folder)
     index = _read(folder / "model_index.json")
     _files_of_2022(folder / "tokenizer", index["tokenizer"][1])
@@ -112,9 +112,9 @@ def as_in_2022(folder: Path) -> Path:
         folder / "feature_extractor" / "preprocessor_config.json",
         {"feature_extractor_type": "CLIPFeatureExtractor", "size": 30, "crop_size": 30, "resample": 3},
     )
-    for part, known in KNOWN_IN_2022.items():
-        config = _read(folder / part / "config.json")
-        _write(folder / part / "config.json", {name: config[name] for name in known.split()})
+    for component, known in KNOWN_IN_2022.items():
+        config = _read(folder / component / "config.json")
+        _write(folder / component / "config.json", {name: config[name] for name in known.split()})
     config = _read(folder / "safety_checker" / "config.json")
     doubles = {f"{name}_dict": config[name] for name in ("text_config", "vision_config")}
     _write(folder / "safety_checker" / "config.json", {**config, **doubles})
@@ -132,7 +132,7 @@ def as_in_2022(folder: Path) -> Path:
 
 
 def _files_of_2022(folder: Path, tokenizer: str) -> None:
-    """Vocabularies as files of their own; what is said of them is what the libraries of today would not guess."""
+    """Vocabularies in their own files, with the settings that today's libraries would not guess."""
     if tokenizer == "T5Tokenizer":
         (folder / "tokenizer.json").unlink()
         return
@@ -155,7 +155,7 @@ def _files_of_2022(folder: Path, tokenizer: str) -> None:
 
 def as_one_file(folder: Path) -> dict[str, torch.Tensor]:
     """UNet and VAE under the names of the original Stable Diffusion, as single files have them."""
-    unet, vae = (load_file(folder / part / "diffusion_pytorch_model.safetensors") for part in ("unet", "vae"))
+    unet, vae = (load_file(folder / name / "diffusion_pytorch_model.safetensors") for name in ("unet", "vae"))
     whole = {}
     for key, value in unet.items():
         whole[f"model.diffusion_model.{_renamed(key, UNET_IN_ONE_FILE)}"] = value
@@ -166,7 +166,7 @@ def as_one_file(folder: Path) -> dict[str, torch.Tensor]:
     return whole
 
 
-Names = dict[str, str | Callable[[re.Match[str]], str]]  # the pattern, and what takes its place: the first that fits
+Names = dict[str, str | Callable[[re.Match[str]], str]]  # pattern → replacement; the first match counts
 
 RESNET: Names = {
     r"\.norm1\.(?=\w+$)": ".in_layers.0.",

@@ -1,6 +1,6 @@
-"""The families of models that the farm is for, each as it was published in 2022: the same files, names and settings.
+"""The model families as published in 2022: the same files, names and settings; tiny weights and vocabularies.
 
-Only weights and vocabularies are tiny. Their entries are the catalogue's own, but for the folder and the size.
+Their entries are the catalogue's, with another folder and size.
 """
 
 import json
@@ -29,13 +29,13 @@ PNDM = {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "set_alpha_to_on
 
 @dataclass(frozen=True)
 class Family:
-    text: str  # what reads its prompts
-    length: int  # that every prompt is padded to
+    text: str  # text encoder
+    length: int  # tokens that every prompt is padded to
     scheduler: dict[str, Any]
 
 
 FAMILIES = {
-    "zh-v0": Family("bert", 512, LMS),  # zh-v1 and zh-v2 have other weights in their UNets, and nothing else
+    "zh-v0": Family("bert", 512, LMS),  # zh-v1 and zh-v2 differ in the UNet's weights only
     "taiyi": Family("bert", 512, PNDM),
     "sd-1.5": Family("clip", 77, PNDM),
     "rinna": Family("pieces", 77, LMS),
@@ -55,12 +55,12 @@ def publish(folder: Path, name: str) -> Path:
 
 
 def entry(folder: Path, name: str) -> Model:
-    """The catalogue's, of a tiny one that is in this folder."""
+    """The catalogue's entry, with the folder and the size of the tiny checkpoint."""
     return replace(CATALOG.get(name), source=str(folder), source_path=folder, width=SIDE, height=SIDE, microbatch=4)
 
 
 def catalog(folder: Path) -> Path:
-    """A catalogue of all of them, published beside it."""
+    """Write a catalogue of all families beside their checkpoints; gives its path."""
     shipped = tomllib.loads(SHIPPED_CATALOG.read_text("utf-8"))["models"]
     lines = ['default = "zh-v0"']
     for name in FAMILIES:

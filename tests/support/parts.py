@@ -1,6 +1,6 @@
-"""The parts of tiny checkpoints. Their weights are random and depend on their names only: every torch has the same.
+"""The components of tiny checkpoints. Their random weights depend on their names only, so every torch has the same.
 
-Prompts are read by Bert, by CLIP, or by CLIP in pieces of Japanese.
+The text encoders are BERT, CLIP, and CLIP with a SentencePiece vocabulary of Japanese.
 """
 
 import json
@@ -21,18 +21,18 @@ from worker.pipelines import tokenizer
 
 HIDDEN = 32
 SIDE = 64  # pixels
-POISON = "鸩"  # a prompt with it paints NaN
+POISON = "鸩"  # a prompt with it gives NaN
 HANZI = "一上下中人圆形方红色蓝绿黄白黑背景的大小左右山水女孩们打开了另世界门广告水印"
 LAYERS = {"hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 
 
-def readers(text: str, length: int) -> tuple[Any, Any]:
-    """A tokenizer and a text encoder for so many tokens."""
+def text_components(text: str, length: int) -> tuple[Any, Any]:
+    """A tokenizer and a text encoder for `length` tokens."""
     return {"bert": _bert, "clip": _clip, "pieces": _pieces}[text](length)
 
 
 def _bert(length: int) -> tuple[BertTokenizer, BertModel]:
-    """A vocabulary laid out as Chinese BERTs have it: [PAD] 0, [UNK] 100, [CLS] 101, [SEP] 102, [MASK] 103."""
+    """A vocabulary in the layout of Chinese BERTs: [PAD] 0, [UNK] 100, [CLS] 101, [SEP] 102, [MASK] 103."""
     words = ["[PAD]", *(f"[unused{i}]" for i in range(1, 100)), "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words += [*string.punctuation, *"，。！？、；：（）《》…", *string.digits, *string.ascii_lowercase]
     words += [f"##{letter}" for letter in string.digits + string.ascii_lowercase]
@@ -40,21 +40,21 @@ def _bert(length: int) -> tuple[BertTokenizer, BertModel]:
     words = list(dict.fromkeys(words))
     tokenizer = BertTokenizer(vocab={word: at for at, word in enumerate(words)}, model_max_length=length)
     model = BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=length, **LAYERS))
-    return tokenizer, _loud(model, poisoned=words.index(POISON))
+    return tokenizer, _amplify(model, poisoned=words.index(POISON))
 
 
 def _clip(length: int) -> tuple[CLIPTokenizer, CLIPTextModel]:
-    """Bytes, each alone and at the end of a word, and one word: a hanzi is three tokens."""
+    """Bytes, inside and at the end of a word, and one word: a hanzi is three tokens."""
     letters = [chr(code) for code in [*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324)]]
     words = [*letters, *(letter + "</w>" for letter in letters), "ca", "cat</w>", "<|startoftext|>", "<|endoftext|>"]
     merges = [("c", "a"), ("ca", "t</w>")]
     tokenizer = CLIPTokenizer(vocab={word: at for at, word in enumerate(words)}, merges=merges, model_max_length=length)
     a_byte = tokenizer.tokenize(POISON)[1]  # that no other prompt of the tests has
-    return tokenizer, _loud(_clip_text_model(len(words), length), poisoned=words.index(a_byte))
+    return tokenizer, _amplify(_clip_text_model(len(words), length), poisoned=words.index(a_byte))
 
 
 class T5Tokenizer:
-    """The files of one: pieces of Japanese as rinna's models have them, and what the API counts them with."""
+    """The tokenizer files of rinna's models: a SentencePiece vocabulary, and `tokenizer.json` for the API."""
 
     PIECES = (
         "▁",
@@ -92,7 +92,7 @@ class T5Tokenizer:
     def save_pretrained(self, folder: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "spiece.model").write_bytes(self.proto.SerializeToString(deterministic=True))
-        tokenizer.read(folder / "spiece.model").save(str(folder / "tokenizer.json"))
+        tokenizer.read_sentencepiece(folder / "spiece.model").save(str(folder / "tokenizer.json"))
         special = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "[PAD]", "cls": "[CLS]", "sep": "[SEP]"}
         tokens = {f"{name}_token": token for name, token in {**special, "mask": "[MASK]"}.items()}
         (folder / "special_tokens_map.json").write_text(json.dumps(tokens), "utf-8")
@@ -103,17 +103,17 @@ class T5Tokenizer:
 def _pieces(length: int) -> tuple[T5Tokenizer, CLIPTextModel]:
     tokenizer = T5Tokenizer()
     poison = [piece.piece for piece in tokenizer.proto.pieces].index(POISON)
-    return tokenizer, _loud(_clip_text_model(len(tokenizer), length), poisoned=poison)
+    return tokenizer, _amplify(_clip_text_model(len(tokenizer), length), poisoned=poison)
 
 
 def _clip_text_model(words: int, length: int) -> CLIPTextModel:
-    """With ids of special tokens that no tokenizer has: so they were published."""
+    """As published: with ids of special tokens that no tokenizer has."""
     ids = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
     return CLIPTextModel(CLIPTextConfig(vocab_size=words, max_position_embeddings=length, **ids, **LAYERS))
 
 
-def _loud(model: Any, poisoned: int) -> Any:
-    embeddings = _steady(model).get_input_embeddings().weight
+def _amplify(model: Any, poisoned: int) -> Any:
+    embeddings = _randomise(model).get_input_embeddings().weight
     with torch.no_grad():
         embeddings.mul_(50)
         embeddings[poisoned] = torch.nan
@@ -121,7 +121,7 @@ def _loud(model: Any, poisoned: int) -> Any:
 
 
 def unet() -> UNet2DConditionModel:
-    unet = _steady(
+    unet = _randomise(
         UNet2DConditionModel(
             sample_size=SIDE // 8,
             layers_per_block=2,
@@ -131,7 +131,7 @@ def unet() -> UNet2DConditionModel:
             norm_num_groups=8,
         )
     )
-    with torch.no_grad():  # random weights are nearly deaf to the prompt
+    with torch.no_grad():  # with random weights the prompt has almost no effect
         for name, weight in unet.named_parameters():
             if ".attn2." in name and name.endswith(("to_v.weight", "to_out.0.weight")):
                 weight.mul_(8)
@@ -139,7 +139,7 @@ def unet() -> UNet2DConditionModel:
 
 
 def vae() -> AutoencoderKL:
-    return _steady(
+    return _randomise(
         AutoencoderKL(
             block_out_channels=(8, 16, 16, 16),
             down_block_types=("DownEncoderBlock2D",) * 4,
@@ -151,7 +151,7 @@ def vae() -> AutoencoderKL:
     )
 
 
-def checker(strict: bool) -> StableDiffusionSafetyChecker:
+def safety_checker(strict: bool) -> StableDiffusionSafetyChecker:
     vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
     text = {
         "vocab_size": 9,
@@ -160,7 +160,7 @@ def checker(strict: bool) -> StableDiffusionSafetyChecker:
         "num_hidden_layers": 1,
         "num_attention_heads": 4,
     }
-    checker = _steady(
+    checker = _randomise(
         StableDiffusionSafetyChecker(
             CLIPConfig(
                 text_config={**text, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1},
@@ -175,9 +175,9 @@ def checker(strict: bool) -> StableDiffusionSafetyChecker:
     return checker
 
 
-def _steady(part: Any) -> Any:
+def _randomise(component: Any) -> Any:
     with torch.no_grad():
-        for path, module in part.named_modules():
+        for path, module in component.named_modules():
             for name, weight in module.named_parameters(recurse=False):
                 if weight.ndim < 2:
                     weight.fill_(name == "weight")  # of a normalisation
@@ -185,4 +185,4 @@ def _steady(part: Any) -> Any:
                 size = 0.02 if isinstance(module, torch.nn.Embedding) else (3 * weight[0].numel()) ** -0.5
                 drawn = np.random.RandomState(crc32(f"{path}.{name}".encode())).standard_normal(weight.shape)
                 weight.copy_(torch.from_numpy(size * drawn))
-    return part
+    return component

@@ -1,17 +1,19 @@
-"""Fetching from the Hugging Face hub: only the files that a model is loaded from, and never a byte of them twice.
+"""Downloads models from the Hugging Face hub: only the files that a pipeline is loaded from, and no byte twice.
 
-A file that was cut off goes on where it stopped, also in another process, and is compared with the hub's sha256 when it
-is there. (`snapshot_download` begins such a file anew.) Raises ModelRefused in one sentence that says what to do.
+An interrupted download resumes, also in another process, and a complete file is compared with the hub's sha256.
+(`snapshot_download` starts an interrupted file anew.) Raises ModelRefused.
 """
 
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-from httpx2 import TransportError  # what huggingface_hub speaks HTTP with
-from huggingface_hub import HfApi, hf_hub_url
+from httpx2 import TransportError  # huggingface_hub's HTTP client
+from huggingface_hub import HfApi, get_session, get_token, hf_hub_url, hf_raise_for_status, logging
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -20,30 +22,34 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import build_hf_headers, logging
 
 from common.catalog.catalog import Model
-from worker.pipelines.checkpoint import TEXTS, components, first_line, preferred_weights, refuse_without, refused
+from common.errors import ModelRefused
+from worker.models.sentences import sentence
+from worker.pipelines.checkpoint import TEXT_SUFFIXES, check_complete, components, first_line, preferred_weights
 
-logging.set_verbosity_error()  # what it warns of is said here, in one sentence
+logging.set_verbosity_error()  # its warnings are errors here
 
 PAGE = "https://huggingface.co"
-UNREACHABLE = (TransportError, OfflineModeIsEnabled)
+TIMEOUT_S = 30
+CHUNK_BYTES = 10 * 2**20
+ATTEMPTS = 5  # without a byte in between
+BUSY = (408, 429)
+RETRY_S = 2
 
 
 @dataclass(frozen=True)
 class HubFile:
     path: str
     bytes: int
-    sha256: str | None  # the hub has none of small files
+    sha256: str | None  # None for small files
 
 
 @dataclass(frozen=True)
 class RepoFiles:
-    """What of a repository is to be fetched, at the commit that its revision stands at now."""
+    """The files of a repository to download, at one commit."""
 
-    revision: str
+    revision: str  # the commit
     files: tuple[HubFile, ...]
     licence: str | None
 
@@ -53,108 +59,115 @@ class RepoFiles:
 
 
 def list_files(model: Model) -> RepoFiles:
-    with _in_one_sentence(model):
-        info = HfApi().model_info(model.source, revision=model.revision, timeout=30, files_metadata=True)
-    there = {file.rfilename: file for file in info.siblings or ()}
+    """Raises ModelRefused, also when the repository lacks a component."""
+    with _refusing(model):
+        info = HfApi().model_info(model.source, revision=model.revision, timeout=TIMEOUT_S, files_metadata=True)
+    published = {file.rfilename: file for file in info.siblings or ()}
     files = tuple(
-        HubFile(path, there[path].size or 0, there[path].lfs.sha256 if there[path].lfs else None)
-        for path in wanted(there, components(model))
-        if path in there
+        HubFile(path, published[path].size or 0, published[path].lfs.sha256 if published[path].lfs else None)
+        for path in select_files(published, components(model))
+        if path in published
     )
-    folders = {path.partition("/")[0] for path in there}
-    refuse_without(model, [part for part in components(model) if part not in folders])  # before gigabytes are fetched
+    folders = {path.partition("/")[0] for path in published}
+    check_complete(model, [name for name in components(model) if name not in folders])
     assert info.sha
     return RepoFiles(info.sha, files, getattr(info.card_data, "license", None))
 
 
-def wanted(files: Iterable[str], parts: Iterable[str]) -> list[str]:
-    """The files to fetch, of all that a repository has."""
-    chosen = ["model_index.json"]
-    for part in parts:
-        names = [name for folder, _, name in (file.rpartition("/") for file in files) if folder == part]
-        chosen += [f"{part}/{name}" for name in names if name.endswith(TEXTS)]
-        chosen += [f"{part}/{name}" for name in preferred_weights(names)]
-    return chosen
+def select_files(published: Iterable[str], components: Iterable[str]) -> list[str]:
+    """The files that these components are loaded from, of all files of a repository."""
+    selected = ["model_index.json"]
+    for component in components:
+        names = [name for folder, _, name in (file.rpartition("/") for file in published) if folder == component]
+        selected += [f"{component}/{name}" for name in names if name.endswith(TEXT_SUFFIXES)]
+        selected += [f"{component}/{name}" for name in preferred_weights(names)]
+    return selected
 
 
-def download(model: Model, listing: RepoFiles, folder: Path, on_bytes: Callable[[int], None]) -> None:
-    """Bring all files of the listing into the folder; those that are there already stay. Tells bytes as they come."""
-    for file in listing.files:
-        whole = folder / file.path
-        if not whole.is_file():
-            _fetch_file(model, listing.revision, file, whole, on_bytes)
-        else:
+def download(model: Model, repo: RepoFiles, folder: Path, on_bytes: Callable[[int], None]) -> None:
+    """Download the files that the folder lacks. `on_bytes` gets bytes as they arrive, and less than 0 for lost ones."""
+    for file in repo.files:
+        target = folder / file.path
+        if target.is_file():
             on_bytes(file.bytes)
+        else:
+            _download_file(model, repo.revision, file, target, on_bytes)
 
 
-def _fetch_file(model: Model, revision: str, file: HubFile, whole: Path, on_bytes: Callable[[int], None]) -> None:
-    part = whole.with_name(f"{whole.name}.part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    with _in_one_sentence(model), part.open("ab") as content:
-        had = content.tell()
-        if had > file.bytes:
-            content.truncate(had := 0)
-        on_bytes(had)
-        url = hf_hub_url(model.source, file.path, revision=revision)
-        http_get(
-            url,
-            content,
-            resume_size=had,
-            headers=build_hf_headers(),
-            expected_size=file.bytes,
-            tqdm_class=_telling(on_bytes, had),
-        )
-    if file.sha256:
-        with part.open("rb") as content:
-            found = hashlib.file_digest(content, "sha256").hexdigest()
-        if found != file.sha256:
-            part.unlink()
-            raise refused(model, f"{file.path} came damaged from the hub: try again")
-    part.rename(whole)
+def _download_file(model: Model, revision: str, file: HubFile, target: Path, on_bytes: Callable[[int], None]) -> None:
+    partial = target.with_name(f"{target.name}.part")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    with _refusing(model), partial.open("ab") as content:
+        on_bytes(content.tell())
+        if content.tell() > file.bytes:
+            _restart(content, on_bytes)
+        _fetch_rest(hf_hub_url(model.source, file.path, revision=revision), content, file.bytes, on_bytes)
+    if not _is_intact(partial, file):
+        partial.unlink()
+        raise ModelRefused(sentence("hub_file_damaged", model=model.name, file=file.path))
+    partial.rename(target)
 
 
-def _telling(on_bytes: Callable[[int], None], had: int) -> type:
-    """The hub's client shows progress in a bar of tqdm: this one only passes it on."""
+def _is_intact(partial: Path, file: HubFile) -> bool:
+    if file.sha256 is None:
+        return partial.stat().st_size == file.bytes
+    with partial.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest() == file.sha256
 
-    class Telling:
-        def __init__(self, *given: object, initial: int = 0, **named: object) -> None:
-            on_bytes(initial - had)  # less than nothing where the hub sends all again
 
-        def __enter__(self) -> "Telling":
-            return self
+def _fetch_rest(url: str, content: IO[bytes], size: int, on_bytes: Callable[[int], None]) -> None:
+    """Append what the file lacks; resume after a broken connection or a busy answer."""
+    failures = 0
+    while (start := content.tell()) < size:
+        try:
+            return _fetch(url, content, on_bytes)
+        except (TransportError, HfHubHTTPError) as error:
+            failures = 1 if content.tell() > start else failures + 1
+            is_final = isinstance(error, HfHubHTTPError) and error.response.status_code not in BUSY
+            if is_final or failures == ATTEMPTS:
+                raise
+            time.sleep(RETRY_S)
 
-        def __exit__(self, *error: object) -> None: ...
 
-        def update(self, count: float | None = 1) -> None:
-            on_bytes(int(count or 0))
+def _fetch(url: str, content: IO[bytes], on_bytes: Callable[[int], None]) -> None:
+    start, token = content.tell(), get_token()
+    headers = {"Accept-Encoding": "identity"}  # offsets count the bytes of the file itself
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT_S) as response:
+        hf_raise_for_status(response)
+        if start and response.status_code == 200:  # the server ignored the range
+            _restart(content, on_bytes)
+        for chunk in response.iter_bytes(CHUNK_BYTES):
+            content.write(chunk)
+            on_bytes(len(chunk))
 
-        def close(self) -> None: ...
 
-    return Telling
+def _restart(content: IO[bytes], on_bytes: Callable[[int], None]) -> None:
+    on_bytes(-content.tell())
+    content.seek(0)
+    content.truncate()
 
 
 @contextmanager
-def _in_one_sentence(model: Model) -> Iterator[None]:
-    page = f"{PAGE}/{model.source}"
+def _refusing(model: Model) -> Iterator[None]:
+    """Turn the errors of the hub's client into ModelRefused."""
+    name, page = model.name, f"{PAGE}/{model.source}"
     try:
         yield
     except GatedRepoError as error:
-        raise refused(
-            model, f"the hub gives it only to who accepted its licence: accept it at {page} and set HF_TOKEN"
-        ) from error
+        raise ModelRefused(sentence("hub_gated", model=name, page=page)) from error
     except RevisionNotFoundError as error:
-        raise refused(model, f"{page} has no revision {model.revision}") from error
+        raise ModelRefused(sentence("hub_revision_unknown", model=name, page=page, revision=model.revision)) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
-        raise refused(model, f"{page} does not exist, or needs an HF_TOKEN that may read it") from error
-    except UNREACHABLE as error:
-        raise refused(
-            model,
-            f"the hub cannot be reached to fetch {model.source}: go online and try again, what was fetched is kept; "
-            "or import it from a local folder",
-        ) from error
+        raise ModelRefused(sentence("hub_repository_unknown", model=name, page=page)) from error
+    except (TransportError, OfflineModeIsEnabled) as error:
+        raise ModelRefused(sentence("hub_unreachable", model=name, source=model.source)) from error
     except HfHubHTTPError as error:
-        raise refused(
-            model, f"the hub answered {error.response.status_code} for {page}: try again later, or look at HF_TOKEN"
-        ) from error
+        status = error.response.status_code
+        raise ModelRefused(sentence("hub_error", model=name, page=page, status=status)) from error
     except OSError as error:
-        raise refused(model, f"{model.source} could not be saved ({first_line(error)})") from error
+        reason = first_line(error)
+        raise ModelRefused(sentence("hub_file_not_written", model=name, source=model.source, error=reason)) from error

@@ -1,9 +1,9 @@
-"""The models that this worker serves: which are in memory, how much each can take, which it refuses and why.
+"""The models of a render worker: which are in memory, their batch sizes, and which it refuses.
 
-Holds as many painters as its memory allows; the one not used for longest makes room. Loads and closes painters, so it
-belongs to the painting thread; everybody may read. A hub model is loaded at the revision that the first worker of the
-farm recorded, so that all paint with the same weights; its capacity was found by the first worker of this class. What
-several models have in common is in memory once, and counted once.
+Keeps as many pipelines as fit into model memory and evicts the least recently used. Components that models share are in
+memory once and counted once. A hub model is loaded at the revision that the farm's first worker recorded, so that all
+use the same weights; batch sizes are those that the first worker of this class found. Only the render thread may load
+and close; every thread may read.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine as Database
 
 from common.catalog.catalog import Catalog, Model
 from common.config import Settings
@@ -22,18 +22,17 @@ from common.errors import Invalid, ModelRefused, OutOfMemory, RenderFailed, Unav
 from common.log import log_event
 from common.queue import workers
 from common.recipes.recipe import canonical_json
+from worker.models.sentences import sentence
 from worker.pipelines import registry
 from worker.pipelines.base import DeviceLost, Pipeline
 from worker.watchdog import Watchdog
 
 SWAP_DELAY_S = 30.0
-FOR_EVER_S = 1e9
+NEVER_S = 1e9
 ACCELERATORS = ("cuda", "mps")
-DEFAULT_BATCH_SIZE = (
-    8  # the images that are claimed for a model of which this worker does not know yet how many it can take
-)
+DEFAULT_BATCH_SIZE = 8  # of a model that was never loaded here
 REPORT_S = 30
-RETRY_S = 300  # a refused model of the hub may be within reach later; a folder does not mend itself
+RETRY_S = 300  # the hub may answer later; a folder stays as it is
 
 
 @dataclass(frozen=True)
@@ -43,19 +42,18 @@ class LoadFailure:
 
 
 def models_to_serve(settings: Settings, catalog: Catalog, device_kind: str) -> list[Model]:
-    """The models named in the settings, or all that this device can be expected to serve; the default one first.
+    """The models named in the settings, or all that suit this kind of device; the default one first.
 
-    A model of the hub is a large download that no CPU would paint with in useful time: there it must be named, or
-    imported by hand.
-    Raises UnknownModel, or Invalid when there are none.
+    On a CPU, models of the hub must be named, or imported before: the download is large and rendering slow. Raises
+    UnknownModel, or Invalid when there are none.
     """
     if settings.model_names:
         return [catalog.get(name) for name in settings.model_names]
-    has_hub = device_kind in (*ACCELERATORS, "stub")
+    may_download = device_kind in (*ACCELERATORS, "stub")
     default = catalog.default_gpu if device_kind in ACCELERATORS else catalog.default
-    models = [model for model in catalog.models.values() if model.is_local or has_hub]
+    models = [model for model in catalog.models.values() if model.is_local or may_download]
     if not models:
-        raise Invalid(f"No model of {settings.catalog} is for a {device_kind}; name those to serve in HUAFANG_MODELS.")
+        raise Invalid(sentence("no_model_for_device", catalog=settings.catalog, device=device_kind))
     return sorted(models, key=lambda model: model.name != (settings.default_model or default))
 
 
@@ -65,7 +63,7 @@ class ModelManager:
         models: Sequence[Model],
         settings: Settings,
         worker_class: Mapping[str, Any],
-        database: Engine,
+        database: Database,
         watchdog: Watchdog,
     ) -> None:
         self._models = {model.name: model for model in models}
@@ -74,144 +72,150 @@ class ModelManager:
         self._memory = settings.model_memory or registry.model_memory(settings.device)
         self._database = database
         self._watchdog = watchdog
-        self._painters: dict[str, Pipeline] = {}  # the one used last is the last; replaced as a whole: others read it
-        parts = {model.name: registry.model_components(model, settings.device) for model in models}
-        self._parts = {name: sizes for name, sizes in parts.items() if sizes is not None}  # better known after the load
-        self._capacities: dict[str, int] = {}
-        self._refusals: dict[str, LoadFailure] = {}
+        self._pipelines: dict[str, Pipeline] = {}  # least recently used first; replaced as a whole, for other threads
+        estimates = {model.name: registry.model_components(model, settings.device) for model in models}
+        self._components = {name: sizes for name, sizes in estimates.items() if sizes is not None}  # exact once loaded
+        self._batch_sizes: dict[str, int] = {}
+        self._failures: dict[str, LoadFailure] = {}
         self._longest_load_s = 0.0
         self._last_load = 0.0
 
     @property
-    def patience_s(self) -> float:
-        """How long images of other models wait before a resident one makes room; for ever while one only just came.
+    def swap_delay_s(self) -> float:
+        """Seconds that an image of another model must have waited before a resident model is evicted for it.
 
-        Where all find room at once, nobody has to go and nobody need wait.
+        0 if all models fit into memory together, NEVER_S soon after a load.
         """
-        names = {model.name for model in self.servable()} | set(self._painters)
+        names = {model.name for model in self.available()} | set(self._pipelines)
         if self._fit(names):
             return 0.0
-        patience = max(SWAP_DELAY_S, 4 * self._longest_load_s)
-        return patience if time.monotonic() - self._last_load > patience else FOR_EVER_S
+        delay = max(SWAP_DELAY_S, 4 * self._longest_load_s)
+        return delay if time.monotonic() - self._last_load > delay else NEVER_S
 
     @property
     def resident(self) -> tuple[str, ...]:
-        return tuple(self._painters)
+        """The models in memory, least recently used first."""
+        return tuple(self._pipelines)
 
     @property
-    def capacities(self) -> dict[str, int]:
-        """The images that one call had best render together, of the models that were loaded once."""
-        return dict(self._capacities)
+    def batch_sizes(self) -> dict[str, int]:
+        """Images per call at the default size, of each model that was loaded since the start."""
+        return dict(self._batch_sizes)
 
-    def capacity(self, model: Model) -> int:
-        """The same of any model."""
-        return self._capacities.get(model.name) or model.microbatch or DEFAULT_BATCH_SIZE
+    def batch_size(self, model: Model) -> int:
+        """The same for any model: its own, the catalogue's, or the default."""
+        return self._batch_sizes.get(model.name) or model.microbatch or DEFAULT_BATCH_SIZE
 
-    def servable(self) -> list[Model]:
-        """All but those refused lately."""
+    def available(self) -> list[Model]:
+        """All models but those refused now."""
         refused = self.refusals()
         return [model for name, model in self._models.items() if name not in refused]
 
     def refusals(self) -> dict[str, str]:
+        """By model: why this worker does not serve it now."""
         now = time.monotonic()
-        return {name: refusal.reason for name, refusal in list(self._refusals.items()) if now < refusal.until}
+        return {name: failure.reason for name, failure in list(self._failures.items()) if now < failure.until}
 
-    def painter(self, name: str) -> Pipeline:
-        """The painter of a model, loaded if need be, in place of those not used for longest.
+    def get(self, name: str) -> Pipeline:
+        """The pipeline of a model; loads it and evicts others if need be.
 
-        Raises ModelRefused, and remembers it; Unavailable when Postgres cannot say which revision to load.
+        Raises ModelRefused, which is remembered, or Unavailable while Postgres cannot give the revision to load.
         """
-        if name not in self._painters:
+        if name not in self._pipelines:
             self._make_resident(self._models[name])
-        found = self._painters[name]
-        self._painters = {**_without(self._painters, name), name: found}
+        found = self._pipelines[name]
+        self._pipelines = {**_without(self._pipelines, name), name: found}
         return found
 
     def close(self) -> None:
-        self._close(*self._painters)
+        self._close(*self._pipelines)
 
     def _make_resident(self, model: Model) -> None:
-        began = time.monotonic()
+        start = time.monotonic()
         try:
             with self._watchdog.watch("load"):
-                loaded = self._load_beside_others(model)
-                self._capacities = {**self._capacities, model.name: self._capacity(loaded)}
+                pipeline = self._load_and_evict(model)
+                self._batch_sizes = {**self._batch_sizes, model.name: self._find_batch_size(pipeline)}
         except (Unavailable, DeviceLost):
             raise
         except RenderFailed as error:
             is_final = isinstance(error, ModelRefused) and model.source_path is not None
             raise self._refuse(model, error.message, is_final) from error
-        except Exception as error:  # whatever it is, the other models go on
+        except Exception as error:  # the other models can still be served
             log_event("model_load_failed", exc_info=True, model=model.name)
-            reason = f"The model {model.name} is refused: it cannot be loaded ({type(error).__name__})."
+            reason = sentence("model_load_failed", model=model.name, error=type(error).__name__)
             raise self._refuse(model, reason, model.source_path is not None) from error
-        self._painters = {**self._painters, model.name: loaded}
-        seconds = time.monotonic() - began
+        self._pipelines = {**self._pipelines, model.name: pipeline}
+        seconds = time.monotonic() - start
         self._longest_load_s = max(seconds, self._longest_load_s)
         self._last_load = time.monotonic()
-        self._refusals.pop(model.name, None)
+        self._failures.pop(model.name, None)
         log_event(
             "model_loaded",
             model=model.name,
-            revision=loaded.revision,
+            revision=pipeline.revision,
             seconds=seconds,
-            bytes=sum(loaded.parts.values()),
-            capacity=self._capacities[model.name],
+            bytes=sum(pipeline.components.values()),
+            batch_size=self._batch_sizes[model.name],
         )
+
+    def _refuse(self, model: Model, reason: str, is_final: bool) -> ModelRefused:
+        self._failures[model.name] = LoadFailure(reason, float("inf") if is_final else time.monotonic() + RETRY_S)
+        log_event("model_refused", model=model.name, reason=reason)
+        return ModelRefused(reason)
 
     # Memory
 
     def _fit(self, names: set[str]) -> bool:
-        """Whether these models find room at once. Of one that has to be fetched it is known once it was loaded."""
-        return names <= self._parts.keys() and self._bytes(*names) <= self._memory
+        """Whether these models fit into memory together. False while a model's size is unknown."""
+        return names <= self._components.keys() and self._total_bytes(names) <= self._memory
 
-    def _bytes(self, *names: str) -> int:
-        """What these models take together: a part that several have is in memory once."""
+    def _total_bytes(self, names: set[str]) -> int:
         together: dict[Hashable, int] = {}
         for name in names:
-            together |= self._parts[name]
+            together |= self._components[name]
         return sum(together.values())
 
-    def _load_beside_others(self, model: Model) -> Pipeline:
-        """Room is made before it is needed, and more of it where that was not enough."""
-        self._make_room(model.name)
+    def _load_and_evict(self, model: Model) -> Pipeline:
+        """Evict first, so that the load has room; evict everything if that was not enough."""
+        self._evict_for(model.name)
         try:
-            loaded = self._load(model)
+            pipeline = self._load(model)
         except OutOfMemory:
-            if not self._painters:
+            if not self._pipelines:
                 raise
-            self._close(*self._painters)
-            loaded = self._load(model)
-        self._parts = {**self._parts, model.name: loaded.parts}
-        self._make_room(model.name)
-        return loaded
+            self._close(*self._pipelines)
+            pipeline = self._load(model)
+        self._components = {**self._components, model.name: pipeline.components}
+        self._evict_for(model.name)
+        return pipeline
 
-    def _make_room(self, name: str) -> None:
-        while self._painters and not self._fit({*self._painters, name}):
-            self._close(next(iter(self._painters)))
+    def _evict_for(self, name: str) -> None:
+        while self._pipelines and not self._fit({*self._pipelines, name}):
+            self._close(next(iter(self._pipelines)))
 
     def _close(self, *names: str) -> None:
         for name in names:
-            closing = self._painters[name]
-            self._painters = _without(self._painters, name)
-            closing.close()
+            pipeline = self._pipelines[name]
+            self._pipelines = _without(self._pipelines, name)
+            pipeline.close()
 
     # Loading
 
-    def _capacity(self, loaded: Pipeline) -> int:
-        """As the catalogue has it, as the first worker of this class found it, or as it is found now."""
-        model = loaded.model
+    def _find_batch_size(self, pipeline: Pipeline) -> int:
+        """The catalogue's, the one that the first worker of this class recorded, or a new one by a benchmark."""
+        model = pipeline.model
         if model.microbatch:
             return model.microbatch
         if self._device.startswith("stub"):
-            return loaded.find_capacity(0)
-        decisive = {**self._class, **loaded.details, "source": model.source, "size": [model.width, model.height]}
-        digest = hashlib.sha256(canonical_json({**decisive, "revision": loaded.revision}).encode()).hexdigest()
+            return pipeline.find_batch_size(0)
+        key = {**self._class, **pipeline.details, "source": model.source, "size": [model.width, model.height]}
+        digest = hashlib.sha256(canonical_json({**key, "revision": pipeline.revision}).encode()).hexdigest()
         with suppress(Unavailable), transaction(self._database) as connection:
             if recorded := workers.recorded_capacity(connection, digest, model.name):
                 return recorded
-        own = sum(loaded.parts.values())
-        found = loaded.find_capacity(max(self._memory, own) if len(self._models) > 1 else own)
+        own = sum(pipeline.components.values())
+        found = pipeline.find_batch_size(max(self._memory, own) if len(self._models) > 1 else own)
         with suppress(Unavailable), transaction(self._database) as connection:
             return workers.record_capacity(connection, digest, model.name, found)
         return found
@@ -220,42 +224,36 @@ class ModelManager:
         if self._device.startswith("stub"):
             return registry.load(model, self._device, self._threads)
         if model.source_path or model.revision:
-            return self._load_here(model)
+            return self._import_and_load(model)
         with transaction(self._database) as connection:
             recorded = workers.recorded_revision(connection, model.name, model.source)
-        loaded = self._load_here(replace(model, revision=recorded))
-        if recorded or not loaded.revision:
-            return loaded
+        pipeline = self._import_and_load(replace(model, revision=recorded))
+        if recorded or not pipeline.revision:
+            return pipeline
         with transaction(self._database) as connection:
-            recorded = workers.record_revision(connection, model.name, model.source, loaded.revision)
-        if recorded == loaded.revision:
-            return loaded
-        loaded.close()  # another worker was first, with another commit
-        return self._load_here(replace(model, revision=recorded))
+            recorded = workers.record_revision(connection, model.name, model.source, pipeline.revision)
+        if recorded == pipeline.revision:
+            return pipeline
+        pipeline.close()  # another worker was first, with another commit
+        return self._import_and_load(replace(model, revision=recorded))
 
-    def _load_here(self, model: Model) -> Pipeline:
-        """Load it as it lies on this host, where it is imported first if need be."""
-        from worker.models import importer  # no painter that is a stub needs the libraries that it does
+    def _import_and_load(self, model: Model) -> Pipeline:
+        from worker.models import importer  # the stub works without its libraries
 
-        def load(here: Model) -> Pipeline:
-            return registry.load(here, self._device, self._threads)
+        def load(local: Model) -> Pipeline:
+            return registry.load(local, self._device, self._threads)
 
-        def say(phase: str, done: int, total: int) -> None:
+        def log_progress(phase: str, done: int, total: int) -> None:
             log_event("model_imports", model=model.name, phase=phase, done=done, of=total)
 
-        seldom = importer.throttled(say, REPORT_S)
+        throttled = importer.throttled(log_progress, REPORT_S)
 
         def report(phase: str, done: int, total: int) -> None:
             self._watchdog.keep_alive()
-            seldom(phase, done, total)
+            throttled(phase, done, total)
 
         return load(importer.ensure_imported(model, self._store, load, report))
 
-    def _refuse(self, model: Model, reason: str, is_final: bool) -> ModelRefused:
-        self._refusals[model.name] = LoadFailure(reason, float("inf") if is_final else time.monotonic() + RETRY_S)
-        log_event("model_refused", model=model.name, reason=reason)
-        return ModelRefused(reason)
 
-
-def _without(painters: Mapping[str, Pipeline], name: str) -> dict[str, Pipeline]:
-    return {other: painter for other, painter in painters.items() if other != name}
+def _without(pipelines: Mapping[str, Pipeline], name: str) -> dict[str, Pipeline]:
+    return {other: pipeline for other, pipeline in pipelines.items() if other != name}

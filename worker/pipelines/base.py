@@ -1,8 +1,7 @@
-"""What a resident model is to the rest of the worker: a painter, given strokes, gives pictures.
+"""The interface of a model in memory: a `Pipeline` takes `ImageRequest`s and gives `RenderedImage`s.
 
-Two kinds paint: `worker.pipelines.stable_diffusion` with diffusers, `worker.pipelines.stub` from the seed alone; both
-pass one conformance suite. Imports neither of them (nor torch) until one is asked for, and knows nothing of jobs,
-leases or storage.
+`worker.pipelines.stable_diffusion` and `worker.pipelines.stub` implement it and pass one conformance suite. Knows
+neither of them, nor jobs, leases or storage; imports no torch.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -16,55 +15,54 @@ from common.catalog.catalog import Model
 from common.errors import RenderFailed
 from common.recipes.recipe import Recipe
 
-OnStep = Callable[[int, int], None]
+OnStep = Callable[[int, int], None]  # step, from 1 up, and the number of steps
 
 
 class DeviceLost(Exception):
-    """The device, or this process's hold on it, is broken: whatever is painted next fails too. Ends the process."""
+    """The device is broken for this process: every later call would fail too. The process must end."""
 
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """One image to paint: a recipe and the seed of this image of it; in its size, what it is painted over."""
+    """One image to render: its recipe and its seed, and for image2image and inpaint the input pixels."""
 
     recipe: Recipe
     seed: int
-    source: NDArray[np.uint8] | None = None  # height × width × RGB, unless the mode is text2image
-    mask: NDArray[np.bool_] | None = None  # height × width, true where to repaint: inpaint only
+    source: NDArray[np.uint8] | None = None  # height × width × RGB, in the recipe's size; None for text2image
+    mask: NDArray[np.bool_] | None = None  # height × width, true where to repaint; None unless inpaint
 
 
 @dataclass(frozen=True)
 class RenderedImage:
     pixels: NDArray[np.uint8]  # height × width × RGB
-    flagged: bool  # by the safety checker: the pixels must then never be stored
+    flagged: bool  # by the safety checker; the pixels must then not be stored
 
 
 class Pipeline(Protocol):
-    """A model in memory. Belongs to one thread."""
+    """A model in memory. Only the thread that loaded it may use it."""
 
     model: Model
-    revision: str | None  # the commit of a hub model
-    details: Mapping[str, Any]  # what this model adds to the class of its worker: its precision, whether it is compiled
-    parts: Mapping[Hashable, int]  # the bytes of each; a part that several models have takes its memory once
+    revision: str | None  # commit of a hub model
+    details: Mapping[str, Any]  # what this model adds to the worker's class: precision, compiled
+    components: Mapping[Hashable, int]  # bytes by component id; models that share a component have the same id
 
-    def paint(self, strokes: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
-        """One pipeline call: a picture, or why there is none, for each stroke in its place.
+    def generate(self, requests: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
+        """Render all requests in one pipeline call; the result has an image or an error for each, in their order.
 
-        The recipes must share their `compatibility`. Calls `on_step(step, steps)` after every denoising step, from 1
-        up; what that raises (Interrupted) leaves the painter usable. Where a mask is false the picture is the source,
-        to the bit; the safety checker sees the whole of it. Raises OutOfMemory for all strokes together, and DeviceLost
-        when nothing can be painted in this process any more. NanImage is said of what the model cannot paint in full
-        precision either.
+        The recipes must have the same `compatibility`. `on_step(step, steps)` is called after each denoising step; it
+        may raise Interrupted, and the pipeline stays usable. Where a mask is false the result has the source's exact
+        pixels; the safety checker gets the composite. NanImage means that fp32 gave NaN too. Raises OutOfMemory for
+        all requests together, and DeviceLost.
         """
         ...
 
-    def find_capacity(self, reserved: int) -> int:
-        """Images of the model's usual size that one call had best render together, where models take `reserved` bytes.
+    def find_batch_size(self, reserved: int) -> int:
+        """The number of images of the model's default size to render in one call while models hold `reserved` bytes.
 
-        Takes a few seconds to try it out, unless the painter knows.
+        Takes a few seconds where it is measured.
         """
         ...
 
     def close(self) -> None:
-        """Give the memory back; the painter is of no use afterwards. Load the next model only then."""
+        """Free the memory. Nothing may be called afterwards. Close before loading the next model."""
         ...

@@ -1,7 +1,7 @@
-"""The files of a model in their folder, looked over before torch sees any of them.
+"""The files of a checkpoint, laid out as diffusers does, and their validation before torch reads any of them.
 
-Raises ModelRefused in one sentence whatever is wrong. Imports no torch and executes nothing that it reads; what can
-only be told from the loaded weights is checked by `worker.pipelines.loader`.
+Every problem raises ModelRefused. Imports no torch and runs no code from the files; what only the loaded weights show
+is checked by `worker.pipelines.loader`.
 """
 
 import hashlib
@@ -14,155 +14,162 @@ from safetensors import SafetensorError, safe_open
 
 from common.catalog.catalog import Model
 from common.errors import ModelRefused
+from worker.pipelines.sentences import sentence
 
 COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
-CHECKER = ("feature_extractor", "safety_checker")
-WEIGHTED = ("safety_checker", "text_encoder", "unet", "vae")
-SHARED = ("safety_checker", "text_encoder", "vae")
-TAKE_LORAS = ("CLIPTextModel", "UNet2DConditionModel")  # a LoRA is put on one model, so it has these for itself
-WEIGHTS = re.compile(r"(diffusion_pytorch_model|pytorch_model|model)(-\d+-of-\d+)?\.(safetensors|bin)")
+SAFETY_COMPONENTS = ("feature_extractor", "safety_checker")
+WITH_WEIGHTS = ("safety_checker", "text_encoder", "unet", "vae")
+SHAREABLE = ("safety_checker", "text_encoder", "vae")
+LORA_CLASSES = ("CLIPTextModel", "UNet2DConditionModel")  # a LoRA changes them, so models cannot share them
+WEIGHT_FILE = re.compile(r"(diffusion_pytorch_model|pytorch_model|model)(-\d+-of-\d+)?\.(safetensors|bin)")
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
-TEXTS = (".json", ".txt", ".model")
+TEXT_SUFFIXES = (".json", ".txt", ".model")
 
 
 def find(model: Model) -> Path:
-    """The folder with the model's files, looked over."""
+    """The folder with the model's files, validated. Raises ModelRefused."""
     if model.source_path is None:
-        raise refused(model, f"it was not imported on this host: run `huafang models import {model.name}`")
+        raise ModelRefused(sentence("model_not_imported", model=model.name))
     if not model.source_path.is_dir():
-        raise refused(model, f"there is no folder {model.source_path}")
+        raise ModelRefused(sentence("model_folder_missing", model=model.name, folder=model.source_path))
     validate(model, model.source_path)
     return model.source_path
 
 
-def sizes(model: Model) -> dict[Hashable, int] | None:
-    """The bytes of the weights of each part, if the model's files are here; a part that models share has one name."""
+def component_sizes(model: Model) -> dict[Hashable, int] | None:
+    """The bytes of the weights of each component by its id; None while the model is not on this host."""
     folder = model.source_path or (model.import_path if model.is_local else None)
     if folder is None:
         return None
-    there = [name for name in components_with_weights(model) if (folder / name).is_dir()]
     return {
-        component_id(model, folder, name): sum(file.stat().st_size for file in weights(folder / name)) for name in there
+        component_id(model, folder, name): sum(file.stat().st_size for file in weight_files(folder / name))
+        for name in components_with_weights(model)
+        if (folder / name).is_dir()
     }
 
 
 def component_id(model: Model, folder: Path, name: str) -> Hashable:
-    """What two models must have in common to have the part once in memory."""
-    if not is_shared(folder, name):
+    """Equal for components of two models that can be in memory once."""
+    if not is_shareable(folder, name):
         return model.name, name
     files = sorted(file.resolve() for file in (folder / name).iterdir())
     return model.precision, *((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
 
 
-def is_shared(folder: Path, name: str) -> bool:
-    return name in SHARED and index(folder)[name][1] not in TAKE_LORAS
+def is_shareable(folder: Path, name: str) -> bool:
+    return name in SHAREABLE and read_index(folder)[name][1] not in LORA_CLASSES
 
 
-def is_safe(model: Model, folder: Path) -> bool:
-    """Whether all its weights are safetensors already: nothing is to be converted, and it can be read as it lies."""
+def is_safetensors(model: Model, folder: Path) -> bool:
+    """Whether all weights are safetensors, so that the model can be loaded without an import."""
     folders = [folder / name for name in components_with_weights(model) if (folder / name).is_dir()]
-    return all(file.suffix == ".safetensors" for part in folders for file in weights(part))
+    return all(file.suffix == ".safetensors" for component in folders for file in weight_files(component))
 
 
-def refused(model: Model, reason: str) -> ModelRefused:
-    return ModelRefused(f"The model {model.name} is refused: {reason}.")
+def not_loadable(model: Model, error: BaseException) -> ModelRefused:
+    return ModelRefused(sentence("model_not_loadable", model=model.name, error=first_line(error)))
 
 
 def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
-# Looking over
-
-
-def validate(model: Model, folder: Path) -> None:
-    """Everything there, everything whole, and nothing that the catalogue's checksums do not know."""
-    _parts(model, folder)
-    if model.sha256:
-        _checksums(model, folder)
-    if not any((folder / "tokenizer" / name).is_file() for name in VOCABULARIES):
-        raise refused(model, "its folder tokenizer holds no vocabulary (neither tokenizer.json nor vocab.txt)")
-    for part in components_with_weights(model):
-        for file in weights(folder / part):
-            check_not_truncated(model, file)
-
-
-def refuse_without(model: Model, missing: Sequence[str]) -> None:
-    """Raises ModelRefused if there are parts that the model cannot do without."""
-    if set(missing) & set(CHECKER):
-        raise refused(model, "it has no safety checker; its operator can do without by safety_checker = false")
-    if missing:
-        raise refused(model, f"its files have no {' and no '.join(missing)}")
+# Files
 
 
 def components(model: Model) -> tuple[str, ...]:
-    return (*COMPONENTS, *CHECKER) if model.safety_checker else COMPONENTS
+    return (*COMPONENTS, *SAFETY_COMPONENTS) if model.safety_checker else COMPONENTS
 
 
-def index(folder: Path) -> dict[str, list[str | None]]:
-    """`model_index.json`: the library and the class of each part."""
+def components_with_weights(model: Model) -> tuple[str, ...]:
+    return tuple(name for name in components(model) if name in WITH_WEIGHTS)
+
+
+def read_index(folder: Path) -> dict[str, list[str | None]]:
+    """`model_index.json`: the library and the class of each component."""
     classes = json.loads((folder / "model_index.json").read_text("utf-8"))
     if not isinstance(classes, dict):
         raise ValueError("it is not an object")
     return classes
 
 
-def components_with_weights(model: Model) -> tuple[str, ...]:
-    return tuple(part for part in components(model) if part in WEIGHTED)
-
-
-def weights(folder: Path) -> list[Path]:
-    """The files that a part is loaded from."""
+def weight_files(folder: Path) -> list[Path]:
+    """The files that a component's weights are loaded from."""
     return [folder / name for name in preferred_weights(file.name for file in folder.iterdir())]
 
 
-def files(folder: Path) -> list[Path]:
-    """Those of a part that it is loaded from: no code, no second form of the weights."""
+def component_files(folder: Path) -> list[Path]:
+    """The files that a component is loaded from: no code, no second format of the weights."""
     names = sorted(file.name for file in folder.iterdir() if file.is_file())
-    return [folder / name for name in names if name.endswith(TEXTS) or name in preferred_weights(names)]
+    return [folder / name for name in names if name.endswith(TEXT_SUFFIXES) or name in preferred_weights(names)]
 
 
 def preferred_weights(names: Iterable[str]) -> list[str]:
-    """Weights as safetensors where there are such, else as pickles; no variants."""
-    found = sorted(name for name in names if WEIGHTS.fullmatch(name))
+    """Safetensors if there are any, else pickles; no variants."""
+    found = sorted(name for name in names if WEIGHT_FILE.fullmatch(name))
     return [name for name in found if name.endswith(".safetensors")] or found
 
 
-def _parts(model: Model, folder: Path) -> None:
-    try:
-        classes = index(folder)
-    except (OSError, ValueError) as error:
-        raise refused(model, f"its model_index.json cannot be read ({error})") from error
-    missing = [
-        part for part in components(model) if not (folder / part).is_dir() or classes.get(part, [None])[0] is None
-    ]
-    refuse_without(model, missing)
-    for part in components_with_weights(model):
-        if not weights(folder / part):
-            raise refused(model, f"its folder {part} holds no weights")
+# Validation
 
 
-def _checksums(model: Model, folder: Path) -> None:
-    here = ("model_index.json", *(f"{part}/" for part in components(model)))
-    expected = {path: sha256 for path, sha256 in model.sha256.items() if path.startswith(here)}
-    for path, sha256 in expected.items():
-        if not (folder / path).is_file():
-            raise refused(model, f"{path} is missing")
-        with (folder / path).open("rb") as content:
-            if hashlib.file_digest(content, "sha256").hexdigest() != sha256:
-                raise refused(model, f"the sha256 of {path} is not what it must be: restore or import it again")
-    loaded = [f"{part}/{file.name}" for part in components(model) for file in sorted((folder / part).iterdir())]
-    for path in ("model_index.json", *loaded):
-        if path not in expected and (path.endswith(TEXTS) or WEIGHTS.fullmatch(path.rpartition("/")[2])):
-            raise refused(model, f"the catalogue has checksums, but none of {path}")
+def validate(model: Model, folder: Path) -> None:
+    """Check that all files are there, none is cut short, and all match the catalogue's checksums if it has any."""
+    _check_components(model, folder)
+    if model.sha256:
+        _check_checksums(model, folder)
+    if not any((folder / "tokenizer" / name).is_file() for name in VOCABULARIES):
+        raise ModelRefused(sentence("model_vocabulary_missing", model=model.name))
+    for name in components_with_weights(model):
+        for file in weight_files(folder / name):
+            check_not_truncated(model, file)
+
+
+def check_complete(model: Model, missing: Sequence[str]) -> None:
+    """Raises ModelRefused if any component is missing."""
+    if set(missing) & set(SAFETY_COMPONENTS):
+        raise ModelRefused(sentence("model_safety_checker_missing", model=model.name))
+    if missing:
+        raise ModelRefused(sentence("model_components_missing", model=model.name, components=", ".join(missing)))
 
 
 def check_not_truncated(model: Model, file: Path) -> None:
-    """Whether it was cut short."""
+    """Check safetensors by their header. A pickle is checked when torch reads it."""
     if file.suffix != ".safetensors":
-        return  # a pickle is for torch to read
+        return
     try:
         with safe_open(file, framework="numpy"):
             pass  # compares the header with the length of the file
     except (SafetensorError, OSError) as error:
-        raise refused(model, f"{file.parent.name}/{file.name} is damaged or cut short ({error})") from error
+        path = f"{file.parent.name}/{file.name}"
+        raise ModelRefused(sentence("model_file_damaged", model=model.name, file=path, error=error)) from error
+
+
+def _check_components(model: Model, folder: Path) -> None:
+    try:
+        classes = read_index(folder)
+    except (OSError, ValueError) as error:
+        raise ModelRefused(sentence("model_index_unreadable", model=model.name, error=error)) from error
+    names = components(model)
+    check_complete(
+        model,
+        [name for name in names if not (folder / name).is_dir() or classes.get(name, [None])[0] is None],
+    )
+    for name in components_with_weights(model):
+        if not weight_files(folder / name):
+            raise ModelRefused(sentence("model_weights_missing", model=model.name, component=name))
+
+
+def _check_checksums(model: Model, folder: Path) -> None:
+    prefixes = ("model_index.json", *(f"{name}/" for name in components(model)))
+    expected = {path: sha256 for path, sha256 in model.sha256.items() if path.startswith(prefixes)}
+    for path, sha256 in expected.items():
+        if not (folder / path).is_file():
+            raise ModelRefused(sentence("model_file_missing", model=model.name, file=path))
+        with (folder / path).open("rb") as content:
+            if hashlib.file_digest(content, "sha256").hexdigest() != sha256:
+                raise ModelRefused(sentence("model_file_changed", model=model.name, file=path))
+    loaded = [f"{name}/{file.name}" for name in components(model) for file in sorted((folder / name).iterdir())]
+    for path in ("model_index.json", *loaded):
+        if path not in expected and (path.endswith(TEXT_SUFFIXES) or WEIGHT_FILE.fullmatch(path.rpartition("/")[2])):
+            raise ModelRefused(sentence("model_file_without_checksum", model=model.name, file=path))

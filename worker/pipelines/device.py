@@ -1,7 +1,4 @@
-"""The device that a painter paints on: which it is, how much memory there is of it, and what it says when it fails.
-
-Imports torch, so import it late. Knows nothing of models.
-"""
+"""The torch device: which one to use, its memory, and what its errors mean. Imports torch; knows no models."""
 
 import gc
 import os
@@ -13,11 +10,12 @@ import diffusers
 import torch
 
 from common.errors import Invalid
+from worker.pipelines.sentences import sentence
 
-MARGIN = 0.9  # of the memory that is free
+USABLE = 0.9  # of the free memory
 
-# What CUDA, cuBLAS and cuDNN say when nothing can be computed in this process any more.
-LOST = (
+# Messages of CUDA, cuBLAS and cuDNN after which every later call in this process fails.
+FATAL_ERRORS = (
     "device-side assert",
     "illegal memory access",
     "illegal instruction",
@@ -31,30 +29,32 @@ LOST = (
 )
 
 
-def choose(device: str) -> str:
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    found = [kind for kind, is_there in there.items() if is_there]
+def resolve(device: str) -> str:
+    """`auto` → the best device of this host, `cuda` → `cuda:0`. Raises Invalid for a device that is not there."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    found = [kind for kind, is_available in available.items() if is_available]
     if device == "auto":
         device = found[0]
     if device.partition(":")[0] not in found:
-        raise Invalid(f"There is no device {device} here, only {', '.join(found)}.")
-    return "cuda:0" if device == "cuda" else device  # torch wants to be told which, here and there
+        raise Invalid(sentence("device_unknown", device=device, devices=", ".join(found)))
+    return "cuda:0" if device == "cuda" else device  # some functions of torch require the index
 
 
 def model_memory(device: str = "auto") -> int:
-    """Bytes that models may take of this device if nobody says otherwise. The rest is for painting, and for others."""
-    where = torch.device(choose(device))
-    if where.type == "cuda":
-        return int(torch.cuda.get_device_properties(where).total_memory) // 2
-    return _main_memory() // 4
+    """The default for the bytes of this device that models may take. The rest is for activations."""
+    resolved = torch.device(resolve(device))
+    if resolved.type == "cuda":
+        return int(torch.cuda.get_device_properties(resolved).total_memory) // 2
+    return _host_memory() // 4
 
 
 def describe(device: str = "auto", threads: int | None = None) -> dict[str, str | int | None]:
-    chosen = choose(device)
-    kind = chosen.partition(":")[0]
+    """The class of a worker on this device. Raises Invalid."""
+    resolved = resolve(device)
+    kind = resolved.partition(":")[0]
     return {
         "device": kind,
-        "name": torch.cuda.get_device_name(chosen) if kind == "cuda" else torch.backends.cpu.get_cpu_capability(),
+        "name": torch.cuda.get_device_name(resolved) if kind == "cuda" else torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "precision": "fp16" if kind == "cuda" else "fp32",
@@ -62,27 +62,27 @@ def describe(device: str = "auto", threads: int | None = None) -> dict[str, str 
     }
 
 
-def _main_memory() -> int:
-    """Of this machine, or of the container that this is."""
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _host_memory() -> int:
+    """The bytes of this machine, or of its container."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with suppress(OSError, ValueError):  # no cgroup, or "max"
-        there = min(there, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return there
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return total
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    said = str(error).lower()
+    message = str(error).lower()
     return (
         isinstance(error, (torch.OutOfMemoryError, MemoryError))
-        or "out of memory" in said
-        or "can't allocate memory" in said
-        or "not enough memory" in said
+        or "out of memory" in message
+        or "can't allocate memory" in message
+        or "not enough memory" in message
     )
 
 
 def is_lost(error: BaseException) -> bool:
-    said = str(error).lower()
-    return any(sentence in said for sentence in LOST)
+    message = str(error).lower()
+    return any(fatal in message for fatal in FATAL_ERRORS)
 
 
 def free_memory() -> None:
@@ -93,15 +93,15 @@ def free_memory() -> None:
 
 @contextmanager
 def memory_limit(device: torch.device, reserved: int) -> Iterator[None]:
-    """As if models took `reserved` bytes and a margin were left; only CUDA can be told so."""
+    """Limit this process to the memory it would have if models held `reserved` bytes. Does nothing without CUDA."""
     if device.type != "cuda":
         yield
         return
     free_memory()
     free, total = torch.cuda.mem_get_info(device)
-    mine = torch.cuda.memory_allocated(device)
-    for_painting = MARGIN * (free + torch.cuda.memory_reserved(device)) - reserved
-    torch.cuda.set_per_process_memory_fraction(min(1.0, (mine + max(0, for_painting)) / total), device)
+    allocated = torch.cuda.memory_allocated(device)
+    activations = USABLE * (free + torch.cuda.memory_reserved(device)) - reserved
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (allocated + max(0, activations)) / total), device)
     try:
         yield
     finally:

@@ -1,11 +1,11 @@
-"""What painting over a picture adds to a pipeline call: where it begins, and what of the picture it keeps.
+"""image2image and inpaint: where denoising starts, and which pixels of the source stay.
 
-    image2image    begins with the source under as much noise as the strength says, and takes the last steps only
-    inpaint        too; and after every step what the mask keeps is the source again, under the noise of that step
+    image2image    starts from the source plus noise by the strength, and takes only the last steps
+    inpaint        the same; after each step, latents outside the mask are the source's again, with that step's noise
 
-At strength 1 both begin with noise alone. Diffusers has pipelines for it that are not used: they begin LMS in the midst
-as if three steps lay behind it, and PNDM with its second evaluation at a third point in time, which leaves noise in the
-picture. Here a shorter schedule begins at its own beginning, whatever the scheduler. Imports torch, so import it late.
+At strength 1 both start from pure noise. The img2img pipelines of diffusers are not used: they start LMS as if three
+steps lay behind it, and PNDM at a wrong timestep, which leaves noise in the image. Here the schedule is truncated, so
+every scheduler starts at its own first step. Imports torch.
 """
 
 from collections.abc import Sequence
@@ -18,73 +18,72 @@ from torch.nn.functional import max_pool2d
 
 from worker.pipelines.base import ImageRequest
 
-OF_EACH_STEP = ("sigmas", "sigmas_interpol")  # what a scheduler knows of each step, beside its time
+PER_STEP = ("sigmas", "sigmas_interpol")  # attributes of a scheduler with one value per timestep
 
 
 class Img2Img:
-    """Of the strokes of one call: all over sources, and all with masks or none."""
+    """The inputs of one call. All its requests have sources; all of them have masks, or none."""
 
     @torch.no_grad()
-    def __init__(self, pipe: Any, strokes: Sequence[ImageRequest], generators: list[torch.Generator]) -> None:
-        recipe, device, dtype = strokes[0].recipe, pipe.device, pipe.unet.dtype
+    def __init__(self, pipe: Any, requests: Sequence[ImageRequest], generators: list[torch.Generator]) -> None:
+        recipe, device, dtype = requests[0].recipe, pipe.device, pipe.unet.dtype
         truncate_timesteps(pipe.scheduler, recipe.steps, recipe.steps_taken, device)
-        pixels = _stacked([stroke.source for stroke in strokes], device)
-        self._sources = pixels
+        self._sources = _stack([request.source for request in requests], device)
         self._masks = None
-        self._free = None
-        if strokes[0].mask is not None:
-            self._masks = _stacked([stroke.mask for stroke in strokes], device).unsqueeze(-1)
-            # Whatever decodes to a pixel that is repainted is free to change.
-            self._free = max_pool2d(self._masks.permute(0, 3, 1, 2).to(dtype), pipe.vae_scale_factor)
-        self._source = _encoded(pipe.vae, pixels, dtype)
-        self._noise = randn_tensor(self._source.shape, generator=generators, device=device, dtype=dtype)
+        self._latent_mask = None
+        if requests[0].mask is not None:
+            self._masks = _stack([request.mask for request in requests], device).unsqueeze(-1)
+            # A latent may change if any pixel that it decodes to is inside the mask.
+            self._latent_mask = max_pool2d(self._masks.permute(0, 3, 1, 2).to(dtype), pipe.vae_scale_factor)
+        self._source_latents = _encode(pipe.vae, self._sources, dtype)
+        self._noise = randn_tensor(self._source_latents.shape, generator=generators, device=device, dtype=dtype)
         self._scheduler = pipe.scheduler
         self.latents = self._noise
         if recipe.steps_taken < recipe.steps:
-            self.latents = self._noised(0) / pipe.scheduler.init_noise_sigma  # by which the pipeline multiplies
+            self.latents = self._noisy_source(0) / pipe.scheduler.init_noise_sigma  # the pipeline multiplies by it
 
-    def after_step(self, step: int, latents: torch.Tensor) -> torch.Tensor:
-        """The latents to go on with. A step of second order is left alone in its midst: it goes back to its start."""
+    def on_step_end(self, step: int, latents: torch.Tensor) -> torch.Tensor:
+        """The latents for the next step. The first half of a second-order step is left alone."""
         is_last = step + 1 == len(self._scheduler.timesteps)
-        if self._free is None or ((step + 1) % self._scheduler.order and not is_last):
+        if self._latent_mask is None or ((step + 1) % self._scheduler.order and not is_last):
             return latents
-        kept = self._source if is_last else self._noised(step + 1)
-        return torch.where(self._free > 0, latents, kept.to(latents.dtype))
+        kept = self._source_latents if is_last else self._noisy_source(step + 1)
+        return torch.where(self._latent_mask > 0, latents, kept.to(latents.dtype))
 
-    def over(self, pixels: torch.Tensor) -> torch.Tensor:
-        """What was painted, on the sources where their masks say so."""
+    def composite(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The rendered pixels inside the masks, the sources' pixels outside."""
         return pixels if self._masks is None else torch.where(self._masks, pixels, self._sources)
 
-    def _noised(self, step: int) -> torch.Tensor:
-        noised: torch.Tensor = self._scheduler.add_noise(
-            self._source, self._noise, self._scheduler.timesteps[step : step + 1]
+    def _noisy_source(self, step: int) -> torch.Tensor:
+        noisy: torch.Tensor = self._scheduler.add_noise(
+            self._source_latents, self._noise, self._scheduler.timesteps[step : step + 1]
         )
-        return noised
+        return noisy
 
 
 def truncate_timesteps(scheduler: Any, steps: int, taken: int, device: Any) -> None:
-    """Let a new scheduler's next call take the last so many of these steps, as if there had never been others."""
+    """Make the next call of a new scheduler take only the last `taken` of `steps` steps."""
     scheduler.set_timesteps(steps, device=device)
-    times = scheduler.timesteps
+    timesteps = scheduler.timesteps
     if hasattr(scheduler, "plms_timesteps"):  # it takes its second step twice
-        times = times[torch.cat([times.new_ones(1), times.diff()]) != 0][-taken:]
-        scheduler.timesteps = torch.cat([times[:2], times[1:]])
+        timesteps = timesteps[torch.cat([timesteps.new_ones(1), timesteps.diff()]) != 0][-taken:]
+        scheduler.timesteps = torch.cat([timesteps[:2], timesteps[1:]])
     else:
         first = (steps - taken) * scheduler.order
-        scheduler.timesteps = times[first:]
-        for name in OF_EACH_STEP:
+        scheduler.timesteps = timesteps[first:]
+        for name in PER_STEP:
             if hasattr(scheduler, name):
                 setattr(scheduler, name, getattr(scheduler, name)[first:])
-    scheduler.set_timesteps = lambda *args, **kwargs: None  # the pipeline would do it again
+    scheduler.set_timesteps = lambda *args, **kwargs: None  # the pipeline would reset them
 
 
-def _stacked(arrays: Sequence[Any], device: Any) -> torch.Tensor:
+def _stack(arrays: Sequence[Any], device: Any) -> torch.Tensor:
     stacked: torch.Tensor = torch.from_numpy(np.stack(arrays)).to(device)
     return stacked
 
 
-def _encoded(vae: Any, pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Without the randomness that an encoder has to offer."""
+def _encode(vae: Any, pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The mode of the encoder's distribution: no randomness."""
     images = (pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).to(dtype)
     latents: torch.Tensor = vae.encode(images).latent_dist.mode() * vae.config.scaling_factor
     return latents

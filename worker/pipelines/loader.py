@@ -1,7 +1,7 @@
-"""Loading: the files of a checkpoint put together to a diffusers pipeline on its device, in the precision it paints in.
+"""Builds a diffusers pipeline from the files of a checkpoint, on a device and in a precision.
 
-Part by part and never with code of its own; refused in one sentence when anything of it is missing. Imports torch and
-diffusers, as `worker.pipelines.stable_diffusion` does, which paints with what is put together here.
+Loads component by component, never code of the checkpoint's; raises ModelRefused when weights are missing or unsafe.
+Imports torch and diffusers. `worker.pipelines.stable_diffusion` renders with the result.
 """
 
 import json
@@ -17,23 +17,24 @@ import diffusers
 import torch
 import transformers
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-from huggingface_hub.utils.tqdm import disable_progress_bars
+from huggingface_hub.utils import disable_progress_bars
 
 from common.catalog.catalog import Model
-from worker.pipelines import checkpoint
-from worker.pipelines.tokenizer import _tokenizer
+from common.errors import ModelRefused
+from worker.pipelines import checkpoint, tokenizer
+from worker.pipelines.sentences import sentence
 
 Config = dict[str, Any]
 TEXT_ENCODERS = ("BertModel", "CLIPTextModel")
-KINDS = {
+CLASSES = {
     "safety_checker": StableDiffusionSafetyChecker,
     "unet": diffusers.UNet2DConditionModel,
     "vae": diffusers.AutoencoderKL,
 }
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-# steps_offset, skip_prk_steps: what Stable Diffusion was trained for; 2022 checkpoints leave them out of their files.
-# clip_sample: latents are not pixels; clipping them ruins the picture.
+# steps_offset, skip_prk_steps: what Stable Diffusion was trained with; checkpoints of 2022 leave them out.
+# clip_sample: latents are not pixels; clipping them ruins the image.
 SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "ddim": (diffusers.DDIMScheduler, {"clip_sample": False, "steps_offset": 1}),
     "ddpm": (diffusers.DDPMScheduler, {"clip_sample": False}),
@@ -49,41 +50,39 @@ SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "unipc": (diffusers.UniPCMultistepScheduler, {}),
 }
 
-# What is in memory now, and is one for all models that have it: whichever of them is closed last gives it back. Of each
-# thread its own, for a pipeline belongs to one.
-_resident: WeakValueDictionary[Hashable, torch.nn.Module] = WeakValueDictionary()
+# Components in memory that several models share; each is freed with the last pipeline that has it. The thread is part
+# of the key, for only one thread may use a pipeline.
+_shared: WeakValueDictionary[Hashable, torch.nn.Module] = WeakValueDictionary()
 
-for library in (transformers, diffusers):  # what they warn of is checked here, and refused in words of our own
+for library in (transformers, diffusers):  # what they warn about is checked here
     library.utils.logging.set_verbosity_error()
     library.utils.logging.disable_progress_bar()
 disable_progress_bars()
 
 
 def load_pipeline(model: Model, folder: Path, device: torch.device) -> tuple[Any, Config]:
-    """The pipeline, and the settings that its schedulers are made from."""
-    for name in checkpoint.components_with_weights(model):
-        for file in checkpoint.weights(folder / name):
-            plain_tensors(model, file)
-    dtype = PRECISIONS[precision(model, device.type)]
+    """The diffusers pipeline, and the config for `scheduler`."""
+    _check_pickles(model, folder)
+    dtype = DTYPES[precision(model, device.type)]
 
-    def part(name: str) -> Any:
+    def component(name: str) -> Any:
         key = checkpoint.component_id(model, folder, name), dtype, device, get_ident()
-        found = _resident.get(key) if checkpoint.is_shared(folder, name) else None
+        found = _shared.get(key) if checkpoint.is_shareable(folder, name) else None
         if found is None:
-            found = _resident[key] = load_component(model, folder, name, dtype).to(device)
+            found = _shared[key] = load_component(model, folder, name, dtype).to(device)
         return found
 
-    text_encoder = part("text_encoder")
-    checker = part("safety_checker") if model.safety_checker else None
+    text_encoder = component("text_encoder")
+    safety_checker = component("safety_checker") if model.safety_checker else None
     config: Config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text("utf-8"))
     pipe: Any = diffusers.StableDiffusionPipeline(
-        vae=part("vae"),
+        vae=component("vae"),
         text_encoder=text_encoder,
-        tokenizer=_tokenizer(model, folder / "tokenizer", text_encoder),
-        unet=part("unet"),
+        tokenizer=tokenizer.load_for(model, folder / "tokenizer", text_encoder),
+        unet=component("unet"),
         scheduler=scheduler("ddim", config),
-        safety_checker=checker,
-        feature_extractor=_feature_extractor(folder) if checker else None,
+        safety_checker=safety_checker,
+        feature_extractor=_feature_extractor(folder) if safety_checker else None,
         requires_safety_checker=model.safety_checker,
     )
     pipe.set_progress_bar_config(disable=True)
@@ -95,86 +94,98 @@ def load_pipeline(model: Model, folder: Path, device: torch.device) -> tuple[Any
     return pipe, config
 
 
+def check(model: Model, folder: Path) -> None:
+    """Load each component alone and check it as `load_pipeline` does. Needs the memory of the largest one."""
+    _check_pickles(model, folder)
+    for name in checkpoint.components_with_weights(model):
+        component = load_component(model, folder, name, torch.float32)
+        if name == "text_encoder":
+            tokenizer.load_for(model, folder / "tokenizer", component)
+
+
 def precision(model: Model, device_kind: str) -> str:
-    """What the model is painted in there: half precision on a CPU would be ten times slower."""
+    """The precision of the model on this kind of device: fp32 on a CPU, where fp16 is ten times slower."""
     return model.precision if device_kind == "cuda" else "fp32"
 
 
 def scheduler(name: str, config: Config) -> Any:
-    """A new one for every call: schedulers remember."""
-    kind, settings = SCHEDULERS[name]
-    return kind.from_config({"set_alpha_to_one": False, **config}, **settings)
+    """A new scheduler. Each call needs its own: schedulers keep state."""
+    scheduler_class, settings = SCHEDULERS[name]
+    return scheduler_class.from_config({"set_alpha_to_one": False, **config}, **settings)
 
 
-def scheduler_named(kind: str | None) -> str:
-    """Our name for a class of schedulers; that of DDIM, which suits all, for one that we do not have."""
-    return next((name for name, (known, _) in SCHEDULERS.items() if known.__name__ == kind), "ddim")
-
-
-def check(model: Model, folder: Path) -> None:
-    """All that a load checks, part by part: takes the memory of the largest only."""
-    for name in checkpoint.components_with_weights(model):
-        for file in checkpoint.weights(folder / name):
-            plain_tensors(model, file)
-        part = load_component(model, folder, name, torch.float32)
-        if name == "text_encoder":
-            _tokenizer(model, folder / "tokenizer", part)
+def scheduler_name(class_name: str | None) -> str:
+    """The catalogue's name for a scheduler class of diffusers; `ddim` for any other class."""
+    return next((name for name, (known, _) in SCHEDULERS.items() if known.__name__ == class_name), "ddim")
 
 
 def load_component(model: Model, folder: Path, name: str, dtype: torch.dtype) -> Any:
-    """A part on the CPU, with none of its weights missing. Its pickles must be known to hold plain tensors."""
-    kind = _kind(model, folder, name)
-    safe = checkpoint.weights(folder / name)[0].suffix == ".safetensors"
-    precision = {"torch_dtype" if issubclass(kind, diffusers.ModelMixin) else "dtype": dtype}
-    part, info = kind.from_pretrained(
-        folder / name, use_safetensors=safe, output_loading_info=True, local_files_only=True, **precision
+    """A component on the CPU with all of its weights. Pickles must have been checked before."""
+    component_class = _component_class(model, folder, name)
+    safe = checkpoint.weight_files(folder / name)[0].suffix == ".safetensors"
+    dtype_option = {"torch_dtype" if issubclass(component_class, diffusers.ModelMixin) else "dtype": dtype}
+    component, info = component_class.from_pretrained(
+        folder / name, use_safetensors=safe, output_loading_info=True, local_files_only=True, **dtype_option
     )
     if missing := sorted(info["missing_keys"]):
-        raise checkpoint.refused(model, f"its {name} lacks {len(missing)} weights, {missing[0]} among them")
-    return part.eval()
+        raise ModelRefused(
+            sentence("model_tensors_missing", model=model.name, component=name, count=len(missing), first=missing[0])
+        )
+    return component.eval()
 
 
-def plain_tensors(model: Model, file: Path) -> dict[str, torch.Tensor]:
-    """What a pickle holds, if that is nothing but tensors; of safetensors nothing, for they hold nothing else."""
-    return {} if file.suffix == ".safetensors" else only_tensors(model, file, unpickled(model, file))
+# Pickles
 
 
-def unpickled(model: Model, file: Path) -> Any:
-    """A pickle can run code. With `weights_only` it cannot."""
-    where = _where(file)
+def pickled_tensors(model: Model, file: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a pickle; empty for safetensors. Raises ModelRefused if a pickle has anything else."""
+    return {} if file.suffix == ".safetensors" else require_tensors(model, file, unpickle(model, file))
+
+
+def unpickle(model: Model, file: Path) -> Any:
+    """Read a pickle without running its code. Raises ModelRefused."""
+    path = _relative(file)
     try:
         if zipfile.is_zipfile(file) and not _has_one_pickle(file):
             raise pickle.UnpicklingError
         return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
-        raise checkpoint.refused(model, f"{where} is no pickle of plain tensors: it could run code") from error
-    except Exception as error:  # whatever a broken pickle makes of the reader
-        raise checkpoint.refused(model, f"{where} is damaged or cut short ({checkpoint.first_line(error)})") from error
+        raise ModelRefused(sentence("model_pickle_unsafe", model=model.name, file=path)) from error
+    except Exception as error:  # a broken pickle makes the reader raise anything
+        reason = checkpoint.first_line(error)
+        raise ModelRefused(sentence("model_file_damaged", model=model.name, file=path, error=reason)) from error
+
+
+def require_tensors(model: Model, file: Path, content: Any) -> dict[str, torch.Tensor]:
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise ModelRefused(sentence("model_pickle_not_tensors", model=model.name, file=_relative(file)))
+    return content
+
+
+def _check_pickles(model: Model, folder: Path) -> None:
+    for name in checkpoint.components_with_weights(model):
+        for file in checkpoint.weight_files(folder / name):
+            pickled_tensors(model, file)
 
 
 def _has_one_pickle(file: Path) -> bool:
-    """A second one may be what another reader takes; TorchScript has several, and code."""
+    """Whether all readers of the zip find the same pickle. TorchScript has several, and code."""
     with zipfile.ZipFile(file) as archive:
         return len([name for name in archive.namelist() if name.endswith((".pkl", ".py"))]) == 1
 
 
-def only_tensors(model: Model, file: Path, content: Any) -> dict[str, torch.Tensor]:
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise checkpoint.refused(model, f"{_where(file)} is no pickle of plain tensors")
-    return content
-
-
-def _where(file: Path) -> str:
+def _relative(file: Path) -> str:
     return f"{file.parent.name}/{file.name}"
 
 
-def _kind(model: Model, folder: Path, name: str) -> Any:
+def _component_class(model: Model, folder: Path, name: str) -> Any:
     if name != "text_encoder":
-        return KINDS[name]
-    kind = checkpoint.index(folder)["text_encoder"][1]
-    if kind not in TEXT_ENCODERS:
-        raise checkpoint.refused(model, f"its text encoder is a {kind}, not one of {', '.join(TEXT_ENCODERS)}")
-    return getattr(transformers, kind)
+        return CLASSES[name]
+    found = checkpoint.read_index(folder)["text_encoder"][1]
+    if found not in TEXT_ENCODERS:
+        known = ", ".join(TEXT_ENCODERS)
+        raise ModelRefused(sentence("model_text_encoder_unknown", model=model.name, text_encoder=found, known=known))
+    return getattr(transformers, found)
 
 
 def _feature_extractor(folder: Path) -> Any:

@@ -1,9 +1,9 @@
-"""LoRAs put on a resident pipeline and taken off again: the one that is on is on for its own strokes only.
+"""Loads the LoRAs of a request into a pipeline, and unloads them before requests with others.
 
-A file is looked at before it is loaded: plain tensors, with the catalogue's sha256. What it has for a text encoder that
-cannot take it (all but CLIPTextModel) is left out; diffusers would raise, with half of it active. Whatever fails,
-nothing stays on. Weights of the pipeline itself are never touched, so without a LoRA it paints what it did, to the bit.
-Imports torch by way of safetensors, so import it late.
+A file is checked before it is loaded: plain tensors, with the catalogue's sha256. Weights for a text encoder that
+cannot take them (all but CLIPTextModel) are left out; diffusers would raise with half of the LoRA active. After any
+failure no LoRA is active. The pipeline's own weights never change, so without a LoRA its images stay the same to the
+bit. Imports torch.
 """
 
 import hashlib
@@ -16,97 +16,99 @@ from safetensors.torch import load_file
 from common.catalog.catalog import Model
 from common.catalog.loras import Lora, LoraUse
 from common.errors import LoraRefused
-from worker.pipelines.checkpoint import TAKE_LORAS, first_line
+from worker.pipelines.checkpoint import LORA_CLASSES, first_line
+from worker.pipelines.sentences import sentence
 
-OF_TEXT_ENCODERS = ("lora_te", "text_encoder")  # how the names of their weights begin, in kohya's files and diffusers'
+TEXT_ENCODER_PREFIXES = ("lora_te", "text_encoder")  # of weight names, in kohya's format and in diffusers'
 
 
 class LoraAdapters:
-    """Those that a pipeline has on."""
+    """The active LoRAs of one pipeline."""
 
     def __init__(self, model: Model, pipe: Any) -> None:
         self._model = model
         self._pipe = pipe
-        self._on: tuple[LoraUse, ...] = ()
-        self._looked_at: dict[Path, tuple[int, int]] = {}  # with its size and time then
+        self._active: tuple[LoraUse, ...] = ()
+        self._verified: dict[Path, tuple[int, int]] = {}  # size and modification time when the sha256 matched
 
-    def put_on(self, uses: tuple[LoraUse, ...]) -> None:
-        """These and no others. Raises LoraRefused, or what the device raises when it has no memory left."""
-        if uses == self._on:
+    def activate(self, uses: tuple[LoraUse, ...]) -> None:
+        """Make these LoRAs active, and no others. Raises LoraRefused, or RuntimeError when memory runs out."""
+        if uses == self._active:
             return
-        self.take_off()
-        names = [f"lora{place}" for place in range(len(uses))]  # torch allows no dots
+        self.deactivate()
+        names = [f"lora{index}" for index in range(len(uses))]  # torch allows no dots
         try:
             for name, use in zip(names, uses, strict=True):
                 self._load(name, use.name)
             if uses:
                 self._pipe.set_adapters(names, [use.weight for use in uses])
-                for part in (self._pipe.unet, self._pipe.text_encoder):
-                    part.to(part.dtype)
+                for component in (self._pipe.unet, self._pipe.text_encoder):
+                    component.to(component.dtype)
         except BaseException:
             self._pipe.unload_lora_weights()
             raise
-        self._on = uses
+        self._active = uses
 
-    def take_off(self) -> None:
-        if self._on:
+    def deactivate(self) -> None:
+        if self._active:
             self._pipe.unload_lora_weights()
-            self._on = ()
+            self._active = ()
 
     def _load(self, adapter: str, name: str) -> None:
-        lora = self._model.loras.get(name)
+        lora, model = self._model.loras.get(name), self._model.name
         if lora is None:
-            raise LoraRefused(f"The catalogue of this worker has no LoRA {name} for {self._model.name}.")
-        file = self._found(lora)
+            raise LoraRefused(sentence("lora_unknown", lora=name, model=model))
+        weights = self._read(lora, self._verified_file(lora))
         try:
-            self._pipe.load_lora_weights(self._weights(lora, file), adapter_name=adapter)
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:  # what a foreign file leads to
-            raise refused(lora, f"it does not fit {self._model.name} ({first_line(error)})") from error
+            self._pipe.load_lora_weights(weights, adapter_name=adapter)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:  # of another kind of model
+            raise LoraRefused(sentence("lora_mismatch", lora=name, model=model, error=first_line(error))) from error
         except RuntimeError as error:
             if "size mismatch" not in str(error):
                 raise
-            raise refused(lora, f"it does not fit {self._model.name} (its weights have other sizes)") from error
+            raise LoraRefused(sentence("lora_sizes_mismatch", lora=name, model=model)) from error
 
-    def _weights(self, lora: Lora, file: Path) -> dict[str, Any]:
+    def _read(self, lora: Lora, file: Path) -> dict[str, Any]:
         try:
             weights = load_file(file)
         except Exception as error:
-            raise refused(lora, f"{file.name} is no file of plain tensors ({first_line(error)})") from error
-        if type(self._pipe.text_encoder).__name__ not in TAKE_LORAS:
-            weights = {name: weight for name, weight in weights.items() if not name.startswith(OF_TEXT_ENCODERS)}
+            reason = first_line(error)
+            raise LoraRefused(sentence("lora_not_tensors", lora=lora.name, file=file.name, error=reason)) from error
+        if type(self._pipe.text_encoder).__name__ not in LORA_CLASSES:
+            weights = {name: weight for name, weight in weights.items() if not name.startswith(TEXT_ENCODER_PREFIXES)}
         if not weights:
-            raise refused(lora, f"it holds nothing that {self._model.name} could take")
+            raise LoraRefused(sentence("lora_without_weights", lora=lora.name, model=self._model.name))
         return weights
 
-    def _found(self, lora: Lora) -> Path:
-        file = _file(lora)
+    def _verified_file(self, lora: Lora) -> Path:
+        file = _locate(lora)
         try:
-            seen = file.stat().st_size, file.stat().st_mtime_ns
-            if self._looked_at.get(file) != seen:
+            state = file.stat().st_size, file.stat().st_mtime_ns
+            if self._verified.get(file) != state:
                 with file.open("rb") as content:
                     if hashlib.file_digest(content, "sha256").hexdigest() != lora.sha256:
-                        raise refused(lora, f"the sha256 of {file.name} is not the catalogue's")
-                self._looked_at[file] = seen
+                        raise LoraRefused(sentence("lora_file_changed", lora=lora.name, file=file.name))
+                self._verified[file] = state
         except OSError as error:
-            raise refused(lora, f"there is no file {file}") from error
+            raise LoraRefused(sentence("lora_file_missing", lora=lora.name, file=file)) from error
         return file
 
 
-def refused(lora: Lora, reason: str) -> LoraRefused:
-    return LoraRefused(f"The LoRA {lora.name} is refused: {reason}.")
-
-
-def _file(lora: Lora) -> Path:
+def _locate(lora: Lora) -> Path:
+    """The LoRA's file; downloaded if it is on the hub."""
     if lora.path is None:
         try:
             return Path(hf_hub_download(lora.source, str(lora.file), revision=lora.revision))
         except Exception as error:
-            raise refused(lora, f"{lora.source} cannot be fetched from the hub ({first_line(error)})") from error
+            reason = first_line(error)
+            raise LoraRefused(
+                sentence("lora_not_downloaded", lora=lora.name, source=lora.source, error=reason)
+            ) from error
     if not lora.path.is_dir():
         return lora.path
     if lora.file:
         return lora.path / lora.file
     files = sorted(lora.path.glob("*.safetensors"))
     if len(files) != 1:
-        raise refused(lora, f"{lora.path} has {len(files)} .safetensors files; name one as `file`")
+        raise LoraRefused(sentence("lora_file_ambiguous", lora=lora.name, folder=lora.path, count=len(files)))
     return files[0]

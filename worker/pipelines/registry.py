@@ -1,36 +1,57 @@
-"""Which module makes pipelines on a device: diffusers, or the stub. Imports neither until one is asked for."""
+"""Chooses the implementation for a device: the stub for `stub[:SECONDS]`, else Stable Diffusion by diffusers.
+
+Imports torch only when a device other than the stub is asked for.
+"""
 
 from collections.abc import Hashable, Mapping
-from typing import Any
 
 from common.catalog.catalog import Model
 from worker.pipelines.base import Pipeline
 
 
 def load(model: Model, device: str, threads: int | None = None) -> Pipeline:
-    """Make a model resident. Raises ModelRefused with one sentence that says why and what to do."""
-    return _kind(device).load(model, device, threads)
+    """Load a model into memory. Raises ModelRefused, OutOfMemory or DeviceLost."""
+    if _is_stub(device):
+        from worker.pipelines import stub
+
+        return stub.load(model, device)
+    from worker.pipelines import stable_diffusion
+
+    return stable_diffusion.load(model, device, threads)
 
 
 def describe(device: str, threads: int | None = None) -> dict[str, str | int | None]:
-    """The class of a worker on this device: pictures of workers whose descriptions are equal can be compared."""
-    return _kind(device).describe(device, threads)
+    """The class of a worker on this device. Workers of one class render comparable images. Raises Invalid."""
+    if _is_stub(device):
+        from worker.pipelines import stub
+
+        return stub.describe()
+    from worker.pipelines import device as torch_device
+
+    return torch_device.describe(device, threads)
 
 
 def model_memory(device: str) -> int:
-    """Bytes that models may take of this device together, if nobody says otherwise."""
-    return int(_kind(device).model_memory(device))
+    """The default for the bytes of this device that models may take together."""
+    if _is_stub(device):
+        from worker.pipelines import stub
+
+        return stub.MODEL_BYTES  # one model
+    from worker.pipelines import device as torch_device
+
+    return torch_device.model_memory(device)
 
 
 def model_components(model: Model, device: str) -> Mapping[Hashable, int] | None:
-    """About how much of it each part of a model will take; None when its files are not here yet."""
-    parts: Mapping[Hashable, int] | None = _kind(device).model_components(model)
-    return parts
+    """The bytes of each component of a model, estimated from its files; None while they are not on this host."""
+    if _is_stub(device):
+        from worker.pipelines import stub
+
+        return stub.components(model)
+    from worker.pipelines import checkpoint
+
+    return checkpoint.component_sizes(model)
 
 
-def _kind(device: str) -> Any:
-    if device.partition(":")[0] == "stub":
-        from worker.pipelines import stub as kind
-    else:
-        from worker.pipelines import stable_diffusion as kind  # type: ignore[no-redef]  # imports torch
-    return kind
+def _is_stub(device: str) -> bool:
+    return device.partition(":")[0] == "stub"

@@ -1,7 +1,7 @@
-"""A painter with a diffusers pipeline in memory: any checkpoint laid out as Stable Diffusion's, with Bert or CLIP.
+"""The Stable Diffusion family on diffusers: any checkpoint in its layout, with BertModel or CLIPTextModel.
 
-Imports torch and diffusers, so import it late. How a pipeline is put together is in `worker.pipelines.loader`, what
-it paints on in `worker.pipelines.device`. Knows nothing of jobs, leases or storage.
+`worker.pipelines.loader` builds the diffusers pipeline, `worker.pipelines.device` knows the device. Knows nothing of
+jobs, leases or storage. Imports torch and diffusers.
 """
 
 import time
@@ -14,184 +14,177 @@ from torch.nn.functional import interpolate
 
 from common.catalog.catalog import Model
 from common.errors import LoraRefused, NanImage, OutOfMemory, PromptRefused, RenderFailed
-from common.recipes import prompt_weighting, token_counter
+from common.recipes import prompt_weighting
 from common.recipes.recipe import Recipe
 from worker.pipelines import batch_size, checkpoint
 from worker.pipelines.base import DeviceLost, ImageRequest, OnStep, RenderedImage
 from worker.pipelines.checkpoint import first_line
-from worker.pipelines.checkpoint import sizes as model_components
-from worker.pipelines.device import choose, describe, free_memory, is_lost, is_out_of_memory, memory_limit, model_memory
+from worker.pipelines.device import free_memory, is_lost, is_out_of_memory, memory_limit, resolve
 from worker.pipelines.img2img import Img2Img
 from worker.pipelines.loader import Config, load_pipeline, precision, scheduler
 from worker.pipelines.lora import LoraAdapters
 from worker.pipelines.prompt_embeds import encode_prompts
+from worker.pipelines.sentences import sentence
 
-__all__ = [
-    "StableDiffusion",
-    "clip_input",
-    "describe",
-    "load",
-    "model_components",
-    "model_memory",
-]  # some pass through here only
-
-TRIAL_STEPS = 2
-BICUBIC = 3  # in the words of Pillow
+BENCHMARK_STEPS = 2
+BICUBIC = 3  # Pillow's number for it
 
 
 def load(model: Model, device: str = "auto", threads: int | None = None) -> "StableDiffusion":
     if threads:
         torch.set_num_threads(threads)
-    where = torch.device(choose(device))
+    resolved = torch.device(resolve(device))
     try:
-        painter = StableDiffusion(model, where, *load_pipeline(model, checkpoint.find(model), where))
+        pipeline = StableDiffusion(model, resolved, *load_pipeline(model, checkpoint.find(model), resolved))
         if model.compile:
-            painter.warm_up()
-        return painter
+            pipeline.warm_up()
+        return pipeline
     except RenderFailed:
         raise
-    except Exception as error:  # whatever a damaged or foreign file makes the libraries raise
+    except Exception as error:  # damaged files make the libraries raise anything
         if is_out_of_memory(error):
-            raise OutOfMemory(f"The model {model.name} does not fit into the memory of {where}.") from error
+            raise OutOfMemory(sentence("model_too_large", model=model.name, device=resolved)) from error
         if is_lost(error):
             raise DeviceLost(first_line(error)) from error
-        raise checkpoint.refused(model, f"it cannot be loaded ({first_line(error)})") from error
+        raise checkpoint.not_loadable(model, error) from error
 
 
 class StableDiffusion:
     def __init__(self, model: Model, device: torch.device, pipe: Any, scheduler_config: Config) -> None:
         self.model = model
         self.revision = model.revision
-        self.details = {"precision": precision(model, device.type), **({"compiled": True} if model.compile else {})}
+        self.details: Mapping[str, Any] = {
+            "precision": precision(model, device.type),
+            **({"compiled": True} if model.compile else {}),
+        }
         assert model.source_path
-        self.parts: Mapping[Hashable, int] = {
+        self.components: Mapping[Hashable, int] = {
             checkpoint.component_id(model, model.source_path, name): sum(
-                tensor.nbytes for tensor in (*part.parameters(), *part.buffers())
+                tensor.nbytes for tensor in (*component.parameters(), *component.buffers())
             )
-            for name, part in pipe.components.items()
-            if isinstance(part, torch.nn.Module)
+            for name, component in pipe.components.items()
+            if isinstance(component, torch.nn.Module)
         }
         self._device = device
         self._pipe = pipe
         self._scheduler_config = scheduler_config
         self._loras = LoraAdapters(model, pipe)
 
-    def paint(self, strokes: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
-        refusals = [self._refusal(stroke) for stroke in strokes]
-        fitting = [stroke for stroke, refusal in zip(strokes, refusals, strict=True) if refusal is None]
+    def generate(self, requests: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
+        refusals = [self._check_prompts(request) for request in requests]
+        accepted = [request for request, refusal in zip(requests, refusals, strict=True) if refusal is None]
         try:
-            self._loras.put_on(strokes[0].recipe.lora)
-            painted = iter(self._paint(fitting, on_step) if fitting else ())
+            self._loras.activate(requests[0].recipe.lora)
+            results = iter(self._generate(accepted, on_step) if accepted else ())
         except LoraRefused as error:
-            return [error for _ in strokes]
+            return [error for _ in requests]
         except RuntimeError as error:
             if is_lost(error):
                 raise DeviceLost(first_line(error)) from error
             if is_out_of_memory(error):
-                raise OutOfMemory(f"Out of memory with the LoRAs of {self.model.name}.") from error
+                raise OutOfMemory(sentence("lora_out_of_memory", model=self.model.name)) from error
             raise
-        return [refusal or next(painted) for refusal in refusals]
+        return [refusal or next(results) for refusal in refusals]
 
-    def find_capacity(self, reserved: int) -> int:
+    def find_batch_size(self, reserved: int) -> int:
         if self._device.type == "cpu" and self._is_slow():
             return 1
-        self._try_out(1)  # the first call of all takes longer than any other
+        self._benchmark(1)  # the first call takes longer than any other
         with memory_limit(self._device, reserved):
-            return batch_size.find_batch_size(self._try_out)
+            return batch_size.find_batch_size(self._benchmark)
 
     def _is_slow(self) -> bool:
-        """Whether one image keeps the device busy for long: company gains nothing then, and takes too long to try."""
-        side, began = self.model.min_side, time.monotonic()
-        self._try_out(1, side, side)
-        times = self.model.width * self.model.height / side**2
-        return times * (time.monotonic() - began) > batch_size.TRIAL_S
+        """Whether one image alone keeps the device busy so long that a benchmark of several is not worth it."""
+        side, start = self.model.min_side, time.monotonic()
+        self._benchmark(1, side, side)
+        ratio = self.model.width * self.model.height / side**2
+        return ratio * (time.monotonic() - start) > batch_size.BENCHMARK_S
 
     def warm_up(self) -> None:
-        """Compile what is to be compiled: for one image, and for however many."""
+        """Compile the model for one image and for several."""
         for images in (1, 2):
-            self._try_out(images)
+            self._benchmark(images)
 
     def close(self) -> None:
         self._pipe = None
-        self._loras = LoraAdapters(self.model, None)  # the others hold the pipeline, too
+        self._loras = LoraAdapters(self.model, None)  # the old one has a reference to the pipeline
         free_memory()
 
-    def _refusal(self, stroke: ImageRequest) -> PromptRefused | None:
-        """The pipeline would cut a prompt that is too long, and say so in its log only."""
-        tokenizer = self._pipe.tokenizer
+    def _check_prompts(self, request: ImageRequest) -> PromptRefused | None:
+        """Refuse prompts that are too long: diffusers would truncate them and only log it."""
+        tokenizer, limit = self._pipe.tokenizer, self._pipe.tokenizer.model_max_length
         for field in ("prompt", "negative_prompt"):
-            count = len(tokenizer(prompt_weighting.strip_weights(getattr(stroke.recipe, field))).input_ids)
-            if count > tokenizer.model_max_length:
+            count = len(tokenizer(prompt_weighting.strip_weights(getattr(request.recipe, field))).input_ids)
+            if count > limit:
                 return PromptRefused(
-                    f"{field} {token_counter.too_long(count, self.model.name, tokenizer.model_max_length)}."
+                    sentence("prompt_too_long", field=field, count=count, model=self.model.name, limit=limit)
                 )
         return None
 
-    def _paint(self, strokes: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
-        painted = self._once(strokes, on_step)
-        broken = [place for place, picture in enumerate(painted) if isinstance(picture, NanImage)]
-        if broken and self._pipe.unet.dtype != torch.float32:
-            again = self._precisely([strokes[place] for place in broken], on_step)
-            for place, picture in zip(broken, again, strict=False):
-                painted[place] = picture
-        return painted
+    def _generate(self, requests: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
+        results = self._run(requests, on_step)
+        failed = [index for index, result in enumerate(results) if isinstance(result, NanImage)]
+        if failed and self._pipe.unet.dtype != torch.float32:
+            retried = self._retry_in_fp32([requests[index] for index in failed], on_step)
+            for index, result in zip(failed, retried, strict=False):
+                results[index] = result
+        return results
 
-    def _precisely(self, strokes: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
-        """In fp32, one by one, for it takes twice the memory; none when there is not even that."""
-        usual = self._pipe.unet.dtype
+    def _retry_in_fp32(self, requests: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
+        """One by one, for fp32 takes twice the memory; an empty list if even that is too much."""
+        dtype = self._pipe.unet.dtype
         try:
             self._pipe.to(torch.float32)
-            # To compile it again takes longer than a picture or two.
-            with self._uncompiled():
-                return [picture for stroke in strokes for picture in self._once([stroke], on_step)]
+            with self._eager():  # compiling again takes longer than a few images
+                return [result for request in requests for result in self._run([request], on_step)]
         except (RuntimeError, OutOfMemory) as error:
             if isinstance(error, RuntimeError) and not is_out_of_memory(error):
                 raise
             return []
         finally:
-            self._pipe.to(usual)  # exactly what it was: every number of fp16 or bf16 is one of fp32
+            self._pipe.to(dtype)  # restores every weight exactly: fp32 holds all numbers of fp16 and bf16
 
-    def _once(self, strokes: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
-        drawn = self._draw(strokes, on_step)
-        if drawn is None:  # only now, for until here the traceback held the tensors
+    def _run(self, requests: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
+        rendered = self._render(requests, on_step)
+        if rendered is None:  # only now: the exception's traceback referred to the tensors
             free_memory()
-            recipe = strokes[0].recipe
-            raise OutOfMemory(f"Out of memory with {len(strokes)} images of {recipe.width}×{recipe.height} at once.")
-        pixels, flags, broken = drawn
+            recipe = requests[0].recipe
+            raise OutOfMemory(sentence("out_of_memory", images=len(requests), width=recipe.width, height=recipe.height))
+        pixels, flags, nan = rendered
         return [
-            NanImage(f"{self.model.name} painted numbers that are none.") if nan else RenderedImage(picture, flag)
-            for picture, flag, nan in zip(pixels.cpu().numpy(), flags, broken, strict=True)
+            NanImage(sentence("nan_image", model=self.model.name)) if is_nan else RenderedImage(image, flag)
+            for image, flag, is_nan in zip(pixels.cpu().numpy(), flags, nan, strict=True)
         ]
 
-    def _draw(
-        self, strokes: Sequence[ImageRequest], on_step: OnStep
+    def _render(
+        self, requests: Sequence[ImageRequest], on_step: OnStep
     ) -> tuple[torch.Tensor, list[bool], list[bool]] | None:
-        """Pixels, whether they are flagged, and whether they are no numbers; None when the memory did not suffice."""
+        """The pixels, whether each image is flagged, and whether it is NaN; None if memory ran out."""
         try:
-            return self._decoded(*self._denoised(strokes, on_step))
+            return self._decode(*self._denoise(requests, on_step))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             return None
 
-    def _denoised(self, strokes: Sequence[ImageRequest], on_step: OnStep) -> tuple[torch.Tensor, Img2Img | None]:
-        recipe = strokes[0].recipe
-        assert all(stroke.recipe.compatibility == recipe.compatibility for stroke in strokes)
+    def _denoise(self, requests: Sequence[ImageRequest], on_step: OnStep) -> tuple[torch.Tensor, Img2Img | None]:
+        recipe = requests[0].recipe
+        assert all(request.recipe.compatibility == recipe.compatibility for request in requests)
 
         self._pipe.scheduler = scheduler(recipe.scheduler, self._scheduler_config)
-        generators = [torch.Generator("cpu").manual_seed(stroke.seed) for stroke in strokes]
-        under = Img2Img(self._pipe, strokes, generators) if recipe.source else None
+        generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
+        img2img = Img2Img(self._pipe, requests, generators) if recipe.source else None
 
-        def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             on_step(step + 1, pipe.num_timesteps)
-            return {"latents": under.after_step(step, tensors["latents"])} if under else tensors
+            return {"latents": img2img.on_step_end(step, tensors["latents"])} if img2img else tensors
 
-        with self._uncompiled() if recipe.lora else nullcontext():  # they change what was compiled
+        with self._eager() if recipe.lora else nullcontext():  # a LoRA changes what was compiled
             latents: torch.Tensor = self._pipe(
                 **encode_prompts(
                     self._pipe,
-                    [stroke.recipe.prompt for stroke in strokes],
-                    [stroke.recipe.negative_prompt for stroke in strokes],
+                    [request.recipe.prompt for request in requests],
+                    [request.recipe.negative_prompt for request in requests],
                     recipe.guidance,
                 ),
                 width=recipe.width,
@@ -199,38 +192,36 @@ class StableDiffusion:
                 num_inference_steps=recipe.steps,
                 guidance_scale=recipe.guidance,
                 generator=generators,
-                latents=under.latents if under else None,
+                latents=img2img.latents if img2img else None,
                 output_type="latent",
-                callback_on_step_end=after_step,
+                callback_on_step_end=on_step_end,
             ).images
-        return latents, under
+        return latents, img2img
 
-    def _uncompiled(self) -> AbstractContextManager[Any]:
+    def _eager(self) -> AbstractContextManager[Any]:
         return torch.compiler.set_stance("force_eager") if self.model.compile else nullcontext()
 
     @torch.no_grad()
-    def _decoded(self, latents: torch.Tensor, under: Img2Img | None) -> tuple[torch.Tensor, list[bool], list[bool]]:
-        """All of it on the device, where the pipeline would turn every picture into one of Pillow's to check it."""
+    def _decode(self, latents: torch.Tensor, img2img: Img2Img | None) -> tuple[torch.Tensor, list[bool], list[bool]]:
+        """Decode and check on the device; diffusers would convert every image to Pillow's for the safety checker."""
         vae = self._pipe.vae
         images = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0].float()
-        broken = images.isnan().flatten(1).any(1)
+        nan = images.isnan().flatten(1).any(1)
         levels = ((images * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-        pixels = levels.permute(0, 2, 3, 1).contiguous()  # as files want them, so that nobody need copy them again
-        pixels = under.over(pixels) if under else pixels
-        return pixels, self._flags(pixels), broken.tolist()
+        pixels = levels.permute(0, 2, 3, 1).contiguous()  # the layout of image files: encoding copies nothing
+        pixels = img2img.composite(pixels) if img2img else pixels
+        return pixels, self._run_safety_checker(pixels), nan.tolist()
 
-    def _flags(self, pixels: torch.Tensor) -> list[bool]:
+    def _run_safety_checker(self, pixels: torch.Tensor) -> list[bool]:
         checker = self._pipe.safety_checker
         if checker is None:
             return [False] * len(pixels)
-        seen = clip_input(pixels, self._pipe.feature_extractor).to(checker.dtype)
-        flags: list[bool] = checker(images=pixels, clip_input=seen)[1]  # and blackens what it flags
+        inputs = clip_input(pixels, self._pipe.feature_extractor).to(checker.dtype)
+        flags: list[bool] = checker(images=pixels, clip_input=inputs)[1]  # it also blackens the pixels that it flags
         return flags
 
-    # Trying out
-
-    def _try_out(self, images: int, width: int | None = None, height: int | None = None) -> float | None:
-        """Seconds that so many images take with the model's usual recipe, told from a few steps; None: do not fit."""
+    def _benchmark(self, images: int, width: int | None = None, height: int | None = None) -> float | None:
+        """Seconds for so many images of the model's default recipe, extrapolated from a few steps; None: no memory."""
         model = self.model
         recipe = Recipe(
             prompt="画",
@@ -238,15 +229,15 @@ class StableDiffusion:
             model=model.name,
             width=width or model.width,
             height=height or model.height,
-            steps=TRIAL_STEPS,
+            steps=BENCHMARK_STEPS,
             scheduler=model.scheduler,
             guidance=model.guidance,
             seeds=tuple(range(images)),
             mode="text2image",
             format="png",
         )
-        began = time.monotonic()
-        times = [began]
+        start = time.monotonic()
+        times = [start]
 
         def on_step(step: int, steps: int) -> None:
             if self._device.type == "cuda":
@@ -254,24 +245,24 @@ class StableDiffusion:
             times.append(time.monotonic())
 
         try:
-            self.paint([ImageRequest(recipe, seed) for seed in recipe.seeds], on_step)
+            self.generate([ImageRequest(recipe, seed) for seed in recipe.seeds], on_step)
         except OutOfMemory:
             return None
-        return time.monotonic() - began + (times[-1] - times[-2]) * max(0, model.steps - len(times) + 1)
+        return time.monotonic() - start + (times[-1] - times[-2]) * max(0, model.steps - len(times) + 1)
 
 
 def clip_input(pixels: torch.Tensor, extractor: Any) -> torch.Tensor:
-    """What the extractor would make of these pictures, on their device: the same to a level of the resized pixels."""
+    """The safety checker's input, computed on the device. Within one level of what the extractor gives."""
     height, width = pixels.shape[1:3]
     short, crop = extractor.size.shortest_edge, extractor.crop_size
     if not short or extractor.resample != BICUBIC or max(crop.height, crop.width) > short:
-        seen: torch.Tensor = extractor(list(pixels.cpu().numpy()), return_tensors="pt").pixel_values
-        return seen.to(pixels.device)
-    times = short / min(height, width)
-    sides = [short if side == min(height, width) else int(side * times) for side in (height, width)]
+        values: torch.Tensor = extractor(list(pixels.cpu().numpy()), return_tensors="pt").pixel_values
+        return values.to(pixels.device)
+    ratio = short / min(height, width)
+    sides = [short if side == min(height, width) else int(side * ratio) for side in (height, width)]
     images = pixels.permute(0, 3, 1, 2).float()
-    for corner in ((height, sides[1]), (sides[0], sides[1])):  # across, then down, in whole levels: as Pillow does
-        images = interpolate(images, corner, mode="bicubic", antialias=True).round().clamp(0, 255)
+    for size in ((height, sides[1]), (sides[0], sides[1])):  # as Pillow: first the width, in whole levels
+        images = interpolate(images, size, mode="bicubic", antialias=True).round().clamp(0, 255)
     top, left = (sides[0] - crop.height) // 2, (sides[1] - crop.width) // 2
     images = images[:, :, top : top + crop.height, left : left + crop.width] * extractor.rescale_factor
     mean, std = (images.new_tensor(three).view(3, 1, 1) for three in (extractor.image_mean, extractor.image_std))

@@ -1,7 +1,7 @@
-"""A painter without a model: a gradient and noise from the prompt and the seed. All but the GPU can be tried with it.
+"""A pipeline without a model: renders a gradient with noise from the prompt and the seed. Needs no GPU.
 
-The device is `stub`, or `stub:SECONDS` for the time that one denoising step is to take. Needs no torch. A prompt can
-ask for trouble, to try what becomes of it: see FLAGGED and HANG. Knows nothing of what a prompt means.
+The device is `stub`, or `stub:SECONDS` for the seconds of one denoising step. Imports no torch. Markers in a prompt
+cause failures for tests: see FLAGGED and HANG.
 """
 
 import hashlib
@@ -19,27 +19,24 @@ from common.catalog.catalog import Model
 from common.errors import NanImage, OutOfMemory, PromptRefused, PromptTooLong, RenderFailed
 from common.recipes import prompt_weighting, token_counter
 from worker.pipelines.base import DeviceLost, ImageRequest, OnStep, RenderedImage
+from worker.pipelines.sentences import sentence
 
-FLAGGED, NAN, OOM = "#flagged", "#nan", "#oom"  # in a prompt: flagged, broken, or too much for the memory
-HANG, DIE, LOST = "#hang", "#die", "#lost"  # at the first step: for ever, by SIGKILL, or the device is lost
+FLAGGED, NAN, OOM = "#flagged", "#nan", "#oom"  # flag the image, render NaN, or run out of memory
+HANG, DIE, LOST = "#hang", "#die", "#lost"  # at the first step: hang, die by SIGKILL, or lose the device
 STEP_S = 0.001
-BYTES = 2**30  # of no memory at all: what models take of it is tried with these
-CAPACITY = 8
+MODEL_BYTES = 2**30  # claimed, not allocated: enough to test the limits of model memory
+BATCH_SIZE = 8
 
 
-def load(model: Model, device: str = "stub", threads: int | None = None) -> "StubPipeline":
+def load(model: Model, device: str = "stub") -> "StubPipeline":
     return StubPipeline(model, float(device.partition(":")[2] or STEP_S))
 
 
-def model_memory(device: str = "stub") -> int:
-    return BYTES  # one at a time, unless the settings say otherwise
+def components(model: Model) -> dict[Hashable, int]:
+    return {model.name: MODEL_BYTES}
 
 
-def model_components(model: Model) -> dict[Hashable, int]:
-    return {model.name: BYTES}
-
-
-def describe(device: str = "stub", threads: int | None = None) -> dict[str, str | int | None]:
+def describe() -> dict[str, str | int | None]:
     return {"device": "stub", "numpy": np.__version__}
 
 
@@ -48,83 +45,82 @@ class StubPipeline:
         self.model = model
         self.revision = model.revision
         self.details: Mapping[str, Any] = {}
-        self.parts: Mapping[Hashable, int] = model_components(model)
+        self.components: Mapping[Hashable, int] = components(model)
         self.step_s = step_s
 
-    def paint(self, strokes: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
-        if any(OOM in stroke.recipe.prompt for stroke in strokes):
-            raise OutOfMemory("The stub was asked to run out of memory.")
-        refusals = [self._refusal(stroke) for stroke in strokes]
+    def generate(self, requests: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
+        if any(OOM in request.recipe.prompt for request in requests):
+            raise OutOfMemory(sentence("stub_out_of_memory"))
+        refusals = [self._check_prompt(request) for request in requests]
         if not all(refusals):
-            steps, began = strokes[0].recipe.steps_taken, time.monotonic()
+            steps, start = requests[0].recipe.steps_taken, time.monotonic()
             for step in range(1, steps + 1):
-                # Lets other threads run, as a GPU does; and as there, a step that was noticed late delays none.
-                time.sleep(max(began + step * self.step_s - time.monotonic(), 0))
-                _trouble("\n".join(stroke.recipe.prompt for stroke in strokes))
+                # Other threads run meanwhile, as with a GPU; and a late step does not delay those after it.
+                time.sleep(max(start + step * self.step_s - time.monotonic(), 0))
+                _fail_if_asked("\n".join(request.recipe.prompt for request in requests))
                 on_step(step, steps)
-        return [refusal or _picture(stroke) for stroke, refusal in zip(strokes, refusals, strict=True)]
+        return [refusal or _render(request) for request, refusal in zip(requests, refusals, strict=True)]
 
-    def find_capacity(self, reserved: int) -> int:
-        return CAPACITY
+    def find_batch_size(self, reserved: int) -> int:
+        return BATCH_SIZE
 
     def close(self) -> None:
         pass
 
-    def _refusal(self, stroke: ImageRequest) -> PromptRefused | None:
+    def _check_prompt(self, request: ImageRequest) -> PromptRefused | None:
         try:
-            token_counter.check(stroke.recipe, self.model)
+            token_counter.check(request.recipe, self.model)
         except PromptTooLong as error:
             return PromptRefused(error.message)
         return None
 
 
-def _trouble(prompts: str) -> None:
+def _fail_if_asked(prompts: str) -> None:
     if DIE in prompts:
         os.kill(os.getpid(), signal.SIGKILL)
     if LOST in prompts:
-        raise DeviceLost("The stub was asked to lose its device.")
+        raise DeviceLost(sentence("stub_device_lost"))
     while HANG in prompts:
         time.sleep(1)
 
 
-def _picture(stroke: ImageRequest) -> RenderedImage | RenderFailed:
-    if NAN in stroke.recipe.prompt:
-        return NanImage("The stub was asked for a picture that is not a number.")
-    return RenderedImage(_over(stroke, _pattern(stroke)), flagged=FLAGGED in stroke.recipe.prompt)
+def _render(request: ImageRequest) -> RenderedImage | RenderFailed:
+    if NAN in request.recipe.prompt:
+        return NanImage(sentence("stub_nan_image"))
+    return RenderedImage(_composite(request, _pattern(request)), flagged=FLAGGED in request.recipe.prompt)
 
 
-def _over(stroke: ImageRequest, pattern: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The pattern over the source, the less to be seen through the more of the steps are taken."""
-    if stroke.source is None:
+def _composite(request: ImageRequest, pattern: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Blend the pattern over the source, by the share of the steps that the strength takes."""
+    if request.source is None:
         return pattern
-    share = 256 * stroke.recipe.steps_taken // stroke.recipe.steps
-    mixed = (stroke.source.astype(np.uint16) * (256 - share) + pattern.astype(np.uint16) * share >> 8).astype(np.uint8)
-    return mixed if stroke.mask is None else np.where(stroke.mask[..., None], mixed, stroke.source)
+    share = 256 * request.recipe.steps_taken // request.recipe.steps
+    mixed = (request.source.astype(np.uint16) * (256 - share) + pattern.astype(np.uint16) * share >> 8).astype(np.uint8)
+    return mixed if request.mask is None else np.where(request.mask[..., None], mixed, request.source)
 
 
-def _pattern(stroke: ImageRequest) -> NDArray[np.uint8]:
-    """From one colour of the prompt to another, diagonally, under 4 bits of noise (a PNG of honest size)."""
-    recipe = stroke.recipe
-    words = "\0".join([*map(_said, (recipe.prompt, recipe.negative_prompt)), *map(repr, recipe.lora)]).encode()
-    first, second = np.frombuffer(hashlib.sha256(words).digest()[:6], np.uint8).reshape(2, 3).astype(np.float32) * 0.94
+def _pattern(request: ImageRequest) -> NDArray[np.uint8]:
+    """A diagonal gradient between two colours of the prompt, with 4 bits of noise for a realistic size as PNG."""
+    recipe = request.recipe
+    key = "\0".join([*map(_meaning, (recipe.prompt, recipe.negative_prompt)), *map(repr, recipe.lora)]).encode()
+    first, second = np.frombuffer(hashlib.sha256(key).digest()[:6], np.uint8).reshape(2, 3).astype(np.float32) * 0.94
     colours = (first + np.linspace(0, 1, 256)[:, None] * (second - first)).astype(np.uint8)
     pixels: NDArray[np.uint8] = colours.take(_diagonal(recipe.height, recipe.width), axis=0)
-    noise = np.frombuffer(np.random.default_rng(stroke.seed).bytes(pixels.size // 2), np.uint8)
+    noise = np.frombuffer(np.random.default_rng(request.seed).bytes(pixels.size // 2), np.uint8)
     halves = pixels.reshape(2, -1)
     halves[0] += noise & 15
     halves[1] += noise >> 4
     return pixels
 
 
-def _said(prompt: str) -> str:
-    return (
-        repr(prompt_weighting.split_fragments(prompt))
-        if prompt_weighting.has_weights(prompt)
-        else prompt_weighting.strip_weights(prompt)
-    )
+def _meaning(prompt: str) -> str:
+    """Equal for prompts that differ in the syntax of weights only."""
+    if prompt_weighting.has_weights(prompt):
+        return repr(prompt_weighting.split_fragments(prompt))
+    return prompt_weighting.strip_weights(prompt)
 
 
-@lru_cache(8)
+@lru_cache(8)  # the stub takes no CPU that a GPU would not
 def _diagonal(height: int, width: int) -> NDArray[np.uint8]:
-    """How far each pixel is on the way from corner to corner. Kept: a stub takes no CPU that a GPU would not."""
+    """The position of each pixel between the corners, 0 to 255."""
     return np.add.outer(np.linspace(0, 127.5, height), np.linspace(0, 127.5, width)).astype(np.uint8)

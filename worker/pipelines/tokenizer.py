@@ -1,7 +1,7 @@
-"""A SentencePiece vocabulary, which Japanese models have, as a tokenizer of `tokenizers`: one that the API reads too.
+"""The tokenizer of a checkpoint, checked against its text encoder.
 
-transformers makes one by itself, but not of these: it reads a character that it does not know as the end of the text,
-and keeps capitals, of which the vocabulary has none. Knows nothing of models.
+SentencePiece vocabularies, which Japanese models have, are read here and not by transformers: it reads an unknown
+character as the end of the text, and keeps capitals, which the vocabularies lack.
 """
 
 import json
@@ -15,15 +15,49 @@ from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, 
 from tokenizers.models import Unigram
 
 from common.catalog.catalog import Model
-from worker.pipelines import checkpoint, tokenizer
+from common.errors import ModelRefused
+from worker.pipelines import checkpoint
+from worker.pipelines.sentences import sentence
 
 SPACE = "▁"
 
 
-def read(file: Path) -> Tokenizer:
-    """Reads what sentencepiece reads in the text in lower case, and ends it.
+def load_for(model: Model, folder: Path, text_encoder: Any) -> Any:
+    """The model's tokenizer, with the shortest limit of its own, the text encoder's and the catalogue's.
 
-    Control pieces are in capitals here, so that no text can spell one.
+    Raises ModelRefused if its vocabulary is not the text encoder's.
+    """
+    tokenizer = load_tokenizer(folder)
+    tokens, expected = len(tokenizer), text_encoder.config.vocab_size
+    if tokens != expected:
+        raise ModelRefused(sentence("model_vocabulary_mismatch", model=model.name, tokens=tokens, expected=expected))
+    longest = text_encoder.config.max_position_embeddings
+    tokenizer.model_max_length = min(tokenizer.model_max_length, longest, model.token_limit)
+    return tokenizer
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer as published, but special tokens in a prompt are text."""
+    if checkpoint.read_index(folder.parent)["tokenizer"][1] == "T5Tokenizer":
+        return _load_sentencepiece(folder)
+    return transformers.AutoTokenizer.from_pretrained(
+        folder, split_special_tokens=True, trust_remote_code=False, local_files_only=True
+    )
+
+
+def _load_sentencepiece(folder: Path) -> Any:
+    converted = folder / "tokenizer.json"
+    is_converted = converted.is_file()
+    backend = Tokenizer.from_file(str(converted)) if is_converted else read_sentencepiece(folder / "spiece.model")
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token=_padding_token(folder), split_special_tokens=True
+    )
+
+
+def read_sentencepiece(file: Path) -> Tokenizer:
+    """A tokenizer that gives sentencepiece's ids of the lower-case text, and the end token.
+
+    Control tokens are in capitals, so no text can contain one.
     """
     proto = ModelProto.FromString(file.read_bytes())
     plain = (ModelProto.SentencePiece.NORMAL, ModelProto.SentencePiece.USER_DEFINED)
@@ -44,41 +78,8 @@ def read(file: Path) -> Tokenizer:
     return tokenizer
 
 
-def padding(folder: Path) -> str:
-    """The piece that fills what a prompt leaves empty, by the files beside the vocabulary."""
+def _padding_token(folder: Path) -> str:
     files = [folder / name for name in ("special_tokens_map.json", "tokenizer_config.json")]
-    said = ChainMap(*(json.loads(file.read_text("utf-8")) for file in files if file.is_file()))
-    piece = said.get("pad_token", "<pad>")
-    return str(piece["content"] if isinstance(piece, dict) else piece).upper()
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """As it was published, but that special tokens in a prompt are text."""
-    kind = checkpoint.index(folder.parent)["tokenizer"][1]
-    return _of_pieces(folder) if kind == "T5Tokenizer" else _of_transformers(folder)
-
-
-def _tokenizer(model: Model, folder: Path, text_encoder: Any) -> Any:
-    """One that fits its text encoder, and is never longer than that or the catalogue's limit."""
-    tokenizer = load_tokenizer(folder)
-    known, needed = len(tokenizer), text_encoder.config.vocab_size
-    if known != needed:
-        raise checkpoint.refused(model, f"its tokenizer knows {known} tokens and its text encoder {needed}")
-    longest = text_encoder.config.max_position_embeddings
-    tokenizer.model_max_length = min(tokenizer.model_max_length, longest, model.token_limit)
-    return tokenizer
-
-
-def _of_transformers(folder: Path) -> Any:
-    return transformers.AutoTokenizer.from_pretrained(
-        folder, split_special_tokens=True, trust_remote_code=False, local_files_only=True
-    )
-
-
-def _of_pieces(folder: Path) -> Any:
-    """rinna's, which transformers would read in a way of its own: see `worker.pipelines.tokenizer`."""
-    made = folder / "tokenizer.json"
-    backend = Tokenizer.from_file(str(made)) if made.is_file() else tokenizer.read(folder / "spiece.model")
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token=tokenizer.padding(folder), split_special_tokens=True
-    )
+    settings = ChainMap(*(json.loads(file.read_text("utf-8")) for file in files if file.is_file()))
+    token = settings.get("pad_token", "<pad>")
+    return str(token["content"] if isinstance(token, dict) else token).upper()

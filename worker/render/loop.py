@@ -103,11 +103,11 @@ class RenderLoop:
         while not self._held_leases.wait_for_room(min(0.2, max(until - time.monotonic(), 0))):
             if self._drain.is_active or time.monotonic() >= until:
                 return None
-        capacity = {model.name: self._render_thread.capacity(model) for model in self._models.servable()}
+        capacity = {model.name: self._render_thread.capacity(model) for model in self._models.available()}
         if not capacity or self._drain.is_active or time.monotonic() >= until:
             return None
         lower_tier = self._claims % LOWER_TIER_EVERY == LOWER_TIER_EVERY - 1
-        offer = claim.Offer(self._worker_id, capacity, self._models.resident, self._models.patience_s, lower_tier)
+        offer = claim.Offer(self._worker_id, capacity, self._models.resident, self._models.swap_delay_s, lower_tier)
         lease_id = new_id()
         try:
             with self._database_availability.tracked(), transaction(self._database) as connection:
@@ -259,7 +259,7 @@ class RenderLoop:
 
     def _preload(self) -> None:
         """Load the first model that this worker does not refuse, before the first job comes."""
-        for model in self._models.servable():
+        for model in self._models.available():
             try:
                 self._load_model(model.name)
                 break
@@ -268,7 +268,7 @@ class RenderLoop:
             except (RenderFailed, Unavailable):
                 continue
         self.is_ready = True
-        if not self._models.servable():
+        if not self._models.available():
             log_event("nothing_to_serve", worker=self._worker_id)
 
     def pause(self, paused: bool) -> None:

@@ -50,7 +50,7 @@ class RenderThread:
 
     def capacity(self, model: Model) -> int:
         """How many images of the model's usual size one call renders: fewer for a while after memory ran out."""
-        capacity = self._models.capacity(model)
+        capacity = self._models.batch_size(model)
         images, until = self._reduced_batch_size.get(model.name, (capacity, 0.0))
         return min(images, capacity) if time.monotonic() < until else capacity
 
@@ -64,7 +64,7 @@ class RenderThread:
 
     def _load(self, model: str) -> Pipeline:
         with self._aborting_if_device_lost():
-            return self._models.painter(model)
+            return self._models.get(model)
 
     def _render(self, inflight: InflightMicrobatch, check: Callable[[], None]) -> RenderedMicrobatch:
         microbatch, images = inflight.microbatch, inflight.images
@@ -128,7 +128,7 @@ class RenderThread:
             chunk = chunks.pop(0)
             inflight.begin_chunk(len(results) / len(requests), len(chunk) / len(requests))
             try:
-                results += pipeline.paint([request for _, request in chunk], on_step)
+                results += pipeline.generate([request for _, request in chunk], on_step)
             except (Interrupted, DeviceLost):
                 raise
             except Exception as error:

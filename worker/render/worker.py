@@ -77,7 +77,7 @@ class RenderWorker:
 
     def describe(self) -> tuple[Worker, bool]:
         """What each heartbeat reports: the worker, and whether it is ready."""
-        served = [model.name for model in self.models.servable()]
+        served = [model.name for model in self.models.available()]
         worker = Worker(
             self.id,
             self.name,
@@ -86,7 +86,7 @@ class RenderWorker:
             self.models.resident,
             self.models.refusals(),
             self.render_thread.seconds_per_image,
-            self.models.capacities,
+            self.models.batch_sizes,
         )
         return worker, self.loop.is_ready and bool(served)
 

@@ -232,9 +232,9 @@ def test_a_dry_run_of_inline_prompts_counts_what_their_matrix_makes(client: http
 def test_a_dry_run_of_a_large_file_says_that_it_looked_at_a_part(
     client: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch_dry_run, "MOST_PROMPTS", 100)
-    monkeypatch.setattr(batch_dry_run, "MOST_S", 60)
-    monkeypatch.setattr(batch_dry_run, "STEP", 50)
+    monkeypatch.setattr(batch_dry_run, "MAX_PROMPTS", 100)
+    monkeypatch.setattr(batch_dry_run, "MAX_S", 60)
+    monkeypatch.setattr(batch_dry_run, "STEP_JOBS", 50)
     rows = "".join(f'{{"prompt": "红色的圆形 {n:04}"}}\n' for n in range(1000))
     sheet = "prompt,steps\n" + "".join(f"红色的圆形 {n:04},{n % 10}\n" for n in range(1000))
     table = parquet(prompt=[f"红色的圆形 {n}" for n in range(1000)])

@@ -107,7 +107,7 @@ def test_jobs_that_were_not_counted_are_changed_too(
 def test_a_bulk_action_that_one_request_cannot_finish_continues_by_itself(
     visit: Visit, story: Story, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.services.bulk.MOST_JOBS", 1)
+    monkeypatch.setattr("api.services.bulk.MAX_JOBS", 1)
     monkeypatch.setattr("common.queue.bulk.STEP_JOBS", 1)
     jobs = [story.submit() for _ in range(2)]
 

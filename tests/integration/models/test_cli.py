@@ -1,4 +1,4 @@
-"""What a worker loads, and what it refuses: a model that is damaged, incomplete or unsafe, each in one sentence."""
+"""Which checkpoints load, and which are refused because they are damaged, incomplete or unsafe."""
 
 import contextlib
 import hashlib
@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from common.errors import Invalid, ModelRefused
 from common.recipes.recipe import Recipe
 from tests.support import checkpoints
-from worker.pipelines import stable_diffusion
+from worker.pipelines import device, stable_diffusion
 from worker.pipelines.base import ImageRequest, Pipeline, RenderedImage
 
 TEXT_WEIGHTS = "text_encoder/model.safetensors"
@@ -34,11 +34,11 @@ def folder(template: Path, tmp_path: Path) -> Path:
     return shutil.copytree(template, tmp_path / "tiny")
 
 
-def painted(folder: Path, scheduler: str = "pndm", **changes: Any) -> bytes:
-    return painted_by(stable_diffusion.load(checkpoints.entry(folder, **changes), "cpu", threads=1), scheduler)
+def render(folder: Path, scheduler: str = "pndm", **changes: Any) -> bytes:
+    return render_with(stable_diffusion.load(checkpoints.entry(folder, **changes), "cpu", threads=1), scheduler)
 
 
-def painted_by(painter: Pipeline, scheduler: str = "pndm") -> bytes:
+def render_with(pipeline: Pipeline, scheduler: str = "pndm") -> bytes:
     recipe = Recipe(
         prompt="红色的圆形",
         negative_prompt="黑",
@@ -52,9 +52,9 @@ def painted_by(painter: Pipeline, scheduler: str = "pndm") -> bytes:
         mode="text2image",
         format="png",
     )
-    (picture,) = painter.paint([ImageRequest(recipe, 1)], lambda step, steps: None)
-    assert isinstance(picture, RenderedImage)
-    return picture.pixels.tobytes()
+    (image,) = pipeline.generate([ImageRequest(recipe, 1)], lambda step, steps: None)
+    assert isinstance(image, RenderedImage)
+    return image.pixels.tobytes()
 
 
 def refusal(folder: Path, **changes: Any) -> str:
@@ -71,32 +71,32 @@ def refusal(folder: Path, **changes: Any) -> str:
 
 @pytest.mark.parametrize("form", [checkpoints.as_pickles, checkpoints.as_in_2022])
 @pytest.mark.parametrize("text", ["bert", "clip", "pieces"])
-def test_older_layouts_paint_the_same_picture(tmp_path: Path, text: str, form: Callable[[Path], Path]) -> None:
+def test_older_layouts_render_the_same_image(tmp_path: Path, text: str, form: Callable[[Path], Path]) -> None:
     folder = checkpoints.make(tmp_path, text)
-    today = [painted(folder, scheduler) for scheduler in ("pndm", "ddim")]
+    today = [render(folder, scheduler) for scheduler in ("pndm", "ddim")]
     form(folder)
-    assert [painted(folder, scheduler) for scheduler in ("pndm", "ddim")] == today
+    assert [render(folder, scheduler) for scheduler in ("pndm", "ddim")] == today
 
 
 def test_without_a_safety_checker_only_if_the_operator_says_so(folder: Path) -> None:
     shutil.rmtree(folder / "safety_checker")
     assert "safety_checker = false" in refusal(folder)
-    painted(folder, safety_checker=False)
+    render(folder, safety_checker=False)
 
 
-def test_its_own_checksums_let_a_model_pass(folder: Path) -> None:
+def test_a_model_with_matching_checksums_loads(folder: Path) -> None:
     good = checksums(folder)
-    painted(folder, sha256=good)
+    render(folder, sha256=good)
     shutil.rmtree(folder / "safety_checker")
-    painted(folder, sha256=good, safety_checker=False)
+    render(folder, sha256=good, safety_checker=False)
 
 
 # What is refused
 
 
-def test_a_device_that_is_not_there_is_named() -> None:
+def test_a_device_that_does_not_exist_is_refused() -> None:
     with pytest.raises(Invalid, match="There is no device warp:9 here, only"):
-        stable_diffusion.describe("warp:9")
+        device.describe("warp:9")
 
 
 def change(file: Path, **values: Any) -> None:
@@ -134,7 +134,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no scheduler file": (lambda f: (f / "scheduler/scheduler_config.json").unlink(), "scheduler_config.json"),
     "no vocabulary": (lambda f: (f / "tokenizer/tokenizer.json").unlink(), "vocab.txt"),
     "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "no tokenizer"),
-    "vocabulary too small": (one_word_less, "its tokenizer knows"),
+    "vocabulary too small": (one_word_less, "its tokenizer has"),
     "no weights": (lambda f: (f / UNET_WEIGHTS).unlink(), "unet holds no weights"),
     "weights cut short": (lambda f: cut(f / UNET_WEIGHTS), "unet/diffusion_pytorch_model.safetensors is damaged"),
     "weights empty": (lambda f: (f / TEXT_WEIGHTS).write_bytes(b""), "text_encoder/model.safetensors is damaged"),
@@ -170,7 +170,7 @@ class Evil:
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_a_pickle_with_code_in_it_is_refused_and_not_run(folder: Path, tmp_path: Path, legacy: bool) -> None:
+def test_a_pickle_with_code_is_refused_and_not_run(folder: Path, tmp_path: Path, legacy: bool) -> None:
     trace = tmp_path / "trace"
     pickled(folder, {"a": Evil(trace)})
     file = folder / "text_encoder" / "pytorch_model.bin"
@@ -180,14 +180,14 @@ def test_a_pickle_with_code_in_it_is_refused_and_not_run(folder: Path, tmp_path:
     assert not trace.exists()
     if legacy:
         pickle.loads(file.read_bytes())
-        assert trace.exists()  # it would have
+        assert trace.exists()  # Python's own reader runs it
 
 
 def test_code_beside_a_model_is_not_run(folder: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     code = f"from pathlib import Path\nPath({str(trace)!r}).touch()\nclass Mine: pass\n"
-    for part in ("tokenizer", "text_encoder", "unet"):
-        (folder / part / "mine.py").write_text(code)
+    for component in ("tokenizer", "text_encoder", "unet"):
+        (folder / component / "mine.py").write_text(code)
     change(
         folder / "tokenizer/tokenizer_config.json",
         tokenizer_class="Mine",
@@ -205,7 +205,7 @@ def checksums(folder: Path) -> dict[str, str]:
     return {f.relative_to(folder).as_posix(): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
-def test_one_flipped_bit_is_noticed(folder: Path) -> None:
+def test_one_flipped_bit_is_found(folder: Path) -> None:
     good = checksums(folder)
     with (folder / UNET_WEIGHTS).open("r+b") as file:
         file.seek(-5, os.SEEK_END)
@@ -215,7 +215,7 @@ def test_one_flipped_bit_is_noticed(folder: Path) -> None:
     assert f"the sha256 of {UNET_WEIGHTS} is not" in refusal(folder, sha256=good)
 
 
-def test_with_checksums_nothing_is_missing_and_nothing_is_there_beside(folder: Path) -> None:
+def test_with_checksums_no_file_may_be_missing_or_added(folder: Path) -> None:
     good = checksums(folder)
     (folder / "vae" / "model.safetensors").write_bytes((folder / UNET_WEIGHTS).read_bytes())
     assert "none of vae/model.safetensors" in refusal(folder, sha256=good)

@@ -1,4 +1,4 @@
-"""A farm of every family of models: what is submitted over HTTP comes out of the store as it was painted in 2022."""
+"""Every model family through the farm: jobs submitted over HTTP give the images that diffusers rendered in 2022."""
 
 import io
 from pathlib import Path
@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 
 from common.catalog.catalog import read
 from common.config import Settings
-from tests.golden.make import HERE, PAINTED, SEED, STEPS
+from tests.golden.make import HERE, RECIPES, SEED, STEPS
 from tests.support import families
 from tests.support.serving import serving
 from tests.support.workers import until_published
@@ -23,8 +23,8 @@ def test_every_family_renders_through_the_farm(settings: Settings, database: Eng
     own = settings.model_copy(update={"catalog": catalog, "device": "cpu", "torch_threads": 1, "drain_s": 5})
     with serving(own, database) as api, api.client() as client:
         jobs = {}
-        for name, said in PAINTED.items():
-            recipe = {"model": name, "steps": STEPS, "seed": SEED, **said}
+        for name, fields in RECIPES.items():
+            recipe = {"model": name, "steps": STEPS, "seed": SEED, **fields}
             if recipe["negative_prompt"] == families.CATALOG.get(name).negative_prompt:
                 del recipe["negative_prompt"]  # it is the model's own
             jobs[name] = client.post("/v1/jobs", json=recipe).json()
@@ -39,9 +39,7 @@ def test_every_family_renders_through_the_farm(settings: Settings, database: Eng
             ended = client.get(f"/v1/jobs/{job['id']}").json()
             assert ended["state"] == "succeeded", ended["error"]
             content = client.get(f"/v1/images/{ended['images'][0]['id']}/content", follow_redirects=True).content
-            ours, theirs = (
-                np.asarray(Image.open(picture)).astype(int) for picture in (io.BytesIO(content), golden(name))
-            )
+            ours, theirs = (np.asarray(Image.open(file)).astype(int) for file in (io.BytesIO(content), golden(name)))
             assert np.abs(ours - theirs).max() <= 1
 
 

@@ -1,7 +1,4 @@
-"""Models that are on the hub: brought here once, no byte of them twice, and every way to be refused is one sentence.
-
-Against a hub of our own, which speaks as much of Hugging Face's HTTP as its client asks for.
-"""
+"""Downloads from the hub: no byte twice, and a sentence for every refusal. Against a small hub in this process."""
 
 import hashlib
 import json
@@ -23,7 +20,7 @@ from common.catalog import manifest
 from common.catalog.catalog import model_from_entry
 from tests.support import checkpoints
 from tests.support.command_line import run_process as command_line
-from worker.models.hub import HubFile, RepoFiles, download, wanted
+from worker.models.hub import HubFile, RepoFiles, download, select_files
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = "unet/diffusion_pytorch_model.bin"
@@ -44,20 +41,20 @@ MB = 1 << 20
 
 class Hub(ThreadingHTTPServer):
     def __init__(self, files: dict[str, bytes]) -> None:
-        super().__init__(("127.0.0.1", 0), Asked)
+        super().__init__(("127.0.0.1", 0), Handler)
         self.files = files
         self.sums = {path: hashlib.sha256(content).hexdigest() for path, content in files.items()}
-        self.knows_ranges = True  # else it sends the whole file, whatever is asked for
-        self.stalls_at: int | None = None  # bytes of the large file, after which nothing comes any more
-        self.stalled, self.going_on = threading.Event(), threading.Event()
-        self.fetched: list[tuple[str, str | None]] = []  # what was asked for, and from where on
+        self.supports_ranges = True  # otherwise it sends the whole file
+        self.stalls_at: int | None = None  # bytes of the large file after which it sends no more
+        self.stalled, self.resumed = threading.Event(), threading.Event()
+        self.fetched: list[tuple[str, str | None]] = []  # paths, with their Range headers
 
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
 
-class Asked(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
     server: Hub
 
     def do_GET(self) -> None:
@@ -87,14 +84,14 @@ class Asked(BaseHTTPRequestHandler):
     def _send(self, path: str) -> None:
         asked, content = self.headers.get("Range"), self.server.files[path]
         self.server.fetched.append((path, asked))
-        begin = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.server.knows_ranges else 0
+        begin = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.server.supports_ranges else 0
         self._head(206 if begin else 200, len(content) - begin)
         stops = self.server.stalls_at if path == LARGE and not asked else None
         self.wfile.write(content[begin:stops])
         if stops:
             self.wfile.flush()
             self.server.stalled.set()
-            self.server.going_on.wait(60)
+            self.server.resumed.wait(60)
             self.close_connection = True
 
     def _answer(self, status: int, content: bytes = b"", error: str = "") -> None:
@@ -115,7 +112,7 @@ class Asked(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """A checkpoint of 2022, with all else that is in such a repository."""
+    """A checkpoint of 2022, with the other files of such a repository."""
     folder = checkpoints.as_in_2022(checkpoints.make(tmp_path_factory.mktemp("published")))
     torch.save({**torch.load(folder / LARGE), "not used": torch.zeros(6 * MB)}, folder / LARGE)
     files = {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
@@ -128,7 +125,7 @@ def hub(published: dict[str, bytes]) -> Iterator[Hub]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     yield server
-    server.going_on.set()
+    server.resumed.set()
     server.shutdown()
     thread.join()
     server.server_close()
@@ -137,31 +134,34 @@ def hub(published: dict[str, bytes]) -> Iterator[Hub]:
 IMPORT = """
 import json, sys
 from pathlib import Path
-from common.catalog.catalog import of_entry
+from common.catalog.catalog import model_from_entry
 from common.errors import ModelRefused
 from worker.models import importer
-from worker.pipelines.registry import load
+from worker.pipelines import registry
+
+def load(model):
+    return registry.load(model, "cpu", 1)
 
 store, entry = Path(sys.argv[1]), json.loads(sys.argv[2])
 for source, revision in json.loads(sys.argv[3]):
-    model = of_entry("tiny", {**entry, "source": source, "revision": revision}, store)
+    model = model_from_entry("tiny", {**entry, "source": source, "revision": revision}, store)
     try:
-        here = importer.ensure_imported(model, store, lambda model: load(model, "cpu", 1), lambda *progress: None)
+        here = importer.ensure_imported(model, store, load, lambda *progress: None)
         print(json.dumps({"revision": here.revision, "files": sorted(here.sha256)}))
     except ModelRefused as error:
         print(json.dumps(error.message))
 """
 
 
-def bring(address: str, store: Path, *models: tuple[str, str | None]) -> list[Any]:
-    """In a process of its own, for the hub's client reads its environment once."""
-    process = importing(address, store, *models)
-    said, complained = process.communicate(timeout=90)
-    assert process.returncode == 0, complained
-    return [json.loads(line) for line in said.splitlines()]
+def run_import(address: str, store: Path, *models: tuple[str, str | None]) -> list[Any]:
+    """In a process of its own: the hub's client reads its environment once."""
+    process = start_import(address, store, *models)
+    output, errors = process.communicate(timeout=90)
+    assert process.returncode == 0, errors
+    return [json.loads(line) for line in output.splitlines()]
 
 
-def importing(address: str, store: Path, *models: tuple[str, str | None]) -> subprocess.Popen[str]:
+def start_import(address: str, store: Path, *models: tuple[str, str | None]) -> subprocess.Popen[str]:
     settings = {"HF_ENDPOINT": address, "HF_HOME": str(store / ".hub"), "HF_TOKEN": "", "HF_HUB_OFFLINE": "0"}
     return subprocess.Popen(
         [sys.executable, "-c", IMPORT, str(store), json.dumps(ENTRY), json.dumps(models)],
@@ -172,11 +172,11 @@ def importing(address: str, store: Path, *models: tuple[str, str | None]) -> sub
     )
 
 
-def test_a_killed_download_goes_on_where_it_stopped_and_then_serves_while_the_hub_is_away(
+def test_a_killed_download_resumes_and_the_model_then_loads_without_the_hub(
     hub: Hub, published: dict[str, bytes], tmp_path: Path
 ) -> None:
     hub.stalls_at = 21 * MB
-    process = importing(hub.address, tmp_path, ("somebody/tiny", None))
+    process = start_import(hub.address, tmp_path, ("somebody/tiny", None))
     assert hub.stalled.wait(60)
     part = next(tmp_path.rglob("*.part"))
     while part.stat().st_size < 20 * MB:  # the client writes 10 MB at a time
@@ -187,7 +187,7 @@ def test_a_killed_download_goes_on_where_it_stopped_and_then_serves_while_the_hu
     assert manifest.read_all(tmp_path) == []
     before, hub.fetched = {path for path, _ in hub.fetched}, []
 
-    (made,) = bring(hub.address, tmp_path, ("somebody/tiny", None))
+    (made,) = run_import(hub.address, tmp_path, ("somebody/tiny", None))
     assert made["revision"] == COMMIT
     assert (LARGE, f"bytes={20 * MB}-") in hub.fetched
     fetched = [path for path, _ in hub.fetched]
@@ -196,7 +196,7 @@ def test_a_killed_download_goes_on_where_it_stopped_and_then_serves_while_the_hu
     assert not list(tmp_path.rglob("*.part"))
 
     nowhere = "http://127.0.0.1:1"
-    again, pinned, other = bring(
+    again, pinned, other = run_import(
         nowhere, tmp_path, ("somebody/tiny", None), ("somebody/tiny", COMMIT), ("somebody/other", None)
     )
     assert again == pinned == made
@@ -204,33 +204,31 @@ def test_a_killed_download_goes_on_where_it_stopped_and_then_serves_while_the_hu
     assert "local folder" in other
 
 
-def test_a_hub_that_knows_no_ranges_gives_the_whole_file(
-    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is there already is replaced, not gone on with, and not counted twice."""
+def test_a_hub_without_ranges_sends_the_whole_file(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It replaces what was downloaded before, and no byte counts twice."""
     monkeypatch.setattr(
         constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.address}/{{repo_id}}/{{revision}}/{{filename}}"
     )
-    hub.knows_ranges, data, told = False, bytes(range(256)) * 8, list[int]()
+    hub.supports_ranges, data, counts = False, bytes(range(256)) * 8, list[int]()
     hub.files = {"weights.bin": data}
     (tmp_path / "weights.bin.part").write_bytes(data[:1000])
     file = HubFile("weights.bin", len(data), hashlib.sha256(data).hexdigest())
     model = model_from_entry("tiny", {**ENTRY, "source": "somebody/tiny"}, tmp_path)
-    download(model, RepoFiles(COMMIT, (file,), None), tmp_path, told.append)
+    download(model, RepoFiles(COMMIT, (file,), None), tmp_path, counts.append)
     assert (tmp_path / "weights.bin").read_bytes() == data
     assert hub.fetched == [("weights.bin", "bytes=1000-")]
-    assert sum(told) == len(data)
+    assert sum(counts) == len(data)
 
 
-def test_what_comes_damaged_is_not_kept(hub: Hub, tmp_path: Path) -> None:
+def test_a_damaged_download_is_deleted(hub: Hub, tmp_path: Path) -> None:
     hub.sums[LARGE] = "0" * 64
-    (said,) = bring(hub.address, tmp_path, ("somebody/tiny", None))
-    assert f"{LARGE} came damaged from the hub: try again" in said
+    (message,) = run_import(hub.address, tmp_path, ("somebody/tiny", None))
+    assert f"{LARGE} came damaged from the hub: try again" in message
     assert not list(tmp_path.rglob(f"{LARGE}*"))
 
 
-def test_what_the_hub_refuses_is_said_with_what_to_do(hub: Hub, tmp_path: Path) -> None:
-    gated, gone, revision, nonsense = bring(
+def test_refusals_of_the_hub_say_what_to_do(hub: Hub, tmp_path: Path) -> None:
+    gated, gone, revision, nonsense = run_import(
         hub.address,
         tmp_path,
         ("somebody/gated", None),
@@ -244,7 +242,7 @@ def test_what_the_hub_refuses_is_said_with_what_to_do(hub: Hub, tmp_path: Path) 
     assert "does not exist" in nonsense
 
 
-def test_what_would_be_brought_here_is_told_beforehand(hub: Hub, published: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_dry_run_lists_the_files_to_download(hub: Hub, published: dict[str, bytes], tmp_path: Path) -> None:
     done = command_line(
         *("models", "import", "somebody/tiny", "--name", "mine", "--dry-run", "--format", "json"),
         environment={**os.environ, "HF_ENDPOINT": hub.address, "HUAFANG_HOME": str(tmp_path)},
@@ -255,7 +253,7 @@ def test_what_would_be_brought_here_is_told_beforehand(hub: Hub, published: dict
     assert hub.fetched == []
 
 
-def test_of_the_card_s_model_only_what_is_needed_is_fetched() -> None:
+def test_only_the_files_of_wanted_components_are_selected() -> None:
     parts = ("tokenizer", "unet", "safety_checker")
     files = [
         "README.md",
@@ -269,4 +267,4 @@ def test_of_the_card_s_model_only_what_is_needed_is_fetched() -> None:
         "unet/diffusion_pytorch_model.bin",
         "vae/diffusion_pytorch_model.bin",
     ]
-    assert sorted(wanted(files, parts)) == files[2:-1]
+    assert sorted(select_files(files, parts)) == files[2:-1]

@@ -1,4 +1,4 @@
-"""Importing: once, whatever happens meanwhile; shared on disk and in memory; and nobody's code is ever run."""
+"""Imports: once, also after a crash; components shared on disk and in memory; code in checkpoints never runs."""
 
 import gc
 import json
@@ -24,7 +24,7 @@ from common.catalog.catalog import Model
 from common.config import SHIPPED_CATALOG, Settings
 from common.errors import ModelRefused
 from common.recipes import token_counter
-from tests.integration.models.test_cli import Evil, painted, painted_by
+from tests.integration.models.test_cli import Evil, render, render_with
 from tests.support import checkpoints
 from tests.support.command_line import CommandLine
 from worker.models import importer
@@ -55,25 +55,27 @@ def load(model: Model) -> base.Pipeline:
     return registry.load(model, "cpu", threads=1)
 
 
-def nobody(phase: str, done: int, total: int) -> None:
-    """Whom progress is told."""
+def ignore(phase: str, done: int, total: int) -> None:
+    """A report of progress."""
 
 
-def bring(store: Path, folder: Path, name: str = "tiny", **changes: Any) -> Model:
-    return importer.ensure_imported(checkpoints.entry(folder, name=name, **changes), store, load, nobody)
+def import_(store: Path, folder: Path, name: str = "tiny", **changes: Any) -> Model:
+    return importer.ensure_imported(checkpoints.entry(folder, name=name, **changes), store, load, ignore)
 
 
-def inode(folder: Path, part: str) -> int:
-    return next(file for file in (folder / part).iterdir() if file.suffix == ".safetensors").stat().st_ino
+def inode(folder: Path, component: str) -> int:
+    return next(file for file in (folder / component).iterdir() if file.suffix == ".safetensors").stat().st_ino
 
 
 # Once, and the same
 
 
-def test_a_checkpoint_of_2022_paints_bitwise_the_same_before_and_after(today: Path, of_2022: Path, store: Path) -> None:
-    unconverted = painted(of_2022)
-    here = bring(store, of_2022)
-    assert painted(here.source_path, sha256=here.sha256) == unconverted == painted(today)
+def test_a_checkpoint_of_2022_renders_the_same_to_the_bit_before_and_after(
+    today: Path, of_2022: Path, store: Path
+) -> None:
+    unconverted = render(of_2022)
+    here = import_(store, of_2022)
+    assert render(here.source_path, sha256=here.sha256) == unconverted == render(today)
     assert all((store / "tiny" / f"{weights}.safetensors").is_file() for weights in WEIGHTS)
     assert not list(store.rglob("*.bin"))
 
@@ -87,32 +89,32 @@ def test_a_checkpoint_of_2022_paints_bitwise_the_same_before_and_after(today: Pa
 def test_the_api_counts_the_tokens_of_an_imported_model(of_2022: Path, store: Path) -> None:
     model = checkpoints.entry(of_2022, import_path=store / "tiny")
     assert token_counter.counter_for(model) is None
-    here = bring(store, of_2022)
+    here = import_(store, of_2022)
     counter = token_counter.counter_for(replace(model, import_path=here.source_path, source_path=None))
     pipe = load(here)._pipe  # type: ignore[attr-defined]
     for prompt in ("红色的圆形，黑色背景", "a b c [SEP] 猫", ""):
         assert counter.count(prompt).tokens == len(pipe.tokenizer(prompt).input_ids)
 
 
-def test_safetensors_in_a_folder_are_read_as_they_lie(today: Path, store: Path) -> None:
+def test_safetensors_in_a_folder_are_read_in_place(today: Path, store: Path) -> None:
     model = checkpoints.entry(today)
-    assert importer.ensure_imported(model, store, load, nobody) is model
+    assert importer.ensure_imported(model, store, load, ignore) is model
     assert not store.exists()
 
 
 def test_another_checkpoint_in_the_same_folder_is_another_import(of_2022: Path, store: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(of_2022, tmp_path / "mine")
-    first = bring(store, folder)
+    first = import_(store, folder)
     weights = torch.load(folder / "unet/diffusion_pytorch_model.bin")
     torch.save({**weights, "conv_in.bias": weights["conv_in.bias"] + 1}, folder / "unet/diffusion_pytorch_model.bin")
-    assert bring(store, folder).revision != first.revision
+    assert import_(store, folder).revision != first.revision
 
 
 # Shared
 
 
 def family(today: Path, folder: Path) -> list[Path]:
-    """Three that differ in the UNet only; each says of itself where it was written."""
+    """Three that differ in the UNet, and in the path that each config.json names."""
     members = []
     for number in range(3):
         member = shutil.copytree(today, folder / f"v{number}")
@@ -126,14 +128,14 @@ def family(today: Path, folder: Path) -> list[Path]:
 
 
 @contextmanager
-def gallery_of(models: list[Model], settings: Settings, database: Engine) -> Iterator[ModelManager]:
+def manager_of(models: list[Model], settings: Settings, database: Engine) -> Iterator[ModelManager]:
     watchdog = Watchdog(limits(settings, "cpu"), lambda reason: None)
-    gallery = ModelManager(models, settings, {"device": "cpu"}, database, watchdog)
-    yield gallery
-    gallery.close()
+    manager = ModelManager(models, settings, {"device": "cpu"}, database, watchdog)
+    yield manager
+    manager.close()
 
 
-def test_what_models_have_in_common_is_stored_once_and_loaded_once(
+def test_shared_components_are_stored_once_and_loaded_once(
     today: Path, settings: Settings, database: Engine, tmp_path: Path
 ) -> None:
     settings = settings.model_copy(update={"device": "cpu", "torch_threads": 1})
@@ -142,8 +144,8 @@ def test_what_models_have_in_common_is_stored_once_and_loaded_once(
     models = [
         checkpoints.entry(folder, name=folder.name, microbatch=1, import_path=store / folder.name) for folder in folders
     ]
-    with gallery_of(models, settings, database) as gallery:
-        first, second, third = (gallery.painter(model.name) for model in models)
+    with manager_of(models, settings, database) as manager:
+        first, second, third = (manager.get(model.name) for model in models)
         unets = {inode(store / model.name, "unet") for model in models}
         shared = {part: {inode(store / model.name, part) for model in models} for part in ("vae", "text_encoder")}
         assert (len(unets), [len(found) for found in shared.values()]) == (3, [1, 1])
@@ -157,52 +159,52 @@ def test_what_models_have_in_common_is_stored_once_and_loaded_once(
             assert len({id(getattr(pipe, part)) for pipe in pipes}) == 1
         for part in ("unet", "tokenizer"):
             assert len({id(getattr(pipe, part)) for pipe in pipes}) == 3
-        unet = first.parts["v0", "unet"]
-        common = sum(first.parts.values()) - unet
-        alone = {model.name: painted(store / model.name) for model in models}
+        unet = first.components["v0", "unet"]
+        common = sum(first.components.values()) - unet
+        alone = {model.name: render(store / model.name) for model in models}
     del pipes, first, second, third
 
-    # There is room for what they share and two UNets, where three whole models would be too much.
+    # The memory holds the shared components and two UNets, not three whole models.
     room = settings.model_copy(update={"model_memory": common + unet * 5 // 2})
-    with gallery_of(models, room, database) as gallery:
+    with manager_of(models, room, database) as manager:
         for model, resident in zip(models, [("v0",), ("v0", "v1"), ("v1", "v2")], strict=True):
-            gallery.painter(model.name)
-            assert gallery.resident == resident
+            manager.get(model.name)
+            assert manager.resident == resident
         gc.collect()
-        for name in gallery.resident:  # v0 is gone, and took nothing along
-            assert painted_by(gallery.painter(name)) == alone[name]
+        for name in manager.resident:  # v0 is evicted, without the shared components
+            assert render_with(manager.get(name)) == alone[name]
 
 
-def test_parts_that_nobody_has_any_more_are_deleted(today: Path, store: Path, tmp_path: Path) -> None:
+def test_components_that_no_model_has_are_deleted(today: Path, store: Path, tmp_path: Path) -> None:
     first, second, _ = family(today, tmp_path)
-    bring(store, first, "mine")
+    import_(store, first, "mine")
     old = (store / "mine" / "unet").resolve()
-    bring(store, second, "mine")
+    import_(store, second, "mine")
     assert not old.exists()
     assert len(list((store / manifest.COMPONENTS).iterdir())) == 7
 
 
-# Broken off, or at the same time
+# Interrupted, or at the same time
 
 
 def start(store: Path, *arguments: str) -> subprocess.Popen[str]:
-    """`python -m worker import`, which tells its progress in lines of JSON."""
+    """`python -m worker import`, which prints its progress as lines of JSON."""
     environment = {**os.environ, "HUAFANG_MODELS_DIR": str(store), "HUAFANG_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-P", "-m", "worker", "import", *arguments]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
 def result(process: subprocess.Popen[str]) -> dict[str, Any]:
-    said, _ = process.communicate(timeout=90)
-    last: dict[str, Any] = json.loads(said.splitlines()[-1])
+    output, _ = process.communicate(timeout=90)
+    last: dict[str, Any] = json.loads(output.splitlines()[-1])
     assert (process.returncode == 0) == ("error" not in last)
     return last
 
 
-def test_a_killed_import_leaves_nothing_half_and_the_next_one_completes(of_2022: Path, store: Path) -> None:
+def test_a_killed_import_leaves_no_model_and_the_next_one_completes(of_2022: Path, store: Path) -> None:
     process = start(store, str(of_2022), "--name", "tiny")
     for line in process.stdout:
-        if json.loads(line)["phase"] == "check":  # all parts are stored, and nobody knows yet whether they paint
+        if json.loads(line)["phase"] == "check":  # all components are stored, and the test render starts
             break
     process.kill()
     process.wait(10)
@@ -212,28 +214,28 @@ def test_a_killed_import_leaves_nothing_half_and_the_next_one_completes(of_2022:
     parts = sorted((store / manifest.COMPONENTS).iterdir())
     assert len(parts) == 7
 
-    here = bring(store, of_2022)
+    here = import_(store, of_2022)
     assert sorted((store / manifest.COMPONENTS).iterdir()) == parts
     assert {path.name for path in store.iterdir()} == {".lock", ".parts", "tiny"}
-    assert painted_by(load(here)) == painted(of_2022)
+    assert render_with(load(here)) == render(of_2022)
 
 
-def test_of_a_model_that_was_being_replaced_one_is_there(of_2022: Path, store: Path) -> None:
-    """Killed between the two renames."""
-    bring(store, of_2022)
+def test_a_model_is_restored_if_its_replacement_was_killed(of_2022: Path, store: Path) -> None:
+    """Killed between its two renames."""
+    import_(store, of_2022)
     (store / "tiny").rename(store / ".old-tiny")
     model_store.recover(store)
     assert [model.name for model in manifest.read_all(store)] == ["tiny"]
 
 
-def test_of_two_that_come_at_once_one_converts_and_both_end_well(of_2022: Path, store: Path) -> None:
+def test_of_two_imports_at_once_one_converts_and_both_succeed(of_2022: Path, store: Path) -> None:
     both = [start(store, str(of_2022), "--name", "tiny") for _ in range(2)]
     done = [result(process) for process in both]
     assert sorted(each["had_it"] for each in done) == [False, True]
     assert done[0]["revision"] == done[1]["revision"]
 
 
-# Damaged, or evil
+# Damaged, or malicious
 
 
 def flip_a_bit(file: Path) -> None:
@@ -244,7 +246,7 @@ def flip_a_bit(file: Path) -> None:
         content.write(bytes([byte ^ 1]))
 
 
-def test_a_flipped_bit_is_found_and_mended_by_another_import(
+def test_a_flipped_bit_is_found_and_repaired_by_another_import(
     of_2022: Path, store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, value in {"MODELS_DIR": str(store), "HOME": str(store.parent), "DEVICE": "cpu"}.items():
@@ -253,25 +255,25 @@ def test_a_flipped_bit_is_found_and_mended_by_another_import(
     made = call("models", "import", str(of_2022), "--name", "mine", "--licence", "MIT").json
     assert (made["licence"], made["family"], made["shared"]) == ("MIT", "stable-diffusion-zh", {})
     model = catalog.read(SHIPPED_CATALOG, store).get("mine")
-    before = painted_by(load(importer.ensure_imported(model, store, load, nobody)))
+    before = render_with(load(importer.ensure_imported(model, store, load, ignore)))
     flip_a_bit(store / "mine/unet/diffusion_pytorch_model.safetensors")
     done = call("models", "verify", "mine")
     assert (done.code, done.json[0]["verdict"]) == (1, "bad")
-    assert done.json[0]["details"] == ["the sha256 of unet/diffusion_pytorch_model.safetensors is not what it must be"]
+    assert "the sha256 of unet/diffusion_pytorch_model.safetensors is not what it must be" in done.json[0]["details"][0]
     with pytest.raises(ModelRefused, match="the sha256 of unet/diffusion_pytorch_model"):
-        load(importer.ensure_imported(model, store, load, nobody))
+        load(importer.ensure_imported(model, store, load, ignore))
 
-    assert not model_store.is_whole(manifest.read(store / "mine"), store)
-    with importer.import_lock(model, store, nobody):
-        importer.import_model(model, store, load, nobody)
+    assert not model_store.is_intact(manifest.read(store / "mine"), store)
+    with importer.import_lock(model, store, ignore):
+        importer.import_model(model, store, load, ignore)
     assert catalog.read(SHIPPED_CATALOG, store).get("mine") == model
-    assert painted_by(load(importer.ensure_imported(model, store, load, nobody))) == before
+    assert render_with(load(importer.ensure_imported(model, store, load, ignore))) == before
 
 
-def test_what_a_worker_would_refuse_is_not_ok(
+def test_verify_finds_what_a_worker_would_refuse(
     today: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Files that are whole and do not fit together."""
+    """Complete files that do not fit together."""
     shutil.copytree(SHIPPED_CATALOG.parent, tmp_path / "models")
     file = tmp_path / "models/catalog.toml"
     file.write_text(file.read_text().partition("[models.mini-zh.sha256]")[0])
@@ -300,7 +302,7 @@ def beside_good_tensors(folder: Path, evil: Evil) -> Path:
 
 
 def in_the_second_pickle_of_a_zip(folder: Path, evil: Evil) -> Path:
-    """A zip may name a file twice, and another reader takes the other one."""
+    """A zip may have a name twice, and readers differ in which one they take."""
     file = folder / "unet/diffusion_pytorch_model.bin"
     with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(file, "a") as archive:
         archive.writestr(next(name for name in archive.namelist() if name.endswith("data.pkl")), pickle.dumps(evil))
@@ -360,8 +362,8 @@ def test_code_in_a_checkpoint_is_refused_and_never_runs(
     trace = tmp_path / "trace"
     source = hide(shutil.copytree(of_2022, tmp_path / "evil"), Evil(trace))
     model = checkpoints.entry(source)
-    with pytest.raises(ModelRefused) as raised, importer.import_lock(model, store, nobody):
-        importer.import_model(model, store, load, nobody, like=checkpoints.entry(today))
+    with pytest.raises(ModelRefused) as raised, importer.import_lock(model, store, ignore):
+        importer.import_model(model, store, load, ignore, like=checkpoints.entry(today))
     assert raised.value.message.startswith("The model tiny is refused: ")
     assert "\n" not in raised.value.message
     assert not trace.exists()
@@ -382,14 +384,14 @@ def as_safetensors(file: Path, weights: dict[str, torch.Tensor]) -> Path:
 
 
 @pytest.mark.parametrize(("name", "write"), [("it.ckpt", as_left_by_training), ("it.safetensors", as_safetensors)])
-def test_a_single_file_is_split_into_parts_and_takes_the_others_from_its_like(
+def test_a_single_file_is_split_and_links_the_rest_to_a_like_model(
     today: Path, store: Path, tmp_path: Path, name: str, write: Callable[[Path, dict[str, torch.Tensor]], Path]
 ) -> None:
     file = write(tmp_path / name, checkpoints.as_one_file(today))
     model = checkpoints.entry(file)
-    with importer.import_lock(model, store, nobody):
-        made = importer.import_model(model, store, load, nobody, like=checkpoints.entry(today))
-    assert painted_by(load(importer.with_local_path(model, store, made))) == painted(today)
+    with importer.import_lock(model, store, ignore):
+        made = importer.import_model(model, store, load, ignore, like=checkpoints.entry(today))
+    assert render_with(load(importer.with_local_path(model, store, made))) == render(today)
 
 
 def test_a_single_file_that_is_something_else_is_refused(today: Path, store: Path, tmp_path: Path) -> None:
@@ -401,10 +403,10 @@ def test_a_single_file_that_is_something_else_is_refused(today: Path, store: Pat
     }
     for file, reason in reasons.items():
         model = checkpoints.entry(file)
-        with pytest.raises(ModelRefused, match=reason), importer.import_lock(model, store, nobody):
-            importer.import_model(model, store, load, nobody, like=like)
+        with pytest.raises(ModelRefused, match=reason), importer.import_lock(model, store, ignore):
+            importer.import_model(model, store, load, ignore, like=like)
     with pytest.raises(ModelRefused, match="name a model of the same kind by --like"):
-        importer.import_model(checkpoints.entry(tmp_path / "lacking.ckpt"), store, load, nobody)
+        importer.import_model(checkpoints.entry(tmp_path / "lacking.ckpt"), store, load, ignore)
 
 
 def lacking(folder: Path) -> dict[str, torch.Tensor]:

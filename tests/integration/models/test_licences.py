@@ -30,7 +30,7 @@ def model(client: httpx.Client, name: str = "zh-v0") -> dict[str, Any]:
 
 
 def submissions(client: httpx.Client, job: str) -> list[httpx.Response]:
-    """All the ways to a new job."""
+    """Every way to submit a job."""
     batch = {"prompts": ["女孩"], "defaults": {"model": "zh-v0"}}
     return [
         client.post("/v1/jobs", json=ZH),
@@ -39,15 +39,15 @@ def submissions(client: httpx.Client, job: str) -> list[httpx.Response]:
     ]
 
 
-def test_nobody_renders_before_he_has_accepted_the_licence(client: httpx.Client, api: Api, story: Story) -> None:
+def test_no_job_is_accepted_before_the_licence_is(client: httpx.Client, api: Api, story: Story) -> None:
     ended = str(story.submit(model="zh-v0"))
     client.post(f"/v1/jobs/{ended}/cancel")
     for refused in submissions(client, ended):
         assert (refused.status_code, refused.json()["code"]) == (403, "licence_not_accepted")
-    said = refused.json()["detail"]
-    assert all(forbidden in said for forbidden in model(client)["restrictions"])
-    assert model(client)["licence_url"] in said
-    assert "huafang models accept zh-v0" in said
+    detail = refused.json()["detail"]
+    assert all(forbidden in detail for forbidden in model(client)["restrictions"])
+    assert model(client)["licence_url"] in detail
+    assert "huafang models accept zh-v0" in detail
     assert (story.count("jobs"), story.count("batches")) == (1, 0)
     assert client.post("/v1/jobs?dry_run=true", json=ZH).status_code == 200
 

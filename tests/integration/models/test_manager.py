@@ -1,6 +1,5 @@
-"""Which models a worker holds in memory, which one makes room for another, and how many images each can take."""
+"""Which models are in memory, which are evicted for others, and their batch sizes."""
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,72 +12,72 @@ from common.config import Settings
 from common.errors import ModelRefused, OutOfMemory, RenderFailed
 from tests.support.stories import CATALOG, Story
 from tests.support.workers import MakeWorker, until_published
-from worker.models.manager import FOR_EVER_S, SWAP_DELAY_S, ModelManager
+from worker.models.manager import NEVER_S, SWAP_DELAY_S, ModelManager
 from worker.pipelines import batch_size
 from worker.pipelines.base import ImageRequest, OnStep, Pipeline, RenderedImage
 from worker.pipelines.stable_diffusion import StableDiffusion
-from worker.pipelines.stub import BYTES, StubPipeline
+from worker.pipelines.stub import MODEL_BYTES, StubPipeline
 from worker.watchdog import Watchdog, limits
 
-MINI = replace(CATALOG.get("mini-zh"), microbatch=None)  # as models are whose capacity is to be found
+MINI = replace(CATALOG.get("mini-zh"), microbatch=None)  # so that its batch size is found
 ALL = [replace(MINI, name=name) for name in "abc"]
 CLASS = {"device": "cpu", "torch": "2"}
 
-MakeGallery = Callable[..., ModelManager]
+MakeManager = Callable[..., ModelManager]
 
 
 @pytest.fixture
-def make_gallery(settings: Settings, database: Engine) -> Iterator[MakeGallery]:
+def make_manager(settings: Settings, database: Engine) -> Iterator[MakeManager]:
     made = []
 
     def make(
         *models: Model, kind: type[ModelManager] = ModelManager, worker_class: dict[str, Any] = CLASS, **changes: Any
     ) -> ModelManager:
         own = settings.model_copy(update={"torch_threads": 1, **changes})
-        gallery = kind(models, own, worker_class, database, Watchdog(limits(own, "stub"), lambda reason: None))
-        made.append(gallery)
-        return gallery
+        manager = kind(models, own, worker_class, database, Watchdog(limits(own, "stub"), lambda reason: None))
+        made.append(manager)
+        return manager
 
     yield make
-    for gallery in made:
-        gallery.close()
+    for manager in made:
+        manager.close()
 
 
 # Memory
 
 
-def test_the_model_not_used_for_longest_makes_room(make_gallery: MakeGallery) -> None:
-    gallery = make_gallery(*ALL, model_memory=2 * BYTES)
-    first = gallery.painter("a")
-    gallery.painter("b")
-    assert gallery.painter("a") is first
-    gallery.painter("c")
-    assert gallery.resident == ("a", "c")
-    gallery.painter("b")
-    assert gallery.resident == ("c", "b")
+def test_the_least_recently_used_model_is_evicted(make_manager: MakeManager) -> None:
+    manager = make_manager(*ALL, model_memory=2 * MODEL_BYTES)
+    first = manager.get("a")
+    manager.get("b")
+    assert manager.get("a") is first
+    manager.get("c")
+    assert manager.resident == ("a", "c")
+    manager.get("b")
+    assert manager.resident == ("c", "b")
 
 
-def test_a_model_that_is_larger_than_the_memory_is_held_alone(make_gallery: MakeGallery) -> None:
-    gallery = make_gallery(*ALL, model_memory=BYTES // 2)
+def test_a_model_larger_than_the_memory_is_alone_in_it(make_manager: MakeManager) -> None:
+    manager = make_manager(*ALL, model_memory=MODEL_BYTES // 2)
     for name in ("a", "b"):
-        gallery.painter(name)
-        assert gallery.resident == (name,)
+        manager.get(name)
+        assert manager.resident == (name,)
 
 
-def test_room_is_made_before_a_model_is_loaded(make_gallery: MakeGallery) -> None:
-    class Watched(ModelManager):
+def test_a_model_is_evicted_before_another_is_loaded(make_manager: MakeManager) -> None:
+    class Checking(ModelManager):
         def _load(self, model: Model) -> Pipeline:
             assert len(self.resident) < 2
             return super()._load(model)
 
-    gallery = make_gallery(*ALL, kind=Watched, model_memory=2 * BYTES)
+    manager = make_manager(*ALL, kind=Checking, model_memory=2 * MODEL_BYTES)
     for name in "abcab":
-        gallery.painter(name)
-    assert len(gallery.resident) == 2
+        manager.get(name)
+    assert len(manager.resident) == 2
 
 
-def test_when_the_device_is_full_all_others_make_room(make_gallery: MakeGallery) -> None:
-    """Others may use the device too, and then it holds less than its memory."""
+def test_when_a_load_runs_out_of_memory_all_others_are_evicted(make_manager: MakeManager) -> None:
+    """Other processes may use the device too."""
 
     class Full(ModelManager):
         def _load(self, model: Model) -> Pipeline:
@@ -86,137 +85,119 @@ def test_when_the_device_is_full_all_others_make_room(make_gallery: MakeGallery)
                 raise OutOfMemory("Out of memory.")
             return super()._load(model)
 
-    gallery = make_gallery(*ALL, kind=Full, model_memory=10 * BYTES)
+    manager = make_manager(*ALL, kind=Full, model_memory=10 * MODEL_BYTES)
     for name in ("a", "b"):
-        gallery.painter(name)
-        assert gallery.resident == (name,)
+        manager.get(name)
+        assert manager.resident == (name,)
     with pytest.raises(ModelRefused):
-        gallery.painter("c")
-    assert list(gallery.refusals()) == ["c"]
+        manager.get("c")
+    assert list(manager.refusals()) == ["c"]
 
 
-def test_a_refused_model_of_the_hub_is_tried_again_after_five_minutes_and_a_folder_is_not(
-    make_gallery: MakeGallery, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Strict(ModelManager):
-        def _load(self, model: Model) -> Pipeline:
-            raise ModelRefused("It is broken.")
-
-    gallery = make_gallery(MINI, replace(MINI, name="hub", source_path=None), kind=Strict)
-    for name in (MINI.name, "hub"):
-        with pytest.raises(ModelRefused):
-            gallery.painter(name)
-    real = time.monotonic
-    for minutes, servable in ((0, []), (4, []), (6, ["hub"])):
-        with monkeypatch.context() as here:
-            here.setattr(time, "monotonic", lambda later=60 * minutes: real() + later)
-            assert [model.name for model in gallery.servable()] == servable
+def test_models_that_do_not_fit_together_are_not_swapped_at_once(make_manager: MakeManager) -> None:
+    manager = make_manager(*ALL, model_memory=2 * MODEL_BYTES)
+    manager.get("a")
+    assert manager.swap_delay_s == NEVER_S
+    manager._last_load -= SWAP_DELAY_S + 1
+    assert manager.swap_delay_s == SWAP_DELAY_S
 
 
-def test_models_that_do_not_fit_together_are_not_swapped_at_once(make_gallery: MakeGallery) -> None:
-    gallery = make_gallery(*ALL, model_memory=2 * BYTES)
-    gallery.painter("a")
-    assert gallery.patience_s == FOR_EVER_S
-    gallery._last_load -= SWAP_DELAY_S + 1
-    assert gallery.patience_s == SWAP_DELAY_S
-
-
-def test_models_that_fit_together_need_no_patience(story: Story, make_worker: MakeWorker) -> None:
-    worker = make_worker(model_memory=2 * BYTES, models="mini-zh,zh-v0")
+def test_models_that_fit_together_have_no_swap_delay(story: Story, make_worker: MakeWorker) -> None:
+    worker = make_worker(model_memory=2 * MODEL_BYTES, models="mini-zh,zh-v0")
     jobs = [story.submit(model=model, width=64, height=64) for model in ("mini-zh", "zh-v0", "mini-zh")]
     worker.loop.run(30)
     until_published(worker)
     assert {story.job(job).state for job in jobs} == {"succeeded"}
     assert set(worker.models.resident) == {"mini-zh", "zh-v0"}
-    assert worker.models.patience_s == 0
+    assert worker.models.swap_delay_s == 0
 
 
-# Capacity
+# Batch sizes
 
 
 def recorded(story: Story) -> list[int]:
     return [row.images for row in story.rows("SELECT images FROM batch_sizes")]
 
 
-def test_a_capacity_is_found_once_for_a_class_of_workers(
-    story: Story, make_gallery: MakeGallery, monkeypatch: pytest.MonkeyPatch
+def test_a_batch_size_is_found_once_for_a_class_of_workers(
+    story: Story, make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch_size, "TRIAL_S", 0)  # what is found matters elsewhere
-    searches, find = [], StableDiffusion.find_capacity
+    monkeypatch.setattr(batch_size, "BENCHMARK_S", 0)  # the number does not matter here
+    searches, find = [], StableDiffusion.find_batch_size
 
-    def watched(painter: StableDiffusion, reserved: int) -> int:
-        searches.append(painter)
-        return find(painter, reserved)
+    def counted(pipeline: StableDiffusion, reserved: int) -> int:
+        searches.append(pipeline)
+        return find(pipeline, reserved)
 
-    monkeypatch.setattr(StableDiffusion, "find_capacity", watched)
+    monkeypatch.setattr(StableDiffusion, "find_batch_size", counted)
     for _ in range(2):
-        gallery = make_gallery(MINI, device="cpu")
-        assert gallery.capacities == {}
-        gallery.painter("mini-zh")
-        assert recorded(story) == [gallery.capacities["mini-zh"]]
-        with story.database.begin() as connection:  # what no search finds
-            connection.exec_driver_sql("UPDATE batch_sizes SET images = 77")
-    assert gallery.capacity(MINI) == 77
+        manager = make_manager(MINI, device="cpu")
+        assert manager.batch_sizes == {}
+        manager.get("mini-zh")
+        assert recorded(story) == [manager.batch_sizes["mini-zh"]]
+        with story.database.begin() as connection:  # no benchmark finds it
+            connection.exec_driver_sql("UPDATE capacities SET images = 77")
+    assert manager.batch_size(MINI) == 77
     assert len(searches) == 1
-    make_gallery(MINI, device="cpu", worker_class={**CLASS, "torch": "3"}).painter("mini-zh")
+    make_manager(MINI, device="cpu", worker_class={**CLASS, "torch": "3"}).get("mini-zh")
     assert len(recorded(story)) == len(searches) == 2
 
 
-def test_a_capacity_that_the_catalogue_has_is_not_looked_for(story: Story, make_gallery: MakeGallery) -> None:
-    gallery = make_gallery(replace(MINI, microbatch=3), device="cpu")
-    gallery.painter("mini-zh")
-    assert (gallery.capacities, recorded(story)) == ({"mini-zh": 3}, [])
+def test_a_batch_size_of_the_catalogue_is_used_without_a_benchmark(story: Story, make_manager: MakeManager) -> None:
+    manager = make_manager(replace(MINI, microbatch=3), device="cpu")
+    manager.get("mini-zh")
+    assert (manager.batch_sizes, recorded(story)) == ({"mini-zh": 3}, [])
 
 
-def test_a_painter_too_slow_to_be_tried_takes_one_image(
-    make_gallery: MakeGallery, monkeypatch: pytest.MonkeyPatch
+def test_a_slow_pipeline_renders_one_image_at_a_time(
+    make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch_size, "TRIAL_S", 0)
-    gallery = make_gallery(MINI, device="cpu")
-    gallery.painter("mini-zh")
-    assert gallery.capacities == {"mini-zh": 1}
+    monkeypatch.setattr(batch_size, "BENCHMARK_S", 0)
+    manager = make_manager(MINI, device="cpu")
+    manager.get("mini-zh")
+    assert manager.batch_sizes == {"mini-zh": 1}
 
 
 class Counting(StubPipeline):
-    """Remembers how many it painted at once."""
+    """Records the number of requests in each call."""
 
     counts: list[int]
 
-    def paint(self, strokes: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
-        self.counts.append(len(strokes))
-        return super().paint(strokes, on_step)
+    def generate(self, requests: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
+        self.counts.append(len(requests))
+        return super().generate(requests, on_step)
 
 
 @pytest.mark.parametrize(("side", "counts"), [(64, [8]), (128, [8]), (184, [3, 3, 2]), (256, [2, 2, 2, 2])])
-def test_larger_pictures_are_painted_in_smaller_parts(
+def test_larger_images_are_rendered_in_smaller_calls(
     story: Story, make_worker: MakeWorker, side: int, counts: list[int]
 ) -> None:
     job = story.submit(count=8, width=side, height=side)
     worker = make_worker()
     counting = Counting(MINI)
     counting.counts = []
-    worker.models._painters = {"mini-zh": counting}
+    worker.models._pipelines = {"mini-zh": counting}
     worker.loop.run(30)
     until_published(worker)
     assert story.job(job).state == "succeeded"
     assert counting.counts == counts
 
 
-def test_the_end_of_a_microbatch_is_foreseen_over_all_its_parts(story: Story, make_worker: MakeWorker) -> None:
+def test_the_end_of_a_microbatch_is_estimated_over_all_its_calls(story: Story, make_worker: MakeWorker) -> None:
     story.submit(count=8, width=256, height=256, steps=5)
     worker = make_worker(device="stub:0.02")
     left = []
 
-    class Telling(StubPipeline):
-        def paint(self, strokes: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
-            def told(step: int, steps: int) -> None:
+    class Recording(StubPipeline):
+        def generate(self, requests: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
+            def record(step: int, steps: int) -> None:
                 on_step(step, steps)
                 if step == steps:
                     left.append(worker.render_thread.current.seconds_left())
 
-            return super().paint(strokes, told)
+            return super().generate(requests, record)
 
-    worker.models._painters = {"mini-zh": Telling(MINI, 0.02)}
+    worker.models._pipelines = {"mini-zh": Recording(MINI, 0.02)}
     worker.loop.run(30)
     assert len(left) == 4
     assert min(left[:3]) > 0 >= left[3]

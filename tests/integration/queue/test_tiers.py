@@ -134,7 +134,7 @@ def test_a_cancel_during_a_change_finds_all_its_images(story: Story, aside: Thre
 def test_a_change_after_a_cancel_that_was_faster_is_refused(story: Story, aside: ThreadPoolExecutor) -> None:
     job = story.submit()
     with transaction(story.database) as connection:
-        jobs.lock_of_images(connection, [story.images(job)[0].id])
+        jobs.lock_jobs_of_images(connection, [story.images(job)[0].id])
         change = aside.submit(story.change_tier, job, Tier.BULK)
         until_blocked(story)
         jobs.cancel_locked(connection, [job])

@@ -1,4 +1,4 @@
-"""What a worker does while the image store or Postgres is away: it waits, gives back late, and loses nothing."""
+"""What a worker does while the image store or Postgres is away: it waits, releases late, and loses nothing."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,7 +15,7 @@ from tests.support.workers import MakeWorker, bucket_of, holds_leases_for, nobod
 # The image store
 
 
-def test_pictures_wait_for_a_bucket_that_is_missing(
+def test_images_wait_while_the_bucket_is_missing(
     story: Story,
     settings: Settings,
     make_worker: MakeWorker,
@@ -37,7 +37,7 @@ def test_pictures_wait_for_a_bucket_that_is_missing(
     assert caplog.text.count("storage_away") == caplog.text.count("storage_back") == 1
 
 
-def test_a_second_drain_gives_back_the_pictures_that_wait(
+def test_a_second_drain_releases_the_images_that_wait(
     story: Story, settings: Settings, make_worker: MakeWorker, aside: ThreadPoolExecutor, s3_of_run: Any
 ) -> None:
     job = story.submit()
@@ -48,7 +48,7 @@ def test_a_second_drain_gives_back_the_pictures_that_wait(
     closing = aside.submit(worker.uploader.close, 60)
     assert holds_leases_for(worker, 2)
     worker.loop.drain()
-    closing.result(120)
+    closing.result(60)
     assert {(image.state, image.attempts) for image in story.images(job)} == {(ImageState.QUEUED, 0)}
     s3_of_run.create_bucket(Bucket=settings.s3_bucket)
 
@@ -56,7 +56,7 @@ def test_a_second_drain_gives_back_the_pictures_that_wait(
 # Postgres
 
 
-def test_what_could_not_be_given_back_is_given_back_when_postgres_answers(
+def test_a_deferred_release_is_done_when_postgres_answers(
     story: Story, settings: Settings, make_worker: MakeWorker
 ) -> None:
     job, worker = story.submit(count=2), make_worker()
@@ -75,10 +75,10 @@ def test_what_could_not_be_given_back_is_given_back_when_postgres_answers(
     assert worker.held_leases.deferred_releases() == []
 
 
-def test_a_claim_whose_answer_was_lost_is_given_back(
+def test_a_claim_whose_answer_was_lost_is_released(
     story: Story, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Postgres has committed it; the worker learned nothing of it."""
+    """Postgres has committed it, and the worker does not know it."""
     job, worker = story.submit(), make_worker()
 
     dialect = worker.database.dialect

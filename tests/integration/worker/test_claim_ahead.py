@@ -1,4 +1,4 @@
-"""When a render worker claims and starts the next microbatch: in the last moments of the one at hand."""
+"""When a render worker claims and starts the next microbatch: just before the current one ends."""
 
 from tests.support.stories import Story
 from tests.support.workers import SLOW, MakeWorker, until_published

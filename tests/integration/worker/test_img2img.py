@@ -1,4 +1,4 @@
-"""Pictures to start from, through the farm: uploaded or painted before, changed or repainted in part."""
+"""Input images through the farm: uploaded or rendered before, changed as a whole or inside a mask."""
 
 import io
 from collections.abc import Iterator
@@ -264,7 +264,7 @@ def test_an_upload_that_is_asked_for_is_kept_longer(client: httpx.Client, story:
     assert row.is_fresh
 
 
-# LoRAs: what painters make of them is in `tests/conformance/test_loras.py`
+# LoRAs: what painters make of them is in `tests/conformance/test_lora.py`
 
 LORA = """
 [loras.ink]
@@ -298,7 +298,7 @@ def test_loras_are_listed_and_taken_by_the_models_that_they_are_for(
 # Fetching
 
 
-def test_pictures_are_waited_for_while_the_store_is_away(story: Story, settings: Settings) -> None:
+def test_input_images_are_waited_for_while_the_store_is_away(story: Story, settings: Settings) -> None:
     """The lease is not started meanwhile, so nothing counts as an attempt."""
     away = settings.model_copy(update={"s3_endpoint_url": "http://127.0.0.1:1"})
     loader = InputImageLoader(
@@ -312,20 +312,20 @@ def test_pictures_are_waited_for_while_the_store_is_away(story: Story, settings:
         return len(asked) > 2
 
     fetched = loader.fetch(microbatch, give_up=give_up)
-    assert fetched.wait(20)
+    assert fetched.wait(60)
     assert not fetched.ready()
     with pytest.raises(Unavailable):
         fetched.check()
     loader.close()
 
 
-def test_a_picture_that_is_not_there_is_no_outage(story: Story, settings: Settings) -> None:
+def test_a_missing_input_image_is_no_outage(story: Story, settings: Settings) -> None:
     loader = InputImageLoader(
         Storage(settings), Availability("storage_away", "storage_back"), Watchdog({"store": 9}, print)
     )
     microbatch = claimed(story, InputImage(id=UUID(int=1), sha256="0", key="uploads/1.png", width=8, height=8))
     fetched = loader.fetch(microbatch, give_up=lambda: False)
-    assert fetched.wait(20)
+    assert fetched.wait(60)
     assert fetched.ready()
     assert isinstance(fetched.request(microbatch.images[0]), SourceGone)
     loader.close()
@@ -364,7 +364,7 @@ def painted(mini: base.Pipeline, prompt: str, seeds: range, **stroke: Any) -> li
     original = InputImage(id=UUID(int=1), sha256="0", key="0", width=SIDE, height=SIDE)
     fields = {"mode": "inpaint" if "mask" in stroke else "image2image", "source": original, "strength": strength}
     recipe = Story.recipe(None, prompt=prompt, steps=20).model_copy(update=fields)  # type: ignore[arg-type]
-    found = mini.paint([ImageRequest(recipe, seed, **stroke) for seed in seeds], lambda step, steps: None)
+    found = mini.generate([ImageRequest(recipe, seed, **stroke) for seed in seeds], lambda step, steps: None)
     return [one.pixels for one in found if isinstance(one, RenderedImage)]
 
 

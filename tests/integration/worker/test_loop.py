@@ -1,4 +1,4 @@
-"""The render loop in this process, with the stub as its painter and real servers around it."""
+"""The render loop in this process, with the stub as its pipeline and real servers around it."""
 
 import io
 import json
@@ -52,7 +52,7 @@ def until_rendering(worker: RenderWorker, step: int = 2) -> None:
 # What is rendered
 
 
-def test_a_model_that_only_just_came_stays_though_others_have_waited_long(
+def test_a_model_that_was_just_loaded_stays_though_others_have_waited_long(
     story: Story, make_worker: MakeWorker
 ) -> None:
     for steps in (1, 2, 3):
@@ -126,7 +126,7 @@ def test_the_next_microbatch_is_started_before_the_last_is_published(story: Stor
     assert second.started_at < first.ended_at
 
 
-def test_the_device_goes_on_while_the_last_pictures_are_handed_over(
+def test_the_device_renders_on_while_images_are_handed_over(
     story: Story, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     story.submit(count=16, steps=10)
@@ -143,7 +143,7 @@ def test_the_device_goes_on_while_the_last_pictures_are_handed_over(
     assert [lease.outcome for lease in leases(story)] == ["published", "published"]
 
 
-def test_a_second_drain_gives_back_what_was_laid_ready_too(
+def test_a_second_drain_releases_what_was_started_ahead_too(
     story: Story, make_worker: MakeWorker, aside: ThreadPoolExecutor
 ) -> None:
     job = story.submit(count=16, steps=10)
@@ -152,7 +152,7 @@ def test_a_second_drain_gives_back_what_was_laid_ready_too(
     until(lambda: [one.state for one in list(worker.loop._inflight.values())] == [State.STARTED, State.STARTED])
     worker.loop.drain()
     worker.loop.drain()
-    working.result(120)
+    working.result(60)
     until_published(worker)
     assert {lease.outcome for lease in leases(story)} <= {"released", "published"}
     ends = {(image.state, image.attempts, image.lease_id is None) for image in story.images(job)}
@@ -160,7 +160,7 @@ def test_a_second_drain_gives_back_what_was_laid_ready_too(
     assert (ImageState.QUEUED, 0, True) in ends
 
 
-def test_who_finds_more_than_it_can_take_wakes_another(
+def test_a_worker_that_finds_more_than_it_can_take_wakes_another(
     story: Story, settings: Settings, make_worker: MakeWorker
 ) -> None:
     """A message may stand for many jobs, and there may be many idle workers."""
@@ -186,7 +186,7 @@ def test_jobs_that_come_together_share_a_message(settings: Settings, monkeypatch
         until(lambda: sent.llen(render_queue("mini-zh")) == 2)
 
 
-def test_what_is_claimed_at_the_end_of_the_turn_is_nothing(story: Story, make_worker: MakeWorker) -> None:
+def test_nothing_is_claimed_when_the_time_is_up(story: Story, make_worker: MakeWorker) -> None:
     story.submit(count=20, steps=5)
     worker = make_worker(device=SLOW)
     assert worker.loop.run(0.01)  # the time was up
@@ -230,14 +230,14 @@ def test_a_cancelled_job_frees_the_worker_within_a_step(
         worker.heartbeat.beat()
     until(lambda: not worker.held_leases.wanted(rendering.microbatch.lease_id))
     step = rendering.step
-    working.result(120)
+    working.result(60)
     assert rendering.step <= step + 1 < 150
     assert story.job(job).state == JobState.CANCELLED
     assert bucket_of(settings) == {}
     assert [lease.outcome for lease in leases(story)] == ["released"]
 
 
-def test_a_cancelled_image_beside_wanted_ones_is_painted_and_dropped(
+def test_a_cancelled_image_beside_wanted_ones_is_rendered_and_discarded(
     story: Story, settings: Settings, make_worker: MakeWorker, aside: ThreadPoolExecutor
 ) -> None:
     unwanted, wanted = story.submit(steps=20), story.submit(tenant="other", steps=20)
@@ -246,7 +246,7 @@ def test_a_cancelled_image_beside_wanted_ones_is_painted_and_dropped(
     until_rendering(worker)
     with transaction(story.database) as connection:
         jobs.cancel(connection, unwanted)  # the worker hears nothing of it: the fence must hold alone
-    working.result(120)
+    working.result(60)
     assert (story.job(unwanted).state, story.job(wanted).state) == (JobState.CANCELLED, JobState.SUCCEEDED)
     assert list(bucket_of(settings)) == [story.images(wanted)[0].key]
 
@@ -254,7 +254,7 @@ def test_a_cancelled_image_beside_wanted_ones_is_painted_and_dropped(
 def test_a_lost_lease_changes_nothing_and_its_bytes_are_deleted(
     story: Story, settings: Settings, make_worker: MakeWorker, aside: ThreadPoolExecutor
 ) -> None:
-    """A worker that was frozen while another took over: it comes back and finishes, and nobody notices."""
+    """A worker was frozen while another took over; it revives and finishes, and changes nothing."""
     job = story.submit(count=2, steps=40)
     frozen, other = make_worker(device=SLOW), make_worker()
     working = aside.submit(work, frozen)
@@ -265,13 +265,13 @@ def test_a_lost_lease_changes_nothing_and_its_bytes_are_deleted(
     work(other)
     before = story.images(job)
     assert {image.attempts for image in before} == {2}
-    working.result(120)
+    working.result(60)
     assert story.images(job) == before
     assert set(bucket_of(settings)) == {image.key for image in before}
     assert [lease.outcome for lease in leases(story)] == ["lost", "published", "published"]  # each alone, this time
 
 
-def test_a_lost_lease_stops_the_painting_at_the_next_beat(
+def test_a_lost_lease_stops_the_rendering_at_the_next_heartbeat(
     story: Story, settings: Settings, make_worker: MakeWorker, aside: ThreadPoolExecutor
 ) -> None:
     story.submit(steps=150)
@@ -282,7 +282,7 @@ def test_a_lost_lease_stops_the_painting_at_the_next_beat(
     expire_leases(story)
     story.rescue()
     worker.heartbeat.beat()
-    working.result(120)
+    working.result(60)
     assert rendering.step < 150
     assert bucket_of(settings) == {}
 
@@ -290,7 +290,7 @@ def test_a_lost_lease_stops_the_painting_at_the_next_beat(
 # What goes wrong
 
 
-def test_a_flagged_picture_is_not_stored(story: Story, settings: Settings, make_worker: MakeWorker) -> None:
+def test_a_flagged_image_is_not_stored(story: Story, settings: Settings, make_worker: MakeWorker) -> None:
     job = story.submit(prompt="圆 #flagged")
     work(make_worker())
     assert story.images(job)[0].state == ImageState.FLAGGED
@@ -314,19 +314,19 @@ def test_a_poison_image_fails_alone_after_as_many_attempts_as_could_help(
     assert {(image.state, image.attempts) for image in story.images(neighbour)} == {(ImageState.STORED, 1)}
 
 
-def test_a_painter_that_breaks_costs_an_attempt_and_not_the_worker(story: Story, make_worker: MakeWorker) -> None:
+def test_a_pipeline_that_breaks_costs_an_attempt_and_not_the_worker(story: Story, make_worker: MakeWorker) -> None:
     class Broken(StubPipeline):
-        def paint(self, strokes: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
+        def generate(self, requests: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
             raise ZeroDivisionError("secret detail")
 
     job = story.submit()
     worker = make_worker()
-    worker.models._painters = {"mini-zh": Broken(CATALOG.get("mini-zh"))}
+    worker.models._pipelines = {"mini-zh": Broken(CATALOG.get("mini-zh"))}
     work(worker)
     image = story.images(job)[0]
     assert (image.state, image.attempts, image.error_code) == (ImageState.QUEUED, 1, "render_failed")
     assert image.error_message == "The pipeline failed (ZeroDivisionError)."
-    worker.models._painters = {}
+    worker.models._pipelines = {}
     story.skip_backoff()
     work(worker)
     assert story.job(job).state == JobState.SUCCEEDED
@@ -335,7 +335,7 @@ def test_a_painter_that_breaks_costs_an_attempt_and_not_the_worker(story: Story,
 # Draining
 
 
-def test_a_drain_finishes_what_it_can_and_gives_back_what_it_claimed_ahead(
+def test_a_drain_finishes_what_it_can_and_releases_what_it_claimed_ahead(
     story: Story, make_worker: MakeWorker, aside: ThreadPoolExecutor
 ) -> None:
     job = story.submit(count=12, steps=20)
@@ -343,7 +343,7 @@ def test_a_drain_finishes_what_it_can_and_gives_back_what_it_claimed_ahead(
     working = aside.submit(work, worker)
     until(lambda: len(leases(story)) == 2)
     worker.loop.drain()
-    working.result(120)
+    working.result(60)
     assert [lease.outcome for lease in leases(story)] == ["published", "released"]
     assert sorted((image.state, image.attempts) for image in story.images(job)) == [
         *[(ImageState.QUEUED, 0)] * 4,
@@ -351,7 +351,7 @@ def test_a_drain_finishes_what_it_can_and_gives_back_what_it_claimed_ahead(
     ]
 
 
-def test_a_drain_gives_back_at_once_what_it_cannot_finish(
+def test_a_drain_releases_at_once_what_it_cannot_finish(
     story: Story, make_worker: MakeWorker, aside: ThreadPoolExecutor
 ) -> None:
     job = story.submit(count=2, steps=150)
@@ -360,12 +360,12 @@ def test_a_drain_gives_back_at_once_what_it_cannot_finish(
     until_rendering(worker)
     rendering = worker.render_thread.current
     worker.loop.drain()
-    working.result(120)
+    working.result(60)
     assert rendering.step < 75  # it did not wait for the time to be up
     assert {(image.state, image.attempts) for image in story.images(job)} == {(ImageState.QUEUED, 0)}
 
 
-def test_a_drain_asked_from_afar_lasts_until_the_worker_is_resumed(story: Story, make_worker: MakeWorker) -> None:
+def test_a_pause_lasts_until_the_worker_is_resumed(story: Story, make_worker: MakeWorker) -> None:
     worker = make_worker(drain_s=0)
     worker.heartbeat.beat()
     with transaction(story.database) as connection:
@@ -384,7 +384,7 @@ def test_a_drain_asked_from_afar_lasts_until_the_worker_is_resumed(story: Story,
 # What a worker says of itself
 
 
-def test_a_started_worker_is_seen_ready_renders_unasked_and_says_goodbye(story: Story, settings: Settings) -> None:
+def test_a_started_worker_reports_itself_renders_unasked_and_stops(story: Story, settings: Settings) -> None:
     worker = RenderWorker(settings.model_copy(update={"beat_s": 0.1, "models": "mini-zh"}), CATALOG)
     worker.start()
     row = until(lambda: ready_workers(story))[0]
@@ -396,7 +396,7 @@ def test_a_started_worker_is_seen_ready_renders_unasked_and_says_goodbye(story: 
     assert ready_workers(story) == []
 
 
-def test_progress_is_told_while_it_renders(
+def test_progress_is_published_while_it_renders(
     story: Story, settings: Settings, make_worker: MakeWorker, aside: ThreadPoolExecutor
 ) -> None:
     job: UUID = story.submit(steps=100)
@@ -408,4 +408,4 @@ def test_progress_is_told_while_it_renders(
     with transaction(story.database) as connection:
         jobs.cancel(connection, job)
     worker.heartbeat.beat()
-    working.result(120)
+    working.result(60)

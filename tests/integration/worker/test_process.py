@@ -22,7 +22,7 @@ from tests.support.workers import QUICK, log_of, ready_workers, running, until, 
 SLOW = "stub:0.05"  # seconds a step
 
 
-def test_torch_is_loaded_by_whoever_paints_with_it_only() -> None:
+def test_only_a_worker_that_renders_with_torch_loads_it() -> None:
     code = "import worker.tasks, worker.__main__, sys, json; print(json.dumps(list(sys.modules)))"
     loaded = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
     assert not {"torch", "diffusers", "transformers"} & set(loaded)
@@ -39,7 +39,7 @@ def test_a_database_that_is_not_migrated_is_refused_in_one_sentence(
     with transaction(database) as connection:
         connection.execute(text("DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
     with running(tmp_path, settings, kind) as worker:
-        assert worker.wait(120) == 1
+        assert worker.wait(60) == 1
         last = log_of(worker).splitlines()[-1]
     assert last == "The database has no tables yet: run `huafang admin migrate`."
     assert "Traceback" not in log_of(worker)
@@ -49,7 +49,7 @@ def test_a_model_that_the_catalogue_does_not_have_is_refused_in_one_sentence(
     settings: Settings, tmp_path: Path
 ) -> None:
     with running(tmp_path, settings, "render", "--models", "mini-zh,maxi-zh") as worker:
-        assert worker.wait(120) == 1
+        assert worker.wait(60) == 1
     (line,) = log_of(worker).splitlines()
     assert "there is no model 'maxi-zh'" in line
 
@@ -60,7 +60,7 @@ def test_the_command_line_names_device_models_and_worker(story: Story, settings:
         row = until(lambda: ready_workers(story))[0]
         assert (row["name"], row["models"], row["class"]["device"]) == ("阿画", ["mini-zh"], "stub")
         worker.terminate()
-        assert worker.wait(120) == 0
+        assert worker.wait(60) == 0
     assert ready_workers(story) == []
 
 
@@ -95,14 +95,14 @@ def test_a_model_that_is_refused_does_not_stop_the_others(story: Story, settings
 # Ending
 
 
-def test_sigterm_gives_back_what_is_being_painted_and_another_worker_finishes_it(
+def test_sigterm_releases_what_is_rendering_and_another_worker_finishes_it(
     story: Story, settings: Settings, tmp_path: Path
 ) -> None:
     job = story.submit(count=2, steps=100)
     with running(tmp_path, settings, "render", DEVICE=SLOW, DRAIN_S="1", **QUICK) as first:
         until(lambda: story.job(job).state == JobState.RUNNING)
         first.terminate()
-        assert first.wait(120) == 0
+        assert first.wait(60) == 0
         assert {(image.state, image.attempts) for image in story.images(job)} == {(ImageState.QUEUED, 0)}
     with running(tmp_path, settings, "render", **QUICK):
         assert until_ended(story, job) == [JobState.SUCCEEDED]
@@ -119,13 +119,13 @@ def test_what_a_killed_worker_held_is_rescued_by_the_sweep(story: Story, setting
         with running(tmp_path, settings, "render", **QUICK):
             assert until_ended(story, job) == [JobState.SUCCEEDED]
         control.terminate()
-        assert control.wait(120) == 0
+        assert control.wait(60) == 0
     assert {image.attempts for image in story.images(job)} == {2}
     assert "leases_rescued" in log_of(control)
 
 
 def test_a_full_redis_does_not_end_a_worker(story: Story, settings: Settings, tmp_path: Path) -> None:
-    """It gives a message away, and then has no room to note that it did."""
+    """It hands a message out, and then has no memory to record that."""
     servers = Servers(tmp_path / "redis")
     servers.start("valkey")
     try:

@@ -1,4 +1,4 @@
-"""Whole workers as processes: whatever goes missing on the way, every job is rendered."""
+"""Workers as processes: whatever is lost on the way, every job is rendered."""
 
 import subprocess
 import time
@@ -89,7 +89,7 @@ def test_an_idle_worker_finds_work_by_itself_when_nothing_wakes_it(
         jobs = [story.submit() for _ in range(10)]
         assert set(until_ended(story, *jobs)) == {JobState.SUCCEEDED}
         worker.terminate()
-        assert worker.wait(120) == 0
+        assert worker.wait(60) == 0
     assert "Traceback" not in log_of(worker)
 
 
@@ -125,7 +125,7 @@ def own_story(own: Settings) -> Iterator[Story]:
     database.dispose()
 
 
-def said(process: subprocess.Popen[bytes], event: str) -> bool:
+def logged(process: subprocess.Popen[bytes], event: str) -> bool:
     return event in log_of(process)
 
 
@@ -138,7 +138,7 @@ def attempts(story: Story, jobs: list[UUID]) -> set[int]:
     return {image.attempts for job in jobs for image in story.images(job)}
 
 
-def test_pictures_wait_in_memory_while_the_store_is_away(
+def test_images_wait_in_memory_while_the_store_is_away(
     own_story: Story, own: Settings, own_servers: Servers, tmp_path: Path
 ) -> None:
     """With short leases: they are kept for as long as it takes, and no more is claimed than has room."""
@@ -171,7 +171,7 @@ def test_every_job_succeeds_though_each_service_goes_away_in_turn(
         until(lambda: images_by_worker(own_story))
         for service, event in (("s3", "storage_away"), ("postgres", "database_away"), ("valkey", "")):
             own_servers.stop(service)
-            until(partial(said, worker, event))
+            until(partial(logged, worker, event))
             own_servers.start(service)
         assert set(until_ended(own_story, *jobs)) == {JobState.SUCCEEDED}
         storage = Storage(own)
@@ -179,7 +179,7 @@ def test_every_job_succeeds_though_each_service_goes_away_in_turn(
             assert sha256(storage.get(image.key)) == image.sha256
         worker.terminate()
         control.terminate()
-        assert (worker.wait(120), control.wait(120)) == (0, 0)
+        assert (worker.wait(60), control.wait(60)) == (0, 0)
     for process in (worker, control):
         assert "Traceback" not in log_of(process)
     assert log_of(worker).count("database_away") <= 2
@@ -190,7 +190,7 @@ def test_a_redis_that_may_evict_messages_is_refused(own: Settings, tmp_path: Pat
         client.config_set("maxmemory-policy", "allkeys-lru")
         try:
             with running(tmp_path, own, "render") as worker:
-                assert worker.wait(120) == 1
+                assert worker.wait(60) == 1
             assert log_of(worker).splitlines()[-1].startswith("Redis' maxmemory-policy is allkeys-lru")
         finally:
             client.config_set("maxmemory-policy", "noeviction")

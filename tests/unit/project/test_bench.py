@@ -94,7 +94,7 @@ def test_the_results_of_a_device_have_their_own_file(results: Path) -> None:
 
 def test_the_report_shows_every_figure_and_says_that_no_accelerator_was_seen(results: Path, tmp_path: Path) -> None:
     measurement.save(measured(8, 9, 9.25), measurement.path_of("claim", Options()))
-    page, plots = tmp_path / "docs" / "performance.md", tmp_path / "docs" / "plots"
+    page, plots = tmp_path / "docs" / "10-performance.md", tmp_path / "docs" / "plots"
     page.parent.mkdir()
     write_report(results, page, plots)
     text = page.read_text()
@@ -117,7 +117,7 @@ def test_the_page_ends_with_the_figures_of_an_accelerator_that_were_copied_by_ha
 ) -> None:
     measurement.save(measured(9, 9, 9), measurement.path_of("claim", Options()))
     (results / "accelerator.md").write_text("## On an accelerator\nSeen once.\n")
-    page = tmp_path / "docs" / "performance.md"
+    page = tmp_path / "docs" / "10-performance.md"
     page.parent.mkdir()
     write_report(results, page, tmp_path / "docs" / "plots")
     assert page.read_text().endswith("## On an accelerator\nSeen once.\n")

@@ -1,4 +1,4 @@
-"""The sentences that mini-zh learns from say what their pictures show, and evaluation's patterns are none of theirs."""
+"""The sentences that mini-zh learns from say what their images show, and evaluation's patterns are none of theirs."""
 
 import random
 import re
@@ -6,7 +6,7 @@ import re
 import pytest
 
 from training import codes, grammar, heldout, words
-from training.captions import MEANINGFUL, TAGS, caption, read_tags, said, tagged_caption
+from training.captions import MEANINGFUL, TAGS, caption, describe, read_tags, tagged_caption
 from training.world import ATTRIBUTES, COLOURS, SHAPES, Scene, draw_scene
 
 SPOKEN = {"shape": (1,), "colour": (2,), "background": (3,), "size": (4,), "second_shape": (6,), "second_colour": (7,)}
@@ -72,7 +72,7 @@ def test_no_pattern_of_evaluation_is_one_of_training() -> None:
 def test_training_never_says_a_sentence_of_evaluation() -> None:
     rng = random.Random(14)
     tested = {
-        read_tags(said(Scene(rng.choice(SHAPES), rng.choice(COLOURS), "blue"), rng, heldout.RULES, "single-on"))[0]
+        read_tags(describe(Scene(rng.choice(SHAPES), rng.choice(COLOURS), "blue"), rng, heldout.RULES, "single-on"))[0]
         for _ in range(2000)
     }
     assert not tested & {caption(scene, rng) for scene in scenes(3000)}

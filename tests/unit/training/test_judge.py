@@ -1,4 +1,4 @@
-"""The judge of mini-zh's pictures is right about pictures of which it is known what they show."""
+"""The judge of mini-zh's images is right about images of which it is known what they show."""
 
 import json
 import random
@@ -30,10 +30,10 @@ def test_it_knows_every_shape_wherever_it_is_and_however_large() -> None:
 
 
 def test_a_wrong_picture_is_called_wrong() -> None:
-    picture = draw(Scene("star", "red", "blue"), random.Random(1))
-    assert Case("", "red", "blue", "star").is_right(judge(picture))["joint"]
+    image = draw(Scene("star", "red", "blue"), random.Random(1))
+    assert Case("", "red", "blue", "star").is_right(judge(image))["joint"]
     for wrong in (Case("", "green", "blue", "star"), Case("", "red", None, "star"), Case("", "red", "blue", "sun")):
-        assert not wrong.is_right(judge(picture))["joint"]
+        assert not wrong.is_right(judge(image))["joint"]
 
 
 def test_an_empty_picture_shows_nothing() -> None:
@@ -60,7 +60,7 @@ def test_somebody_elses_list_is_read_either_way(tmp_path: Path) -> None:
 
 
 def test_mini_zh_is_evaluated_on_somebody_elses_list(tmp_path: Path) -> None:
-    """The last two are wrong on purpose: no such picture, no such colour."""
+    """The last two are wrong on purpose: no such image, no such colour."""
     rows = [
         {"prompt": "红色的圆形", "object": "red", "background": None, "shape": "circle"},
         {"prompt": "蓝底白心", "object": "white", "background": "blue", "shape": "heart"},

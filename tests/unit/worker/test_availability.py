@@ -1,4 +1,4 @@
-"""A service that is away is said to be once, and what waits for it tries again, less and less often."""
+"""What an Availability logs, and when it retries."""
 
 import time
 
@@ -35,28 +35,26 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return made
 
 
-def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage().split()[0] for record in caplog.records]
 
 
-def test_it_is_said_once_when_it_goes_and_once_when_it_is_back(
-    availability: Availability, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_each_change_is_logged_once(availability: Availability, caplog: pytest.LogCaptureFixture) -> None:
     for is_away in (False, True, True, False, False, True):
         availability.mark_down("a drill") if is_away else availability.mark_up()
-    assert said(caplog) == ["storage_away", "storage_back", "storage_away"]
+    assert logged(caplog) == ["storage_away", "storage_back", "storage_away"]
 
 
-def test_what_waits_tries_again_every_two_seconds_at_last(
+def test_the_pauses_between_retries_grow_to_two_seconds(
     availability: Availability, pauses: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     service = Service(away=7)
     assert availability.retry(service.answer, give_up=lambda: False) == "answer"
     assert pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 2, 2])
-    assert said(caplog) == ["storage_away", "storage_back"]
+    assert logged(caplog) == ["storage_away", "storage_back"]
 
 
-def test_it_tries_once_however_late_it_is_and_not_again_then(availability: Availability, pauses: list[float]) -> None:
+def test_it_tries_at_least_once_and_not_again_when_it_gives_up(availability: Availability, pauses: list[float]) -> None:
     assert availability.retry(Service(away=0).answer, give_up=lambda: True) == "answer"
     service = Service(away=9)
     with pytest.raises(Unavailable):
@@ -64,14 +62,14 @@ def test_it_tries_once_however_late_it_is_and_not_again_then(availability: Avail
     assert (service.calls, len(pauses)) == (3, 2)
 
 
-def test_another_failure_is_no_outage(
+def test_another_error_changes_nothing(
     availability: Availability, pauses: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It says neither that the service is away nor that it is back."""
+    """It marks the service neither down nor up."""
     for is_away in (False, True):
         if is_away:
             availability.mark_down("a drill")
         with pytest.raises(ZeroDivisionError):
             availability.retry(lambda: 1 // 0, give_up=lambda: False)
-    assert said(caplog) == ["storage_away"]
+    assert logged(caplog) == ["storage_away"]
     assert pauses == []

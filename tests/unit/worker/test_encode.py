@@ -1,4 +1,4 @@
-"""Pictures become files that carry their recipe: readable by others, and the same bytes every time."""
+"""Encoded files have their metadata, other programs can read them, and equal input gives equal bytes."""
 
 import io
 import json
@@ -49,8 +49,8 @@ def test_a_png_keeps_every_pixel(height: int, width: int) -> None:
 
 
 @pytest.mark.usefixtures("deflating_by")
-def test_a_png_is_whole_in_the_eyes_of_the_strict() -> None:
-    """Pillow is lenient where it only reads: every checksum, then, and of the rows not a byte too few or too many."""
+def test_a_png_passes_strict_readers() -> None:
+    """Pillow is lenient when it reads: so check every checksum, and the exact length of the rows."""
     file = encode(PIXELS, "png", TEXTS)
     Image.open(io.BytesIO(file)).verify()
     at = file.index(b"IDAT")
@@ -62,7 +62,7 @@ def test_a_png_is_whole_in_the_eyes_of_the_strict() -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_the_others_are_of_the_same_picture(format: str) -> None:
+def test_lossy_formats_are_close_to_the_image(format: str) -> None:
     picture = opened(encode(SMOOTH, format, TEXTS))
     assert picture.format == format.upper()
     assert np.abs(np.asarray(picture).astype(int) - SMOOTH).mean() < 3
@@ -70,19 +70,19 @@ def test_the_others_are_of_the_same_picture(format: str) -> None:
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("side", [8, 9, 71])  # odd lengths are padded in a RIFF
-def test_the_texts_travel_with_the_picture(format: str, side: int) -> None:
+def test_the_file_has_the_metadata(format: str, side: int) -> None:
     assert texts(encode(PIXELS[:side, :side], format, TEXTS), format) == TEXTS
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_text_may_be_longer_than_a_segment(format: str) -> None:
+def test_metadata_may_be_longer_than_a_segment(format: str) -> None:
     long = {"recipe": "红" * 40_000}
     assert texts(encode(PIXELS, format, long), format) == long
 
 
 @pytest.mark.usefixtures("deflating_by")
 @pytest.mark.parametrize("format", FORMATS)
-def test_equal_pictures_are_equal_bytes(format: str) -> None:
+def test_equal_images_are_equal_bytes(format: str) -> None:
     assert encode(PIXELS, format, TEXTS) == encode(PIXELS.copy(), format, dict(TEXTS))
 
 

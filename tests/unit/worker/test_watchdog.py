@@ -18,8 +18,8 @@ class Ended(Exception):
     pass
 
 
-class Harmless(Watchdog):
-    """Leaves the process alive."""
+class RaisingWatchdog(Watchdog):
+    """Raises instead of exiting."""
 
     def abort_process(self, reason: str) -> NoReturn:
         raise Ended(reason)
@@ -63,8 +63,8 @@ def pass_time(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return pass_time
 
 
-def watchdog() -> Harmless:
-    return Harmless(LIMITS, lambda reason: None)
+def watchdog() -> RaisingWatchdog:
+    return RaisingWatchdog(LIMITS, lambda reason: None)
 
 
 def test_a_cpu_has_ten_times_as_long_for_all_but_storing() -> None:
@@ -82,7 +82,7 @@ def test_a_phase_may_take_its_limit_and_no_longer(pass_time: Any, phase: str) ->
             pass_time(dog, TICK_S)
 
 
-def test_the_next_phase_has_a_time_of_its_own_and_after_the_last_nothing_is_watched(pass_time: Any) -> None:
+def test_each_phase_has_its_own_limit_and_nothing_is_watched_after_the_last(pass_time: Any) -> None:
     dog = watchdog()
     with dog.watch("step") as enter:
         for phase in ("step", "step", "decode"):
@@ -92,7 +92,7 @@ def test_the_next_phase_has_a_time_of_its_own_and_after_the_last_nothing_is_watc
     pass_time(dog, 3600)
 
 
-def test_what_gets_on_has_all_of_its_time_again(pass_time: Any) -> None:
+def test_keep_alive_restarts_the_limit(pass_time: Any) -> None:
     dog = watchdog()
     with dog.watch("load"):
         for _ in range(3):
@@ -102,7 +102,7 @@ def test_what_gets_on_has_all_of_its_time_again(pass_time: Any) -> None:
             pass_time(dog, 61)
 
 
-def test_a_process_that_was_frozen_is_not_to_blame(pass_time: Any) -> None:
+def test_time_in_which_the_process_was_frozen_does_not_count(pass_time: Any) -> None:
     dog = watchdog()
     with dog.watch("step"):
         pass_time(dog, 8, frozen_after=4)
@@ -110,7 +110,7 @@ def test_a_process_that_was_frozen_is_not_to_blame(pass_time: Any) -> None:
             pass_time(dog, 3)
 
 
-def test_a_farewell_that_hangs_keeps_no_process_alive() -> None:
+def test_a_callback_that_hangs_does_not_prevent_the_exit() -> None:
     code = """if True:
         import time
         from worker import watchdog
