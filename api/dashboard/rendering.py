@@ -110,6 +110,7 @@ def _environment(language: str) -> Any:
         extensions=["jinja2.ext.i18n"],
     )
     environment.install_gettext_translations(translations(language), newstyle=True)  # type: ignore[attr-defined]
+    environment.filters["translate"] = lambda text: text and translations(language).gettext(text)
     environment.filters |= {"iso": iso, "number": number, "size": size, "duration": duration}
     environment.globals |= {"static": static, "sentence_texts": sentence.texts}
     return environment

@@ -38,8 +38,8 @@ def found_on(browser: Browser, body: str, language: str = "en") -> dict[str, lis
         ("untranslated", "<h1>Hello</h1><button aria-label='关闭'>x</button>"),
         ("injected_elements", "<h1>Hello</h1><b data-xss>it</b>"),
         ("injected_elements", "<h1>Hello</h1><script>window.__xss = 'it'</script>"),
-        ("broken_images", "<h1>Hello</h1><img alt='a picture' src='data:image/png;base64,AAAA'>"),
-        ("broken_images", f"<h1>Hello</h1><img alt='a picture' src='{SQUARE}' style='width: 9px; height: 5px'>"),
+        ("broken_images", "<h1>Hello</h1><img alt='an image' src='data:image/png;base64,AAAA'>"),
+        ("broken_images", f"<h1>Hello</h1><img alt='an image' src='{SQUARE}' style='width: 9px; height: 5px'>"),
     ],
 )
 def test_each_check_finds_its_errors(browser: Browser, check: str, body: str) -> None:

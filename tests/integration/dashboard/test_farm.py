@@ -152,7 +152,7 @@ def test_a_worker_shows_its_microbatches_but_no_job_of_another_tenant(admin: Vis
     assert HOSTILE not in page
     assert "just now" in page
     with transaction(story.database) as connection:
-        workers.stop(connection, worker, "it was told to stop")
+        workers.stop(connection, worker, "it was asked to stop")
     stopped = row_of(admin.page("/workers", **ZH), f"worker-{worker}")
     assert stopped[:3] == ["gpu-1", "AVX512 · cpu · fp32", "收到停止信号"]
 

@@ -20,7 +20,7 @@ from common.accounts.tenants import create_key, revoke_key
 from common.db import new_id, transaction
 from common.enums import ImageState, Scope, Tier, WorkerState
 from common.queue import stats
-from common.queue import workers as crew
+from common.queue import workers as queue_workers
 from common.queue.stats import DAY, HOUR, read_backlog
 from common.queue.workers import Worker
 from common.recipes.recipe import MAX_SEED
@@ -76,7 +76,7 @@ def beat(story: Story, **fields: Any) -> UUID:
     story.worker_id = new_id()
     given = {"name": "gpu-1", "worker_class": {"device": "L4"}, "models": ["mini-zh"], **fields}
     with transaction(story.database) as connection:
-        crew.heartbeat(connection, Worker(story.worker_id, **given), ready=True)
+        queue_workers.heartbeat(connection, Worker(story.worker_id, **given), ready=True)
     return story.worker_id
 
 
@@ -158,7 +158,7 @@ def test_alerts_name_models_that_no_worker_renders(story: Story, reader: Reader)
     story.submit()
     worker_id = beat(story, refusals={"zh-v0": "It is gated."})
     with transaction(story.database) as connection:
-        crew.drain(connection, worker_id, "an operator asked for it")
+        queue_workers.drain(connection, worker_id, "an operator asked for it")
     assert reader.alerts() == [
         Alert(sentence("no_worker", model="zh-v0", count=3)),
         Alert(sentence("all_draining", model="mini-zh", count=1)),
@@ -172,7 +172,7 @@ def test_alerts_name_silent_workers(story: Story, reader: Reader) -> None:
         ago = {"id": worker_id, "ago": seconds}
         change(story, "UPDATE workers SET seen_at = now() - make_interval(secs => :ago) WHERE id = :id", **ago)
     with transaction(story.database) as connection:
-        crew.prune(connection, silence_s=200)
+        queue_workers.prune(connection, silence_s=200)
     found = reader.alerts()
     assert [(alert.sentence.code, alert.sentence.params["worker"]) for alert in found] == [
         ("worker_silent", "silent"),

@@ -10,14 +10,18 @@ from babel.messages.pofile import read_po
 from api.dashboard.alerts import SEVERITY
 from api.dashboard.i18n import LOCALE, preferred_language
 from api.dashboard.sentences import sentence
+from api.sentences import sentence as api_sentence
+from common.queue.workers import IS_SILENT
+from worker.render.sentences import sentence as worker_sentence
 
 TEMPLATES = LOCALE.parent / "templates"
 FILES = sorted((LOCALE / "zh_CN").glob("*.po"))
 
 
 def texts() -> set[str]:
-    """The texts of the templates and of the alerts; a plural counts by its singular."""
+    """The texts of the templates, of the alerts and of why a worker stops; a plural counts by its singular."""
     found = {sentence.texts[code] for code in SEVERITY}
+    found |= {api_sentence.texts["drain_asked"], worker_sentence.texts["stop_requested"], IS_SILENT}
     methods = [("**.html", "jinja2.ext:babel_extract")]
     for _, _, message, *_ in extract_from_dir(
         TEMPLATES, method_map=methods, options_map={"**.html": {"trimmed": "true"}}
