@@ -1,9 +1,9 @@
 """The render loop of one device. Each microbatch goes through five stages, once and in this order:
 
-    1. claim       one short transaction takes the best microbatch for this device               ──► claimed
+    1. claim       one short transaction takes the best microbatch for this device                  ──► claimed
     2. load        its model and its input images are brought into memory
-    3. start       its lease starts, which counts as an attempt; it is queued on the render thread ──► started
-    4. render      on the render thread; just before its end the next one goes through 1 to 3    ──► rendered
+    3. start       its lease starts, which counts as an attempt; it is queued on the render thread  ──► started
+    4. render      on the render thread; just before its end the next one goes through 1 to 3       ──► rendered
     5. hand over   the uploader encodes, stores and publishes its images while the next one renders
 
 The next microbatch is queued on the render thread before the current one ends, so the GPU never waits. `run()` uses the
