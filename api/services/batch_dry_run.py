@@ -100,13 +100,13 @@ class Tally:
 
     def add(self, here: Sequence[Line], lines: CheckedLines, called: str) -> None:
         self.prompts, self.end = self.prompts + len(here), here[-1].end
-        self.bad, self.warned = self.bad + len(lines.wrong), self.warned + len(lines.warnings)
-        wrong = islice(sorted(lines.wrong.items()), SHOWN_BAD - len(self.bad_lines))
+        self.bad, self.warned = self.bad + len(lines.errors), self.warned + len(lines.warnings)
+        wrong = islice(sorted(lines.errors.items()), SHOWN_BAD - len(self.bad_lines))
         self.bad_lines += [Skip(line=number, reason=reason) for number, reason in wrong]
         warnings = islice(lines.warnings.items(), SHOWN_WARNINGS - len(self.warnings))
         self.warnings += [at_line(called, number, warning) for number, warning in warnings]
-        for one in lines.in_turn:
-            recipe = one.base.recipe
+        for one in lines.jobs:
+            recipe = one.template.recipe
             self.jobs += 1
             self.kinds[recipe.model, recipe.width, recipe.height, recipe.format] += len(one.seeds)
 
@@ -165,7 +165,7 @@ def looked_at(file: PromptFile, called: str, variants: Sequence[Planner], catalo
         if len(tally.first) < SHOWN_RECIPES:
             right = [line for line in here if line.number in found.planned][:SHOWN_RECIPES]
             again = check.plan_lines(right, variants, tally.prompts - tally.bad)  # as if no wrong one were between them
-            tally.first += islice(again.in_turn, SHOWN_RECIPES - len(tally.first))
+            tally.first += islice(again.jobs, SHOWN_RECIPES - len(tally.first))
         tally.add(here, found, called)
     return replace(tally, is_whole=tally.end >= file.length)
 
