@@ -105,13 +105,13 @@ class Tally:
 
     def add(self, lines: Sequence[Line], checked: CheckedLines, format: str) -> None:
         self.prompts, self.end = self.prompts + len(lines), lines[-1].end
-        self.bad, self.warned = self.bad + len(checked.wrong), self.warned + len(checked.warnings)
-        wrong = islice(sorted(checked.wrong.items()), SHOWN_BAD - len(self.bad_lines))
+        self.bad, self.warned = self.bad + len(checked.errors), self.warned + len(checked.warnings)
+        wrong = islice(sorted(checked.errors.items()), SHOWN_BAD - len(self.bad_lines))
         self.bad_lines += [SkippedLine(line=number, reason=reason) for number, reason in wrong]
         warnings = islice(checked.warnings.items(), SHOWN_WARNINGS - len(self.warnings))
         self.warnings += [at_line(format, number, warning) for number, warning in warnings]
-        for job in checked.in_turn:
-            recipe = job.base.recipe
+        for job in checked.jobs:
+            recipe = job.template.recipe
             self.jobs += 1
             self.kinds[recipe.model, recipe.width, recipe.height, recipe.format] += len(job.seeds)
 
@@ -171,7 +171,7 @@ def _read(file: PromptFile, format: str, variants: Sequence[Planner], catalog: C
             right = [line for line in step if line.number in checked.planned][:SHOWN_RECIPES]
             # Planned again without the wrong lines: a wrong line takes no seeds.
             planned = check.plan_lines(right, variants, tally.prompts - tally.bad)
-            tally.first += islice(planned.in_turn, SHOWN_RECIPES - len(tally.first))
+            tally.first += islice(planned.jobs, SHOWN_RECIPES - len(tally.first))
         tally.add(step, checked, format)
     return replace(tally, is_whole=tally.end >= file.length)
 

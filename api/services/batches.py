@@ -239,7 +239,7 @@ def _check(plan: Plan, variant: Variant, catalog: Catalog, find: FindImage) -> M
     """The model of a variant. Raises Invalid for what no prompt could be rendered with."""
     try:
         planner = Planner(plan.model_copy(update={"images_per_prompt": 1}), catalog, find, variant)
-        recipe = planner.planned({"prompt": PLACEHOLDER}, 0).recipe
+        recipe = planner.plan({"prompt": PLACEHOLDER}, 0).recipe
         model = catalog.get(recipe.model)
         token_counter.check(recipe, model)
     except UnknownModel as error:

@@ -8,9 +8,9 @@ from sqlalchemy import Engine, text
 
 from common import uploads
 from common.accounts import tenants
-from common.batches import expansion
+from common.batches import chunks, expansion
 from common.batches import lifecycle as batches
-from common.batches.lifecycle import Chunk
+from common.batches.chunks import Chunk
 from common.batches.plan import Plan, PlannedJob, Planner
 from common.catalog import catalog
 from common.config import SHIPPED_CATALOG
@@ -33,14 +33,14 @@ def fill(database: Engine, tenant: str, images: int, tier: Tier = Tier.BULK, ste
         upload = Upload(new_id(), "txt", 0, "")
         uploads.record(connection, tenant_id, upload)
         batch_id = batches.submit(connection, tenant_id, upload.id, plan, tier=tier)
-        batch = batches.read(connection, batch_id)
+        batch = chunks.read_batch(connection, batch_id)
         assert batch
         drawn = planned(plan, images // PER_JOB)
-        batches.record_checked(connection, batch, Chunk(0, 0, True, 0))
+        chunks.record_checked(connection, batch, Chunk(0, 0, True, 0))
         connection.execute(PROMPTS, {"batch": batch_id, "prompts": images // PER_JOB})
     while True:
         with transaction(database) as connection:
-            batch = batches.read(connection, batch_id)
+            batch = chunks.read_batch(connection, batch_id)
             assert batch
             chunk = list(islice(drawn, CHUNK_JOBS))
             end = batch.jobs + len(chunk)
@@ -54,7 +54,7 @@ def fill(database: Engine, tenant: str, images: int, tier: Tier = Tier.BULK, ste
 def planned(plan: Plan, prompts: int) -> Iterator[PlannedJob]:
     planner = Planner(plan, catalog.read(SHIPPED_CATALOG))
     for place in range(prompts):
-        yield planner.planned({"prompt": f"第{place}幅画，山水之间的一座小亭"}, place)
+        yield planner.plan({"prompt": f"第{place}幅画，山水之间的一座小亭"}, place)
 
 
 def vacuum(database: Engine) -> None:

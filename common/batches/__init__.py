@@ -1,1 +1,1 @@
-"""Batches: their life, their plan, how prompts become jobs, and how far they are."""
+"""Batches: their changes, their plan, the jobs of their prompts, and their progress."""

@@ -1,6 +1,6 @@
-"""Checking: what the lines of a file of prompts become, which of them are wrong, and what to warn of. Pure, but slow.
+"""The check of a batch's lines: their recipes, their errors, and warnings about their prompts. Pure.
 
-Whether a line is wrong does not depend on its place, only its seeds do.
+Whether a line is wrong does not depend on its position; its seeds do.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -8,86 +8,93 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from common.batches.plan import PlannedJob, Planner
+from common.batches.sentences import sentence
 from common.catalog.catalog import Catalog, Model
 from common.errors import Invalid
 from common.prompt_files.lines import Line, at_line
 from common.recipes import token_counter
 from common.recipes.recipe import Recipe
+from common.sentences import Sentence
 
-MAX_SHOWN = 20  # wrong prompts that are named; the others would be wrong for the same reasons
+MAX_SHOWN = 20  # errors in one sentence; the other lines have the same ones
 MAX_REASON = 500  # characters
 
-PlannedLines = dict[int, list[PlannedJob]]  # by the number of the line, its variants
+PlannedLines = dict[int, list[PlannedJob]]  # the variants of each line, by its number
 
 
 @dataclass(frozen=True)
 class CheckedLines:
-    """Some lines, by their numbers."""
+    """The jobs, errors and warnings of some lines, by the numbers of the lines."""
 
     planned: PlannedLines
-    wrong: Mapping[int, str]
+    errors: Mapping[int, str]
     warnings: Mapping[int, str] = field(default_factory=dict)
 
     @property
-    def in_turn(self) -> Iterable[PlannedJob]:
+    def jobs(self) -> Iterable[PlannedJob]:
+        """The jobs of all lines, in order."""
         return chain.from_iterable(self.planned.values())
 
     @property
     def first_lines(self) -> dict[str, int]:
-        """The first line that asks for a model, for each of them."""
+        """For each model, the first line that asks for it."""
         found = dict[str, int]()
         for number, variants in self.planned.items():
-            for one in variants:
-                found.setdefault(one.base.recipe.model, number)
+            for job in variants:
+                found.setdefault(job.template.recipe.model, number)
         return found
 
 
-def plan_lines(lines: Iterable[Line], variants: Sequence[Planner], place: int) -> CheckedLines:
-    """Their recipes. Those that are right have places one after the other, from this one on."""
-    found, wrong = PlannedLines(), dict[int, str]()
+def plan_lines(lines: Iterable[Line], variants: Sequence[Planner], position: int) -> CheckedLines:
+    """The jobs of the lines. Lines without errors have consecutive positions, from this one on."""
+    planned, errors = PlannedLines(), dict[int, str]()
     for line in lines:
         try:
             fields = line.fields()
-            found[line.number] = [variant.planned(fields, place + len(found)) for variant in variants]
+            planned[line.number] = [variant.plan(fields, position + len(planned)) for variant in variants]
         except Invalid as error:
-            wrong[line.number] = _reason(error)
-    return CheckedLines(found, wrong)
+            errors[line.number] = _reason(error)
+    return CheckedLines(planned, errors)
 
 
-def check_lines(lines: Iterable[Line], variants: Sequence[Planner], place: int, catalog: Catalog) -> CheckedLines:
-    """The same, with their tokens counted, and what their pictures may not show."""
-    found = plan_lines(lines, variants, place)
-    wrong, warnings = dict(found.wrong), dict[int, str]()
+def check_lines(lines: Iterable[Line], variants: Sequence[Planner], position: int, catalog: Catalog) -> CheckedLines:
+    """The same, and the tokens of the prompts are counted. A line has at most one warning."""
+    found = plan_lines(lines, variants, position)
+    errors, warnings = dict(found.errors), dict[int, str]()
     for number, recipe, model in _suspects(found.planned, catalog):
         try:
             token_counter.check(recipe, model)
         except Invalid as error:
-            wrong.setdefault(number, _reason(error))
+            errors.setdefault(number, _reason(error))
         for warning in token_counter.warnings(recipe, model)[:1]:
             warnings.setdefault(number, warning)
-    right = {number: ones for number, ones in found.planned.items() if number not in wrong}
-    return CheckedLines(right, wrong, {number: warnings[number] for number in sorted(warnings) if number in right})
+    right = {number: jobs for number, jobs in found.planned.items() if number not in errors}
+    return CheckedLines(right, errors, {number: warnings[number] for number in sorted(warnings) if number in right})
 
 
-def list_errors(wrong: Mapping[int, str], format: str) -> str:
-    """Names the first of them."""
-    named = [at_line(format, number, wrong[number]) for number in sorted(wrong)]
-    more = [f"{len(named) - MAX_SHOWN} more near them."] if len(named) > MAX_SHOWN else []
-    return " ".join(named[:MAX_SHOWN] + more)
+def list_errors(errors: Mapping[int, str], format: str) -> Sentence:
+    """The first errors of a file of this format, each with its line."""
+    found = [at_line(format, number, errors[number]) for number in sorted(errors)]
+    lines = " ".join(found[:MAX_SHOWN])
+    if len(found) > MAX_SHOWN:
+        return sentence("wrong_lines_and_more", lines=lines, more=len(found) - MAX_SHOWN)
+    return sentence("wrong_lines", lines=lines)
 
 
 def _reason(error: Invalid) -> str:
-    """Its message, short and of characters that can be stored: a line may say anything, and errors quote it."""
-    return error.message[:MAX_REASON].replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+    """The message, cut short and without characters that cannot be stored: it may quote the line."""
+    stored = error.message[:MAX_REASON].replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+    return error.message if stored == error.message else stored
 
 
 def _suspects(planned: PlannedLines, catalog: Catalog) -> Iterator[tuple[int, Recipe, Model]]:
-    """Those of whose prompts there is something to say, with their lines; a line once for each model."""
-    alike: dict[tuple[str, str], dict[int, PlannedJob]] = {}
+    """The recipes whose prompts may have an error or a warning, with their lines; one for each line and model."""
+    groups: dict[tuple[str, str], dict[int, PlannedJob]] = {}
     for number, variants in planned.items():
-        for one in variants:
-            alike.setdefault((one.base.recipe.model, one.base.recipe.negative_prompt), {})[number] = one
-    for (name, negative), ones in alike.items():
-        model, numbers = catalog.get(name), list(ones)
-        for place in token_counter.find_suspects([one.prompt for one in ones.values()], negative, model):
-            yield numbers[place], ones[numbers[place]].recipe, model
+        for job in variants:
+            recipe = job.template.recipe
+            groups.setdefault((recipe.model, recipe.negative_prompt), {})[number] = job
+    for (name, negative_prompt), jobs in groups.items():
+        model, numbers = catalog.get(name), list(jobs)
+        for index in token_counter.find_suspects([job.prompt for job in jobs.values()], negative_prompt, model):
+            yield numbers[index], jobs[numbers[index]].recipe, model

@@ -1,11 +1,11 @@
-"""The plan of a batch: how the prompts of its file become recipes. Pure values; reads no file and knows no table.
+"""The plan of a batch: how the prompts of its file become recipes. Pure values; knows no files and no tables.
 
-A prompt's place in the file decides its seeds, never which worker expands it or when: the same file and plan give the
-same recipes again. What a matrix makes of one prompt has the same seeds too, so that the pictures can be compared.
+The seeds of a prompt follow from its position in the file, not from the worker that expands it or the time: the same
+file and plan give the same recipes again. All variants that a matrix makes of a prompt have the same seeds, so that
+their images can be compared.
 
-A million prompts have one recipe in common, but for prompt and seeds. That is resolved once, as a `Base`, and each
-prompt adds its own to it. Only what is in order goes this quick way; all else goes the way of a single job, which says
-what is wrong.
+A million prompts share one recipe but for the prompt and the seeds. It is resolved once, as a template. A prompt that
+is not plainly right is resolved like a single job, which names every error.
 """
 
 from collections.abc import Mapping
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeGuard
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, TypeAdapter, ValidationError
 
 from common.batches.matrix import Variant, variants
+from common.batches.sentences import sentence
 from common.catalog.catalog import Catalog
 from common.errors import FieldError, Invalid
 from common.recipes.field_errors import prompt_errors
@@ -26,13 +27,13 @@ from common.recipes.recipe import MAX_SEED, Draft, Recipe, Seed, Text, resolve, 
 PLACEHOLDER = "画"
 PROMPT_TYPE: TypeAdapter[str] = TypeAdapter(Text)
 SEED_TYPE: TypeAdapter[int] = TypeAdapter(Seed)
-MAX_TEMPLATES = 1000  # that are remembered: lines that list their seeds have one each
+MAX_TEMPLATES = 1000  # lines that list their seeds have one each
 
 to_json = JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class Plan(BaseModel):
-    """What the recipes of a batch have in common. A prompt that comes with fields of its own goes by those."""
+    """What the recipes of a batch have in common. The fields of a prompt's own line come before the defaults."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -40,17 +41,17 @@ class Plan(BaseModel):
     matrix: dict[str, Any] = Field(default_factory=dict)  # see `common.batches.matrix`
     images_per_prompt: StrictInt = Field(1, ge=1)
     seed: Seed  # of the first image; the others count on from it
-    skip_bad: bool = False  # leave out what cannot be rendered, in place of refusing all
+    skip_bad: bool = False  # skip the lines that cannot be rendered, in place of refusing the batch
 
     @property
     def models(self) -> list[str]:
-        """Of all prompts that name none themselves, the first one first."""
+        """The models of the prompts that name none, in the order of the variants."""
         return list(dict.fromkeys(str((self.defaults | variant)["model"]) for variant in variants(self.matrix)))
 
 
 @dataclass(frozen=True, eq=False)
 class RecipeTemplate:
-    """What the recipes of many prompts have in common: all but the prompt, and the seeds unless it has its own."""
+    """The recipe of many prompts: all of it but the prompt and, unless `has_seeds`, the seeds."""
 
     recipe: Recipe
     has_seeds: bool
@@ -62,25 +63,26 @@ class RecipeTemplate:
 
     @cached_property
     def rest_of_json(self) -> str:
+        """The fields in JSON, without the prompt, the seeds and the opening brace."""
         return to_json(self.recipe.model_dump(mode="json", exclude={"prompt", "seeds"}))[1:]
 
 
 class PlannedJob(NamedTuple):
-    """The recipe of one prompt: the base, and what is its own."""
+    """The recipe of one prompt: a template, and the prompt and seeds."""
 
-    base: RecipeTemplate
+    template: RecipeTemplate
     prompt: str
     seeds: tuple[int, ...]
 
     @property
     def recipe(self) -> Recipe:
-        return self.base.recipe.model_copy(update={"prompt": self.prompt, "seeds": self.seeds})
+        return self.template.recipe.model_copy(update={"prompt": self.prompt, "seeds": self.seeds})
 
     @property
     def json(self) -> str:
-        """Of the recipe."""
+        """The recipe in JSON."""
         seeds = ",".join(map(str, self.seeds))
-        return f'{{"prompt":{to_json(self.prompt)},"seeds":[{seeds}],{self.base.rest_of_json}'
+        return f'{{"prompt":{to_json(self.prompt)},"seeds":[{seeds}],{self.template.rest_of_json}'
 
 
 def planners(plan: Plan, catalog: Catalog, find: FindImage = find_no_image) -> list["Planner"]:
@@ -89,9 +91,9 @@ def planners(plan: Plan, catalog: Catalog, find: FindImage = find_no_image) -> l
 
 
 class Planner:
-    """Makes recipes by one variant of a plan. Raises Invalid at once when it suits no prompt at all.
+    """Makes the recipes of one variant of a plan. `find` finds the images that lines name.
 
-    `find` knows the pictures there are.
+    Raises Invalid at once if the plan is wrong for every prompt.
     """
 
     def __init__(
@@ -102,53 +104,53 @@ class Planner:
         self._find = find
         self._variant = variant or {}
         self._common = {"count": plan.images_per_prompt, **plan.defaults, **self._variant}
-        self._bases: dict[str, RecipeTemplate | None] = {}
-        self._usual = self._alone({"prompt": PLACEHOLDER}, 0).base
+        self._templates: dict[str, RecipeTemplate | None] = {}
+        self._default_template = self._full({"prompt": PLACEHOLDER}, 0).template
 
-    def planned(self, fields: Mapping[str, Any], place: int) -> PlannedJob:
-        """The recipe of the prompt at this place. Raises Invalid, with every field that is wrong."""
-        return self._in_order(fields, place) or self._alone(fields, place)
+    def plan(self, fields: Mapping[str, Any], position: int) -> PlannedJob:
+        """The recipe of the line with these fields, at this position. Raises Invalid, with an error for each field."""
+        return self._fast(fields, position) or self._full(fields, position)
 
-    def _in_order(self, fields: Mapping[str, Any], place: int) -> PlannedJob | None:
-        """By a base. None where something may be wrong."""
+    def _fast(self, fields: Mapping[str, Any], position: int) -> PlannedJob | None:
+        """By a template. None for a line that may be wrong."""
         prompt, seed = fields.get("prompt"), fields.get("seed")
-        base = self._usual if len(fields) == 1 else self._base_of(fields)
-        if base is None or not _is_prompt(prompt):
+        template = self._default_template if len(fields) == 1 else self._template_for(fields)
+        if template is None or not _is_prompt(prompt):
             return None
-        if base.has_seeds:
-            return PlannedJob(base, prompt, base.recipe.seeds) if seed is None else None
+        if template.has_seeds:
+            return PlannedJob(template, prompt, template.recipe.seeds) if seed is None else None
         if seed is not None and not _is_seed(seed):
             return None
-        first = self._root_seed(place) if seed is None else seed
-        return PlannedJob(base, prompt, seeds_from(first, base.recipe.count))
+        first = self._root_seed(position) if seed is None else seed
+        return PlannedJob(template, prompt, seeds_from(first, template.recipe.count))
 
-    def _base_of(self, fields: Mapping[str, Any]) -> RecipeTemplate | None:
-        """The base of all prompts that come with these fields, whatever the prompt and seed. None: they are wrong."""
+    def _template_for(self, fields: Mapping[str, Any]) -> RecipeTemplate | None:
+        """The template of all lines with these fields, whatever the prompt and seed. None if the fields are wrong."""
         others = {**fields, "prompt": PLACEHOLDER}
         if "seed" in others:
             others["seed"] = None
-        key = repr(others)  # unlike 1 == 1.0 == True
-        if key not in self._bases:
-            if len(self._bases) >= MAX_TEMPLATES:
-                self._bases.clear()
+        key = repr(others)  # tells 1, 1.0 and True apart
+        if key not in self._templates:
+            if len(self._templates) >= MAX_TEMPLATES:
+                self._templates.clear()
             try:
-                self._bases[key] = self._alone(others, 0).base
+                self._templates[key] = self._full(others, 0).template
             except Invalid:
-                self._bases[key] = None
-        return self._bases[key]
+                self._templates[key] = None
+        return self._templates[key]
 
-    def _alone(self, fields: Mapping[str, Any], place: int) -> PlannedJob:
-        """As a job is made of a draft."""
+    def _full(self, fields: Mapping[str, Any], position: int) -> PlannedJob:
+        """By resolving a draft, as for a single job."""
         if twice := self._variant.keys() & fields.keys():
-            raise Invalid.of([FieldError(name, "is in the matrix, which sets it for all prompts") for name in twice])
+            raise Invalid.of([FieldError(name, sentence("set_by_matrix")) for name in twice])
         common = {key: value for key, value in self._common.items() if key != "count" or "seeds" not in fields}
         draft = _draft({**common, **fields})
-        recipe = resolve(draft, self._catalog, self._model, self._root_seed(place), self._find)
+        recipe = resolve(draft, self._catalog, self._model, self._root_seed(position), self._find)
         has_seeds = draft.seeds is not None or draft.seed is not None
         return PlannedJob(RecipeTemplate(recipe, has_seeds), recipe.prompt, recipe.seeds)
 
-    def _root_seed(self, place: int) -> int:
-        return (self._plan.seed + place * self._plan.images_per_prompt) % (MAX_SEED + 1)
+    def _root_seed(self, position: int) -> int:
+        return (self._plan.seed + position * self._plan.images_per_prompt) % (MAX_SEED + 1)
 
     @cached_property
     def _model(self) -> str:

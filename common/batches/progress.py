@@ -1,7 +1,7 @@
-"""How batches get on: the sweep notes it, and pauses those whose stop rule says so. Nothing is asked of an image.
+"""The progress of batches: the sweep samples it, and pauses the batches whose stop rule says so. Reads no images.
 
-What is noted and when a batch is to pause is `common.batches.throughput`'s. Copies of the sweep may do this at once:
-each note names what it goes on from, and whoever was overtaken changes nothing.
+`common.batches.throughput` decides what is sampled and when a batch pauses. Copies of the sweep may run this at once:
+each update names the samples that it replaces, so an overtaken one changes nothing.
 """
 
 import json
@@ -18,43 +18,44 @@ from common.batches.throughput import Sample, Samples, StopRule, add_sample, sto
 
 @dataclass(frozen=True)
 class Progress:
-    """What is to be noted of a batch, in place of what was seen; and why it is to pause, if it is."""
+    """The new samples of a batch in place of the `previous` ones, and why it must pause, if it must."""
 
     batch_id: UUID
-    seen: Samples
-    marks: Samples
-    because: str | None
+    previous: Samples
+    samples: Samples
+    stop_reason: str | None
 
 
 def measure(connection: Connection) -> list[Progress]:
-    """What there is to note of the batches that are neither paused nor over."""
+    """The progress to record of the batches that are not paused and have not ended."""
     found = [_progress(row) for row in connection.execute(MEASURE)]
-    return [one for one in found if one.because or one.marks != one.seen]
+    return [one for one in found if one.stop_reason or one.samples != one.previous]
 
 
 def record(connection: Connection, progress: Progress) -> bool:
-    """Note it, and pause the batch if it is to pause. False if somebody else was faster, or is at the batch."""
-    parameters = {"batch": progress.batch_id, "because": progress.because}
-    marks = {"seen": json.dumps(progress.seen), "samples": json.dumps(progress.marks)}
-    is_mine = connection.execute(RECORD, parameters | marks).rowcount > 0
-    if is_mine and progress.because:
+    """Record the progress, and pause the batch if it must. False if another sweep was first or the batch is locked."""
+    samples = {"previous": json.dumps(progress.previous), "samples": json.dumps(progress.samples)}
+    parameters = {"batch": progress.batch_id, "reason": progress.stop_reason}
+    is_first = connection.execute(RECORD, parameters | samples).rowcount > 0
+    if is_first and progress.stop_reason:
         connection.execute(SET_LANES, {"batch": progress.batch_id, "closed": True})
-    return is_mine
+    return is_first
 
 
-def read_samples(samples: Sequence[Sequence[Any]]) -> Samples:
-    """As they stand in the row of a batch."""
-    return tuple(Sample(*mark) for mark in samples)
+def read_samples(stored: Sequence[Sequence[Any]]) -> Samples:
+    """The samples in the row of a batch."""
+    return tuple(Sample(*sample) for sample in stored)
 
 
 def _progress(row: Row[Any]) -> Progress:
-    seen, now = read_samples(row.progress_samples), Sample(row.at, row.ended, row.failed, row.flagged)
+    previous, now = read_samples(row.progress_samples), Sample(row.at, row.ended, row.failed, row.flagged)
     rule = StopRule.model_validate(row.stop_rule) if row.stop_rule else None
-    known = seen or (Sample(row.created, 0, 0, 0),)
-    because = stop_reason(known, now, rule) if rule else None
-    return Progress(row.id, seen, add_sample(known, now, rule), because)
+    known = previous or (Sample(row.created, 0, 0, 0),)
+    reason = stop_reason(known, now, rule) if rule else None
+    return Progress(row.id, previous, add_sample(known, now, rule), reason)
 
 
+# Count the ended images of each batch that may render, by the counters of its lanes.
 MEASURE = text("""
     SELECT batches.id, progress_samples, stop_rule, counted.*,
            round(extract(epoch FROM now()), 1)::float AS at, round(extract(epoch FROM created_at), 1)::float AS created
@@ -65,9 +66,10 @@ MEASURE = text("""
     WHERE finished_at IS NULL AND cancelled_at IS NULL AND paused_at IS NULL
 """)
 
+# Replace the samples of a batch, and pause it if there is a reason.
 RECORD = text("""
     UPDATE batches SET progress_samples = cast(:samples AS jsonb),
-        paused_at = CASE WHEN cast(:because AS text) IS NOT NULL THEN now() END, paused_because = :because
-    WHERE id = (SELECT id FROM batches WHERE id = :batch AND progress_samples = cast(:seen AS jsonb)
+        paused_at = CASE WHEN cast(:reason AS text) IS NOT NULL THEN now() END, paused_because = :reason
+    WHERE id = (SELECT id FROM batches WHERE id = :batch AND progress_samples = cast(:previous AS jsonb)
                 AND paused_at IS NULL AND cancelled_at IS NULL AND finished_at IS NULL FOR NO KEY UPDATE SKIP LOCKED)
 """)

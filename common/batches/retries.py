@@ -1,11 +1,11 @@
-"""Retries of batches: what failed of a batch that has ended is drawn again, as a batch of its own that names it.
+"""Retries of batches: the failed images of a batch that has ended are rendered again, in a batch that names it.
 
     retry ──► expanding ──► running ──► ended        and all else as any batch
 
-A batch has one retry; what fails in that one is the next one's. Each job that failed has an heir in it: the same recipe
-under the same tier, but only those images that failed, so the seeds and names of its pictures stay what they were. A
-flagged image has not failed. Like a file, the parent is read a chunk at a time, by the places of its jobs. If the retry
-is cancelled there may be another, of what that one did not come to.
+A batch has one retry; what fails in the retry is left to a retry of that. Each failed job has a retry job in it, with
+the same recipe and tier but only the images that failed, so that their seeds and names stay what they were. A flagged
+image has not failed. The parent is read in chunks, by the positions of its jobs. If the retry is cancelled, a second
+one takes what the first one did not reach.
 """
 
 from collections import Counter
@@ -15,52 +15,58 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from common.batches.chunks import FENCE, Batch, fence_params
 from common.batches.expansion import LOCK_TO_EXPAND, OPEN_LANES
-from common.batches.lifecycle import FENCE, Batch, fence_params
+from common.batches.sentences import sentence
 from common.db import new_id
 from common.errors import Conflict, NotFound
 from common.queue.jobs import Lane, make_lanes
 
-CHUNK_IMAGES = 8000  # of the parent, whether they failed or not
+CHUNK_IMAGES = 8000  # of the parent, failed or not
 
 
 def submit(
     connection: Connection, tenant_id: UUID, parent_id: UUID, *, request_id: str | None = None
 ) -> tuple[UUID, bool]:
-    """Insert a retry of a batch; which, and whether it is new: one that has not ended yet is found again.
+    """Insert a retry of a batch, or find the one that has not ended. Returns its id, and whether it is new.
 
-    Raises NotFound; or Conflict while the batch has not ended, where nothing failed, and when its retry has ended.
+    Raises NotFound, or Conflict if the batch has not ended, if nothing failed, or if its retry has ended.
     """
-    mine = {"parent": parent_id, "tenant": tenant_id}
-    made = connection.execute(INSERT, mine | {"batch": new_id(), "request": request_id}).scalar()
-    if made:
-        return made, True
-    parent = connection.execute(READ_PARENT, mine).first()
+    named = {"parent": parent_id, "tenant": tenant_id}
+    retry_id = connection.execute(INSERT, named | {"batch": new_id(), "request": request_id}).scalar()
+    if retry_id:
+        return retry_id, True
+    parent = connection.execute(READ_PARENT, named).first()
     if parent is None:
-        raise NotFound(f"There is no batch {parent_id}.")
+        raise NotFound(sentence("batch_unknown", batch=parent_id))
+    if parent.finished_at is None and parent.cancelled_at is None:
+        raise Conflict(sentence("batch_not_ended", batch=parent_id))
     if parent.finished_at is None:
-        raise Conflict(f"Batch {parent_id} {UNFINISHED[parent.cancelled_at is not None]}")
+        raise Conflict(sentence("batch_not_settled", batch=parent_id))
     if parent.retry_id is None:
-        raise Conflict(f"Nothing of batch {parent_id} failed.")
+        raise Conflict(sentence("nothing_failed", batch=parent_id))
     if parent.has_retry_ended:
-        raise Conflict(f"What failed of batch {parent_id} was drawn again already, in batch {parent.retry_id}.")
+        raise Conflict(sentence("retried_already", batch=parent_id, retry=parent.retry_id))
     return parent.retry_id, False
 
 
 def models(connection: Connection, tenant_id: UUID, parent_id: UUID) -> list[str]:
-    """The models that a retry of this batch draws with."""
+    """The models of the failed images of this batch."""
     return list(connection.execute(MODELS, {"parent": parent_id, "tenant": tenant_id}).scalars())
 
 
 def expand(connection: Connection, batch: Batch) -> Mapping[str, int] | None:
-    """Make the next heirs; how many of each model. None if somebody else was faster, or nobody wants them any more."""
+    """Insert the next retry jobs; returns their number by model.
+
+    None if another worker was first, or the batch was cancelled.
+    """
     locked = connection.execute(LOCK_TO_EXPAND, fence_params(batch)).first()
     if locked is None:
         return None
     parent = connection.execute(SIZE, {"parent": batch.parent_id}).one()
     until = batch.offset + max(1, CHUNK_IMAGES * parent.jobs // max(parent.images, 1))
     failed = connection.execute(FAILED, {"parent": batch.parent_id, "start": batch.offset, "until": until}).all()
-    images = Counter[UUID](row.job_id for row in failed)  # in the order of their places
+    images = Counter[UUID](row.job_id for row in failed)  # in the order of their positions
     if images:
         _insert(connection, batch, failed, images, is_paused=locked.paused_at is not None)
     moved = {"until": until, "is_last": until >= parent.jobs, "jobs": len(images), "images": len(failed)}
@@ -69,36 +75,32 @@ def expand(connection: Connection, batch: Batch) -> Mapping[str, int] | None:
 
 
 def _insert(connection: Connection, batch: Batch, failed: Any, images: Counter[UUID], *, is_paused: bool) -> None:
-    same = {"tenant": batch.tenant_id, "batch": batch.id, "tier": batch.tier.value, "request": batch.request_id}
+    common = {"tenant": batch.tenant_id, "batch": batch.id, "tier": batch.tier.value, "request": batch.request_id}
     wanted = {
         row.lane_id: Lane(batch.tenant_id, batch.tier, row.model, row.compatibility, batch.id, is_paused)
         for row in failed
     }
     lanes = dict(zip(wanted, make_lanes(connection, wanted.values()), strict=True))
-    heirs = {job_id: new_id() for job_id in images}
+    retry_jobs = {job_id: new_id() for job_id in images}
     jobs = {
-        "heirs": list(heirs.values()),
-        "parents": list(heirs),
-        "places": list(range(batch.jobs, batch.jobs + len(heirs))),
+        "retry_jobs": list(retry_jobs.values()),
+        "parents": list(retry_jobs),
+        "positions": list(range(batch.jobs, batch.jobs + len(retry_jobs))),
         "images": list(images.values()),
     }
-    connection.execute(INSERT_JOBS, same | jobs)
+    connection.execute(INSERT_JOBS, common | jobs)
     rows = {
         "images": [new_id() for _ in failed],
-        "jobs": [heirs[row.job_id] for row in failed],
+        "jobs": [retry_jobs[row.job_id] for row in failed],
         "lanes": [lanes[row.lane_id] for row in failed],
         "indices": [row._mapping["index"] for row in failed],
     }
     connection.execute(INSERT_IMAGES, rows)
-    added = Counter(rows["lanes"])  # opened at last: until the COMMIT nobody can publish in these lanes
+    added = Counter(rows["lanes"])  # last: the locks of these lanes stop every publish in them until the COMMIT
     connection.execute(OPEN_LANES, {"lanes": list(added), "images": list(added.values())})
 
 
-UNFINISHED = (
-    "has not ended; what failed of it can be drawn again once it has.",
-    "was cancelled, and its jobs are still being settled; try again shortly.",
-)
-
+# Insert the retry of a batch that has ended and has failed images, unless it has one that was not cancelled.
 INSERT = text("""
     INSERT INTO batches (
         id, tenant_id, upload_id, parent_id, name, tier, plan, stop_rule, request_id, prompts, checked_at)
@@ -109,6 +111,7 @@ INSERT = text("""
     RETURNING id
 """)
 
+# Read how far a batch and its retry are.
 READ_PARENT = text("""
     SELECT parent.finished_at, parent.cancelled_at, retry.id AS retry_id,
            retry.finished_at IS NOT NULL AS has_retry_ended
@@ -117,39 +120,45 @@ READ_PARENT = text("""
     WHERE parent.id = :parent AND parent.tenant_id = :tenant
 """)
 
+# List the models of the failed images of a batch.
 MODELS = text("""
     SELECT DISTINCT model FROM lanes
     WHERE batch_id = :parent AND tenant_id = :tenant AND failed > 0 ORDER BY model
 """)
 
+# Read how many jobs and images a batch has.
 SIZE = text("SELECT jobs, images FROM batches WHERE id = :parent")
 
+# Read the failed images of a chunk of jobs that have no retry job in a batch, other than cancelled ones.
 FAILED = text("""
     SELECT images.job_id, images.index, images.lane_id, lanes.model, lanes.compatibility
     FROM (SELECT id, position FROM jobs
           WHERE batch_id = :parent AND position >= :start AND position < :until AND state = 'failed'
-              AND NOT EXISTS (SELECT FROM jobs AS heir WHERE heir.parent_id = jobs.id AND heir.batch_id IS NOT NULL
-                              AND heir.state <> 'cancelled')) AS job
+              AND NOT EXISTS (SELECT FROM jobs AS retry_job WHERE retry_job.parent_id = jobs.id
+                              AND retry_job.batch_id IS NOT NULL AND retry_job.state <> 'cancelled')) AS job
     JOIN images ON images.job_id = job.id AND images.state = 'failed'
     JOIN lanes ON lanes.id = images.lane_id
     ORDER BY job.position, images.index
 """)
 
+# Insert the retry jobs, with the recipes of their parents.
 INSERT_JOBS = text("""
     INSERT INTO jobs (id, tenant_id, parent_id, batch_id, position, tier, recipe, count, open, request_id)
-    SELECT heir.id, :tenant, jobs.id, :batch, heir.position, cast(:tier AS tier), recipe, heir.images, heir.images,
-           :request
-    FROM unnest(cast(:heirs AS uuid[]), cast(:parents AS uuid[]), cast(:places AS bigint[]), cast(:images AS int[]))
-        AS heir(id, parent_id, position, images)
-    JOIN jobs ON jobs.id = heir.parent_id
+    SELECT retry_job.id, :tenant, jobs.id, :batch, retry_job.position, cast(:tier AS tier), recipe,
+           retry_job.images, retry_job.images, :request
+    FROM unnest(cast(:retry_jobs AS uuid[]), cast(:parents AS uuid[]), cast(:positions AS bigint[]),
+                cast(:images AS int[])) AS retry_job(id, parent_id, position, images)
+    JOIN jobs ON jobs.id = retry_job.parent_id
 """)
 
+# Insert the images of the retry jobs.
 INSERT_IMAGES = text("""
     INSERT INTO images (id, job_id, lane_id, index)
     SELECT * FROM unnest(
         cast(:images AS uuid[]), cast(:jobs AS uuid[]), cast(:lanes AS bigint[]), cast(:indices AS smallint[]))
 """)
 
+# Move a retry behind a chunk of its parent; behind the last one it is expanded.
 EXPANDED = text(f"""
     UPDATE batches SET "offset" = :until, prompts = prompts + :jobs, jobs = jobs + :jobs, images = images + :images,
         expanded_at = CASE WHEN :is_last THEN now() END, touched_at = now()

@@ -1,4 +1,4 @@
-"""Skips: the lines of a batch's file that are no prompts of it, and why. Written once, when they are checked."""
+"""The lines of a batch's file that its check skipped, and why. Written once, when they are checked."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,28 +8,31 @@ from sqlalchemy import Connection, text
 
 
 def add(connection: Connection, batch_id: UUID, reasons: Mapping[int, str]) -> None:
-    """Note why which lines are skipped."""
+    """Record why each of these lines is skipped."""
     if reasons:
         parameters = {"batch": batch_id, "lines": list(reasons), "reasons": list(reasons.values())}
         connection.execute(INSERT, parameters)
 
 
 def lines(connection: Connection, batch_id: UUID, first: int, last: int) -> set[int]:
-    """Which of these lines are skipped."""
+    """The numbers of the skipped lines from `first` to `last`."""
     return set(connection.execute(BETWEEN, {"batch": batch_id, "first": first, "last": last}).scalars())
 
 
 def head(connection: Connection, batch_id: UUID, limit: int) -> list[dict[str, Any]]:
-    """The first lines that are skipped, and why."""
+    """The first skipped lines: `line` and `reason` of each."""
     return [dict(row) for row in connection.execute(HEAD, {"batch": batch_id, "limit": limit}).mappings()]
 
 
+# Insert the skipped lines of a chunk.
 INSERT = text("""
     INSERT INTO skipped_lines (batch_id, line, reason)
     SELECT :batch, line, reason
     FROM unnest(cast(:lines AS bigint[]), cast(:reasons AS text[])) AS skipped(line, reason)
 """)
 
+# Read the skipped lines of a part of the file.
 BETWEEN = text("SELECT line FROM skipped_lines WHERE batch_id = :batch AND line BETWEEN :first AND :last")
 
+# Read the first skipped lines, and why they are.
 HEAD = text("SELECT line, reason FROM skipped_lines WHERE batch_id = :batch ORDER BY line LIMIT :limit")

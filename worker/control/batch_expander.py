@@ -20,8 +20,8 @@ from common.accounts.licences import Acceptances
 from common.batches import check, expansion, retries, skipped_lines
 from common.batches import lifecycle as batches
 from common.batches.check import CheckedLines
+from common.batches.chunks import Batch, Chunk, read_batch, record_checked
 from common.batches.expansion import JobRows
-from common.batches.lifecycle import Batch, Chunk
 from common.batches.plan import planners
 from common.broker import Broker
 from common.catalog.catalog import Catalog
@@ -64,7 +64,7 @@ class Expander:
     def _step(self, batch_id: UUID, until: float) -> bool:
         """Settle, expand a retry, or process chunks. False when nothing is left to do for this process."""
         with transaction(self._database) as connection:
-            batch = batches.read(connection, batch_id)
+            batch = read_batch(connection, batch_id)
         if batch and batch.is_cancelled:
             with transaction(self._database) as connection:
                 return batches.settle(connection, batch_id)
@@ -100,7 +100,7 @@ class Expander:
 
     def _check(self, batch: Batch, chunk: Chunk) -> bool:
         with transaction(self._database) as connection:
-            return batches.record_checked(connection, batch, chunk)
+            return record_checked(connection, batch, chunk)
 
     def _expand(self, batch: Batch, chunk: Chunk, rows: JobRows) -> bool:
         with transaction(self._database) as connection:
@@ -147,7 +147,7 @@ class Expander:
         variants = planners(batch.plan, self._catalog, self._find(batch))
         size = CHUNK_IMAGES // batch.plan.images_per_prompt if batch.is_checked else CHECK_PROMPTS
         size = max(1, size // len(variants))
-        first, position, skipped = list(islice(found, 1)), batch.place, batch.skipped
+        first, position, skipped = list(islice(found, 1)), batch.position, batch.skipped
         while first:
             here = [*first, *take(found, size - 1)]
             first = list(islice(found, 1))
@@ -156,7 +156,7 @@ class Expander:
                 self._refuse_wrong(batch, lines)
             else:
                 lines = check.check_lines(here, variants, position, self._catalog)
-                skipped += len(lines.wrong)
+                skipped += len(lines.errors)
                 self._refuse_if_too_wrong(batch, lines, skipped, is_all=not (first or position))
                 self._require_licences(batch, lines)
             yield self._chunk(batch, here, lines, is_last=not first), self._rows(batch, lines, position)
@@ -165,10 +165,10 @@ class Expander:
     def _chunk(self, batch: Batch, here: list[Line], lines: CheckedLines, *, is_last: bool) -> Chunk:
         last, format = here[-1], batch.upload.format
         warnings = [at_line(format, number, warning) for number, warning in lines.warnings.items()]
-        return Chunk(last.end, last.last, is_last, len(lines.planned), warnings, lines.wrong)
+        return Chunk(last.end, last.last, is_last, len(lines.planned), warnings, lines.errors)
 
     def _rows(self, batch: Batch, lines: CheckedLines, position: int) -> JobRows | None:
-        return expansion.build_rows(batch, lines.in_turn, position * batch.variants) if batch.is_checked else None
+        return expansion.build_rows(batch, lines.jobs, position * batch.variants) if batch.is_checked else None
 
     def _find(self, batch: Batch) -> FindImage:
         @lru_cache(CACHED_INPUT_IMAGES)
@@ -190,17 +190,17 @@ class Expander:
         """Raise Invalid when lines are wrong and may not be skipped. `is_all`: the file has no other lines."""
         if not batch.plan.skip_bad:
             self._refuse_wrong(batch, lines)
-        elif lines.wrong and skipped > MAX_SKIPPED:
+        elif lines.errors and skipped > MAX_SKIPPED:
             raise Invalid(sentence("too_many_lines_wrong", limit=MAX_SKIPPED, lines=self._wrong_lines(batch, lines)))
-        elif lines.wrong and is_all and not lines.planned:
+        elif lines.errors and is_all and not lines.planned:
             raise Invalid(sentence("no_line_right", lines=self._wrong_lines(batch, lines)))
 
     def _refuse_wrong(self, batch: Batch, lines: CheckedLines) -> None:
-        if lines.wrong:
+        if lines.errors:
             raise Invalid(self._wrong_lines(batch, lines))
 
     def _wrong_lines(self, batch: Batch, lines: CheckedLines) -> str:
-        return check.list_errors(lines.wrong, batch.upload.format)
+        return check.list_errors(lines.errors, batch.upload.format)
 
     def _require_licences(self, batch: Batch, lines: CheckedLines) -> None:
         """Lines may name models. Raises LicenceNotAccepted, with the first line that names the model."""

@@ -140,8 +140,8 @@ class Sweep:
         for one in found:
             with self._transaction() as connection:
                 is_first = progress.record(connection, one)
-            if is_first and one.because:
-                log_event("batch_stopped", batch=one.batch_id, reason=one.because)
+            if is_first and one.stop_reason:
+                log_event("batch_stopped", batch=one.batch_id, reason=one.stop_reason)
 
     def end_batches(self) -> None:
         """End the batches whose jobs have ended, and send a message for each dataset that waited for one."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from common.batches import lifecycle as batches
+from common.batches import chunks
 from common.config import Settings
 from common.db import transaction
 from tests.support.batch_stories import PROMPTS, BatchStory
@@ -49,11 +49,11 @@ def test_two_who_check_at_once_count_its_prompts_once(farm: BatchStory) -> None:
     """The slower one began where the expansion begins now: at the start of the file."""
     batch_id = farm.batch_of()
     with transaction(farm.database) as connection:
-        seen = batches.read(connection, batch_id)
+        seen = chunks.read_batch(connection, batch_id)
     assert farm.expander.work(batch_id, 1e-9)  # the other one, faster: all of it in one chunk
     checked = farm.batch(batch_id)
     assert (checked.state, checked.prompts, checked.offset) == ("expanding", 10, 0)
-    with farm.expander._chunks(seen) as chunks, transaction(farm.database) as connection:
-        chunk, _ = next(chunks)
-        assert not batches.record_checked(connection, seen, chunk)
+    with farm.expander._chunks(seen) as found, transaction(farm.database) as connection:
+        chunk, _ = next(found)
+        assert not chunks.record_checked(connection, seen, chunk)
     assert farm.batch(batch_id) == checked

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from common.batches import expansion
+from common.batches import chunks, expansion
 from common.batches import lifecycle as batches
 from common.batches.plan import Plan
 from common.broker import Broker
@@ -177,13 +177,13 @@ def test_one_who_was_overtaken_refuses_nothing(farm: BatchStory, small_chunks: N
     while not farm.batch(batch_id).jobs:
         farm.expander.work(batch_id, 1e-9)
     with transaction(farm.database) as connection:
-        seen = batches.read(connection, batch_id)
+        seen = chunks.read_batch(connection, batch_id)
     farm.expander.work(batch_id, 1e-9)  # the other one, faster
     with transaction(farm.database) as connection:
         assert not batches.refuse(connection, seen, "invalid", "too late")
     farm.expander.work(batch_id, 60)
     with transaction(farm.database) as connection:
-        seen = batches.read(connection, batch_id)
+        seen = chunks.read_batch(connection, batch_id)
         assert not batches.refuse(connection, seen, "invalid", "too late")  # it is expanded
     batch = farm.batch(batch_id)
     assert (batch.state, batch.error_code, batch.jobs) == ("running", None, 10)
@@ -240,10 +240,10 @@ def test_two_at_once_expand_nothing_twice(farm: BatchStory, small_chunks: None) 
     while not farm.batch(batch_id).checked_at:
         farm.expander.work(batch_id, 1e-9)
     with transaction(farm.database) as connection:
-        seen = batches.read(connection, batch_id)
+        seen = chunks.read_batch(connection, batch_id)
     farm.expander.work(batch_id, 1e-9)  # the other one, faster
-    with farm.expander._chunks(seen) as chunks, transaction(farm.database) as connection:
-        chunk, rows = next(chunks)
+    with farm.expander._chunks(seen) as found, transaction(farm.database) as connection:
+        chunk, rows = next(found)
         assert not expansion.expand(connection, seen, chunk, rows)
     assert len(farm.jobs_of(batch_id)) == farm.batch(batch_id).jobs == 3
 

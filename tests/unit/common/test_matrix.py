@@ -58,12 +58,12 @@ def test_what_is_no_matrix_is_named(matrix: dict[str, Any], field: str, says: st
 
 def test_all_variants_of_a_prompt_have_its_seeds() -> None:
     plan = Plan(defaults={"model": "mini-zh"}, matrix={"steps": [2, 3]}, images_per_prompt=2, seed=10)
-    made = [[each.planned({"prompt": "红"}, place).recipe for each in planners(plan, CATALOG)] for place in (0, 1)]
+    made = [[each.plan({"prompt": "红"}, place).recipe for each in planners(plan, CATALOG)] for place in (0, 1)]
     assert [[(recipe.steps, recipe.seeds) for recipe in recipes] for recipes in made] == [
         [(2, (10, 11)), (3, (10, 11))],
         [(2, (12, 13)), (3, (12, 13))],
     ]
     first, _ = planners(plan, CATALOG)
-    assert first.planned({"prompt": "红", "seed": 5, "guidance": 3.5}, 0).seeds == (5, 6)
+    assert first.plan({"prompt": "红", "seed": 5, "guidance": 3.5}, 0).seeds == (5, 6)
     with pytest.raises(Invalid, match="steps is in the matrix"):
-        first.planned({"prompt": "红", "steps": 4}, 0)
+        first.plan({"prompt": "红", "steps": 4}, 0)

@@ -89,30 +89,30 @@ def told(make: Any, *arguments: Any) -> Any:
 def test_a_line_becomes_what_it_would_be_as_a_job(plan: Plan, some: list[dict[str, Any]], place: int) -> None:
     planner = Planner(plan, CATALOG)
     for at, line in enumerate([*some, *some], place):  # the second time by what is remembered of the first
-        found, wanted = told(planner.planned, line, at), told(as_a_job, plan, line, at)
+        found, wanted = told(planner.plan, line, at), told(as_a_job, plan, line, at)
         if isinstance(wanted, Recipe):
             assert found.recipe == wanted
             assert json.loads(found.json) == json.loads(wanted.model_dump_json())
-            assert found.base.lane == (wanted.compatibility, wanted.model)
+            assert found.template.lane == (wanted.compatibility, wanted.model)
         else:
             assert found == wanted
 
 
 def test_what_is_alike_is_resolved_once() -> None:
     planner = Planner(Plan(images_per_prompt=1, seed=0), CATALOG)
-    bases = [
-        planner.planned({"prompt": str(place), **more}, place).base
+    templates = [
+        planner.plan({"prompt": str(place), **more}, place).template
         for place, more in enumerate([{}, {}, {"steps": 2, "seed": 1}, {"steps": 2, "seed": 7}])
     ]
-    assert bases[0] is bases[1] is not bases[2] is bases[3]
+    assert templates[0] is templates[1] is not templates[2] is templates[3]
 
 
 def test_numbers_that_are_equal_are_not_the_same() -> None:
     planner = Planner(Plan(images_per_prompt=1, seed=0), CATALOG)
-    planner.planned({"prompt": "红", "steps": 1}, 0)
+    planner.plan({"prompt": "红", "steps": 1}, 0)
     for wrong in (1.0, True):
         with pytest.raises(Invalid):
-            planner.planned({"prompt": "红", "steps": wrong}, 0)
+            planner.plan({"prompt": "红", "steps": wrong}, 0)
 
 
 def test_a_plan_that_suits_no_prompt_is_refused_at_once() -> None:

@@ -1,0 +1,143 @@
+"""The chunks of a batch's file: how far the file is checked or expanded, and the fence of each step.
+
+The file is read in chunks. Each chunk is one transaction that moves the `offset` of the batch, fenced by the offset at
+which it began. So any control worker can go on where another stopped, and two at once do nothing twice. Reads no file.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Row, text
+
+from common.batches import skipped_lines
+from common.batches.plan import Plan
+from common.enums import Tier
+from common.uploads import Upload
+
+SHOWN_WARNINGS = 20
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a control worker needs of a batch. Its file is read up to `offset`, which is behind line `line`.
+
+    Of a retry (`parent_id`), `offset` is the position up to which the jobs of its parent are read.
+    """
+
+    id: UUID
+    tenant_id: UUID
+    tier: Tier
+    plan: Plan
+    upload: Upload
+    is_checked: bool
+    is_expanded: bool
+    is_cancelled: bool
+    offset: int
+    line: int
+    prompts: int
+    skipped: int
+    jobs: int
+    variants: int
+    request_id: str | None
+    parent_id: UUID | None = None
+
+    @property
+    def position(self) -> int:
+        """The position of the next prompt to check or to expand."""
+        return self.jobs // self.variants if self.is_checked else self.prompts
+
+    def after(self, chunk: "Chunk") -> "Batch":
+        """The batch once this chunk is checked or expanded."""
+        moved = replace(self, offset=chunk.offset, line=chunk.line)
+        if self.is_checked:
+            return replace(moved, jobs=self.jobs + chunk.prompts * self.variants)
+        return replace(moved, prompts=self.prompts + chunk.prompts, skipped=self.skipped + len(chunk.skipped))
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A part of the file: its end, its number of prompts and, if it was checked, its warnings and skipped lines."""
+
+    offset: int
+    line: int
+    is_last: bool
+    prompts: int
+    warnings: Sequence[str] = ()
+    skipped: Mapping[int, str] = field(default_factory=dict)
+
+
+def read_batch(connection: Connection, batch_id: UUID) -> Batch | None:
+    """A batch that has not ended."""
+    row = connection.execute(READ, {"batch": batch_id}).first()
+    return _batch(row) if row else None
+
+
+def record_checked(connection: Connection, batch: Batch, chunk: Chunk) -> bool:
+    """Record that a chunk was checked; after the last one the batch is checked. False if another worker was first."""
+    parameters = fence_params(batch) | progress_params(chunk) | {"skipped": len(chunk.skipped)}
+    is_first = connection.execute(CHECKED, parameters).rowcount > 0
+    if is_first:
+        skipped_lines.add(connection, batch.id, chunk.skipped)
+    return is_first
+
+
+def fence_params(batch: Batch) -> dict[str, Any]:
+    """The parameters of FENCE."""
+    return {"batch": batch.id, "offset_before": batch.offset, "jobs_before": batch.jobs}
+
+
+def progress_params(chunk: Chunk) -> dict[str, Any]:
+    """The parameters that move a batch behind this chunk."""
+    return {
+        "offset": chunk.offset,
+        "line": chunk.line,
+        "is_last": chunk.is_last,
+        "prompts": chunk.prompts,
+        "warned": len(chunk.warnings),
+        "warnings": list(chunk.warnings[:SHOWN_WARNINGS]),
+    }
+
+
+def _batch(row: Row[Any]) -> Batch:
+    return Batch(
+        id=row.id,
+        tenant_id=row.tenant_id,
+        tier=Tier(row.tier),
+        plan=Plan.model_validate(row.plan),
+        upload=Upload(row.upload_id, row.format, row.bytes, row.sha256, encoding=row.encoding),
+        is_checked=row.checked_at is not None,
+        is_expanded=row.expanded_at is not None,
+        is_cancelled=row.cancelled_at is not None,
+        offset=row.offset,
+        line=row.line,
+        prompts=row.prompts or 0,
+        skipped=row.skipped,
+        jobs=row.jobs,
+        variants=row.variants,
+        request_id=row.request_id,
+        parent_id=row.parent_id,
+    )
+
+
+# The batch is where the worker read it, and has not ended.
+FENCE = (
+    'id = :batch AND "offset" = :offset_before AND jobs = :jobs_before AND cancelled_at IS NULL AND finished_at IS NULL'
+)
+
+# Read a batch that has not ended, with its file.
+READ = text("""
+    SELECT batches.*, uploads.format, uploads.bytes, uploads.sha256, uploads.encoding
+    FROM batches JOIN uploads ON uploads.id = upload_id WHERE batches.id = :batch AND finished_at IS NULL
+""")
+
+# Move a batch behind a checked chunk; behind the last one it is checked, and its expansion begins at the file's start.
+CHECKED = text(f"""
+    UPDATE batches SET
+        "offset" = CASE WHEN :is_last THEN 0 ELSE :offset END, line = CASE WHEN :is_last THEN 0 ELSE :line END,
+        prompts = coalesce(prompts, 0) + :prompts, skipped = skipped + :skipped,
+        warned = warned + :warned, warnings = (warnings || cast(:warnings AS text[]))[1 : {SHOWN_WARNINGS}],
+        checked_at = CASE WHEN :is_last THEN now() END, touched_at = now()
+    WHERE {FENCE} AND checked_at IS NULL
+""")
