@@ -28,7 +28,8 @@ sentence = Sentences(
         "stop_rule_invalid": "{value} is no stop rule; write 20%/50 for more than 20 % of the last 50 images.",
         # Local files
         "file_differs": "{path} is not the file that the farm stored.",
-        "folder_has_another_dataset": "{folder} holds a dataset of another batch or plan; --overwrite replaces it.",
+        "folder_has_another_dataset": "{folder} holds another dataset, of another batch or plan; --overwrite replaces"
+        " it.",
         "folder_not_empty": "{folder} is not empty and holds no dataset; choose another folder.",
         "no_hanzi_font": "This machine has no font with hanzi: {sheet} has numbers in their place, and {legend} lists"
         " them.",

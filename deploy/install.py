@@ -1,10 +1,10 @@
-"""The long way of ./huafang: makes .venv and installs the package into it, with uv, under constraints.txt.
+"""The installer of ./huafang: makes .venv and installs the package into it, with uv, under constraints.txt.
 
     lock -> get uv -> make .venv -> install -> stamp
 
-The stamp is written last, so whatever stops it half-way is done again at the next start. Standard library only, and
-neither `venv` nor `ensurepip` is needed: uv makes the venv. uv finds packages as the machine's pip would, since that is
-what its owner has set up; this file is the only one that knows how. Knows nothing of the farm.
+The stamp is written last, so the next start repeats an interrupted install. Uses the standard library only, and neither
+`venv` nor `ensurepip`: uv makes the venv. uv gets the package indexes and certificates of this machine's pip. Knows
+nothing of the farm.
 """
 
 import ast
@@ -34,7 +34,7 @@ HOME = Path(__file__).resolve().parent.parent
 VENV = HOME / ".venv"
 LOG = HOME / ".venv.log"
 
-# pip's setting -> uv's variable, and what stands between several values there.
+# pip's setting: (uv's variable, the separator of its values)
 PIP_TO_UV = {
     "index-url": ("UV_DEFAULT_INDEX", " "),
     "extra-index-url": ("UV_INDEX", " "),
@@ -54,71 +54,71 @@ DISK_FULL = re.compile(
 
 
 class Stop(Exception):
-    """Installing cannot go on; the text is the sentence for the person who waits."""
+    """Ends the installation; the text is the sentence for the user."""
 
 
 def main(need: str, wanted: str) -> None:
     with open(HOME / ".venv.lock", "w") as lock:
-        take(lock)
-        if installed(need, wanted):
+        acquire(lock)
+        if is_installed(need, wanted):
             return
-        forget()
+        delete_stamps()
         LOG.write_text("")
         with tempfile.TemporaryDirectory() as folder:
             pip = find_pip(Path(folder))
             configure_uv(pip)
-            if not usable():
+            if not is_usable():
                 shutil.rmtree(VENV, ignore_errors=True)
             uv = VENV / "bin" / "uv"
-            if not runs([str(uv), "--version"], says=f"uv {UV}"):
+            if not runs([str(uv), "--version"], prints=f"uv {UV}"):
                 get_uv(pip, Path(folder), uv)
-        if not usable():
+        if not is_usable():
             call([str(uv), "venv", "--allow-existing", "--no-project", "--python", sys.executable, str(VENV)])
         install(uv, EXTRAS[need])
-        remember(need, wanted)
+        write_stamps(need, wanted)
 
 
-def take(lock: IO[str]) -> None:
+def acquire(lock: IO[str]) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        say("another start is installing here: waiting for it.")
+        say("another start is installing here; waiting until it has ended.")
         fcntl.flock(lock, fcntl.LOCK_EX)
 
 
-# --- what is installed
+# --- stamps
 
 
 def stamps(need: str) -> list[Path]:
     return [VENV / f"installed-{name}" for name in (["run", "dev"] if need == "dev" else ["run"])]
 
 
-def installed(need: str, wanted: str) -> bool:
+def is_installed(need: str, wanted: str) -> bool:
     chosen = os.environ.get("HUAFANG_PYTHON")
     by = VENV / "installed-by"
     return (
-        usable()
+        is_usable()
         and all(stamp.is_file() and stamp.read_text() == wanted for stamp in stamps(need))
         and (not chosen or by.read_text() == chosen)
     )
 
 
-def forget() -> None:
+def delete_stamps() -> None:
     for stamp in stamps("dev"):
         stamp.unlink(missing_ok=True)
 
 
-def remember(need: str, wanted: str) -> None:
+def write_stamps(need: str, wanted: str) -> None:
     (VENV / "installed-by").write_text(os.environ.get("HUAFANG_PYTHON", ""))
     for stamp in stamps(need):
         stamp.write_text(wanted)
 
 
-def usable() -> bool:
-    """The venv's Python runs and is the version that was chosen."""
+def is_usable() -> bool:
+    """Whether the venv's Python runs and has this Python's version."""
     version = platform.python_version()
     return (VENV / "pyvenv.cfg").is_file() and runs(
-        [str(VENV / "bin" / "python"), "--version"], says=f"Python {version}"
+        [str(VENV / "bin" / "python"), "--version"], prints=f"Python {version}"
     )
 
 
@@ -126,7 +126,7 @@ def usable() -> bool:
 
 
 def find_pip(folder: Path) -> list[str] | None:
-    """This Python's own pip, or one that ensurepip unpacks for us; a Debian without python3-venv may have neither."""
+    """This Python's pip, or the one of a temporary venv; a Debian without python3-venv may have neither."""
     if runs([sys.executable, "-m", "pip", "--version"]):
         return [sys.executable, "-m", "pip"]
     made = subprocess.run([sys.executable, "-m", "venv", str(folder / "pip")], capture_output=True)
@@ -140,7 +140,7 @@ def configure_uv(pip: list[str] | None) -> None:
         value = os.environ.get("PIP_" + name.upper().replace("-", "_")) or ast.literal_eval(found.get(name, "''"))
         if value and variable not in os.environ:
             os.environ[variable] = between.join(value.split())
-    # pip takes the best version of all indexes; uv would stop at the first that knows the name.
+    # As pip does: the best version of all indexes. By default uv uses only the first index with the name.
     os.environ.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
     if not os.access(Path.home(), os.W_OK):
         os.environ.setdefault("UV_NO_CACHE", "1")
@@ -148,7 +148,7 @@ def configure_uv(pip: list[str] | None) -> None:
 
 def get_uv(pip: list[str] | None, folder: Path, uv: Path) -> None:
     if pip:
-        os.environ["PIP_REQUIRE_VIRTUALENV"] = "0"  # nothing is installed outside of one
+        os.environ["PIP_REQUIRE_VIRTUALENV"] = "0"  # it only downloads
         options = ["--quiet", "--no-deps", "--only-binary=:all:", "--retries=1"]
         call([*pip, "download", *options, f"--dest={folder}", f"uv=={UV}"])
         wheel = next(folder.glob("uv-*.whl"))
@@ -163,7 +163,7 @@ def get_uv(pip: list[str] | None, folder: Path, uv: Path) -> None:
 
 
 def fetch_wheel(index: str, folder: Path) -> Path:
-    """uv's wheel for this machine from a package index, by the Simple Repository API, JSON or HTML."""
+    """Download uv's wheel for this machine, by the Simple Repository API (JSON or HTML)."""
     page, kind, text = read(f"{index.rstrip('/')}/uv/")
     if "json" in kind:
         files = [(file["url"], file["hashes"].get("sha256", "")) for file in json.loads(text)["files"]]
@@ -186,6 +186,7 @@ def fetch_wheel(index: str, folder: Path) -> Path:
 
 
 def read(url: str) -> tuple[str, str, bytes]:
+    """The final URL, the content type and the body."""
     parts = urllib.parse.urlsplit(url)
     request = urllib.request.Request(parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl())
     request.add_header("Accept", "application/vnd.pypi.simple.v1+json, text/html;q=0.5")
@@ -212,23 +213,24 @@ def install(uv: Path, extras: str) -> None:
     try:
         call([*command, *backend, *target])
     except Stop:
-        # PyTorch's own index is out of reach, the package index is not: there lies the build with CUDA.
+        # Only PyTorch's index is unreachable; the package index has the build with CUDA.
         if not backend or "download.pytorch.org" not in LOG.read_text():
             raise
-        say("PyTorch's own index is out of reach: taking the build of the package index instead, about 3 GB.")
+        say("PyTorch's index cannot be reached: installing the build of the package index instead, about 3 GB.")
         call([*command, *target])
 
 
-def runs(command: list[str], says: str = "") -> bool:
+def runs(command: list[str], prints: str = "") -> bool:
+    """Whether the command succeeds, with an output that starts so."""
     try:
         done = subprocess.run(command, cwd=HOME, capture_output=True, text=True)
     except OSError:
         return False
-    return done.returncode == 0 and done.stdout.startswith(says)
+    return done.returncode == 0 and done.stdout.startswith(prints)
 
 
 def call(command: list[str]) -> None:
-    """Runs it with all it says in the log; what a person wants to see of a long one goes to stderr too."""
+    """Run a command with its output in the log; lines of uv's progress go to stderr too. Raises Stop where it fails."""
     with (
         LOG.open("a") as log,
         subprocess.Popen(
@@ -246,12 +248,13 @@ def call(command: list[str]) -> None:
         raise Stop(explain(LOG.read_text()[start:]))
 
 
-def explain(said: str) -> str:
-    if DISK_FULL.search(said):
+def explain(output: str) -> str:
+    """The sentence for a failed command with this output."""
+    if DISK_FULL.search(output):
         return (
             f"the disk is full ({shutil.disk_usage(HOME).free >> 20} MB free at {HOME}): make room, then start again."
         )
-    if NETWORK.search(said):
+    if NETWORK.search(output):
         return f"the package index cannot be reached: check the network, then start again ({LOG} has the details)."
     return f"installing failed: {LOG} says why."
 

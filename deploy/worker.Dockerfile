@@ -1,4 +1,4 @@
-# A render worker. TORCH_BACKEND picks the build of PyTorch: cpu, or the CUDA that the host's driver knows (cu130, cu126).
+# A render worker. TORCH_BACKEND is the build of PyTorch: cpu, or a CUDA that the host's driver supports (cu130, cu126).
 # From the repository's root: docker build -f deploy/worker.Dockerfile --build-arg TORCH_BACKEND=cu130 -t huafang-worker .
 FROM python:3.13-slim AS build
 ARG TORCH_BACKEND=cpu
@@ -12,7 +12,7 @@ COPY . .
 RUN uv pip install --no-deps . && cp deploy/health.py "$VIRTUAL_ENV/"
 
 FROM python:3.13-slim
-# /models is where imported models are kept; a volume mounted there takes its owner from this folder.
+# /models holds the imported models; a volume mounted there gets its owner from this folder.
 RUN useradd --uid 10001 --create-home huafang && install --directory --owner huafang /models
 COPY --from=build /opt/huafang /opt/huafang
 ENV PATH=/opt/huafang/bin:$PATH PYTHONUNBUFFERED=1 HF_HOME=/models/.hub HUAFANG_HOME=/models HUAFANG_MODELS_DIR=/models

@@ -1,6 +1,6 @@
 """Submit a prompt, wait for its pictures, save them: `python examples/submit.py [PROMPT [COUNT]]`. Needs httpx.
 
-HUAFANG_URL and HUAFANG_KEY say where the farm is and who asks.
+HUAFANG_URL and HUAFANG_KEY are the address of the farm and an API key.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ farm = httpx.Client(
     base_url=os.environ["HUAFANG_URL"],
     headers={"Authorization": f"Bearer {os.environ['HUAFANG_KEY']}"},
     timeout=30,
-    follow_redirects=True,  # a picture's bytes come from the image store
+    follow_redirects=True,  # to the image store
 )
 
 
@@ -34,7 +34,7 @@ def main(prompt: str = "红色的圆形", count: str = "1") -> None:
 
 
 def submit(recipe: dict) -> dict:
-    """Sent again under the same Idempotency-Key, a request whose answer was lost makes no second job."""
+    """With the same Idempotency-Key, a retry after a lost answer makes no second job."""
     headers = {"Idempotency-Key": str(uuid.uuid4())}
     for pause in (0.5, 1, 2, 4):
         try:
@@ -42,11 +42,11 @@ def submit(recipe: dict) -> dict:
         except httpx.TransportError:
             time.sleep(pause)
             continue
-        if answer.status_code == 503:  # a service of the farm is away for now
+        if answer.status_code == 503:  # a service of the farm does not answer
             time.sleep(pause)
             continue
         if answer.is_error:
-            sys.exit(answer.json()["detail"])  # one sentence that names the field
+            sys.exit(answer.json()["detail"])  # one sentence, with the field's name
         return answer.json()
     sys.exit("The farm does not answer.")
 

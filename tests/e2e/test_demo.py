@@ -139,8 +139,8 @@ def test_a_second_demo_uses_the_farm_and_renders_the_same(
 def test_it_prints_the_next_steps(second: Result) -> None:
     for prompt in EXPECTED:
         assert prompt in second.out
-    for said in ("toy", "zh-v0", "HF_TOKEN", "down", " s "):
-        assert said in second.out
+    for text in ("toy", "zh-v0", "HF_TOKEN", "down", " s "):
+        assert text in second.out
     assert "Traceback" not in second.err
 
 

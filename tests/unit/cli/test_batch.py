@@ -154,7 +154,7 @@ def test_a_file_of_another_kind_is_not_sent(call: Callable[..., Any], tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("changes", "code", "says"),
+    ("changes", "code", "expected"),
     [
         ({}, 0, ""),
         ({"images": IMAGES | {"stored": 7, "failed": 1}}, 6, "1 of 8 pictures are missing: 1 failed"),
@@ -164,11 +164,11 @@ def test_a_file_of_another_kind_is_not_sent(call: Callable[..., Any], tmp_path: 
         ({"error": {"code": "invalid", "message": "Line 7: it is not JSON."}}, 1, "Line 7: it is not JSON."),
     ],
 )
-def test_a_watch_ends_as_its_batch_did(call: Callable[..., Any], changes: Any, code: int, says: str) -> None:
+def test_a_watch_ends_as_its_batch_did(call: Callable[..., Any], changes: Any, code: int, expected: str) -> None:
     with fake_farm(lambda request: Response(body=batch(**changes))) as farm:
         done = call(farm, "watch", "the-batch")
     assert (done.code, done.json["id"]) == (code, BATCH["id"])
-    assert says in done.err
+    assert expected in done.err
 
 
 def test_a_watch_prints_each_state_and_survives_an_outage(call: Callable[..., Any]) -> None:

@@ -164,10 +164,10 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_an_invalid_grid_is_not_sent(capsys: pytest.CaptureFixture[str], tmp_path: Path, case: str) -> None:
-    given, says = BAD[case]
+    given, expected = BAD[case]
     with fake_farm(lambda request: Response(500)) as farm:
         done = CommandLine(capsys)("--url", farm.url, "--key=k", "grid", "--out", str(tmp_path), *given)
-    assert (done.code, says in done.err, farm.requests) == (2, True, []), done.err
+    assert (done.code, expected in done.err, farm.requests) == (2, True, []), done.err
 
 
 def test_a_batch_that_is_too_large_is_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

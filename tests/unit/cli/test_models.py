@@ -52,12 +52,12 @@ def test_the_shipped_model_is_intact(call: CommandLine) -> None:
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_named(call: CommandLine, tmp_path: Path, damage: str) -> None:
-    do, says = DAMAGES[damage]
+    do, expected = DAMAGES[damage]
     do(tmp_path / "models")
     done = call("models", "verify", "mini-zh")
     assert done.code == 1
     assert done.json[0]["verdict"] == "bad"
-    assert says in "; ".join(done.json[0]["details"])
+    assert expected in "; ".join(done.json[0]["details"])
     assert "mini-zh" in done.err
 
 
@@ -127,7 +127,7 @@ def test_a_licence_is_shown_and_accepted_by_a_person(call: CommandLine, monkeypa
         monkeypatch.setattr("sys.stdin", Person("y\n"))
         done = call("models", "accept", "zh-v0", *there)
         assert (done.code, done.json) == (0, MODEL)
-        assert all(said in done.err for said in (*MODEL["restrictions"], MODEL["licence_url"], "2022-08-22"))
+        assert all(text in done.err for text in (*MODEL["restrictions"], MODEL["licence_url"], "2022-08-22"))
         assert call("models", "accept", "zh-v0", "--yes", *there).code == 0
         accepted = [request for request in farm.requests if request.method == "POST"]
         assert [request.path for request in accepted] == ["/v1/models/zh-v0/licence"] * 2

@@ -37,13 +37,15 @@ def test_a_live_worker_is_found_by_name_or_id(
     assert posted(farm) == [f"/v1/workers/{meant}/{command}"]
 
 
-@pytest.mark.parametrize(("named", "code", "says"), [("gpu-2", 2, "2, 3"), ("4", 4, "no live worker"), ("5", 4, "no")])
+@pytest.mark.parametrize(
+    ("named", "code", "expected"), [("gpu-2", 2, "2, 3"), ("4", 4, "no live worker"), ("5", 4, "no")]
+)
 def test_an_unknown_or_ambiguous_name_is_refused(
-    farm: FakeFarm, capsys: pytest.CaptureFixture[str], named: str, code: int, says: str
+    farm: FakeFarm, capsys: pytest.CaptureFixture[str], named: str, code: int, expected: str
 ) -> None:
     done = CommandLine(capsys)("--url", farm.url, "--key=k", "workers", "drain", named)
     assert (done.code, posted(farm)) == (code, [])
-    assert says in done.err
+    assert expected in done.err
 
 
 def test_the_list_has_batch_size_and_speed_of_each_model() -> None:
