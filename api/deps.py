@@ -9,8 +9,8 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Engine
 
+from api import sentence
 from api.live.job_watcher import JobWatcher
-from api.sentences import sentence
 from common.accounts.licences import Acceptances
 from common.accounts.tenants import Caller, authenticate
 from common.broker import Broker

@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
-from api.sentences import sentence
+from api import sentence
 from common.errors import Error, FieldError, Invalid, Unavailable
 from common.log import log_event
 from common.recipes.recipe import sentence as field_message

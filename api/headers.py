@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import Header, Request, Response
 from pydantic import BaseModel, Field
 
-from api.sentences import sentence
+from api import sentence
 from common.errors import FieldError, Invalid
 from common.queue.idempotency import IdempotencyKey
 from common.recipes.recipe import canonical_json

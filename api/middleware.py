@@ -11,9 +11,9 @@ from fastapi import Request
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api import sentence
 from api.errors import render_server_error
 from api.metrics import RequestMetrics
-from api.sentences import sentence
 from common.db import new_id
 
 MAX_BODY_BYTES = 1_000_000

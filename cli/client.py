@@ -15,8 +15,8 @@ from urllib.parse import quote
 
 import httpx
 
+from cli import sentence
 from cli.errors import AUTH, TIMED_OUT, USAGE, Failure, exit_code_of, program_name
-from cli.sentences import sentence
 
 Json = dict[str, Any]
 RETRY_DELAYS_S = (0.5, 1, 2, 4)

@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
+from cli import sentence
 from cli.client import RETRY_DELAYS_S, Client, FarmUnavailable, Json, LinkExpired, api_path
 from cli.errors import CONFLICT, Failure
-from cli.sentences import sentence
 from common.datasets.layout import FOLDERS, MANIFEST, SUMS, TOP_LEVEL_FILES
 
 PAGE = 200

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cli import sentence
 from cli.errors import INTERRUPTED, Failure, program_name
-from cli.sentences import sentence
 from common.config import Settings
 
 

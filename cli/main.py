@@ -15,8 +15,8 @@ from typing import NoReturn
 import click
 from click.shell_completion import CompletionItem
 
+from cli import sentence
 from cli.errors import ERROR, INTERRUPTED, Failure, exit_code_of
-from cli.sentences import sentence
 from cli.shell import Shell, global_options
 from common.errors import Error
 

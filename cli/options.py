@@ -8,8 +8,8 @@ from typing import Any, BinaryIO
 
 import click
 
+from cli import sentence
 from cli.errors import USAGE, Failure
-from cli.sentences import sentence
 
 FieldValues = Mapping[str, list[Any]]  # values of fields of a recipe; several fields change together
 

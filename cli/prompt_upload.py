@@ -10,9 +10,9 @@ from typing import BinaryIO
 
 import click
 
+from cli import sentence
 from cli.client import Json
 from cli.errors import USAGE, Failure
-from cli.sentences import sentence
 from cli.shell import Columns, Row, Shell, format_bytes, format_duration
 from cli.watch import progress_bar
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cli import sentence
 from cli.errors import USAGE, Failure
-from cli.sentences import sentence
 
 if TYPE_CHECKING:
     from cli.client import Client

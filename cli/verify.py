@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from cli import sentence
 from cli.download import OnProgress, sha256_of
 from cli.errors import NOT_FOUND, Failure
-from cli.sentences import sentence
 from common.datasets import layout
 from common.datasets.layout import FOLDERS, MANIFEST, SUMS, Row
 

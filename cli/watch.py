@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from cli import sentence
 from cli.client import Json
 from cli.errors import INTERRUPTED, PARTLY, Failure, program_name
-from cli.sentences import sentence
 from cli.shell import Row, Shell, format_duration
 
 ENDED_IMAGES = ("stored", "flagged", "failed", "cancelled")

@@ -10,9 +10,8 @@ import click
 
 from common.config import Settings
 from common.errors import Conflict, Error
-from embedded import farm
+from embedded import farm, sentence
 from embedded.instance import home_path
-from embedded.sentences import sentence
 
 
 @click.group()

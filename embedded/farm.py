@@ -19,10 +19,9 @@ from pydantic import SecretStr
 from common.catalog import catalog
 from common.config import Settings
 from common.errors import Conflict, NotFound, Unavailable
-from embedded import supervisor
+from embedded import sentence, supervisor
 from embedded.instance import LOOPBACK, Instance, find_instance, home_path, make_home, prepare_instance
 from embedded.processes import Program, exclusive, stop_orphans, write_programs
-from embedded.sentences import sentence
 from embedded.servers import PROBES, create_bucket, server_programs, wait_for_server
 from embedded.supervisor import Process
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from common.config import Settings
 from common.errors import Invalid, Unavailable
+from embedded import sentence
 from embedded.processes import private_folder, write_private
-from embedded.sentences import sentence
 
 LOOPBACK = "127.0.0.1"
 ANYWHERE = "0.0.0.0"

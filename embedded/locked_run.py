@@ -10,8 +10,8 @@ import signal
 import sys
 from pathlib import Path
 
+from embedded import sentence
 from embedded.processes import SIGNALS, Program, lock_file, read_programs, take_lock
-from embedded.sentences import sentence
 
 PR_SET_PDEATHSIG = 1
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import Unavailable
+from embedded import sentence
 from embedded.instance import DATABASE, S3_ACCOUNT, USER, Instance, prepare_instance
 from embedded.processes import (
     SIGNALS,
@@ -27,7 +28,6 @@ from embedded.processes import (
     write_private,
     write_programs,
 )
-from embedded.sentences import sentence
 
 NOBODY = 65534
 START_TIMEOUT_S = 60

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import Error, Unavailable
+from embedded import sentence
 from embedded.processes import (
     Program,
     is_alive,
@@ -27,7 +28,6 @@ from embedded.processes import (
     wait_until,
     wait_until_ended,
 )
-from embedded.sentences import sentence
 
 NAME = "supervisord"
 MAX_SOCKET_PATH = 90  # bytes; the kernel's limit is 107, and supervisord creates it under a longer name first

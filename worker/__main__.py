@@ -25,9 +25,8 @@ from common.catalog import catalog
 from common.config import Settings
 from common.db import check_revision, current_revision, new_id, transaction
 from common.errors import Error, Unavailable
-from worker import tasks
+from worker import sentence, tasks
 from worker.availability import Availability
-from worker.sentences import sentence
 
 WAIT_FOR_DATABASE_S = 60
 TASK_ENDS_S = 0.01

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from common.config import Settings
 from common.log import log_event
-from worker.sentences import sentence
+from worker import sentence
 
 EXIT_CODE = 70
 TICK_S = 0.5

@@ -1,1 +1,5 @@
 """The admin dashboard."""
+
+from common.sentences import Sentences
+
+sentence = Sentences(__file__)

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
 
-from api.dashboard.sentences import sentence
+from api.dashboard import sentence
 from api.queries.fleet import Fleet
 from common.enums import Tier
 from common.queue.stats import Tally

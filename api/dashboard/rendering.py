@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 from fastapi import Request
 from starlette.responses import HTMLResponse
 
+from api.dashboard import sentence
 from api.dashboard.i18n import LANGUAGES, language_of, translations
-from api.dashboard.sentences import sentence
 from api.dashboard.sessions import Visitor
 from api.deps import AppState
 

@@ -13,7 +13,7 @@ from uuid import UUID
 from fastapi import Depends, Request, Response
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 
-from api.dashboard.sentences import sentence
+from api.dashboard import sentence
 from api.deps import AppState, State
 from common.accounts import audit
 from common.accounts.audit import Action

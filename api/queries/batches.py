@@ -13,9 +13,9 @@ from uuid import UUID
 from pydantic import BaseModel, Field
 from sqlalchemy import Connection, Row, TextClause, text
 
+from api import sentence
 from api.queries.fleet import WORKERS_JSON, Fleet
 from api.schemas import example
-from api.sentences import sentence
 from common.batches.plan import Plan
 from common.batches.progress import read_samples
 from common.batches.throughput import StopRule, images_per_minute

@@ -12,8 +12,8 @@ from uuid import UUID
 from pydantic import BaseModel, Field
 from sqlalchemy import Connection, Row, text
 
+from api import sentence
 from api.schemas import example
-from api.sentences import sentence
 from common.datasets.layout import SUMS, DatasetPlan, Layout
 from common.enums import DatasetState
 from common.errors import NotFound

@@ -9,8 +9,8 @@ from uuid import UUID
 from pydantic import BaseModel, Field
 from sqlalchemy import Connection, text
 
+from api import sentence
 from api.schemas import WaitingFor, example
-from api.sentences import sentence
 from common.enums import WorkerState
 from common.errors import NotFound
 from common.sentences import Sentence

@@ -11,9 +11,9 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, TextClause, text
 
+from api import sentence
 from api.queries.fleet import WORKERS_JSON, Fleet
 from api.schemas import Image, ImageError, ImageWithJob, Job, JobError, Progress, Recipe, Timings, WaitingFor
-from api.sentences import sentence
 from common.broker import Broker
 from common.enums import TERMINAL_JOB, ImageState, JobState
 from common.errors import NotFound, RenderFailed

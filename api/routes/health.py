@@ -9,10 +9,10 @@ from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 
+from api import sentence
 from api.deps import AppState, State
 from api.errors import RETRY_AFTER_S, Problem, problem
 from api.schemas import example
-from api.sentences import sentence
 from common.db import check_revision, current_revision, transaction
 from common.errors import Error, FieldError, Unavailable
 

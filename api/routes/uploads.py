@@ -17,9 +17,9 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from api import sentence
 from api.deps import AnyCaller, State
 from api.schemas import example
-from api.sentences import sentence
 from api.services.uploads import HashingFile, save_image, save_prompts
 from common.enums import Scope
 from common.errors import Forbidden, Invalid

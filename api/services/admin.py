@@ -2,12 +2,12 @@
 
 from uuid import UUID
 
+from api import sentence
 from api.deps import AppState
 from api.queries.fleet import Worker, find_worker, find_workers
 from api.queries.keys import Key, find_keys
 from api.queries.models import Model, find_models
 from api.schemas import KeyRequest
-from api.sentences import sentence
 from common.accounts import audit, licences, tenants
 from common.accounts.audit import Action
 from common.accounts.tenants import Caller, NewKey

@@ -14,11 +14,11 @@ from itertools import islice
 from pydantic import BaseModel, Field
 from sqlalchemy import Connection, text
 
+from api import sentence
 from api.deps import AppState
 from api.queries.batches import SkippedLine
 from api.queries.fleet import Fleet, read_fleet
 from api.schemas import RECIPE, Recipe, example
-from api.sentences import sentence
 from api.services.batches import INLINE, BatchRequest, as_lines, plan_of
 from api.services.jobs import image_finder
 from common import uploads

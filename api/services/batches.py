@@ -12,11 +12,11 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, WithJsonSchema, model_validator
 
+from api import sentence
 from api.deps import AppState
 from api.headers import idempotency_key
 from api.pagination import Paging
 from api.queries.batches import Batch, find_batch, find_batches
-from api.sentences import sentence
 from api.services.jobs import image_finder, random_seed
 from api.services.uploads import HashingFile, save
 from common.accounts import audit

@@ -2,12 +2,12 @@
 
 from uuid import UUID
 
+from api import sentence
 from api.deps import AppState
 from api.headers import idempotency_key
 from api.pagination import Paging
 from api.queries.datasets import Dataset, DatasetFile, find_dataset, find_datasets, find_files
 from api.schemas import DatasetRequest
-from api.sentences import sentence
 from common.accounts import audit
 from common.accounts.audit import Action
 from common.accounts.tenants import Caller

@@ -12,7 +12,7 @@ from typing import BinaryIO, Protocol
 
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from api.sentences import sentence
+from api import sentence
 from common.errors import PictureRefused
 
 FORMATS = ("PNG", "JPEG", "WEBP")

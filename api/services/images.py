@@ -5,10 +5,10 @@ from uuid import UUID
 
 import anyio.to_thread
 
+from api import sentence
 from api.deps import AppState
 from api.queries.jobs import find_image
 from api.schemas import ImageWithJob
-from api.sentences import sentence
 from common.accounts.tenants import Caller
 from common.db import transaction
 from common.enums import TERMINAL_IMAGE, ImageState

@@ -12,8 +12,8 @@ from datetime import datetime
 from typing import BinaryIO
 from uuid import UUID
 
+from api import sentence
 from api.deps import AppState
-from api.sentences import sentence
 from common import uploads
 from common.accounts.tenants import Caller
 from common.db import new_id, transaction

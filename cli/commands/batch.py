@@ -5,11 +5,11 @@ from typing import Any, BinaryIO
 
 import click
 
+from cli import sentence
 from cli.client import Json, api_path
 from cli.commands.generate import check_text
 from cli.options import FieldValueList, FieldValues, PromptFile, Size, StopRule, build_matrix
 from cli.prompt_upload import dry_run_batch, upload_prompts
-from cli.sentences import sentence
 from cli.shell import Columns, Group, Row, Shell, format_duration
 from cli.watch import batch_failure, count_images, watch_batch
 from common.enums import Tier

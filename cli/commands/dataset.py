@@ -10,11 +10,11 @@ from uuid import UUID
 import click
 from pydantic import ValidationError
 
+from cli import sentence
 from cli.client import Json, api_path
 from cli.download import download, prepare_folder
 from cli.errors import CONFLICT, INTERRUPTED, USAGE, Failure, program_name
 from cli.options import SplitShare
-from cli.sentences import sentence
 from cli.shell import Columns, Group, Row, Shell, format_bytes
 from cli.watch import byte_progress, show_progress
 from common.datasets.layout import DatasetPlan

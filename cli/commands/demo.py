@@ -13,12 +13,12 @@ from typing import Any
 
 import click
 
+from cli import sentence
 from cli.client import Json
 from cli.commands.farm import start
 from cli.commands.generate import make_folder, save
 from cli.errors import TIMED_OUT, Failure, program_name
 from cli.local import key_file, read_key
-from cli.sentences import sentence
 from cli.shell import Columns, Command, Shell, print_table
 from cli.watch import job_failure, watch_job
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import click
 
+from cli import sentence
 from cli.client import Client
 from cli.commands.drill import kill_worker
 from cli.commands.models import find_refusals
 from cli.errors import Failure, program_name
 from cli.local import find_farm, local_url, run_embedded
-from cli.sentences import sentence
 from cli.shell import Command, Shell
 from cli.watch import job_failure, watch_job
 from common.catalog.catalog import read

@@ -10,10 +10,10 @@ import signal
 import time
 from collections.abc import Collection, Iterator, Mapping
 
+from cli import sentence
 from cli.client import Json
 from cli.errors import TIMED_OUT, Failure
 from cli.local import run_embedded
-from cli.sentences import sentence
 from cli.shell import Shell
 from cli.watch import job_failure, watch_job
 

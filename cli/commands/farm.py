@@ -5,9 +5,9 @@ from typing import Any
 
 import click
 
+from cli import sentence
 from cli.errors import AUTH, NOT_FOUND, ROOT, USAGE, Failure, program_name
 from cli.local import create_key, read_key, run_embedded
-from cli.sentences import sentence
 from cli.shell import Command, Shell
 from common.config import Settings
 

@@ -6,10 +6,10 @@ from typing import Any, get_args
 
 import click
 
+from cli import sentence
 from cli.client import Json
 from cli.errors import USAGE, Failure
 from cli.options import ImageFile, LoraWeight, Size
-from cli.sentences import sentence
 from cli.shell import Columns, Command, Shell
 from cli.watch import job_failure, watch_job
 from common.enums import Tier

@@ -13,11 +13,11 @@ from typing import Any, TextIO
 
 import click
 
+from cli import sentence
 from cli.client import Json, api_path
 from cli.commands.generate import check_text, make_folder, save
 from cli.errors import USAGE, Failure, program_name
 from cli.options import Size, ValueList
-from cli.sentences import sentence
 from cli.sheets.comparison import compare, grid_axes
 from cli.sheets.contact_sheet import render_sheet
 from cli.sheets.grid_page import render_page

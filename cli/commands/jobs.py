@@ -4,9 +4,9 @@ from typing import Any
 
 import click
 
+from cli import sentence
 from cli.client import Json, api_path
 from cli.errors import PARTLY, Failure
-from cli.sentences import sentence
 from cli.shell import Columns, Group, Row, Shell
 from cli.watch import job_failure, watch_job
 from common.enums import JobState, Tier

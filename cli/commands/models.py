@@ -11,10 +11,10 @@ from importlib.util import find_spec
 
 import click
 
+from cli import sentence
 from cli.client import Json, api_path
 from cli.errors import INTERRUPTED, NOT_FOUND, USAGE, Failure, exit_code_of, program_name
 from cli.local import local_url
-from cli.sentences import sentence
 from cli.shell import Columns, Group, Row, Shell, format_bytes
 from cli.watch import show_progress
 from common.catalog import manifest

@@ -2,9 +2,9 @@
 
 import click
 
+from cli import sentence
 from cli.client import api_path
 from cli.errors import NOT_FOUND, USAGE, Failure
-from cli.sentences import sentence
 from cli.shell import Columns, Group, Row, Shell
 
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cli import sentence
 from cli.client import Json
 from cli.errors import Failure
-from cli.sentences import sentence
 from cli.watch import failure_reason
 from common.batches.matrix import Axis, axes
 

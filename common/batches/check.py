@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
+from common.batches import sentence
 from common.batches.plan import PlannedJob, Planner
-from common.batches.sentences import sentence
 from common.catalog.catalog import Catalog, Model
 from common.errors import Invalid
 from common.prompt_files.lines import Line, at_line

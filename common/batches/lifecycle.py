@@ -12,10 +12,10 @@ from uuid import UUID
 
 from sqlalchemy import Connection, TextClause, text
 
+from common.batches import sentence
 from common.batches.chunks import FENCE, Batch, fence_params
 from common.batches.matrix import variants
 from common.batches.plan import Plan
-from common.batches.sentences import sentence
 from common.batches.throughput import StopRule
 from common.db import new_id
 from common.enums import Tier

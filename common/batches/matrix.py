@@ -12,7 +12,7 @@ from itertools import chain, product
 from math import prod
 from typing import Any
 
-from common.batches.sentences import sentence
+from common.batches import sentence
 from common.errors import FieldError, Invalid
 from common.recipes.recipe import Draft
 

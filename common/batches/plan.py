@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, TypeAdapter, ValidationError
 
+from common.batches import sentence
 from common.batches.matrix import Variant, variants
-from common.batches.sentences import sentence
 from common.catalog.catalog import Catalog
 from common.errors import FieldError, Invalid
 from common.recipes.field_errors import prompt_errors

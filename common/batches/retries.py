@@ -15,9 +15,9 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from common.batches import sentence
 from common.batches.chunks import FENCE, Batch, fence_params
 from common.batches.expansion import LOCK_TO_EXPAND, OPEN_LANES
-from common.batches.sentences import sentence
 from common.db import new_id
 from common.errors import Conflict, NotFound
 from common.queue.jobs import Lane, make_lanes

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
-from common.batches.sentences import sentence
+from common.batches import sentence
 from common.sentences import Sentence
 
 SAMPLE_S = 10.0  # between two samples, unless many images end meanwhile

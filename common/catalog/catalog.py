@@ -10,9 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from common.catalog import manifest
+from common.catalog import manifest, sentence
 from common.catalog.loras import Lora, read_lora
-from common.catalog.sentences import sentence
 from common.errors import Invalid, UnknownModel
 
 SCHEDULERS = ("ddim", "ddpm", "deis", "dpm++", "dpm++_sde", "euler", "euler_a", "heun", "kdpm2", "lms", "pndm", "unipc")

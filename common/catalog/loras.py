@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from common.catalog.sentences import sentence
+from common.catalog import sentence
 from common.errors import FieldError
 from common.sentences import Sentence
 

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from common.datasets.sentences import sentence
+from common.datasets import sentence
 from common.recipes.recipe import Recipe, canonical_json
 
 FORMAT = 1  # the version of the layout; a part of every plan's digest

@@ -14,8 +14,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, TextClause, text
 
+from common.datasets import sentence
 from common.datasets.layout import DatasetPlan
-from common.datasets.sentences import sentence
 from common.db import new_id
 from common.errors import NotFound
 from common.recipes.recipe import canonical_json

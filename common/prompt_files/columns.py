@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from common.errors import Invalid
-from common.prompt_files.sentences import sentence
+from common.prompt_files import sentence
 from common.recipes.recipe import Draft
 
 FIELDS = tuple(Draft.model_fields)

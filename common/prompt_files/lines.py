@@ -12,8 +12,8 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from common.errors import Invalid
+from common.prompt_files import sentence
 from common.prompt_files.columns import FIELDS, columns_of, field_of, fields_of, parse_cell
-from common.prompt_files.sentences import sentence
 from common.sentences import Sentence
 
 MAX_LINE_BYTES = 1_000_000

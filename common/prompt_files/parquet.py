@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 from common.errors import Invalid, Unavailable
+from common.prompt_files import sentence
 from common.prompt_files.lines import MAX_LINE_BYTES, TOO_LONG, Line, raise_invalid
-from common.prompt_files.sentences import sentence
 from common.sentences import Sentence
 
 READER = (sys.executable, "-P", "-m", "common.prompt_files.parquet_child")

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from common.errors import Invalid
+from common.prompt_files import sentence
 from common.prompt_files.columns import FLOATS, INTEGERS, columns_of
-from common.prompt_files.sentences import sentence
 from common.sentences import Sentence
 
 BATCH_ROWS = 256

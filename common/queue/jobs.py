@@ -18,7 +18,7 @@ from sqlalchemy import Connection, text
 from common.db import new_id
 from common.enums import JobState, Tier
 from common.errors import Conflict, NotFound
-from common.queue.sentences import sentence
+from common.queue import sentence
 from common.recipes.recipe import Recipe, canonical_json
 
 

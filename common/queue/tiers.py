@@ -15,8 +15,8 @@ from sqlalchemy import Connection, text
 
 from common.enums import Tier
 from common.errors import Conflict, NotFound
+from common.queue import sentence
 from common.queue.jobs import LOCK_JOB, Lane, make_lanes
-from common.queue.sentences import sentence
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from common.catalog.catalog import SCHEDULERS, Model
 from common.errors import FieldError
-from common.recipes import prompt_weighting
-from common.recipes.sentences import sentence
+from common.recipes import prompt_weighting, sentence
 
 DIVISOR = 8  # of widths and heights: one latent pixel is 8 × 8 pixels
 

@@ -11,7 +11,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict
 
 from common.errors import FieldError
-from common.recipes.sentences import sentence
+from common.recipes import sentence
 
 Mode = Literal["text2image", "image2image", "inpaint"]
 DEFAULT_STRENGTHS = {"image2image": 0.75, "inpaint": 1.0}

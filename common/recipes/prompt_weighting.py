@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from common.recipes.sentences import sentence
+from common.recipes import sentence
 from common.sentences import Sentence
 
 MAX_PROMPT_WEIGHT = 2.0

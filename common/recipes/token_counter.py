@@ -19,9 +19,8 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from common.catalog.catalog import Model
 from common.errors import FieldError, PromptTooLong
-from common.recipes import prompt_weighting
+from common.recipes import prompt_weighting, sentence
 from common.recipes.recipe import Recipe
-from common.recipes.sentences import sentence
 from common.sentences import Sentence
 
 MAX_CACHED = 10_000  # texts

@@ -32,7 +32,7 @@ from common.prompt_files.lines import Line, at_line, take
 from common.prompt_files.reader import open_prompts
 from common.recipes.img2img import FindImage, InputImage
 from common.storage import Storage
-from worker.control.sentences import sentence
+from worker.control import sentence
 
 CHUNK_IMAGES = 8000
 CHECK_PROMPTS = 5000

@@ -26,9 +26,8 @@ from common.enums import ImageState
 from common.errors import Error, NotFound, Unavailable
 from common.log import log_event
 from common.storage import Storage, sha256
-from worker.datasets import card, formats
+from worker.datasets import card, formats, sentence
 from worker.datasets.files import DatasetFiles, File
-from worker.datasets.sentences import sentence
 from worker.datasets.shard import Item, Report, Shard, ShardManifest, ShardWriter, items_of
 
 WORK_S = 20.0  # on one dataset before another one that is queued; the current shard is finished first

@@ -16,9 +16,8 @@ from common.catalog.catalog import Model
 from common.catalog.manifest import ModelManifest
 from common.config import Settings
 from common.errors import Conflict, Error, Invalid, ModelRefused
-from worker.models import hub, importer
+from worker.models import hub, importer, sentence
 from worker.models import store as model_store
-from worker.models.sentences import sentence
 from worker.pipelines import base, checkpoint, registry
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from common.catalog.catalog import Model
 from common.errors import ModelRefused
-from worker.models.sentences import sentence
+from worker.models import sentence
 from worker.pipelines import checkpoint, loader, tokenizer
 
 PLAIN = (bool, float, int, str, type(None))

@@ -21,9 +21,8 @@ from common.catalog.catalog import Model
 from common.catalog.manifest import ModelManifest
 from common.errors import Error, ModelRefused, NanImage
 from common.recipes.recipe import Recipe
-from worker.models import hub
+from worker.models import hub, sentence
 from worker.models import store as model_store
-from worker.models.sentences import sentence
 from worker.models.store import SourceFiles
 from worker.pipelines import checkpoint
 from worker.pipelines.base import DeviceLost, ImageRequest, Pipeline

@@ -22,7 +22,7 @@ from common.errors import Invalid, ModelRefused, OutOfMemory, RenderFailed, Unav
 from common.log import log_event
 from common.queue import workers
 from common.recipes.recipe import canonical_json
-from worker.models.sentences import sentence
+from worker.models import sentence
 from worker.pipelines import registry
 from worker.pipelines.base import DeviceLost, Pipeline
 from worker.watchdog import Watchdog

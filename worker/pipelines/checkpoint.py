@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from common.catalog.catalog import Model
 from common.errors import ModelRefused
-from worker.pipelines.sentences import sentence
+from worker.pipelines import sentence
 
 COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 SAFETY_COMPONENTS = ("feature_extractor", "safety_checker")

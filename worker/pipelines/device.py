@@ -10,7 +10,7 @@ import diffusers
 import torch
 
 from common.errors import Invalid
-from worker.pipelines.sentences import sentence
+from worker.pipelines import sentence
 
 USABLE = 0.9  # of the free memory
 

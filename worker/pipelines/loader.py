@@ -21,8 +21,7 @@ from huggingface_hub.utils import disable_progress_bars
 
 from common.catalog.catalog import Model
 from common.errors import ModelRefused
-from worker.pipelines import checkpoint, tokenizer
-from worker.pipelines.sentences import sentence
+from worker.pipelines import checkpoint, sentence, tokenizer
 
 Config = dict[str, Any]
 TEXT_ENCODERS = ("BertModel", "CLIPTextModel")

@@ -16,7 +16,7 @@ from common.catalog.catalog import Model
 from common.errors import LoraRefused, NanImage, OutOfMemory, PromptRefused, RenderFailed
 from common.recipes import prompt_weighting
 from common.recipes.recipe import Recipe
-from worker.pipelines import batch_size, checkpoint
+from worker.pipelines import batch_size, checkpoint, sentence
 from worker.pipelines.base import DeviceLost, ImageRequest, OnStep, RenderedImage
 from worker.pipelines.checkpoint import first_line
 from worker.pipelines.device import free_memory, is_lost, is_out_of_memory, memory_limit, resolve
@@ -24,7 +24,6 @@ from worker.pipelines.img2img import Img2Img
 from worker.pipelines.loader import Config, load_pipeline, precision, scheduler
 from worker.pipelines.lora import LoraAdapters
 from worker.pipelines.prompt_embeds import encode_prompts
-from worker.pipelines.sentences import sentence
 
 BENCHMARK_STEPS = 2
 BICUBIC = 3  # Pillow's number for it

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from common.catalog.catalog import Model
 from common.errors import NanImage, OutOfMemory, PromptRefused, PromptTooLong, RenderFailed
 from common.recipes import prompt_weighting, token_counter
+from worker.pipelines import sentence
 from worker.pipelines.base import DeviceLost, ImageRequest, OnStep, RenderedImage
-from worker.pipelines.sentences import sentence
 
 FLAGGED, NAN, OOM = "#flagged", "#nan", "#oom"  # flag the image, render NaN, or run out of memory
 HANG, DIE, LOST = "#hang", "#die", "#lost"  # at the first step: hang, die by SIGKILL, or lose the device

@@ -16,8 +16,7 @@ from tokenizers.models import Unigram
 
 from common.catalog.catalog import Model
 from common.errors import ModelRefused
-from worker.pipelines import checkpoint
-from worker.pipelines.sentences import sentence
+from worker.pipelines import checkpoint, sentence
 
 SPACE = "▁"
 

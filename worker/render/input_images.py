@@ -24,7 +24,7 @@ from common.recipes.img2img import InputImage
 from common.storage import Storage, sha256
 from worker.availability import Availability
 from worker.pipelines.base import ImageRequest
-from worker.render.sentences import sentence
+from worker.render import sentence
 from worker.watchdog import Watchdog
 
 FETCHERS = 4  # input images fetched at the same time

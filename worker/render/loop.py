@@ -27,11 +27,11 @@ from common.log import log_event
 from common.queue import claim, leases
 from worker.availability import Availability
 from worker.models.manager import ModelManager
+from worker.render import sentence
 from worker.render.drain import Drain
 from worker.render.inflight import HeldLeases, InflightMicrobatch, State
 from worker.render.input_images import InputImageLoader
 from worker.render.render_thread import RenderThread
-from worker.render.sentences import sentence
 from worker.render.uploader import Uploader
 
 RUN_S = 30.0  # how long one call of run() goes on

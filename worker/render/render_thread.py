@@ -19,8 +19,8 @@ from common.recipes.recipe import canonical_json
 from worker.models.manager import ModelManager
 from worker.pipelines.base import DeviceLost, ImageRequest, OnStep, Pipeline, RenderedImage
 from worker.pipelines.batch_size import at_size
+from worker.render import sentence
 from worker.render.inflight import InflightMicrobatch, RenderedMicrobatch
-from worker.render.sentences import sentence
 from worker.watchdog import Watchdog
 
 REDUCED_S = 600  # for so long a call renders fewer images after memory ran out: another process may have taken it

@@ -9,8 +9,8 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Form, Query, Request, Response
 from sqlalchemy import Connection, text
 
+from api.dashboard import sentence
 from api.dashboard.rendering import render_notice
-from api.dashboard.sentences import sentence
 from api.dashboard.sessions import CurrentActor, CurrentVisitor, Visitor
 from api.dashboard.view import Read, view
 from api.deps import State

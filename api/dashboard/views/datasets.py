@@ -8,7 +8,7 @@ from uuid import UUID
 from fastapi import APIRouter, Response
 from starlette.responses import RedirectResponse
 
-from api.dashboard.sentences import sentence
+from api.dashboard import sentence
 from api.dashboard.sessions import CurrentVisitor
 from api.dashboard.view import Read, view
 from api.deps import AppState, State

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field, field_validator
 from sqlalchemy import Connection, Row, text
 
-from api.dashboard.sentences import sentence
+from api.dashboard import sentence
 from api.dashboard.sessions import CurrentVisitor
 from api.dashboard.view import Read, view
 from api.deps import State

@@ -8,8 +8,8 @@ from uuid import UUID
 from fastapi import APIRouter, Form, Query, Request, Response
 from pydantic import AwareDatetime, BaseModel, field_validator
 
+from api.dashboard import sentence
 from api.dashboard.rendering import render_notice
-from api.dashboard.sentences import sentence
 from api.dashboard.sessions import CurrentActor, CurrentVisitor
 from api.dashboard.view import Read, view
 from api.deps import AppState, State

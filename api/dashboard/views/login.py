@@ -6,9 +6,8 @@ from typing import Annotated
 from fastapi import APIRouter, Form, Request, Response
 from starlette.responses import RedirectResponse
 
-from api.dashboard import i18n, sessions
+from api.dashboard import i18n, sentence, sessions
 from api.dashboard.rendering import render_page
-from api.dashboard.sentences import sentence
 from api.dashboard.sessions import CurrentVisitor, SameOrigin
 from api.deps import Admin, State
 from common.accounts.tenants import find_key

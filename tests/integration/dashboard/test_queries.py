@@ -8,9 +8,8 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
-from api.dashboard import alerts
+from api.dashboard import alerts, sentence
 from api.dashboard.alerts import Alert
-from api.dashboard.sentences import sentence
 from api.dashboard.views import admin, batches, images, job, workers
 from api.dashboard.views.images import ImageSearch, StoredImage
 from api.queries.fleet import read_fleet

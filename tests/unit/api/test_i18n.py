@@ -7,12 +7,12 @@ import pytest
 from babel.messages.extract import extract_from_dir
 from babel.messages.pofile import read_po
 
+from api import sentence as api_sentence
+from api.dashboard import sentence
 from api.dashboard.alerts import SEVERITY
 from api.dashboard.i18n import LOCALE, preferred_language
-from api.dashboard.sentences import sentence
-from api.sentences import sentence as api_sentence
 from common.queue.workers import IS_SILENT
-from worker.render.sentences import sentence as worker_sentence
+from worker.render import sentence as worker_sentence
 
 TEMPLATES = LOCALE.parent / "templates"
 FILES = sorted((LOCALE / "zh_CN").glob("*.po"))

@@ -1,7 +1,9 @@
 """Each room's table of sentences and its calls agree: no code is missing, left over, or short of a parameter."""
 
 import ast
+import copy
 import string
+import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +13,7 @@ from common.sentences import Sentences
 
 HOME = Path(__file__).resolve().parents[3]
 PACKAGES = ("api", "cli", "common", "embedded", "worker")
+ROOMS = [p.parent.relative_to(HOME).as_posix() for name in PACKAGES for p in (HOME / name).rglob("sentences.toml")]
 
 
 class Call(NamedTuple):
@@ -19,25 +22,22 @@ class Call(NamedTuple):
     params: frozenset[str]
 
 
-def tables() -> dict[str, dict[str, str]]:
-    """By module: the literal tables that are given to Sentences."""
-    found = {}
-    for path in (path for package in PACKAGES for path in sorted((HOME / package).rglob("*.py"))):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "Sentences":
-                found[module_of(path)] = ast.literal_eval(node.args[0])
-    return found
+def table(room: str) -> dict[str, str]:
+    return tomllib.loads((HOME / room / "sentences.toml").read_text())
 
 
-def calls(table: str) -> list[Call]:
-    """All calls of the `sentence` of this table, under whatever name a module imports it."""
+def calls(room: str) -> list[Call]:
+    """All calls of the `sentence` of this room, under whatever name a module imports it."""
     found = []
     for path in (path for package in PACKAGES for path in sorted((HOME / package).rglob("*.py"))):
         tree = ast.parse(path.read_text())
-        names = {"sentence"} if module_of(path) == table else set()
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and node.module == table:
-                names |= {alias.asname or alias.name for alias in node.names if alias.name == "sentence"}
+        names = {
+            alias.asname or alias.name
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and node.module == room.replace("/", ".")
+            for alias in node.names
+            if alias.name == "sentence"
+        }
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and getattr(node.func, "id", None) in names:
                 assert isinstance(node.args[0], ast.Constant), f"{path}:{node.lineno} computes its code"
@@ -46,25 +46,23 @@ def calls(table: str) -> list[Call]:
     return found
 
 
-def module_of(path: Path) -> str:
-    return ".".join(path.relative_to(HOME).with_suffix("").parts)
-
-
 def fields(text: str) -> set[str]:
-    return {(name.partition(".")[0]).partition("[")[0] for _, name, _, _ in string.Formatter().parse(text) if name}
+    return {name.partition(".")[0].partition("[")[0] for _, name, _, _ in string.Formatter().parse(text) if name}
 
 
-@pytest.mark.parametrize("table", tables())
-def test_the_calls_and_the_table_of_a_room_agree(table: str) -> None:
-    texts, said = tables()[table], calls(table)
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_calls_and_the_table_of_a_room_agree(room: str) -> None:
+    texts, said = table(room), calls(room)
     assert [call for call in said if call.code not in texts] == []
     assert [call for call in said if call.code in texts and call.params != fields(texts[call.code])] == []
     assert texts.keys() - {call.code for call in said} == set(), "left over"
 
 
-def test_a_sentence_is_its_text_and_knows_its_code() -> None:
-    said = Sentences({"too_small": "has {side} pixels"})("too_small", side=7)
+def test_a_sentence_is_its_text_and_knows_its_code(tmp_path: Path) -> None:
+    (tmp_path / "sentences.toml").write_text('too_small = "has {side} pixels"')
+    sentence = Sentences(str(tmp_path / "__init__.py"))
+    said = copy.deepcopy(sentence("too_small", side=7))
     assert said == "has 7 pixels"
     assert (said.code, said.params) == ("too_small", {"side": 7})
     with pytest.raises(KeyError):
-        Sentences({"too_small": "has {side} pixels"})("too_small")
+        sentence("too_small")
