@@ -27,11 +27,11 @@ from common.batches.matrix import FIELDS, MAX_VARIANTS, OF_EACH_PROMPT, Variant,
 from common.batches.plan import PLACEHOLDER, Plan, Planner
 from common.batches.throughput import StopRule
 from common.catalog.catalog import Catalog, Model
-from common.db import new_id, transaction
+from common.db import transaction
 from common.enums import Tier
 from common.errors import FieldError, Invalid, UnknownModel
 from common.log import log_event
-from common.queue import idempotency
+from common.queue.idempotency import find_result, submit_idempotent
 from common.recipes import token_counter
 from common.recipes.img2img import FindImage
 from common.recipes.recipe import Draft, Seed, Text
@@ -118,35 +118,37 @@ def submit(
     state: AppState, caller: Caller, request: BatchRequest, key: str | None, request_id: str
 ) -> tuple[Batch, bool]:
     """The batch of this request, and whether it is new. `key` is an Idempotency-Key. Raises Invalid."""
-    plan, batch_id = plan_of(state, caller, request), new_id()
+    plan = plan_of(state, caller, request)
     once = idempotency_key(ROUTE, key, request.model_dump(mode="json", exclude_unset=True))
     if once:  # its prompts may be stored already
         with transaction(state.autocommit) as connection:
-            earlier = idempotency.find_result(connection, caller.tenant_id, once)
+            earlier = find_result(connection, caller.tenant_id, once)
         if earlier:
             return get(state, caller, earlier), False
     state.acceptances.require(caller.tenant_id, map(state.catalog.get, plan.models))
     upload_id = _store_prompts(state, caller, request.prompts) if request.prompts else request.upload
     assert upload_id  # the request has one of the two
+
+    def insert(batch_id: UUID) -> None:
+        lifecycle.submit(
+            connection,
+            caller.tenant_id,
+            upload_id,
+            plan,
+            tier=request.tier,
+            name=request.name,
+            stop_rule=request.stop_rule,
+            request_id=request_id,
+            batch_id=batch_id,
+        )
+        audit.record(connection, caller, Action.SUBMIT_BATCH, batch_id, name=request.name)
+
     with transaction(state.engine) as connection:
-        earlier = idempotency.claim_key(connection, caller.tenant_id, once, batch_id) if once else None
-        if earlier is None:
-            lifecycle.submit(
-                connection,
-                caller.tenant_id,
-                upload_id,
-                plan,
-                tier=request.tier,
-                name=request.name,
-                stop_rule=request.stop_rule,
-                request_id=request_id,
-                batch_id=batch_id,
-            )
-            audit.record(connection, caller, Action.SUBMIT_BATCH, batch_id, name=request.name)
-    if earlier is None:
+        batch_id, is_new = submit_idempotent(connection, caller.tenant_id, once, insert)
+    if is_new:
         state.broker.advance(batch_id)
         log_event("batch_submitted", batch=batch_id, tenant=caller.tenant_id, request=request_id)
-    return get(state, caller, earlier or batch_id), earlier is None
+    return get(state, caller, batch_id), is_new
 
 
 def get(state: AppState, caller: Caller, batch_id: UUID) -> Batch:

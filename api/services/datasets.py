@@ -12,11 +12,11 @@ from common.accounts import audit
 from common.accounts.audit import Action
 from common.accounts.tenants import Caller
 from common.datasets import lifecycle
-from common.db import new_id, transaction
+from common.db import transaction
 from common.enums import DatasetState
 from common.errors import Conflict
 from common.log import log_event
-from common.queue import idempotency
+from common.queue.idempotency import submit_idempotent
 from common.sentences import Sentence
 
 ROUTE = "POST /v1/datasets"  # of an Idempotency-Key
@@ -26,26 +26,22 @@ def submit(
     state: AppState, caller: Caller, request: DatasetRequest, key: str | None, request_id: str
 ) -> tuple[Dataset, bool]:
     """The dataset of this request, and whether it is new. `key` is an Idempotency-Key. Raises NotFound, Conflict."""
-    dataset_id = new_id()
     once = idempotency_key(ROUTE, key, request.model_dump(mode="json"))
+
+    def insert(dataset_id: UUID) -> None:
+        lifecycle.submit(
+            connection, caller.tenant_id, request.batch, request.plan, request_id=request_id, dataset_id=dataset_id
+        )
+        audit.record(connection, caller, Action.EXPORT_DATASET, dataset_id, batch=request.batch)
+
     with transaction(state.engine) as connection:
-        earlier = idempotency.claim_key(connection, caller.tenant_id, once, dataset_id) if once else None
-        if earlier is None:
-            lifecycle.submit(
-                connection,
-                caller.tenant_id,
-                request.batch,
-                request.plan,
-                request_id=request_id,
-                dataset_id=dataset_id,
-            )
-            audit.record(connection, caller, Action.EXPORT_DATASET, dataset_id, batch=request.batch)
-    if earlier is None:
+        dataset_id, is_new = submit_idempotent(connection, caller.tenant_id, once, insert)
+    if is_new:
         state.broker.export(dataset_id)
         log_event(
             "dataset_submitted", dataset=dataset_id, batch=request.batch, tenant=caller.tenant_id, request=request_id
         )
-    return get(state, caller, earlier or dataset_id), earlier is None
+    return get(state, caller, dataset_id), is_new
 
 
 def get(state: AppState, caller: Caller, dataset_id: UUID) -> Dataset:

@@ -1,12 +1,8 @@
-"""Claims: how images pass from the queue through a worker's hands to storage. With `jobs.py`, every change of state.
+"""Claims: the choice of the next microbatch for a worker. What happens to it then is in `leases`.
 
-    claim ──► start ──► publish      a lease takes a microbatch, starts it, makes its pictures visible
-      └─────────┴─────► release      or gives back what it has not finished
-                  └───► rescue       or dies, and the sweep takes its images back
-
-A lease changes only images whose row names it: its id is the fence. A claimed image stays `queued` until its lease
-starts; only then does the attempt count. An image whose started lease was lost is *suspect*: it may be what killed the
-worker, so it is claimed alone from then on. Nothing here renders, stores or sends.
+A claim takes waiting images that one pipeline call can render together and gives them a lease. It chooses by tier, then
+by models that are resident, then by fair share among tenants, then by age. An image whose started lease was lost is
+*suspect*: it may have killed the worker, so it is claimed alone from then on.
 """
 
 from collections.abc import Mapping
@@ -21,18 +17,22 @@ from common.recipes.recipe import Recipe
 
 @dataclass(frozen=True)
 class Offer:
-    """What a worker could render now. `capacity` is the images of one pipeline call, by model."""
+    """What a worker can render now.
+
+    `capacity`: images of one pipeline call, by model. `patience_s`: a job that waits longer comes before those of
+    resident models. `lower_tier`: take the oldest image of the lower tiers this time, so that no tier starves.
+    """
 
     worker_id: UUID
     capacity: Mapping[str, int]
     resident: tuple[str, ...] = ()
-    patience_s: float = 30  # a lane whose head waits longer may cost a resident model its place
-    lower_tier: bool = False  # this once, the oldest of the lower tiers first: nothing starves
+    patience_s: float = 30
+    lower_tier: bool = False
 
 
 @dataclass(frozen=True)
 class Image:
-    """One image of a microbatch. The `index`-th seed of its recipe is its own."""
+    """One image of a microbatch. It has the seed at `index` of its recipe."""
 
     id: UUID
     job_id: UUID
@@ -48,9 +48,9 @@ class Image:
 
 @dataclass(frozen=True)
 class Microbatch:
-    """The images that one lease holds, compatible with each other and so for one pipeline call.
+    """The images of one lease, which one pipeline call can render together.
 
-    `suspect`: its one image was in a worker that died. Better store whatever else this worker holds before it starts.
+    `suspect`: its only image was in a worker that died. Store what else the worker holds before this one starts.
     """
 
     lease_id: UUID
@@ -60,9 +60,9 @@ class Microbatch:
 
 
 def claim(connection: Connection, offer: Offer, lease_id: UUID, lease_s: float) -> Microbatch | None:
-    """Take the best microbatch that the worker could render: None when nothing waits for it.
+    """Give the next images that the worker can render to a new lease of `lease_s` seconds; None when none waits.
 
-    Tier first, then models that are resident, then fair share among tenants, then age. Never waits for a lock.
+    Skips locked images, so claims wait for each other only to charge the same tenant.
     """
     parameters = {
         "models": list(offer.capacity),
@@ -82,8 +82,8 @@ def claim(connection: Connection, offer: Offer, lease_id: UUID, lease_s: float) 
 
 
 def models_with_idle_workers(connection: Connection, beat_s: float) -> list[str]:
-    """The models that have images waiting beside a worker that serves them, holds no lease and was heard of lately."""
-    return list(connection.execute(IDLE_MODELS, {"lately": 3 * beat_s}).scalars())
+    """The models of which images wait although a live worker that serves them holds no lease."""
+    return list(connection.execute(IDLE_MODELS, {"alive_s": 3 * beat_s}).scalars())
 
 
 def _image(row: Row[Any]) -> Image:
@@ -91,12 +91,13 @@ def _image(row: Row[Any]) -> Image:
     return Image(row.id, row.job_id, index, row.attempts, Recipe.model_validate(row.recipe), row.request_id)
 
 
-# One statement each. WAITING is what the partial index `images_waiting_idx` holds. Suspects are few: as many as dead
-# leases held, so to step over them keeps a claim flat. ANY(ARRAY()) keeps the planner from scanning the whole table.
-
+# The condition of the partial index `images_waiting_idx`.
 WAITING = "images.state = 'queued' AND images.lease_id IS NULL AND images.not_before IS NULL"
+# Suspects are few, so stepping over them does not slow a claim down.
 SUSPECT = "images.error_code IS NOT DISTINCT FROM 'worker_lost'"
 
+# Chooses the first lane and those that can share its pipeline call, locks images, and gives them to a new lease.
+# ANY(ARRAY()) keeps the planner from scanning the whole table.
 CLAIM = text(f"""
     WITH offer AS (
         SELECT * FROM unnest(cast(:models AS text[]), cast(:capacities AS int[])) AS offer(model, capacity)),
@@ -116,22 +117,22 @@ CLAIM = text(f"""
     first AS MATERIALIZED (
         SELECT waiting.* FROM waiting JOIN turn USING (id)
         ORDER BY is_lower DESC, CASE WHEN is_lower THEN head END, tier, preference, share, head LIMIT 1),
-    company AS MATERIALIZED (
+    batch_mates AS MATERIALIZED (
         SELECT waiting.id, first.capacity FROM waiting JOIN first USING (compatibility)
         ORDER BY waiting.id = first.id DESC, waiting.tier, waiting.share, waiting.head),
-    alone AS MATERIALIZED (
+    suspect_alone AS MATERIALIZED (
         SELECT images.id FROM images JOIN first ON images.id = first.head
         WHERE first.suspect AND {WAITING} FOR NO KEY UPDATE OF images SKIP LOCKED),
-    picked AS MATERIALIZED (
-        SELECT id FROM alone
+    selected AS MATERIALIZED (
+        SELECT id FROM suspect_alone
         UNION ALL
-        SELECT image.id FROM company CROSS JOIN LATERAL (
-            SELECT images.id FROM images WHERE images.lane_id = company.id AND {WAITING} AND NOT {SUSPECT}
-            ORDER BY images.id LIMIT company.capacity FOR NO KEY UPDATE SKIP LOCKED) AS image
-        WHERE NOT EXISTS (SELECT FROM alone)
+        SELECT image.id FROM batch_mates CROSS JOIN LATERAL (
+            SELECT images.id FROM images WHERE images.lane_id = batch_mates.id AND {WAITING} AND NOT {SUSPECT}
+            ORDER BY images.id LIMIT batch_mates.capacity FOR NO KEY UPDATE SKIP LOCKED) AS image
+        WHERE NOT EXISTS (SELECT FROM suspect_alone)
         LIMIT (SELECT capacity FROM first)),
     taken AS (
-        UPDATE images SET lease_id = :lease WHERE id = ANY(ARRAY(SELECT id FROM picked))
+        UPDATE images SET lease_id = :lease WHERE id = ANY(ARRAY(SELECT id FROM selected))
         RETURNING images.id, images.job_id, images.lane_id, images.index, images.attempts, {SUSPECT} AS suspect),
     lease AS (
         INSERT INTO leases (id, worker_id, image_ids, expires_at)
@@ -141,7 +142,8 @@ CLAIM = text(f"""
     FROM taken JOIN jobs ON jobs.id = taken.job_id CROSS JOIN first ORDER BY taken.id
 """)
 
-# Start-time fair queueing: a tenant's clock runs on by images ÷ weight; one that comes back starts at today's time.
+# Advances each tenant's virtual time by images ÷ weight (start-time fair queueing). A tenant without work in the
+# meantime starts at the present virtual time.
 CHARGE_TENANTS = text("""
     WITH clock AS (SELECT max(virtual_start) AS time FROM tenants),
     charge AS (
@@ -154,11 +156,11 @@ CHARGE_TENANTS = text("""
     FROM charge JOIN locked USING (id) CROSS JOIN clock WHERE tenants.id = charge.id
 """)
 
-
+# Finds models with waiting images and an idle worker.
 IDLE_MODELS = text(f"""
     SELECT DISTINCT lanes.model FROM lanes JOIN workers ON lanes.model = ANY(workers.models)
     WHERE lanes.open > 0 AND NOT lanes.closed AND workers.state IN ('starting', 'ready')
-        AND workers.seen_at > now() - make_interval(secs => :lately)
+        AND workers.seen_at > now() - make_interval(secs => :alive_s)
         AND NOT EXISTS (SELECT FROM leases WHERE leases.worker_id = workers.id AND leases.ended_at IS NULL)
         AND EXISTS (SELECT FROM images WHERE images.lane_id = lanes.id AND {WAITING})
 """)

@@ -1,4 +1,12 @@
-"""Leases: start, publish, renew, release and rescue the images of a microbatch."""
+"""Leases: what happens to a microbatch after its claim, and to the keys that a dead lease may have written.
+
+    claim ──► start ──► publish      the lease starts its images, and makes the rendered ones visible
+      └─────────┴─────► release      or gives unfinished images back
+                  └───► rescue       or expires, and the sweep takes its images back
+
+A lease changes only images whose row names it: its id is the fence. A claimed image stays `queued` until its lease
+starts; only then does the attempt count. Nothing here renders, stores or sends.
+"""
 
 import json
 from collections.abc import Sequence
@@ -8,19 +16,21 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from common.enums import ImageState
+from common.queue import sentence
 from common.queue.claim import Microbatch
 from common.queue.jobs import SETTLE, lock_jobs_of_images
 from common.storage import image_key
 
 MAX_ATTEMPTS = 3
-
-
 BACKOFF_S = 2.0  # before the second attempt; doubled for each further one, with jitter
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one image of a started lease ended: stored (key, sha256, bytes), flagged, or failed (error)."""
+    """How one image of a started lease ended: stored (key, sha256, bytes), flagged, or failed (error).
+
+    `retryable`: a failed image goes back to the queue while attempts are left.
+    """
 
     image_id: UUID
     state: ImageState
@@ -31,12 +41,12 @@ class Outcome:
     store_ms: int | None = None
     error_code: str | None = None
     error_message: str | None = None
-    retryable: bool = False  # of a failure: back to the queue while attempts are left
+    retryable: bool = False
 
 
 @dataclass(frozen=True)
 class Published:
-    """`images`: those this lease made visible (stored or flagged). `ended_jobs`: jobs that ended with them."""
+    """The images that this lease has made visible (stored or flagged), and the jobs that ended with them."""
 
     images: frozenset[UUID]
     ended_jobs: tuple[UUID, ...]
@@ -44,7 +54,7 @@ class Published:
 
 @dataclass(frozen=True)
 class Rescued:
-    """The leases that were dead, how many images they gave back, and the jobs that ended by it."""
+    """The expired leases, how many images were taken back, and the jobs that ended with failed ones."""
 
     leases: tuple[UUID, ...]
     images: int
@@ -52,7 +62,7 @@ class Rescued:
 
 
 def start(connection: Connection, microbatch: Microbatch) -> frozenset[UUID]:
-    """Begin to render: counts the attempt, and says which images of the microbatch are still wanted of this lease."""
+    """Start a lease and count the attempt; the images that are still wanted of it. A lease starts once."""
     lease = {"lease": microbatch.lease_id}
     if connection.execute(START_LEASE, lease).first() is None:
         return frozenset()
@@ -62,9 +72,9 @@ def start(connection: Connection, microbatch: Microbatch) -> frozenset[UUID]:
 
 
 def publish(connection: Connection, lease_id: UUID, outcomes: Sequence[Outcome]) -> Published:
-    """End a lease with the outcomes of its images, and the jobs that have none left. Safe to repeat.
+    """End a lease with the outcomes of its images, and the jobs whose last image this was. Safe to repeat.
 
-    An image that another lease holds by now, or that was cancelled, is left alone.
+    Skips images that were cancelled or that another lease holds. Releases images that `outcomes` does not name.
     """
     _lock(connection, lease_id)
     parameters = {
@@ -74,7 +84,7 @@ def publish(connection: Connection, lease_id: UUID, outcomes: Sequence[Outcome])
         "outcomes": json.dumps([asdict(outcome) for outcome in outcomes], default=str),
     }
     ended_jobs = connection.execute(PUBLISH, parameters).scalars().all()
-    connection.execute(RELEASE, {"lease": lease_id})  # whatever the outcomes did not name
+    connection.execute(RELEASE, {"lease": lease_id})
     connection.execute(END_LEASE, {"lease": lease_id, "outcome": "published"})
     ids = [outcome.image_id for outcome in outcomes]
     visible = connection.execute(VISIBLE, {"lease": lease_id, "ids": ids}).scalars().all()
@@ -82,7 +92,7 @@ def publish(connection: Connection, lease_id: UUID, outcomes: Sequence[Outcome])
 
 
 def release(connection: Connection, lease_id: UUID) -> int:
-    """Give the unfinished images of a lease back to the queue, the attempt not counted; how many."""
+    """Give the unfinished images of a lease back to the queue, without counting the attempt; how many."""
     _lock(connection, lease_id)
     released = connection.execute(RELEASE, {"lease": lease_id}).rowcount
     connection.execute(END_LEASE, {"lease": lease_id, "outcome": "released"})
@@ -90,16 +100,16 @@ def release(connection: Connection, lease_id: UUID) -> int:
 
 
 def renew(connection: Connection, lease_ids: Sequence[UUID], lease_s: float) -> dict[UUID, frozenset[UUID]]:
-    """Renew leases in one UPDATE. For each that is still held: the images that are still wanted of it."""
+    """Renew leases in one UPDATE. For each that has not ended: the images that are still wanted of it."""
     renewed = connection.execute(RENEW, {"leases": list(lease_ids), "seconds": lease_s}).scalars().all()
     rows = connection.execute(WANTED, {"leases": renewed}).all()
     return {lease: frozenset(row.image_id for row in rows if row.lease_id == lease) for lease in renewed}
 
 
 def rescue(connection: Connection, lease_s: float) -> Rescued:
-    """Take back the images of leases that have expired; those whose attempts are used up fail with `worker_lost`.
+    """Take back the images of expired leases; an image whose attempts are used up fails with `worker_lost`.
 
-    Rescues nothing within 1.5 lease times after Postgres started: nobody could renew while it was away.
+    Does nothing within 1.5 lease times after Postgres started: no worker could renew while it was away.
     """
     expired = connection.execute(EXPIRED, {"grace": 1.5 * lease_s}).all()
     if not expired:
@@ -111,18 +121,19 @@ def rescue(connection: Connection, lease_s: float) -> Rescued:
         "images": image_ids,
         "attempts": MAX_ATTEMPTS,
         "backoff": BACKOFF_S,
+        "message": sentence("worker_lost"),
     }
     row = connection.execute(RESCUE, parameters).one()
     return Rescued(tuple(lease.id for lease in expired), row.images, tuple(row.ended_jobs or ()))
 
 
 def end_backoff(connection: Connection) -> int:
-    """Make images claimable again whose back-off is over; how many."""
+    """Make images claimable whose back-off has passed; how many."""
     return connection.execute(END_BACKOFF).rowcount
 
 
 def orphaned_keys(connection: Connection, grace_s: float, limit: int = 100) -> dict[UUID, list[str]]:
-    """For leases that ended longer ago than that: the keys under which they may have stored what no image shows."""
+    """By lease that ended more than `grace_s` seconds ago: the keys it may have written that no image names."""
     found: dict[UUID, list[str]] = {}
     for row in connection.execute(ORPHANED_KEYS, {"grace": grace_s, "limit": limit}):
         keys = found.setdefault(row.lease_id, [])
@@ -132,7 +143,7 @@ def orphaned_keys(connection: Connection, grace_s: float, limit: int = 100) -> d
 
 
 def mark_cleaned(connection: Connection, lease_ids: Sequence[UUID]) -> None:
-    """Note that nothing lies in storage any more that these leases stored and no image shows."""
+    """Record that the orphaned keys of these leases were deleted."""
     connection.execute(MARK_CLEANED, {"leases": list(lease_ids)})
 
 
@@ -141,13 +152,14 @@ def _lock(connection: Connection, lease_id: UUID) -> None:
     lock_jobs_of_images(connection, image_ids or [])
 
 
+# When a failed or lost attempt may be repeated.
 BACKOFF = "now() + make_interval(secs => :backoff * 2 ^ (images.attempts - 1) * (0.5 + random()))"
 
-
+# Locks a lease.
 LOCK_LEASE = text("SELECT image_ids FROM leases WHERE id = :lease FOR NO KEY UPDATE")
 
-
-# A started lease needs cleanup unless all of its images are stored: its worker may still upload.
+# Ends a lease. It needs cleanup if it started and not all of its images are stored by it, also when a worker returns
+# late.
 END_LEASE = text("""
     UPDATE leases SET
         ended_at = coalesce(ended_at, now()), outcome = coalesce(outcome, cast(:outcome AS lease_outcome)),
@@ -158,12 +170,12 @@ END_LEASE = text("""
     WHERE id = :lease
 """)
 
-
+# Starts a lease that has neither started nor ended.
 START_LEASE = text("""
     UPDATE leases SET started_at = now() WHERE id = :lease AND started_at IS NULL AND ended_at IS NULL RETURNING id
 """)
 
-
+# Starts the images that the lease still holds, and their jobs; not in closed lanes.
 START_IMAGES = text("""
     WITH started AS (
         UPDATE images SET state = 'running', attempts = attempts + 1, started_at = now()
@@ -176,7 +188,7 @@ START_IMAGES = text("""
     SELECT id FROM started
 """)
 
-
+# Ends the running images of the lease with their outcomes, or sends them back to wait; then settles their jobs.
 PUBLISH = text(f"""
     WITH outcome AS (
         SELECT * FROM jsonb_to_recordset(cast(:outcomes AS jsonb)) AS outcome(
@@ -202,12 +214,12 @@ PUBLISH = text(f"""
     SELECT id FROM settled WHERE finished_at IS NOT NULL
 """)
 
-
+# Finds the images that this lease has stored or flagged.
 VISIBLE = text("""
     SELECT id FROM images WHERE id = ANY(:ids) AND lease_id = :lease AND state IN ('stored', 'flagged')
 """)
 
-
+# Gives back all images that the lease still holds.
 RELEASE = text("""
     UPDATE images SET state = 'queued', lease_id = NULL,
         attempts = attempts - CASE WHEN state = 'running' THEN 1 ELSE 0 END
@@ -215,20 +227,20 @@ RELEASE = text("""
         AND lease_id = :lease AND state IN ('queued', 'running')
 """)
 
-
+# Extends leases that have not ended.
 RENEW = text("""
     UPDATE leases SET expires_at = now() + make_interval(secs => :seconds)
     WHERE id = ANY(:leases) AND ended_at IS NULL RETURNING id
 """)
 
-
+# Finds the images that leases still have to render.
 WANTED = text("""
     SELECT leases.id AS lease_id, images.id AS image_id FROM leases
     JOIN images ON images.id = ANY(leases.image_ids) AND images.lease_id = leases.id
     WHERE leases.id = ANY(:leases) AND images.state IN ('queued', 'running')
 """)
 
-
+# Locks expired leases; none that another sweep rescues now.
 EXPIRED = text("""
     SELECT id, image_ids FROM leases
     WHERE ended_at IS NULL AND expires_at < now()
@@ -236,7 +248,7 @@ EXPIRED = text("""
     ORDER BY id LIMIT 100 FOR UPDATE SKIP LOCKED
 """)
 
-
+# Sends the images of expired leases back to wait, or fails them; then settles their jobs and ends the leases.
 RESCUE = text(f"""
     WITH verdict AS (
         SELECT id, state = 'running' AND attempts >= :attempts AS is_last FROM images
@@ -248,8 +260,7 @@ RESCUE = text(f"""
             not_before = CASE WHEN state = 'running' AND NOT is_last THEN {BACKOFF} END,
             finished_at = CASE WHEN is_last THEN now() END,
             error_code = CASE WHEN state = 'running' THEN 'worker_lost' ELSE error_code END,
-            error_message = CASE WHEN state = 'running' THEN 'The worker that rendered it was lost.'
-                                 ELSE error_message END
+            error_message = CASE WHEN state = 'running' THEN :message ELSE error_message END
         FROM verdict
         WHERE images.id = verdict.id AND lease_id = ANY(:leases) AND state IN ('queued', 'running')
         RETURNING images.id, job_id, lane_id, images.state, error_code, error_message),
@@ -262,14 +273,13 @@ RESCUE = text(f"""
            (SELECT array_agg(id) FROM settled WHERE finished_at IS NOT NULL) AS ended_jobs
 """)
 
-
-# Whoever cancels or moves jobs holds images too, in another order: what they hold is ready at the next sweep.
+# Clears back-offs that have passed. Skips images that a cancel or a change of tier has locked, in another order.
 END_BACKOFF = text("""
     UPDATE images SET not_before = NULL
     WHERE id = ANY(ARRAY(SELECT id FROM images WHERE not_before <= now() FOR NO KEY UPDATE SKIP LOCKED))
 """)
 
-
+# Finds ended leases that need cleanup, with their images that they have not stored visibly.
 ORPHANED_KEYS = text("""
     SELECT lease.id AS lease_id, images.job_id, images.index, jobs.recipe ->> 'format' AS format
     FROM (SELECT id, image_ids FROM leases WHERE needs_cleanup AND ended_at < now() - make_interval(secs => :grace)
@@ -279,5 +289,5 @@ ORPHANED_KEYS = text("""
     LEFT JOIN jobs ON jobs.id = images.job_id
 """)
 
-
+# Marks leases as cleaned up.
 MARK_CLEANED = text("UPDATE leases SET needs_cleanup = false WHERE id = ANY(:leases) AND ended_at IS NOT NULL")

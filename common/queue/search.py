@@ -1,8 +1,8 @@
-"""Which jobs of a tenant: by state, batch, time, model, tier, and words in their prompts. Reads only.
+"""Search: the jobs of a tenant by state, batch, time, model, tier, and words in their prompts.
 
-However many jobs there are, a question looks at no more than a window of them. What an index knows (states, batches,
-times) narrows the window; all else is looked for inside it, newest first, and the answer says where to look on. Words
-that many prompts have are found there at once; rare ones are found by the index of characters, however old they are.
+A query scans a window of jobs at most, however many there are. Filters that an index holds (state, batch, time) narrow
+the window; the others are checked inside it, newest first, and the result names the job after which to continue. Words
+of many prompts are found in a small first window; rare words by the GIN index of characters, at any age.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,15 +17,15 @@ from sqlalchemy import Connection, TextClause, text
 from common.db import id_of_time
 from common.enums import JobState, Tier
 
-WINDOW = 50_000  # jobs that one question looks at
-FIRST_WINDOW = 5_000  # of them are enough to find words that are in every hundredth prompt
-CANDIDATES = 5_000  # jobs that have all characters of the words, in whatever order
-SKEW = timedelta(minutes=5)  # between the clock that ids are made by and the database's
+WINDOW = 50_000  # jobs that one query scans
+FIRST_WINDOW = 5_000  # jobs that suffice for words of every hundredth prompt
+CANDIDATES = 5_000  # jobs from the index of characters: they contain all characters of the words, in any order
+SKEW = timedelta(minutes=5)  # at most, between the clock that makes ids and that of the database
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobFilter:
-    """Which jobs of a tenant: those for which all of this holds that is not None."""
+    """Jobs of a tenant for which everything holds that is not None. `q`: words in the prompt."""
 
     state: JobState | None = None
     model: str | None = None
@@ -36,15 +36,15 @@ class JobFilter:
     q: str | None = None
 
     def chosen(self) -> dict[str, Any]:
-        """What is not None, by the names that FILTERS and the HTTP API have for it."""
+        """What is not None, by its name in FILTERS and in the HTTP API."""
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search(JobFilter):
-    """A page of a selection of jobs: newest first; those of a batch by their place in it, its last prompt first.
+    """A page of jobs, newest first; those of a batch by their position, last first.
 
-    `before`: only those that come after this one. `has_pictures`: only those that have stored an image.
+    `before`: continue after this job. `has_pictures`: jobs with a stored image.
     """
 
     limit: int
@@ -58,8 +58,10 @@ class Search(JobFilter):
 
 @dataclass(frozen=True)
 class Page:
-    """The jobs of a page, in order. `resume`: what comes after this one may match, too, but was not looked at; None:
-    all was looked at, or the limit is reached."""
+    """The jobs of a page, in order.
+
+    `resume`: the last job of the window, if jobs after it may match; None when all were scanned or the page is full.
+    """
 
     ids: Sequence[UUID]
     resume: UUID | None
@@ -67,7 +69,7 @@ class Page:
 
 @dataclass(frozen=True)
 class Preview:
-    """How many jobs match, by state, at which moment. `is_all`: false if there may be more that were not looked at."""
+    """How many jobs match, by state, at which moment. `is_all`: False if jobs outside the window may match too."""
 
     at: datetime
     states: Mapping[JobState, int]
@@ -79,7 +81,7 @@ class Preview:
 
 
 def find(connection: Connection, tenant_id: UUID, search: Search) -> Page:
-    """A page of the jobs that match."""
+    """A page of the matching jobs."""
     if not search.q:
         return _scan(connection, tenant_id, search, window_of(search))
     found = _scan(connection, tenant_id, search, FIRST_WINDOW)
@@ -93,7 +95,7 @@ def find(connection: Connection, tenant_id: UUID, search: Search) -> Page:
 
 
 def preview(connection: Connection, tenant_id: UUID, selection: JobFilter) -> Preview:
-    """Count the jobs that match: in the window, unless the index of characters knows all of them."""
+    """Count the matching jobs: in the window, or all of them where the index of characters can."""
     every = Search(limit=0, **selection.chosen())
     counted = _count(connection, COUNT, tenant_id, every, WINDOW)
     if counted.is_all or not every.q:
@@ -103,7 +105,7 @@ def preview(connection: Connection, tenant_id: UUID, selection: JobFilter) -> Pr
 
 
 def where(selection: JobFilter) -> str:
-    """The condition of a query of `jobs`; its parameters are `parameters`."""
+    """A condition on `jobs`, whose parameters are those of `parameters`."""
     return f"{_index_filter(selection)} AND {_row_filter(selection)}"
 
 
@@ -116,9 +118,14 @@ def parameters(tenant_id: UUID, selection: JobFilter) -> dict[str, Any]:
     return {"tenant": tenant_id, **bounds, **selection.chosen()}
 
 
+def index_prompts(connection: Connection) -> None:
+    """Flush the GIN index's pending list, so that no job update has to."""
+    connection.execute(INDEX_PROMPTS)
+
+
 def _scan(connection: Connection, tenant_id: UUID, search: Search, window: int) -> Page:
     question = parameters(tenant_id, search) | {"window": window}
-    row = connection.execute(_statement(LOOK, search), question).one()
+    row = connection.execute(_statement(SCAN, search), question).one()
     return Page(row.ids, row.resume)
 
 
@@ -139,7 +146,7 @@ def _text(template: str, narrowed: str, wanted: str, order: str) -> TextClause:
 
 
 def _index_filter(selection: JobFilter) -> str:
-    """What one index knows. Of a batch's jobs most are queued or have succeeded: the batch itself narrows more then."""
+    """The conditions that one index holds. A batch narrows more than a frequent state does."""
     if selection.batch and selection.state not in RARE:
         known = ["batch_id = :batch"]
     else:
@@ -154,9 +161,9 @@ def _index_filter(selection: JobFilter) -> str:
 
 
 def window_of(search: Search) -> int:
-    """How many jobs are looked at for a page: no more than it has, where an index knows all that is asked for.
+    """How many jobs to scan: as many as the page has where an index holds all conditions.
 
-    While there are no statistics of a batch yet, the planner would read and sort all of it for a larger one.
+    With a larger window the planner may sort all jobs of a batch, while it has no statistics of it.
     """
     asked = search.chosen().keys() - {"limit", "before"}
     is_known = asked <= {"batch"} or (asked == {"state"} and search.state != JobState.QUEUED)
@@ -169,7 +176,7 @@ def _row_filter(selection: JobFilter) -> str:
 
 RARE = (JobState.RUNNING, JobState.FAILED, JobState.CANCELLED)
 
-# Written out, as the conditions of the indexes are: from a parameter the planner could not tell that they hold.
+# Literals, as in the conditions of the indexes: with a parameter the planner cannot use a partial index.
 STATES = {state: f"state = '{state}' AND state <> 'queued'" for state in JobState} | {
     JobState.QUEUED: "finished_at IS NULL"
 }
@@ -190,16 +197,17 @@ FILTERS = {
     "has_pictures": "EXISTS (SELECT FROM images WHERE images.job_id = job.id AND images.state = 'stored')",
 }
 
-# What `jobs_prompt_idx` holds, and what it is asked for.
+# Answered by `jobs_prompt_idx`.
 CHARACTERS = "string_to_array(lower(recipe ->> 'prompt'), NULL) @> string_to_array(lower(:q), NULL)"
 
+# The newest jobs that the index conditions allow.
 THE_WINDOW = "SELECT * FROM jobs WHERE {narrowed} ORDER BY {order} DESC LIMIT :window"
 
-# The limit stands before the tenant and all else, so a word that is everybody's costs no more than one that is mine.
+# The limit applies before the tenant, so that a frequent word of other tenants costs no more.
 THE_HITS = f"SELECT * FROM jobs WHERE {CHARACTERS} LIMIT :candidates"
 
-# Where to look on: from the last one of the window, if there is one and the page is not full.
-LOOK = f"""
+# Filters the window; `resume` is its last job, if the page is not full.
+SCAN = f"""
     WITH page AS MATERIALIZED (
         SELECT id, position FROM ({THE_WINDOW}) AS job WHERE {{wanted}} ORDER BY {{order}} DESC LIMIT :limit)
     SELECT ARRAY(SELECT id FROM page ORDER BY {{order}} DESC) AS ids,
@@ -210,28 +218,25 @@ LOOK = f"""
            END AS resume
 """
 
+# Filters the candidates of the index of characters.
 HITS = f"""
     WITH hit AS MATERIALIZED ({THE_HITS}),
     mine AS (SELECT id FROM hit AS job WHERE {{narrowed}} AND {{wanted}} ORDER BY {{order}} DESC LIMIT :limit)
     SELECT (SELECT count(*) FROM hit) AS candidates, ARRAY(SELECT id FROM mine) AS ids
 """
 
-# A row for each state and one for all of them, which is there even if there are none.
+# Counts the window by state, with a row of all states, which is there even if no job matches.
 COUNT = f"""
     SELECT now() AS at, state, count(*) FILTER (WHERE {{wanted}}) AS jobs, max(count(*)) OVER () AS looked_at
     FROM ({THE_WINDOW}) AS job GROUP BY ROLLUP (state)
 """
 
+# Counts the candidates of the index of characters in the same way.
 COUNT_HITS = f"""
     SELECT now() AS at, state, count(*) FILTER (WHERE {{narrowed}} AND {{wanted}}) AS jobs,
            max(count(*)) OVER () AS looked_at
     FROM ({THE_HITS}) AS job GROUP BY ROLLUP (state)
 """
 
-
-def index_prompts(connection: Connection) -> None:
-    """Sort what waits at the door of the index of prompts into it, or one in some thousand changes of a job has to."""
-    connection.execute(INDEX_PROMPTS)
-
-
+# Flushes the pending list of the GIN index.
 INDEX_PROMPTS = text("SELECT gin_clean_pending_list('jobs_prompt_idx')")

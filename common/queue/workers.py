@@ -1,7 +1,9 @@
-"""Workers: which processes render, what they serve, and whether they are alive. Claims and leases are in `claims.py`.
+"""Workers: which processes render, what they serve, and whether they are alive. Their leases are in `leases`.
 
-register ──► starting ──► ready ──► draining ──► stopped
-                            └────────────────────►┘        (said goodbye, or was not heard of: `prune`)
+    heartbeat ──► starting ──► ready ──► draining ──► stopped
+                      └──────────┴──────────┴───────────►┘        (`stop`; or `prune`, after silence)
+
+Also what the first worker finds for all others: the revision of a model, and how many images one call renders.
 """
 
 import json
@@ -15,13 +17,17 @@ from sqlalchemy import Connection, text
 
 from common.enums import WorkerState
 from common.errors import NotFound
+from common.queue import sentence
 
-IS_SILENT = "it was not heard of any more"  # why a worker that was pruned has stopped
+IS_SILENT = sentence("worker_silent")  # the reason of a pruned worker
 
 
 @dataclass(frozen=True)
 class Worker:
-    """What a worker says of itself at each beat."""
+    """What a worker reports with each heartbeat.
+
+    By model: `refusals` says why it refuses it, `capacity` how many images one pipeline call renders.
+    """
 
     id: UUID
     name: str
@@ -35,7 +41,7 @@ class Worker:
 
 @dataclass(frozen=True)
 class HeartbeatReply:
-    """What a beat is answered: the state that the farm wants the worker to be in and why, and the database's clock."""
+    """The state that the worker should be in and why, and the database's time."""
 
     state: WorkerState
     reason: str | None
@@ -43,9 +49,9 @@ class HeartbeatReply:
 
 
 def heartbeat(connection: Connection, worker: Worker, *, ready: bool) -> HeartbeatReply:
-    """Say that this worker is alive and what it holds.
+    """Record that a worker is alive, and what it reports. The first heartbeat registers it.
 
-    The first beat registers it. Draining, once asked for, stays; a worker that was pruned by mistake comes back.
+    A draining worker stays draining. A worker that was pruned by mistake is ready again.
     """
     parameters = {
         "id": worker.id,
@@ -63,55 +69,56 @@ def heartbeat(connection: Connection, worker: Worker, *, ready: bool) -> Heartbe
 
 
 def drain(connection: Connection, worker_id: UUID, reason: str) -> None:
-    """Ask a worker to finish what it holds and claim nothing more. Raises NotFound when no such worker is alive."""
+    """Let a worker finish its leases and claim nothing more. Raises NotFound unless it is alive."""
     _set_state(connection, DRAIN, worker_id, reason)
 
 
 def resume(connection: Connection, worker_id: UUID) -> None:
-    """Let a draining worker claim again. Raises NotFound when no such worker is alive."""
+    """Let a draining worker claim again. Raises NotFound unless it is alive."""
     _set_state(connection, RESUME, worker_id, None)
 
 
 def stop(connection: Connection, worker_id: UUID, reason: str) -> None:
-    """Say that a worker has stopped."""
+    """Record that a worker has stopped."""
     connection.execute(STOP, {"id": worker_id, "reason": reason})
 
 
 def prune(connection: Connection, silence_s: float) -> list[UUID]:
-    """Mark workers as stopped that were not heard of for that long, and forget those that stopped a day ago."""
-    connection.execute(FORGET)
+    """Mark workers as stopped that have been silent for that long; their ids. Delete those that stopped a day ago."""
+    connection.execute(DELETE_STOPPED)
     return list(connection.execute(PRUNE, {"silence": silence_s}).scalars())
 
 
 def record_revision(connection: Connection, model: str, source: str, revision: str) -> str:
-    """Record the hub revision that the first worker resolved for a model; the one that all workers use."""
+    """Record the hub revision of a model, unless a worker was faster; the revision that all workers use."""
     parameters = {"model": model, "source": source, "revision": revision}
     connection.execute(RECORD_REVISION, parameters)
     return str(connection.execute(READ_REVISION, parameters).scalar_one())
 
 
 def recorded_revision(connection: Connection, model: str, source: str) -> str | None:
-    """The revision that was recorded for a model from this source, if one was."""
+    """None: no worker has recorded one for this source."""
     return connection.execute(READ_REVISION, {"model": model, "source": source}).scalar()
 
 
-def record_capacity(connection: Connection, worker_class: str, model: str, images: int) -> int:
-    """Record what the first worker of a class (a digest of it) found a model's capacity to be; what all of it use."""
+def record_batch_size(connection: Connection, worker_class: str, model: str, images: int) -> int:
+    """Record how many images one call renders, unless a worker of this class (its digest) was faster; what all use."""
     parameters = {"class": worker_class, "model": model, "images": images}
-    connection.execute(RECORD_CAPACITY, parameters)
-    return int(connection.execute(READ_CAPACITY, parameters).scalar_one())
+    connection.execute(RECORD_BATCH_SIZE, parameters)
+    return int(connection.execute(READ_BATCH_SIZE, parameters).scalar_one())
 
 
-def recorded_capacity(connection: Connection, worker_class: str, model: str) -> int | None:
-    """The capacity that was recorded for a model on this class of workers, if one was."""
-    return connection.execute(READ_CAPACITY, {"class": worker_class, "model": model}).scalar()
+def recorded_batch_size(connection: Connection, worker_class: str, model: str) -> int | None:
+    """None: no worker of this class has recorded one."""
+    return connection.execute(READ_BATCH_SIZE, {"class": worker_class, "model": model}).scalar()
 
 
 def _set_state(connection: Connection, statement: Any, worker_id: UUID, reason: str | None) -> None:
     if connection.execute(statement, {"id": worker_id, "reason": reason}).rowcount == 0:
-        raise NotFound(f"There is no live worker {worker_id}.")
+        raise NotFound(sentence("worker_unknown", worker=worker_id))
 
 
+# Inserts a worker, or updates what it reports.
 HEARTBEAT = text("""
     INSERT INTO workers AS old (id, name, class, models, resident, refusals, seconds_per_image, capacity,
                                 state)
@@ -125,29 +132,38 @@ HEARTBEAT = text("""
     RETURNING state, reason, clock_timestamp() AS now
 """)
 
+# Drains a live worker.
 DRAIN = text("UPDATE workers SET state = 'draining', reason = :reason WHERE id = :id AND state <> 'stopped'")
 
+# Makes a live worker ready.
 RESUME = text("UPDATE workers SET state = 'ready', reason = :reason WHERE id = :id AND state <> 'stopped'")
 
+# Stops a worker.
 STOP = text("UPDATE workers SET state = 'stopped', reason = :reason, seen_at = now() WHERE id = :id")
 
+# Stops silent workers.
 PRUNE = text(f"""
     UPDATE workers SET state = 'stopped', reason = '{IS_SILENT}'
     WHERE state <> 'stopped' AND seen_at < now() - make_interval(secs => :silence) RETURNING id
 """)
 
-FORGET = text("DELETE FROM workers WHERE state = 'stopped' AND seen_at < now() - interval '1 day'")
+# Deletes workers that stopped a day ago.
+DELETE_STOPPED = text("DELETE FROM workers WHERE state = 'stopped' AND seen_at < now() - interval '1 day'")
 
+# Inserts the revision of a model, or replaces that of another source.
 RECORD_REVISION = text("""
     INSERT INTO revisions (model, source, revision) VALUES (:model, :source, :revision)
     ON CONFLICT (model) DO UPDATE SET source = excluded.source, revision = excluded.revision, recorded_at = now()
         WHERE revisions.source <> excluded.source
 """)
 
+# Reads the revision of a model.
 READ_REVISION = text("SELECT revision FROM revisions WHERE model = :model AND source = :source")
 
-RECORD_CAPACITY = text("""
+# Inserts a batch size, unless there is one.
+RECORD_BATCH_SIZE = text("""
     INSERT INTO batch_sizes (worker_class, model, images) VALUES (:class, :model, :images) ON CONFLICT DO NOTHING
 """)
 
-READ_CAPACITY = text("SELECT images FROM batch_sizes WHERE worker_class = :class AND model = :model")
+# Reads a batch size.
+READ_BATCH_SIZE = text("SELECT images FROM batch_sizes WHERE worker_class = :class AND model = :model")

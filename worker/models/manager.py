@@ -212,12 +212,12 @@ class ModelManager:
         key = {**self._class, **pipeline.details, "source": model.source, "size": [model.width, model.height]}
         digest = hashlib.sha256(canonical_json({**key, "revision": pipeline.revision}).encode()).hexdigest()
         with suppress(Unavailable), transaction(self._database) as connection:
-            if recorded := workers.recorded_capacity(connection, digest, model.name):
+            if recorded := workers.recorded_batch_size(connection, digest, model.name):
                 return recorded
         own = sum(pipeline.components.values())
         found = pipeline.find_batch_size(max(self._memory, own) if len(self._models) > 1 else own)
         with suppress(Unavailable), transaction(self._database) as connection:
-            return workers.record_capacity(connection, digest, model.name, found)
+            return workers.record_batch_size(connection, digest, model.name, found)
         return found
 
     def _load(self, model: Model) -> Pipeline:
