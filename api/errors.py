@@ -14,9 +14,9 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from api import sentence
-from common.errors import Error, FieldError, Invalid, Unavailable
+from common.errors import Error, FieldError, Invalid, Unavailable, pydantic_sentence
 from common.log import log_event
-from common.recipes.recipe import sentence as field_message
+from common.sentences import Sentence
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 2
@@ -78,7 +78,7 @@ async def render_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     detail = sentence("path_unknown", path=request.url.path) if error.status_code == 404 else error.detail
     code = CODES.get(error.status_code, "invalid" if error.status_code < 500 else "error")
-    wrong = [FieldError("body", detail)] if error.status_code in (400, 413) else []
+    wrong = [FieldError("body", Sentence(detail, code, {}))] if error.status_code in (400, 413) else []
     return problem(request, error.status_code, code, detail, wrong, error.headers)
 
 
@@ -118,4 +118,4 @@ def field_error(error: Mapping[str, Any]) -> FieldError:
     """One of pydantic's errors. Its location starts with the part of the request: body, query, path or header."""
     part, *path = error["loc"]
     name = ".".join(map(str, path)) or part
-    return FieldError(name.title() if part == "header" else name, field_message(error))
+    return FieldError(name.title() if part == "header" else name, pydantic_sentence(error))

@@ -1,7 +1,7 @@
-"""Preparing a farm's database: `python -m common.bootstrap migrate | bootstrap`. The only command line in `common`.
+"""Prepares a farm's database: `python -m common.bootstrap migrate | bootstrap`. The only command line in `common`.
 
-What `huafang admin` starts and compose runs once: it needs no API, so it works before there is one. Prints JSON on
-stdout; what goes wrong is one sentence on stderr and exit code 1, or 5 where there is an admin key already.
+`huafang admin` starts it and compose runs it once. It needs no API. Prints JSON on stdout; an error is one sentence on
+stderr and exit code 1, or 5 if there is an admin key already.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from psycopg.errors import UndefinedTable
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import ArgumentError, ProgrammingError
 
+from common import sentence
 from common.accounts import audit
 from common.accounts.audit import Action
 from common.accounts.tenants import Caller, create_key, ensure_tenant
@@ -33,11 +34,11 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m common.bootstrap", description=__doc__)
     parser.add_argument("command", choices=("migrate", "bootstrap"))
     parser.add_argument("--wait", type=float, default=0, help="seconds to wait for Postgres")
-    parser.add_argument("--another", action="store_true", help="bootstrap: make a key although there is one")
+    parser.add_argument("--another", action="store_true", help="bootstrap: make a key even if there is one")
     given = parser.parse_args()
     settings = Settings()
     try:
-        with in_one_sentence():
+        with as_errors_of_ours():
             if given.command == "migrate":
                 done = retry_until(given.wait, lambda: migrate_to_newest(settings))
             else:
@@ -54,18 +55,18 @@ def migrate_to_newest(settings: Settings) -> dict[str, str]:
 
 
 def bootstrap(settings: Settings, *, another: bool) -> dict[str, str]:
-    """Make the first tenant and its admin key. Raises Conflict when it has one, unless it is to have another."""
+    """Make the first tenant and its admin key. Raises Conflict if there is an admin key and `another` is false."""
     pepper = settings.key_pepper.get_secret_value()
     if not pepper:
-        raise Invalid("HUAFANG_KEY_PEPPER is not set: give the farm a long random secret, and never change it.")
+        raise Invalid(sentence("pepper_missing"))
     engine = connect(settings, pool=1)
     try:
         with transaction(engine) as connection:
             tenant = ensure_tenant(connection, TENANT)
             if not another and has_admin_key(connection):
-                raise Conflict("The farm has an admin key; if it is lost, make another with `--another`.")
+                raise Conflict(sentence("admin_key_exists"))
             key = create_key(connection, tenant, "admin", [Scope.ADMIN], pepper)
-            itself = Caller(tenant, key.id, frozenset(), Via.SHELL)  # whoever has the database has no key
+            itself = Caller(tenant, key.id, frozenset(), Via.SHELL)  # access to the database needs no key
             audit.record(connection, itself, Action.CREATE_KEY, key.id, name="admin", scopes=[Scope.ADMIN])
     finally:
         engine.dispose()
@@ -73,12 +74,13 @@ def bootstrap(settings: Settings, *, another: bool) -> dict[str, str]:
 
 
 def has_admin_key(connection: Connection) -> bool:
+    # Find out whether there is an admin key.
     statement = text("SELECT EXISTS (SELECT FROM api_keys WHERE 'admin' = ANY(scopes) AND revoked_at IS NULL)")
     return bool(connection.execute(statement).scalar_one())
 
 
 def retry_until(seconds: float, do: Callable[[], T]) -> T:
-    """Do it, again and again for that long while Postgres is away."""
+    """Do it; while Postgres is down, try again for that long."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -90,16 +92,16 @@ def retry_until(seconds: float, do: Callable[[], T]) -> T:
 
 
 @contextmanager
-def in_one_sentence() -> Iterator[None]:
-    """What only the operator of a database can make go wrong, as an error of ours."""
+def as_errors_of_ours() -> Iterator[None]:
+    """Turn the failures that only the operator of a database can cause into errors of ours."""
     try:
         yield
     except (ArgumentError, ModuleNotFoundError) as error:  # no URL, or one of another kind of database
-        raise Invalid("HUAFANG_DATABASE_URL must look like postgresql://user:password@host:port/database.") from error
+        raise Invalid(sentence("database_url_invalid")) from error
     except ProgrammingError as error:
         if isinstance(error.orig, UndefinedTable):
-            raise Invalid("The database has no tables yet: run `huafang admin migrate` first.") from error
-        raise Invalid(f"The database refuses: {str(error.orig).splitlines()[0]}.") from error
+            raise Invalid(sentence("database_empty")) from error
+        raise Invalid(sentence("database_refuses", reason=str(error.orig).splitlines()[0])) from error
 
 
 if __name__ == "__main__":

@@ -8,17 +8,34 @@
     ├── Unauthorized / NotFound / Conflict
     ├── Forbidden
     │   └── LicenceNotAccepted
-    ├── Unavailable           503: a service of the farm is away for now
+    ├── Unavailable           503: a service of the farm is down for now
     └── RenderFailed          never HTTP: why an image failed, stored with it
         ├── ModelRefused / LoraRefused      a worker will not load this
         ├── OutOfMemory / NanImage / PromptRefused / SourceGone / WorkerLost / Interrupted
 
-The text of an error is one sentence for the person who reads it: what is wrong and, where it helps, what to do.
-Pure: no I/O, and no knowledge of HTTP beyond the status number.
+The message of an error is one sentence for a person: what is wrong and, where it helps, what to do. Pure: no I/O, and
+no knowledge of HTTP beyond the status number.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from common import sentence
+from common.sentences import Sentence
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+# Plainer than pydantic's own sentences, by the type of its error.
+PYDANTIC = {
+    "extra_forbidden": "is not a field that is known here",
+    "missing": "is missing",
+    "string_unicode": "is not Unicode text: it has half of a surrogate pair",
+    "finite_number": "must be a number, not NaN or infinity",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+}
 
 
 @dataclass(frozen=True)
@@ -26,17 +43,17 @@ class FieldError:
     """One field of a request that is wrong: `field` is a dotted path such as `recipe.steps`."""
 
     field: str
-    message: str
+    message: Sentence
 
 
 class Error(Exception):
-    """Something the farm can say in one sentence."""
+    """A failure that one sentence describes."""
 
     code = "error"
     status = 500
     retryable = False
 
-    def __init__(self, message: str, *, fields: tuple[FieldError, ...] = ()) -> None:
+    def __init__(self, message: Sentence, *, fields: tuple[FieldError, ...] = ()) -> None:
         super().__init__(message)
         self.message = message
         self.fields = fields
@@ -47,13 +64,14 @@ class Invalid(Error):
     status = 422
 
     @classmethod
-    def field(cls, field: str, message: str) -> "Invalid":
-        return cls(f"{field}: {message}", fields=(FieldError(field, message),))
+    def field(cls, field: str, message: Sentence) -> "Invalid":
+        return cls(sentence("field_wrong", field=field, reason=message), fields=(FieldError(field, message),))
 
     @classmethod
     def of(cls, wrong: Sequence[FieldError]) -> "Invalid":
         """One sentence about all the fields that are wrong."""
-        return cls("; ".join(f"{e.field} {e.message}" for e in wrong) + ".", fields=tuple(wrong))
+        reasons = "; ".join(f"{error.field} {error.message}" for error in wrong)
+        return cls(sentence("fields_wrong", reasons=reasons), fields=tuple(wrong))
 
 
 class PromptTooLong(Invalid):
@@ -61,7 +79,7 @@ class PromptTooLong(Invalid):
 
 
 class PictureRefused(Invalid):
-    """What was uploaded is no picture that the farm takes in."""
+    """The upload is not a picture that the farm accepts."""
 
     code = "picture_refused"
 
@@ -122,7 +140,7 @@ class OutOfMemory(RenderFailed):
 
 
 class NanImage(RenderFailed):
-    """The model painted numbers that are none, in fp32 too: it would do so again."""
+    """The image has values that are not numbers, in fp32 too: another attempt would have them again."""
 
     code = "nan_image"
     retryable = False
@@ -133,14 +151,14 @@ class WorkerLost(RenderFailed):
 
 
 class PromptRefused(RenderFailed):
-    """The prompt does not fit the tokenizer of the model that was to draw it."""
+    """The prompt is longer than the token limit of its model."""
 
     code = "prompt_too_long"
     retryable = False
 
 
 class SourceGone(RenderFailed):
-    """A picture that the recipe starts from is not in storage any more, or not the one that it was."""
+    """An input image of the recipe is no longer in storage, or no longer the same."""
 
     code = "source_gone"
     retryable = False
@@ -156,3 +174,14 @@ class Interrupted(RenderFailed):
     """Raised inside the denoising loop to leave it: no image of the microbatch is wanted here any more."""
 
     code = "interrupted"
+
+
+def wrong_fields(error: "ValidationError") -> list[FieldError]:
+    """The errors that pydantic found, each with the path of its field."""
+    return [FieldError(".".join(map(str, one["loc"])), pydantic_sentence(one)) for one in error.errors()]
+
+
+def pydantic_sentence(error: Mapping[str, Any]) -> Sentence:
+    """`Input should be greater than 0` → `should be greater than 0`. Its code and parameters are pydantic's."""
+    text = str(error["msg"]).removeprefix("Input ").removeprefix("Value error, ")
+    return Sentence(PYDANTIC.get(error["type"], text), error["type"], error.get("ctx", {}))

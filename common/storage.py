@@ -1,4 +1,4 @@
-"""The image store: bytes in, bytes out, links, and where an image lies. Speaks S3; knows no job and no state."""
+"""The image store: puts and gets bytes, makes links, and lays out keys. Speaks S3; knows no job and no state."""
 
 import hashlib
 import io
@@ -15,30 +15,31 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
+from common import sentence
 from common.config import Settings
 from common.errors import Error, NotFound, Unavailable
 
 MEDIA_TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
 BLOCK_BYTES = 1_000_000
 IN_PARTS = TransferConfig(multipart_chunksize=8_000_000, max_concurrency=2)
-IN_PARTS.max_in_memory_upload_chunks = 2  # ten, where nobody says so, and boto3 has no argument to say it by
+IN_PARTS.max_in_memory_upload_chunks = 2  # 10 by default, and boto3 has no argument for it
 LINK_S = 900  # how long a presigned link is good for
 
 T = TypeVar("T")
 
 
 def image_key(job_id: UUID, index: int, lease_id: UUID, image_format: str) -> str:
-    """Where a lease stores an image. The lease is part of it, so no worker can overwrite another's bytes."""
+    """The key of an image. It contains the lease, so no worker can overwrite another's bytes."""
     return f"images/{job_id}/{index}-{lease_id}.{image_format}"
 
 
 def upload_key(upload_id: UUID, upload_format: str) -> str:
-    """Where a file that a user uploaded lies."""
+    """The key of an uploaded file."""
     return f"uploads/{upload_id}.{upload_format}"
 
 
 def dataset_key(dataset_id: UUID, path: str) -> str:
-    """Where a file of a dataset lies."""
+    """The key of a file of a dataset."""
     return f"datasets/{dataset_id}/{path}"
 
 
@@ -51,7 +52,7 @@ class EndOfFile(Error):
 
 
 class Blocks(io.RawIOBase):
-    """Blocks of any size as a file that can be read once."""
+    """A file of blocks of any size, to be read once."""
 
     def __init__(self, blocks: Iterator[bytes]) -> None:
         self._blocks = blocks
@@ -65,16 +66,16 @@ class Blocks(io.RawIOBase):
             if (block := next(self._blocks, None)) is None:
                 return 0
             self._rest = memoryview(block)
-        taken = min(len(buffer), len(self._rest))
-        buffer[:taken] = self._rest[:taken]
-        self._rest = self._rest[taken:]
-        return taken
+        size = min(len(buffer), len(self._rest))
+        buffer[:size] = self._rest[:size]
+        self._rest = self._rest[size:]
+        return size
 
 
 class Storage:
     """One bucket of an S3-compatible store. Safe to share between threads.
 
-    Every method raises Unavailable while the store is away, answers with a server error, or refuses the credentials.
+    Every method raises Unavailable while the store is down, answers with a server error, or refuses the credentials.
     """
 
     def __init__(self, settings: Settings, *, connections: int = 10, attempts: int = 2) -> None:
@@ -91,7 +92,7 @@ class Storage:
         return bytes(self._do(lambda: self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read()))
 
     def read(self, key: str, offset: int, size: int) -> bytes:
-        """So many of the bytes under a key. Raises NotFound when there are none."""
+        """`size` of the bytes under a key. Raises NotFound when there are none."""
         wanted = f"bytes={offset}-{offset + size - 1}"
         return bytes(
             self._do(lambda: self._client.get_object(Bucket=self.bucket, Key=key, Range=wanted)["Body"].read())
@@ -103,7 +104,7 @@ class Storage:
         self._do(lambda: self._client.upload_fileobj(file, self.bucket, key, ExtraArgs=extra, Config=IN_PARTS))
 
     def put_blocks(self, key: str, blocks: Iterator[bytes], media_type: str) -> None:
-        """Store what comes from there, of any size, in parts as it comes. What the iterator raises is raised here."""
+        """Store blocks of any size in parts, as they arrive. Raises what the iterator raises."""
         self.put_file(key, io.BufferedReader(Blocks(blocks)), media_type)
 
     @contextmanager
@@ -120,13 +121,15 @@ class Storage:
             yield iter(lambda: bytes(self._do(lambda: body.read(BLOCK_BYTES))), b"")
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete what is there under these keys; what is not there is no error."""
+        """Delete the bytes under these keys. A key without bytes is no error."""
         for key in keys:
             self._do(partial(self._client.delete_object, Bucket=self.bucket, Key=key))
 
     def link(self, key: str, *, seconds: int = LINK_S, save_as: str | None = None) -> str:
-        """A link to the bytes that anyone can follow for a while; with `save_as` (ASCII), a browser saves what it leads
-        to under that name. Asks nobody: the key need not exist."""
+        """A presigned link to the bytes under a key. With `save_as` (ASCII) a browser saves them under that name.
+
+        Sends no request: the key need not exist.
+        """
         named = {"ResponseContentDisposition": f'attachment; filename="{save_as}"'} if save_as else {}
         return str(
             self._signer.generate_presigned_url(
@@ -135,7 +138,7 @@ class Storage:
         )
 
     def check(self) -> None:
-        """Raise unless the bucket can be reached with these credentials."""
+        """Raise Unavailable or NotFound unless the bucket can be reached with these credentials."""
         self._do(lambda: self._client.head_bucket(Bucket=self.bucket))
 
     def ensure_bucket(self) -> None:
@@ -151,14 +154,14 @@ class Storage:
         except ClientError as error:
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             if status == 404:
-                raise NotFound("The image store has nothing under this key.") from error
+                raise NotFound(sentence("key_missing")) from error
             if status == 416:
-                raise EndOfFile("There is nothing from this offset on.") from error
+                raise EndOfFile(sentence("range_behind_end")) from error
             if status == 403:
-                raise Unavailable("The image store refuses these credentials; check HUAFANG_S3_ACCESS_KEY.") from error
-            raise Unavailable(f"The image store answered with an error ({status}).") from error
+                raise Unavailable(sentence("storage_credentials")) from error
+            raise Unavailable(sentence("storage_error", status=status)) from error
         except (BotoCoreError, HTTPError, S3UploadFailedError, OSError) as error:
-            raise Unavailable("The image store is away; try again shortly.") from error
+            raise Unavailable(sentence("storage_down")) from error
 
 
 def _client(settings: Settings, endpoint: str | None, connections: int, attempts: int) -> Any:

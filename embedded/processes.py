@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from common.errors import Error, Unavailable
+from common.sentences import Sentence
 from embedded import sentence
 
 SIGNALS = {"TERM": signal.SIGTERM, "INT": signal.SIGINT, "KILL": signal.SIGKILL}
@@ -79,7 +80,7 @@ def take_lock(path: Path, wait_s: float = 0) -> int:
 
 
 @contextmanager
-def exclusive(path: Path, wait_s: float, otherwise: str) -> Iterator[None]:
+def exclusive(path: Path, wait_s: float, otherwise: Sentence) -> Iterator[None]:
     """Hold the lock during the block. Raises Unavailable(otherwise) where it is not free within `wait_s` seconds."""
     try:
         descriptor = take_lock(path, wait_s)

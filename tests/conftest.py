@@ -26,6 +26,7 @@ from sqlalchemy import Engine
 
 from common.config import Settings
 from common.db import connect, migrate
+from common.sentences import Sentence
 from embedded.farm import variables
 from embedded.instance import S3_ACCOUNT, Instance, find_instance
 from embedded.processes import exclusive
@@ -81,11 +82,18 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(run.root, ignore_errors=True)
 
 
+NOT_STARTED = Sentence("Another test process did not start the servers.", "servers_not_started", {})
+
+
 @pytest.fixture(scope="session")
 def servers(pytestconfig: pytest.Config) -> Instance:
     """Postgres, Valkey and S3 of this run, with a migrated database as the template of each test's."""
     run = pytestconfig.stash[RUN]
-    with exclusive(run.root / "starting", 300, "Another test process did not start the servers."):
+    with exclusive(
+        run.root / "starting",
+        300,
+        NOT_STARTED,
+    ):
         if not (run.root / "template").exists():
             start_keeper(run)
             make_template(instance_of(run))

@@ -15,6 +15,7 @@ from api.errors import RETRY_AFTER_S, Problem, problem
 from api.schemas import example
 from common.db import check_revision, current_revision, transaction
 from common.errors import Error, FieldError, Unavailable
+from common.sentences import Sentence
 
 router = APIRouter(tags=["health"])
 
@@ -59,15 +60,18 @@ async def read_readiness(state: State, request: Request) -> Response:
     """Postgres, its migrations, Redis and the image store, each within two seconds."""
     limiter = anyio.CapacityLimiter(len(CHECKS))  # of its own: a process whose threads are all busy is still ready
     results = await asyncio.gather(*(outcome(state, check, limiter) for check in CHECKS.values()))
-    checks = dict(zip(CHECKS, results, strict=True))
-    wrong = [FieldError(name, result) for name, result in checks.items() if result != "ok"]
+    failures = dict(zip(CHECKS, results, strict=True))
+    checks = {name: failure or "ok" for name, failure in failures.items()}
+    wrong = [FieldError(name, failure) for name, failure in failures.items() if failure]
     if wrong:
         detail = "; ".join(f"{error.field}: {error.message}" for error in wrong)
         return problem(request, 503, "not_ready", detail, wrong, {"Retry-After": str(RETRY_AFTER_S)}, checks=checks)
     return Response(Ready(status="ready", checks=checks).model_dump_json(), media_type="application/json")
 
 
-async def outcome(state: AppState, check: Callable[[AppState], None], limiter: anyio.CapacityLimiter) -> str:
+async def outcome(
+    state: AppState, check: Callable[[AppState], None], limiter: anyio.CapacityLimiter
+) -> Sentence | None:
     try:
         with anyio.fail_after(CHECK_TIMEOUT_S):
             await anyio.to_thread.run_sync(check, state, limiter=limiter, abandon_on_cancel=True)
@@ -75,7 +79,7 @@ async def outcome(state: AppState, check: Callable[[AppState], None], limiter: a
         return sentence("check_timed_out")
     except Error as error:
         return error.message
-    return "ok"
+    return None
 
 
 def check_postgres(state: AppState) -> None:

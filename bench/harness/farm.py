@@ -24,7 +24,6 @@ from common.catalog.catalog import read
 from common.config import Settings
 from common.db import connect, migrate, transaction
 from common.enums import Scope
-from common.errors import Unavailable
 from embedded.farm import variables
 from embedded.instance import FIRST_PORT, LOOPBACK, PORT_COUNT, S3_ACCOUNT, can_bind
 from embedded.processes import SIGNALS, Program, locked_command, write_programs
@@ -167,11 +166,11 @@ def farm() -> Iterator[Farm]:
 def wait_until(
     condition: Callable[[], T], process: "subprocess.Popen[bytes] | None" = None, seconds: float = TIMEOUT_S
 ) -> T:
-    """Wait until it is true, and return its value. Raises Unavailable after that time, or when the process ends."""
+    """Wait until it is true, and return its value. Raises TimeoutError after that time, or when the process ends."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         if time.monotonic() > deadline or (process and process.poll() is not None):
-            raise Unavailable("A process of the bench did not do what it was to do in time.")
+            raise TimeoutError("A process of the bench did not do what it was to do in time.")
         time.sleep(0.05)
     return value
 

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, func, insert, select, text, update
 
+from common.accounts import sentence
 from common.db import new_id
 from common.enums import Scope, Via
 from common.errors import NotFound, Unauthorized
@@ -22,7 +23,7 @@ PREFIX = "huaf_"
 
 @dataclass(frozen=True)
 class Caller:
-    """Who a request comes from, by which way, and in which request."""
+    """The key that a request was made with: whose it is, by which way it came, and in which request."""
 
     tenant_id: UUID
     key_id: UUID
@@ -36,7 +37,7 @@ class Caller:
 
 @dataclass(frozen=True)
 class NewKey:
-    """A key just made: the only time its secret is known."""
+    """A new key. Its secret is not stored, so nothing can show it again."""
 
     id: UUID
     secret: str
@@ -62,31 +63,34 @@ def create_key(connection: Connection, tenant_id: UUID, name: str, scopes: Seque
 
 
 def authenticate(connection: Connection, secret: str, pepper: str) -> Caller:
-    """Who owns this key. Raises Unauthorized when nobody does, or when it was revoked."""
+    """The caller with this secret. Raises Unauthorized if no key has it, or if the key was revoked."""
     row = connection.execute(OWNER, {"digest": _digest(secret, pepper)}).first()
     if row is None:
-        raise Unauthorized("This API key is not known or was revoked.")
+        raise Unauthorized(sentence("key_unknown"))
     return Caller(row.tenant_id, row.id, frozenset(row.scopes))
 
 
 def find_key(connection: Connection, key_id: UUID) -> Caller | None:
-    """Whose key that is, for one who has proved already that it is his; None when it was revoked."""
+    """The caller with this key, without its secret: only for sessions. None if it was revoked."""
     row = connection.execute(OWNER_BY_ID, {"key": key_id}).first()
     return Caller(row.tenant_id, row.id, frozenset(row.scopes)) if row else None
 
 
 def revoke_key(connection: Connection, tenant_id: UUID, key_id: UUID) -> None:
-    """Revoke a key of this tenant; again is no error. Raises NotFound when it has no such key."""
-    mine = (api_keys.c.id == key_id) & (api_keys.c.tenant_id == tenant_id)
+    """Revoke a key of this tenant. A second time is no error. Raises NotFound if the tenant has no such key."""
+    own = (api_keys.c.id == key_id) & (api_keys.c.tenant_id == tenant_id)
     changed = connection.execute(
-        update(api_keys).where(mine).values(revoked_at=func.coalesce(api_keys.c.revoked_at, func.now()))
+        update(api_keys).where(own).values(revoked_at=func.coalesce(api_keys.c.revoked_at, func.now()))
     )
     if changed.rowcount == 0:
-        raise NotFound(f"There is no key {key_id}.")
+        raise NotFound(sentence("key_missing", key=key_id))
 
 
-# Asked with every request, so made once.
+# Every request executes these, so they are built once.
+
+# Find a key by its digest.
 OWNER = text("SELECT id, tenant_id, scopes FROM api_keys WHERE digest = :digest AND revoked_at IS NULL")
+# Find a key by its id.
 OWNER_BY_ID = text("SELECT id, tenant_id, scopes FROM api_keys WHERE id = :key AND revoked_at IS NULL")
 
 

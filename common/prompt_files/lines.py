@@ -66,7 +66,7 @@ def at_line(format: str, number: int, reason: str) -> Sentence:
     return sentence("at_line", number=number, reason=reason)
 
 
-def raise_invalid(reason: str) -> dict[str, Any]:
+def raise_invalid(reason: Sentence) -> dict[str, Any]:
     """The `parse` of a line that could not be read; its content is the reason."""
     raise Invalid(reason)
 

@@ -31,6 +31,7 @@ from common.log import log_event
 from common.prompt_files.lines import Line, at_line, take
 from common.prompt_files.reader import open_prompts
 from common.recipes.img2img import FindImage, InputImage
+from common.sentences import Sentence
 from common.storage import Storage
 from worker.control import sentence
 
@@ -199,7 +200,7 @@ class Expander:
         if lines.errors:
             raise Invalid(self._wrong_lines(batch, lines))
 
-    def _wrong_lines(self, batch: Batch, lines: CheckedLines) -> str:
+    def _wrong_lines(self, batch: Batch, lines: CheckedLines) -> Sentence:
         return check.list_errors(lines.errors, batch.upload.format)
 
     def _require_licences(self, batch: Batch, lines: CheckedLines) -> None:

@@ -22,6 +22,7 @@ from common.errors import Invalid, ModelRefused, OutOfMemory, RenderFailed, Unav
 from common.log import log_event
 from common.queue import workers
 from common.recipes.recipe import canonical_json
+from common.sentences import Sentence
 from worker.models import sentence
 from worker.pipelines import registry
 from worker.pipelines.base import DeviceLost, Pipeline
@@ -159,7 +160,7 @@ class ModelManager:
             batch_size=self._batch_sizes[model.name],
         )
 
-    def _refuse(self, model: Model, reason: str, is_final: bool) -> ModelRefused:
+    def _refuse(self, model: Model, reason: Sentence, is_final: bool) -> ModelRefused:
         self._failures[model.name] = LoadFailure(reason, float("inf") if is_final else time.monotonic() + RETRY_S)
         log_event("model_refused", model=model.name, reason=reason)
         return ModelRefused(reason)

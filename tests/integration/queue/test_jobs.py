@@ -242,7 +242,7 @@ def test_a_new_migration_reminds_of_the_rules(tmp_path, monkeypatch) -> None:
 
 
 def test_a_connection_that_was_cut_while_it_rested_is_replaced(database: Engine, monkeypatch) -> None:
-    monkeypatch.setattr("common.db.REST_S", -1)
+    monkeypatch.setattr("common.db.IDLE_S", -1)
     with transaction(database) as connection:
         backend = connection.execute(text("SELECT pg_backend_pid()")).scalar()
     with psycopg.connect(database.url.set(drivername="postgresql").render_as_string(hide_password=False)) as admin:
