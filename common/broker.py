@@ -1,12 +1,13 @@
-"""What travels through Redis: Celery messages that wake workers, and passing news. Losing any of it costs time only.
+"""Redis: Celery messages that wake workers, and pub/sub of changes and progress. Losing any of it costs time only.
 
-Knows no table: whether a message leads to work is decided by Postgres when the worker claims. Nothing here raises when
-Redis is away; it says False, and the sweep sends again.
+Knows no table: Postgres decides at the claim whether a message leads to work. Nothing here raises while Redis is away:
+the methods return False, and the sweep sends again.
 """
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -19,13 +20,19 @@ from common.config import Settings
 from common.log import log_event
 
 CONTROL_QUEUE = "control"
-CHANGED_CHANNEL = "huafang:changed"  # ids of jobs that started, got a picture or ended: their rows say more
-PROGRESS_CHANNEL = "huafang:progress"  # step/steps, and the ids of the jobs that have come so far
+CHANGED_CHANNEL = "huafang:changed"  # ids of jobs that have started, stored an image or ended
+PROGRESS_CHANNEL = "huafang:progress"  # step/steps, and the ids of the jobs
 CANCELLED_CHANNEL = "huafang:cancelled"  # ids of jobs that were cancelled
 MESSAGE_EXPIRES_S = 300
-QUIET_S = 2.0  # after a failure Redis is left alone for that long, so that a submission never waits twice
+QUIET_S = 2.0  # without calls after a failure, so that a submission never waits for two time-outs
 BURST_S = 0.02
 PROGRESS_EXPIRES_S = 120
+PUBSUB_OPTIONS: Mapping[str, Any] = {  # of a client that subscribes, synchronous or not
+    "decode_responses": True,
+    "socket_connect_timeout": 3,
+    "socket_keepalive": True,
+    "health_check_interval": 5,
+}
 
 
 def render_queue(model: str) -> str:
@@ -34,7 +41,7 @@ def render_queue(model: str) -> str:
 
 
 def celery_app(settings: Settings, *, socket_timeout: float = 10) -> Celery:
-    """The Celery application, for producers and workers alike. JSON only, no results, no remote control."""
+    """The Celery application of producers and workers. JSON only, no results, no remote control."""
     app = Celery("huafang", broker=settings.redis_url.get_secret_value(), set_as_current=False)
     app.conf.update(
         accept_content=["json"],
@@ -50,7 +57,7 @@ def celery_app(settings: Settings, *, socket_timeout: float = 10) -> Celery:
         worker_redirect_stdouts=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        broker_channel_error_retry=True,  # a full Redis answers with an error: no reason for a worker to end
+        broker_channel_error_retry=True,  # a full Redis refuses a command; the worker goes on
         broker_transport_options={
             "socket_timeout": socket_timeout,
             "socket_connect_timeout": min(3, socket_timeout),
@@ -63,6 +70,15 @@ def celery_app(settings: Settings, *, socket_timeout: float = 10) -> Celery:
     return app
 
 
+def ids_in(data: str) -> set[UUID]:
+    """The ids in a message. Anyone who reaches Redis can write there, so other words are ignored."""
+    found = set()
+    for word in data.split():
+        with suppress(ValueError):
+            found.add(UUID(word))
+    return found
+
+
 class Broker:
     """The sending side, for the API and the workers. Safe to share between threads."""
 
@@ -72,13 +88,13 @@ class Broker:
             settings.redis_url.get_secret_value(), socket_timeout=0.5, socket_connect_timeout=0.5, decode_responses=True
         )
         self._lock = threading.Lock()
-        self._woken_at: dict[str, float] = {}  # model → when a message about a job of its was last sent
-        self._coming: set[str] = set()  # models that a message will be sent for at the end of a burst
+        self._woken_at: dict[str, float] = {}  # by model: when a message was last sent
+        self._scheduled: set[str] = set()  # models with a message at the end of the burst
         self._quiet_until = 0.0
         self._is_away = False
 
     def wake(self, model: str, *, job_id: UUID | None = None, tier: str | None = None) -> bool:
-        """Wake a worker that serves this model. The message names the job that was the occasion, if one was."""
+        """Wake a worker that serves this model. The message names the job that caused it, if there is one."""
         return self._try(
             lambda: self._app.send_task(
                 "render",
@@ -92,46 +108,46 @@ class Broker:
         )
 
     def wake_soon(self, model: str, job_id: UUID, tier: str) -> None:
-        """The same for a job: at once or, where a message for this model was just sent, with one for a whole burst.
+        """Wake a worker for a job: at once, or with one message for all jobs of a burst of 20 ms.
 
-        One message a job was a third of what its submission costs. Who finds more than it can take wakes the next one.
+        One message per job would add half to the cost of a submission. A worker that leaves work waiting wakes another.
         """
         with self._lock:
-            if model in self._coming:
+            if model in self._scheduled:
                 return
             wait = self._woken_at.get(model, 0.0) + BURST_S - time.monotonic()
             if wait > 0:
-                self._coming.add(model)
+                self._scheduled.add(model)
                 timer = threading.Timer(wait, self._wake_late, (model, job_id, tier))
-                timer.daemon = True  # what is lost with this process the sweep sends again
+                timer.daemon = True  # if this process ends, the sweep sends again
                 return timer.start()
             self._woken_at[model] = time.monotonic()
         self.wake(model, job_id=job_id, tier=tier)
 
     def _wake_late(self, model: str, job_id: UUID, tier: str) -> None:
-        with self._lock:  # whose job came before this was committed before the message is sent
-            self._coming.discard(model)
+        with self._lock:  # jobs added until now are committed before the message
+            self._scheduled.discard(model)
             self._woken_at[model] = time.monotonic()
         self.wake(model, job_id=job_id, tier=tier)
 
     def announce_changed(self, job_ids: Iterable[UUID]) -> bool:
-        """Tell those who watch that these jobs have started, got a picture, or ended."""
+        """Publish that these jobs have started, stored an image, or ended."""
         return self._publish(CHANGED_CHANNEL, job_ids)
 
     def announce_cancelled(self, job_ids: Sequence[UUID]) -> bool:
-        """Tell those who watch, and those who render, that these jobs were cancelled."""
+        """Publish to workers and watchers that these jobs were cancelled."""
         return self._publish(CANCELLED_CHANNEL, job_ids) and self._publish(CHANGED_CHANNEL, job_ids)
 
     def advance(self, batch_id: UUID) -> bool:
-        """Have a control worker check, expand or settle a batch."""
+        """Let a control worker check, expand or settle a batch."""
         return self._control("advance", batch=str(batch_id))
 
     def export(self, dataset_id: UUID) -> bool:
-        """Have a control worker write a dataset, or write on."""
+        """Let a control worker write the next part of a dataset."""
         return self._control("export", dataset=str(dataset_id))
 
     def report_progress(self, job_ids: Iterable[UUID], step: int, steps: int) -> bool:
-        """Tell those who watch which denoising step these jobs have come to; for a while, those who ask later too."""
+        """Publish the denoising step of these jobs, and keep it for 120 s for `progress`."""
         ids = [str(job_id) for job_id in job_ids]
 
         def send() -> None:
@@ -144,25 +160,25 @@ class Broker:
         return self._try(send)
 
     def progress(self, job_ids: Sequence[UUID]) -> dict[UUID, tuple[int, int]]:
-        """(step, steps) of those jobs whose progress is known."""
+        """(step, steps) of the jobs whose progress is known."""
         found: list[Any] = []
         if job_ids:
             self._try(lambda: found.extend(self._redis.mget([f"huafang:progress:{job_id}" for job_id in job_ids])))
         steps = (value.split("/") if value else None for value in found)
         return {job: (int(step[0]), int(step[1])) for job, step in zip(job_ids, steps, strict=False) if step}
 
-    def leave(self, ticket: str, key_id: UUID, seconds: int) -> bool:
-        """Leave an API key's id for whoever brings this ticket first, within so many seconds."""
+    def store_ticket(self, ticket: str, key_id: UUID, seconds: int) -> bool:
+        """Store the id of an API key under a ticket, for so many seconds."""
         return self._try(lambda: self._redis.set(f"huafang:ticket:{ticket}", str(key_id), ex=seconds))
 
-    def collect(self, ticket: str) -> UUID | None:
-        """The id that was left under this ticket; only once."""
+    def take_ticket(self, ticket: str) -> UUID | None:
+        """The id under a ticket, which is deleted."""
         found: list[Any] = []
         self._try(lambda: found.append(self._redis.getdel(f"huafang:ticket:{ticket}")))
         return UUID(found[0]) if found and found[0] else None
 
     def eviction_policy(self) -> str | None:
-        """Redis' maxmemory-policy: anything but `noeviction` loses messages silently. None while Redis is away."""
+        """The maxmemory-policy: any but `noeviction` may lose messages. None while Redis is away."""
         policy: list[str] = []
         self._try(lambda: policy.append(str(self._redis.info("memory").get("maxmemory_policy"))))
         return policy[0] if policy else None

@@ -1,7 +1,7 @@
-"""Uploads: files of prompts for batches, and pictures for recipes to start from. Their rows; the bytes are in storage.
+"""Uploads: prompt files for batches, pictures for recipes to start from. The rows; their bytes are in storage.
 
-An upload is kept while a batch refers to it, and for a while after a recipe last asked for it. Knows neither what a
-file says nor how a picture is drawn.
+A recipe may also start from a stored image of its tenant. An image that the safety checker flagged was never stored. An
+upload is kept while a batch refers to it, and for some days after a recipe last did. Knows no file format.
 """
 
 from dataclasses import dataclass
@@ -10,12 +10,15 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-PICTURE = "png"  # the format that pictures are kept in; any other is one of a file of prompts
+from common.recipes.img2img import InputImage
+from common.storage import upload_key
+
+PICTURE = "png"  # the format of pictures; the others are of prompt files
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A file in storage. `format` is jsonl, txt, parquet, or csv in this encoding; or png, of a picture's pixels."""
+    """A file in storage. `format`: jsonl, txt, parquet, csv (with `encoding`) or png (with `width`, `height`)."""
 
     id: UUID
     format: str
@@ -27,37 +30,67 @@ class Upload:
 
 
 def record(connection: Connection, tenant_id: UUID, upload: Upload) -> datetime:
-    """Note a file before it is put into storage, so that nothing lies there that no row knows; when that was."""
-    noted: datetime = connection.execute(INSERT_UPLOAD, vars(upload) | {"tenant": tenant_id}).scalar_one()
-    return noted
+    """Insert a file before it is stored, so that every object has a row; the time of the row."""
+    created_at: datetime = connection.execute(INSERT_UPLOAD, vars(upload) | {"tenant": tenant_id}).scalar_one()
+    return created_at
 
 
 def find_prompts(connection: Connection, tenant_id: UUID, upload_id: UUID) -> Upload | None:
-    """A file of prompts of the tenant's."""
+    """A prompt file of the tenant."""
     row = connection.execute(FIND_PROMPTS, {"tenant": tenant_id, "upload": upload_id}).first()
     return Upload(row.id, row.format, row.bytes, row.sha256, encoding=row.encoding) if row else None
 
 
-def take_unused(connection: Connection, days: float, limit: int = 20) -> list[tuple[UUID, str]]:
-    """Delete the rows of uploads that nobody has asked for in so many days; which, with their formats.
+def find_image(connection: Connection, tenant_id: UUID, image_id: UUID) -> InputImage | None:
+    """The picture or stored image of the tenant. A picture is kept longer for it."""
+    row = connection.execute(FIND_IMAGE, {"image": image_id, "tenant": tenant_id}).first()
+    if row is None:
+        return None
+    key = row.key or upload_key(row.id, PICTURE)
+    return InputImage(id=row.id, sha256=row.sha256, key=key, width=row.width, height=row.height)
 
-    Their bytes are to be deleted before the COMMIT: whoever asks for one of them meanwhile waits, and learns the truth.
+
+def take_unused(connection: Connection, days: float, limit: int = 20) -> list[tuple[UUID, str]]:
+    """Delete the rows of uploads that nothing has referred to for so many days; their ids and formats.
+
+    Delete their bytes before the COMMIT: a transaction that looks for one of them waits, and then does not find it.
     """
     rows = connection.execute(TAKE_UNUSED, {"days": days, "limit": limit}).all()
     return [(row.id, row.format) for row in rows]
 
 
+# Inserts an upload.
 INSERT_UPLOAD = text("""
     INSERT INTO uploads (id, tenant_id, format, bytes, sha256, width, height, encoding)
     VALUES (:id, :tenant, :format, :bytes, :sha256, :width, :height, :encoding)
     RETURNING created_at
 """)
 
+# Finds a prompt file.
 FIND_PROMPTS = text(f"""
     SELECT id, format, bytes, sha256, encoding FROM uploads
     WHERE id = :upload AND tenant_id = :tenant AND format <> '{PICTURE}'
 """)
 
+# Finds a picture, or a stored image; updates `used_at` of a picture once an hour. Waits for a deletion under way.
+FIND_IMAGE = text(f"""
+    WITH used AS (
+        UPDATE uploads SET used_at = now()
+        WHERE id = :image AND tenant_id = :tenant AND used_at < now() - interval '1 hour'
+        RETURNING uploads.*),
+    upload AS (
+        SELECT * FROM used UNION ALL
+        SELECT * FROM uploads
+        WHERE id = :image AND tenant_id = :tenant AND used_at >= now() - interval '1 hour')
+    SELECT id, sha256, NULL AS key, width, height FROM upload WHERE format = '{PICTURE}'
+    UNION ALL
+    SELECT images.id, images.sha256, images.key,
+        cast(jobs.recipe ->> 'width' AS int), cast(jobs.recipe ->> 'height' AS int)
+    FROM images JOIN jobs ON jobs.id = images.job_id
+    WHERE images.id = :image AND jobs.tenant_id = :tenant AND images.state = 'stored'
+""")
+
+# Deletes old uploads that no batch refers to.
 TAKE_UNUSED = text("""
     DELETE FROM uploads WHERE id = ANY(ARRAY(
         SELECT id FROM uploads

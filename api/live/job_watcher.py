@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from api.live.job_events import JobEvents
 from api.queries.jobs import JobVersion
 from api.schemas import Job, Progress
-from common.broker import CHANGED_CHANNEL, PROGRESS_CHANNEL
+from common.broker import CHANGED_CHANNEL, PROGRESS_CHANNEL, PUBSUB_OPTIONS, ids_in
 from common.errors import Unavailable
 from common.log import log_event
 
@@ -158,13 +158,7 @@ class JobWatcher:
             await asyncio.sleep(RECONNECT_S)
 
     async def _receive(self) -> None:
-        redis = Redis.from_url(
-            self._redis_url,
-            decode_responses=True,
-            socket_connect_timeout=3,
-            socket_keepalive=True,
-            health_check_interval=5,
-        )
+        redis = Redis.from_url(self._redis_url, **PUBSUB_OPTIONS)
         async with redis, redis.pubsub() as pubsub:
             await pubsub.subscribe(CHANGED_CHANNEL, PROGRESS_CHANNEL)
             while True:
@@ -223,12 +217,3 @@ def wake(subscriptions: Sequence[Subscription]) -> None:
         subscription.wake()
     if rest := subscriptions[WAKE_AT_ONCE:]:
         asyncio.get_running_loop().call_soon(wake, rest)
-
-
-def ids_in(data: str) -> set[UUID]:
-    """The ids in a message; words that are no ids are ignored."""
-    found = set()
-    for word in data.split():
-        with suppress(ValueError):
-            found.add(UUID(word))
-    return found

@@ -11,15 +11,16 @@ from api.headers import idempotency_key
 from api.queries.fleet import read_fleet
 from api.queries.jobs import find_job, find_jobs, is_terminal, with_progress
 from api.schemas import DryRun, Estimate, Job, JobPage, JobQuery, JobRequest, Recipe
-from common import originals
+from common import uploads
 from common.accounts import audit
 from common.accounts.audit import Action
 from common.accounts.tenants import Caller
-from common.db import new_id, transaction
+from common.db import transaction
 from common.enums import Tier
 from common.errors import Unavailable
 from common.log import log_event
-from common.queue import idempotency, jobs, tiers
+from common.queue import jobs, tiers
+from common.queue.idempotency import submit_idempotent
 from common.queue.search import Search
 from common.recipes import recipe, token_counter
 from common.recipes.img2img import FindImage, InputImage
@@ -41,27 +42,28 @@ def submit(
     """The job of this request, and whether it is new. `key` is an Idempotency-Key. Raises Invalid."""
     complete, warnings = resolve(state, caller, request)
     state.acceptances.require(caller.tenant_id, [state.catalog.get(complete.model)])
-    job_id = new_id()
     once = idempotency_key(ROUTE, key, request.model_dump(mode="json", exclude_unset=True))
+
+    def insert(job_id: UUID) -> None:
+        jobs.submit(
+            connection,
+            caller.tenant_id,
+            complete,
+            tier=request.tier,
+            warnings=warnings,
+            request_id=request_id,
+            job_id=job_id,
+            expires_after_s=expires_after_s,
+        )
+
     # Without a key it is one statement, which needs no BEGIN and COMMIT.
     with transaction(state.engine if once else state.autocommit) as connection:
-        earlier = idempotency.claim_key(connection, caller.tenant_id, once, job_id) if once else None
-        if earlier is None:
-            jobs.submit(
-                connection,
-                caller.tenant_id,
-                complete,
-                tier=request.tier,
-                warnings=warnings,
-                request_id=request_id,
-                job_id=job_id,
-                expires_after_s=expires_after_s,
-            )
-    if earlier is None:
+        job_id, is_new = submit_idempotent(connection, caller.tenant_id, once, insert)
+    if is_new:
         state.broker.wake_soon(complete.model, job_id, request.tier)
         log_event("job_submitted", job=job_id, tenant=caller.tenant_id, images=complete.count, request=request_id)
     # Not inside the transaction: until its commit, others that submit to this lane wait.
-    return get(state, caller, earlier or job_id, base_url), earlier is None
+    return get(state, caller, job_id, base_url), is_new
 
 
 def dry_run(state: AppState, caller: Caller, request: JobRequest) -> DryRun:
@@ -95,7 +97,7 @@ def image_finder(state: AppState, caller: Caller) -> FindImage:
 
     def find(image_id: UUID) -> InputImage | None:
         with transaction(state.autocommit) as connection:
-            return originals.find_image(connection, caller.tenant_id, image_id)
+            return uploads.find_image(connection, caller.tenant_id, image_id)
 
     return find
 

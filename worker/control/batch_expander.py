@@ -15,7 +15,7 @@ from uuid import UUID
 
 from sqlalchemy import Engine as Database
 
-from common import originals
+from common import uploads
 from common.accounts.licences import Acceptances
 from common.batches import check, expansion, retries, skipped_lines
 from common.batches import lifecycle as batches
@@ -175,7 +175,7 @@ class Expander:
         @lru_cache(CACHED_INPUT_IMAGES)
         def find(upload_id: UUID) -> InputImage | None:
             with transaction(self._database) as connection:
-                return originals.find_image(connection, batch.tenant_id, upload_id)
+                return uploads.find_image(connection, batch.tenant_id, upload_id)
 
         return find
 

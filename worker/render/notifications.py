@@ -14,7 +14,7 @@ from uuid import UUID
 from redis import Redis
 from redis.exceptions import RedisError
 
-from common.broker import CANCELLED_CHANNEL, Broker
+from common.broker import CANCELLED_CHANNEL, PUBSUB_OPTIONS, Broker, ids_in
 from common.config import Settings
 from worker.availability import Availability
 from worker.render.inflight import HeldLeases, InflightMicrobatch
@@ -32,14 +32,7 @@ class Notifications:
         current: Callable[[], InflightMicrobatch | None],
     ) -> None:
         """`current` returns the microbatch that is being rendered, or was last."""
-        self._redis = Redis.from_url(
-            settings.redis_url.get_secret_value(),
-            socket_timeout=5,
-            socket_connect_timeout=3,
-            socket_keepalive=True,
-            health_check_interval=5,
-            decode_responses=True,
-        )
+        self._redis = Redis.from_url(settings.redis_url.get_secret_value(), socket_timeout=5, **PUBSUB_OPTIONS)
         self._broker = broker
         self._held_leases = held_leases
         self._current = current
@@ -80,7 +73,7 @@ class Notifications:
             self._availability.mark_up()
             while not self._stopping.is_set():
                 if message := channel.get_message(timeout=0.5):
-                    self._held_leases.cancel_jobs(_ids(message["data"]))
+                    self._held_leases.cancel_jobs(ids_in(message["data"]))
 
     def _publish(self) -> None:
         progress_at = 0.0
@@ -111,14 +104,3 @@ class Notifications:
         self._published = (current, current.step)
         if current.step:
             self._broker.report_progress(jobs, current.step, current.steps)
-
-
-def _ids(text: str) -> set[UUID]:
-    """The ids in a message. Anyone who reaches Redis can write there: other words are ignored."""
-    ids = set()
-    for word in text.split():
-        try:
-            ids.add(UUID(word))
-        except ValueError:
-            continue
-    return ids

@@ -49,14 +49,14 @@ def sign_out(request: Request, visitor: CurrentVisitor, _: SameOrigin) -> Respon
 def make_link(caller: Admin, state: State, request: Request) -> dict[str, str]:
     """A one-time link that signs in as the key of this request. For the command line."""
     ticket = secrets.token_urlsafe(24)
-    if not state.broker.leave(ticket, caller.key_id, LINK_S):
+    if not state.broker.store_ticket(ticket, caller.key_id, LINK_S):
         raise Unavailable(sentence("links_need_redis"))
     return {"url": str(request.url_for("use_link", ticket=ticket))}
 
 
 @router.get("/enter/{ticket}")
 def use_link(ticket: str, state: State, request: Request) -> Response:
-    key_id = state.broker.collect(ticket)
+    key_id = state.broker.take_ticket(ticket)
     with transaction(state.autocommit) as connection:
         caller = find_key(connection, key_id) if key_id else None
     if caller is None:
