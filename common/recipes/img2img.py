@@ -1,6 +1,6 @@
 """The mode of a recipe, and the images that it starts from: none, a source, or a source and a mask.
 
-Pure: the images of a tenant are looked up by a function that the caller gives.
+Pure: the caller gives a function that finds the images of a tenant.
 """
 
 from collections.abc import Callable

@@ -26,7 +26,7 @@ from common.sentences import Sentence
 MAX_CACHED = 10_000  # texts
 TEXTS_PER_CALL = 256  # the tokenizer takes 200 MB for so many of 8,000 characters
 NO_TOKEN = -1  # the id of no token
-RECHECK_S = 1.0  # between two looks at the tokenizer's file, which an import may write while this process runs
+RECHECK_S = 1.0  # between two checks of the tokenizer's file, which an import may write while this process runs
 
 
 @dataclass(frozen=True)

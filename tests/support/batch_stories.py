@@ -1,4 +1,4 @@
-"""What the tests of batches tell their stories with: batches, and the control worker that sees to them."""
+"""What the tests of batches share: a story with batches, and a control worker that checks and expands them."""
 
 import io
 import json
@@ -27,7 +27,7 @@ PROMPTS = [f"红色的圆形 {n}" for n in range(10)]
 
 
 class BatchStory(Story):
-    """A story, and the control worker in it."""
+    """A story with a control worker."""
 
     def __init__(self, story: Story, settings: Settings) -> None:
         super().__init__(story.database)

@@ -1,4 +1,4 @@
-"""A batch ends once, when it is read to its end and all its images have ended; the phases of two workers never mix."""
+"""A batch ends once: when its file is expanded and all its images have ended. The phases of two workers never mix."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def render_all(farm: BatchStory) -> None:
         farm.publish(microbatch)
 
 
-def test_a_batch_whose_images_are_faster_than_its_expansion_does_not_end(farm: BatchStory) -> None:
+def test_a_batch_does_not_end_before_its_expansion(farm: BatchStory) -> None:
     batch_id = farm.batch_of()
     assert farm.end() == []  # it has no images yet
     while not farm.batch(batch_id).jobs:
@@ -35,7 +35,7 @@ def test_a_batch_whose_images_are_faster_than_its_expansion_does_not_end(farm: B
     assert len(farm.jobs_of(batch_id)) == len(PROMPTS)
 
 
-def test_a_paused_batch_ends_when_what_was_in_hand_was_its_last(farm: BatchStory) -> None:
+def test_a_paused_batch_ends_when_its_last_running_image_ends(farm: BatchStory) -> None:
     batch_id = farm.expanded(PROMPTS[:2])
     last = farm.started()
     farm.pause(batch_id)
@@ -45,8 +45,8 @@ def test_a_paused_batch_ends_when_what_was_in_hand_was_its_last(farm: BatchStory
     assert farm.batch(batch_id).state == "ended"
 
 
-def test_two_who_check_at_once_count_its_prompts_once(farm: BatchStory) -> None:
-    """The slower one began where the expansion begins now: at the start of the file."""
+def test_two_checks_at_once_count_the_prompts_once(farm: BatchStory) -> None:
+    """The slower check began where the expansion begins: at the start of the file."""
     batch_id = farm.batch_of()
     with transaction(farm.database) as connection:
         seen = chunks.read_batch(connection, batch_id)

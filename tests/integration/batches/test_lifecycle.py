@@ -56,7 +56,7 @@ def test_its_images_are_claimed_and_its_lanes_count_how_they_end(farm: BatchStor
     assert farm.batch(batch_id).state == "ended"
 
 
-def test_lines_may_say_more_than_a_prompt(farm: BatchStory) -> None:
+def test_lines_may_have_more_fields_than_a_prompt(farm: BatchStory) -> None:
     plan = Plan(defaults={"model": "mini-zh", "steps": 2, "width": 64, "height": 64}, images_per_prompt=3, seed=7)
     batch_id = farm.batch_of_lines(
         {"prompt": "红色的圆形"},
@@ -80,7 +80,7 @@ def test_prompts_that_a_model_cannot_read_are_counted(farm: BatchStory, small_ch
 
 
 def test_any_text_is_copied_as_it_is(farm: BatchStory) -> None:
-    """COPY has its own ideas of backslashes, tabs and line ends."""
+    """COPY has a syntax for backslashes, tabs and newlines."""
     texts = ["红\\n\\N\\.", "红\t色\r的", '红"色"的\n圆形', "\\", "红\\t\u2028🦊"]
     batch_id = farm.batch_of_lines(*({"prompt": one} for one in texts))
     assert not farm.expander.work(batch_id, 60)
@@ -138,10 +138,10 @@ def test_a_file_refused_late_in_its_check_is_not_expanded(farm: BatchStory, smal
 
 
 @pytest.mark.parametrize("is_file_gone", [False, True])
-def test_a_batch_refused_in_its_midst_gives_nothing_more_to_a_claim(
+def test_nothing_is_claimed_of_a_batch_refused_during_its_expansion(
     farm: BatchStory, settings: Settings, small_chunks: None, is_file_gone: bool
 ) -> None:
-    """Its last line is right by the catalogue of its check, and wrong by that of its expansion; or its file is lost."""
+    """The catalogue loses a model between check and expansion, or the file is lost."""
     models = CATALOG.models | {"former": replace(CATALOG.models["mini-zh"], name="former")}
     earlier = Expander(farm.database, farm.storage, Broker(settings), replace(CATALOG, models=models))
     batch_id = farm.batch_of_lines(*({"prompt": one} for one in PROMPTS[:7]), {"prompt": "圆", "model": "former"})
@@ -172,7 +172,7 @@ def test_a_batch_refused_in_its_midst_gives_nothing_more_to_a_claim(
     assert farm.balances()
 
 
-def test_one_who_was_overtaken_refuses_nothing(farm: BatchStory, small_chunks: None) -> None:
+def test_an_overtaken_worker_refuses_nothing(farm: BatchStory, small_chunks: None) -> None:
     batch_id = farm.batch_of()
     while not farm.batch(batch_id).jobs:
         farm.expander.work(batch_id, 1e-9)
@@ -190,8 +190,8 @@ def test_one_who_was_overtaken_refuses_nothing(farm: BatchStory, small_chunks: N
     assert [lane.closed for lane in farm.lanes_of(batch_id)] == [False]
 
 
-def test_another_control_worker_goes_on_where_one_stopped(farm: BatchStory, small_chunks: None) -> None:
-    """Whatever moment one is killed at: time is up after every chunk."""
+def test_another_control_worker_continues_where_one_stopped(farm: BatchStory, small_chunks: None) -> None:
+    """At whatever chunk the first one is killed: the time is up after each."""
     batch_id, turns = farm.batch_of(), 0
     while farm.expander.work(batch_id, 1e-9) and turns < 20:
         turns += 1
@@ -201,8 +201,8 @@ def test_another_control_worker_goes_on_where_one_stopped(farm: BatchStory, smal
     assert [job.recipe["prompt"] for job in farm.jobs_of(batch_id)] == PROMPTS
 
 
-def test_a_matrix_is_gone_on_with_too(farm: BatchStory, small_chunks: None) -> None:
-    """Whatever moment a control worker is killed at, no prompt is left with half of its variants."""
+def test_another_control_worker_continues_a_matrix(farm: BatchStory, small_chunks: None) -> None:
+    """No prompt is left with half of its variants, at whatever chunk a worker is killed."""
     plan = Plan(defaults={"model": "mini-zh"}, matrix={"steps": [2, 3, 4]}, images_per_prompt=1, seed=100)
     batch_id, jobs = farm.batch_of(plan=plan), []
     while farm.expander.work(batch_id, 1e-9):
@@ -221,14 +221,14 @@ def test_a_matrix_is_gone_on_with_too(farm: BatchStory, small_chunks: None) -> N
     assert [lane.open for lane in farm.lanes_of(batch_id)] == [10, 10, 10]
 
 
-def test_a_line_may_not_say_what_the_matrix_changes(farm: BatchStory) -> None:
+def test_a_line_may_not_set_a_field_of_the_matrix(farm: BatchStory) -> None:
     plan = Plan(defaults={"model": "mini-zh"}, matrix={"steps": [2, 3]}, images_per_prompt=1, seed=0)
     batch_id = farm.batch_of_lines({"prompt": "红色的圆形🦊"}, {"prompt": "红色的圆形", "steps": 4}, plan=plan)
     farm.expander.work(batch_id, 60)
     assert farm.batch(batch_id).error_message == "Line 2: steps is in the matrix, which sets it for all prompts."
 
 
-def test_a_prompt_is_warned_of_once_for_all_variants(farm: BatchStory) -> None:
+def test_a_prompt_has_one_warning_for_all_variants(farm: BatchStory) -> None:
     plan = Plan(defaults={"model": "mini-zh"}, matrix={"steps": [2, 3]}, images_per_prompt=1, seed=0)
     batch_id = farm.expanded(["红色的圆形", "红色的圆形🦊"], plan=plan)
     batch = farm.batch(batch_id)
@@ -248,7 +248,7 @@ def test_two_at_once_expand_nothing_twice(farm: BatchStory, small_chunks: None) 
     assert len(farm.jobs_of(batch_id)) == farm.batch(batch_id).jobs == 3
 
 
-def test_a_paused_batch_rests_and_others_go_first(farm: BatchStory) -> None:
+def test_a_paused_batch_waits_and_others_are_claimed(farm: BatchStory) -> None:
     batch_id, other = farm.expanded(), farm.submit(tier=Tier.BULK)
     farm.pause(batch_id)
     assert farm.batch(batch_id).state == "paused"
@@ -307,7 +307,7 @@ def test_a_batch_cancelled_early_is_not_expanded_further(farm: BatchStory, small
     assert farm.end() == [batch_id]
 
 
-def test_what_has_ended_cannot_be_changed(farm: BatchStory) -> None:
+def test_an_ended_batch_cannot_be_changed(farm: BatchStory) -> None:
     batch_id = farm.expanded(["红色的圆形"])
     farm.publish(farm.started())
     farm.end()
@@ -321,7 +321,7 @@ def test_what_has_ended_cannot_be_changed(farm: BatchStory) -> None:
         farm.resume(cancelled)
 
 
-def test_a_tenant_has_only_its_own(farm: BatchStory) -> None:
+def test_a_tenant_changes_only_its_own_batches(farm: BatchStory) -> None:
     batch_id = farm.expanded(tenant="another")
     for change in (farm.pause, farm.resume, farm.cancel_batch):
         with pytest.raises(NotFound):
@@ -331,12 +331,12 @@ def test_a_tenant_has_only_its_own(farm: BatchStory) -> None:
         batches.submit(connection, farm.tenant(), upload, PLAN)
 
 
-def test_the_sweep_finds_whom_nobody_attends_to(farm: BatchStory) -> None:
+def test_stalled_batches_are_found(farm: BatchStory) -> None:
     batch_id, done = farm.batch_of(), farm.expanded()
     with transaction(farm.database) as connection:
         assert batches.stalled(connection, 3600) == []
         assert batches.stalled(connection, -1) == [batch_id]
-    farm.close(done)  # and whoever was to go on was killed
+    farm.close(done)  # and its control worker was killed
     with transaction(farm.database) as connection:
         assert batches.stalled(connection, -1) == [batch_id, done]
     farm.expander.work(batch_id, 60)

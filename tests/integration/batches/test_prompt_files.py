@@ -1,4 +1,4 @@
-"""Batches of sheets, and of files with wrong lines in them: read as they are, gone on with, skipped as one says."""
+"""Batches of CSV and Parquet files, and of files with wrong lines: read, continued, skipped on request; dry runs."""
 
 import io
 import json
@@ -86,7 +86,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_sheet_becomes_jobs_wherever_it_is_gone_on_with(
+def test_a_sheet_becomes_jobs_when_each_chunk_opens_it_anew(
     client: httpx.Client, control: Expander, small_chunks: None, name: str
 ) -> None:
     batch_id = submitted(client, *FILES[name])
@@ -97,7 +97,7 @@ def test_a_sheet_becomes_jobs_wherever_it_is_gone_on_with(
     assert recipes(client, batch_id) == RECIPES
 
 
-def test_what_a_sheet_is_written_in_is_seen_and_said(client: httpx.Client, settings: Settings) -> None:
+def test_the_encoding_of_a_sheet_is_found_and_returned(client: httpx.Client, settings: Settings) -> None:
     assert upload(client, SHEET.encode(), "text/csv")["encoding"] == "utf-8"
     assert upload(client, SHEET.encode("gbk"), "text/csv")["encoding"] == "gb18030"
     assert upload(client, SHEET.encode("gbk"), "text/csv; charset=GB2312")["encoding"] == "gb18030"
@@ -127,7 +127,7 @@ def test_what_a_sheet_is_written_in_is_seen_and_said(client: httpx.Client, setti
         (b"PAR1 and what is no table PAR1", PARQUET, "The file: it cannot be read as Parquet"),
     ],
 )
-def test_wrong_sheets_are_told_before_anything_is_expanded(
+def test_wrong_sheets_are_refused_before_anything_is_expanded(
     client: httpx.Client, control: Expander, data: bytes, media_type: str, says: str
 ) -> None:
     batch_id = submitted(client, data, media_type)
@@ -137,7 +137,7 @@ def test_wrong_sheets_are_told_before_anything_is_expanded(
     assert found["error"]["message"].startswith(says)
 
 
-def test_wrong_lines_are_skipped_as_one_says(client: httpx.Client, control: Expander, small_chunks: None) -> None:
+def test_wrong_lines_are_skipped_on_request(client: httpx.Client, control: Expander, small_chunks: None) -> None:
     batch_id = submitted(client, WRONG.encode(), "application/jsonl", skip_bad=True, images_per_prompt=2)
     while control.work(batch_id, 0):
         pass
@@ -156,7 +156,7 @@ def test_wrong_lines_are_skipped_as_one_says(client: httpx.Client, control: Expa
     assert reasons[6].startswith("prompt has 602 tokens")
 
 
-def test_a_file_of_which_nothing_is_left_is_refused(
+def test_a_file_with_no_right_line_or_too_many_wrong_ones_is_refused(
     client: httpx.Client, control: Expander, small_chunks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch_id = submitted(client, b"{}\n" * 5, "application/jsonl", skip_bad=True)
@@ -193,7 +193,7 @@ def try_out(client: httpx.Client, **fields: Any) -> dict[str, Any]:
     return answer.json()
 
 
-def test_a_dry_run_tells_what_a_batch_becomes_and_stores_nothing(
+def test_a_dry_run_returns_what_a_batch_becomes_and_stores_nothing(
     client: httpx.Client, control: Expander, settings: Settings
 ) -> None:
     file = upload(client, WRONG.encode(), "application/jsonl")["id"]
@@ -229,9 +229,7 @@ def test_a_dry_run_of_inline_prompts_counts_what_their_matrix_makes(client: http
     assert bucket_of(settings) == {}
 
 
-def test_a_dry_run_of_a_large_file_says_that_it_looked_at_a_part(
-    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dry_run_of_a_large_file_is_an_estimate(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_dry_run, "MAX_PROMPTS", 100)
     monkeypatch.setattr(batch_dry_run, "MAX_S", 60)
     monkeypatch.setattr(batch_dry_run, "STEP_JOBS", 50)
@@ -250,7 +248,7 @@ def test_a_dry_run_of_a_large_file_says_that_it_looked_at_a_part(
         assert abs(found["images"] - 2 * found["jobs"]) <= 1
 
 
-def test_a_dry_run_knows_how_long_it_takes_and_how_large_it_gets(
+def test_a_dry_run_estimates_time_and_size(
     client: httpx.Client, control: Expander, story: Story, make_worker: MakeWorker
 ) -> None:
     look = {"model": "mini-zh", "steps": 1, "width": 64, "height": 64}

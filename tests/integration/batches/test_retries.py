@@ -1,4 +1,4 @@
-"""What failed of a batch is drawn again by a batch of its own, once, with the same recipes and seeds."""
+"""The retry of a batch renders its failed images again, once, with the same recipes and seeds."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +32,7 @@ def farm(story: Story, settings: Settings) -> BatchStory:
 
 
 def render(farm: BatchStory, fates: list[ImageState]) -> None:
-    """All that waits, until the images have these fates in the order of their prompts."""
+    """Render all that waits; the images end with these states, in the order of their prompts."""
     coming = iter(fates)
     while microbatch := farm.claim(capacity=2):
         farm.start(microbatch)
@@ -58,24 +58,26 @@ def ended(farm: BatchStory, fates: list[ImageState] = FATES, **more: Any) -> UUI
 
 
 def expand(farm: BatchStory, retry_id: UUID, chunks: int | None = None) -> int:
-    """A chunk a turn, as if each were another control worker's; how many there were, the vain one too."""
+    """Expand it a chunk at a time, as several control workers would. Returns the turns; the last one finds nothing."""
     turns = 1
     while farm.expander.work(retry_id, 1e-9) and turns != chunks:
         turns += 1
     return turns
 
 
-def test_what_failed_has_heirs_in_a_batch_of_its_own(farm: BatchStory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_images_are_rendered_again_in_a_batch_of_their_own(
+    farm: BatchStory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(retries, "CHUNK_IMAGES", 8)  # four of its prompts
     batch_id = ended(farm)
     retry_id = farm.retry(batch_id)
     assert (farm.batch(retry_id).state, farm.batch(retry_id).parent_id) == ("expanding", batch_id)
     assert expand(farm, retry_id) == 4  # three chunks, and a look whether there is more
-    retry, parents, heirs = farm.batch(retry_id), farm.jobs_of(batch_id), farm.jobs_of(retry_id)
+    retry, parents, retry_jobs = farm.batch(retry_id), farm.jobs_of(batch_id), farm.jobs_of(retry_id)
     assert (retry.state, retry.prompts, retry.jobs, retry.images) == ("running", 3, 3, 4)
-    assert [heir.parent_id for heir in heirs] == [parents[place].id for place in (2, 3, 4)]
-    assert [heir.position for heir in heirs] == [0, 1, 2]
-    assert [heir.recipe for heir in heirs] == [parents[place].recipe for place in (2, 3, 4)]
+    assert [retry_job.parent_id for retry_job in retry_jobs] == [parents[place].id for place in (2, 3, 4)]
+    assert [retry_job.position for retry_job in retry_jobs] == [0, 1, 2]
+    assert [retry_job.recipe for retry_job in retry_jobs] == [parents[place].recipe for place in (2, 3, 4)]
     drawn = [(image.position, image._mapping["index"]) for image in farm.images_of(retry_id)]
     assert drawn == [(0, 0), (1, 0), (1, 1), (2, 1)]
     assert [(lane.open, lane.closed) for lane in farm.lanes_of(retry_id)] == [(4, False)]
@@ -83,7 +85,7 @@ def test_what_failed_has_heirs_in_a_batch_of_its_own(farm: BatchStory, monkeypat
     assert seeds == [104, 106, 107, 109]
 
 
-def test_it_ends_as_any_batch_and_what_fails_in_it_is_the_next_ones(farm: BatchStory) -> None:
+def test_what_fails_in_a_retry_is_left_to_the_next_one(farm: BatchStory) -> None:
     batch_id = ended(farm)
     retry_id = farm.retry(batch_id)
     expand(farm, retry_id)
@@ -93,12 +95,12 @@ def test_it_ends_as_any_batch_and_what_fails_in_it_is_the_next_ones(farm: BatchS
         farm.retry(batch_id)
     third = farm.retry(retry_id)
     expand(farm, third)
-    (heir,) = farm.jobs_of(third)
-    assert farm.job(farm.job(heir.parent_id).parent_id).position == 3
+    (retry_job,) = farm.jobs_of(third)
+    assert farm.job(farm.job(retry_job.parent_id).parent_id).position == 3
     assert farm.batch(batch_id).state == "ended"
 
 
-def test_two_who_ask_at_once_get_the_same(farm: BatchStory) -> None:
+def test_two_requests_at_once_get_the_same_retry(farm: BatchStory) -> None:
     batch_id = ended(farm)
     with ThreadPoolExecutor(4) as pool:
         made = list(pool.map(lambda _: farm.retry(batch_id), range(8)))
@@ -108,7 +110,7 @@ def test_two_who_ask_at_once_get_the_same(farm: BatchStory) -> None:
     assert (farm.retry(batch_id), len(farm.jobs_of(made[0]))) == (made[0], 3)
 
 
-def test_what_a_cancelled_retry_did_not_come_to_is_left_to_another(farm: BatchStory) -> None:
+def test_what_a_cancelled_retry_did_not_reach_is_left_to_another(farm: BatchStory) -> None:
     batch_id = ended(farm)
     first = farm.retry(batch_id)
     expand(farm, first)
@@ -119,7 +121,7 @@ def test_what_a_cancelled_retry_did_not_come_to_is_left_to_another(farm: BatchSt
     second = farm.retry(batch_id)
     assert second != first
     expand(farm, second)
-    assert [heir.recipe["seeds"] for heir in farm.jobs_of(second)] == [[106, 107], [108, 109]]
+    assert [retry_job.recipe["seeds"] for retry_job in farm.jobs_of(second)] == [[106, 107], [108, 109]]
 
 
 def test_a_retry_is_paused_and_cancelled_while_its_jobs_are_made(

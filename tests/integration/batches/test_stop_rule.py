@@ -1,4 +1,4 @@
-"""Batches that pause by themselves, and how fast they get on: by counters that are noted, not by images."""
+"""Batches that pause by themselves, and their throughput, from the counters of their lanes."""
 
 import httpx
 import pytest
@@ -52,13 +52,13 @@ def test_a_batch_pauses_when_too_much_of_it_fails(farm: BatchStory, sweep: Sweep
     assert farm.claim() is None
 
 
-def test_resume_begins_anew(farm: BatchStory, sweep: Sweep, client: httpx.Client) -> None:
+def test_resume_forgets_earlier_failures(farm: BatchStory, sweep: Sweep, client: httpx.Client) -> None:
     batch_id = farm.expanded(PROMPTS, stop_rule=RULE)
     running = farm.started(capacity=8)
     render(farm, 20, ImageState.FAILED)
     sweep.once()
     assert farm.batch(batch_id).state == "paused"
-    farm.publish(running, ImageState.FAILED, error_code="nan_image")  # was in a worker's hands
+    farm.publish(running, ImageState.FAILED, error_code="nan_image")  # it ran during the pause
     found = client.post(f"/v1/batches/{batch_id}/resume").json()
     assert (found["state"], found["paused_because"]) == ("running", None)
     for _ in range(3):
@@ -72,8 +72,8 @@ def test_resume_begins_anew(farm: BatchStory, sweep: Sweep, client: httpx.Client
     assert farm.batch(batch_id).paused_because.startswith("Of its last 24 images 10 failed")
 
 
-def test_to_resume_what_is_not_paused_changes_nothing(farm: BatchStory, sweep: Sweep) -> None:
-    """Its failures count on: whoever resumes it again and again does not put off its stop."""
+def test_resuming_a_batch_that_is_not_paused_changes_nothing(farm: BatchStory, sweep: Sweep) -> None:
+    """Its failures still count, so resuming it repeatedly does not delay its stop."""
     batch_id = farm.expanded(PROMPTS, stop_rule=RULE)
     render(farm, 14)
     sweep.once()
@@ -91,7 +91,7 @@ def test_without_a_rule_nothing_pauses(farm: BatchStory, sweep: Sweep) -> None:
     assert farm.batch(batch_id).paused_at is None
 
 
-def test_who_pauses_by_hand_gives_no_reason(farm: BatchStory, sweep: Sweep, client: httpx.Client) -> None:
+def test_a_pause_on_request_has_no_reason(farm: BatchStory, sweep: Sweep, client: httpx.Client) -> None:
     batch_id = farm.expanded(PROMPTS, stop_rule=RULE)
     render(farm, 40, ImageState.FAILED)
     farm.pause(batch_id)
@@ -145,13 +145,13 @@ def test_the_rate_is_that_of_the_last_minute(farm: BatchStory, sweep: Sweep, cli
 
 
 @pytest.mark.parametrize("rule", [{"percent": 100, "of_last": 50}, {"percent": 20, "of_last": 0}, {"percent": 20}, 20])
-def test_a_rule_that_is_none_is_refused(client: httpx.Client, rule: object) -> None:
+def test_a_wrong_rule_is_refused(client: httpx.Client, rule: object) -> None:
     answer = client.post("/v1/batches", json={"prompts": ["红色的圆形"], "stop_rule": rule})
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["field"].startswith("stop_rule")
 
 
-def test_it_comes_with_the_batch(client: httpx.Client) -> None:
+def test_the_rule_is_shown_with_the_batch(client: httpx.Client) -> None:
     rule = {"percent": 20, "of_last": 50}
     made = client.post("/v1/batches", json={"prompts": ["红色的圆形"], "stop_rule": rule}).json()
     assert client.get(f"/v1/batches/{made['id']}").json()["stop_rule"] == rule

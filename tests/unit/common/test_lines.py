@@ -23,23 +23,23 @@ from common.recipes.recipe import Draft
 LONG = b"x" * 900_000 + b"\n"
 
 
-def test_of_large_lines_few_are_in_memory_at_once_and_none_is_lost() -> None:
+def test_few_large_lines_are_in_memory_at_once_and_none_is_lost() -> None:
     found = lines((LONG for _ in range(40)), "txt")
     chunks = list(iter(lambda: take(found, 5000), []))
     assert [line.number for chunk in chunks for line in chunk] == list(range(1, 41))
     assert all(sum(len(line.content) for line in chunk) < MAX_CHUNK_BYTES + len(LONG) for chunk in chunks)
 
 
-def test_of_small_lines_no_more_are_taken_than_asked_for() -> None:
+def test_no_more_lines_are_taken_than_the_limit() -> None:
     found = lines([b"a\nb\n\nc\nd\n"], "txt")
     assert [line.content for line in take(found, 3)] == [b"a", b"b", b"c"]
     assert [line.content for line in take(found, 3)] == [b"d"]
 
 
-def test_a_line_that_is_too_long_is_one_that_is_wrong() -> None:
+def test_a_line_that_is_too_long_is_an_error() -> None:
     long = b"y" * (2 * MAX_LINE_BYTES)
     blocks = [b"a\n" + long[:700_000], long[700_000:], long + b"\nb"]
-    assert told(lines(blocks, "txt")) == [
+    assert outcomes(lines(blocks, "txt")) == [
         {"prompt": "a"},
         f"2: it is longer than {MAX_LINE_BYTES:,} bytes; shorten it.",
         {"prompt": "b"},
@@ -58,7 +58,7 @@ def test_the_columns_are_the_fields_of_a_recipe_and_no_name_means_two() -> None:
     assert kinds | texts == set(Draft.model_fields)
 
 
-def test_names_are_understood_however_they_are_written() -> None:
+def test_names_ignore_case_spaces_and_hyphens() -> None:
     assert [
         field_of(name) for name in ("提示词", "负面提示词", "Negative Prompt", " SEED ", "negative-prompt", "宽")
     ] == [
@@ -85,7 +85,7 @@ def test_columns_that_are_not_clear_are_refused(header: Sequence[str], says: str
         columns_of(header)
 
 
-def test_cells_become_what_their_field_is_and_else_stay_text() -> None:
+def test_cells_become_values_of_their_field_or_stay_text() -> None:
     cells = {
         ("steps", "30"): 30,
         ("steps", "30.0"): 30,
@@ -100,9 +100,9 @@ def test_cells_become_what_their_field_is_and_else_stay_text() -> None:
     assert {key: parse_cell(*key) for key in cells} == cells
 
 
-def test_keys_of_json_lines_go_by_the_same_table() -> None:
+def test_keys_of_json_lines_have_the_same_names() -> None:
     found = lines(['{"提示词": "门", "种子": 7}\n{"prompt": "门", "提示词": "窗"}\n'.encode()], "jsonl")
-    assert told(found) == [
+    assert outcomes(found) == [
         {"prompt": "门", "seed": 7},
         "2: prompt is there twice, by different names; keep one of them.",
     ]
@@ -141,8 +141,8 @@ def csv_lines(data: bytes, encoding: str = "utf-8", offset: int = 0, number: int
     return csv_records(blocks(start), table, start, max(number, table.number))
 
 
-def told(found: Iterator[Line]) -> list[Any]:
-    """What each line gives; of a wrong one its number and what is wrong."""
+def outcomes(found: Iterator[Line]) -> list[Any]:
+    """The fields of each line; of a wrong one its number and the reason."""
     rows = list[Any]()
     for line in found:
         try:
@@ -157,7 +157,7 @@ def told(found: Iterator[Line]) -> list[Any]:
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_a_sheet_is_read_as_any_program_writes_it(encoding: str, newline: str, delimiter: str) -> None:
     text = SHEET.replace(",", delimiter).replace("\n", newline)
-    found = told(csv_lines(text.encode(encoding), encoding.removesuffix("-sig")))
+    found = outcomes(csv_lines(text.encode(encoding), encoding.removesuffix("-sig")))
     wanted = [{key: as_in(value, newline, delimiter) for key, value in row.items()} for row in ROWS]
     assert found == wanted
 
@@ -166,7 +166,7 @@ def as_in(value: Any, newline: str, delimiter: str) -> Any:
     return value.replace("\n", newline).replace(",", delimiter) if isinstance(value, str) else value
 
 
-def test_it_is_gone_on_with_behind_any_record() -> None:
+def test_it_is_read_on_behind_any_record() -> None:
     data = SHEET.encode("gb18030")
     whole = list(csv_lines(data, "gb18030"))
     assert [(line.number, line.last) for line in whole] == [(2, 3), (6, 6), (7, 7)]
@@ -177,9 +177,9 @@ def test_it_is_gone_on_with_behind_any_record() -> None:
         ]
 
 
-def test_wrong_records_are_told_by_their_first_line_and_the_others_are_read() -> None:
+def test_errors_name_the_first_line_of_a_record_and_the_others_are_read() -> None:
     data = 'prompt,steps,\n一只猫, 水彩, 好\n"x" y,3\n\n红,三\n"open\n绿,2'
-    assert told(csv_lines(data.encode())) == [
+    assert outcomes(csv_lines(data.encode())) == [
         "2: '好' is in a column without a name; name the column or empty the cell.",
         """3: it is not CSV (',' expected after '"'); check its quotation marks: one at each end of a cell, and "" """
         "for one inside.",
@@ -187,7 +187,7 @@ def test_wrong_records_are_told_by_their_first_line_and_the_others_are_read() ->
         '6: it is not CSV (unexpected end of data); check its quotation marks: one at each end of a cell, and "" for'
         " one inside.",
     ]
-    assert told(csv_lines("prompt\n一只猫, 水彩\n".encode())) == [
+    assert outcomes(csv_lines("prompt\n一只猫, 水彩\n".encode())) == [
         "2: it has 2 cells for 1 columns; put a cell that has a comma in it in quotation marks."
     ]
 
@@ -239,7 +239,7 @@ def test_rows_of_parquet_are_read_from_any_of_them_on(parquet: Callable[..., Pat
         assert found[0].fields() == {"prompt": f"红色的圆形 {start}\n", "seed": start}
 
 
-def test_rows_of_parquet_say_all_that_json_lines_can(parquet: Callable[..., Path]) -> None:
+def test_rows_of_parquet_have_all_fields_of_json_lines(parquet: Callable[..., Path]) -> None:
     file = parquet(
         {
             "prompt": pa.array(["a", None, "c"]).dictionary_encode(),
@@ -255,7 +255,7 @@ def test_rows_of_parquet_say_all_that_json_lines_can(parquet: Callable[..., Path
     assert [(line.number, line.fields()) for line in found] == [(1, first), (3, {"prompt": "c", "guidance": 5.0})]
 
 
-def test_what_is_no_table_of_prompts_says_so(parquet: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_file_that_is_no_table_of_prompts_is_refused(parquet: Callable[..., Path], tmp_path: Path) -> None:
     (tmp_path / "text").write_text("prompt\n")
     (tmp_path / "cut").write_bytes(parquet({"prompt": ["a" * 1000]}).read_bytes()[-100:])
     for make, says in (
@@ -268,7 +268,7 @@ def test_what_is_no_table_of_prompts_says_so(parquet: Callable[..., Path], tmp_p
             parquet_lines_of(make())
 
 
-def test_what_unpacks_to_more_than_there_is_memory_is_refused(
+def test_a_file_that_unpacks_to_too_much_memory_is_refused(
     parquet: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parquet_lines, "MAX_MEMORY", 40_000_000)
@@ -282,7 +282,7 @@ def test_what_unpacks_to_more_than_there_is_memory_is_refused(
     assert parquet_lines_of(parquet({"prompt": ["x"]}))[0] == 1
 
 
-def test_a_reader_that_is_killed_is_begun_again_by_whoever_waits(parquet: Callable[..., Path]) -> None:
+def test_a_killed_reader_is_unavailable(parquet: Callable[..., Path]) -> None:
     data = parquet({"prompt": ["x" * 5000] * 10_000}, compression="none", use_dictionary=False).read_bytes()
     with parquet_rows(lambda offset, size: data[offset : offset + size], len(data)) as rows:
         found = iter(rows)
@@ -292,7 +292,7 @@ def test_a_reader_that_is_killed_is_begun_again_by_whoever_waits(parquet: Callab
             list(found)
 
 
-def test_it_goes_with_its_parent() -> None:
+def test_the_child_ends_with_its_parent() -> None:
     command = [*parquet_lines.READER, "0", str(parquet_lines.MAX_MEMORY)]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     child.stdin.write(b"1000\n")

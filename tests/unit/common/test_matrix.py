@@ -1,4 +1,4 @@
-"""The matrix of a batch: what it makes of each prompt, and what is none."""
+"""The matrix of a batch: the variants that it makes of each prompt, and its errors."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def test_lists_multiply_and_zip_pairs_them() -> None:
     ]
 
 
-def test_none_leaves_a_prompt_as_it_is() -> None:
+def test_an_empty_matrix_sets_nothing() -> None:
     assert variants({}) == variants({"zip": []}) == [{}]
 
 
@@ -49,7 +49,7 @@ def test_the_order_of_its_keys_decides_nothing() -> None:
         ({"steps": list(range(MAX_VARIANTS + 1))}, "matrix", "257 variants"),
     ],
 )
-def test_what_is_no_matrix_is_named(matrix: dict[str, Any], field: str, says: str) -> None:
+def test_errors_name_their_field(matrix: dict[str, Any], field: str, says: str) -> None:
     with pytest.raises(Invalid) as refused:
         variants(matrix)
     (wrong,) = refused.value.fields

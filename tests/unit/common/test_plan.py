@@ -1,4 +1,4 @@
-"""The recipes of a batch are those that its prompts would have as jobs of their own, and so are the errors."""
+"""The recipes of a batch, and its errors, are those that its prompts would have as single jobs."""
 
 import json
 from collections.abc import Mapping
@@ -62,7 +62,7 @@ files = st.sets(st.sampled_from(sorted(FIELDS)), max_size=2).flatmap(file_of)
 
 
 def as_a_job(plan: Plan, line: Mapping[str, Any], place: int) -> Recipe:
-    """How a line becomes a recipe with nothing remembered of other lines."""
+    """The recipe of a line without templates."""
     common = {"count": plan.images_per_prompt, **plan.defaults}
     if "seeds" in line:
         del common["count"]
@@ -74,8 +74,8 @@ def as_a_job(plan: Plan, line: Mapping[str, Any], place: int) -> Recipe:
     return resolve(draft, CATALOG, plan.defaults.get("model", CATALOG.default), root_seed)
 
 
-def told(make: Any, *arguments: Any) -> Any:
-    """The recipe, or the error in all that is said of it."""
+def outcome(make: Any, *arguments: Any) -> Any:
+    """The recipe, or the error with its fields."""
     try:
         made = make(*arguments)
     except Invalid as error:
@@ -88,8 +88,8 @@ def told(make: Any, *arguments: Any) -> Any:
 @settings(max_examples=200, deadline=None)
 def test_a_line_becomes_what_it_would_be_as_a_job(plan: Plan, some: list[dict[str, Any]], place: int) -> None:
     planner = Planner(plan, CATALOG)
-    for at, line in enumerate([*some, *some], place):  # the second time by what is remembered of the first
-        found, wanted = told(planner.plan, line, at), told(as_a_job, plan, line, at)
+    for at, line in enumerate([*some, *some], place):  # the second time by templates
+        found, wanted = outcome(planner.plan, line, at), outcome(as_a_job, plan, line, at)
         if isinstance(wanted, Recipe):
             assert found.recipe == wanted
             assert json.loads(found.json) == json.loads(wanted.model_dump_json())
@@ -98,7 +98,7 @@ def test_a_line_becomes_what_it_would_be_as_a_job(plan: Plan, some: list[dict[st
             assert found == wanted
 
 
-def test_what_is_alike_is_resolved_once() -> None:
+def test_equal_lines_share_a_template() -> None:
     planner = Planner(Plan(images_per_prompt=1, seed=0), CATALOG)
     templates = [
         planner.plan({"prompt": str(place), **more}, place).template
@@ -107,7 +107,7 @@ def test_what_is_alike_is_resolved_once() -> None:
     assert templates[0] is templates[1] is not templates[2] is templates[3]
 
 
-def test_numbers_that_are_equal_are_not_the_same() -> None:
+def test_equal_numbers_of_different_types_are_different() -> None:
     planner = Planner(Plan(images_per_prompt=1, seed=0), CATALOG)
     planner.plan({"prompt": "红", "steps": 1}, 0)
     for wrong in (1.0, True):
@@ -115,6 +115,6 @@ def test_numbers_that_are_equal_are_not_the_same() -> None:
             planner.plan({"prompt": "红", "steps": wrong}, 0)
 
 
-def test_a_plan_that_suits_no_prompt_is_refused_at_once() -> None:
+def test_a_plan_that_is_wrong_for_every_prompt_is_refused_at_once() -> None:
     with pytest.raises(UnknownModel):
         Planner(Plan(defaults={"model": "nobody"}, images_per_prompt=1, seed=0), CATALOG)

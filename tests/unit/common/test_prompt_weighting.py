@@ -41,12 +41,12 @@ def test_an_escaped_parenthesis_is_one() -> None:
     assert not has_weights(r"\(猫:1.3)")
 
 
-def test_what_weighs_too_much_is_named() -> None:
+def test_weights_out_of_range_are_errors() -> None:
     assert weight_error("(猫:2)和(狗:0)") is None
     for prompt in ("(猫:2.1)", "(猫:-1)", "((猫:1.5):1.5)"):
         assert "weighs '猫' by" in str(weight_error(prompt))
 
 
-def test_a_prompt_of_nothing_but_parentheses_is_read_in_no_time() -> None:
+def test_a_prompt_of_nothing_but_parentheses_is_read_quickly() -> None:
     assert split_fragments("(" * 8000) == (Fragment("(" * 8000, 1.0),)
     assert strip_weights("(" * 2000 + "猫" + ":1)" * 2000) == "猫"

@@ -1,4 +1,4 @@
-"""Prompts are counted as the model's tokenizer counts them, and refused rather than cut."""
+"""Prompts are counted as the model's tokenizer counts them, and refused rather than truncated."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def test_the_negative_prompt_is_counted_too() -> None:
     assert "82 tokens" in raised.value.message
 
 
-def test_nothing_is_said_of_a_model_that_is_not_on_this_host() -> None:
+def test_a_model_that_is_not_local_has_no_counter() -> None:
     elsewhere = replace(MINI, source_path=None, vocabulary=None)
     check(recipe("红" * 500), elsewhere)
     assert warnings(recipe("红" * 500), elsewhere) == ()
@@ -96,18 +96,18 @@ CHARACTERS = known_characters(Tokenizer.from_file(str(MINI.tokenizer_file)))
 
 @given(st.text(sorted(CHARACTERS.all)) | st.text("a1é红，[ \u200b", min_size=90))
 @settings(max_examples=300, deadline=None)
-def test_a_text_of_plain_characters_is_read_whole_and_has_no_more_tokens_than_those(text: str) -> None:
+def test_a_text_of_known_characters_has_no_unknown_word_and_at_most_one_token_each(text: str) -> None:
     if CHARACTERS.cover(text):
-        reading = COUNTER.count(text)
-        assert (reading.tokens <= len(text) + 2, reading.unknown) == (True, ())
+        count = COUNTER.count(text)
+        assert (count.tokens <= len(text) + 2, count.unknown) == (True, ())
 
 
-def test_what_is_plain() -> None:
+def test_which_texts_are_covered() -> None:
     assert all(CHARACTERS.cover(text) for text in ("红色的圆形，第12幅 a", "红，" * 200, "a" * 100))
     assert not any(CHARACTERS.cover(text) for text in ("a" * 101, "A", "é", "龘", "\u0301", "\u200b", "🦊"))
 
 
-def test_of_a_tokenizer_of_another_family_nothing_is_taken_for_granted() -> None:
+def test_a_tokenizer_of_another_kind_has_no_known_characters() -> None:
     other = Tokenizer(BPE({"红": 0, "##红": 1}, []))
     assert not known_characters(other).cover("红")
 
@@ -121,14 +121,14 @@ texts_of_all_sorts = st.one_of(
 
 @given(st.lists(texts_of_all_sorts), st.sampled_from(["", "黑" * 47]))
 @settings(deadline=None)
-def test_of_many_prompts_those_are_looked_at_that_there_is_something_to_say_of(texts: list[str], negative: str) -> None:
+def test_suspects_are_the_prompts_with_an_error_or_a_warning(texts: list[str], negative: str) -> None:
     texts = [text for text in texts if text.strip() and "\0" not in text]
     for model in (MINI, replace(MINI, vocabulary=None)):
         found = find_suspects(texts, negative, model)
-        assert found == {at for at, text in enumerate(texts) if is_spoken_of(text, negative, model)}
+        assert found == {at for at, text in enumerate(texts) if is_suspect(text, negative, model)}
 
 
-def is_spoken_of(prompt: str, negative: str, model: Model) -> bool:
+def is_suspect(prompt: str, negative: str, model: Model) -> bool:
     drawn = recipe(prompt, negative_prompt=negative)
     try:
         check(drawn, model)
