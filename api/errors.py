@@ -14,9 +14,8 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from api.sentences import sentence
-from common.errors import Error, FieldError, Invalid, Unavailable
+from common.errors import Error, FieldError, Invalid, Unavailable, field_message
 from common.log import log_event
-from common.recipes.recipe import sentence as field_message
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 2

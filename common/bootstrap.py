@@ -1,7 +1,7 @@
-"""Preparing a farm's database: `python -m common.bootstrap migrate | bootstrap`. The only command line in `common`.
+"""Prepares a farm's database: `python -m common.bootstrap migrate | bootstrap`, without an API.
 
-What `huafang admin` starts and compose runs once: it needs no API, so it works before there is one. Prints JSON on
-stdout; what goes wrong is one sentence on stderr and exit code 1, or 5 where there is an admin key already.
+`huafang admin` and compose start it. Prints JSON on stdout. An error is one sentence on stderr and exit code 1, or 5
+where an admin key exists already.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from common.accounts.tenants import Caller, create_key, ensure_tenant
 from common.config import Settings
 from common.db import connect, migrate, newest_revision, transaction
 from common.enums import Scope, Via
-from common.errors import Conflict, Error, Invalid, Unavailable
+from common.errors import Conflict, Error, Invalid, Unavailable, sentence
 
 TENANT = "default"
 
@@ -37,7 +37,7 @@ def main() -> None:
     given = parser.parse_args()
     settings = Settings()
     try:
-        with in_one_sentence():
+        with expected_errors():
             if given.command == "migrate":
                 done = retry_until(given.wait, lambda: migrate_to_newest(settings))
             else:
@@ -54,19 +54,19 @@ def migrate_to_newest(settings: Settings) -> dict[str, str]:
 
 
 def bootstrap(settings: Settings, *, another: bool) -> dict[str, str]:
-    """Make the first tenant and its admin key. Raises Conflict when it has one, unless it is to have another."""
+    """Make the first tenant and its admin key. Raises Conflict when it has a key, unless `another` is set."""
     pepper = settings.key_pepper.get_secret_value()
     if not pepper:
-        raise Invalid("HUAFANG_KEY_PEPPER is not set: give the farm a long random secret, and never change it.")
+        raise Invalid(sentence("pepper_missing"))
     engine = connect(settings, pool=1)
     try:
         with transaction(engine) as connection:
             tenant = ensure_tenant(connection, TENANT)
             if not another and has_admin_key(connection):
-                raise Conflict("The farm has an admin key; if it is lost, make another with `--another`.")
+                raise Conflict(sentence("admin_key_exists"))
             key = create_key(connection, tenant, "admin", [Scope.ADMIN], pepper)
-            itself = Caller(tenant, key.id, frozenset(), Via.SHELL)  # whoever has the database has no key
-            audit.record(connection, itself, Action.CREATE_KEY, key.id, name="admin", scopes=[Scope.ADMIN])
+            shell = Caller(tenant, key.id, frozenset(), Via.SHELL)
+            audit.record(connection, shell, Action.CREATE_KEY, key.id, name="admin", scopes=[Scope.ADMIN])
     finally:
         engine.dispose()
     return {"tenant": TENANT, "id": str(key.id), "secret": key.secret}
@@ -78,7 +78,7 @@ def has_admin_key(connection: Connection) -> bool:
 
 
 def retry_until(seconds: float, do: Callable[[], T]) -> T:
-    """Do it, again and again for that long while Postgres is away."""
+    """The result of `do`, repeated for that long while it raises Unavailable."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -90,16 +90,16 @@ def retry_until(seconds: float, do: Callable[[], T]) -> T:
 
 
 @contextmanager
-def in_one_sentence() -> Iterator[None]:
-    """What only the operator of a database can make go wrong, as an error of ours."""
+def expected_errors() -> Iterator[None]:
+    """Turns what a wrong URL or database raises into Invalid."""
     try:
         yield
     except (ArgumentError, ModuleNotFoundError) as error:  # no URL, or one of another kind of database
-        raise Invalid("HUAFANG_DATABASE_URL must look like postgresql://user:password@host:port/database.") from error
+        raise Invalid(sentence("database_url_wrong")) from error
     except ProgrammingError as error:
         if isinstance(error.orig, UndefinedTable):
-            raise Invalid("The database has no tables yet: run `huafang admin migrate` first.") from error
-        raise Invalid(f"The database refuses: {str(error.orig).splitlines()[0]}.") from error
+            raise Invalid(sentence("database_empty")) from error
+        raise Invalid(sentence("database_refuses", reason=str(error.orig).splitlines()[0])) from error
 
 
 if __name__ == "__main__":

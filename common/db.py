@@ -1,7 +1,7 @@
-"""The way to Postgres: the engine, one commit point, and the migrations. Knows no table.
+"""Postgres: the engine, transactions, ids, and the migrations. Knows no table.
 
-Domain functions take an open connection and never commit. Whoever opens `transaction()` sends to Redis after it.
-Alembic is imported by those who migrate: it takes as long as half of all else that the API imports.
+Domain functions take an open connection and never commit; the caller of `transaction` sends to Redis after it. Alembic
+is imported late, by what migrates: it would add half to the import time of the API.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, Oper
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from common.config import Settings
-from common.errors import Invalid, Unavailable
+from common.errors import Invalid, Unavailable, sentence
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
-# Revisions whose tables this code works with, so that a rolling upgrade can migrate before the last old process stops.
+# Revisions whose tables this code works with: more than one while a rolling upgrade replaces the processes.
 ACCEPTED_REVISIONS = ("r0001",)
-REST_S = 1.0  # a connection that was used lately is still good
+REST_S = 1.0  # unused for longer, a connection is tested before its use
 
 
 def connect(settings: Settings, *, pool: int = 10, statement_timeout_s: float = 30) -> Engine:
@@ -37,7 +37,7 @@ def connect(settings: Settings, *, pool: int = 10, statement_timeout_s: float = 
         pool_size=pool,
         max_overflow=0,
         pool_timeout=10,
-        pool_recycle=1800 if pool > 1 else -1,  # one alone is reserved: there may be no other to be had
+        pool_recycle=1800 if pool > 1 else -1,  # a single connection is kept: Postgres may refuse another
         connect_args={
             "connect_timeout": 5,
             "keepalives_idle": 10,
@@ -49,75 +49,75 @@ def connect(settings: Settings, *, pool: int = 10, statement_timeout_s: float = 
             " -c idle_in_transaction_session_timeout=30000 -c lock_timeout=10000",
         },
     )
-    ping_after_a_rest(engine)
+    check_idle_connections(engine)
     return engine
 
 
-def ping_after_a_rest(engine: Engine) -> None:
-    """Try a connection that has rested before it is used, as `pool_pre_ping` tries each: that is a third of a read."""
+def check_idle_connections(engine: Engine) -> None:
+    """Ping idle connections before their use. `pool_pre_ping` pings all: a third of the cost of a read."""
 
     @event.listens_for(engine, "checkin")
-    def rests(connection: Any, record: Any) -> None:
-        record.info["rests_since"] = time.monotonic()
+    def note_idle(connection: Any, record: Any) -> None:
+        record.info["idle_since"] = time.monotonic()
 
     @event.listens_for(engine, "checkout")
-    def wakes(connection: Any, record: Any, proxy: Any) -> None:
-        if time.monotonic() - record.info.get("rests_since", time.monotonic()) < REST_S:
+    def ping_idle(connection: Any, record: Any, proxy: Any) -> None:
+        if time.monotonic() - record.info.get("idle_since", time.monotonic()) < REST_S:
             return
         try:
             engine.dialect.do_ping(connection)
         except engine.dialect.loaded_dbapi.Error as error:
-            raise InvalidatePoolError("Postgres was away meanwhile.") from error
+            raise InvalidatePoolError("The connection was cut while it was idle.") from error
 
 
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Connection]:
     """One transaction: committed at the end, rolled back by any exception.
 
-    Raises Unavailable when Postgres is away, cuts the connection, or asks for another try (deadlock, time-out). After
-    that it is not known whether a COMMIT went through: read back before doing it again.
+    Raises Unavailable when Postgres is away, cuts the connection, or cannot go on (deadlock, time-out). The COMMIT may
+    have succeeded then: read back before a further attempt.
     """
-    with _in_our_words(), engine.begin() as connection:
+    with _unavailable_errors(), engine.begin() as connection:
         yield connection
 
 
 @contextmanager
-def _in_our_words() -> Iterator[None]:
+def _unavailable_errors() -> Iterator[None]:
     try:
         yield
     except (OperationalError, InterfaceError, PoolTimeout) as error:
-        raise Unavailable("The database is away or too busy; try again shortly.") from error
+        raise Unavailable(sentence("database_away")) from error
     except DBAPIError as error:
         if error.connection_invalidated:
-            raise Unavailable("The database cut the connection; try again shortly.") from error
+            raise Unavailable(sentence("database_cut")) from error
         raise
 
 
 def new_id() -> UUID:
-    """A UUIDv7: unique, and ordered by the time it was made."""
+    """A UUIDv7: unique, and ordered by time."""
     return UUID(bytes=uuid_utils.uuid7().bytes)
 
 
 def id_of_time(seconds: float) -> UUID:
-    """Less than any UUIDv7 made later."""
+    """The smallest UUIDv7 of a time, in seconds since 1970."""
     return UUID(int=int(seconds * 1000) << 80)
 
 
 def migrate(database_url: str) -> None:
-    """Bring the database to the newest revision: each on the way is a transaction, and some are none.
+    """Migrate the database to the newest revision. Each migration is a transaction, unless it says otherwise.
 
-    Raises Unavailable when Postgres is away, and Invalid for a database that this version does not know.
+    Raises Unavailable when Postgres is away, Invalid when this version does not know the revision of the database.
     """
     from alembic import command
 
-    impatient = {"connect_timeout": 5, "options": "-c lock_timeout=5000 -c statement_timeout=0"}
-    engine = create_engine(sqlalchemy_url(database_url), connect_args=impatient)
+    options = {"connect_timeout": 5, "options": "-c lock_timeout=5000 -c statement_timeout=0"}
+    engine = create_engine(sqlalchemy_url(database_url), connect_args=options)
     try:
-        with _in_our_words(), engine.connect() as connection:
+        with _unavailable_errors(), engine.connect() as connection:
             current = current_revision(connection)
             connection.rollback()
             if current is not None and current not in known_revisions():
-                raise Invalid(unknown_revision(current))
+                raise Invalid(sentence("revision_unknown", revision=current))
             command.upgrade(migration_config(connection), "head")
     finally:
         engine.dispose()
@@ -128,21 +128,14 @@ def check_revision(revision: str | None) -> None:
     if revision in ACCEPTED_REVISIONS:
         return
     if revision is None:
-        raise Unavailable("The database has no tables yet: run `huafang admin migrate`.")
+        raise Unavailable(sentence("database_empty"))
     if revision in known_revisions():
-        raise Unavailable(f"The database is at revision {revision}, an old one: run `huafang admin migrate`.")
-    raise Unavailable(unknown_revision(revision))
-
-
-def unknown_revision(revision: str) -> str:
-    return (
-        f"The database is at revision {revision}, which this version does not know: run the version that made it, or "
-        "make a new database (for a local farm: stop it and delete its folder)."
-    )
+        raise Unavailable(sentence("revision_old", revision=revision))
+    raise Unavailable(sentence("revision_unknown", revision=revision))
 
 
 def current_revision(connection: Connection) -> str | None:
-    """None where nothing was ever migrated."""
+    """None: the database has no tables."""
     if connection.execute(text("SELECT to_regclass('alembic_version')")).scalar() is None:
         return None
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
@@ -169,6 +162,6 @@ def migration_config(connection: Connection | None = None) -> Config:
 
 
 def sqlalchemy_url(url: str) -> str:
-    """`postgresql://…`, as every other tool writes it, for the psycopg 3 driver."""
+    """A `postgresql://` URL for the psycopg 3 driver."""
     scheme, separator, rest = url.partition("://")
     return f"postgresql+psycopg{separator}{rest}" if scheme in ("postgres", "postgresql") else url

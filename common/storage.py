@@ -1,4 +1,4 @@
-"""The image store: bytes in, bytes out, links, and where an image lies. Speaks S3; knows no job and no state."""
+"""The image store, over S3: objects, presigned links, and the layout of keys. Knows no states."""
 
 import hashlib
 import io
@@ -16,29 +16,29 @@ from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
 from common.config import Settings
-from common.errors import Error, NotFound, Unavailable
+from common.errors import Error, NotFound, Unavailable, sentence
 
 MEDIA_TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
 BLOCK_BYTES = 1_000_000
 IN_PARTS = TransferConfig(multipart_chunksize=8_000_000, max_concurrency=2)
-IN_PARTS.max_in_memory_upload_chunks = 2  # ten, where nobody says so, and boto3 has no argument to say it by
-LINK_S = 900  # how long a presigned link is good for
+IN_PARTS.max_in_memory_upload_chunks = 2  # the default is ten, and boto3 has no argument for it
+LINK_S = 900  # a presigned link is valid for
 
 T = TypeVar("T")
 
 
 def image_key(job_id: UUID, index: int, lease_id: UUID, image_format: str) -> str:
-    """Where a lease stores an image. The lease is part of it, so no worker can overwrite another's bytes."""
+    """The key of an image. The lease is part of it, so that no worker can overwrite the object of another."""
     return f"images/{job_id}/{index}-{lease_id}.{image_format}"
 
 
 def upload_key(upload_id: UUID, upload_format: str) -> str:
-    """Where a file that a user uploaded lies."""
+    """The key of an upload."""
     return f"uploads/{upload_id}.{upload_format}"
 
 
 def dataset_key(dataset_id: UUID, path: str) -> str:
-    """Where a file of a dataset lies."""
+    """The key of a file of a dataset."""
     return f"datasets/{dataset_id}/{path}"
 
 
@@ -47,11 +47,11 @@ def sha256(data: bytes) -> str:
 
 
 class EndOfFile(Error):
-    """The offset is at or behind the end."""
+    """The offset is at or after the end of the object."""
 
 
 class Blocks(io.RawIOBase):
-    """Blocks of any size as a file that can be read once."""
+    """An iterator of blocks as a file that can be read once."""
 
     def __init__(self, blocks: Iterator[bytes]) -> None:
         self._blocks = blocks
@@ -72,9 +72,9 @@ class Blocks(io.RawIOBase):
 
 
 class Storage:
-    """One bucket of an S3-compatible store. Safe to share between threads.
+    """A bucket of an S3-compatible store. Thread-safe.
 
-    Every method raises Unavailable while the store is away, answers with a server error, or refuses the credentials.
+    Every method raises Unavailable while the store is away, returns a server error, or refuses the credentials.
     """
 
     def __init__(self, settings: Settings, *, connections: int = 10, attempts: int = 2) -> None:
@@ -87,28 +87,28 @@ class Storage:
         self._do(lambda: self._client.put_object(Bucket=self.bucket, Key=key, Body=data, ContentType=media_type))
 
     def get(self, key: str) -> bytes:
-        """The bytes under a key. Raises NotFound when there are none."""
+        """The object under a key. Raises NotFound."""
         return bytes(self._do(lambda: self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read()))
 
     def read(self, key: str, offset: int, size: int) -> bytes:
-        """So many of the bytes under a key. Raises NotFound when there are none."""
+        """`size` bytes of an object. Raises NotFound, and EndOfFile when the offset is too large."""
         wanted = f"bytes={offset}-{offset + size - 1}"
         return bytes(
             self._do(lambda: self._client.get_object(Bucket=self.bucket, Key=key, Range=wanted)["Body"].read())
         )
 
     def put_file(self, key: str, file: BinaryIO, media_type: str) -> None:
-        """Store a file of any size from its current position on, in parts, so that memory stays small."""
+        """Store a file from its current position, in parts: it may be larger than memory."""
         extra = {"ContentType": media_type}
         self._do(lambda: self._client.upload_fileobj(file, self.bucket, key, ExtraArgs=extra, Config=IN_PARTS))
 
     def put_blocks(self, key: str, blocks: Iterator[bytes], media_type: str) -> None:
-        """Store what comes from there, of any size, in parts as it comes. What the iterator raises is raised here."""
+        """Store blocks in parts, as they come. Raises what the iterator raises."""
         self.put_file(key, io.BufferedReader(Blocks(blocks)), media_type)
 
     @contextmanager
     def open(self, key: str, offset: int = 0) -> Iterator[Iterator[bytes]]:
-        """The bytes under a key from an offset on, in blocks of 1 MB. Raises NotFound when there are none."""
+        """The bytes of an object from an offset, in blocks of 1 MB. Raises NotFound."""
         try:
             body = self._do(
                 lambda: self._client.get_object(Bucket=self.bucket, Key=key, Range=f"bytes={offset}-")["Body"]
@@ -120,13 +120,12 @@ class Storage:
             yield iter(lambda: bytes(self._do(lambda: body.read(BLOCK_BYTES))), b"")
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete what is there under these keys; what is not there is no error."""
+        """Delete objects. A key without one is no error."""
         for key in keys:
             self._do(partial(self._client.delete_object, Bucket=self.bucket, Key=key))
 
     def link(self, key: str, *, seconds: int = LINK_S, save_as: str | None = None) -> str:
-        """A link to the bytes that anyone can follow for a while; with `save_as` (ASCII), a browser saves what it leads
-        to under that name. Asks nobody: the key need not exist."""
+        """A presigned link, made without I/O; a browser saves the object as `save_as` (ASCII)."""
         named = {"ResponseContentDisposition": f'attachment; filename="{save_as}"'} if save_as else {}
         return str(
             self._signer.generate_presigned_url(
@@ -135,11 +134,11 @@ class Storage:
         )
 
     def check(self) -> None:
-        """Raise unless the bucket can be reached with these credentials."""
+        """Raises NotFound or Unavailable unless the bucket can be reached with these credentials."""
         self._do(lambda: self._client.head_bucket(Bucket=self.bucket))
 
     def ensure_bucket(self) -> None:
-        """Make the bucket if it is not there."""
+        """Make the bucket if it does not exist."""
         try:
             self.check()
         except NotFound:
@@ -151,14 +150,14 @@ class Storage:
         except ClientError as error:
             status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             if status == 404:
-                raise NotFound("The image store has nothing under this key.") from error
+                raise NotFound(sentence("object_missing")) from error
             if status == 416:
-                raise EndOfFile("There is nothing from this offset on.") from error
+                raise EndOfFile(sentence("offset_too_large")) from error
             if status == 403:
-                raise Unavailable("The image store refuses these credentials; check HUAFANG_S3_ACCESS_KEY.") from error
-            raise Unavailable(f"The image store answered with an error ({status}).") from error
+                raise Unavailable(sentence("store_refuses")) from error
+            raise Unavailable(sentence("store_failed", status=status)) from error
         except (BotoCoreError, HTTPError, S3UploadFailedError, OSError) as error:
-            raise Unavailable("The image store is away; try again shortly.") from error
+            raise Unavailable(sentence("store_away")) from error
 
 
 def _client(settings: Settings, endpoint: str | None, connections: int, attempts: int) -> Any:

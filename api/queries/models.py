@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from api.queries.fleet import Fleet, read_fleet
 from api.schemas import example
 from common.accounts import licences
-from common.accounts.licences import LicenceVersion, mark
+from common.accounts.licences import LicenceVersion, version_of
 from common.catalog.catalog import SCHEDULERS, Catalog
 from common.catalog.catalog import Model as Entry
 from common.enums import WorkerState
@@ -149,7 +149,7 @@ def _model(entry: Entry, fleet: Fleet, accepted: Mapping[LicenceVersion, datetim
         licence_url=entry.licence.url,
         licence_version=entry.licence.version,
         restrictions=list(entry.licence.restrictions),
-        licence_accepted_at=accepted.get(mark(entry.licence)),
+        licence_accepted_at=accepted.get(version_of(entry.licence)),
         is_default=entry.name == default,
         safety_checker=entry.safety_checker,
         defaults=Defaults(

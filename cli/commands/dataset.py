@@ -18,7 +18,7 @@ from cli.sentences import sentence
 from cli.shell import Columns, Group, Row, Shell, format_bytes
 from cli.watch import byte_progress, show_progress
 from common.datasets.layout import DatasetPlan
-from common.recipes.recipe import sentence as field_sentence
+from common.errors import field_message
 
 LAYOUTS = ("webdataset", "imagefolder", "parquet")
 SHOWN_PROBLEMS = 20
@@ -108,7 +108,7 @@ def plan_of(layout: Any, splits: tuple[tuple[str, float], ...]) -> DatasetPlan:
     try:
         return DatasetPlan(layout=layout, splits=dict(splits))
     except ValidationError as error:
-        raise Failure(sentence("split_refused", reason=field_sentence(error.errors()[0])), USAGE) from None
+        raise Failure(sentence("split_refused", reason=field_message(error.errors()[0])), USAGE) from None
 
 
 def find_or_submit(shell: Shell, batch: Json, plan: DatasetPlan) -> Json:

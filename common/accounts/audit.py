@@ -1,7 +1,7 @@
-"""The audit: who did what, by which key and way, in which request. Kept for a year, and changed by nobody.
+"""The audit log: who did what, with which key, by which way, in which request. Kept for a year.
 
-Written in the transaction of the deed, so there is none without its note and no note without its deed. Submitted jobs
-are not noted: they are rows themselves.
+A record is written in the transaction of the change, so neither exists without the other. Submitted jobs have no
+record: they are rows themselves.
 """
 
 import json
@@ -16,7 +16,7 @@ from common.db import new_id
 
 
 class Action(StrEnum):
-    """What was done; the subject is what it was done to."""
+    """What was done to the subject of the record."""
 
     CANCEL_JOB = "job.cancel"
     RETRY_JOB = "job.retry"
@@ -41,12 +41,12 @@ class Action(StrEnum):
 def record(
     connection: Connection, caller: Caller, action: Action, subject: UUID | str | None = None, **detail: Any
 ) -> UUID:
-    """Note that somebody did something; the note's id. `detail`: what JSON can say, in a few words."""
-    note_id = new_id()
+    """Insert a record; its id. `detail`: values that JSON can represent, or that `str` can."""
+    record_id = new_id()
     connection.execute(
         RECORD,
         {
-            "id": note_id,
+            "id": record_id,
             "tenant": caller.tenant_id,
             "key": caller.key_id,
             "via": caller.via.value,
@@ -56,24 +56,27 @@ def record(
             "request": caller.request_id,
         },
     )
-    return note_id
+    return record_id
 
 
-def extend(connection: Connection, note_id: UUID, **detail: Any) -> None:
-    """Bring the detail of a note up to date: a deed may take several transactions."""
-    connection.execute(EXTEND, {"id": note_id, "detail": json.dumps(detail, ensure_ascii=False, default=str)})
+def extend(connection: Connection, record_id: UUID, **detail: Any) -> None:
+    """Update the detail of a record, after a further transaction of the same action."""
+    connection.execute(EXTEND, {"id": record_id, "detail": json.dumps(detail, ensure_ascii=False, default=str)})
 
 
-def forget(connection: Connection, days: float) -> int:
-    """Forget what was done longer ago than that; how much."""
-    return connection.execute(FORGET, {"days": days}).rowcount
+def delete_old(connection: Connection, days: float) -> int:
+    """Delete older records; how many."""
+    return connection.execute(DELETE_OLD, {"days": days}).rowcount
 
 
+# Inserts a record.
 RECORD = text("""
     INSERT INTO audit (id, tenant_id, key_id, via, action, subject, detail, request_id)
     VALUES (:id, :tenant, :key, cast(:via AS via), :action, :subject, cast(:detail AS jsonb), :request)
 """)
 
+# Merges values into the detail of a record.
 EXTEND = text("UPDATE audit SET detail = detail || cast(:detail AS jsonb) WHERE id = :id")
 
-FORGET = text("DELETE FROM audit WHERE at < now() - make_interval(secs => 86400 * cast(:days AS double precision))")
+# Deletes old records.
+DELETE_OLD = text("DELETE FROM audit WHERE at < now() - make_interval(secs => 86400 * cast(:days AS double precision))")

@@ -1,6 +1,6 @@
-"""Tenants and their API keys: who may do what. Knows nothing of HTTP.
+"""Tenants and their API keys. Knows nothing of HTTP.
 
-A key is `huaf_` and 43 characters; the database holds only its HMAC-SHA256 under the farm's pepper.
+A key is `huaf_` and 43 characters; the database holds only its HMAC-SHA256 with the farm's pepper.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, func, insert, select, text, update
 
+from common.accounts.sentences import sentence
 from common.db import new_id
 from common.enums import Scope, Via
 from common.errors import NotFound, Unauthorized
@@ -22,7 +23,7 @@ PREFIX = "huaf_"
 
 @dataclass(frozen=True)
 class Caller:
-    """Who a request comes from, by which way, and in which request."""
+    """Who makes a request: tenant, key, scopes; by which way; the id of the request."""
 
     tenant_id: UUID
     key_id: UUID
@@ -36,14 +37,14 @@ class Caller:
 
 @dataclass(frozen=True)
 class NewKey:
-    """A key just made: the only time its secret is known."""
+    """A new key. Its secret is stored nowhere."""
 
     id: UUID
     secret: str
 
 
 def ensure_tenant(connection: Connection, name: str) -> UUID:
-    """The tenant of that name, made if there is none."""
+    """The tenant of this name, made if it does not exist."""
     found = connection.execute(select(tenants.c.id).where(tenants.c.name == name)).scalar()
     if found is None:
         found = new_id()
@@ -62,33 +63,35 @@ def create_key(connection: Connection, tenant_id: UUID, name: str, scopes: Seque
 
 
 def authenticate(connection: Connection, secret: str, pepper: str) -> Caller:
-    """Who owns this key. Raises Unauthorized when nobody does, or when it was revoked."""
+    """The caller with this key. Raises Unauthorized when it is unknown or was revoked."""
     row = connection.execute(OWNER, {"digest": _digest(secret, pepper)}).first()
     if row is None:
-        raise Unauthorized("This API key is not known or was revoked.")
+        raise Unauthorized(sentence("key_refused"))
     return Caller(row.tenant_id, row.id, frozenset(row.scopes))
 
 
 def find_key(connection: Connection, key_id: UUID) -> Caller | None:
-    """Whose key that is, for one who has proved already that it is his; None when it was revoked."""
+    """The caller with the key of this id; None when it was revoked. The request has authenticated by other means."""
     row = connection.execute(OWNER_BY_ID, {"key": key_id}).first()
     return Caller(row.tenant_id, row.id, frozenset(row.scopes)) if row else None
 
 
 def revoke_key(connection: Connection, tenant_id: UUID, key_id: UUID) -> None:
-    """Revoke a key of this tenant; again is no error. Raises NotFound when it has no such key."""
+    """Revoke a key of this tenant. Repeating it changes nothing. Raises NotFound when it has no such key."""
     mine = (api_keys.c.id == key_id) & (api_keys.c.tenant_id == tenant_id)
     changed = connection.execute(
         update(api_keys).where(mine).values(revoked_at=func.coalesce(api_keys.c.revoked_at, func.now()))
     )
     if changed.rowcount == 0:
-        raise NotFound(f"There is no key {key_id}.")
-
-
-# Asked with every request, so made once.
-OWNER = text("SELECT id, tenant_id, scopes FROM api_keys WHERE digest = :digest AND revoked_at IS NULL")
-OWNER_BY_ID = text("SELECT id, tenant_id, scopes FROM api_keys WHERE id = :key AND revoked_at IS NULL")
+        raise NotFound(sentence("key_unknown", key=key_id))
 
 
 def _digest(secret: str, pepper: str) -> bytes:
     return hmac.digest(pepper.encode(), secret.encode("utf-8", "surrogateescape"), hashlib.sha256)
+
+
+# Finds a key by its digest, at every request.
+OWNER = text("SELECT id, tenant_id, scopes FROM api_keys WHERE digest = :digest AND revoked_at IS NULL")
+
+# Finds a key by its id.
+OWNER_BY_ID = text("SELECT id, tenant_id, scopes FROM api_keys WHERE id = :key AND revoked_at IS NULL")

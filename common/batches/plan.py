@@ -18,10 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, TypeAdapter, Valid
 
 from common.batches.matrix import Variant, variants
 from common.catalog.catalog import Catalog
-from common.errors import FieldError, Invalid
+from common.errors import FieldError, Invalid, wrong_fields
 from common.recipes.field_errors import prompt_errors
 from common.recipes.img2img import FindImage, find_no_image
-from common.recipes.recipe import MAX_SEED, Draft, Recipe, Seed, Text, resolve, seeds_from, wrong_fields
+from common.recipes.recipe import MAX_SEED, Draft, Recipe, Seed, Text, resolve, seeds_from
 
 PLACEHOLDER = "画"
 PROMPT_TYPE: TypeAdapter[str] = TypeAdapter(Text)

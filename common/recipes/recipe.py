@@ -6,29 +6,18 @@ that decides the pixels. Knows no tenants, no jobs and no storage.
 
 import hashlib
 import json
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StringConstraints
 
 from common.catalog.catalog import SCHEDULERS, Catalog
 from common.catalog.loras import LoraUse, lora_errors
-from common.errors import FieldError, Invalid
+from common.errors import Invalid
 from common.recipes.field_errors import prompt_errors, range_errors, scheduler_errors, seed_errors, size_errors
 from common.recipes.img2img import FindImage, InputImage, Mode, find_no_image, resolve_inputs, steps_taken
 
 T = TypeVar("T")
-
-# Where pydantic's own words would leave a reader guessing.
-SENTENCES = {
-    "extra_forbidden": "is not a field that is known here",
-    "missing": "is missing",
-    "string_unicode": "is not Unicode text: it has half of a surrogate pair",
-    "finite_number": "must be a number, not NaN or infinity",
-    "int_type": "must be a whole number",
-    "float_type": "must be a number",
-}
 
 MAX_SEED = 2**64 - 1
 MAX_PROMPT_CHARACTERS = 8_000
@@ -193,14 +182,3 @@ def seeds_from(first: int, count: int) -> tuple[int, ...]:
 
 def _coalesce(value: T | None, default: T) -> T:
     return default if value is None else value
-
-
-def wrong_fields(error: ValidationError) -> list[FieldError]:
-    """What pydantic found wrong, in sentences for people."""
-    return [FieldError(".".join(map(str, one["loc"])), sentence(one)) for one in error.errors()]
-
-
-def sentence(error: Mapping[str, Any]) -> str:
-    """`Input should be greater than 0` → `should be greater than 0`."""
-    said = str(error["msg"]).removeprefix("Input ").removeprefix("Value error, ")
-    return SENTENCES.get(error["type"], said)

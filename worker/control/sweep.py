@@ -162,7 +162,7 @@ class Sweep:
         """Delete idempotency keys and audit records that are old enough."""
         with self._transaction() as connection:
             idempotency.delete_expired_keys(connection)
-            audit.forget(connection, self._settings.audit_days)
+            audit.delete_old(connection, self._settings.audit_days)
 
     def take_samples(self) -> None:
         """Once a minute, copy the counters of the lanes for the charts."""

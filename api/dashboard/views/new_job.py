@@ -18,8 +18,7 @@ from api.schemas import JobRequest
 from api.services import admin, jobs
 from common.db import transaction
 from common.enums import Tier
-from common.errors import Error, Invalid
-from common.recipes.recipe import wrong_fields
+from common.errors import Error, Invalid, wrong_fields
 
 router = APIRouter()
 

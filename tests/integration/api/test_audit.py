@@ -177,7 +177,7 @@ def test_notes_are_read_newest_first_page_by_page_and_only_the_tenants_own(
 def test_notes_are_kept_for_so_many_days(story: Story, caller: Caller) -> None:
     with transaction(story.database) as connection:
         audit.record(connection, caller, audit.Action.SIGN_IN)
-        assert audit.forget(connection, 365) == 0
-        assert audit.forget(connection, 0) == 0
+        assert audit.delete_old(connection, 365) == 0
+        assert audit.delete_old(connection, 0) == 0
     with transaction(story.database) as connection:
-        assert audit.forget(connection, 0) == 1
+        assert audit.delete_old(connection, 0) == 1

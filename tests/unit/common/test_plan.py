@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from common.batches.plan import Plan, Planner
 from common.catalog.catalog import read
-from common.errors import Invalid, UnknownModel
-from common.recipes.recipe import MAX_SEED, Draft, Recipe, resolve, wrong_fields
+from common.errors import Invalid, UnknownModel, wrong_fields
+from common.recipes.recipe import MAX_SEED, Draft, Recipe, resolve
 
 CATALOG = read(Path(__file__).parents[3] / "models" / "catalog.toml")
 FULL = {
