@@ -1,4 +1,4 @@
-"""Settings, from HUAFANG_* variables: the only reader of the environment. Everybody else gets them as an argument."""
+"""Settings, from HUAFANG_* variables: the only reader of the environment. Other modules get them as an argument."""
 
 from functools import cached_property
 from pathlib import Path
@@ -10,55 +10,55 @@ SHIPPED_CATALOG = Path(__file__).resolve().parent.parent / "models" / "catalog.t
 
 
 class Settings(BaseSettings):
-    """What one process of the farm needs to know. Times are in seconds."""
+    """The settings of one process of the farm. Times are in seconds."""
 
     model_config = SettingsConfigDict(env_prefix="HUAFANG_", frozen=True, extra="ignore")
 
-    # Where things are.
+    # Addresses and credentials
     home: Path = Field(default_factory=lambda: Path.home() / ".local" / "share" / "huafang")
     database_url: SecretStr = SecretStr("postgresql://huafang@127.0.0.1:5432/huafang")
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
     s3_endpoint_url: str | None = None  # None: Amazon's own
-    s3_public_url: str | None = None  # what presigned links start with, where clients see another address
+    s3_public_url: str | None = None  # what presigned links start with, if clients reach the store by another address
     s3_bucket: str = "huafang"
     s3_region: str = "us-east-1"
     s3_access_key: str | None = None  # None: boto3's own search (instance roles and the like)
     s3_secret_key: SecretStr | None = None
 
-    # The catalogue and what a worker makes of it.
+    # Models and devices
     catalog: Path = SHIPPED_CATALOG
-    models_dir: Path | None = None  # what was imported, for all processes of this host; None: `models` in the home
+    models_dir: Path | None = None  # imported models, for all processes of this host; None: `models` in the home
     default_model: str | None = None  # None: the catalogue's default for this kind of device
-    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps, or stub: paints from the seed, needs no torch
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps, or stub: renders from the seed, without torch
     models: str = ""  # comma-separated names this worker serves; empty: all of the catalogue
     worker_name: str | None = None  # shown to people; None: host and device
-    torch_threads: int | None = None  # None: what torch finds
-    model_memory: ByteSize | None = None  # of all models it holds, as 10GB; None: half of a GPU's, a quarter of the RAM
+    torch_threads: int | None = None  # None: torch decides
+    model_memory: ByteSize | None = None  # for all models, as 10GB; None: half of a GPU's, 1/4 of the RAM
 
-    # The API.
+    # The API
     key_pepper: SecretStr = SecretStr("")  # mixed into the HMAC of every API key; never change it
     trusted_proxies: str = "127.0.0.1"  # whose X-Forwarded-* headers are believed; * for all
     upload_limit: int = 2_000_000_000  # bytes of one file
     picture_limit: int = 20_000_000  # bytes of one picture
-    picture_pixels: int = 16_777_216  # that one picture may have, looked up before it is decoded
+    picture_pixels: int = 16_777_216  # of one picture, checked before it is decoded
 
-    # Rhythm.
+    # Intervals and limits
     lease_s: float = 15
     beat_s: float = 5
     sweep_s: float = 3
     drain_s: float = 30
-    upload_days: float = 30  # that an upload is kept after it was last asked for
-    audit_days: float = 365  # that it is kept who did what
-    sweep: bool = True  # off only to prove that messages alone render everything
+    upload_days: float = 30  # how long an upload is kept after its last use
+    audit_days: float = 365  # how long audit records are kept
+    sweep: bool = True  # off only to test that messages alone render everything
 
-    # How long a phase of a worker's work may take before it ends itself. On a CPU the first three count tenfold.
-    load_limit_s: float = 600  # of one that has to be imported first: from one sign of progress to the next
+    # How long a phase of a worker may take before the process aborts. On a CPU the first three are ten times as long.
+    load_limit_s: float = 600  # while a model is imported: from one sign of progress to the next
     step_limit_s: float = 120
     decode_limit_s: float = 120
-    store_limit_s: float = 300  # to encode a picture, or to try once to store or to publish
+    store_limit_s: float = 300  # to encode an image, or for one try to store or publish it
 
-    # The command line.
-    url: str | None = None  # the farm to talk to; None: the local one
+    # The command line
+    url: str | None = None  # the address of the farm; None: the local one
     key: SecretStr | None = None  # an API key for it; None: the local farm's own
 
     log_level: str = "INFO"

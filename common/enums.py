@@ -1,7 +1,7 @@
-"""The states of images, jobs, workers, batches and datasets, each with who moves a row out of it. Pure: no I/O.
+"""The states of images, jobs, workers, batches and datasets, each with what changes it. Pure: no I/O.
 
-The database holds the same names as enums and defends them with CHECKs (`common.schema`); every transition is one
-UPDATE in `common.queue.jobs` or `common.queue.claim`.
+The database has the same names as enums and defends them with CHECKs (`common.schema`). Every transition is one UPDATE
+in `common.queue` or in the lifecycle of batches and datasets.
 """
 
 from enum import StrEnum
@@ -12,7 +12,7 @@ class ImageState(StrEnum):
     RUNNING = "running"  # a started lease renders it: published, released, failed or rescued
     STORED = "stored"  # its bytes are in storage under `key`
     FLAGGED = "flagged"  # the safety checker refused it; nothing is stored
-    FAILED = "failed"  # its attempts are used up, or its error cannot be cured by trying again
+    FAILED = "failed"  # its attempts are used up, or its error is not retryable
     CANCELLED = "cancelled"  # its job was cancelled before it was stored
 
 
@@ -28,11 +28,11 @@ class WorkerState(StrEnum):
     STARTING = "starting"  # registered, loads its first model
     READY = "ready"  # renders, or waits for work
     DRAINING = "draining"  # finishes what it holds and claims nothing more
-    STOPPED = "stopped"  # said goodbye, or was not heard of for too long
+    STOPPED = "stopped"  # it ended, or was silent for too long
 
 
 class BatchState(StrEnum):
-    """Follows from what a batch's row says of it, in this order; the database computes it."""
+    """Postgres computes it from the row of a batch: the first of these that holds."""
 
     ENDED = "ended"  # every image has ended, or its prompts cannot be rendered
     PAUSED = "paused"  # nothing of it is claimed until it is resumed
@@ -42,11 +42,11 @@ class BatchState(StrEnum):
 
 
 class DatasetState(StrEnum):
-    """Follows from what a dataset's row says of it, in this order; the database computes it."""
+    """Postgres computes it from the row of a dataset: the first of these that holds."""
 
     FAILED = "failed"  # it cannot be written
     READY = "ready"  # all its files are there
-    WRITING = "writing"  # a control worker writes it, shard by shard, as far as its batch has come
+    WRITING = "writing"  # a control worker writes it, shard by shard, up to where its batch is
     WAITING = "waiting"  # none of it is written yet
 
 
@@ -59,7 +59,7 @@ class Tier(StrEnum):
 
 
 class Via(StrEnum):
-    """Which way somebody came who did something."""
+    """The way by which a caller acted."""
 
     API = "api"
     DASHBOARD = "dashboard"

@@ -1,7 +1,6 @@
-"""Logs: code says what happened, this file phrases it. One event, one line of `key=value`, one clear sentence.
+"""Logs. Code names an event and its fields; this module has the level and the sentence of each event.
 
-`tell("image_stored", image=…)` needs `image_stored` below; a test holds the two together. Metrics that the API shows
-are read from the database when they are asked for (`api/routes/health.py`), so they survive every restart.
+`log_event("job_submitted", job=…)` needs `job_submitted` below; a test compares the two.
 """
 
 import logging
@@ -79,12 +78,12 @@ def set_up(level: str = "INFO") -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
-def log_event(event: str, *, exc_info: bool = False, **facts: Any) -> None:
-    """Log an event with its facts."""
+def log_event(event: str, *, exc_info: bool = False, **fields: Any) -> None:
+    """Log an event: its id, its fields as `key=value`, and its sentence."""
     level, sentence = EVENTS[event]
     if logger.isEnabledFor(level):
-        said = " ".join(f"{key}={_quote(value)}" for key, value in facts.items() if value is not None)
-        logger.log(level, "%s %s %s", event, said, sentence, exc_info=exc_info)
+        shown = " ".join(f"{key}={_quote(value)}" for key, value in fields.items() if value is not None)
+        logger.log(level, "%s %s %s", event, shown, sentence, exc_info=exc_info)
 
 
 def _quote(value: Any) -> str:

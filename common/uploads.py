@@ -53,7 +53,7 @@ def find_image(connection: Connection, tenant_id: UUID, image_id: UUID) -> Input
 def take_unused(connection: Connection, days: float, limit: int = 20) -> list[tuple[UUID, str]]:
     """Delete the rows of uploads that nothing has referred to for so many days; their ids and formats.
 
-    Delete their bytes before the COMMIT: a transaction that looks for one of them waits, and then does not find it.
+    Delete their bytes before the COMMIT: a transaction that reads one of them waits, and then does not find it.
     """
     rows = connection.execute(TAKE_UNUSED, {"days": days, "limit": limit}).all()
     return [(row.id, row.format) for row in rows]

@@ -95,7 +95,7 @@ def unprivileged() -> list[str]:
 
 
 def as_nobody() -> list[str]:
-    """The prefix where user namespaces are disabled (some containers): nobody, with root's access to folders."""
+    """The prefix where user namespaces are disabled (some containers): `nobody`, with root's access to folders."""
     command = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--pdeathsig=INT"]
     command += ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
     if not runs(command):

@@ -76,7 +76,7 @@ def render(settings: Settings, parsed: Namespace) -> int:
         return consume(app, f"render-{worker.id}", [render_queue(name) for name in worker.model_names])
     finally:
         signal.signal(signal.SIGTERM, lambda *_: worker.loop.drain())  # a second one ends the drain
-        if not worker.stop():  # a model is being loaded, which nobody can stop
+        if not worker.stop():  # a model is being loaded, which cannot be stopped
             logging.shutdown()
             os._exit(0)
 

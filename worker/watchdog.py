@@ -1,6 +1,6 @@
 """The watchdog: exits the process when a phase of its work exceeds its limit, or when its device is lost.
 
-Nobody can stop a thread that hangs in a driver, and a broken CUDA context fails every later call. Only a new process
+Nothing can stop a thread that hangs in a driver, and a broken CUDA context fails every later call. Only a new process
 helps, and the supervisor starts it. Knows phases and times; what has to be done before the exit is a callback.
 """
 

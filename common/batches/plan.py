@@ -129,7 +129,7 @@ class Planner:
         others = {**fields, "prompt": PLACEHOLDER}
         if "seed" in others:
             others["seed"] = None
-        key = repr(others)  # tells 1, 1.0 and True apart
+        key = repr(others)  # so that 1, 1.0 and True differ
         if key not in self._templates:
             if len(self._templates) >= MAX_TEMPLATES:
                 self._templates.clear()

@@ -4,7 +4,7 @@
                   └───────────┴──────► failed      its batch has no stored image
 
 A control worker owns the dataset while it writes: every change but the first names the owner, so a worker that has lost
-its ownership changes nothing. Writes no file (`layout` says how the files look), reads no image (`contents` does).
+its ownership changes nothing. Writes no file (`layout` has their names), reads no image (`contents` does).
 """
 
 from collections.abc import Sequence

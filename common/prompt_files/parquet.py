@@ -57,7 +57,7 @@ class ParquetRows:
             raise self._exit_error() from None
 
     def _exit_error(self) -> Invalid | Unavailable:
-        """The error of a child that ended early: somebody killed it, or it crashed."""
+        """The error of a child that ended early: it was killed, or it crashed."""
         if self._child.wait() in (-signal.SIGKILL, -signal.SIGTERM):
             return Unavailable(sentence("parquet_reader_killed"))
         return Invalid(sentence("parquet_crashed"))

@@ -41,10 +41,9 @@ class Worker:
 
 @dataclass(frozen=True)
 class HeartbeatReply:
-    """The state that the worker should be in and why, and the database's time."""
+    """The state that the worker should be in, and the database's time."""
 
     state: WorkerState
-    reason: str | None
     now: datetime
 
 
@@ -65,7 +64,7 @@ def heartbeat(connection: Connection, worker: Worker, *, ready: bool) -> Heartbe
         "state": WorkerState.READY if ready else WorkerState.STARTING,
     }
     row = connection.execute(HEARTBEAT, parameters).one()
-    return HeartbeatReply(WorkerState(row.state), row.reason, row.now)
+    return HeartbeatReply(WorkerState(row.state), row.now)
 
 
 def drain(connection: Connection, worker_id: UUID, reason: str) -> None:
@@ -129,7 +128,7 @@ HEARTBEAT = text("""
         seconds_per_image = excluded.seconds_per_image, capacity = excluded.capacity, seen_at = now(),
         state = CASE WHEN old.state = 'draining' THEN old.state ELSE excluded.state END,
         reason = CASE WHEN old.state = 'draining' THEN old.reason END
-    RETURNING state, reason, clock_timestamp() AS now
+    RETURNING state, clock_timestamp() AS now
 """)
 
 # Drains a live worker.

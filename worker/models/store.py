@@ -53,7 +53,7 @@ def store_component(model: Model, source: SourceFiles, name: str, store: Path) -
 
         convert.convert_tokenizer(folder, draft)
     else:
-        # Our own files need no second copy on disk; somebody else's may change later.
+        # Our own files need no second copy on disk; those of others may change later.
         add = os.link if source.is_ours and not folder.is_symlink() else shutil.copyfile
         for file in checkpoint.component_files(folder):
             add(file, draft / file.name)

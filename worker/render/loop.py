@@ -146,7 +146,7 @@ class RenderLoop:
         return True
 
     def _load_model(self, model: str) -> None:
-        """Make a model resident. Raises Interrupted if this worker stops meanwhile: nobody can stop a load."""
+        """Make a model resident. Raises Interrupted if this worker stops meanwhile: a load cannot be stopped."""
         loading = self._render_thread.load(model)
         while wait_for([loading], 0.2).not_done:
             if self._drain.is_stopping:
@@ -222,7 +222,7 @@ class RenderLoop:
     def _hand_over(self, current: InflightMicrobatch) -> None:
         """Wait until it is rendered, and give the images to the uploader; or release it."""
         while not current.wait_until_rendered(0.1):
-            if time.monotonic() > self._drain.deadline:  # nobody can stop it in the middle of a step
+            if time.monotonic() > self._drain.deadline:  # a step cannot be stopped
                 self._release(current, sentence("drain_deadline"))
                 return
         try:

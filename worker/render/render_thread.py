@@ -55,7 +55,7 @@ class RenderThread:
         return min(images, capacity) if time.monotonic() < until else capacity
 
     def close(self) -> bool:
-        """Close the pipelines. False if the thread is still busy: nobody can stop a load."""
+        """Close the pipelines. False if the thread is still busy: a load cannot be stopped."""
         closing = self._thread.submit(self._models.close)
         self._thread.shutdown(wait=False)
         return not wait_for([closing], timeout=1).not_done
