@@ -85,7 +85,7 @@ def retry(
     parents = connection.execute(FIND_UNRETRIED, {"jobs": locked}).all()
     allowed = [parent for parent in parents if parent.model in models]
     _lock_lanes(connection, tenant_id, allowed)
-    changed = [jobs.retry(connection, parent.id, tenant_id, request_id).id for parent in allowed]
+    changed = [job.id for job in jobs.retry_locked(connection, allowed, tenant_id, request_id)]
     left_alone = {
         "changed_meanwhile": len(found) - len(locked),
         "retried_before": len(locked) - len(parents),
@@ -123,7 +123,7 @@ class _Matching:
 
 
 def _lock_lanes(connection: Connection, tenant_id: UUID, parents: Sequence[Row[Any]]) -> None:
-    """Lock the lanes of the retries by id, as publishing does; one `jobs.retry` after the other would in any order."""
+    """Lock the lanes of the retries by id, as a publish does: the inserts would lock them in any order."""
     recipes = [(parent, Recipe.model_validate(parent.recipe)) for parent in parents]
     lanes = {Lane(tenant_id, Tier(parent.tier), parent.model, recipe.compatibility) for parent, recipe in recipes}
     connection.execute(LOCK_LANES, {"lanes": make_lanes(connection, lanes)})
@@ -147,7 +147,7 @@ LOCK = "SELECT id FROM jobs WHERE id = ANY(cast(:jobs AS uuid[])) AND {where} OR
 
 # Finds the jobs that have no retry. They are locked, so they get none meanwhile.
 FIND_UNRETRIED = text("""
-    SELECT id, tier, model, recipe FROM jobs
+    SELECT id, tier, model, recipe, warnings FROM jobs
     WHERE id = ANY(:jobs) AND NOT EXISTS (SELECT FROM jobs AS child WHERE child.parent_id = jobs.id) ORDER BY id
 """)
 

@@ -11,9 +11,10 @@ jobs, images, lanes, each by id.
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Row, text
 
 from common.db import new_id
 from common.enums import JobState, Tier
@@ -64,23 +65,8 @@ def submit(
     The job fails if it has not ended after `expires_after_s` seconds: see `expire`.
     """
     job = Job(job_id or new_id(), tenant_id, recipe.model, tier)
-    connection.execute(
-        INSERT_JOB,
-        {
-            "job": job.id,
-            "tenant": tenant_id,
-            "parent": parent_id,
-            "tier": tier.value,
-            "recipe": canonical_json(recipe.model_dump(mode="json")),
-            "warnings": list(warnings),
-            "count": recipe.count,
-            "request": request_id,
-            "expires": expires_after_s,
-            "model": recipe.model,
-            "compatibility": recipe.compatibility,
-            "images": [new_id() for _ in recipe.seeds],
-        },
-    )
+    row = _row(job, recipe, warnings, parent_id, request_id)
+    connection.execute(INSERT_JOB, row | {"expires": expires_after_s})
     return job
 
 
@@ -110,15 +96,21 @@ def retry(connection: Connection, job_id: UUID, tenant_id: UUID, request_id: str
         raise NotFound(sentence("job_unknown", job=job_id))
     if parent.finished_at is None:
         raise Conflict(sentence("job_not_ended", job=job_id, state=parent.state))
-    return submit(
-        connection,
-        tenant_id,
-        Recipe.model_validate(parent.recipe),
-        tier=Tier(parent.tier),
-        warnings=tuple(parent.warnings),
-        parent_id=job_id,
-        request_id=request_id,
-    )
+    return retry_locked(connection, [parent], tenant_id, request_id)[0]
+
+
+def retry_locked(
+    connection: Connection, parents: Iterable[Row[Any]], tenant_id: UUID, request_id: str | None = None
+) -> list[Job]:
+    """Retry these jobs (id, tier, recipe, warnings), which have ended and are locked, in one round trip."""
+    retries, rows = [], []
+    for parent in parents:
+        recipe = Recipe.model_validate(parent.recipe)
+        retries.append(Job(new_id(), tenant_id, recipe.model, Tier(parent.tier)))
+        rows.append(_row(retries[-1], recipe, parent.warnings, parent.id, request_id) | {"expires": None})
+    if rows:
+        connection.execute(INSERT_JOB, rows)
+    return retries
 
 
 def expire(connection: Connection) -> list[UUID]:
@@ -142,6 +134,24 @@ def make_lanes(connection: Connection, lanes: Iterable[Lane]) -> list[int]:
     wanted = {"lanes": json.dumps(rows, default=str)}
     connection.execute(MAKE_LANES, wanted)
     return list(connection.execute(FIND_LANES, wanted).scalars())
+
+
+def _row(
+    job: Job, recipe: Recipe, warnings: Iterable[str], parent_id: UUID | None, request_id: str | None
+) -> dict[str, Any]:
+    return {
+        "job": job.id,
+        "tenant": job.tenant_id,
+        "parent": parent_id,
+        "tier": job.tier.value,
+        "recipe": canonical_json(recipe.model_dump(mode="json")),
+        "warnings": list(warnings),
+        "count": recipe.count,
+        "request": request_id,
+        "model": recipe.model,
+        "compatibility": recipe.compatibility,
+        "images": [new_id() for _ in recipe.seeds],
+    }
 
 
 # Lowers the open images of lanes, and counts the ended ones by state. Follows a CTE ended(lane_id, state).
@@ -202,7 +212,7 @@ INSERT_JOB = text("""
 
 # Locks a job. No tenant: any tenant's.
 LOCK_JOB = text("""
-    SELECT state, tier, recipe, warnings, finished_at FROM jobs
+    SELECT id, state, tier, recipe, warnings, finished_at FROM jobs
     WHERE id = :job AND (tenant_id = :tenant OR cast(:tenant AS uuid) IS NULL) FOR NO KEY UPDATE
 """)
 
