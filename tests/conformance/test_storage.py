@@ -124,7 +124,7 @@ def test_a_store_that_is_away_is_unavailable(of_store: Settings) -> None:
         url = f"http://127.0.0.1:{closed.getsockname()[1]}"
         away = Storage(of_store.model_copy(update={"s3_endpoint_url": url}), attempts=1)
         for call in (away.check, lambda: away.get("k"), lambda: away.put("k", b"", "image/png")):
-            with pytest.raises(Unavailable, match="away"):
+            with pytest.raises(Unavailable, match="down"):
                 call()
 
 
