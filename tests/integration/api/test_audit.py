@@ -113,7 +113,7 @@ def test_a_bulk_change_is_one_record_with_the_count(
     api: Api, story: Story, caller: Caller, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(selection, "STEP_JOBS", 2)
-    monkeypatch.setattr(bulk, "MOST_JOBS", 4)
+    monkeypatch.setattr(bulk, "MAX_JOBS", 4)
     state, cats = api.app.state.shared, JobFilter(q="猫")
     jobs = [story.submit(prompt="猫") for _ in range(5)]
     story.submit(prompt="花")

@@ -9,4 +9,4 @@ def test_readers_are_sent_the_end_in_every_run() -> None:
     with farm() as the_farm:
         for _ in range(2):
             figures = run(the_farm, readers=20, microbatches=1, many=True)
-            assert figures["image heard after, p99 ms"] > 0
+            assert figures["image received after, p99 ms"] > 0
