@@ -136,7 +136,7 @@ def test_a_batch_size_is_found_once_for_a_class_of_workers(
         manager.get("mini-zh")
         assert recorded(story) == [manager.batch_sizes["mini-zh"]]
         with story.database.begin() as connection:  # no benchmark finds it
-            connection.exec_driver_sql("UPDATE capacities SET images = 77")
+            connection.exec_driver_sql("UPDATE batch_sizes SET images = 77")
     assert manager.batch_size(MINI) == 77
     assert len(searches) == 1
     make_manager(MINI, device="cpu", worker_class={**CLASS, "torch": "3"}).get("mini-zh")
