@@ -76,6 +76,20 @@ def test_a_model_is_evicted_before_another_is_loaded(make_manager: MakeManager) 
     assert len(manager.resident) == 2
 
 
+def test_others_are_evicted_for_a_model_that_takes_more_memory_than_its_files(make_manager: MakeManager) -> None:
+    class Larger(ModelManager):
+        def _load(self, model: Model) -> Pipeline:
+            pipeline = super()._load(model)
+            if model.name == "c":
+                pipeline.components = {"c": 2 * MODEL_BYTES}
+            return pipeline
+
+    manager = make_manager(*ALL, kind=Larger, model_memory=3 * MODEL_BYTES)
+    for name in "abc":
+        manager.get(name)
+    assert manager.resident == ("b", "c")
+
+
 def test_when_a_load_runs_out_of_memory_all_others_are_evicted(make_manager: MakeManager) -> None:
     """Other processes may use the device too."""
 
