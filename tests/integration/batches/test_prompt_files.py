@@ -156,6 +156,17 @@ def test_wrong_lines_are_skipped_on_request(client: httpx.Client, control: Expan
     assert reasons[6].startswith("prompt has 602 tokens")
 
 
+def test_wrong_lines_are_skipped_where_the_file_ends_with_many(
+    client: httpx.Client, control: Expander, small_chunks: None
+) -> None:
+    """The last chunk has no right line, but one before it has."""
+    batch_id = submitted(client, '{"prompt": "红色的圆形"}\n{}\n{}\n{}\n'.encode(), "application/jsonl", skip_bad=True)
+    while control.work(batch_id, 0):
+        pass
+    found = read(client, batch_id)
+    assert (found["state"], found["error"], found["jobs"], found["skipped"]) == ("running", None, 1, 3)
+
+
 def test_a_file_with_no_right_line_or_too_many_wrong_ones_is_refused(
     client: httpx.Client, control: Expander, small_chunks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

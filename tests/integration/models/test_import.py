@@ -7,8 +7,10 @@ import pickle
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -233,6 +235,23 @@ def test_of_two_imports_at_once_one_converts_and_both_succeed(of_2022: Path, sto
     done = [result(process) for process in both]
     assert sorted(each["had_it"] for each in done) == [False, True]
     assert done[0]["revision"] == done[1]["revision"]
+
+
+def test_a_worker_that_waited_for_an_import_does_not_repeat_it(
+    of_2022: Path, store: Path, aside: ThreadPoolExecutor
+) -> None:
+    model, phases, waits = checkpoints.entry(of_2022), set[str](), threading.Event()
+
+    def report(phase: str, done: int, total: int) -> None:
+        phases.add(phase)
+        waits.set()
+
+    with importer.import_lock(model, store, ignore):
+        waiting = aside.submit(importer.ensure_imported, model, store, load, report)
+        assert waits.wait(60)
+        imported = importer.import_model(model, store, load, ignore)
+    assert waiting.result(60).revision == imported.revision
+    assert phases == {"wait"}
 
 
 # Damaged, or malicious

@@ -76,6 +76,20 @@ def test_a_model_is_evicted_before_another_is_loaded(make_manager: MakeManager) 
     assert len(manager.resident) == 2
 
 
+def test_others_are_evicted_for_a_model_that_takes_more_memory_than_its_files(make_manager: MakeManager) -> None:
+    class Larger(ModelManager):
+        def _load(self, model: Model) -> Pipeline:
+            pipeline = super()._load(model)
+            if model.name == "c":
+                pipeline.components = {"c": 2 * MODEL_BYTES}
+            return pipeline
+
+    manager = make_manager(*ALL, kind=Larger, model_memory=3 * MODEL_BYTES)
+    for name in "abc":
+        manager.get(name)
+    assert manager.resident == ("b", "c")
+
+
 def test_when_a_load_runs_out_of_memory_all_others_are_evicted(make_manager: MakeManager) -> None:
     """Other processes may use the device too."""
 
@@ -136,7 +150,7 @@ def test_a_batch_size_is_found_once_for_a_class_of_workers(
         manager.get("mini-zh")
         assert recorded(story) == [manager.batch_sizes["mini-zh"]]
         with story.database.begin() as connection:  # no benchmark finds it
-            connection.exec_driver_sql("UPDATE capacities SET images = 77")
+            connection.exec_driver_sql("UPDATE batch_sizes SET images = 77")
     assert manager.batch_size(MINI) == 77
     assert len(searches) == 1
     make_manager(MINI, device="cpu", worker_class={**CLASS, "torch": "3"}).get("mini-zh")

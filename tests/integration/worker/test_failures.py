@@ -32,6 +32,7 @@ from tests.support.workers import (
 )
 from worker.pipelines.base import ImageRequest, OnStep, RenderedImage
 from worker.pipelines.stub import StubPipeline
+from worker.render import loop
 from worker.render.heartbeat import CLOCK_TOLERANCE_S
 from worker.render.worker import RenderWorker
 from worker.watchdog import EXIT_CODE
@@ -150,6 +151,25 @@ def test_a_suspect_starts_when_all_else_of_its_worker_is_published(
     assert len(others) == 2
     assert own.started_at >= max(lease.ended_at for lease in others)
     assert own.claimed_at < max(lease.ended_at for lease in others)  # it was claimed ahead
+
+
+def test_nothing_is_started_while_a_suspect_renders(
+    story: Story, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it kills the process, that must cost no other image an attempt."""
+    for ahead in ("CLAIM_AHEAD_S", "START_AHEAD_S"):
+        monkeypatch.setattr(loop, ahead, 1.0)
+    story.submit(steps=50)
+    story.die(story.started())
+    story.skip_backoff()
+    story.submit(tenant="other")
+    with story.database.begin() as connection:  # so that it comes last
+        connection.exec_driver_sql("UPDATE tenants SET virtual_time = 1000 WHERE name = 'other'")
+    work(make_worker(device=SLOW))
+    suspect, other = leases(story)[1:]  # the first lease is the one that died
+    assert [len(lease.image_ids) for lease in (suspect, other)] == [1, 1]
+    assert other.claimed_at < suspect.ended_at  # it was claimed ahead
+    assert (other.started_at - suspect.started_at).total_seconds() > 1.49  # of 1.5 s
 
 
 # Memory
