@@ -78,3 +78,10 @@ def test_bytes_and_pixels_have_limits(strict: httpx.Client) -> None:
     answer = upload(strict, jpeg(48, 42))
     assert (answer.status_code, answer.json()["code"]) == (422, "picture_refused")
     assert upload(strict, "红色的圆形\n" * 1000, "text/plain").status_code == 201  # these are for pictures only
+
+
+def test_a_picture_has_its_limit_however_many_blocks_it_has(settings: Settings, database: Engine) -> None:
+    """Larger than a block, which is written before the rest arrives; far below the limit of a file of prompts."""
+    block = b"x" * 600_000
+    with serving(settings.model_copy(update={"picture_limit": 1_500_000}), database) as api, api.client() as client:
+        assert [upload(client, iter([block] * blocks)).status_code for blocks in (2, 3)] == [422, 413]

@@ -157,6 +157,24 @@ def test_a_matrix_keeps_its_variants(farm: BatchStory) -> None:
     assert [lane.open for lane in farm.lanes_of(retry_id)] == [2, 2]
 
 
+def test_a_batch_names_the_retry_that_was_not_cancelled(client: httpx.Client, farm: BatchStory) -> None:
+    batch_id = ended(farm)
+
+    def named() -> str | None:
+        (listed,) = [one for one in client.get("/v1/batches").json()["items"] if one["id"] == str(batch_id)]
+        assert client.get(f"/v1/batches/{batch_id}").json() == listed
+        return listed["retry_id"]
+
+    first = farm.retry(batch_id)
+    assert named() == str(first)
+    farm.cancel_batch(first)
+    farm.expander.work(first, 60)
+    assert farm.end() == [first]
+    assert named() is None
+    second = farm.retry(batch_id)
+    assert named() == str(second)
+
+
 def test_what_cannot_be_retried_says_why(farm: BatchStory) -> None:
     batch_id = farm.expanded()
     with pytest.raises(Conflict, match="has not ended; what failed"):

@@ -305,6 +305,19 @@ def test_a_taken_port_is_replaced_and_the_others_are_kept() -> None:
     assert chosen == known
 
 
+def test_a_folder_with_foreign_files_keeps_its_mode(tmp_path: Path) -> None:
+    shared, empty = tmp_path / "shared", tmp_path / "empty"
+    for folder in (shared, empty):
+        folder.mkdir()
+        folder.chmod(0o755)
+    (shared / "notes.txt").touch()
+    for folder, mode in ((shared, 0o755), (empty, 0o700)):
+        prepare_instance(folder)
+        assert folder.stat().st_mode & 0o777 == mode
+        assert {(folder / name).stat().st_mode & 0o777 for name in ("run", "logs")} == {0o700}
+        assert (folder / "farm.json").stat().st_mode & 0o777 == 0o600
+
+
 def test_servers_end_with_the_process_that_started_them(tmp_path: Path) -> None:
     code = f"""
 import sys, time

@@ -222,11 +222,18 @@ def test_what_does_not_fit_together_is_named(client: httpx.Client, pictures: dic
     assert [said.partition(" ")[0] for said in refusal(answer)] == [f"defaults.{field}" for field in wrong]
 
 
-def test_a_picture_of_another_tenant_is_none(api: Api, client: httpx.Client) -> None:
+@pytest.mark.parametrize("hours", [0, 2])
+def test_a_picture_of_another_tenant_is_none(api: Api, client: httpx.Client, story: Story, hours: int) -> None:
+    """However long ago its own tenant used it; and it is not kept longer for the other one."""
     source = upload(client, grain())
+    with story.database.begin() as connection:
+        ago = text("UPDATE uploads SET used_at = now() - make_interval(hours => :hours)")
+        connection.execute(ago, {"hours": hours})
+    before = story.rows("SELECT used_at FROM uploads")
     with api.client("another") as stranger:
         answer = stranger.post("/v1/jobs", json={"prompt": "圆形", "source": source})
         assert refusal(answer) == [f"source is {source}; you have no upload and no stored image with this id"]
+    assert story.rows("SELECT used_at FROM uploads") == before
 
 
 def test_prompts_of_a_batch_start_from_its_picture_or_their_own(

@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cli.client import Client
+from cli.client import Client, FarmUnavailable
 from cli.commands.demo import wait_for_worker
 from cli.download import RemoteFile, download_file
 from cli.errors import Failure
@@ -307,6 +308,28 @@ def test_a_link_that_ignores_ranges_gives_the_whole_file(tmp_path: Path) -> None
     assert (tmp_path / "shard.tar").read_bytes() == data
     assert [request.headers.get("range") for request in store.requests] == ["bytes=1000-"]
     assert sum(progress) == len(data)
+
+
+def test_a_download_goes_on_while_bytes_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection breaks more often than it is retried when nothing arrives."""
+    monkeypatch.setattr("cli.download.RETRY_DELAYS_S", (0, 0))
+    data = bytes(range(256)) * 8000
+
+    def answer(request: Request) -> Response:
+        offset = int(request.headers.get("range", "bytes=0-")[len("bytes=") : -1])
+        rest = data[offset:]
+        return Response(206 if offset else 200, rest[:300_000], {"Content-Length": str(len(rest))})
+
+    with fake_farm(answer) as store:
+        file = RemoteFile("the-dataset", "0", "shard.tar", hashlib.sha256(data).hexdigest(), f"{store.url}/signed")
+        download_file(Client(store.url, None), file, tmp_path, lambda size: None)
+    assert (tmp_path / "shard.tar").read_bytes() == data
+    assert len(store.requests) > 4
+    (tmp_path / "shard.tar").unlink()
+    with fake_farm(lambda request: DROP_CONNECTION) as store, pytest.raises(FarmUnavailable):
+        file = replace(file, url=f"{store.url}/signed")
+        download_file(Client(store.url, None), file, tmp_path, lambda size: None)
+    assert len(store.requests) == 3
 
 
 def test_a_key_that_is_no_ascii_is_refused(call: CommandLine) -> None:
