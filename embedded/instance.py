@@ -112,9 +112,9 @@ def find_instance(home: Path) -> Instance | None:
 def make_home(home: Path) -> None:
     """Create the folders, private to this user. A home with foreign files keeps its mode: it may be shared."""
     try:
-        is_ours = not home.exists() or not any(home.iterdir()) or (home / "farm.json").exists()
+        is_new = not home.exists() or not any(home.iterdir())
         private_folder(home)
-        if is_ours:
+        if is_new:
             home.chmod(0o700)
         for name in ("run", "logs"):
             private_folder(home / name)

@@ -311,7 +311,11 @@ def test_a_folder_with_foreign_files_keeps_its_mode(tmp_path: Path) -> None:
         folder.mkdir()
         folder.chmod(0o755)
     (shared / "notes.txt").touch()
-    for folder, mode in ((shared, 0o755), (empty, 0o700)):
+    for folder, mode in (
+        (shared, 0o755),
+        (empty, 0o700),
+        (shared, 0o755),
+    ):  # twice: a farm that is there changes nothing
         prepare_instance(folder)
         assert folder.stat().st_mode & 0o777 == mode
         assert {(folder / name).stat().st_mode & 0o777 for name in ("run", "logs")} == {0o700}
