@@ -15,7 +15,7 @@ import pytest
 
 from common.broker import Broker
 from common.config import Settings
-from common.enums import Scope
+from common.enums import Scope, Tier
 from common.storage import Storage
 from tests.support.serving import Api, serving
 from tests.support.stories import CATALOG, Story
@@ -161,6 +161,17 @@ def test_a_paused_batch_says_so_and_its_jobs_say_why(client: httpx.Client, expan
     change(client, batch_id, "pause")
     queue = client.get("/v1/queue").json()
     assert (queue["waiting"], queue["running"], queue["oldest_s"]) == (0, 3, None)
+
+
+def test_what_runs_of_a_paused_batch_does_not_hide_what_waits(
+    client: httpx.Client, expander: Expander, story: Story
+) -> None:
+    batch_id = expanded(client, expander)
+    assert len(story.started().images) == 3
+    change(client, batch_id, "pause")
+    story.submit(count=2, tier=Tier.BULK)
+    queue = client.get("/v1/queue").json()
+    assert (queue["waiting"], queue["running"]) == (2, 3)
 
 
 def test_a_cancelled_batch_has_ended_at_once(

@@ -4,9 +4,11 @@ import httpx
 import pytest
 from sqlalchemy import text
 
+from common.batches import progress
 from common.batches.throughput import StopRule
 from common.broker import Broker
 from common.config import Settings
+from common.db import transaction
 from common.enums import ImageState
 from common.storage import Storage
 from tests.support.batch_stories import BatchStory
@@ -70,6 +72,20 @@ def test_resume_forgets_earlier_failures(farm: BatchStory, sweep: Sweep, client:
     render(farm, 5, ImageState.FAILED)
     sweep.once()
     assert farm.batch(batch_id).paused_because.startswith("Of its last 24 images 10 failed")
+
+
+def test_a_sweep_that_was_overtaken_does_not_pause_what_was_resumed_since(farm: BatchStory, sweep: Sweep) -> None:
+    batch_id = farm.expanded(PROMPTS, stop_rule=RULE)
+    render(farm, 20, ImageState.FAILED)
+    with transaction(farm.database) as connection:
+        (measured,) = progress.measure(connection)
+    assert measured.stop_reason
+    sweep.once()
+    assert farm.batch(batch_id).state == "paused"
+    farm.resume(batch_id)
+    with transaction(farm.database) as connection:
+        assert not progress.record(connection, measured)
+    assert farm.batch(batch_id).state == "running"
 
 
 def test_resuming_a_batch_that_is_not_paused_changes_nothing(farm: BatchStory, sweep: Sweep) -> None:

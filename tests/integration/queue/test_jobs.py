@@ -151,6 +151,14 @@ def test_an_expired_job_says_so_whatever_else_went_wrong(story: Story) -> None:
     assert (story.job(job).error_code, story.job(job).failed) == ("expired", 2)
 
 
+def test_jobs_that_have_ended_do_not_keep_others_from_their_deadline(story: Story) -> None:
+    """A sweep takes a hundred jobs at once, those with the oldest deadlines first."""
+    ended = [story.submit(expires_after_s=-60) for _ in range(100)]
+    assert set(story.expire()) == set(ended)
+    overdue = story.submit(expires_after_s=-1)
+    assert story.expire() == [overdue]
+
+
 def test_a_job_that_somebody_holds_expires_at_the_next_sweep(story: Story) -> None:
     held, other = story.submit(expires_after_s=-1), story.submit(expires_after_s=-1)
     with story.database.begin() as connection:

@@ -84,6 +84,19 @@ def test_a_rare_word_is_found_at_once_however_old_it_is(story: Story, seeker: Se
 
 
 @pytest.mark.usefixtures("near_sighted")
+def test_a_page_of_new_and_old_jobs_with_a_word_is_as_long_as_asked(
+    story: Story, seeker: Seeker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first job is found in the window, the others by the index of characters."""
+    monkeypatch.setattr(search, "CANDIDATES", 10)
+    old = [story.submit(prompt=f"冰糖葫芦 {n}") for n in range(4)][::-1]
+    for n in range(2):
+        story.submit(prompt=f"一只猫 {n}")
+    newest = story.submit(prompt="又是冰糖葫芦")
+    assert list(seeker.pages(q="葫芦", limit=2)) == [[newest, old[0]], [old[1], old[2]], [old[3]]]
+
+
+@pytest.mark.usefixtures("near_sighted")
 def test_what_no_index_knows_is_looked_for_a_window_at_a_time(story: Story, seeker: Seeker) -> None:
     """The pages follow each other without gap or repetition, though some of them are empty."""
     urgent = [story.submit(tier=Tier.INTERACTIVE) for _ in range(3)][::-1]

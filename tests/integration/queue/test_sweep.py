@@ -202,6 +202,19 @@ def test_a_worker_that_stopped_is_shown_for_a_day(story: Story, sweep: Sweep) ->
     assert [row.id for row in story.rows("SELECT id FROM workers")] == [shown]
 
 
+def test_a_worker_is_pruned_once_and_not_after_it_has_stopped(story: Story) -> None:
+    stopped, silent = register(story, []), register(story, [])
+    with transaction(story.database) as connection:
+        workers.stop(connection, stopped, "the day is over")
+    for worker in (stopped, silent):
+        silent_for(story, worker, 3600)
+    with transaction(story.database) as connection:
+        assert workers.prune(connection, 60) == [silent]
+        assert workers.prune(connection, 60) == []
+    reasons = {row.id: row.reason for row in story.rows("SELECT id, reason FROM workers")}
+    assert reasons == {stopped: "the day is over", silent: workers.IS_SILENT}
+
+
 def test_idempotency_keys_are_deleted_after_a_day(story: Story, sweep: Sweep) -> None:
     for key, age in (("kept", "23:59:00"), ("old", "24:00:01")):
         with story.database.begin() as connection:
