@@ -11,6 +11,7 @@ BENCHES = (
     "fanout",
     "dashboards",
     "screens",
+    "hostile",
     "encode",
     "coldstart",
     "invariance",
