@@ -278,7 +278,10 @@ def test_a_flipped_bit_is_found_and_repaired_by_another_import(
     flip_a_bit(store / "mine/unet/diffusion_pytorch_model.safetensors")
     done = call("models", "verify", "mine")
     assert (done.code, done.json[0]["verdict"]) == (1, "bad")
-    assert "the sha256 of unet/diffusion_pytorch_model.safetensors is not what it must be" in done.json[0]["details"][0]
+    assert done.json[0]["details"] == [
+        "The model mine is refused: the sha256 of unet/diffusion_pytorch_model.safetensors is not what it must be. "
+        "Restore the file or import the model again."
+    ]
     with pytest.raises(ModelRefused, match="the sha256 of unet/diffusion_pytorch_model"):
         load(importer.ensure_imported(model, store, load, ignore))
 
