@@ -86,6 +86,8 @@ ImageId = Annotated[UUID | None, BeforeValidator(_id_only)]
 class Recipe(recipe.Recipe):
     """What to render, complete."""
 
+    model_config = ConfigDict(extra="allow", frozen=True)  # what newer code has stored is shown
+
     source: ImageId = Field(None, description="The upload or image that it starts from.")  # type: ignore[assignment]
     mask: ImageId = None  # type: ignore[assignment]
     strength: float | None = None

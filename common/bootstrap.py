@@ -21,7 +21,7 @@ from common.accounts import audit
 from common.accounts.audit import Action
 from common.accounts.tenants import Caller, create_key, ensure_tenant
 from common.config import Settings
-from common.db import connect, migrate, newest_revision, transaction
+from common.db import connect, migrate, transaction
 from common.enums import Scope, Via
 from common.errors import Conflict, Error, Invalid, Unavailable
 
@@ -50,8 +50,8 @@ def main() -> None:
 
 
 def migrate_to_newest(settings: Settings) -> dict[str, str]:
-    migrate(settings.database_url.get_secret_value())
-    return {"revision": newest_revision()}
+    done = migrate(settings.database_url.get_secret_value())
+    return {"revision": done.revision, **({"note": done.note} if done.note else {})}
 
 
 def bootstrap(settings: Settings, *, another: bool) -> dict[str, str]:

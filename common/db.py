@@ -1,4 +1,7 @@
-"""Postgres: the engine, one commit point, and the migrations. Knows no table.
+"""Postgres: the engine, one commit point, the migrations, and which code works with which tables.
+
+Two releases live together on one database: it holds a `revision` and the `oldest_code` that works with it, this code
+holds CODE and NEEDS. Knows no other table than that one.
 
 Domain functions take an open connection and never commit. The caller of `transaction()` sends to Redis after it.
 Alembic is imported only to migrate: it takes half as long as all other imports of the API.
@@ -10,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 import uuid_utils
@@ -21,13 +24,16 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from common import sentence
 from common.config import Settings
 from common.errors import Invalid, Unavailable
+from common.sentences import Sentence
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
-# Revisions whose tables this code works with, so that a rolling upgrade can migrate before the last old process stops.
-ACCEPTED_REVISIONS = ("r0001",)
+# What this code understands. It is raised with each migration, and before anything is stored that the code before does
+# not know.
+CODE = 1
+NEEDS = 2  # the least revision of the tables that this code works with
 IDLE_S = 1.0  # a connection that was used within this time is not pinged
 
 
@@ -104,10 +110,25 @@ def id_of_time(seconds: float) -> UUID:
     return UUID(int=int(seconds * 1000) << 80)
 
 
-def migrate(database_url: str) -> None:
+class SchemaVersion(NamedTuple):
+    """The number of the newest migration (0: no tables), and the least CODE that works with the tables."""
+
+    revision: int
+    oldest_code: int
+
+
+class Migrated(NamedTuple):
+    """The newest migration of a database, and a note when newer code has made it: then nothing was done."""
+
+    revision: str
+    note: Sentence | None = None
+
+
+def migrate(database_url: str) -> Migrated:
     """Migrate the database to the newest revision. Each migration is a transaction of its own, unless it opts out.
 
-    Raises Unavailable when Postgres is down, and Invalid for a revision that this version does not know.
+    A database that newer code has migrated stays as it is. Raises Unavailable when Postgres is down, and Invalid for a
+    database that this code does not work with.
     """
     from alembic import command
 
@@ -115,28 +136,46 @@ def migrate(database_url: str) -> None:
     engine = create_engine(sqlalchemy_url(database_url), connect_args=connect_args)
     try:
         with _as_unavailable(), engine.connect() as connection:
-            current = current_revision(connection)
+            version, current = read_version(connection), current_revision(connection)
             connection.rollback()
-            if current is not None and current not in known_revisions():
-                raise Invalid(sentence("database_unknown", revision=current))
-            command.upgrade(migration_config(connection), "head")
+            if current is None or current in known_revisions():
+                command.upgrade(migration_config(connection), "head")
+                return Migrated(newest_revision())
     finally:
         engine.dispose()
+    if version.revision <= int(newest_revision().removeprefix("r")):  # not by a newer release of this code
+        raise Invalid(sentence("database_unknown", revision=current))
+    if why := refusal(version):
+        raise Invalid(why)
+    return Migrated(current, sentence("database_newer"))
 
 
-def check_revision(revision: str | None) -> None:
-    """Raises Unavailable unless this code works with the tables of a database at this revision."""
-    if revision in ACCEPTED_REVISIONS:
-        return
-    if revision is None:
-        raise Unavailable(sentence("database_empty"))
-    if revision in known_revisions():
-        raise Unavailable(sentence("database_old", revision=revision))
-    raise Unavailable(sentence("database_unknown", revision=revision))
+def read_version(connection: Connection) -> SchemaVersion:
+    if connection.execute(text("SELECT to_regclass('schema_version')")).scalar() is None:
+        return SchemaVersion(0 if current_revision(connection) is None else 1, 0)
+    # Read which code works with the tables.
+    return SchemaVersion(*connection.execute(text("SELECT revision, oldest_code FROM schema_version")).one())
+
+
+def check_version(version: SchemaVersion) -> None:
+    """Raises Unavailable unless this code works with the tables."""
+    if why := refusal(version):
+        raise Unavailable(why)
+
+
+def refusal(version: SchemaVersion) -> Sentence | None:
+    """Why this code does not work with the tables; None if it does."""
+    if version.revision == 0:
+        return sentence("database_empty")
+    if version.revision < NEEDS:
+        return sentence("database_old", revision=version.revision, needs=NEEDS)
+    if version.oldest_code > CODE:
+        return sentence("database_new", needs=version.oldest_code, code=CODE)
+    return None
 
 
 def current_revision(connection: Connection) -> str | None:
-    """None if the database was never migrated."""
+    """The id of the newest migration; None if the database was never migrated."""
     if connection.execute(text("SELECT to_regclass('alembic_version')")).scalar() is None:
         return None
     return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()

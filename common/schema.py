@@ -51,6 +51,26 @@ dataset_state_enum = Enum(DatasetState, name="dataset_state", values_callable=la
 via_enum = Enum(Via, name="via", values_callable=lambda e: [m.value for m in e])
 lease_outcome_enum = Enum("published", "released", "lost", name="lease_outcome")
 
+
+def columns_of(table: Table, alias: str = "") -> str:
+    """The columns that this code knows, for what a statement returns.
+
+    Never `*` there: after a migration has added a column, a statement that Postgres has prepared would return more than
+    it did, which Postgres refuses.
+    """
+    return ", ".join(f'{alias or table.name}."{column.name}"' for column in table.columns)
+
+
+# Which code works with these tables: see `common.db`. `revision` is the number of the newest migration.
+schema_version = Table(
+    "schema_version",
+    metadata,
+    Column("is_only_row", Boolean, primary_key=True, server_default="true"),
+    Column("revision", Integer, nullable=False),
+    Column("oldest_code", Integer, nullable=False),
+    CheckConstraint("is_only_row", name="is_only_row"),
+)
+
 tenants = Table(
     "tenants",
     metadata,
@@ -149,6 +169,7 @@ batches = Table(
     Column("paused_at", Moment),
     Column("cancelled_at", Moment),
     Column("finished_at", Moment),
+    Column("needs_code", Integer, nullable=False, server_default="1"),  # the least CODE that may work on it
     CheckConstraint("expanded_at IS NULL OR (checked_at IS NOT NULL AND jobs = prompts * variants)", name="expanded"),
     Index("batches_tenant_id_idx", "tenant_id", "id"),
     Index("batches_open_idx", "id", postgresql_where=text("finished_at IS NULL")),
@@ -210,6 +231,7 @@ datasets = Table(
     Column("touched_at", Moment, nullable=False, server_default=func.now()),  # when a control worker last worked on it
     Column("begun_at", Moment),
     Column("finished_at", Moment),
+    Column("needs_code", Integer, nullable=False, server_default="1"),  # the least CODE that may work on it
     CheckConstraint("error_code IS NULL OR finished_at IS NOT NULL", name="failed"),
     CheckConstraint("finished_at IS NULL OR owner_id IS NULL", name="finished"),
     CheckConstraint("(digest IS NOT NULL) = (finished_at IS NOT NULL AND error_code IS NULL)", name="ready"),
@@ -232,6 +254,7 @@ lanes = Table(
     Column("flagged", BigInteger, nullable=False, server_default="0"),
     Column("failed", BigInteger, nullable=False, server_default="0"),
     Column("cancelled", BigInteger, nullable=False, server_default="0"),
+    Column("needs_code", Integer, nullable=False, server_default="1"),  # the least CODE that may render its images
     CheckConstraint("open >= 0", name="open"),
     UniqueConstraint("tenant_id", "tier", "compatibility", "batch_id", postgresql_nulls_not_distinct=True),
     Index("lanes_open_idx", "model", postgresql_where=text("open > 0")),

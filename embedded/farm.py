@@ -117,7 +117,8 @@ def bring_up(instance: Instance, settings: Settings, on_progress: OnProgress) ->
     for name in PROBES:
         wait_for_server(instance, name, failure_check(instance, name))
     on_progress("migrating the database")
-    migrate(instance.database_url(instance.host))
+    if note := migrate(instance.database_url(instance.host)).note:
+        on_progress(note)
     create_bucket(instance, settings.s3_bucket)
     on_progress("starting the API and the workers")
     supervisor.start_group(instance.home, "clients")

@@ -1,11 +1,18 @@
 """${message}
 
-The farm runs while this does: the old code before it, both during it, the new code after it.
-- Add columns as NULL or with a constant default; add CHECKs and foreign keys NOT VALID, validate in a later migration.
-- Make indexes on large tables CONCURRENTLY, in a migration of their own (`with op.get_context().autocommit_block():`).
-- Rename or drop only what no accepted release reads: first stop reading, release, then drop.
+The farm runs while this does, and the old code goes on with the new tables: two releases live together, either way.
+- Its id is `r` and the next number; `schema_version.revision` follows it. Raise NEEDS in common/db.py to it when this
+  code reads what it adds, and CODE in any case.
+- Only expand: new tables, and columns that are NULL or have a constant default. Rename nothing, narrow nothing, and add
+  no value to an enum: the old code can neither read it nor write it.
+- Give a column a name that no other table has, unless old code never joins the two: its statements may name a column of
+  that name without the table.
+- Contract two releases later: release code that does not use it, then drop it, in a migration that also says
+  `UPDATE schema_version SET oldest_code = ` the first CODE that does not use it.
+- Lock one table at a time, or a request of the running farm can deadlock with this: each ALTER of a table with rows in
+  `with op.get_context().autocommit_block():`, with IF NOT EXISTS, so that a second run is harmless.
+- CHECKs and foreign keys NOT VALID, validated in a later migration; indexes on large tables CONCURRENTLY.
 - Fill old rows from a control worker in chunks, never in one UPDATE here.
-- Add the new revision to ACCEPTED_REVISIONS in common/db.py; take the old one out one release later.
 """
 
 import sqlalchemy as sa

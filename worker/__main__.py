@@ -23,7 +23,7 @@ from common import log
 from common.broker import CONTROL_QUEUE, Broker, celery_app, render_queue
 from common.catalog import catalog
 from common.config import Settings
-from common.db import check_revision, current_revision, new_id, transaction
+from common.db import SchemaVersion, check_version, new_id, read_version, transaction
 from common.errors import Error, Unavailable
 from worker import sentence, tasks
 from worker.availability import Availability
@@ -113,11 +113,11 @@ def wait_for_services(database: Database, broker: Broker) -> None:
     """Wait for Postgres. Raises Unavailable if it does not answer in time, or if it or Redis is unfit for the farm."""
     deadline, availability = time.monotonic() + WAIT_FOR_DATABASE_S, Availability("database_away", "database_back")
 
-    def revision() -> str | None:
+    def version() -> SchemaVersion:
         with transaction(database) as connection:
-            return current_revision(connection)
+            return read_version(connection)
 
-    check_revision(availability.retry(revision, give_up=lambda: time.monotonic() > deadline))
+    check_version(availability.retry(version, give_up=lambda: time.monotonic() > deadline))
     policy = broker.eviction_policy()
     if policy not in (None, "noeviction"):  # None: Redis is away, and the farm works without it
         raise Unavailable(sentence("redis_may_evict", policy=policy))

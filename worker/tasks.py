@@ -6,7 +6,8 @@
     export   on the control queue: write a dataset, as far as its batch has come
 
 What the tasks do is in `worker.render.loop`, `worker.control.sweep`, `worker.control.batch_expander` and
-`worker.datasets.exporter`. A lost message costs seconds; a spare one costs one query. Importing this loads no torch.
+`worker.datasets.exporter`. A lost message costs seconds; a spare one costs one query. A newer version may send fields
+that this one does not know: they are ignored. Importing this loads no torch.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:  # a control worker has none of the loop's libraries, a render
 
 def add_render(app: Celery, loop: RenderLoop, broker: Broker) -> None:
     @app.task(name="render")
-    def render(model: str, job: str | None = None, tier: str | None = None) -> None:
+    def render(model: str, job: str | None = None, tier: str | None = None, **_: object) -> None:
         """Claim and render while there is work, whichever job the message named; then let Celery run other tasks."""
         if loop.run():
             broker.wake(model)
@@ -36,13 +37,13 @@ def add_render(app: Celery, loop: RenderLoop, broker: Broker) -> None:
 
 def add_sweep(app: Celery, sweep: Sweep) -> None:
     @app.task(name="sweep", queue=CONTROL_QUEUE)
-    def sweep_once() -> None:
+    def sweep_once(**_: object) -> None:
         sweep.once()
 
 
 def add_advance(app: Celery, expander: Expander, broker: Broker) -> None:
     @app.task(name="advance", queue=CONTROL_QUEUE)
-    def advance(batch: str) -> None:
+    def advance(batch: str, **_: object) -> None:
         """Do what the batch needs next, then let Celery run the tasks of other batches."""
         try:
             if expander.work(UUID(batch)):
@@ -53,7 +54,7 @@ def add_advance(app: Celery, expander: Expander, broker: Broker) -> None:
 
 def add_export(app: Celery, exporter: Exporter, broker: Broker) -> None:
     @app.task(name="export", queue=CONTROL_QUEUE)
-    def export(dataset: str) -> None:
+    def export(dataset: str, **_: object) -> None:
         """Continue a dataset, then let Celery run the tasks of other datasets."""
         try:
             if exporter.work(UUID(dataset)):

@@ -21,6 +21,7 @@ from common.batches.progress import read_samples
 from common.batches.throughput import StopRule, images_per_minute
 from common.enums import BatchState, Tier
 from common.errors import NotFound
+from common.schema import batches, columns_of
 
 GOES_ON = (BatchState.EXPANDING, BatchState.RUNNING)
 SHOWN_SKIPS = 20
@@ -146,7 +147,7 @@ def _read(connection: Connection, statement: TextClause, parameters: Mapping[str
 
 
 def _batch(row: Row[Any], fleet: Fleet) -> Batch:
-    plan, is_cancelled = Plan.model_validate(row.plan), row.cancelled_at is not None
+    plan, is_cancelled = Plan.model_validate(row.plan, extra="ignore"), row.cancelled_at is not None
     shown_open = 0 if is_cancelled else row.open
     state = BatchState.ENDED if is_cancelled else BatchState(row.state)
     rate = images_per_minute(read_samples(row.progress_samples)) if state in GOES_ON else None
@@ -164,7 +165,7 @@ def _batch(row: Row[Any], fleet: Fleet) -> Batch:
         upload_id=row.upload_id,
         parent_id=row.parent_id,
         retry_id=row.retry_id,
-        stop_rule=row.stop_rule,
+        stop_rule=StopRule.model_validate(row.stop_rule, extra="ignore") if row.stop_rule else None,
         prompts=row.prompts,
         jobs=row.jobs,
         images=BatchImages(
@@ -221,7 +222,7 @@ READ_BATCHES = f"""
         JOIN lanes ON lanes.id = images.lane_id
         WHERE leases.ended_at IS NULL AND lanes.batch_id = ANY(ARRAY(SELECT id FROM page))
         GROUP BY lanes.batch_id)
-    SELECT page.*, counted.*, coalesce(busy.running, 0) AS running,
+    SELECT {columns_of(batches, "page")}, counted.*, coalesce(busy.running, 0) AS running,
            (SELECT id FROM batches AS retry WHERE retry.parent_id = page.id AND retry.cancelled_at IS NULL) AS retry_id,
            {SKIPS},
            CASE WHEN row_number() OVER (ORDER BY page.id DESC) = 1 THEN ({WORKERS_JSON}) END AS fleet

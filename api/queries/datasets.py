@@ -17,6 +17,7 @@ from api.schemas import example
 from common.datasets.layout import SUMS, DatasetPlan, Layout
 from common.enums import DatasetState
 from common.errors import NotFound
+from common.schema import columns_of, datasets
 from common.storage import Storage, dataset_key
 
 DATASET: dict[str, Any] = {
@@ -134,7 +135,7 @@ def _lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _dataset(row: Row[Any]) -> Dataset:
-    plan = DatasetPlan.model_validate(row.plan)
+    plan = DatasetPlan.model_validate(row.plan, extra="ignore")
     return Dataset(
         id=row.id,
         batch_id=row.batch_id,
@@ -156,8 +157,8 @@ def _dataset(row: Row[Any]) -> Dataset:
 
 
 # Datasets, with the number of images of their batches once that is final.
-READ = """
-    SELECT datasets.*,
+READ = f"""
+    SELECT {columns_of(datasets)},
            CASE WHEN batches.expanded_at IS NOT NULL OR batches.finished_at IS NOT NULL THEN batches.images END AS total
     FROM datasets JOIN batches ON batches.id = batch_id
     WHERE datasets.tenant_id = :tenant AND

@@ -13,6 +13,7 @@ from api import sentence
 from api.schemas import WaitingFor, example
 from common.enums import WorkerState
 from common.errors import NotFound
+from common.schema import columns_of, workers
 from common.sentences import Sentence
 
 NAMED_WORKERS = 3  # in the reason why a job waits
@@ -127,10 +128,10 @@ def read_fleet(connection: Connection) -> Fleet:
 
 
 # Every worker that the farm remembers.
-READ_WORKERS = text("SELECT * FROM workers ORDER BY state, name, id")
+READ_WORKERS = text(f"SELECT {columns_of(workers)} FROM workers ORDER BY state, name, id")
 
 # One worker.
-READ_WORKER = text("SELECT * FROM workers WHERE id = :worker")
+READ_WORKER = text(f"SELECT {columns_of(workers)} FROM workers WHERE id = :worker")
 
 # The workers that have not stopped, as JSON: a part of queries that need them for one of their rows.
 WORKERS_JSON = """

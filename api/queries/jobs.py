@@ -19,6 +19,7 @@ from common.enums import TERMINAL_JOB, ImageState, JobState
 from common.errors import NotFound, RenderFailed
 from common.queue.claim import WAITING
 from common.queue.search import Search, find
+from common.schema import columns_of, jobs
 
 MAX_POSITION = 1000  # images ahead are counted up to here
 JobVersion = tuple[JobState, int]  # the state of a job, and how many of its images are open
@@ -117,7 +118,7 @@ def _job(row: Row[Any], base_url: str) -> Job:
         tier=row.tier,
         batch_id=row.batch_id,
         parent_id=row.parent_id,
-        recipe=Recipe.model_validate(row.recipe),
+        recipe=Recipe.model_validate(row.recipe, extra="allow"),
         images=[Image(**_image(image, row.recipe, base_url)) for image in images],
         warnings=row.warnings,
         error=_job_error(row),
@@ -193,7 +194,7 @@ AHEAD = f"""
 
 # A page of jobs in one snapshot, so that a job and its images never contradict each other.
 READ_JOBS = f"""
-    SELECT page.*, own.*, place.ahead,
+    SELECT {columns_of(jobs, "page")}, own.*, place.ahead,
            batches.paused_at AS batch_paused_at, batches.cancelled_at AS batch_cancelled_at,
            CASE WHEN own.waits AND row_number() OVER (PARTITION BY own.waits) = 1 THEN ({WORKERS_JSON}) END AS fleet
     FROM (

@@ -13,7 +13,7 @@ from api import sentence
 from api.deps import AppState, State
 from api.errors import RETRY_AFTER_S, Problem, problem
 from api.schemas import example
-from common.db import check_revision, current_revision, transaction
+from common.db import check_version, read_version, transaction
 from common.errors import Error, FieldError, Unavailable
 from common.sentences import Sentence
 
@@ -89,8 +89,8 @@ def check_postgres(state: AppState) -> None:
 
 def check_migrations(state: AppState) -> None:
     with transaction(state.autocommit) as connection:
-        revision = current_revision(connection)
-    check_revision(revision)
+        version = read_version(connection)
+    check_version(version)
 
 
 def check_redis(state: AppState) -> None:

@@ -26,7 +26,7 @@ def submit(
     state: AppState, caller: Caller, request: DatasetRequest, key: str | None, request_id: str
 ) -> tuple[Dataset, bool]:
     """The dataset of this request, and whether it is new. `key` is an Idempotency-Key. Raises NotFound, Conflict."""
-    once = idempotency_key(ROUTE, key, request.model_dump(mode="json"))
+    once = idempotency_key(ROUTE, key, request.model_dump(mode="json", exclude_unset=True))
 
     def insert(dataset_id: UUID) -> None:
         lifecycle.submit(

@@ -13,7 +13,9 @@ from sqlalchemy import Connection, Row, text
 
 from common.batches import skipped_lines
 from common.batches.plan import Plan
+from common.db import CODE
 from common.enums import Tier
+from common.schema import batches, columns_of
 from common.uploads import Upload
 
 SHOWN_WARNINGS = 20
@@ -58,7 +60,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A part of the file: its end, its number of prompts and, if it was checked, its warnings and skipped lines."""
+    """A part of the file: its end, its number of prompts and, if it was checked, its warnings and skipped lines.
+
+    `needs_code`: the least CODE that can expand it.
+    """
 
     offset: int
     line: int
@@ -66,17 +71,19 @@ class Chunk:
     prompts: int
     warnings: Sequence[str] = ()
     skipped: Mapping[int, str] = field(default_factory=dict)
+    needs_code: int = 1
 
 
 def read_batch(connection: Connection, batch_id: UUID) -> Batch | None:
-    """A batch that has not ended."""
-    row = connection.execute(READ, {"batch": batch_id}).first()
+    """A batch that has not ended. None if it needs newer code and is not cancelled."""
+    row = connection.execute(READ, {"batch": batch_id, "code": CODE}).first()
     return _batch(row) if row else None
 
 
 def record_checked(connection: Connection, batch: Batch, chunk: Chunk) -> bool:
     """Record that a chunk was checked; after the last one the batch is checked. False if another worker was first."""
-    parameters = fence_params(batch) | progress_params(chunk) | {"skipped": len(chunk.skipped)}
+    found = {"skipped": len(chunk.skipped), "needs_code": chunk.needs_code}
+    parameters = fence_params(batch) | progress_params(chunk) | found
     is_first = connection.execute(CHECKED, parameters).rowcount > 0
     if is_first:
         skipped_lines.add(connection, batch.id, chunk.skipped)
@@ -105,7 +112,7 @@ def _batch(row: Row[Any]) -> Batch:
         id=row.id,
         tenant_id=row.tenant_id,
         tier=Tier(row.tier),
-        plan=Plan.model_validate(row.plan),
+        plan=Plan.model_validate(row.plan, extra="ignore"),
         upload=Upload(row.upload_id, row.format, row.bytes, row.sha256, encoding=row.encoding),
         is_checked=row.checked_at is not None,
         is_expanded=row.expanded_at is not None,
@@ -126,10 +133,14 @@ FENCE = (
     'id = :batch AND "offset" = :offset_before AND jobs = :jobs_before AND cancelled_at IS NULL AND finished_at IS NULL'
 )
 
+# To settle a cancelled batch needs no newer code.
+UNDERSTOOD = "(needs_code <= :code OR cancelled_at IS NOT NULL)"
+
 # Read a batch that has not ended, with its file.
-READ = text("""
-    SELECT batches.*, uploads.format, uploads.bytes, uploads.sha256, uploads.encoding
-    FROM batches JOIN uploads ON uploads.id = upload_id WHERE batches.id = :batch AND finished_at IS NULL
+READ = text(f"""
+    SELECT {columns_of(batches)}, uploads.format, uploads.bytes, uploads.sha256, uploads.encoding
+    FROM batches JOIN uploads ON uploads.id = upload_id
+    WHERE batches.id = :batch AND finished_at IS NULL AND {UNDERSTOOD}
 """)
 
 # Move a batch behind a checked chunk; behind the last one it is checked, and its expansion begins at the file's start.
@@ -137,6 +148,7 @@ CHECKED = text(f"""
     UPDATE batches SET
         "offset" = CASE WHEN :is_last THEN 0 ELSE :offset END, line = CASE WHEN :is_last THEN 0 ELSE :line END,
         prompts = coalesce(prompts, 0) + :prompts, skipped = skipped + :skipped,
+        needs_code = greatest(needs_code, :needs_code),
         warned = warned + :warned, warnings = (warnings || cast(:warnings AS text[]))[1 : {SHOWN_WARNINGS}],
         checked_at = CASE WHEN :is_last THEN now() END, touched_at = now()
     WHERE {FENCE} AND checked_at IS NULL

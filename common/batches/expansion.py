@@ -18,13 +18,13 @@ from common.queue.jobs import Lane, make_lanes
 
 @dataclass(frozen=True)
 class JobRows:
-    """The rows of a chunk as text for COPY, and the number of jobs by model and of images by (compatibility, model).
+    """The rows of a chunk as text for COPY, and the number of jobs by model and of images by `lane` of their template.
 
     The rows of images have placeholders for the ids of the `lanes`.
     """
 
     models: Mapping[str, int]
-    lanes: Mapping[tuple[str, str], int]
+    lanes: Mapping[tuple[str, str, int], int]
     jobs: str
     images: str
 
@@ -32,8 +32,8 @@ class JobRows:
 def build_rows(batch: Batch, planned: Iterable[PlannedJob], position: int) -> JobRows:
     """The rows of these jobs, the first one at this position. Needs no connection."""
     common = f"{batch.tenant_id}\t{batch.id}\t{batch.tier.value}\t{_copy_field(batch.request_id)}"
-    models, lanes = Counter[str](), Counter[tuple[str, str]]()
-    placeholders: dict[tuple[str, str], str] = {}
+    models, lanes = Counter[str](), Counter[tuple[str, str, int]]()
+    placeholders: dict[tuple[str, str, int], str] = {}
     jobs, images = list[str](), list[str]()
     for at, job in enumerate(planned, position):
         job_id, count, lane = uuid7(), len(job.seeds), job.template.lane
@@ -53,8 +53,8 @@ def expand(connection: Connection, batch: Batch, chunk: Chunk, rows: JobRows) ->
     lanes = make_lanes(
         connection,
         [
-            Lane(batch.tenant_id, batch.tier, model, compatibility, batch.id, closed=locked.paused_at is not None)
-            for compatibility, model in rows.lanes
+            Lane(batch.tenant_id, batch.tier, model, compatibility, batch.id, locked.paused_at is not None, code)
+            for compatibility, model, code in rows.lanes
         ],
     )
     images = rows.images

@@ -13,11 +13,11 @@ from uuid import UUID
 from sqlalchemy import Connection, TextClause, text
 
 from common.batches import sentence
-from common.batches.chunks import FENCE, Batch, fence_params
+from common.batches.chunks import FENCE, UNDERSTOOD, Batch, fence_params
 from common.batches.matrix import variants
 from common.batches.plan import Plan
 from common.batches.throughput import StopRule
-from common.db import new_id
+from common.db import CODE, new_id
 from common.enums import Tier
 from common.errors import Conflict, NotFound
 from common.queue.jobs import cancel_locked
@@ -51,6 +51,7 @@ def submit(
         "name": name,
         "stop_rule": stop_rule.model_dump_json() if stop_rule else None,
         "request": request_id,
+        "needs_code": plan.needs_code,
     }
     if connection.execute(INSERT_BATCH, parameters).rowcount == 0:
         raise NotFound(sentence("upload_unknown", upload=upload_id))
@@ -103,8 +104,11 @@ def end(connection: Connection) -> list[UUID]:
 
 
 def stalled(connection: Connection, silence_s: float) -> list[UUID]:
-    """The batches to check, expand or settle that no control worker has touched for so many seconds."""
-    return list(connection.execute(STALLED, {"silence": silence_s}).scalars())
+    """The batches to check, expand or settle that no control worker has touched for so many seconds.
+
+    Without those that need newer code.
+    """
+    return list(connection.execute(STALLED, {"silence": silence_s, "code": CODE}).scalars())
 
 
 def refuse(connection: Connection, batch: Batch, code: str, message: str) -> bool:
@@ -132,9 +136,9 @@ def _change(connection: Connection, statement: TextClause, batch_id: UUID, tenan
 
 # Insert a batch, if the upload is of the tenant and has prompts.
 INSERT_BATCH = text(f"""
-    INSERT INTO batches (id, tenant_id, upload_id, name, tier, plan, variants, stop_rule, request_id)
+    INSERT INTO batches (id, tenant_id, upload_id, name, tier, plan, variants, stop_rule, request_id, needs_code)
     SELECT :batch, tenant_id, id, :name, cast(:tier AS tier), cast(:plan AS jsonb), :variants,
-           cast(:stop_rule AS jsonb), :request
+           cast(:stop_rule AS jsonb), :request, :needs_code
     FROM uploads WHERE id = :upload AND tenant_id = :tenant AND format <> '{PICTURE}'
 """)
 
@@ -209,9 +213,9 @@ END = text("""
 """)
 
 # Find the batches that need a control worker.
-STALLED = text("""
+STALLED = text(f"""
     SELECT id FROM batches
-    WHERE finished_at IS NULL AND touched_at < now() - make_interval(secs => :silence)
+    WHERE finished_at IS NULL AND touched_at < now() - make_interval(secs => :silence) AND {UNDERSTOOD}
         AND CASE WHEN cancelled_at IS NULL THEN expanded_at IS NULL ELSE settled < jobs END
     ORDER BY id LIMIT 100
 """)

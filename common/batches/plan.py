@@ -22,8 +22,10 @@ from common.catalog.catalog import Catalog
 from common.errors import FieldError, Invalid, wrong_fields
 from common.recipes.field_errors import prompt_errors
 from common.recipes.img2img import FindImage, find_no_image
-from common.recipes.recipe import MAX_SEED, Draft, Recipe, Seed, Text, resolve, seeds_from
+from common.recipes.needs import Since, needs_code
+from common.recipes.recipe import MAX_SEED, SINCE, Draft, Recipe, Seed, Text, resolve, seeds_from
 
+PLAN_SINCE: Since = {}  # fields of a plan that not all code knows
 PLACEHOLDER = "画"
 PROMPT_TYPE: TypeAdapter[str] = TypeAdapter(Text)
 SEED_TYPE: TypeAdapter[int] = TypeAdapter(Seed)
@@ -46,7 +48,17 @@ class Plan(BaseModel):
     @property
     def models(self) -> list[str]:
         """The models of the prompts that name none, in the order of the variants."""
-        return list(dict.fromkeys(str((self.defaults | variant)["model"]) for variant in variants(self.matrix)))
+        lists = (self.matrix, *self.matrix.get("zip", ()))  # not `variants`: it refuses fields that it does not know
+        named = next((fields["model"] for fields in lists if "model" in fields), None)
+        return list(dict.fromkeys(map(str, named or [self.defaults["model"]])))
+
+    @property
+    def needs_code(self) -> int:
+        """The least CODE that can check and expand it. The file itself may need newer code."""
+        return max(
+            needs_code(PLAN_SINCE, self.model_dump(mode="json", exclude_defaults=True)),
+            *(needs_code(SINCE, self.defaults | variant) for variant in variants(self.matrix)),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +69,9 @@ class RecipeTemplate:
     has_seeds: bool
 
     @cached_property
-    def lane(self) -> tuple[str, str]:
-        """Compatibility and model, which decide the lane."""
-        return self.recipe.compatibility, self.recipe.model
+    def lane(self) -> tuple[str, str, int]:
+        """Compatibility, model and the code that it needs, which decide the lane."""
+        return self.recipe.compatibility, self.recipe.model, self.recipe.needs_code
 
     @cached_property
     def rest_of_json(self) -> str:

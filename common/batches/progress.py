@@ -44,12 +44,12 @@ def record(connection: Connection, progress: Progress) -> bool:
 
 def read_samples(stored: Sequence[Sequence[Any]]) -> Samples:
     """The samples in the row of a batch."""
-    return tuple(Sample(*sample) for sample in stored)
+    return tuple(Sample(*sample[: len(Sample._fields)]) for sample in stored)  # newer code may add to the end
 
 
 def _progress(row: Row[Any]) -> Progress:
     previous, now = read_samples(row.progress_samples), Sample(row.at, row.ended, row.failed, row.flagged)
-    rule = StopRule.model_validate(row.stop_rule) if row.stop_rule else None
+    rule = StopRule.model_validate(row.stop_rule, extra="ignore") if row.stop_rule else None
     known = previous or (Sample(row.created, 0, 0, 0),)
     reason = stop_reason(known, now, rule) if rule else None
     return Progress(row.id, previous, add_sample(known, now, rule), reason)

@@ -77,7 +77,9 @@ def expand(connection: Connection, batch: Batch) -> Mapping[str, int] | None:
 def _insert(connection: Connection, batch: Batch, failed: Any, images: Counter[UUID], *, is_paused: bool) -> None:
     common = {"tenant": batch.tenant_id, "batch": batch.id, "tier": batch.tier.value, "request": batch.request_id}
     wanted = {
-        row.lane_id: Lane(batch.tenant_id, batch.tier, row.model, row.compatibility, batch.id, is_paused)
+        row.lane_id: Lane(
+            batch.tenant_id, batch.tier, row.model, row.compatibility, batch.id, is_paused, row.needs_code
+        )
         for row in failed
     }
     lanes = dict(zip(wanted, make_lanes(connection, wanted.values()), strict=True))
@@ -103,8 +105,9 @@ def _insert(connection: Connection, batch: Batch, failed: Any, images: Counter[U
 # Insert the retry of a batch that has ended and has failed images, unless it has one that was not cancelled.
 INSERT = text("""
     INSERT INTO batches (
-        id, tenant_id, upload_id, parent_id, name, tier, plan, stop_rule, request_id, prompts, checked_at)
-    SELECT :batch, tenant_id, upload_id, id, name, tier, plan, stop_rule, :request, 0, now() FROM batches
+        id, tenant_id, upload_id, parent_id, name, tier, plan, stop_rule, request_id, needs_code, prompts,
+        checked_at)
+    SELECT :batch, tenant_id, upload_id, id, name, tier, plan, stop_rule, :request, needs_code, 0, now() FROM batches
     WHERE id = :parent AND tenant_id = :tenant AND finished_at IS NOT NULL
         AND EXISTS (SELECT FROM lanes WHERE lanes.batch_id = batches.id AND lanes.failed > 0)
     ON CONFLICT (parent_id, cancelled_at) WHERE parent_id IS NOT NULL DO NOTHING
@@ -131,7 +134,7 @@ SIZE = text("SELECT jobs, images FROM batches WHERE id = :parent")
 
 # Read the failed images of a chunk of jobs that have no retry job in a batch, other than cancelled ones.
 FAILED = text("""
-    SELECT images.job_id, images.index, images.lane_id, lanes.model, lanes.compatibility
+    SELECT images.job_id, images.index, images.lane_id, lanes.model, lanes.compatibility, lanes.needs_code
     FROM (SELECT id, position FROM jobs
           WHERE batch_id = :parent AND position >= :start AND position < :until AND state = 'failed'
               AND NOT EXISTS (SELECT FROM jobs AS retry_job WHERE retry_job.parent_id = jobs.id

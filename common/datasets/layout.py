@@ -12,8 +12,10 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from common.datasets import sentence
+from common.recipes.needs import Since, needs_code
 from common.recipes.recipe import Recipe, canonical_json
 
+PLAN_SINCE: Since = {}  # fields of a plan that not all code knows
 FORMAT = 1  # the version of the layout; a part of every plan's digest
 SHARD_IMAGES = 10_000
 SHARD_BYTES = 1_000_000_000
@@ -71,6 +73,11 @@ class DatasetPlan(BaseModel):
         if len(splits) > MAX_SPLITS:
             raise ValueError(sentence("too_many_splits", count=len(splits), limit=MAX_SPLITS))
         return dict(sorted(splits.items()))
+
+    @property
+    def needs_code(self) -> int:
+        """The least CODE that can write it."""
+        return needs_code(PLAN_SINCE, self.model_dump(mode="json", exclude_defaults=True))
 
     @property
     def split_names(self) -> list[str]:

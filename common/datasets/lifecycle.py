@@ -16,9 +16,10 @@ from sqlalchemy import Connection, Row, TextClause, text
 
 from common.datasets import sentence
 from common.datasets.layout import DatasetPlan
-from common.db import new_id
+from common.db import CODE, new_id
 from common.errors import NotFound
 from common.recipes.recipe import canonical_json
+from common.schema import columns_of, datasets
 
 EXPORT_SILENCE_S = 30.0  # an owner that has recorded nothing for so long loses the dataset
 
@@ -72,6 +73,7 @@ def submit(
         "batch": batch_id,
         "plan": canonical_json(plan.model_dump(mode="json")),
         "request": request_id,
+        "needs_code": plan.needs_code,
     }
     if connection.execute(INSERT, parameters).rowcount == 0:
         raise NotFound(sentence("batch_not_found", batch=batch_id))
@@ -79,8 +81,11 @@ def submit(
 
 
 def due(connection: Connection, silence_s: float, rest_s: float) -> list[UUID]:
-    """At most 100 unfinished datasets untouched for `rest_s` and without an owner, or for `silence_s` with one."""
-    return list(connection.execute(DUE, {"silence": silence_s, "rest": rest_s}).scalars())
+    """At most 100 unfinished datasets untouched for `rest_s` and without an owner, or for `silence_s` with one.
+
+    Without those that need newer code, for their plan or their batch.
+    """
+    return list(connection.execute(DUE, {"silence": silence_s, "rest": rest_s, "code": CODE}).scalars())
 
 
 def unfinished_of(connection: Connection, batch_ids: Sequence[UUID]) -> list[UUID]:
@@ -89,8 +94,12 @@ def unfinished_of(connection: Connection, batch_ids: Sequence[UUID]) -> list[UUI
 
 
 def acquire(connection: Connection, dataset_id: UUID, silence_s: float) -> Dataset | None:
-    """Become the owner of a dataset. None when it has ended, or its owner was active within `silence_s`."""
-    row = connection.execute(ACQUIRE, {"dataset": dataset_id, "owner": new_id(), "silence": silence_s}).first()
+    """Become the owner of a dataset. None when it has ended, or its owner was active within `silence_s`.
+
+    None too when it needs newer code.
+    """
+    wanted = {"dataset": dataset_id, "owner": new_id(), "silence": silence_s, "code": CODE}
+    row = connection.execute(ACQUIRE, wanted).first()
     return _dataset(row) if row else None
 
 
@@ -148,16 +157,23 @@ INSERT = text("""
     WITH RECURSIVE retries AS (
         SELECT id FROM batches WHERE parent_id = :batch
         UNION ALL SELECT batches.id FROM batches JOIN retries ON batches.parent_id = retries.id)
-    INSERT INTO datasets (id, tenant_id, batch_id, retries, plan, request_id)
-    SELECT :dataset, tenant_id, id, ARRAY(SELECT id FROM retries ORDER BY id), cast(:plan AS jsonb), :request
+    INSERT INTO datasets (id, tenant_id, batch_id, retries, plan, request_id, needs_code)
+    SELECT :dataset, tenant_id, id, ARRAY(SELECT id FROM retries ORDER BY id), cast(:plan AS jsonb), :request,
+           :needs_code
     FROM batches WHERE id = :batch AND tenant_id = :tenant
 """)
 
+# Neither the plan nor a recipe of the batch needs newer code.
+UNDERSTOOD = """
+    needs_code <= :code AND NOT EXISTS (SELECT FROM batches WHERE batches.id = batch_id AND batches.needs_code > :code)
+"""
+
 # The unfinished datasets that have waited longest, owned or not.
-DUE = text("""
+DUE = text(f"""
     SELECT id FROM datasets
     WHERE finished_at IS NULL
         AND touched_at < now() - make_interval(secs => CASE WHEN owner_id IS NULL THEN :rest ELSE :silence END)
+        AND {UNDERSTOOD}
     ORDER BY touched_at LIMIT 100
 """)
 
@@ -168,11 +184,12 @@ UNFINISHED_OF = text("""
 """)
 
 # Become the owner, unless the present owner was active lately.
-ACQUIRE = text("""
+ACQUIRE = text(f"""
     UPDATE datasets SET owner_id = :owner, touched_at = now()
     WHERE id = :dataset AND finished_at IS NULL
         AND (owner_id IS NULL OR touched_at < now() - make_interval(secs => :silence))
-    RETURNING *
+        AND {UNDERSTOOD}
+    RETURNING {columns_of(datasets)}
 """)
 
 # Give the ownership up.
@@ -194,7 +211,7 @@ ADVANCE = text(f"""
         shards = shards + CASE WHEN :images > 0 THEN 1 ELSE 0 END,
         images = images + :images, pictures = pictures + :pictures,
         written = 0, touched_at = now(), begun_at = coalesce(begun_at, now())
-    WHERE {OWNED} RETURNING *
+    WHERE {OWNED} RETURNING {columns_of(datasets)}
 """)
 
 # End a dataset as ready.

@@ -12,13 +12,12 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, text
+from sqlalchemy import Connection, text
 
 from common.enums import Tier
 from common.queue import jobs, tiers
 from common.queue.jobs import Lane, make_lanes
 from common.queue.search import JobFilter, parameters, where
-from common.recipes.recipe import Recipe
 
 STEP_JOBS = 500
 FIRST = UUID(int=0)
@@ -84,8 +83,9 @@ def retry(
     locked = matching.lock(connection, found)
     parents = connection.execute(FIND_UNRETRIED, {"jobs": locked}).all()
     allowed = [parent for parent in parents if parent.model in models]
-    _lock_lanes(connection, tenant_id, allowed)
-    changed = [job.id for job in jobs.retry_locked(connection, allowed, tenant_id, request_id)]
+    lanes = jobs.retry_lanes(connection, allowed, tenant_id)
+    _lock_lanes(connection, set(lanes.values()))
+    changed = [job.id for job in jobs.retry_locked(connection, allowed, lanes, request_id)]
     left_alone = {
         "changed_meanwhile": len(found) - len(locked),
         "retried_before": len(locked) - len(parents),
@@ -122,10 +122,8 @@ class _Matching:
         return {"until": self.until, **parameters(self.tenant_id, self.selection)}
 
 
-def _lock_lanes(connection: Connection, tenant_id: UUID, parents: Sequence[Row[Any]]) -> None:
+def _lock_lanes(connection: Connection, lanes: Collection[Lane]) -> None:
     """Lock the lanes of the retries by id, as a publish does: the inserts would lock them in any order."""
-    recipes = [(parent, Recipe.model_validate(parent.recipe)) for parent in parents]
-    lanes = {Lane(tenant_id, Tier(parent.tier), parent.model, recipe.compatibility) for parent, recipe in recipes}
     connection.execute(LOCK_LANES, {"lanes": make_lanes(connection, lanes)})
 
 

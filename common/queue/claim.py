@@ -12,6 +12,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
 
+from common.db import CODE
 from common.recipes.recipe import Recipe
 
 
@@ -62,6 +63,8 @@ class Microbatch:
 def claim(connection: Connection, offer: Offer, lease_id: UUID, lease_s: float) -> Microbatch | None:
     """Give the next images that the worker can render to a new lease of `lease_s` seconds; None when none waits.
 
+    Leaves alone what needs newer code than this.
+
     Skips locked images, so claims wait for each other only to charge the same tenant.
     """
     parameters = {
@@ -73,6 +76,7 @@ def claim(connection: Connection, offer: Offer, lease_id: UUID, lease_s: float) 
         "lease": lease_id,
         "worker": offer.worker_id,
         "seconds": lease_s,
+        "code": CODE,
     }
     rows = connection.execute(CLAIM, parameters).all()
     if not rows:
@@ -112,7 +116,7 @@ CLAIM = text(f"""
         CROSS JOIN LATERAL (
             SELECT images.id, {SUSPECT} AS suspect, jobs.created_at FROM images JOIN jobs ON jobs.id = images.job_id
             WHERE images.lane_id = lanes.id AND {WAITING} ORDER BY images.id LIMIT 1) AS head
-        WHERE lanes.open > 0 AND NOT lanes.closed),
+        WHERE lanes.open > 0 AND NOT lanes.closed AND lanes.needs_code <= :code),
     turn AS (SELECT id, :lower AND tier > (SELECT min(tier) FROM waiting) AS is_lower FROM waiting),
     first AS MATERIALIZED (
         SELECT waiting.* FROM waiting JOIN turn USING (id)

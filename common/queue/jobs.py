@@ -9,7 +9,7 @@ jobs, images, lanes, each by id.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 from uuid import UUID
@@ -37,7 +37,7 @@ class Job:
 class Lane:
     """Where images wait that one pipeline call can render together, of one tenant and tier, and of one batch or none.
 
-    Nothing in a closed lane is claimed or started.
+    Nothing in a closed lane is claimed or started. Code older than `needs_code` claims nothing in it.
     """
 
     tenant_id: UUID
@@ -46,6 +46,7 @@ class Lane:
     compatibility: str
     batch_id: UUID | None = None
     closed: bool = False
+    needs_code: int = 1
 
 
 def submit(
@@ -64,10 +65,11 @@ def submit(
 
     The job fails if it has not ended after `expires_after_s` seconds: see `expire`.
     """
-    job = Job(job_id or new_id(), tenant_id, recipe.model, tier)
-    row = _row(job, recipe, warnings, parent_id, request_id)
+    lane = Lane(tenant_id, tier, recipe.model, recipe.compatibility, needs_code=recipe.needs_code)
+    job_id = job_id or new_id()
+    row = _row(job_id, lane, recipe.model_dump(mode="json"), warnings, parent_id, request_id)
     connection.execute(INSERT_JOB, row | {"expires": expires_after_s})
-    return job
+    return Job(job_id, tenant_id, recipe.model, tier)
 
 
 def cancel(connection: Connection, job_id: UUID, tenant_id: UUID | None = None) -> bool:
@@ -96,18 +98,32 @@ def retry(connection: Connection, job_id: UUID, tenant_id: UUID, request_id: str
         raise NotFound(sentence("job_unknown", job=job_id))
     if parent.finished_at is None:
         raise Conflict(sentence("job_not_ended", job=job_id, state=parent.state))
-    return retry_locked(connection, [parent], tenant_id, request_id)[0]
+    return retry_locked(connection, [parent], retry_lanes(connection, [parent], tenant_id), request_id)[0]
+
+
+def retry_lanes(connection: Connection, parents: Iterable[Row[Any]], tenant_id: UUID) -> dict[UUID, Lane]:
+    """The lane of a retry of each of these jobs (id, tier): as its own, but of no batch."""
+    tiers = {parent.id: Tier(parent.tier) for parent in parents}
+    rows = connection.execute(LANES_OF_JOBS, {"jobs": list(tiers)})
+    return {
+        row.job_id: Lane(tenant_id, tiers[row.job_id], row.model, row.compatibility, needs_code=row.needs_code)
+        for row in rows
+    }
 
 
 def retry_locked(
-    connection: Connection, parents: Iterable[Row[Any]], tenant_id: UUID, request_id: str | None = None
+    connection: Connection, parents: Iterable[Row[Any]], lanes: Mapping[UUID, Lane], request_id: str | None = None
 ) -> list[Job]:
-    """Retry these jobs (id, tier, recipe, warnings), which have ended and are locked, in one round trip."""
+    """Retry these jobs (id, recipe, warnings), which have ended and are locked, in one round trip.
+
+    A recipe is copied as it is stored: code that does not know all of its fields can do that too.
+    """
     retries, rows = [], []
     for parent in parents:
-        recipe = Recipe.model_validate(parent.recipe)
-        retries.append(Job(new_id(), tenant_id, recipe.model, Tier(parent.tier)))
-        rows.append(_row(retries[-1], recipe, parent.warnings, parent.id, request_id) | {"expires": None})
+        lane = lanes[parent.id]
+        retries.append(Job(new_id(), lane.tenant_id, lane.model, lane.tier))
+        row = _row(retries[-1].id, lane, parent.recipe, parent.warnings, parent.id, request_id)
+        rows.append(row | {"expires": None})
     if rows:
         connection.execute(INSERT_JOB, rows)
     return retries
@@ -137,20 +153,26 @@ def make_lanes(connection: Connection, lanes: Iterable[Lane]) -> list[int]:
 
 
 def _row(
-    job: Job, recipe: Recipe, warnings: Iterable[str], parent_id: UUID | None, request_id: str | None
+    job_id: UUID,
+    lane: Lane,
+    recipe: Mapping[str, Any],
+    warnings: Iterable[str],
+    parent_id: UUID | None,
+    request_id: str | None,
 ) -> dict[str, Any]:
     return {
-        "job": job.id,
-        "tenant": job.tenant_id,
+        "job": job_id,
+        "tenant": lane.tenant_id,
         "parent": parent_id,
-        "tier": job.tier.value,
-        "recipe": canonical_json(recipe.model_dump(mode="json")),
+        "tier": lane.tier.value,
+        "recipe": canonical_json(recipe),
         "warnings": list(warnings),
-        "count": recipe.count,
+        "count": len(recipe["seeds"]),
         "request": request_id,
-        "model": recipe.model,
-        "compatibility": recipe.compatibility,
-        "images": [new_id() for _ in recipe.seeds],
+        "model": lane.model,
+        "compatibility": lane.compatibility,
+        "needs_code": lane.needs_code,
+        "images": [new_id() for _ in recipe["seeds"]],
     }
 
 
@@ -196,8 +218,8 @@ SETTLE = f"""
 # Raises the lane's open images, then inserts the job and its images.
 INSERT_JOB = text("""
     WITH lane AS (
-        INSERT INTO lanes (tenant_id, tier, model, compatibility, open)
-        VALUES (:tenant, cast(:tier AS tier), :model, :compatibility, :count)
+        INSERT INTO lanes (tenant_id, tier, model, compatibility, needs_code, open)
+        VALUES (:tenant, cast(:tier AS tier), :model, :compatibility, :needs_code, :count)
         ON CONFLICT (tenant_id, tier, compatibility, batch_id) DO UPDATE SET open = lanes.open + excluded.open
         RETURNING id),
     job AS (
@@ -214,6 +236,12 @@ INSERT_JOB = text("""
 LOCK_JOB = text("""
     SELECT id, state, tier, recipe, warnings, finished_at FROM jobs
     WHERE id = :job AND (tenant_id = :tenant OR cast(:tenant AS uuid) IS NULL) FOR NO KEY UPDATE
+""")
+
+# Finds the lanes of jobs; those of one job differ in their tier at most.
+LANES_OF_JOBS = text("""
+    SELECT DISTINCT ON (images.job_id) images.job_id, lanes.model, lanes.compatibility, lanes.needs_code
+    FROM images JOIN lanes ON lanes.id = images.lane_id WHERE images.job_id = ANY(:jobs)
 """)
 
 # Locks the jobs of images, by id.
@@ -253,13 +281,14 @@ EXPIRE = text(f"""
 
 LANES = """
     jsonb_to_recordset(cast(:lanes AS jsonb)) AS wanted(
-        number int, tenant_id uuid, tier tier, model text, compatibility text, batch_id uuid, closed boolean)
+        number int, tenant_id uuid, tier tier, model text, compatibility text, batch_id uuid, closed boolean,
+        needs_code int)
 """
 
 # Makes the lanes that do not exist. Ordered, so that two transactions that make the same lanes cannot deadlock.
 MAKE_LANES = text(f"""
-    INSERT INTO lanes (tenant_id, tier, model, compatibility, batch_id, closed, open)
-    SELECT DISTINCT tenant_id, tier, model, compatibility, batch_id, closed, 0 FROM {LANES}
+    INSERT INTO lanes (tenant_id, tier, model, compatibility, batch_id, closed, needs_code, open)
+    SELECT DISTINCT tenant_id, tier, model, compatibility, batch_id, closed, needs_code, 0 FROM {LANES}
     ORDER BY tenant_id, compatibility, tier, batch_id
     ON CONFLICT (tenant_id, tier, compatibility, batch_id) DO NOTHING
 """)

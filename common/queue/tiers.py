@@ -49,7 +49,10 @@ def change_locked(connection: Connection, job_ids: Sequence[UUID], tier: Tier) -
     rows = connection.execute(FIND_SOURCES, target)
     make_lanes(
         connection,
-        [Lane(row.tenant_id, tier, row.model, row.compatibility, row.batch_id, row.is_closed) for row in rows],
+        [
+            Lane(row.tenant_id, tier, row.model, row.compatibility, row.batch_id, row.is_closed, row.needs_code)
+            for row in rows
+        ],
     )
     moved = connection.execute(MOVE, target).all()
     return Moved(tuple(row.id for row in moved), frozenset(row.model for row in moved))
@@ -70,7 +73,7 @@ LOCK_BATCHES = text("""
 
 # Finds the lanes that images have to leave.
 FIND_SOURCES = text(f"""
-    SELECT DISTINCT lanes.tenant_id, lanes.model, lanes.compatibility, lanes.batch_id,
+    SELECT DISTINCT lanes.tenant_id, lanes.model, lanes.compatibility, lanes.batch_id, lanes.needs_code,
            batches.paused_at IS NOT NULL OR batches.cancelled_at IS NOT NULL AS is_closed
     FROM images JOIN lanes ON lanes.id = images.lane_id LEFT JOIN batches ON batches.id = lanes.batch_id
     WHERE {MISPLACED}

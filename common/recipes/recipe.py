@@ -16,8 +16,11 @@ from common.catalog.loras import LoraUse, lora_errors
 from common.errors import Invalid
 from common.recipes.field_errors import prompt_errors, range_errors, scheduler_errors, seed_errors, size_errors
 from common.recipes.img2img import FindImage, InputImage, Mode, find_no_image, resolve_inputs, steps_taken
+from common.recipes.needs import Since, needs_code
 
 T = TypeVar("T")
+
+SINCE: Since = {}  # fields of a recipe that not all code knows
 
 # Where pydantic's own words would leave a reader guessing.
 MAX_SEED = 2**64 - 1
@@ -109,7 +112,13 @@ class Recipe(BaseModel):
         """What images must have in common for one pipeline call. Prompts, seeds, sources and masks may differ."""
         shared = f"{self.model} {self.mode} {self.width}x{self.height} {self.steps}×{self.scheduler} g{self.guidance}"
         taken = "" if self.strength is None else f" last {self.steps_taken}"
-        return shared + taken + "".join(f" +{use.name}×{use.weight}" for use in self.lora)
+        needed = f" code {self.needs_code}" if self.needs_code > 1 else ""  # older code has lanes without them
+        return shared + taken + "".join(f" +{use.name}×{use.weight}" for use in self.lora) + needed
+
+    @property
+    def needs_code(self) -> int:
+        """The least CODE that can render it."""
+        return needs_code(SINCE, self.model_dump(mode="json", include=set(SINCE), exclude_defaults=True))
 
     @property
     def content(self) -> dict[str, Any]:

@@ -1,12 +1,4 @@
-"""The initial tables
-
-The farm runs while this does: the old code before it, both during it, the new code after it.
-- Add columns as NULL or with a constant default; add CHECKs and foreign keys NOT VALID, validate in a later migration.
-- Make indexes on large tables CONCURRENTLY, in a migration of their own (`with op.get_context().autocommit_block():`).
-- Rename or drop only what no accepted release reads: first stop reading, release, then drop.
-- Fill old rows from a control worker in chunks, never in one UPDATE here.
-- Add the new revision to ACCEPTED_REVISIONS in common/db.py; take the old one out one release later.
-"""
+"""The initial tables"""
 
 from alembic import op
 

@@ -166,7 +166,8 @@ class Expander:
     def _chunk(self, batch: Batch, here: list[Line], lines: CheckedLines, *, is_last: bool) -> Chunk:
         last, format = here[-1], batch.upload.format
         warnings = [at_line(format, number, warning) for number, warning in lines.warnings.items()]
-        return Chunk(last.end, last.last, is_last, len(lines.planned), warnings, lines.errors)
+        code = max((code for _, _, code in {job.template.lane for job in lines.jobs}), default=1)
+        return Chunk(last.end, last.last, is_last, len(lines.planned), warnings, lines.errors, code)
 
     def _rows(self, batch: Batch, lines: CheckedLines, position: int) -> JobRows | None:
         return expansion.build_rows(batch, lines.jobs, position * batch.variants) if batch.is_checked else None

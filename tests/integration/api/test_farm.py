@@ -153,12 +153,12 @@ def test_readiness_names_what_is_missing(settings: Settings, database: Engine, a
         checks = {"postgres": "ok", "migrations": "ok", "redis": "ok", "s3": "ok"}
         assert (ready.status_code, ready.json()) == (200, {"status": "ready", "checks": checks})
         with transaction(database) as connection:
-            connection.execute(text("UPDATE alembic_version SET version_num = 'ffff'"))
+            connection.execute(text("UPDATE schema_version SET oldest_code = 9999"))
         answer = client.get("/readyz")
         assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
         assert answer.headers["Content-Type"] == "application/problem+json"
         assert [error["field"] for error in answer.json()["errors"]] == ["migrations"]
-        assert "ffff" in answer.json()["checks"]["migrations"]
+        assert "9999" in answer.json()["checks"]["migrations"]
     away = settings.model_copy(
         update={
             "database_url": SecretStr("postgresql://x@127.0.0.1:1/x"),

@@ -93,7 +93,7 @@ def test_a_line_becomes_what_it_would_be_as_a_job(plan: Plan, some: list[dict[st
         if isinstance(wanted, Recipe):
             assert found.recipe == wanted
             assert json.loads(found.json) == json.loads(wanted.model_dump_json())
-            assert found.template.lane == (wanted.compatibility, wanted.model)
+            assert found.template.lane == (wanted.compatibility, wanted.model, 1)
         else:
             assert found == wanted
 

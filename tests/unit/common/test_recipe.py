@@ -6,11 +6,17 @@ from typing import Any
 
 import pytest
 
+from common.batches.plan import Plan
 from common.catalog.catalog import Catalog, Licence, read
 from common.catalog.loras import Lora, read_lora
 from common.catalog.manifest import ENTRY
 from common.errors import Invalid, UnknownModel
-from common.recipes.recipe import MAX_SEED, Draft, Recipe, resolve
+from common.recipes.recipe import MAX_SEED, SINCE, Draft, Recipe, resolve
+
+FROM_THE_START = {
+    *("prompt", "negative_prompt", "model", "width", "height", "steps"),
+    *("scheduler", "guidance", "seeds", "mode", "format"),
+}
 
 CATALOG: Catalog = read(Path(__file__).parents[3] / "models" / "catalog.toml")
 
@@ -150,6 +156,28 @@ def test_the_digest_names_the_recipe() -> None:
     assert recipe().digest == recipe().digest
     assert len({recipe().digest, recipe(seed=8).digest, recipe(format="webp").digest}) == 3
     assert Recipe.model_validate(recipe().model_dump(mode="json")) == recipe()
+
+
+def test_a_field_at_its_default_is_neither_stored_nor_in_the_digest() -> None:
+    """So what older code stores, and the keys of datasets, stay the same when a recipe gets a field."""
+    assert {name for name, field in Recipe.model_fields.items() if field.is_required()} == FROM_THE_START
+    assert set(recipe().model_dump(mode="json")) == FROM_THE_START == set(recipe().content)
+    assert recipe().digest == "6a8824eee56246c2fde3cadb80e40f809f09df36eb9c92d405163c4c88aa3824"
+
+
+def test_a_recipe_that_only_newer_code_understands_has_lanes_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, plan = recipe(), Plan(defaults={"model": "mini-zh", "steps": 3}, images_per_prompt=1, seed=1)
+    assert (plain.needs_code, plan.needs_code) == (1, 1)
+    monkeypatch.setitem(SINCE, "strength", lambda value: 7)
+    monkeypatch.setitem(SINCE, "scheduler", lambda value: 8 if value == "lms" else 1)
+    assert recipe() == plain
+    assert (recipe().needs_code, recipe().compatibility) == (1, plain.compatibility)
+    newer = plain.model_copy(update={"strength": 0.5})
+    assert newer.needs_code == 7
+    assert newer.compatibility.endswith(" code 7")
+    assert recipe(scheduler="lms").needs_code == 8
+    for fields in ({"defaults": {**plan.defaults, "strength": 0.5}}, {"matrix": {"strength": [0.5, 0.6]}}):
+        assert plan.model_copy(update=fields).needs_code == 7
 
 
 def test_models_share_the_entry_of_a_licence(tmp_path: Path) -> None:
