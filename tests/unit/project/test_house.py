@@ -98,10 +98,9 @@ def test_an_install_brings_all_that_a_package_imports(package: str, extras: tupl
 
 def test_the_api_and_a_control_worker_start_without_the_worker_extra() -> None:
     """deploy/api.Dockerfile runs both, and what makes an image large is not in it."""
+    there = installed_with("datasets")
     blocked = {
-        module
-        for module, names in packages_distributions().items()
-        if not installed_with("datasets") & {*map(canonicalize_name, names)}
+        module for module, names in packages_distributions().items() if not there & {*map(canonicalize_name, names)}
     }
     wanted_there = (
         "import api.app, api.__main__, worker.__main__, worker.datasets.exporter, worker.control.sweep, worker.tasks"
