@@ -72,8 +72,6 @@ def import_one(settings: Settings, options: Namespace) -> dict[str, Any]:
 
 def verify(settings: Settings, options: Namespace) -> dict[str, str | None]:
     """By model: why a worker would refuse it, or None. Loads every component; renders nothing."""
-    from worker.pipelines import loader
-
     found: dict[str, str | None] = {}
     for name in options.names:
         model = _local_model(settings, name)

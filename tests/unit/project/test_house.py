@@ -5,7 +5,9 @@ import re
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import packages_distributions, requires
+from functools import cache
+from importlib import metadata
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,9 @@ ASKED_FOR_BY_OTHERS = {
 }
 
 
+packages_distributions = cache(metadata.packages_distributions)
+
+
 def sources(package: str) -> list[Path]:
     return sorted((HOME / package).rglob("*.py"))
 
@@ -52,6 +57,7 @@ def wanted(lines: list[str], *extras: str) -> list[Requirement]:
     return [one for one in found if not one.marker or any(one.marker.evaluate({"extra": e}) for e in ("", *extras))]
 
 
+@cache
 def installed_with(*extras: str) -> set[str]:
     """All that an install with these extras brings, dependencies of dependencies included."""
     found: set[tuple[str, frozenset[str]]] = set()
@@ -98,10 +104,9 @@ def test_an_install_brings_all_that_a_package_imports(package: str, extras: tupl
 
 def test_the_api_and_a_control_worker_start_without_the_worker_extra() -> None:
     """deploy/api.Dockerfile runs both, and what makes an image large is not in it."""
+    there = installed_with("datasets")
     blocked = {
-        module
-        for module, names in packages_distributions().items()
-        if not installed_with("datasets") & {*map(canonicalize_name, names)}
+        module for module, names in packages_distributions().items() if not there & {*map(canonicalize_name, names)}
     }
     wanted_there = (
         "import api.app, api.__main__, worker.__main__, worker.datasets.exporter, worker.control.sweep, worker.tasks"

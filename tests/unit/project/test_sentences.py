@@ -4,6 +4,7 @@ import ast
 import copy
 import string
 import tomllib
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,20 +27,32 @@ def table(room: str) -> dict[str, str]:
     return tomllib.loads((HOME / room / "sentences.toml").read_text())
 
 
+@cache
+def modules() -> dict[Path, tuple[list[ast.ImportFrom], list[ast.Call]]]:
+    """Of each module its imports and its calls."""
+    found = {}
+    for path in (path for package in PACKAGES for path in sorted((HOME / package).rglob("*.py"))):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        found[path] = (
+            [node for node in nodes if isinstance(node, ast.ImportFrom)],
+            [node for node in nodes if isinstance(node, ast.Call)],
+        )
+    return found
+
+
 def calls(room: str) -> list[Call]:
     """All calls of the `sentence` of this room, under whatever name a module imports it."""
     found = []
-    for path in (path for package in PACKAGES for path in sorted((HOME / package).rglob("*.py"))):
-        tree = ast.parse(path.read_text())
+    for path, (imports, calls_there) in modules().items():
         names = {
             alias.asname or alias.name
-            for node in ast.walk(tree)
-            if isinstance(node, ast.ImportFrom) and node.module == room.replace("/", ".")
+            for node in imports
+            if node.module == room.replace("/", ".")
             for alias in node.names
             if alias.name == "sentence"
         }
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", None) in names:
+        for node in calls_there:
+            if getattr(node.func, "id", None) in names:
                 assert isinstance(node.args[0], ast.Constant), f"{path}:{node.lineno} computes its code"
                 params = frozenset(keyword.arg or "**" for keyword in node.keywords)
                 found.append(Call(f"{path.relative_to(HOME)}:{node.lineno}", str(node.args[0].value), params))
