@@ -17,6 +17,7 @@ import httpx
 
 from cli import sentence
 from cli.errors import AUTH, TIMED_OUT, USAGE, Failure, exit_code_of, program_name
+from cli.proxy import ProxyTransport
 
 Json = dict[str, Any]
 RETRY_DELAYS_S = (0.5, 1, 2, 4)
@@ -50,8 +51,8 @@ class Client:
                 headers={"Authorization": f"Bearer {key}"} if key else {},
                 timeout=httpx.Timeout(30, connect=5),
                 follow_redirects=True,
-                # A proxy cannot reach this machine's loopback.
-                mounts={"all://127.0.0.1": None, "all://localhost": None},
+                transport=ProxyTransport(),
+                trust_env=False,
             )
         except (httpx.InvalidURL, UnicodeError, ValueError):
             raise Failure(sentence("url_malformed", url=url), USAGE) from None
@@ -233,8 +234,7 @@ class Client:
     @cached_property
     def _link_client(self) -> httpx.Client:
         """For presigned links: a request with a second authorization would be refused."""
-        mounts = {"all://127.0.0.1": None, "all://localhost": None}
-        return httpx.Client(timeout=httpx.Timeout(60, connect=5), mounts=mounts)
+        return httpx.Client(timeout=httpx.Timeout(60, connect=5), transport=ProxyTransport(), trust_env=False)
 
     def _with_retries(self, send: Callable[[], Any]) -> Any:
         for delay in RETRY_DELAYS_S:

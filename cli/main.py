@@ -4,7 +4,6 @@ A command's module is imported when the command is called, so that `huafang --he
 commands start `python -m api | worker | embedded | common.bootstrap`; all others use HTTP (`cli.client`).
 """
 
-import io
 import sys
 import tempfile
 import traceback
@@ -18,6 +17,7 @@ from click.shell_completion import CompletionItem
 from cli import sentence
 from cli.errors import ERROR, INTERRUPTED, Failure, exit_code_of
 from cli.shell import Shell, global_options
+from cli.terminal import prepare_streams, print_line, print_usage_error
 from common.errors import Error
 
 # name: the module of the command, and its line in the help.
@@ -79,16 +79,14 @@ def huafang() -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     shell = Shell()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # for a terminal without hanzi
+    prepare_streams()
     try:
         code = huafang.main(arguments, prog_name="huafang", obj=shell, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except Failure as failure:
         fail(shell, failure.message, failure.exit_code)
     except click.ClickException as error:
-        error.show()
+        print_usage_error(error)
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         fail(shell, sentence("interrupted"), INTERRUPTED)
@@ -101,12 +99,14 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 def fail(shell: Shell, message: str, code: int) -> NoReturn:
     if shell.debug:
         traceback.print_exc()
-    click.echo(f"huafang: {message}", err=True)
+    print_line(f"huafang: {message}", err=True)
     sys.exit(code)
 
 
 def write_traceback() -> Path:
     """Write the traceback to a temporary file, by the standard library only: any part of huafang may be broken."""
-    with tempfile.NamedTemporaryFile("w", prefix="huafang-", suffix=".log", delete=False) as file:
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="huafang-", suffix=".log", encoding="utf-8", errors="backslashreplace", delete=False
+    ) as file:
         traceback.print_exc(file=file)
     return Path(file.name)

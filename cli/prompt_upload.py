@@ -1,5 +1,6 @@
 """Uploading a file of prompts, and the dry run that shows what a batch of it would be. Knows no command."""
 
+import re
 import shutil
 import sys
 import tempfile
@@ -8,13 +9,12 @@ from io import SEEK_END
 from pathlib import Path
 from typing import BinaryIO
 
-import click
-
 from cli import sentence
 from cli.client import Json
 from cli.errors import USAGE, Failure
-from cli.shell import Columns, Row, Shell, format_bytes, format_duration
-from cli.watch import progress_bar
+from cli.shell import Shell, format_bytes, format_duration
+from cli.terminal import Columns, Row, print_line, progress_bar
+from common.prompt_files.columns import FIELDS, field_of
 
 MEDIA_TYPES = {
     ".txt": "text/plain",
@@ -23,26 +23,46 @@ MEDIA_TYPES = {
     ".parquet": "application/vnd.apache.parquet",
 }
 SHOWN_SEEDS = 5
+HEAD_BYTES = 64_000  # of stdin, to recognise its format by
 
 
 def upload_prompts(shell: Shell, prompts: BinaryIO | str) -> str:
     """The id of the upload; a string is one already. A pipe is copied to a file first: an upload may be sent again."""
     if isinstance(prompts, str):
         return prompts
-    suffix = ".txt" if prompts is sys.stdin.buffer else Path(prompts.name).suffix.lower()
-    if suffix not in MEDIA_TYPES:
+    is_stdin = prompts is sys.stdin.buffer
+    suffix = "" if is_stdin else Path(prompts.name).suffix.lower()
+    if not is_stdin and suffix not in MEDIA_TYPES:
         raise Failure(sentence("prompt_file_unknown", file=prompts.name), USAGE)
     with ExitStack() as stack:
         if not prompts.seekable():
             copy = stack.enter_context(tempfile.TemporaryFile())
             shutil.copyfileobj(prompts, copy)
             prompts = copy
+        if is_stdin:
+            prompts.seek(0)
+            suffix = recognise(prompts.read(HEAD_BYTES))
         if shell.output_format == "quiet" or not sys.stderr.isatty():
             return str(shell.client.upload(prompts, MEDIA_TYPES[suffix], lambda sent: None)["id"])
         progress = stack.enter_context(progress_bar())
         task = progress.add_task("uploading", total=prompts.seek(0, SEEK_END))
         made = shell.client.upload(prompts, MEDIA_TYPES[suffix], lambda sent: progress.update(task, completed=sent))
         return str(made["id"])
+
+
+def recognise(head: bytes) -> str:
+    """The suffix of a file that begins so: .txt where it is neither JSON Lines, nor Parquet, nor a table."""
+    if head.startswith(b"PAR1"):
+        return ".parquet"
+    first = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if re.match(rb'\{\s*["}]', first):
+        return ".jsonl"
+    line = re.split(rb"[\r\n]", first, maxsplit=1)[0]
+    for encoding in ("utf-8", "gb18030"):
+        names = [field_of(name.strip(' "')) for name in re.split("[,;\t]", line.decode(encoding, "replace"))]
+        if "prompt" in names and sum(name in FIELDS for name in names) > 1:
+            return ".csv"
+    return ".txt"
 
 
 def estimate(found: Row, name: str) -> str:
@@ -79,7 +99,7 @@ def dry_run_batch(shell: Shell, draft: Json) -> None:
     shell.print_record({**found, "upload": draft["upload"]}, DRY_RUN, name="upload")
     if shell.output_format == "human":
         for one in found["recipes"]:
-            click.echo(describe_recipe(one))
+            print_line(describe_recipe(one))
     for one in found["bad_lines"]:
         shell.print_message(sentence("bad_line", line=one["line"], reason=one["reason"]))
     if found["bad"] and not draft.get("skip_bad"):

@@ -3,9 +3,8 @@
 Data goes to stdout in the chosen format, everything else to stderr. Knows neither commands nor HTTP.
 """
 
-import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +12,12 @@ import click
 
 from cli import sentence
 from cli.errors import USAGE, Failure
+from cli.terminal import Columns, Row, print_json, print_line, print_lines, print_record, print_table
 
 if TYPE_CHECKING:
     from cli.client import Client
     from common.config import Settings
 
-Row = Mapping[str, Any]
-Columns = Mapping[str, Callable[[Row], Any]]
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
@@ -63,7 +61,7 @@ class Shell:
     def print_message(self, text: str) -> None:
         """Print progress, a warning or a hint on stderr; nothing in the quiet format."""
         if self.output_format != "quiet":
-            click.echo(text, err=True)
+            print_line(text, err=True)
 
     def print_rows(self, rows: Sequence[Row], columns: Columns, name: str = "id") -> None:
         """Print a list: a table, a JSON array, or `name` of each row."""
@@ -71,7 +69,7 @@ class Shell:
             print_json(rows)
         elif self.output_format == "quiet":
             for row in rows:
-                click.echo(row[name])
+                print_line(row[name])
         else:
             print_table(rows, columns)
 
@@ -80,40 +78,9 @@ class Shell:
         if self.output_format == "json":
             print_json(record)
         elif self.output_format == "quiet":
-            click.echo(record[name])
+            print_lines(str(record[name]))
         else:
-            shown = {title: format_value(value(record)) for title, value in columns.items()}
-            width = max(map(len, shown))
-            for title, text in shown.items():
-                if text:
-                    click.echo(f"{title:<{width}}  {text}")
-
-
-def print_json(value: Any) -> None:
-    click.echo(json.dumps(value, ensure_ascii=False, indent=2))
-
-
-def print_table(rows: Sequence[Row], columns: Columns) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for title in columns:
-        table.add_column(title, overflow="fold", no_wrap=title == "id")  # an id can be copied
-    for row in rows:
-        table.add_row(*(Text(format_value(value(row))) for value in columns.values()))
-    # A file has no width, so its lines are not folded.
-    Console(width=None if sys.stdout.isatty() else 240, highlight=False).print(table)
-
-
-def format_value(value: Any) -> str:
-    """A value in a table: nothing for None, times to the second."""
-    if value is None:
-        return ""
-    text = str(value)
-    return text[:19].replace("T", " ") if len(text) > 19 and text[10:11] == "T" and text[:4].isdigit() else text
+            print_record(record, columns)
 
 
 def format_bytes(count: float | None) -> str | None:

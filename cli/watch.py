@@ -8,7 +8,8 @@ from typing import Any
 from cli import sentence
 from cli.client import Json
 from cli.errors import INTERRUPTED, PARTLY, Failure, program_name
-from cli.shell import Row, Shell, format_duration
+from cli.shell import Shell, format_duration
+from cli.terminal import Row, progress_bar
 
 ENDED_IMAGES = ("stored", "flagged", "failed", "cancelled")
 
@@ -135,14 +136,6 @@ def byte_progress(shell: Shell, description: str, total: int) -> Iterator[Callab
         yield lambda more: progress.advance(task, more)
 
 
-def progress_bar() -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
-
-
 def describe_job(job: Json) -> str:
     if job["state"] == "queued" and (why := job.get("waiting_for")):
         return f"queued: {why.get('message') if isinstance(why, dict) else why}"
@@ -158,8 +151,12 @@ def job_bar(job: Json) -> Json:
     return {"description": describe_job(job), "total": len(job["images"]), "completed": max(done, fraction)}
 
 
-def describe_batch(batch: Json, separator: str = ", ") -> str:
+def describe_batch(batch: Json) -> str:
     """`running: 4 running, 2 stored, 120 a minute, 26 min left`"""
+    return ", ".join(batch_parts(batch))
+
+
+def batch_parts(batch: Json) -> list[str]:
     speed = []
     if batch["state"] in ("expanding", "running"):
         if rate := batch["images_per_minute"]:
@@ -167,12 +164,12 @@ def describe_batch(batch: Json, separator: str = ", ") -> str:
         if left := format_duration(batch["eta_seconds"]):
             speed.append(f"{left} left")
     parts = [f"{batch['state']}: {count_images(batch) or 'no pictures yet'}", ", ".join(speed)]
-    return separator.join(filter(None, parts))
+    return [part for part in parts if part]
 
 
 def batch_bar(batch: Json) -> Json:
     return {
-        "description": describe_batch(batch, "\n"),
+        "description": batch_parts(batch),
         "total": expected_images(batch),
         "completed": ended_images(batch),
     }

@@ -24,6 +24,7 @@ from common.config import Settings
 from common.db import connect, migrate, transaction
 from common.enums import Scope, Via
 from common.errors import Conflict, Error, Invalid, Unavailable
+from common.sentences import printable
 
 TENANT = "default"
 
@@ -45,7 +46,7 @@ def main() -> None:
                 done = retry_until(given.wait, lambda: bootstrap(settings, another=given.another))
             print(json.dumps(done))
     except Error as error:
-        print(f"huafang: {error.message}", file=sys.stderr)
+        print(f"huafang: {printable(error.message)}", file=sys.stderr)
         sys.exit(5 if isinstance(error, Conflict) else 1)
 
 

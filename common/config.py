@@ -9,13 +9,21 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 SHIPPED_CATALOG = Path(__file__).resolve().parent.parent / "models" / "catalog.toml"
 
 
+def user_home() -> Path:
+    """`/` for a user without HOME and without an entry in /etc/passwd, as in containers: nothing is found there."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("/")
+
+
 class Settings(BaseSettings):
     """The settings of one process of the farm. Times are in seconds."""
 
     model_config = SettingsConfigDict(env_prefix="HUAFANG_", frozen=True, extra="ignore")
 
     # Addresses and credentials
-    home: Path = Field(default_factory=lambda: Path.home() / ".local" / "share" / "huafang")
+    home: Path = Field(default_factory=lambda: user_home() / ".local" / "share" / "huafang")
     database_url: SecretStr = SecretStr("postgresql://huafang@127.0.0.1:5432/huafang")
     redis_url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
     s3_endpoint_url: str | None = None  # None: Amazon's own

@@ -1,11 +1,13 @@
 """Logs. Code names an event and its fields; this module has the level and the sentence of each event.
 
-`log_event("job_submitted", job=…)` needs `job_submitted` below; a test compares the two.
+`log_event("job_submitted", job=…)` needs `job_submitted` below; a test compares the two. No text forges a line: it is
+escaped, and a traceback is indented.
 """
 
 import logging
-import sys
 from typing import Any
+
+from common.sentences import printable
 
 logger = logging.getLogger("huafang")
 
@@ -69,11 +71,27 @@ EVENTS: dict[str, tuple[int, str]] = {
 }
 
 
+class LineFormatter(logging.Formatter):
+    """One line for each record, whatever is in its message; below it the traceback, indented."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        return _indent(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:
+        return _indent(stack_info)
+
+
 def set_up(level: str = "INFO") -> None:
     """Write log lines to stderr. For the start of a process."""
-    logging.basicConfig(
-        stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter())
+    logging.basicConfig(handlers=[handler], level=level, force=True)
     for noisy in ("alembic", "botocore", "boto3", "urllib3", "httpx", "celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
@@ -84,6 +102,10 @@ def log_event(event: str, *, exc_info: bool = False, **fields: Any) -> None:
     if logger.isEnabledFor(level):
         shown = " ".join(f"{key}={_quote(value)}" for key, value in fields.items() if value is not None)
         logger.log(level, "%s %s %s", event, shown, sentence, exc_info=exc_info)
+
+
+def _indent(text: str) -> str:
+    return "\n".join(f"  {printable(line)}" for line in text.split("\n"))
 
 
 def _quote(value: Any) -> str:

@@ -1,11 +1,13 @@
 """What the farm says to people: a code, its parameters, and the English sentence that they make.
 
 Each room has one table, its `sentences.toml`, and says nothing else; a test holds tables and calls together. Knows no
-language but English: a translation is a second table with the same codes.
+language but English: a translation is a second table with the same codes. `printable` is for text of users within it.
 """
 
+import json
 import tomllib
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 
@@ -40,3 +42,32 @@ class Sentences:
     def __call__(self, code: str, /, **params: object) -> Sentence:
         """Raises KeyError for a code or a parameter that the table does not have."""
         return Sentence(self.texts[code].format_map(params), code, params)
+
+
+# Controls (among them the ESC of a terminal's commands and the newline), invisible characters and those that change the
+# direction of text, halves of surrogate pairs, and separators of lines.
+UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")
+JOINER, EMOJI_STYLE = "\u200d", "\ufe0f"  # within an emoji such as 👨‍👩‍👧, behind a symbol
+
+
+def printable(text: object) -> str:
+    """The text on one line, as a terminal shows it: each character that it would obey or hide is escaped (`\\x1b`)."""
+    return _escape(str(text), lambda character: character.encode("unicode_escape").decode())
+
+
+def printable_json(document: str) -> str:
+    """The same for a JSON document of one line: the same value, with these characters as JSON writes them."""
+    return _escape(document, lambda character: json.dumps(character)[1:-1])
+
+
+def _escape(text: str, escape: Callable[[str], str]) -> str:
+    if text.isprintable():
+        return text
+    before = " " + text
+    return "".join(escape(c) if is_unsafe(c, last) else c for last, c in zip(before, text, strict=False))
+
+
+def is_unsafe(character: str, before: str) -> bool:
+    if character == JOINER and (before == EMOJI_STYLE or unicodedata.category(before) in ("So", "Sk")):
+        return False
+    return unicodedata.category(character) in UNSAFE

@@ -26,13 +26,15 @@ import urllib.parse
 import urllib.request
 import zipfile
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 UV = "0.13.9"
 EXTRAS = {"run": "worker,datasets,local", "dev": "worker,datasets,local,dev"}
 HOME = Path(__file__).resolve().parent.parent
 VENV = HOME / ".venv"
 LOG = HOME / ".venv.log"
+# Of the outputs of programs and of the log, in every locale.
+UTF8: Any = {"encoding": "utf-8", "errors": "backslashreplace"}
 
 # pip's setting: (uv's variable, the separator of its values)
 PIP_TO_UV = {
@@ -98,8 +100,8 @@ def is_installed(need: str, wanted: str) -> bool:
     by = VENV / "installed-by"
     return (
         is_usable()
-        and all(stamp.is_file() and stamp.read_text() == wanted for stamp in stamps(need))
-        and (not chosen or by.read_text() == chosen)
+        and all(stamp.is_file() and stamp.read_bytes() == os.fsencode(wanted) for stamp in stamps(need))
+        and (not chosen or by.read_bytes() == os.fsencode(chosen))
     )
 
 
@@ -109,9 +111,9 @@ def delete_stamps() -> None:
 
 
 def write_stamps(need: str, wanted: str) -> None:
-    (VENV / "installed-by").write_text(os.environ.get("HUAFANG_PYTHON", ""))
+    (VENV / "installed-by").write_bytes(os.fsencode(os.environ.get("HUAFANG_PYTHON", "")))
     for stamp in stamps(need):
-        stamp.write_text(wanted)
+        stamp.write_bytes(os.fsencode(wanted))
 
 
 def is_usable() -> bool:
@@ -134,7 +136,7 @@ def find_pip(folder: Path) -> list[str] | None:
 
 
 def configure_uv(pip: list[str] | None) -> None:
-    listed = subprocess.run([*pip, "config", "list"], capture_output=True, text=True).stdout if pip else ""
+    listed = subprocess.run([*pip, "config", "list"], capture_output=True, **UTF8).stdout if pip else ""
     found = dict(re.findall(r"^(?:global|install)\.([\w-]+)=(.+)$", listed, re.MULTILINE))
     for name, (variable, between) in PIP_TO_UV.items():
         value = os.environ.get("PIP_" + name.upper().replace("-", "_")) or ast.literal_eval(found.get(name, "''"))
@@ -142,7 +144,7 @@ def configure_uv(pip: list[str] | None) -> None:
             os.environ[variable] = between.join(value.split())
     # As pip does: the best version of all indexes. By default uv uses only the first index with the name.
     os.environ.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
-    if not os.access(Path.home(), os.W_OK):
+    if not os.access(os.path.expanduser("~"), os.W_OK):
         os.environ.setdefault("UV_NO_CACHE", "1")
 
 
@@ -214,16 +216,24 @@ def install(uv: Path, extras: str) -> None:
         call([*command, *backend, *target])
     except Stop:
         # Only PyTorch's index is unreachable; the package index has the build with CUDA.
-        if not backend or "download.pytorch.org" not in LOG.read_text():
+        if not backend or "download.pytorch.org" not in LOG.read_text(**UTF8):
             raise
         say("PyTorch's index cannot be reached: installing the build of the package index instead, about 3 GB.")
         call([*command, *target])
+    if not str(HOME).isascii():
+        write_path_in_ascii()
+
+
+def write_path_in_ascii() -> None:
+    """Python reads the file with this folder's path in the locale's encoding, and does not start where that fails."""
+    for file in VENV.glob("lib/python*/site-packages/*huafang*.pth"):
+        file.write_text("import os, sys; sys.path.append(os.path.dirname(sys.prefix))\n")
 
 
 def runs(command: list[str], prints: str = "") -> bool:
     """Whether the command succeeds, with an output that starts so."""
     try:
-        done = subprocess.run(command, cwd=HOME, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=HOME, capture_output=True, **UTF8)
     except OSError:
         return False
     return done.returncode == 0 and done.stdout.startswith(prints)
@@ -232,9 +242,9 @@ def runs(command: list[str], prints: str = "") -> bool:
 def call(command: list[str]) -> None:
     """Run a command with its output in the log; lines of uv's progress go to stderr too. Raises Stop where it fails."""
     with (
-        LOG.open("a") as log,
+        LOG.open("a", **UTF8) as log,
         subprocess.Popen(
-            command, cwd=HOME, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command, cwd=HOME, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **UTF8
         ) as child,
     ):
         log.write(f"$ {' '.join(command)}\n")
@@ -245,7 +255,7 @@ def call(command: list[str]) -> None:
             if re.match(r"(Resolved|Prepared|Installed|Downloading|Building) ", line):
                 print("  " + line.rstrip(), file=sys.stderr, flush=True)
     if child.returncode:
-        raise Stop(explain(LOG.read_text()[start:]))
+        raise Stop(explain(LOG.read_text(**UTF8)[start:]))
 
 
 def explain(output: str) -> str:

@@ -10,6 +10,7 @@ import click
 
 from common.config import Settings
 from common.errors import Conflict, Error
+from common.sentences import printable
 from embedded import farm, sentence
 from embedded.instance import home_path
 
@@ -65,7 +66,7 @@ def print_farm(found: farm.Farm | None, as_json: bool) -> None:
 
 
 def print_progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 def run() -> None:

@@ -11,8 +11,9 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
-from urllib.error import URLError
+from urllib.error import HTTPError
 
 from pydantic import SecretStr
 
@@ -21,13 +22,13 @@ from common.config import Settings
 from common.errors import Conflict, NotFound, Unavailable
 from embedded import sentence, supervisor
 from embedded.instance import LOOPBACK, Instance, find_instance, home_path, make_home, prepare_instance
-from embedded.processes import Program, exclusive, stop_orphans, write_programs
+from embedded.processes import Program, StartDeadline, exclusive, stop_orphans, write_programs
 from embedded.servers import PROBES, create_bucket, server_programs, wait_for_server
 from embedded.supervisor import Process
 
 PYTHON = (sys.executable, "-P", "-m")
 NVIDIA_DEVICE = Path("/dev/nvidiactl")  # exists where the driver is loaded; importing torch would take seconds
-READY_TIMEOUT_S = 90
+READY_TIMEOUT_S = 90  # without progress
 FAILING_S = 10  # a process that still restarts after so long does not come up
 STOP_TIMEOUT_S = 40  # longer than a worker takes to drain
 # By default torch's threads spin while they wait, which slows every process on shared cores many times.
@@ -104,6 +105,7 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 def start_supervisor(instance: Instance, clients: list[Program], on_progress: OnProgress) -> None:
+    supervisor.check_limits()
     on_progress("starting Postgres, Valkey and S3")
     servers = server_programs(instance)
     write_programs(instance.home, [*servers, *clients])
@@ -156,20 +158,23 @@ def default_model(instance: Instance, settings: Settings) -> str:
 
 
 def wait_for_api(instance: Instance) -> None:
-    has_failed, deadline = failure_check(instance, "api"), time.monotonic() + READY_TIMEOUT_S
-    while not is_ready(instance.url):
-        if time.monotonic() > deadline or has_failed():
+    has_failed, deadline = failure_check(instance, "api"), StartDeadline(instance.home, "api", READY_TIMEOUT_S)
+    while (status := ready_status(instance.url)) != HTTPStatus.OK:
+        if deadline.has_passed(has_answered=status is not None) or has_failed():
             raise Unavailable(sentence("api_not_ready", log=instance.log("api")))
         time.sleep(0.05)
 
 
-def is_ready(url: str) -> bool:
+def ready_status(url: str) -> int | None:
+    """The status of the API's answer; None where it does not answer."""
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with direct.open(f"{url}/readyz", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (URLError, OSError):
-        return False
+            return int(answer.status)
+    except HTTPError as error:
+        return error.code
+    except OSError:
+        return None
 
 
 def failure_check(instance: Instance, name: str) -> Callable[[], bool]:

@@ -15,10 +15,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import psutil
+
 from common.errors import Error, Unavailable
 from common.sentences import Sentence
 from embedded import sentence
 
+CPU_STEP_S = 1.0  # an idle program takes minutes for it
+MOST_START_S = 900  # for one program to start, on the slowest machine
 SIGNALS = {"TERM": signal.SIGTERM, "INT": signal.SIGINT, "KILL": signal.SIGKILL}
 
 
@@ -122,6 +126,34 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
             return False
         time.sleep(0.03)
     return True
+
+
+class StartDeadline:
+    """Passes when a starting program has got no further for `quiet_s` seconds, and after MOST_START_S in any case.
+
+    It gets further with each CPU_STEP_S of CPU time: on a slow machine it has some, and a program that hangs has none.
+    """
+
+    def __init__(self, home: Path, name: str, quiet_s: float) -> None:
+        self._home, self._name, self._quiet_s = home, name, quiet_s
+        self._began = self._advanced = time.monotonic()
+        self._used = 0.0
+
+    def has_passed(self, has_answered: bool = False) -> bool:
+        """`has_answered`: the program works already and uses the CPU for that, so it only gets `quiet_s` more."""
+        now = time.monotonic()
+        if not has_answered and (used := cpu_seconds(self._home, self._name)) >= self._used + CPU_STEP_S:
+            self._advanced, self._used = now, used
+        return now - self._advanced > self._quiet_s or now - self._began > MOST_START_S
+
+
+def cpu_seconds(home: Path, name: str) -> float:
+    """The CPU time of the program's process and of its children; 0 where it does not run."""
+    try:
+        process = psutil.Process(int(lock_file(home, name).read_text()))
+        return float(sum(sum(each.cpu_times()[:2]) for each in (process, *process.children(recursive=True))))
+    except (OSError, ValueError, psutil.Error):
+        return 0.0
 
 
 def private_folder(path: Path) -> Path:

@@ -15,6 +15,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from common.log import LineFormatter
+
 BACKENDS = ("account", "container", "object")
 FILTERS = ["catch_errors", "gatekeeper", "listing_formats", "bulk", "s3api", "tempauth", "slo", "dlo"]
 FILTERS += ["versioned_writes", "symlink"]
@@ -170,7 +172,7 @@ def with_cache(app: Any) -> Any:
 def log_to_stderr(conf: Any, name: Any, to_console: Any, route: Any, fmt: str, logger: Any, adapted: Any) -> None:
     """Swift calls this for each of its loggers, which otherwise write to syslog only."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(LineFormatter())
     logger.handlers = [handler]
 
 

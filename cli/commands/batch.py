@@ -1,6 +1,5 @@
 """`huafang batch`: submit a file of prompts, list, watch, pause, resume, cancel, retry what failed."""
 
-import json
 from typing import Any, BinaryIO
 
 import click
@@ -10,7 +9,8 @@ from cli.client import Json, api_path
 from cli.commands.generate import check_text
 from cli.options import FieldValueList, FieldValues, PromptFile, Size, StopRule, build_matrix
 from cli.prompt_upload import dry_run_batch, upload_prompts
-from cli.shell import Columns, Group, Row, Shell, format_duration
+from cli.shell import Group, Shell, format_duration
+from cli.terminal import Columns, Row, print_json
 from cli.watch import batch_failure, count_images, watch_batch
 from common.enums import Tier
 
@@ -108,9 +108,9 @@ def submit(
     lists: tuple[FieldValues, ...],
     **fields: Any,
 ) -> None:
-    """Submit the prompts of FILE: a prompt per line (.txt, or - for stdin), JSON objects (.jsonl), or a table with a
-    column prompt or 提示词 (.csv, .parquet). All but .txt may have other fields of a recipe too. The defaults of all
-    fields are the model's, in the catalogue. ID is an upload, such as the one that a --dry-run prints.
+    """Submit the prompts of FILE: a prompt per line (.txt), JSON objects (.jsonl), or a table with a column prompt or
+    提示词 (.csv, .parquet); - is stdin, whose format is recognised. All but .txt may have other fields of a recipe too.
+    The defaults of all fields are the model's, in the catalogue. ID is an upload, as a --dry-run prints it.
 
     With --matrix each prompt is rendered with each of several values, from the same seeds; several --matrix multiply.
     `--matrix steps=20,50` has two values, and `--matrix model:scheduler=zh-v0:lms,zh-v1:pndm` two pairs.
@@ -204,4 +204,4 @@ def print_ended(shell: Shell, batch: Json) -> None:
 
 
 def print_line(batch: Json) -> None:
-    click.echo(json.dumps(batch, ensure_ascii=False))
+    print_json(batch, indent=None)

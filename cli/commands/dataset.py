@@ -15,7 +15,8 @@ from cli.client import Json, api_path
 from cli.download import download, prepare_folder
 from cli.errors import CONFLICT, INTERRUPTED, USAGE, Failure, program_name
 from cli.options import SplitShare
-from cli.shell import Columns, Group, Row, Shell, format_bytes
+from cli.shell import Group, Shell, format_bytes
+from cli.terminal import Columns, Row, print_line
 from cli.watch import byte_progress, show_progress
 from common.datasets.layout import DatasetPlan
 from common.errors import pydantic_sentence
@@ -201,7 +202,7 @@ def verify_folder(shell: Shell, folder: Path, name: str | None = None) -> None:
         verification.run(advance)
     problems = verification.problems
     for problem in problems[:SHOWN_PROBLEMS]:
-        click.echo(problem, err=True)
+        print_line(problem, err=True)
     if problems:
         raise Failure(sentence("dataset_damaged", dataset=name or folder, count=len(problems)))
     counts = {"files": verification.files, "rows": verification.rows, "pictures": verification.pictures}

@@ -19,7 +19,8 @@ from cli.commands.farm import start
 from cli.commands.generate import make_folder, save
 from cli.errors import TIMED_OUT, Failure, program_name
 from cli.local import key_file, read_key
-from cli.shell import Columns, Command, Shell, print_table
+from cli.shell import Command, Shell
+from cli.terminal import Columns, print_line, print_lines, print_table
 from cli.watch import job_failure, watch_job
 
 MODEL = "mini-zh"
@@ -101,10 +102,10 @@ def show(shell: Shell, farm: dict[str, Any], pictures: list[dict[str, Any]]) -> 
         return
     program = program_name()
     print_table(pictures, TABLE)
-    click.echo("The pictures, for `sha256sum -c`; the recorded, the stored and the saved sha256 are equal:\n")
+    print_lines("The pictures, for `sha256sum -c`; the recorded, the stored and the saved sha256 are equal:\n")
     for picture in pictures:
-        click.echo(f"{picture['sha256']}  {picture['path']}")
-    click.echo(
+        print_line(f"{picture['sha256']}  {picture['path']}")
+    print_lines(
         f"""
 {MODEL} is a toy of 12 MB: it renders flat shapes in eleven colours and a few small scenes.
 For real pictures, on a machine with a GPU, accept the licence at

@@ -18,6 +18,7 @@ from cli.commands.models import find_refusals
 from cli.errors import Failure, program_name
 from cli.local import find_farm, local_url, run_embedded
 from cli.shell import Command, Shell
+from cli.terminal import print_line
 from cli.watch import job_failure, watch_job
 from common.catalog.catalog import read
 from common.errors import Error
@@ -51,8 +52,8 @@ def doctor(shell: Shell, render: bool, drill: bool) -> None:
     for finding in chain(check_machine(shell), check_farm(shell, render, drill)):
         findings.append(finding)
         if shell.output_format == "human":
-            verdict = click.style(f"{finding.verdict:<5}", COLOURS[finding.verdict])
-            click.echo(f"{verdict} {finding.about:<12} {finding.says}")
+            text = f" {finding.about:<12} {finding.says}"
+            print_line(text, label=f"{finding.verdict:<5}", colour=COLOURS[finding.verdict])
     if shell.output_format == "json":
         shell.print_rows([asdict(finding) for finding in findings], {})
     if failed := [finding.about for finding in findings if finding.verdict == "fail"]:

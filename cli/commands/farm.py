@@ -9,6 +9,7 @@ from cli import sentence
 from cli.errors import AUTH, NOT_FOUND, ROOT, USAGE, Failure, program_name
 from cli.local import create_key, read_key, run_embedded
 from cli.shell import Command, Shell
+from cli.terminal import print_line, print_lines
 from common.config import Settings
 
 HIDDEN = ("environment",)  # the farm's secrets
@@ -84,7 +85,7 @@ def show(shell: Shell, farm: dict[str, Any]) -> None:
     if shell.output_format != "human":
         shell.print_record(shown, {}, name="url")
         return
-    click.echo(f"The farm is up at {farm['url']}, its data and logs are in {farm['home']}.")
+    print_line(f"The farm is up at {farm['url']}, its data and logs are in {farm['home']}.")
     shell.print_rows(
         farm["processes"],
         {
@@ -95,8 +96,9 @@ def show(shell: Shell, farm: dict[str, Any]) -> None:
         },
     )
     if farm["join"]:
-        click.echo("To join from another machine, run these lines in a clone of this project there:\n")
-        click.echo("\n".join(f"  {line}" for line in [*farm["join"], "./huafang serve worker"]))
-        click.echo("\nThey hold the farm's passwords: whoever has them can read and change everything in the farm.")
+        print_lines("To join from another machine, run these lines in a clone of this project there:\n")
+        for line in [*farm["join"], "./huafang serve worker"]:
+            print_line(f"  {line}")
+        print_lines("\nThey hold the farm's passwords: whoever has them can read and change everything in the farm.")
     else:
-        click.echo(f"Try it: {program_name()} generate 红色的圆形")
+        print_line(f"Try it: {program_name()} generate 红色的圆形")

@@ -10,7 +10,8 @@ from cli import sentence
 from cli.client import Json
 from cli.errors import USAGE, Failure
 from cli.options import ImageFile, LoraWeight, Size
-from cli.shell import Columns, Command, Shell
+from cli.shell import Command, Shell
+from cli.terminal import Columns, print_line
 from cli.watch import job_failure, watch_job
 from common.enums import Tier
 from common.recipes.recipe import Format
@@ -125,4 +126,4 @@ def show(shell: Shell, job: Json) -> None:
         return
     for image in job["images"]:
         if "path" in image:
-            click.echo(image["path"])
+            print_line(image["path"])

@@ -21,9 +21,11 @@ from cli.options import Size, ValueList
 from cli.sheets.comparison import compare, grid_axes
 from cli.sheets.contact_sheet import render_sheet
 from cli.sheets.grid_page import render_page
-from cli.shell import Columns, Command, Shell
+from cli.shell import Command, Shell
+from cli.terminal import Columns
 from cli.watch import batch_failure, resume_hint, watch_batch
 from common.enums import Tier
+from common.sentences import printable
 
 MAX_PICTURES = 400  # of a page and a sheet that can still be opened
 FIELDS = {"models": "model", "schedulers": "scheduler", "steps": "steps", "guidance": "guidance"}
@@ -151,7 +153,9 @@ def make(shell: Shell, batch: Json, out: Path) -> Json:
         picture.save(sheet)
         legend.unlink(missing_ok=True)
         if numbered:
-            legend.write_text("".join(f"({n}) {text}\n" for n, text in enumerate(numbered, 1)), encoding="utf-8")
+            legend.write_text(
+                "".join(f"({n}) {printable(text)}\n" for n, text in enumerate(numbered, 1)), encoding="utf-8"
+            )
     except OSError as error:
         raise Failure(sentence("not_writable", path=out, reason=error.strerror)) from None
     if numbered:

@@ -7,7 +7,8 @@ import click
 from cli import sentence
 from cli.client import Json, api_path
 from cli.errors import PARTLY, Failure
-from cli.shell import Columns, Group, Row, Shell
+from cli.shell import Group, Shell
+from cli.terminal import Columns, Row, print_line
 from cli.watch import job_failure, watch_job
 from common.enums import JobState, Tier
 
@@ -135,7 +136,7 @@ def post_each(shell: Shell, ids: tuple[str, ...], verb: str) -> None:
         except Failure as failure:
             failures.append(failure)
             if len(ids) > 1:
-                click.echo(f"huafang: {job_id}: {failure.message}", err=True)
+                print_line(f"huafang: {job_id}: {failure.message}", err=True)
     if done:
         shell.print_rows(done, ROW)
     if failures and len(ids) > 1:

@@ -3,7 +3,8 @@
 import click
 
 from cli.client import api_path
-from cli.shell import Columns, Group, Shell
+from cli.shell import Group, Shell
+from cli.terminal import Columns
 from common.enums import Scope
 
 ROW: Columns = {

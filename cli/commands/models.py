@@ -15,7 +15,8 @@ from cli import sentence
 from cli.client import Json, api_path
 from cli.errors import INTERRUPTED, NOT_FOUND, USAGE, Failure, exit_code_of, program_name
 from cli.local import local_url
-from cli.shell import Columns, Group, Row, Shell, format_bytes
+from cli.shell import Group, Shell, format_bytes
+from cli.terminal import Columns, Row, print_line
 from cli.watch import show_progress
 from common.catalog import manifest
 from common.catalog.catalog import Model, read
@@ -112,12 +113,10 @@ def accept(shell: Shell, name: str, is_agreed: bool) -> None:
 
 def ask(model: Json) -> None:
     """Raises Failure unless the user answers yes."""
-    forbidden = "".join(f"  - {one}\n" for one in model["restrictions"])
-    click.echo(
-        f"{model['name']} is under the licence {licence(model)}. It must not be used\n{forbidden}"
-        f"The full text: {model['licence_url']}",
-        err=True,
-    )
+    print_line(f"{model['name']} is under the licence {licence(model)}. It must not be used", err=True)
+    for one in model["restrictions"]:
+        print_line(f"  - {one}", err=True)
+    print_line(f"The full text: {model['licence_url']}", err=True)
     if not sys.stdin.isatty():
         raise Failure(sentence("licence_needs_yes", program=program_name(), model=model["name"]), USAGE)
     if not click.confirm("Do you accept it?", err=True):

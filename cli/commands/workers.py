@@ -5,12 +5,13 @@ import click
 from cli import sentence
 from cli.client import api_path
 from cli.errors import NOT_FOUND, USAGE, Failure
-from cli.shell import Columns, Group, Row, Shell
+from cli.shell import Group, Shell
+from cli.terminal import Columns, Row
 
 
-def serves(worker: Row) -> str:
+def serves(worker: Row) -> list[str]:
     """A line per model: whether it is resident, its batch size, and the seconds per image."""
-    return "\n".join(model_line(worker, name) for name in worker["models"])
+    return [model_line(worker, name) for name in worker["models"]]
 
 
 def model_line(worker: Row, name: str) -> str:
@@ -30,7 +31,7 @@ ROW: Columns = {
     "state": lambda worker: worker["state"],
     "class": worker_class,
     "models": serves,
-    "why": lambda worker: "\n".join(filter(None, [worker["reason"], *worker["refusals"].values()])),
+    "why": lambda worker: [why for why in (worker["reason"], *worker["refusals"].values()) if why],
 }
 
 

@@ -14,6 +14,14 @@ from tests.support.command_line import HUAFANG, CommandLine, Result, run_process
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
+# What a desktop sets for a proxy that is not there, or that HTTP clients refuse: it must not matter on one machine.
+PROXIES = {
+    "all_proxy": "socks5://127.0.0.1:9",
+    "HTTP_PROXY": "http://127.0.0.1:9",
+    "https_proxy": "127.0.0.1:9",
+    "no_proxy": "localhost,[::1],fe80::/10",
+}
+
 Call = Callable[..., Result]
 
 pytestmark = pytest.mark.timeout(600)
@@ -25,6 +33,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
     home = tmp_path_factory.mktemp("home")
     environment = {"HUAFANG_HOME": str(home), "HOME": str(home), "PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
     environment["HUAFANG_MODELS"] = "mini-zh"  # so that a job of zh-v0 waits
+    environment |= PROXIES
     done = run_process("up", "--device", "stub", environment=environment)
     assert done.code == 0, done.err
     yield environment
@@ -221,7 +230,8 @@ def test_examples(call: Call, environment: dict[str, str], tmp_path: Path, examp
     key = call("keys", "create", "--name=examples", "--format=quiet").out.strip()
     done = subprocess.run(
         [*example, "蓝色的星形"],
-        env=environment | {"HUAFANG_URL": url, "HUAFANG_KEY": key, "NO_PROXY": "127.0.0.1"},
+        env={name: value for name, value in environment.items() if name not in PROXIES}
+        | {"HUAFANG_URL": url, "HUAFANG_KEY": key, "NO_PROXY": "127.0.0.1"},
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from httpx2 import TransportError  # huggingface_hub's HTTP client
+from httpx2 import InvalidURL, TransportError  # huggingface_hub's HTTP client
 from huggingface_hub import HfApi, get_session, get_token, hf_hub_url, hf_raise_for_status, logging
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -165,6 +165,10 @@ def _refusing(model: Model) -> Iterator[None]:
         raise ModelRefused(sentence("hub_repository_unknown", model=name, page=page)) from error
     except (TransportError, OfflineModeIsEnabled) as error:
         raise ModelRefused(sentence("hub_unreachable", model=name, source=model.source)) from error
+    except (ImportError, InvalidURL, ValueError) as error:  # when the client is made
+        if isinstance(error, ValueError) and "proxy" not in str(error):
+            raise
+        raise ModelRefused(sentence("hub_proxy_unusable", model=name, reason=first_line(error))) from error
     except HfHubHTTPError as error:
         status = error.response.status_code
         raise ModelRefused(sentence("hub_error", model=name, page=page, status=status)) from error

@@ -10,9 +10,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from botocore.exceptions import ClientError
 
 from common.config import Settings
 from common.errors import Conflict, Invalid, NotFound, Unavailable
-from embedded import farm, instance, servers
+from embedded import farm, instance, processes, servers, users
 from embedded.farm import Farm
 from embedded.instance import Instance, choose_ports, find_instance, prepare_instance
 from embedded.processes import Program, is_alive, lock_file, wait_until
@@ -345,9 +346,86 @@ def test_postgres_runs_as_nobody_where_user_namespaces_are_closed(
 ) -> None:
     at = prepare_instance(tmp_path)
     servers.postgres(at, durable=False)  # the data belong to root, as where user namespaces work
-    monkeypatch.setattr(servers, "unprivileged", servers.as_nobody)
+    monkeypatch.setattr(servers, "unprivileged", users.as_nobody)
     with Servers(tmp_path) as started:
-        assert psutil.Process(started.children["postgres"].pid).uids().effective == servers.NOBODY
+        assert psutil.Process(started.children["postgres"].pid).uids().effective == users.NOBODY
+
+
+USER = 12345  # has no entry in /etc/passwd
+AS_USER = """
+import os, sys
+from pathlib import Path
+from common.config import Settings
+from embedded.servers import Servers
+started = Servers(Path(sys.argv[1]))
+started.start("postgres")
+print(os.geteuid(), Settings().home)
+started.stop()
+"""
+
+
+@pytest.mark.needs("unshare")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.skipif(
+    not all(folder.stat().st_mode & 0o001 for folder in servers.postgres_bin().parents),
+    reason="the folder of Postgres is closed to other users",
+)
+def test_postgres_runs_for_a_user_without_a_name_and_a_home() -> None:
+    become = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
+    become += ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]  # Python's folder may be root's alone
+    environment = {name: value for name, value in os.environ.items() if name != "HOME"}
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # pytest's is
+        os.chown(folder, USER, USER)
+        command = [*become, sys.executable, "-c", AS_USER, f"{folder}/home"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+        assert (done.returncode, done.stdout) == (0, f"{USER} /.local/share/huafang\n"), done.stderr
+        assert Path(folder, "home", "postgres").stat().st_uid == USER
+
+
+def test_a_hard_limit_that_is_too_low_is_one_sentence(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -n 256; exec "$@"', "sh", sys.executable, "-m", "embedded", "up"],
+        env={**os.environ, "HUAFANG_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1), done.stderr
+    assert "At most 256 open files (ulimit -n) are allowed here, and the farm needs 1024" in done.stderr
+    assert not (tmp_path / "postgres").exists()
+
+
+SLOW = """
+import time
+end = time.process_time() + 1.5
+while time.process_time() < end:
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome"),
+    [
+        pytest.param(SLOW + API, nullcontext(), id="slow"),
+        pytest.param("import time; time.sleep(1000)", pytest.raises(Unavailable, match="not become ready"), id="hangs"),
+    ],
+)
+def test_the_api_may_take_long_to_start_while_it_uses_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, outcome: AbstractContextManager[object]
+) -> None:
+    monkeypatch.setattr(farm, "READY_TIMEOUT_S", 1)
+    monkeypatch.setattr(farm, "FAILING_S", 100)  # there is no supervisor to ask
+    monkeypatch.setattr(processes, "CPU_STEP_S", 0.05)
+    at = prepare_instance(tmp_path)
+    processes.write_programs(tmp_path, [Program("api", (sys.executable, "-c", code))])
+    with subprocess.Popen(processes.locked_command("api"), cwd=tmp_path) as child:
+        try:
+            assert wait_until(lambda: is_alive(tmp_path, "api"), 60)
+            with outcome:
+                farm.wait_for_api(at)
+        finally:
+            child.kill()
 
 
 def test_the_default_model_is_the_one_for_this_kind_of_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

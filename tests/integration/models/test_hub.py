@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import close_session, constants
 
 from common.catalog import manifest
 from common.catalog.catalog import model_from_entry
+from common.errors import ModelRefused
 from tests.support import checkpoints
 from tests.support.command_line import run_process as command_line
-from worker.models.hub import HubFile, RepoFiles, download, select_files
+from worker.models.hub import HubFile, RepoFiles, download, list_files, select_files
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = "unet/diffusion_pytorch_model.bin"
@@ -240,6 +241,19 @@ def test_refusals_of_the_hub_say_what_to_do(hub: Hub, tmp_path: Path) -> None:
     assert "https://huggingface.co/somebody/gone does not exist" in gone
     assert "has no revision nowhere" in revision
     assert "does not exist" in nonsense
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("all_proxy", "socks5://127.0.0.1:9"), ("https_proxy", "x://y"), ("no_proxy", "fe80::/10")]
+)
+def test_a_proxy_that_the_client_refuses_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    model = model_from_entry("tiny", {**ENTRY, "source": "somebody/tiny", "revision": None}, tmp_path)
+    close_session()  # the next request makes a new client
+    with pytest.raises(ModelRefused, match="Correct or unset all_proxy"):
+        list_files(model)
 
 
 def test_a_dry_run_lists_the_files_to_download(hub: Hub, published: dict[str, bytes], tmp_path: Path) -> None:

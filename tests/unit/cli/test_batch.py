@@ -144,6 +144,30 @@ def test_stdin_is_uploaded_and_sent_again_after_an_error(
     assert farm.requests[0].headers["content-type"] == "text/plain"
 
 
+@pytest.mark.parametrize(
+    ("text", "media_type"),
+    [
+        (b'{"prompt": "a"}\n{"prompt": "b"}\n', "application/jsonl"),
+        (b'\xef\xbb\xbf\n  { "prompt": "a", }\n', "application/jsonl"),  # a wrong one too: its error names the line
+        ("{红色|蓝色}的圆形\n".encode(), "text/plain"),
+        ("提示词;步数\r\n红色的圆形;20\r\n".encode("gbk"), "text/csv"),
+        ('"prompt",seed\r红色的圆形,7\r'.encode(), "text/csv"),
+        (b"prompt, with a seed\n", "text/plain"),
+        (b"prompt\n", "text/plain"),
+        (b"PAR1\x15\x04", "application/vnd.apache.parquet"),
+        (b"", "text/plain"),
+    ],
+)
+def test_the_format_of_stdin_is_recognised(
+    call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, text: bytes, media_type: str
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Pipe(text)))
+    with fake_farm(accept_batch) as farm:
+        assert call(farm, "submit", "-").code == 0
+    assert farm.requests[0].headers["content-type"] == media_type
+    assert (farm.requests[0].body or b"") == text
+
+
 def test_a_file_of_another_kind_is_not_sent(call: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "prompts.xlsx").write_text(TEXT)
     with fake_farm(accept_batch) as farm:

@@ -55,4 +55,4 @@ def test_the_list_has_batch_size_and_speed_of_each_model() -> None:
         "capacity": {"zh-v0": 8},
         "seconds_per_image": {"zh-v0": 0.62},
     }
-    assert serves(worker) == "zh-v0 resident ×8 0.62 s\nmini-zh"
+    assert serves(worker) == ["zh-v0 resident ×8 0.62 s", "mini-zh"]

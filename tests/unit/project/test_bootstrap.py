@@ -36,6 +36,9 @@ case "$*" in
     echo "$UV_DEFAULT_INDEX|$UV_FIND_LINKS|$SSL_CERT_FILE|$*" >>"$here/calls"
     [ ! -e "$here/trouble" ] || { cat "$here/trouble" >&2; exit 2; }
     printf '#!/bin/sh\\necho "arguments: $*"\\n' >"$here/.venv/bin/huafang"
+    packages=$here/.venv/lib/pythonMINOR/site-packages
+    mkdir -p "$packages"
+    printf %s "$here" >"$packages/_editable_impl_huafang.pth"
     chmod +x "$here/.venv/bin/huafang"
     ;;
 esac
@@ -52,6 +55,7 @@ CERTIFICATES = certifi.where()
 
 # Not the suite's own Python: its venv has no pip.
 PYTHON = os.path.realpath(sys.executable)
+MINOR = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 @dataclass
@@ -89,7 +93,10 @@ def index(tmp_path: Path) -> Iterator[str]:
         with zipfile.ZipFile(wheel, "w") as files:
             for name, text in WHEEL.items():
                 files.writestr(f"uv-{version}.dist-info/{name}", text.replace("VERSION", version))
-            files.writestr(f"uv-{version}.data/scripts/uv", UV.replace("VERSION", version).replace("PYTHON", PYTHON))
+            files.writestr(
+                f"uv-{version}.data/scripts/uv",
+                UV.replace("VERSION", version).replace("PYTHON", PYTHON).replace("MINOR", MINOR),
+            )
         links.append(f'<a href="{wheel.name}#sha256={hashlib.sha256(wheel.read_bytes()).hexdigest()}">{wheel.name}</a>')
     (root / "uv" / "index.html").write_text("<!DOCTYPE html>" + "\n".join(links))
 
@@ -107,9 +114,9 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def copy(tmp_path: Path, index: str) -> Copy:
-    folder = tmp_path / "a copy"
+@pytest.fixture(params=["a copy"])
+def copy(tmp_path: Path, index: str, request: pytest.FixtureRequest) -> Copy:
+    folder = tmp_path / request.param
     (folder / "deploy").mkdir(parents=True)
     for name in ("huafang", "pyproject.toml", "constraints.txt", "deploy/install.py"):
         shutil.copy(HOME / name, folder / name)
@@ -145,6 +152,20 @@ def test_the_next_start_installs_nothing(copy: Copy) -> None:
     (copy.folder / "deploy" / "install.py").unlink()
     again = copy.start("status")
     assert (again.returncode, again.stdout, again.stderr) == (0, "arguments: status\n", "")
+
+
+@pytest.mark.parametrize("copy", ["我的 画坊"], indirect=True)
+def test_a_folder_with_hanzi_in_a_locale_without(copy: Copy) -> None:
+    """Python imports from the folder that an editable install names in a file, and reads that file as it starts."""
+    (copy.folder / "ours.py").write_text("print('imported')")
+    for locale in ("C", "C.UTF-8"):
+        done = copy.start(LC_ALL=locale)
+        assert (done.returncode, done.stdout) == (0, "arguments: \n"), done.stderr
+        command = [copy.folder / ".venv" / "bin" / "python", "-P", "-c", "import ours"]
+        here = {"LC_ALL": locale, "PYTHONSAFEPATH": "1"}
+        started = subprocess.run(command, env=here, cwd="/", capture_output=True, text=True, timeout=60, check=False)
+        assert (started.returncode, started.stdout) == (0, "imported\n"), started.stderr
+    assert len(copy.calls()) == 1
 
 
 def test_it_finds_its_folder_through_links(copy: Copy, tmp_path: Path) -> None:
