@@ -45,6 +45,8 @@ DASHBOARD = "/dashboard"
 THREADS = 8  # requests that use the database at once: more only wait for each other
 THUMBNAIL_THREADS = 4
 UPLOAD_THREADS = 4
+INLINE_THREADS = 2
+DRY_RUN_THREADS = 2
 DECODE_THREADS = 2  # of uploaded images: 20 bytes a pixel at worst
 SPARE_CONNECTIONS = 4  # for what runs beside requests: the job watcher's poll, readiness
 
@@ -108,6 +110,8 @@ def make_state(settings: Settings) -> AppState:
         ),
         acceptances=Acceptances(autocommit),
         upload_limiter=CapacityLimiter(UPLOAD_THREADS),
+        inline_limiter=CapacityLimiter(INLINE_THREADS),
+        dry_run_limiter=CapacityLimiter(DRY_RUN_THREADS),
         thumbnail_limiter=CapacityLimiter(THUMBNAIL_THREADS),
         decode_limiter=CapacityLimiter(DECODE_THREADS),
     )

@@ -34,8 +34,10 @@ class AppState:
     catalog: Catalog
     job_watcher: JobWatcher
     acceptances: Acceptances
-    # Threads of their own for work that waits for S3 or decodes images: while S3 is slow, other requests stay fast.
+    # Threads of their own for work that takes long: while S3 is slow or a file is large, other requests stay fast.
     upload_limiter: CapacityLimiter
+    inline_limiter: CapacityLimiter  # batches whose prompts are in the request
+    dry_run_limiter: CapacityLimiter
     thumbnail_limiter: CapacityLimiter
     decode_limiter: CapacityLimiter
 

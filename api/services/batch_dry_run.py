@@ -1,16 +1,19 @@
 """Dry runs of batches: what a batch would become, without storing anything.
 
 A file may have a hundred million lines. A dry run reads for a few seconds at most, reports how much it has read, and
-extrapolates from that to the whole file.
+extrapolates from that to the whole file. A tenant has one at a time.
 """
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
+from uuid import UUID
+from weakref import WeakValueDictionary
 
+import anyio
 from pydantic import BaseModel, Field
 from sqlalchemy import Connection, text
 
@@ -28,13 +31,14 @@ from common.batches.check import CheckedLines
 from common.batches.plan import PlannedJob, Planner, planners
 from common.catalog.catalog import Catalog
 from common.db import transaction
-from common.errors import Invalid, NotFound
+from common.errors import Busy, Invalid, NotFound
 from common.prompt_files.lines import Step, at_line, lines, steps
 from common.prompt_files.reader import PromptFile, open_prompts
 
 MAX_PROMPTS = 20_000
 MAX_S = 3.0
 STEP_JOBS = 500  # checked together
+WAIT_S = 4.0  # for the tenant's dry run before
 SHOWN_RECIPES, SHOWN_BAD, SHOWN_WARNINGS = 5, 20, 20
 RECENT_LEASES = 500  # whose images give the average size
 
@@ -116,6 +120,27 @@ class Tally:
             recipe = job.template.recipe
             self.jobs += 1
             self.kinds[recipe.model, recipe.width, recipe.height, recipe.format] += len(job.seeds)
+
+
+class Turns:
+    """Lets each tenant do one dry run at a time."""
+
+    def __init__(self) -> None:
+        self._locks = WeakValueDictionary[UUID, anyio.Lock]()
+
+    @asynccontextmanager
+    async def of(self, tenant_id: UUID) -> AsyncIterator[None]:
+        """Wait for the tenant's earlier dry runs. Raises Busy if they take too long."""
+        lock = self._locks.setdefault(tenant_id, anyio.Lock())
+        try:
+            with anyio.fail_after(WAIT_S):
+                await lock.acquire()
+        except TimeoutError:
+            raise Busy(sentence("dry_run_in_progress")) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
 
 def dry_run(state: AppState, caller: Caller, request: BatchRequest) -> BatchDryRun:

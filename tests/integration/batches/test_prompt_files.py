@@ -3,6 +3,8 @@
 import io
 import json
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,6 +17,7 @@ from common.broker import Broker
 from common.config import Settings
 from common.prompt_files import parquet as parquet_reader
 from common.storage import Storage
+from tests.support.serving import Api
 from tests.support.stories import CATALOG, Story
 from tests.support.workers import MakeWorker, bucket_of, until
 from worker.control import batch_expander
@@ -321,3 +324,30 @@ def test_a_dry_run_ends_in_time_whatever_the_lines_are(client: httpx.Client, mon
         answer = client.post("/v1/batches", params={"dry_run": "true"}, json={"upload": file})
         assert time.monotonic() - began < 3
         assert (answer.status_code, answer.json()["detail"][:31]) == (422, "No prompt was found up to line ")
+
+
+def test_a_tenant_has_one_dry_run_at_a_time_and_nobody_else_waits_for_it(
+    api: Api, client: httpx.Client, aside: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "busy").touch()
+    monkeypatch.setattr(parquet_reader, "READER", ("sh", "-c", f"while [ -e {tmp_path}/busy ]; do sleep 0.05; done"))
+    monkeypatch.setattr(batch_dry_run, "WAIT_S", 0.1)
+    monkeypatch.setattr(batch_dry_run, "MAX_S", 60)
+
+    def hold(tenant: httpx.Client, threads: int) -> Future[httpx.Response]:
+        file = {"upload": upload(tenant, parquet(prompt=["a"]), PARQUET)["id"]}
+        held = aside.submit(tenant.post, "/v1/batches", params={"dry_run": "true"}, json=file)
+        until(lambda: api.app.state.shared.dry_run_limiter.borrowed_tokens == threads)
+        return held
+
+    with api.client("another") as other:
+        first = hold(client, 1)
+        second = client.post("/v1/batches", params={"dry_run": "true"}, json={"prompts": ["红色的圆形"]})
+        assert (second.status_code, second.json()["code"], second.headers["Retry-After"]) == (429, "busy", "2")
+        assert try_out(other, prompts=["红色的圆形"])["jobs"] == 1
+        third = hold(other, 2)
+        upload(other, "红色的圆形".encode(), "text/plain")
+        assert other.post("/v1/batches", json={"prompts": ["红色的圆形"], "defaults": LOOK}).status_code == 201
+        (tmp_path / "busy").unlink()
+        assert (first.result(30).status_code, third.result(30).status_code) == (422, 422)
+    assert try_out(client, prompts=["红色的圆形"])["jobs"] == 1
