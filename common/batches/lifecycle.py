@@ -208,11 +208,12 @@ END = text("""
     RETURNING id
 """)
 
+# Whether a batch needs a control worker.
+HAS_WORK = "finished_at IS NULL AND CASE WHEN cancelled_at IS NULL THEN expanded_at IS NULL ELSE settled < jobs END"
+
 # Find the batches that need a control worker.
-STALLED = text("""
-    SELECT id FROM batches
-    WHERE finished_at IS NULL AND touched_at < now() - make_interval(secs => :silence)
-        AND CASE WHEN cancelled_at IS NULL THEN expanded_at IS NULL ELSE settled < jobs END
+STALLED = text(f"""
+    SELECT id FROM batches WHERE {HAS_WORK} AND touched_at < now() - make_interval(secs => :silence)
     ORDER BY id LIMIT 100
 """)
 

@@ -7,7 +7,7 @@ its work ends. The statements are in `common.batches`.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
@@ -18,7 +18,7 @@ from sqlalchemy import Engine as Database
 
 from common import uploads
 from common.accounts.licences import Acceptances
-from common.batches import check, expansion, retries, skipped_lines
+from common.batches import check, expansion, retries, skipped_lines, turns
 from common.batches import lifecycle as batches
 from common.batches.check import CheckedLines
 from common.batches.chunks import Batch, Chunk, read_batch, record_checked
@@ -43,6 +43,7 @@ CHUNK_S = 0.5
 STEP_PROMPTS = 500
 STILL_S = 60.0  # without a line of the file, before it is refused
 WORK_S = 20.0  # on one batch before the next one; a chunk that was only read ahead is read again
+TURN_S = 2.0  # the same, while a batch of another tenant waits
 JOBS_PER_MESSAGE = 1000
 MAX_SKIPPED = 100_000  # wrong lines; a file with more is not a file of prompts
 CACHED_INPUT_IMAGES = 1000  # most batches that start from images start from a few
@@ -80,18 +81,39 @@ class Expander:
         """Let `work` return within a second or so: this process is asked to end."""
         self._leaving.set()
 
+    def choose(self, batch_id: UUID) -> UUID | None:
+        """The batch whose turn it is, on a message for this one. None if there is no work."""
+        with transaction(self._database) as connection:
+            return turns.take(connection, batch_id)
+
     def work(self, batch_id: UUID, seconds: float = WORK_S) -> bool:
-        """Do what the batch needs next for so long. True when more is left to do.
+        """Do what the batch needs next for so long, less while another tenant waits. True when more is left to do.
 
         Raises Unavailable when Postgres or the image store is away. The sweep starts again what is unfinished.
         """
-        until = time.monotonic() + seconds
-        while self._step(batch_id, until):
-            if time.monotonic() > until or self._leaving.is_set():
+        is_over = self._clock(batch_id, seconds)
+        while self._step(batch_id, is_over):
+            if is_over() or self._leaving.is_set():
                 return True
         return False
 
-    def _step(self, batch_id: UUID, until: float) -> bool:
+    def _clock(self, batch_id: UUID, seconds: float) -> Callable[[], bool]:
+        """Returns whether this batch's turn is over; asks for other tenants once a second."""
+        began = time.monotonic()
+        ask_at, has_ended = began + TURN_S, False
+
+        def is_over() -> bool:
+            nonlocal ask_at, has_ended
+            now = time.monotonic()
+            if not has_ended and now > ask_at:
+                ask_at = now + 1
+                with transaction(self._database) as connection:
+                    has_ended = turns.another_tenant_waits(connection, batch_id)
+            return has_ended or now - began > seconds
+
+        return is_over
+
+    def _step(self, batch_id: UUID, is_over: Callable[[], bool]) -> bool:
         """Settle, expand a retry, or process chunks. False when nothing is left to do for this process."""
         with transaction(self._database) as connection:
             batch = read_batch(connection, batch_id)
@@ -100,7 +122,7 @@ class Expander:
                 return batches.settle(connection, batch_id)
         if batch is None or batch.is_expanded:
             return False
-        return self._expand_retry(batch) if batch.parent_id else self._process_chunks(batch, until)
+        return self._expand_retry(batch) if batch.parent_id else self._process_chunks(batch, is_over)
 
     def _expand_retry(self, batch: Batch) -> bool:
         """Insert the next jobs of a retry. False when another process does it."""
@@ -111,8 +133,8 @@ class Expander:
             log_event("batch_expanded", batch=batch.id, jobs=sum(models.values()))
         return models is not None
 
-    def _process_chunks(self, batch: Batch, until: float) -> bool:
-        """Check or expand chunk after chunk until that time, and one in any case. False when another process
+    def _process_chunks(self, batch: Batch, is_over: Callable[[], bool]) -> bool:
+        """Check or expand chunk after chunk until its turn is over, and one in any case. False when another process
         does it, or the batch was cancelled.
         """
         began_at, still_until = batch.offset, time.monotonic() + STILL_S
@@ -122,7 +144,7 @@ class Expander:
                     is_first = self._expand(batch, chunk, rows) if rows else self._check(batch, chunk)
                     if not is_first:
                         return False
-                    if chunk.is_last or (chunk.offset > began_at and time.monotonic() > until):
+                    if chunk.is_last or (chunk.offset > began_at and is_over()):
                         return True
                     if chunk.offset > batch.offset:
                         still_until = time.monotonic() + STILL_S
