@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from sqlalchemy import Engine
 
+from api import sentence
 from api.dashboard.app import create_dashboard
 from api.deps import AppState
 from api.errors import MEDIA_TYPE, Problem, add_handlers
@@ -34,6 +35,7 @@ from api.routes import (
     workers,
 )
 from api.schemas import Job
+from api.turns import Turns
 from common.accounts.licences import Acceptances
 from common.broker import Broker
 from common.catalog import catalog
@@ -45,6 +47,9 @@ DASHBOARD = "/dashboard"
 THREADS = 8  # requests that use the database at once: more only wait for each other
 THUMBNAIL_THREADS = 4
 UPLOAD_THREADS = 4
+INLINE_THREADS = 2
+DRY_RUN_THREADS = 2
+DRY_RUN_WAIT_S = 4.0  # for an earlier one of the tenant, which takes three at most
 DECODE_THREADS = 2  # of uploaded images: 20 bytes a pixel at worst
 SPARE_CONNECTIONS = 4  # for what runs beside requests: the job watcher's poll, readiness
 
@@ -108,6 +113,9 @@ def make_state(settings: Settings) -> AppState:
         ),
         acceptances=Acceptances(autocommit),
         upload_limiter=CapacityLimiter(UPLOAD_THREADS),
+        inline_limiter=CapacityLimiter(INLINE_THREADS),
+        dry_run_limiter=CapacityLimiter(DRY_RUN_THREADS),
+        dry_run_turns=Turns(DRY_RUN_WAIT_S, sentence("dry_run_in_progress")),
         thumbnail_limiter=CapacityLimiter(THUMBNAIL_THREADS),
         decode_limiter=CapacityLimiter(DECODE_THREADS),
     )

@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 
 from api import sentence
 from api.live.job_watcher import JobWatcher
+from api.turns import Turns
 from common.accounts.licences import Acceptances
 from common.accounts.tenants import Caller, authenticate
 from common.broker import Broker
@@ -34,8 +35,11 @@ class AppState:
     catalog: Catalog
     job_watcher: JobWatcher
     acceptances: Acceptances
-    # Threads of their own for work that waits for S3 or decodes images: while S3 is slow, other requests stay fast.
+    # Threads of their own for work that takes long: while S3 is slow or a file is large, other requests stay fast.
     upload_limiter: CapacityLimiter
+    inline_limiter: CapacityLimiter  # batches whose prompts are in the request
+    dry_run_limiter: CapacityLimiter
+    dry_run_turns: Turns
     thumbnail_limiter: CapacityLimiter
     decode_limiter: CapacityLimiter
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from api import sentence
-from common.errors import Error, FieldError, Invalid, Unavailable, pydantic_sentence
+from common.errors import Busy, Error, FieldError, Invalid, Unavailable, pydantic_sentence
 from common.log import log_event
 from common.sentences import Sentence
 
@@ -52,8 +52,9 @@ async def render_error(request: Request, error: Exception) -> Response:
     headers = {}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, Unavailable):
+    if isinstance(error, Busy | Unavailable):
         headers["Retry-After"] = str(RETRY_AFTER_S)
+    if isinstance(error, Unavailable):
         log_event("request_unavailable", request=request_id(request), path=request.url.path, reason=error.message)
     return problem(request, error.status, error.code, error.message, error.fields, headers)
 

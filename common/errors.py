@@ -8,6 +8,7 @@
     ├── Unauthorized / NotFound / Conflict
     ├── Forbidden
     │   └── LicenceNotAccepted
+    ├── Busy                  429: the caller has as much of this in progress as it may
     ├── Unavailable           503: a service of the farm is down for now
     └── RenderFailed          never HTTP: why an image failed, stored with it
         ├── ModelRefused / LoraRefused      a worker will not load this
@@ -116,6 +117,12 @@ class NotFound(Error):
 class Conflict(Error):
     code = "conflict"
     status = 409
+
+
+class Busy(Error):
+    code = "busy"
+    status = 429
+    retryable = True
 
 
 class Unavailable(Error):

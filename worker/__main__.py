@@ -91,7 +91,7 @@ def control(settings: Settings, parsed: Namespace) -> int:
     tasks.add_sweep(app, worker.sweep)
     tasks.add_advance(app, worker.expander, worker.broker)
     tasks.add_export(app, worker.exporter, worker.broker)
-    worker_shutting_down.connect(lambda **_: worker.exporter.leave(), weak=False)
+    worker_shutting_down.connect(lambda **_: worker.leave(), weak=False)
     worker.start()
     try:
         return consume(app, f"control-{new_id()}", [CONTROL_QUEUE], CONTROL_THREADS)

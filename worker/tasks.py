@@ -44,9 +44,10 @@ def add_sweep(app: Celery, sweep: Sweep) -> None:
 def add_advance(app: Celery, expander: Expander, broker: Broker) -> None:
     @app.task(name="advance", queue=CONTROL_QUEUE)
     def advance(batch: str, **_: object) -> None:
-        """Do what the batch needs next, then let Celery run the tasks of other batches."""
+        """Do what the batch needs next, or first what one of another tenant does; then let Celery run other tasks."""
         try:
-            if expander.work(UUID(batch)):
+            chosen = expander.choose(UUID(batch))
+            if chosen and (expander.work(chosen) or chosen != UUID(batch)):
                 broker.advance(UUID(batch))
         except Unavailable:
             pass  # the sweep sends the message again

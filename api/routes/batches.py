@@ -8,6 +8,7 @@ from fastapi import APIRouter, Body, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from api.deps import BaseUrl, BatchesWriter, JobsReader, RequestId, State
+from api.errors import Problem
 from api.headers import IdempotencyKeyHeader, with_etag
 from api.pagination import NEXT_CURSOR, Paging, next_link
 from api.queries.batches import BATCH, Batch
@@ -35,7 +36,10 @@ class BatchPage(BaseModel):
     summary="Submit a batch",
     status_code=201,
     response_model=Batch,
-    responses={200: {"model": BatchDryRun, "description": "What it would become, of a `dry_run`."}},
+    responses={
+        200: {"model": BatchDryRun, "description": "What it would become, of a `dry_run`."},
+        429: {"model": Problem, "description": "Another dry run of the tenant is in progress."},
+    },
 )
 async def submit_batch(
     new: Annotated[BatchRequest, Body(openapi_examples=EXAMPLES)],
@@ -50,10 +54,13 @@ async def submit_batch(
     """Answered at once: its prompts are checked and become jobs later. If one of them cannot be rendered, none is: the
     batch ends, and its `error` names the lines; with `skip_bad`, such lines are left out instead.
 
-    A dry run checks the prompts for three seconds at most: all of them, or the first ones of a larger file.
+    A dry run checks the prompts for three seconds at most: all of them, or the first ones of a larger file. A tenant
+    has one at a time: another one waits up to four seconds for it, and is then answered with 429 and `Retry-After`.
     """
     if dry_run:
-        found = await anyio.to_thread.run_sync(batch_dry_run.dry_run, state, caller, new, limiter=state.upload_limiter)
+        async with state.dry_run_turns.of(caller.tenant_id):
+            limiter = state.dry_run_limiter
+            found = await anyio.to_thread.run_sync(batch_dry_run.dry_run, state, caller, new, limiter=limiter)
         return Response(found.model_dump_json(), media_type="application/json")
     batch, is_new = await anyio.to_thread.run_sync(
         batches.submit,
@@ -62,7 +69,7 @@ async def submit_batch(
         new,
         idempotency_key,
         request_id,
-        limiter=state.upload_limiter if new.prompts else None,
+        limiter=state.inline_limiter if new.prompts else None,
     )
     response.headers["Location"] = f"{base_url}v1/batches/{batch.id}"
     if not is_new:

@@ -1,14 +1,14 @@
 """Dry runs of batches: what a batch would become, without storing anything.
 
 A file may have a hundred million lines. A dry run reads for a few seconds at most, reports how much it has read, and
-extrapolates from that to the whole file.
+extrapolates from that to the whole file. A tenant has one at a time.
 """
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 
 from pydantic import BaseModel, Field
@@ -29,12 +29,12 @@ from common.batches.plan import PlannedJob, Planner, planners
 from common.catalog.catalog import Catalog
 from common.db import transaction
 from common.errors import Invalid, NotFound
-from common.prompt_files.lines import Line, at_line, lines, take
+from common.prompt_files.lines import Step, at_line, lines, steps
 from common.prompt_files.reader import PromptFile, open_prompts
 
 MAX_PROMPTS = 20_000
 MAX_S = 3.0
-STEP_JOBS = 1000  # checked together
+STEP_JOBS = 500  # checked together
 SHOWN_RECIPES, SHOWN_BAD, SHOWN_WARNINGS = 5, 20, 20
 RECENT_LEASES = 500  # whose images give the average size
 
@@ -96,15 +96,17 @@ class Tally:
     jobs: int = 0
     bad: int = 0
     warned: int = 0
-    end: int = 0  # the offset in the file
+    line: int = 0  # the last one that was read, and the offset behind it
+    end: int = 0
     kinds: Counter[ImageKind] = field(default_factory=Counter)
     bad_lines: list[SkippedLine] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     first: list[PlannedJob] = field(default_factory=list)
     is_whole: bool = False
 
-    def add(self, lines: Sequence[Line], checked: CheckedLines, format: str) -> None:
-        self.prompts, self.end = self.prompts + len(lines), lines[-1].end
+    def add(self, step: Step, checked: CheckedLines, format: str) -> None:
+        self.prompts += len(step.lines)
+        self.line, self.end, self.is_whole = step.last, step.end, step.is_last
         self.bad, self.warned = self.bad + len(checked.errors), self.warned + len(checked.warnings)
         wrong = islice(sorted(checked.errors.items()), SHOWN_BAD - len(self.bad_lines))
         self.bad_lines += [SkippedLine(line=number, reason=reason) for number, reason in wrong]
@@ -118,15 +120,17 @@ class Tally:
 
 def dry_run(state: AppState, caller: Caller, request: BatchRequest) -> BatchDryRun:
     """Raises NotFound without the upload, Invalid for an unreadable file or a request that fits no prompt."""
+    until = time.monotonic() + MAX_S
     plan = plan_of(state, caller, request)
     with _open_prompts(state, caller, request) as (file, format):
         variants = planners(plan, state.catalog, image_finder(state, caller))
-        tally = _read(file, format, variants, state.catalog)
+        tally = _read(file, format, variants, state.catalog, until)
+        length = file.length()
     if not tally.prompts:
-        raise Invalid(sentence("no_prompts"))
+        raise Invalid(sentence("no_prompts") if tally.is_whole else sentence("no_prompts_yet", line=tally.line))
     with transaction(state.autocommit) as connection:
         fleet, sizes = read_fleet(connection), _recent_sizes(connection)
-    share = 1 if tally.is_whole else tally.end / file.length
+    share = 1 if tally.is_whole else tally.end / length
     kinds = {kind: round(images / share) for kind, images in tally.kinds.items()}
     return BatchDryRun(
         prompts=round(tally.prompts / share),
@@ -148,7 +152,7 @@ def _open_prompts(state: AppState, caller: Caller, request: BatchRequest) -> Ite
     """The prompts, and the format of their file."""
     if request.prompts:
         data = b"".join(as_lines(request.prompts))
-        yield PromptFile(lines([data], INLINE), len(data)), INLINE
+        yield PromptFile(lines([data], INLINE), lambda: len(data)), INLINE
         return
     assert request.upload  # the request has one of the two
     with transaction(state.autocommit) as connection:
@@ -159,21 +163,20 @@ def _open_prompts(state: AppState, caller: Caller, request: BatchRequest) -> Ite
         yield file, upload.format
 
 
-def _read(file: PromptFile, format: str, variants: Sequence[Planner], catalog: Catalog) -> Tally:
-    """Check lines from the first one on, until MAX_PROMPTS or MAX_S."""
-    tally, until = Tally(), time.monotonic() + MAX_S
-    while tally.prompts < MAX_PROMPTS and time.monotonic() < until:
-        step = take(file.lines, max(1, STEP_JOBS // len(variants)))
-        if not step:
-            return replace(tally, is_whole=True)
-        checked = check.check_lines(step, variants, tally.prompts - tally.bad, catalog)
+def _read(file: PromptFile, format: str, variants: list[Planner], catalog: Catalog, until: float) -> Tally:
+    """Check lines from the first one on, until MAX_PROMPTS or that time."""
+    tally = Tally()
+    for step in steps(file.lines, max(1, STEP_JOBS // len(variants))):
+        checked = check.check_lines(step.lines, variants, tally.prompts - tally.bad, catalog)
         if len(tally.first) < SHOWN_RECIPES:
-            right = [line for line in step if line.number in checked.planned][:SHOWN_RECIPES]
+            right = [line for line in step.lines if line.number in checked.planned][:SHOWN_RECIPES]
             # Planned again without the wrong lines: a wrong line takes no seeds.
             planned = check.plan_lines(right, variants, tally.prompts - tally.bad)
             tally.first += islice(planned.jobs, SHOWN_RECIPES - len(tally.first))
         tally.add(step, checked, format)
-    return replace(tally, is_whole=tally.end >= file.length)
+        if tally.prompts >= MAX_PROMPTS or time.monotonic() > until:
+            break
+    return tally
 
 
 def _estimate(kinds: Mapping[ImageKind, int], fleet: Fleet, sizes: Mapping[ImageKind, float]) -> BatchEstimate:

@@ -18,6 +18,7 @@ from common import uploads
 from common.accounts.tenants import Caller
 from common.db import new_id, transaction
 from common.errors import Invalid
+from common.prompt_files.lines import count_line_ends
 from common.prompt_files.reader import UTF8
 from common.storage import MEDIA_TYPES as IMAGE_TYPES
 from common.storage import upload_key
@@ -139,13 +140,19 @@ def _supported(charset: str) -> str:
 def _first_invalid_line(file: BinaryIO, encoding: str) -> int | None:
     decoder = codecs.getincrementaldecoder(encoding)()
     file.seek(0)
-    line = 1
+    read = 0
     while True:
         block = file.read(BLOCK_BYTES)
+        read += len(block)
         try:
             decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
-            return line + error.object[: error.start].count(b"\n")
+            return 1 + _line_ends(file, read - len(error.object) + error.start)
         if not block:
             return None
-        line += block.count(b"\n")
+
+
+def _line_ends(file: BinaryIO, size: int) -> int:
+    """How many lines end in the first `size` bytes."""
+    file.seek(0)
+    return count_line_ends(file.read(min(BLOCK_BYTES, size - at)) for at in range(0, size, BLOCK_BYTES))

@@ -72,6 +72,16 @@ def check_lines(lines: Iterable[Line], variants: Sequence[Planner], position: in
     return CheckedLines(right, errors, {number: warnings[number] for number in sorted(warnings) if number in right})
 
 
+def join(parts: Iterable[CheckedLines]) -> CheckedLines:
+    """Consecutive lines that were checked one part after the other."""
+    planned, errors, warnings = PlannedLines(), dict[int, str](), dict[int, str]()
+    for part in parts:
+        planned.update(part.planned)
+        errors.update(part.errors)
+        warnings.update(part.warnings)
+    return CheckedLines(planned, errors, warnings)
+
+
 def list_errors(errors: Mapping[int, str], format: str) -> Sentence:
     """The first errors of a file of this format, each with its line."""
     found = [at_line(format, number, errors[number]) for number in sorted(errors)]

@@ -212,11 +212,15 @@ END = text("""
     RETURNING id
 """)
 
+# Whether a batch needs a control worker of this code.
+HAS_WORK = f"""
+    finished_at IS NULL AND CASE WHEN cancelled_at IS NULL THEN expanded_at IS NULL ELSE settled < jobs END
+    AND {UNDERSTOOD}
+"""
+
 # Find the batches that need a control worker.
 STALLED = text(f"""
-    SELECT id FROM batches
-    WHERE finished_at IS NULL AND touched_at < now() - make_interval(secs => :silence) AND {UNDERSTOOD}
-        AND CASE WHEN cancelled_at IS NULL THEN expanded_at IS NULL ELSE settled < jobs END
+    SELECT id FROM batches WHERE {HAS_WORK} AND touched_at < now() - make_interval(secs => :silence)
     ORDER BY id LIMIT 100
 """)
 

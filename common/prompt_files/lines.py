@@ -1,14 +1,18 @@
 """The lines of a file of prompts, from any of them on: JSON Lines, one prompt per line, or CSV. Pure.
 
-Yields the fields that each line gives; `common.batches.plan` makes recipes of them. A line of CSV is a record, which
-may contain newlines in quotation marks. The bytes come in blocks; beside a block at most one line is in memory.
+Yields the fields that each line gives; `common.batches.plan` makes recipes of them. A line ends with LF, CRLF or CR. A
+line of CSV is a record, which may contain newlines in quotation marks. The bytes come in blocks; beside a block at most
+one line is in memory.
+
+Where a file has nothing to yield, a reader yields a `Gap` at least every GAP_LINES lines and for each block, so that
+its caller can obey a deadline or a cancel there; the last thing that it yields is a Gap at the end of the file.
 """
 
 import csv
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, NamedTuple
 
 from common.errors import Invalid
@@ -17,7 +21,10 @@ from common.prompt_files.columns import FIELDS, columns_of, field_of, fields_of,
 from common.sentences import Sentence
 
 MAX_LINE_BYTES = 1_000_000
-MAX_CHUNK_BYTES = 16_000_000  # a chunk of ordinary lines has half a million
+MAX_HEADER_BYTES = 100_000  # less than the largest cell of Python's CSV reader
+GAP_LINES = 1000
+STEP_BYTES = 100_000  # 500 ordinary lines have 30,000
+STEP_S = 0.05
 BOM = b"\xef\xbb\xbf"
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab"}
 TOO_LONG = sentence("line_too_long", most=MAX_LINE_BYTES)
@@ -41,22 +48,42 @@ class Line(NamedTuple):
         return self.parse(self.content)
 
 
-class RawLine(NamedTuple):
-    """The bytes up to a newline, with it. `content` is None if they are too many."""
+class Gap(NamedTuple):
+    """Nothing to yield between the last Line and here: `last` and `end` are those of the last whole line."""
 
-    size: int
-    content: bytes | None
+    last: int
+    end: int
 
 
-def take(found: Iterator[Line], most: int) -> list[Line]:
-    """The next lines: at most so many, and fewer once they have MAX_CHUNK_BYTES together."""
-    taken, size = list[Line](), 0
-    for line in islice(found, most):
-        taken.append(line)
-        size += line.size
-        if size >= MAX_CHUNK_BYTES:
-            break
-    return taken
+class Step(NamedTuple):
+    """The next lines, perhaps none. The file is read up to `end`, which is behind line `last`."""
+
+    lines: list[Line]
+    last: int
+    end: int
+    is_last: bool
+
+
+def steps(found: Iterator[Line | Gap], most: int) -> Iterator[Step]:
+    """All lines, in steps that a caller can check in a fraction of a second: at most so many lines, and fewer once they
+    have STEP_BYTES together or reading has taken STEP_S. A step that is not the last one may have no lines.
+    """
+    item, behind = next(found, None), Gap(0, 0)
+    while True:
+        taken, size, until = list[Line](), 0, time.monotonic() + STEP_S
+        while item:
+            if isinstance(item, Line):
+                if len(taken) >= most or size >= STEP_BYTES:
+                    break
+                taken.append(item)
+                size += item.size
+            behind = Gap(item.last, item.end)
+            item = next(found, None)
+            if time.monotonic() > until:
+                break
+        yield Step(taken, behind.last, behind.end, item is None)
+        if item is None:
+            return
 
 
 def at_line(format: str, number: int, reason: str) -> Sentence:
@@ -74,15 +101,23 @@ def raise_invalid(reason: Sentence) -> dict[str, Any]:
 # JSON Lines, and one prompt per line
 
 
-def lines(blocks: Iterable[bytes], format: str, offset: int = 0, number: int = 0) -> Iterator[Line]:
+def lines(blocks: Iterable[bytes], format: str, offset: int = 0, number: int = 0) -> Iterator[Line | Gap]:
     """The lines of a file whose bytes from `offset` on come in blocks, behind `number` other lines."""
-    parse = PARSERS[format]
+    parse, blank = PARSERS[format], 0
     for size, content in _split_lines(blocks):
+        if not size:
+            yield Gap(number, offset)
+            continue
         start, offset, number = offset, offset + size, number + 1
         if content is None:
             yield Line(number, number, offset, TOO_LONG, 0, raise_invalid)
         elif content := (content.removeprefix(BOM) if start == 0 else content).strip():
             yield Line(number, number, offset, content, size, parse)
+        else:
+            blank += 1
+            if blank % GAP_LINES == 0:
+                yield Gap(number, offset)
+    yield Gap(number, offset)
 
 
 def _parse_prompt(content: bytes) -> dict[str, Any]:
@@ -139,14 +174,17 @@ def read_csv_header(blocks: Iterable[bytes], encoding: str) -> CsvHeader:
     end = 0
     for number, (size, content) in enumerate(_split_lines(blocks), 1):
         end += size
-        if content is None:
-            raise Invalid(sentence("at_line", number=number, reason=TOO_LONG))
-        if text := content.decode(encoding).lstrip("\ufeff").strip("\r\n "):
+        if content is None or len(content) > MAX_HEADER_BYTES:
+            too_long = sentence("line_too_long", most=MAX_HEADER_BYTES)
+            raise Invalid(sentence("header_wrong", number=number, reason=too_long))
+        if text := _decode(content, encoding).lstrip("\ufeff").strip("\r\n "):
             names, delimiter = _split_header(text)
             try:
                 return CsvHeader(encoding, delimiter, columns_of(names), end, number)
             except Invalid as error:
                 raise Invalid(sentence("header_wrong", number=number, reason=error.message)) from None
+        if end > MAX_LINE_BYTES:
+            raise Invalid(sentence("header_too_late", most=MAX_LINE_BYTES))
     raise Invalid(sentence("no_header"))
 
 
@@ -156,16 +194,19 @@ def _split_header(text: str) -> tuple[list[str], str]:
     return max(found, key=lambda one: sum(field_of(name) in FIELDS for name in one[0]))
 
 
-def csv_records(blocks: Iterable[bytes], header: CsvHeader, offset: int, number: int) -> Iterator[Line]:
+def csv_records(blocks: Iterable[bytes], header: CsvHeader, offset: int, number: int) -> Iterator[Line | Gap]:
     """The records from `offset` on, which is behind the header and behind `number` lines of text."""
     feed = _CsvFeed(blocks, header.encoding, offset, number)
     reader = csv.reader(feed, delimiter=header.delimiter, strict=True)
+    number, start, blank = feed.begin_record(), feed.end, 0
     while True:
-        number, start = feed.begin_record(), feed.end
         try:
             cells = next(reader)
         except StopIteration:
-            return
+            break
+        except _Dropped:
+            yield Gap(number - 1, start)
+            continue  # in the same record
         except csv.Error as error:
             reason = sentence("csv_quotes_wrong", reason=str(error))
             yield Line(number, feed.number, feed.end, reason, 0, raise_invalid)
@@ -174,6 +215,16 @@ def csv_records(blocks: Iterable[bytes], header: CsvHeader, offset: int, number:
         else:
             if any(cell.strip() for cell in cells):
                 yield Line(number, feed.number, feed.end, cells, feed.end - start, header.fields)
+            else:
+                blank += 1
+                if blank % GAP_LINES == 0:
+                    yield Gap(feed.number, feed.end)
+        number, start = feed.begin_record(), feed.end
+    yield Gap(feed.number, feed.end)
+
+
+class _Dropped(Exception):
+    """A block of a line that is too long was dropped."""
 
 
 class _CsvFeed:
@@ -198,6 +249,8 @@ class _CsvFeed:
 
     def __next__(self) -> str:
         size, content = next(self._raw_lines)
+        if not size:
+            raise _Dropped
         self.end, self.number = self.end + size, self.number + 1
         if content is None or self.end - self._start > MAX_LINE_BYTES:
             raise Invalid(sentence("csv_record_too_long", most=MAX_LINE_BYTES))
@@ -207,16 +260,29 @@ class _CsvFeed:
 # Bytes
 
 
+class RawLine(NamedTuple):
+    """The bytes of a line, with its end. `content` is None if they are too many."""
+
+    size: int
+    content: bytes | None
+
+
+DROPPED = RawLine(0, None)
+
+
 def _split_lines(blocks: Iterable[bytes]) -> Iterator[RawLine]:
-    """Split after each newline. The bytes of a line that is too long are dropped."""
+    """Split behind each LF, CRLF or CR. The bytes of a line that is too long are dropped, with a DROPPED each time."""
     rest, dropped = b"", 0
     for block in blocks:
-        *whole, rest = (rest + block).split(b"\n")
+        whole = (rest + block).splitlines(keepends=True)
+        rest = whole.pop() if whole and not whole[-1].endswith(b"\n") else b""  # the LF of a CRLF may follow
         for content in whole:
-            yield _raw_line(content + b"\n", dropped)
+            yield _raw_line(content, dropped)
             dropped = 0
-        if len(rest) > MAX_LINE_BYTES:
-            dropped, rest = dropped + len(rest), b""
+        if dropped + len(rest) > MAX_LINE_BYTES:
+            size, rest = dropped + len(rest), b"\r" if rest.endswith(b"\r") else b""
+            dropped = size - len(rest)
+            yield DROPPED
     if rest or dropped:
         yield _raw_line(rest, dropped)
 
@@ -224,3 +290,13 @@ def _split_lines(blocks: Iterable[bytes]) -> Iterator[RawLine]:
 def _raw_line(content: bytes, dropped: int) -> RawLine:
     size = dropped + len(content)
     return RawLine(size, None if size > MAX_LINE_BYTES else content)
+
+
+def count_line_ends(blocks: Iterable[bytes]) -> int:
+    """How many lines end in these bytes."""
+    count, last = 0, b""
+    for block in blocks:
+        joined = last + block  # so that a CRLF may be in two blocks
+        count += block.count(b"\n") + block.count(b"\r") - joined.count(b"\r\n")
+        last = block[-1:]
+    return count

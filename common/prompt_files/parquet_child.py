@@ -7,6 +7,7 @@ ends this process, and not its parent. Messages on stdin and stdout, a line each
                                      ← R offset size     a request for these bytes
                bytes →
                                      ← {"prompt": …}     the next row
+                                     ← S 1000            so many rows with nothing in them are skipped
                                      ← E {"text": …}     an error, which ends this process: a Sentence
                                      ← .                 the end of the rows
 """
@@ -16,7 +17,7 @@ import json
 import os
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,7 +26,9 @@ from common.prompt_files import sentence
 from common.prompt_files.columns import FLOATS, INTEGERS, columns_of
 from common.sentences import Sentence
 
-BATCH_ROWS = 256
+BATCH_ROWS = (65_536, 256)  # unpacked at once: many, or few where many take BATCH_BYTES
+BATCH_BYTES = 30_000_000
+SENT_ROWS = 256
 BUFFER_BYTES = 1_000_000
 MAX_ROWS = 100_000_000
 to_json = json.JSONEncoder(ensure_ascii=False).encode
@@ -75,8 +78,7 @@ def main(start: int, memory: int) -> None:
     pyarrow.set_io_thread_count(1)
     limit_memory(memory)
     try:
-        for row in rows(ParentFile(size), start):
-            send(to_json(row))
+        send_rows(ParentFile(size), start)
     except MemoryError:  # Arrow's own too
         exit_with_error(sentence("parquet_pages_too_large", most=memory))
     except Invalid as error:
@@ -93,8 +95,8 @@ def limit_memory(memory: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
-def rows(file: ParentFile, start: int) -> Iterator[dict[str, Any]]:
-    """The rows from `start` on, by fields. Raises Invalid if the file is no table of prompts."""
+def send_rows(file: ParentFile, start: int) -> None:
+    """Send the rows from `start` on. Raises Invalid if the file is no table of prompts."""
     import pyarrow
     from pyarrow import parquet
 
@@ -107,18 +109,60 @@ def rows(file: ParentFile, start: int) -> Iterator[dict[str, Any]]:
             if not is_supported(field.type, pyarrow.types):
                 raise Invalid(sentence("parquet_column_type", column=field.name[:40], type=str(field.type)))
         send(f"P {table.metadata.num_rows}")
-        groups, left = list(range(table.num_row_groups)), start
-        while groups and left >= table.metadata.row_group(groups[0]).num_rows:
-            left -= table.metadata.row_group(groups.pop(0)).num_rows
-        for batch in table.iter_batches(BATCH_ROWS, row_groups=groups, use_threads=False):
-            skipped = min(left, batch.num_rows)
-            left -= skipped
-            for row in batch.slice(skipped).to_pylist():
-                yield {column: normalise(column, cell) for column, cell in zip(columns, row.values(), strict=True)}
+        for batch in batches(table, start):
+            send_batch(batch, columns)
     except pyarrow.ArrowMemoryError:
         raise MemoryError from None
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise Invalid(sentence("parquet_unreadable", reason=str(error).splitlines()[0][:200])) from None
+
+
+def batches(table: Any, start: int) -> Iterator[Any]:
+    """The rows from `start` on, unpacked batch after batch."""
+    import pyarrow
+
+    for most in BATCH_ROWS:
+        groups, left = list(range(table.num_row_groups)), start
+        while groups and left >= table.metadata.row_group(groups[0]).num_rows:
+            left -= table.metadata.row_group(groups.pop(0)).num_rows
+        try:
+            for batch in table.iter_batches(most, row_groups=groups, use_threads=False):
+                if batch.nbytes > BATCH_BYTES and most > BATCH_ROWS[-1]:
+                    break
+                skipped = min(left, batch.num_rows)
+                left -= skipped
+                start += batch.num_rows - skipped
+                if batch.num_rows > skipped:
+                    yield batch.slice(skipped)
+            else:
+                return
+        except pyarrow.ArrowMemoryError:
+            if most == BATCH_ROWS[-1]:
+                raise
+
+
+def send_batch(batch: Any, columns: Sequence[str]) -> None:
+    """Send the rows that have something in them, and the number of the others before each of them and at the end."""
+    from pyarrow import compute
+
+    empty = None
+    for column in batch.columns:
+        nulls = column.is_null(nan_is_null=True)
+        empty = nulls if empty is None else compute.and_(empty, nulls)
+    places = compute.indices_nonzero(compute.invert(empty))
+    sent = 0
+    for at in range(0, len(places), SENT_ROWS):
+        here = places.slice(at, SENT_ROWS)
+        for place, row in zip(here.to_pylist(), batch.take(here).to_pylist(), strict=True):
+            fields = {column: normalise(column, cell) for column, cell in zip(columns, row.values(), strict=True)}
+            if any(value is not None for value in fields.values()):
+                if place > sent:
+                    send(f"S {place - sent}")
+                send(to_json(fields))
+                sent = place + 1
+    if batch.num_rows > sent:
+        send(f"S {batch.num_rows - sent}")
+    sys.stdout.flush()
 
 
 def is_supported(kind: Any, types: Any) -> bool:

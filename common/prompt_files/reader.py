@@ -1,10 +1,10 @@
 """Files of prompts in storage, of any format: their lines, from any of them on. Does not know what lines mean."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from common.prompt_files.lines import Line, csv_records, lines, read_csv_header
+from common.prompt_files.lines import Gap, Line, csv_records, lines, read_csv_header
 from common.prompt_files.parquet import parquet_rows
 from common.storage import Storage, upload_key
 from common.uploads import Upload
@@ -14,10 +14,13 @@ UTF8 = "utf-8"
 
 @dataclass(frozen=True)
 class PromptFile:
-    """The lines that are left, and the length of the whole file, in bytes or in rows of Parquet as their `end`."""
+    """The lines that are left, and the length of the whole file, in bytes or in rows of Parquet as their `end`.
 
-    lines: Iterator[Line]
-    length: int
+    The length of a Parquet file is known from its first line on.
+    """
+
+    lines: Iterator[Line | Gap]
+    length: Callable[[], int]
 
 
 @contextmanager
@@ -30,13 +33,13 @@ def open_prompts(storage: Storage, upload: Upload, offset: int = 0, number: int 
     key = upload_key(upload.id, upload.format)
     if upload.format == "parquet":
         with parquet_rows(lambda start, size: storage.read(key, start, size), upload.bytes, offset) as rows:
-            yield PromptFile(iter(rows), rows.total)
+            yield PromptFile(iter(rows), lambda: rows.total)
     elif upload.format == "csv":
         with storage.open(key) as head:
             header = read_csv_header(head, upload.encoding or UTF8)
         with storage.open(key, max(offset, header.end)) as blocks:
             found = csv_records(blocks, header, max(offset, header.end), max(number, header.number))
-            yield PromptFile(found, upload.bytes)
+            yield PromptFile(found, lambda: upload.bytes)
     else:
         with storage.open(key, offset) as blocks:
-            yield PromptFile(lines(blocks, upload.format, offset, number), upload.bytes)
+            yield PromptFile(lines(blocks, upload.format, offset, number), lambda: upload.bytes)

@@ -1,34 +1,35 @@
 """The work of a control worker on batches: check and expand their files, expand retries, settle cancelled batches.
 
 Works chunk after chunk, each in its own transaction. When two control workers process a chunk, the first commit counts
-and the other changes nothing; so a process can end at any moment and another one continues. The statements are in
-`common.batches`.
+and the other changes nothing; so a process can end at any moment and another one continues. A chunk is recorded about
+twice a second, even if nothing of the file came in between: nothing is recorded of a batch that was cancelled, and so
+its work ends. The statements are in `common.batches`.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
-from itertools import islice
+from threading import Event
 from uuid import UUID
 
 from sqlalchemy import Engine as Database
 
 from common import uploads
 from common.accounts.licences import Acceptances
-from common.batches import check, expansion, retries, skipped_lines
+from common.batches import check, expansion, retries, skipped_lines, turns
 from common.batches import lifecycle as batches
 from common.batches.check import CheckedLines
 from common.batches.chunks import Batch, Chunk, read_batch, record_checked
 from common.batches.expansion import JobRows
-from common.batches.plan import planners
+from common.batches.plan import Planner, planners
 from common.broker import Broker
 from common.catalog.catalog import Catalog
 from common.db import transaction
 from common.errors import Error, Invalid, LicenceNotAccepted, NotFound
 from common.log import log_event
-from common.prompt_files.lines import Line, at_line, take
+from common.prompt_files.lines import Gap, Line, Step, at_line, steps
 from common.prompt_files.reader import open_prompts
 from common.recipes.img2img import FindImage, InputImage
 from common.sentences import Sentence
@@ -37,10 +38,34 @@ from worker.control import sentence
 
 CHUNK_IMAGES = 8000
 CHECK_PROMPTS = 5000
+CHUNK_BYTES = 16_000_000  # a chunk of ordinary lines has half a million
+CHUNK_S = 0.5
+STEP_PROMPTS = 500
+STILL_S = 60.0  # without a line of the file, before it is refused
 WORK_S = 20.0  # on one batch before the next one; a chunk that was only read ahead is read again
+TURN_S = 2.0  # the same, while a batch of another tenant waits
 JOBS_PER_MESSAGE = 1000
 MAX_SKIPPED = 100_000  # wrong lines; a file with more is not a file of prompts
 CACHED_INPUT_IMAGES = 1000  # most batches that start from images start from a few
+
+
+class _Parts:
+    """What is read of the next chunk, step by step."""
+
+    def __init__(self) -> None:
+        self.checked = list[CheckedLines]()
+        self.prompts = self.planned = self._size = 0
+        self._until = time.monotonic() + CHUNK_S
+
+    def add(self, step: Step, checked: CheckedLines) -> None:
+        self.checked.append(checked)
+        self.prompts += len(step.lines)
+        self.planned += len(checked.planned)
+        self._size += sum(line.size for line in step.lines)
+
+    @property
+    def is_full(self) -> bool:
+        return self._size >= CHUNK_BYTES or time.monotonic() > self._until
 
 
 class Expander:
@@ -50,19 +75,45 @@ class Expander:
         self._broker = broker
         self._catalog = catalog
         self._acceptances = Acceptances(database)
+        self._leaving = Event()
+
+    def leave(self) -> None:
+        """Let `work` return within a second or so: this process is asked to end."""
+        self._leaving.set()
+
+    def choose(self, batch_id: UUID) -> UUID | None:
+        """The batch whose turn it is, on a message for this one. None if there is no work."""
+        with transaction(self._database) as connection:
+            return turns.take(connection, batch_id)
 
     def work(self, batch_id: UUID, seconds: float = WORK_S) -> bool:
-        """Do what the batch needs next for so long. True when more is left to do.
+        """Do what the batch needs next for so long, less while another tenant waits. True when more is left to do.
 
         Raises Unavailable when Postgres or the image store is away. The sweep starts again what is unfinished.
         """
-        until = time.monotonic() + seconds
-        while self._step(batch_id, until):
-            if time.monotonic() > until:
+        is_over = self._clock(batch_id, seconds)
+        while self._step(batch_id, is_over):
+            if is_over() or self._leaving.is_set():
                 return True
         return False
 
-    def _step(self, batch_id: UUID, until: float) -> bool:
+    def _clock(self, batch_id: UUID, seconds: float) -> Callable[[], bool]:
+        """Returns whether this batch's turn is over; asks for other tenants once a second."""
+        began = time.monotonic()
+        ask_at, has_ended = began + TURN_S, False
+
+        def is_over() -> bool:
+            nonlocal ask_at, has_ended
+            now = time.monotonic()
+            if not has_ended and now > ask_at:
+                ask_at = now + 1
+                with transaction(self._database) as connection:
+                    has_ended = turns.another_tenant_waits(connection, batch_id)
+            return has_ended or now - began > seconds
+
+        return is_over
+
+    def _step(self, batch_id: UUID, is_over: Callable[[], bool]) -> bool:
         """Settle, expand a retry, or process chunks. False when nothing is left to do for this process."""
         with transaction(self._database) as connection:
             batch = read_batch(connection, batch_id)
@@ -71,7 +122,7 @@ class Expander:
                 return batches.settle(connection, batch_id)
         if batch is None or batch.is_expanded:
             return False
-        return self._expand_retry(batch) if batch.parent_id else self._process_chunks(batch, until)
+        return self._expand_retry(batch) if batch.parent_id else self._process_chunks(batch, is_over)
 
     def _expand_retry(self, batch: Batch) -> bool:
         """Insert the next jobs of a retry. False when another process does it."""
@@ -82,18 +133,26 @@ class Expander:
             log_event("batch_expanded", batch=batch.id, jobs=sum(models.values()))
         return models is not None
 
-    def _process_chunks(self, batch: Batch, until: float) -> bool:
-        """Check or expand chunk after chunk until that time. False when another process does it."""
+    def _process_chunks(self, batch: Batch, is_over: Callable[[], bool]) -> bool:
+        """Check or expand chunk after chunk until its turn is over, and one in any case. False when another process
+        does it, or the batch was cancelled.
+        """
+        began_at, still_until = batch.offset, time.monotonic() + STILL_S
         try:
             with self._chunks(batch) as chunks:
                 for chunk, rows in chunks:
                     is_first = self._expand(batch, chunk, rows) if rows else self._check(batch, chunk)
                     if not is_first:
                         return False
-                    if chunk.is_last or time.monotonic() > until:
+                    if chunk.is_last or (chunk.offset > began_at and is_over()):
                         return True
+                    if chunk.offset > batch.offset:
+                        still_until = time.monotonic() + STILL_S
+                    elif time.monotonic() > still_until:
+                        reason = sentence("file_still", seconds=STILL_S)
+                        raise Invalid(at_line(batch.upload.format, chunk.line + 1, reason))
                     batch = batch.after(chunk)
-            raise Invalid(sentence("file_empty"))
+            return True  # this process is asked to end
         except NotFound:
             return self._refuse(batch, Invalid(sentence("file_missing")))
         except (Invalid, LicenceNotAccepted) as error:
@@ -106,7 +165,7 @@ class Expander:
     def _expand(self, batch: Batch, chunk: Chunk, rows: JobRows) -> bool:
         with transaction(self._database) as connection:
             is_first = expansion.expand(connection, batch, chunk, rows)
-        if is_first:
+        if is_first and rows.models:
             self._wake(rows.models)
             log_event("batch_expanded", batch=batch.id, jobs=sum(rows.models.values()), line=chunk.line)
         return is_first
@@ -130,11 +189,12 @@ class Expander:
 
         A thread prepares the next chunk while the caller writes the current one to Postgres.
         """
+        stopping = Event()
         with (
             open_prompts(self._storage, batch.upload, batch.offset, batch.line) as file,
             ThreadPoolExecutor(1, "read ahead") as pool,
         ):
-            chunks = self._make_chunks(batch, file.lines)
+            chunks = self._make_chunks(batch, file.lines, stopping)
 
             def read_ahead() -> Iterator[tuple[Chunk, JobRows | None]]:
                 pending = pool.submit(next, chunks, None)
@@ -142,32 +202,44 @@ class Expander:
                     pending = pool.submit(next, chunks, None)
                     yield chunk
 
-            yield read_ahead()
+            try:
+                yield read_ahead()
+            finally:
+                stopping.set()
 
-    def _make_chunks(self, batch: Batch, found: Iterator[Line]) -> Iterator[tuple[Chunk, JobRows | None]]:
+    def _make_chunks(
+        self, batch: Batch, found: Iterator[Line | Gap], stopping: Event
+    ) -> Iterator[tuple[Chunk, JobRows | None]]:
         variants = planners(batch.plan, self._catalog, self._find(batch))
-        size = CHUNK_IMAGES // batch.plan.images_per_prompt if batch.is_checked else CHECK_PROMPTS
-        size = max(1, size // len(variants))
-        first, position, skipped = list(islice(found, 1)), batch.position, batch.skipped
-        while first:
-            here = [*first, *take(found, size - 1)]
-            first = list(islice(found, 1))
+        images = CHUNK_IMAGES // batch.plan.images_per_prompt if batch.is_checked else CHECK_PROMPTS
+        most = max(1, images // len(variants))
+        position, skipped, parts = batch.position, batch.skipped, _Parts()
+        for step in steps(found, min(most, max(1, STEP_PROMPTS // len(variants)))):
+            if stopping.is_set() or self._leaving.is_set():
+                return
+            parts.add(step, self._check_step(batch, step.lines, variants, position + parts.planned))
+            if not (step.is_last or parts.prompts >= most or parts.is_full):
+                continue
+            lines = check.join(parts.checked)
             if batch.is_checked:
-                lines = check.plan_lines(self._without_skipped(batch, here), variants, position)
                 self._refuse_wrong(batch, lines)
             else:
-                lines = check.check_lines(here, variants, position, self._catalog)
                 skipped += len(lines.errors)
-                self._refuse_if_too_wrong(batch, lines, skipped, is_all=not (first or position))
+                self._refuse_if_too_wrong(batch, lines, skipped, is_all=step.is_last and not position)
                 self._require_licences(batch, lines)
-            yield self._chunk(batch, here, lines, is_last=not first), self._rows(batch, lines, position)
-            position += len(lines.planned)
+            yield self._chunk(batch, step, lines), self._rows(batch, lines, position)
+            position, parts = position + len(lines.planned), _Parts()
 
-    def _chunk(self, batch: Batch, here: list[Line], lines: CheckedLines, *, is_last: bool) -> Chunk:
-        last, format = here[-1], batch.upload.format
+    def _check_step(self, batch: Batch, here: list[Line], variants: list[Planner], position: int) -> CheckedLines:
+        if batch.is_checked:
+            return check.plan_lines(self._without_skipped(batch, here), variants, position)
+        return check.check_lines(here, variants, position, self._catalog)
+
+    def _chunk(self, batch: Batch, step: Step, lines: CheckedLines) -> Chunk:
+        format = batch.upload.format
         warnings = [at_line(format, number, warning) for number, warning in lines.warnings.items()]
         code = max((code for _, _, code in {job.template.lane for job in lines.jobs}), default=1)
-        return Chunk(last.end, last.last, is_last, len(lines.planned), warnings, lines.errors, code)
+        return Chunk(step.end, step.last, step.is_last, len(lines.planned), warnings, lines.errors, code)
 
     def _rows(self, batch: Batch, lines: CheckedLines, position: int) -> JobRows | None:
         return expansion.build_rows(batch, lines.jobs, position * batch.variants) if batch.is_checked else None
@@ -182,20 +254,28 @@ class Expander:
 
     def _without_skipped(self, batch: Batch, here: list[Line]) -> Iterable[Line]:
         """The lines that the check accepted. Tokens are counted by the check only."""
-        if not batch.skipped:
+        if not (here and batch.skipped):
             return here
         with transaction(self._database) as connection:
             skipped = skipped_lines.lines(connection, batch.id, here[0].number, here[-1].number)
         return [line for line in here if line.number not in skipped]
 
+    def _skipped(self, batch: Batch) -> dict[int, str]:
+        with transaction(self._database) as connection:
+            return {row["line"]: row["reason"] for row in skipped_lines.head(connection, batch.id, check.MAX_SHOWN)}
+
     def _refuse_if_too_wrong(self, batch: Batch, lines: CheckedLines, skipped: int, *, is_all: bool) -> None:
-        """Raise Invalid when lines are wrong and may not be skipped. `is_all`: the file has no other lines."""
+        """Raise Invalid when lines are wrong and may not be skipped. `is_all`: the others are wrong."""
+        is_none_right = is_all and not lines.planned
+        if is_none_right and not skipped:
+            raise Invalid(sentence("file_empty"))
         if not batch.plan.skip_bad:
             self._refuse_wrong(batch, lines)
         elif lines.errors and skipped > MAX_SKIPPED:
             raise Invalid(sentence("too_many_lines_wrong", limit=MAX_SKIPPED, lines=self._wrong_lines(batch, lines)))
-        elif lines.errors and is_all and not lines.planned:
-            raise Invalid(sentence("no_line_right", lines=self._wrong_lines(batch, lines)))
+        elif is_none_right:
+            errors = lines.errors or self._skipped(batch)
+            raise Invalid(sentence("no_line_right", lines=check.list_errors(errors, batch.upload.format)))
 
     def _refuse_wrong(self, batch: Batch, lines: CheckedLines) -> None:
         if lines.errors:

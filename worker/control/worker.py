@@ -37,6 +37,11 @@ class ControlWorker:
             self._thread.start()
         log_event("control_started", sweeps=self._sweeps)
 
+    def leave(self) -> None:
+        """Let the tasks in progress return soon."""
+        self.expander.leave()
+        self.exporter.leave()
+
     def stop(self) -> None:
         self._stopping.set()
         if self._sweeps:

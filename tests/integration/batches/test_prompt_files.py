@@ -2,6 +2,9 @@
 
 import io
 import json
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,7 +15,9 @@ import pytest
 from api.services import batch_dry_run
 from common.broker import Broker
 from common.config import Settings
+from common.prompt_files import parquet as parquet_reader
 from common.storage import Storage
+from tests.support.serving import Api
 from tests.support.stories import CATALOG, Story
 from tests.support.workers import MakeWorker, bucket_of, until
 from worker.control import batch_expander
@@ -68,15 +73,16 @@ def recipes(client: httpx.Client, batch_id: str) -> list[Any]:
     return [tuple(job["recipe"][name] for name in ("prompt", "steps", "seeds")) for job in jobs]
 
 
-def parquet(**columns: Any) -> bytes:
+def parquet(rows_in_group: int = 2, **columns: Any) -> bytes:
     file = io.BytesIO()
-    pq.write_table(pa.table(columns), file, row_group_size=2)
+    pq.write_table(pa.table(columns), file, row_group_size=rows_in_group)
     return file.getvalue()
 
 
 FILES = {
     "csv": (SHEET.encode(), "text/csv"),
     "csv with a BOM": (SHEET.encode("utf-8-sig"), "text/csv"),
+    "csv of an old Mac": (SHEET.replace("\r\n", "\r").encode(), "text/csv"),
     "csv of Excel on a Chinese Windows": (SHEET.encode("gb18030"), "text/csv; charset=GBK"),
     "parquet": (
         parquet(提示词=[one[0] for one in RECIPES], 步数=[3, None, 4.0], seed=pa.array([7, None, None])),
@@ -94,7 +100,16 @@ def test_a_sheet_becomes_jobs_when_each_chunk_opens_it_anew(
         pass
     found = read(client, batch_id)
     assert (found["state"], found["prompts"], found["jobs"], found["error"]) == ("running", 3, 3, None)
-    assert recipes(client, batch_id) == RECIPES
+    first, *others = RECIPES
+    if "Mac" in name:
+        first = (first[0].replace("\r\n", "\r"), *first[1:])
+    assert recipes(client, batch_id) == [first, *others]
+
+
+def test_cr_alone_ends_a_prompt(client: httpx.Client, control: Expander) -> None:
+    batch_id = submitted(client, "红色的圆形\r绿色的三角形\r".encode(), "text/plain")
+    assert not control.work(batch_id, 60)
+    assert [one[0] for one in recipes(client, batch_id)] == ["红色的圆形", "绿色的三角形"]
 
 
 def test_the_encoding_of_a_sheet_is_found_and_returned(client: httpx.Client, settings: Settings) -> None:
@@ -104,6 +119,7 @@ def test_the_encoding_of_a_sheet_is_found_and_returned(client: httpx.Client, set
     kept = len(bucket_of(settings))
     broken = SHEET.encode() + b"\xff"
     for data, media_type, says in (
+        (broken.replace(b"\r\n", b"\r"), "text/csv", "The file is neither UTF-8 (line 6) nor GB18030 (line "),
         (broken, "text/csv", "The file is neither UTF-8 (line 6) nor GB18030 (line "),
         (SHEET.encode("gbk"), "text/csv; charset=utf-8", "Line 1 is not UTF-8, as the request's charset says"),
         (SHEET.encode("utf-16"), "text/csv", "The file is UTF-16; save it as UTF-8."),
@@ -122,6 +138,9 @@ def test_the_encoding_of_a_sheet_is_found_and_returned(client: httpx.Client, set
         ("红色的圆形\n".encode(), "text/csv", "Line 1 must name the columns: no column is called prompt"),
         (b"prompt,steps\nx,3\ny,many\n\nz,4,5\n", "text/csv", "Line 3: steps must be a whole number. Line 5: it has 3"),
         (b"prompt\n\n", "text/csv", "Its file has no prompts."),
+        (b"prompt" * 33_000, "text/csv", "Line 1 must name the columns: it is longer than 100,000 bytes"),
+        (b"\n" * 2_000_000, "text/csv", "The first 1,000,000 bytes of the file are blank; its first line must name"),
+        (parquet(3_000_000, prompt=pa.nulls(3_000_000, pa.string())), PARQUET, "Its file has no prompts."),
         (parquet(prompt=["a", "b", "c"], steps=[2, 0, 999]), PARQUET, "Row 2: steps is 0;"),
         (parquet(text=["a"]), PARQUET, "The file: no column is called prompt"),
         (b"PAR1 and what is no table PAR1", PARQUET, "The file: it cannot be read as Parquet"),
@@ -280,12 +299,55 @@ def test_a_dry_run_estimates_time_and_size(
 def test_a_dry_run_is_refused_as_the_batch_would_be(client: httpx.Client) -> None:
     missing = "019c2f6e-7d40-7c3d-9a1f-0d5b6c7e8f90"
     table = parquet(text=["a"])
+    nulls = parquet(3_000_000, prompt=pa.nulls(3_000_000, pa.string()))
     for fields, status, says in (
         ({"upload": missing}, 404, f"There is no upload {missing} with prompts in it."),
         ({"prompts": ["x"], "defaults": {"steps": 0}}, 422, "defaults.steps is 0"),
         ({"upload": upload(client, b"steps\n3\n", "text/csv")["id"]}, 422, "Line 1 must name the columns: no column"),
         ({"upload": upload(client, b"prompt\n", "text/csv")["id"]}, 422, "The file has no prompts."),
         ({"upload": upload(client, table, PARQUET)["id"]}, 422, "The file: no column is called prompt"),
+        ({"upload": upload(client, nulls, PARQUET)["id"]}, 422, "The file has no prompts."),
+        ({"upload": upload(client, b"prompt" * 33_000, "text/csv")["id"]}, 422, "Line 1 must name the columns: it is"),
     ):
         answer = client.post("/v1/batches", params={"dry_run": "true"}, json=fields)
         assert (answer.status_code, answer.json()["detail"][: len(says)]) == (status, says)
+
+
+def test_a_dry_run_ends_in_time_whatever_the_lines_are(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blank lines, which take longer than that to read, and a reader of Parquet that does not answer."""
+    monkeypatch.setattr(batch_dry_run, "MAX_S", 0.2)
+    blank = upload(client, b"\n" * 20_000_000, "text/plain")["id"]
+    table = upload(client, parquet(prompt=["a"]), PARQUET)["id"]
+    monkeypatch.setattr(parquet_reader, "READER", ("sleep", "60"))
+    for file in (blank, table):
+        began = time.monotonic()
+        answer = client.post("/v1/batches", params={"dry_run": "true"}, json={"upload": file})
+        assert time.monotonic() - began < 3
+        assert (answer.status_code, answer.json()["detail"][:31]) == (422, "No prompt was found up to line ")
+
+
+def test_a_tenant_has_one_dry_run_at_a_time_and_nobody_else_waits_for_it(
+    api: Api, client: httpx.Client, aside: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "busy").touch()
+    monkeypatch.setattr(parquet_reader, "READER", ("sh", "-c", f"while [ -e {tmp_path}/busy ]; do sleep 0.05; done"))
+    monkeypatch.setattr(batch_dry_run, "WAIT_S", 0.1)
+    monkeypatch.setattr(batch_dry_run, "MAX_S", 60)
+
+    def hold(tenant: httpx.Client, threads: int) -> Future[httpx.Response]:
+        file = {"upload": upload(tenant, parquet(prompt=["a"]), PARQUET)["id"]}
+        held = aside.submit(tenant.post, "/v1/batches", params={"dry_run": "true"}, json=file)
+        until(lambda: api.app.state.shared.dry_run_limiter.borrowed_tokens == threads)
+        return held
+
+    with api.client("another") as other:
+        first = hold(client, 1)
+        second = client.post("/v1/batches", params={"dry_run": "true"}, json={"prompts": ["红色的圆形"]})
+        assert (second.status_code, second.json()["code"], second.headers["Retry-After"]) == (429, "busy", "2")
+        assert try_out(other, prompts=["红色的圆形"])["jobs"] == 1
+        third = hold(other, 2)
+        upload(other, "红色的圆形".encode(), "text/plain")
+        assert other.post("/v1/batches", json={"prompts": ["红色的圆形"], "defaults": LOOK}).status_code == 201
+        (tmp_path / "busy").unlink()
+        assert (first.result(30).status_code, third.result(30).status_code) == (422, 422)
+    assert try_out(client, prompts=["红色的圆形"])["jobs"] == 1

@@ -4,7 +4,8 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,22 @@ import pytest
 
 from common.errors import Invalid, Unavailable
 from common.prompt_files import columns
+from common.prompt_files import lines as lines_module
 from common.prompt_files import parquet as parquet_lines
 from common.prompt_files.columns import columns_of, field_of, parse_cell
-from common.prompt_files.lines import MAX_CHUNK_BYTES, MAX_LINE_BYTES, Line, csv_records, lines, read_csv_header, take
+from common.prompt_files.lines import (
+    GAP_LINES,
+    MAX_HEADER_BYTES,
+    MAX_LINE_BYTES,
+    STEP_BYTES,
+    Gap,
+    Line,
+    count_line_ends,
+    csv_records,
+    lines,
+    read_csv_header,
+    steps,
+)
 from common.prompt_files.parquet import parquet_rows
 from common.recipes.recipe import Draft
 
@@ -24,16 +38,15 @@ LONG = b"x" * 900_000 + b"\n"
 
 
 def test_few_large_lines_are_in_memory_at_once_and_none_is_lost() -> None:
-    found = lines((LONG for _ in range(40)), "txt")
-    chunks = list(iter(lambda: take(found, 5000), []))
-    assert [line.number for chunk in chunks for line in chunk] == list(range(1, 41))
-    assert all(sum(len(line.content) for line in chunk) < MAX_CHUNK_BYTES + len(LONG) for chunk in chunks)
+    found = list(steps(lines((LONG for _ in range(40)), "txt"), 5000))
+    assert [line.number for step in found for line in step.lines] == list(range(1, 41))
+    assert all(sum(len(line.content) for line in step.lines) < STEP_BYTES + len(LONG) for step in found)
 
 
-def test_no_more_lines_are_taken_than_the_limit() -> None:
-    found = lines([b"a\nb\n\nc\nd\n"], "txt")
-    assert [line.content for line in take(found, 3)] == [b"a", b"b", b"c"]
-    assert [line.content for line in take(found, 3)] == [b"d"]
+def test_a_step_has_no_more_lines_than_asked_and_the_blank_ones_behind_them() -> None:
+    found = list(steps(lines([b"a\nb\n\nc\n\n"], "txt"), 2))
+    assert [[line.content for line in step.lines] for step in found] == [[b"a", b"b"], [b"c"]]
+    assert [(step.last, step.end, step.is_last) for step in found] == [(2, 4, False), (5, 8, True)]
 
 
 def test_a_line_that_is_too_long_is_an_error() -> None:
@@ -44,6 +57,68 @@ def test_a_line_that_is_too_long_is_an_error() -> None:
         f"2: it is longer than {MAX_LINE_BYTES:,} bytes; shorten it.",
         {"prompt": "b"},
     ]
+
+
+# Line ends
+
+TEXT = "红色的圆形\r\n\r\n绿色的三角形\r蓝色的星形\n\r小狗\n"
+PLACES = [("红色的圆形", 1), ("绿色的三角形", 3), ("蓝色的星形", 4), ("小狗", 6)]
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 7, 1000])
+@pytest.mark.parametrize("format", ["txt", "jsonl"])
+def test_cr_lf_and_crlf_end_a_line_wherever_a_block_ends(format: str, block: int) -> None:
+    rows = re.sub("[^\r\n]+", r'{"prompt": "\g<0>"}', TEXT) if format == "jsonl" else TEXT
+    data = rows.encode()
+    whole = kept(lines(split(data, block), format))
+    assert [(line.fields()["prompt"], line.number) for line in whole] == PLACES
+    for place, line in enumerate(whole):
+        rest = kept(lines(split(data[line.end :], block), format, line.end, line.last))
+        assert [(one.number, one.end, one.fields()) for one in rest] == [
+            (one.number, one.end, one.fields()) for one in whole[place + 1 :]
+        ]
+    assert count_line_ends(split(data, block)) == 6
+
+
+@pytest.mark.parametrize("block", [1, 700_000])
+def test_the_cr_of_a_line_that_is_too_long_ends_it(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines_module, "MAX_LINE_BYTES", 5)
+    data = b"a\r" + b"y" * 20 + b"\r\nb\r"
+    assert [(line.number, line.end) for line in kept(lines(split(data, block), "txt"))] == [(1, 2), (2, 24), (3, 26)]
+
+
+def split(data: bytes, block: int) -> Iterator[bytes]:
+    return iter([data[at : at + block] for at in range(0, len(data), block)])
+
+
+def kept(found: Iterable[Line | Gap]) -> list[Line]:
+    return [line for line in found if isinstance(line, Line)]
+
+
+# Where nothing is to be yielded
+
+
+@pytest.mark.parametrize("format", ["txt", "jsonl", "csv"])
+def test_readers_report_what_they_pass_over(format: str) -> None:
+    """Blank lines, and the blocks of a line that is too long: each report is where a reader can go on."""
+    head = b"prompt\n" if format == "csv" else b""
+    blank = b"\n" * 5000
+    long = b"x" * (5 * MAX_LINE_BYTES)
+    data = head + blank + long + b"\n" + blank
+    found = list(reader(format, data, MAX_LINE_BYTES))
+    gaps = [one for one in found if isinstance(one, Gap)]
+    assert len(kept(found)) == 1
+    assert len(gaps) >= 10 + 4
+    assert max(b.last - a.last for a, b in pairwise(found)) <= GAP_LINES
+    assert found[-1] == Gap(data.count(b"\n"), len(data))
+    for gap in gaps:
+        assert list(reader(format, data, MAX_LINE_BYTES, gap.end, gap.last))[-1] == found[-1]
+
+
+def reader(format: str, data: bytes, block: int, offset: int = 0, number: int = 0) -> Iterator[Line | Gap]:
+    if format == "csv":
+        return csv_lines(data, offset=offset, number=number, block=block)
+    return lines(split(data[offset:], block), format, offset, number)
 
 
 # The table of names
@@ -132,7 +207,9 @@ ROWS: list[dict[str, Any]] = [
 ]
 
 
-def csv_lines(data: bytes, encoding: str = "utf-8", offset: int = 0, number: int = 0, block: int = 7) -> Iterator[Line]:
+def csv_lines(
+    data: bytes, encoding: str = "utf-8", offset: int = 0, number: int = 0, block: int = 7
+) -> Iterator[Line | Gap]:
     def blocks(start: int) -> Iterator[bytes]:
         return iter([data[at : at + block] for at in range(start, len(data), block)])
 
@@ -141,10 +218,10 @@ def csv_lines(data: bytes, encoding: str = "utf-8", offset: int = 0, number: int
     return csv_records(blocks(start), table, start, max(number, table.number))
 
 
-def outcomes(found: Iterator[Line]) -> list[Any]:
+def outcomes(found: Iterable[Line | Gap]) -> list[Any]:
     """The fields of each line; of a wrong one its number and the reason."""
     rows = list[Any]()
-    for line in found:
+    for line in kept(found):
         try:
             rows.append(line.fields())
         except Invalid as error:
@@ -153,7 +230,7 @@ def outcomes(found: Iterator[Line]) -> list[Any]:
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gb18030"])
-@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_a_sheet_is_read_as_any_program_writes_it(encoding: str, newline: str, delimiter: str) -> None:
     text = SHEET.replace(",", delimiter).replace("\n", newline)
@@ -168,10 +245,10 @@ def as_in(value: Any, newline: str, delimiter: str) -> Any:
 
 def test_it_is_read_on_behind_any_record() -> None:
     data = SHEET.encode("gb18030")
-    whole = list(csv_lines(data, "gb18030"))
+    whole = kept(csv_lines(data, "gb18030"))
     assert [(line.number, line.last) for line in whole] == [(2, 3), (6, 6), (7, 7)]
     for place, line in enumerate(whole):
-        rest = list(csv_lines(data, "gb18030", line.end, line.last))
+        rest = kept(csv_lines(data, "gb18030", line.end, line.last))
         assert [(one.number, one.end, one.fields()) for one in rest] == [
             (one.number, one.end, one.fields()) for one in whole[place + 1 :]
         ]
@@ -194,7 +271,7 @@ def test_errors_name_the_first_line_of_a_record_and_the_others_are_read() -> Non
 
 def test_a_quote_that_is_never_closed_does_not_fill_the_memory() -> None:
     data = b"prompt,steps\n" + b'"\n","\n",' * 300_000 + b"\n"
-    first = next(csv_lines(data, block=100_000))
+    first = next(one for one in csv_lines(data, block=100_000) if isinstance(one, Line))
     with pytest.raises(Invalid, match="longer than"):
         first.fields()
 
@@ -205,11 +282,29 @@ def test_a_quote_that_is_never_closed_does_not_fill_the_memory() -> None:
         ("红色的圆形\n", "Line 1 must name the columns: no column is called prompt"),
         ("\n\nprompt,prompt\n", "Line 3 must name the columns: two columns mean prompt"),
         ("\n", "The file is empty; its first line must name the columns"),
+        ("\r" * 1_100_000 + "prompt", "The first 1,000,000 bytes of the file are blank"),
+        ("prompt" * 33_000, "Line 1 must name the columns: it is longer than 100,000 bytes"),
+        ("prompt," * 200_000, "Line 1 must name the columns: it is longer than 100,000 bytes"),
+        ("," * MAX_HEADER_BYTES, "Line 1 must name the columns: no column is called prompt"),
     ],
 )
 def test_a_sheet_needs_a_header(data: str, says: str) -> None:
-    with pytest.raises(Invalid, match=says):
-        csv_lines(data.encode())
+    with pytest.raises(Invalid, match=re.escape(says)):
+        csv_lines(data.encode(), block=100_000)
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ("x," * 200_000, "it has 200001 cells for 1 columns"),
+        ("x" * 200_000, "it is not CSV (field larger than field limit (131072))"),
+    ],
+)
+def test_an_odd_record_is_a_wrong_line(row: str, says: str) -> None:
+    data = f"prompt\n{row}\n红\n".encode()
+    *_, last = outcomes(csv_lines(data, block=100_000))
+    assert last == {"prompt": "红"}
+    assert says in outcomes(csv_lines(data, block=100_000))[0]
 
 
 # Parquet
@@ -227,7 +322,8 @@ def parquet(tmp_path: Path) -> Callable[..., Path]:
 def parquet_lines_of(file: Path, start: int = 0) -> tuple[int, list[Line]]:
     data = file.read_bytes()
     with parquet_rows(lambda offset, size: data[offset : offset + size], len(data), start) as rows:
-        return rows.total, list(rows)
+        found = kept(rows)
+        return rows.total, found
 
 
 def test_rows_of_parquet_are_read_from_any_of_them_on(parquet: Callable[..., Path]) -> None:
@@ -253,6 +349,46 @@ def test_rows_of_parquet_have_all_fields_of_json_lines(parquet: Callable[..., Pa
     _, found = parquet_lines_of(file)
     first = {"prompt": "a", "steps": 30, "guidance": 7.0, "seeds": [1, 2], "lora": [{"name": "ink", "weight": 0.5}]}
     assert [(line.number, line.fields()) for line in found] == [(1, first), (3, {"prompt": "c", "guidance": 5.0})]
+
+
+def test_rows_with_nothing_in_them_are_passed_over_and_counted(parquet: Callable[..., Path]) -> None:
+    rows = 300_000
+    prompts = pa.array([None] * rows).cast(pa.string()).to_pylist()
+    prompts[150_000] = "红色的圆形"
+    file = parquet({"prompt": prompts, "guidance": [None, float("nan")] * (rows // 2)})
+    data = file.read_bytes()
+    with parquet_rows(lambda offset, size: data[offset : offset + size], len(data)) as opened:
+        found = list(opened)
+    assert [(one.number, one.fields()) for one in kept(found)] == [(150_001, {"prompt": "红色的圆形"})]
+    assert found[-1] == Gap(rows, rows)
+    passed = [one.last for one in found if isinstance(one, Gap)]
+    assert passed == sorted(passed)
+    assert len(set(passed)) < 20
+    total, rest = parquet_lines_of(file, 150_001)
+    assert (total, rest) == (rows, [])
+
+
+def test_a_silent_reader_is_reported(parquet: Callable[..., Path]) -> None:
+    data = parquet({"prompt": ["x"]}).read_bytes()
+    with parquet_rows(lambda offset, size: data[offset : offset + size], len(data)) as opened:
+        os.kill(opened._child.pid, signal.SIGSTOP)
+        found = iter(opened)
+        assert [next(found) for _ in range(3)] == [Gap(0, 0)] * 3
+        os.kill(opened._child.pid, signal.SIGCONT)
+        assert [line.fields() for line in kept(found)] == [{"prompt": "x"}]
+
+
+def test_rows_that_are_large_are_unpacked_few_at_a_time(
+    parquet: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt that is in the file once, and takes more memory than there is when all its rows are unpacked."""
+    monkeypatch.setattr(parquet_lines, "MAX_MEMORY", 100_000_000)
+    file = parquet({"prompt": ["x" * 5000] * 60_000})
+    assert file.stat().st_size < 100_000
+    data = file.read_bytes()
+    with parquet_rows(lambda offset, size: data[offset : offset + size], len(data)) as opened:
+        found = islice((one for one in opened if isinstance(one, Line)), 1000)
+        assert [line.number for line in found] == list(range(1, 1001))
 
 
 def test_a_file_that_is_no_table_of_prompts_is_refused(parquet: Callable[..., Path], tmp_path: Path) -> None:
@@ -286,7 +422,7 @@ def test_a_killed_reader_is_unavailable(parquet: Callable[..., Path]) -> None:
     data = parquet({"prompt": ["x" * 5000] * 10_000}, compression="none", use_dictionary=False).read_bytes()
     with parquet_rows(lambda offset, size: data[offset : offset + size], len(data)) as rows:
         found = iter(rows)
-        next(found)
+        assert any(isinstance(one, Line) for one in found)
         os.kill(rows._child.pid, signal.SIGKILL)
         with pytest.raises(Unavailable):
             list(found)
