@@ -13,7 +13,7 @@ from common.sentences import Sentence
 
 class Turns:
     def __init__(self, wait_s: float, refusal: Sentence) -> None:
-        self._wait_s = wait_s
+        self.wait_s = wait_s
         self._refusal = refusal
         self._locks = WeakValueDictionary[UUID, anyio.Lock]()
 
@@ -22,7 +22,7 @@ class Turns:
         """Wait for the tenant's earlier requests. Raises Busy after `wait_s` seconds."""
         lock = self._locks.setdefault(tenant_id, anyio.Lock())
         try:
-            with anyio.fail_after(self._wait_s):
+            with anyio.fail_after(self.wait_s):
                 await lock.acquire()
         except TimeoutError:
             raise Busy(self._refusal) from None

@@ -331,7 +331,7 @@ def test_a_tenant_has_one_dry_run_at_a_time_and_nobody_else_waits_for_it(
 ) -> None:
     (tmp_path / "busy").touch()
     monkeypatch.setattr(parquet_reader, "READER", ("sh", "-c", f"while [ -e {tmp_path}/busy ]; do sleep 0.05; done"))
-    monkeypatch.setattr(batch_dry_run, "WAIT_S", 0.1)
+    monkeypatch.setattr(api.app.state.shared.dry_run_turns, "wait_s", 0.1)
     monkeypatch.setattr(batch_dry_run, "MAX_S", 60)
 
     def hold(tenant: httpx.Client, threads: int) -> Future[httpx.Response]:
