@@ -83,7 +83,7 @@ def run() -> None:
     except Exception as error:
         log = home_path(Settings()) / "logs" / "embedded.log"
         with suppress(OSError):
-            log.write_text(traceback.format_exc())
+            log.write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
         print_progress(sentence("unexpected", error=type(error).__name__, log=log))
         sys.exit(1)
 

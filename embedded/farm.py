@@ -161,7 +161,7 @@ def wait_for_api(instance: Instance) -> None:
     has_failed, deadline = failure_check(instance, "api"), StartDeadline(instance.home, "api", READY_TIMEOUT_S)
     while (status := ready_status(instance.url)) != HTTPStatus.OK:
         if deadline.has_passed(has_answered=status is not None) or has_failed():
-            raise Unavailable(sentence("api_not_ready", log=instance.log("api")))
+            raise Unavailable(sentence("api_not_ready", log=instance.failure_log("api")))
         time.sleep(0.05)
 
 

@@ -52,6 +52,11 @@ class Instance:
     def log(self, name: str) -> Path:
         return self.home / "logs" / f"{name}.log"
 
+    def failure_log(self, name: str) -> Path:
+        """Where it is said why this program does not start: supervisord's log where the program never ran."""
+        log = self.log(name)
+        return log if log.exists() else self.log("supervisord")
+
     def database_url(self, host: str, database: str = DATABASE) -> str:
         return f"postgresql://{USER}:{self.secrets['postgres']}@{host}:{self.ports['postgres']}/{database}"
 

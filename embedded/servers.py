@@ -207,7 +207,7 @@ def wait_for_server(instance: Instance, name: str, has_ended: Callable[[], bool]
 
 
 def start_failure(instance: Instance, name: str) -> Unavailable:
-    log = instance.log(name)
+    log = instance.failure_log(name)
     lines = log.read_text(errors="replace").split("\n") if log.exists() else []
     if any("No space left on device" in line for line in lines[-20:]):
         return Unavailable(sentence("disk_full", server=name, home=instance.home))
