@@ -8,12 +8,13 @@ from common.db import CODE
 
 NEWER = CODE + 1
 
-# Gives a job and its lanes a field that came later.
+# Gives a job and its lanes fields that came later, one of them in another.
 MAKE_JOB_NEWER = text("""
     WITH lane AS (
         UPDATE lanes SET needs_code = :code, compatibility = compatibility || ' code ' || :code
         WHERE id IN (SELECT lane_id FROM images WHERE job_id = :job))
-    UPDATE jobs SET recipe = recipe || '{"control": {"image": 1}}' WHERE id = :job
+    UPDATE jobs SET recipe = recipe || '{"control": {"image": 1}, "lora": [{"name": "ink", "weight": 1, "until": 9}]}'
+    WHERE id = :job
 """)
 
 # Gives a batch a plan, in its matrix too, and a stop rule that came later.

@@ -20,10 +20,11 @@ from tests.upgrade.releases import environment_of
 
 LOOK = {"model": "zh-v0", "width": 64, "height": 64, "steps": 2}
 PAUSE_S = 0.15  # of a client, between two jobs
-READY_S = 0.2  # between two looks of the balancer at /readyz
+READY_S = 0.3  # between two looks of the balancer at /readyz
 CLIENTS = 2
 BATCH_EVERY = 20  # jobs of a client
 PROMPTS = 8  # of a batch
+LOOKING = httpx.Client(timeout=30, trust_env=False)
 
 
 @dataclass
@@ -73,7 +74,7 @@ class Replica(Process):
         super().__post_init__()
 
     def readiness(self) -> tuple[int, str]:
-        answer = httpx.get(f"{self.url}/readyz", timeout=30, trust_env=False)
+        answer = LOOKING.get(f"{self.url}/readyz")
         return answer.status_code, answer.text
 
     def is_ready(self) -> bool:

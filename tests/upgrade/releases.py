@@ -58,9 +58,12 @@ def environment_of(release: Path, variables: dict[str, str]) -> dict[str, str]:
 
 
 def migrate_by(release: Path, variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """`huafang admin migrate` of this release."""
+    """`huafang admin migrate` of this release; fails if the code is another's."""
+    code = (
+        f"from common import bootstrap as it; assert it.__file__.startswith({str(release)!r}), it.__file__; it.main()"
+    )
     return subprocess.run(
-        [sys.executable, "-m", "common.bootstrap", "migrate"],
+        [sys.executable, "-c", code, "migrate"],
         cwd=release,
         env=environment_of(release, variables),
         capture_output=True,

@@ -51,6 +51,7 @@ class Farm:
         self.control: Process
         self.stub: Process
         self._home = home
+        self._database = psycopg.connect(self.database_url, autocommit=True, row_factory=dict_row)
 
     def start(self, name: str, kind: Callable[..., Process], release: Path, *arguments: str) -> Any:
         name = f"{'old' if release == self.old else 'new'}-{name}-{len(self.processes)}"
@@ -112,12 +113,12 @@ class Farm:
         stub.kill()
 
     def ask(self, statement: str, *parameters: Any) -> list[dict[str, Any]]:
-        with psycopg.connect(self.database_url, autocommit=True, row_factory=dict_row) as connection:
-            return connection.execute(statement.encode(), parameters).fetchall()
+        return self._database.execute(statement.encode(), parameters).fetchall()
 
     def stop(self) -> None:
         for process in self.processes:
             process.kill()
+        self._database.close()
 
 
 @pytest.fixture
@@ -189,12 +190,11 @@ def test_upgrade_and_back_under_load(farm: Farm, tmp_path: Path, monkeypatch: py
         until(lambda: farm.is_up(farm.stub))
         farm.replace_all(HOME)
         assert_goes_on(browser, farm, files)
-        farm.kill_while_it_renders(farm.stub)
-        farm.stub = farm.start_stub(HOME)
-
         done = migrate_by(farm.old, farm.variables)
         assert (done.returncode, future[1] in done.stdout) == (0, True), done.stderr
         farm.control.kill()
+        farm.control = farm.start_control(HOME)
+        farm.kill_while_it_renders(farm.stub)
         farm.replace_all(farm.old)
         assert_goes_on(browser, farm, files)
         until_busy(load)

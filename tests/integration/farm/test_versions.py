@@ -9,15 +9,18 @@ import psycopg
 import pytest
 from sqlalchemy import Engine
 
+from common.batches.chunks import read_batch
 from common.broker import Broker
 from common.config import Settings
 from common.datasets import lifecycle as datasets
 from common.datasets.layout import DatasetPlan
+from common.datasets.lifecycle import Step
 from common.db import CODE, NEEDS, check_version, migrate, newest_revision, read_version, transaction
 from common.enums import Tier
 from common.errors import Invalid, Unavailable
 from common.queue import bulk
 from common.queue.search import JobFilter
+from common.schema import metadata
 from tests.support.batch_stories import BatchStory
 from tests.support.future import make_batch_newer, make_dataset_newer, make_job_newer
 from tests.support.serving import PROMPT
@@ -79,6 +82,34 @@ def test_a_migration_that_was_cut_short_is_completed(database: Engine, url: str)
     with transaction(database) as connection:
         check_version(read_version(connection))
         assert connection.exec_driver_sql("SELECT count(*) FROM lanes WHERE needs_code = 0").scalar() == 0
+
+
+def test_a_new_column_breaks_no_statement_that_is_prepared(
+    settings: Settings, story: Story, client: httpx.Client, url: str
+) -> None:
+    """Postgres refuses a prepared statement whose result has changed: `SELECT *` after a migration."""
+    farm = BatchStory(story, settings)
+    job, batch = client.post("/v1/jobs", json=PROMPT).json()["id"], farm.batch_of()
+    with transaction(story.database) as connection:
+        dataset = datasets.submit(connection, story.tenant(), batch, DatasetPlan())
+    origin = {"Origin": str(client.base_url).rstrip("/")}
+    client.post("/dashboard/sign-in", data={"key": client.headers["Authorization"].split()[1]}, headers=origin)
+    pages = [f"/dashboard/{page}" for page in ("", "jobs", f"jobs/{job}", "batches", "images", "workers", "admin")]
+    paths = ["jobs", f"jobs/{job}", "batches", f"batches/{batch}", "datasets", "workers", "queue", "keys", "models"]
+
+    def use_everything() -> None:
+        for path in [*pages, *(f"/v1/{path}" for path in paths)]:
+            assert client.get(path).status_code == 200, path
+        with transaction(story.database) as connection:
+            assert read_batch(connection, batch)
+            owned = datasets.acquire(connection, dataset, 0)
+            assert owned
+            assert datasets.advance(connection, owned, Step(0, ends_split=False, images=0, pictures=0))
+
+    for _ in range(7):  # psycopg prepares a statement at its sixth execution
+        use_everything()
+    say(url, *(f"ALTER TABLE {table} ADD COLUMN later int NOT NULL DEFAULT 7" for table in metadata.tables))
+    use_everything()
 
 
 def test_a_worker_leaves_newer_jobs_alone_and_renders_the_others(story: Story) -> None:
