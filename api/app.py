@@ -49,7 +49,7 @@ THUMBNAIL_THREADS = 4
 UPLOAD_THREADS = 4
 INLINE_THREADS = 2
 DRY_RUN_THREADS = 2
-DRY_RUN_WAIT_S = 4.0  # for an earlier one of the tenant, which takes three at most
+DRY_RUN_WAIT_S = 4.0  # for an earlier one of the tenant, which reads for three
 DECODE_THREADS = 2  # of uploaded images: 20 bytes a pixel at worst
 SPARE_CONNECTIONS = 4  # for what runs beside requests: the job watcher's poll, readiness
 

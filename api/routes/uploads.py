@@ -92,11 +92,12 @@ async def upload_file(request: Request, caller: AnyCaller, state: State) -> Uplo
     """**A picture** for the `source` or `mask` of a recipe (scope `jobs:write`): PNG, JPEG or WebP by its content, not
     animated. It is stored upright, as an RGB PNG on white, without metadata.
 
-    **Prompts** for a batch (scope `batches:write`); blank lines are skipped. A line of `application/jsonl` is a JSON
-    object with a `prompt` and any other fields of a recipe; a line of `text/plain` is a prompt; both are UTF-8. The
-    columns of `text/csv` and `application/vnd.apache.parquet` have the names of those fields, or Chinese ones (提示词,
-    反向提示词, 种子 …). CSV has a header, is separated by commas, semicolons or tabs, and is UTF-8 or GB18030: as its
-    `charset` says, or else UTF-8 if all of it is valid UTF-8, or else GB18030. The answer names the encoding.
+    **Prompts** for a batch (scope `batches:write`). LF, CRLF or CR ends a line; blank lines are skipped. A line of
+    `application/jsonl` is a JSON object with a `prompt` and any other fields of a recipe; a line of `text/plain` is a
+    prompt; both are UTF-8. The columns of `text/csv` and `application/vnd.apache.parquet` have the names of those
+    fields, or Chinese ones (提示词, 反向提示词, 种子 …). CSV has a header, is separated by commas, semicolons or tabs,
+    and is UTF-8 or GB18030: as its `charset` says, or else UTF-8 if all of it is valid UTF-8, or else GB18030. The
+    answer names the encoding.
 
     An upload is deleted 30 days after its last use, unless the farm's settings say otherwise.
     """

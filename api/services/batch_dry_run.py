@@ -28,12 +28,13 @@ from common.batches.check import CheckedLines
 from common.batches.plan import PlannedJob, Planner, planners
 from common.catalog.catalog import Catalog
 from common.db import transaction
-from common.errors import Invalid, NotFound
+from common.errors import Invalid, NotFound, Unavailable
 from common.prompt_files.lines import Step, at_line, lines, steps
 from common.prompt_files.reader import PromptFile, open_prompts
 
 MAX_PROMPTS = 20_000
 MAX_S = 3.0
+START_S = 5.0  # for the process that reads Parquet; it takes half a second where the processors are free
 STEP_JOBS = 500  # checked together
 SHOWN_RECIPES, SHOWN_BAD, SHOWN_WARNINGS = 5, 20, 20
 RECENT_LEASES = 500  # whose images give the average size
@@ -120,11 +121,10 @@ class Tally:
 
 def dry_run(state: AppState, caller: Caller, request: BatchRequest) -> BatchDryRun:
     """Raises NotFound without the upload, Invalid for an unreadable file or a request that fits no prompt."""
-    until = time.monotonic() + MAX_S
     plan = plan_of(state, caller, request)
     with _open_prompts(state, caller, request) as (file, format):
         variants = planners(plan, state.catalog, image_finder(state, caller))
-        tally = _read(file, format, variants, state.catalog, until)
+        tally = _read(file, format, variants, state.catalog)
         length = file.length()
     if not tally.prompts:
         raise Invalid(sentence("no_prompts") if tally.is_whole else sentence("no_prompts_yet", line=tally.line))
@@ -163,10 +163,12 @@ def _open_prompts(state: AppState, caller: Caller, request: BatchRequest) -> Ite
         yield file, upload.format
 
 
-def _read(file: PromptFile, format: str, variants: list[Planner], catalog: Catalog, until: float) -> Tally:
-    """Check lines from the first one on, until MAX_PROMPTS or that time."""
-    tally = Tally()
+def _read(file: PromptFile, format: str, variants: list[Planner], catalog: Catalog) -> Tally:
+    """Check lines from the first one on, until MAX_PROMPTS or MAX_S. Raises Unavailable if reading does not begin."""
+    tally, has_begun, until = Tally(), False, time.monotonic() + START_S
     for step in steps(file.lines, max(1, STEP_JOBS // len(variants))):
+        if not has_begun and file.length():
+            has_begun, until = True, time.monotonic() + MAX_S
         checked = check.check_lines(step.lines, variants, tally.prompts - tally.bad, catalog)
         if len(tally.first) < SHOWN_RECIPES:
             right = [line for line in step.lines if line.number in checked.planned][:SHOWN_RECIPES]
@@ -176,6 +178,8 @@ def _read(file: PromptFile, format: str, variants: list[Planner], catalog: Catal
         tally.add(step, checked, format)
         if tally.prompts >= MAX_PROMPTS or time.monotonic() > until:
             break
+    if not has_begun:
+        raise Unavailable(sentence("parquet_slow"))
     return tally
 
 

@@ -29,7 +29,7 @@ PLAN_SINCE: Since = {}  # fields of a plan that not all code knows
 PLACEHOLDER = "画"
 PROMPT_TYPE: TypeAdapter[str] = TypeAdapter(Text)
 SEED_TYPE: TypeAdapter[int] = TypeAdapter(Seed)
-MAX_TEMPLATES = 1000  # lines that list their seeds have one each
+TEMPLATE_CHARS = 200_000  # of the keys of all templates of a file; lines that list their seeds have one each
 
 to_json = JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -99,7 +99,8 @@ class PlannedJob(NamedTuple):
 
 def planners(plan: Plan, catalog: Catalog, find: FindImage = find_no_image) -> list["Planner"]:
     """One for each variant that the plan makes of a prompt."""
-    return [Planner(plan, catalog, find, variant) for variant in variants(plan.matrix)]
+    found = variants(plan.matrix)
+    return [Planner(plan, catalog, find, variant, TEMPLATE_CHARS // len(found)) for variant in found]
 
 
 class Planner:
@@ -109,7 +110,12 @@ class Planner:
     """
 
     def __init__(
-        self, plan: Plan, catalog: Catalog, find: FindImage = find_no_image, variant: Variant | None = None
+        self,
+        plan: Plan,
+        catalog: Catalog,
+        find: FindImage = find_no_image,
+        variant: Variant | None = None,
+        template_chars: int = TEMPLATE_CHARS,
     ) -> None:
         self._plan = plan
         self._catalog = catalog
@@ -117,6 +123,7 @@ class Planner:
         self._variant = variant or {}
         self._common = {"count": plan.images_per_prompt, **plan.defaults, **self._variant}
         self._templates: dict[str, RecipeTemplate | None] = {}
+        self._template_chars, self._most_chars = 0, template_chars
         self._default_template = self._full({"prompt": PLACEHOLDER}, 0).template
 
     def plan(self, fields: Mapping[str, Any], position: int) -> PlannedJob:
@@ -142,14 +149,19 @@ class Planner:
         if "seed" in others:
             others["seed"] = None
         key = repr(others)  # so that 1, 1.0 and True differ
-        if key not in self._templates:
-            if len(self._templates) >= MAX_TEMPLATES:
-                self._templates.clear()
-            try:
-                self._templates[key] = self._full(others, 0).template
-            except Invalid:
-                self._templates[key] = None
-        return self._templates[key]
+        if key in self._templates:
+            return self._templates[key]
+        try:
+            template = self._full(others, 0).template
+        except Invalid:
+            template = None
+        if self._template_chars + len(key) > self._most_chars:
+            self._templates.clear()
+            self._template_chars = 0
+        if len(key) <= self._most_chars:
+            self._templates[key] = template
+            self._template_chars += len(key)
+        return template
 
     def _full(self, fields: Mapping[str, Any], position: int) -> PlannedJob:
         """By resolving a draft, as for a single job."""

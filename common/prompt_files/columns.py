@@ -42,12 +42,17 @@ FLOATS = {"guidance", "strength"}
 LISTS = {"seeds", "lora"}
 
 MAX_CACHED_NAMES = 10_000
+MAX_NAME = 100  # characters; no longer name means a field, and none is remembered
 MAX_SHOWN = 5  # columns in an error
 
 
-@lru_cache(MAX_CACHED_NAMES)
 def field_of(name: str) -> str:
     """The field that a name means; the name itself if it means none. Ignores case, spaces, hyphens and underscores."""
+    return _field_of(name) if len(name) <= MAX_NAME else name
+
+
+@lru_cache(MAX_CACHED_NAMES)
+def _field_of(name: str) -> str:
     plain = re.sub(r"[\s_-]+", "_", name.strip()).casefold()
     return ALIASES.get(plain, name)
 

@@ -260,14 +260,9 @@ class _CsvFeed:
 # Bytes
 
 
-class RawLine(NamedTuple):
-    """The bytes of a line, with its end. `content` is None if they are too many."""
+RawLine = tuple[int, bytes | None]  # its size, and its bytes with its end; None if they are too many
 
-    size: int
-    content: bytes | None
-
-
-DROPPED = RawLine(0, None)
+DROPPED: RawLine = (0, None)
 
 
 def _split_lines(blocks: Iterable[bytes]) -> Iterator[RawLine]:
@@ -277,19 +272,16 @@ def _split_lines(blocks: Iterable[bytes]) -> Iterator[RawLine]:
         whole = (rest + block).splitlines(keepends=True)
         rest = whole.pop() if whole and not whole[-1].endswith(b"\n") else b""  # the LF of a CRLF may follow
         for content in whole:
-            yield _raw_line(content, dropped)
+            size = dropped + len(content)
             dropped = 0
+            yield size, content if size <= MAX_LINE_BYTES else None
         if dropped + len(rest) > MAX_LINE_BYTES:
             size, rest = dropped + len(rest), b"\r" if rest.endswith(b"\r") else b""
             dropped = size - len(rest)
             yield DROPPED
     if rest or dropped:
-        yield _raw_line(rest, dropped)
-
-
-def _raw_line(content: bytes, dropped: int) -> RawLine:
-    size = dropped + len(content)
-    return RawLine(size, None if size > MAX_LINE_BYTES else content)
+        size = dropped + len(rest)
+        yield size, rest if size <= MAX_LINE_BYTES else None
 
 
 def count_line_ends(blocks: Iterable[bytes]) -> int:

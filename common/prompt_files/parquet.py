@@ -50,7 +50,7 @@ class ParquetRows:
             elif message.startswith(b"S "):
                 number += int(message[2:])
                 yield Gap(number, number)
-            elif len(message) > MAX_LINE_BYTES:
+            elif message == b"L" or len(message) > MAX_LINE_BYTES:
                 number += 1
                 yield Line(number, number, number, TOO_LONG, 0, raise_invalid)
             else:

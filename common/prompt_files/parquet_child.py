@@ -7,6 +7,7 @@ ends this process, and not its parent. Messages on stdin and stdout, a line each
                                      ← R offset size     a request for these bytes
                bytes →
                                      ← {"prompt": …}     the next row
+                                     ← L                 the next row, which is too long to be sent
                                      ← S 1000            so many rows with nothing in them are skipped
                                      ← E {"text": …}     an error, which ends this process: a Sentence
                                      ← .                 the end of the rows
@@ -24,6 +25,7 @@ from typing import Any, NoReturn
 from common.errors import Invalid
 from common.prompt_files import sentence
 from common.prompt_files.columns import FLOATS, INTEGERS, columns_of
+from common.prompt_files.lines import MAX_LINE_BYTES
 from common.sentences import Sentence
 
 BATCH_ROWS = (65_536, 256)  # unpacked at once: many, or few where many take BATCH_BYTES
@@ -158,7 +160,8 @@ def send_batch(batch: Any, columns: Sequence[str]) -> None:
             if any(value is not None for value in fields.values()):
                 if place > sent:
                     send(f"S {place - sent}")
-                send(to_json(fields))
+                text = to_json(fields)
+                send(text if len(text) <= MAX_LINE_BYTES else "L")
                 sent = place + 1
     if batch.num_rows > sent:
         send(f"S {batch.num_rows - sent}")

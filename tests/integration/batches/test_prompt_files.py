@@ -316,14 +316,18 @@ def test_a_dry_run_is_refused_as_the_batch_would_be(client: httpx.Client) -> Non
 def test_a_dry_run_ends_in_time_whatever_the_lines_are(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blank lines, which take longer than that to read, and a reader of Parquet that does not answer."""
     monkeypatch.setattr(batch_dry_run, "MAX_S", 0.2)
+    monkeypatch.setattr(batch_dry_run, "START_S", 0.2)
     blank = upload(client, b"\n" * 20_000_000, "text/plain")["id"]
     table = upload(client, parquet(prompt=["a"]), PARQUET)["id"]
     monkeypatch.setattr(parquet_reader, "READER", ("sleep", "60"))
-    for file in (blank, table):
+    for file, status, says in (
+        (blank, 422, "No prompt was found up to line "),
+        (table, 503, "The process that reads the Parquet file did not start"),
+    ):
         began = time.monotonic()
         answer = client.post("/v1/batches", params={"dry_run": "true"}, json={"upload": file})
         assert time.monotonic() - began < 3
-        assert (answer.status_code, answer.json()["detail"][:31]) == (422, "No prompt was found up to line ")
+        assert (answer.status_code, answer.json()["detail"][: len(says)]) == (status, says)
 
 
 def test_a_tenant_has_one_dry_run_at_a_time_and_nobody_else_waits_for_it(
@@ -332,7 +336,7 @@ def test_a_tenant_has_one_dry_run_at_a_time_and_nobody_else_waits_for_it(
     (tmp_path / "busy").touch()
     monkeypatch.setattr(parquet_reader, "READER", ("sh", "-c", f"while [ -e {tmp_path}/busy ]; do sleep 0.05; done"))
     monkeypatch.setattr(api.app.state.shared.dry_run_turns, "wait_s", 0.1)
-    monkeypatch.setattr(batch_dry_run, "MAX_S", 60)
+    monkeypatch.setattr(batch_dry_run, "START_S", 60)
 
     def hold(tenant: httpx.Client, threads: int) -> Future[httpx.Response]:
         file = {"upload": upload(tenant, parquet(prompt=["a"]), PARQUET)["id"]}

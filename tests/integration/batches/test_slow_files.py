@@ -2,17 +2,19 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from uuid import UUID
 
 import pytest
 
 from common.batches import lifecycle as batches
+from common.broker import Broker
 from common.config import Settings
 from common.db import transaction
 from common.prompt_files import lines
 from tests.support.batch_stories import PLAN, BatchStory
 from tests.support.stories import Story
-from tests.support.workers import until
+from tests.support.workers import QUICK, log_of, running, until
 from worker.control import batch_expander
 
 BLANK = 40_000_000  # lines, which take more than five seconds to read
@@ -50,14 +52,20 @@ def test_a_batch_that_is_cancelled_while_its_file_is_checked_is_left_at_once(
     assert farm.batch(batch_id).offset < len(data)
 
 
-def test_a_worker_that_is_asked_to_end_leaves_a_file_in_the_middle(farm: BatchStory, aside: ThreadPoolExecutor) -> None:
+def test_a_control_worker_that_is_asked_to_end_leaves_a_file_in_the_middle(
+    farm: BatchStory, settings: Settings, tmp_path: Path
+) -> None:
     batch_id = batch_of_file(farm, b"\n" * BLANK)
-    work = aside.submit(farm.expander.work, batch_id, 60)
-    until(lambda: farm.batch(batch_id).offset > 0)
-    farm.expander.leave()
-    began = time.monotonic()
-    assert work.result(30)
-    assert time.monotonic() - began < 2
+    with running(tmp_path, settings, "control", **QUICK) as control:
+        assert Broker(settings).advance(batch_id)
+        until(lambda: farm.batch(batch_id).offset > 0)
+        control.terminate()
+        assert control.wait(60) == 0
+    assert "Traceback" not in log_of(control)
+    left_at = farm.batch(batch_id).offset
+    assert left_at < BLANK
+    assert farm.expander.work(batch_id, 0)  # another one goes on from there
+    assert farm.batch(batch_id).offset > left_at
 
 
 def test_a_file_is_read_on_where_a_slice_ended_though_nothing_came_of_it(farm: BatchStory, small_steps: None) -> None:

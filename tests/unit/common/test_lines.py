@@ -404,6 +404,11 @@ def test_a_file_that_is_no_table_of_prompts_is_refused(parquet: Callable[..., Pa
             parquet_lines_of(make())
 
 
+def test_a_row_that_is_too_long_is_not_sent(parquet: Callable[..., Path]) -> None:
+    _, found = parquet_lines_of(parquet({"prompt": ["x" * (MAX_LINE_BYTES + 1), "红"]}))
+    assert outcomes(found) == [f"1: it is longer than {MAX_LINE_BYTES:,} bytes; shorten it.", {"prompt": "红"}]
+
+
 def test_a_file_that_unpacks_to_too_much_memory_is_refused(
     parquet: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """The recipes of a batch, and its errors, are those that its prompts would have as single jobs."""
 
 import json
+import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from common.batches.plan import Plan, Planner
+from common.batches.plan import Plan, Planner, planners
 from common.catalog.catalog import read
 from common.errors import Invalid, UnknownModel, wrong_fields
+from common.prompt_files.columns import fields_of
 from common.recipes.recipe import MAX_SEED, Draft, Recipe, resolve
 
 CATALOG = read(Path(__file__).parents[3] / "models" / "catalog.toml")
@@ -105,6 +107,21 @@ def test_equal_lines_share_a_template() -> None:
         for place, more in enumerate([{}, {}, {"steps": 2, "seed": 1}, {"steps": 2, "seed": 7}])
     ]
     assert templates[0] is templates[1] is not templates[2] is templates[3]
+
+
+def test_what_long_lines_say_is_not_kept() -> None:
+    matrix = {"guidance": [1 + n / 10 for n in range(20)]}
+    variants = planners(Plan(defaults={"model": "mini-zh"}, matrix=matrix, images_per_prompt=1, seed=0), CATALOG)
+    tracemalloc.start()
+    for n in range(20):
+        fields = fields_of({"prompt": "红", "negative_prompt": f"{n}" + "水" * 100_000, f"{n}" + "x" * 100_000: 1})
+        for variant in variants:
+            with pytest.raises(Invalid):
+                variant.plan(fields, 0)
+    del fields
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 2_000_000
 
 
 def test_equal_numbers_of_different_types_are_different() -> None:
