@@ -5,6 +5,7 @@ workers of xdist share them; each test has its own database, bucket and emptied 
 separated: a test may receive messages of another worker's test.
 """
 
+import gc
 import os
 import shutil
 import signal
@@ -66,6 +67,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_configure_node(node: Any) -> None:
     run = node.config.stash[RUN]
     node.workerinput |= {"run_root": str(run.root), "run_pid": run.pid}
+
+
+def pytest_collection_finish() -> None:
+    """No later garbage collection goes through the million objects of the imported modules: torch is one of them."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
