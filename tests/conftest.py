@@ -5,13 +5,13 @@ workers of xdist share them; each test has its own database, bucket and emptied 
 separated: a test may receive messages of another worker's test.
 """
 
+import gc
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -19,20 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import psycopg
 import pytest
 import redis
 from sqlalchemy import Engine
 
 from common.config import Settings
-from common.db import connect, migrate
+from common.db import connect
 from common.sentences import Sentence
 from embedded.farm import variables
 from embedded.instance import S3_ACCOUNT, Instance, find_instance
 from embedded.processes import exclusive
 from embedded.servers import s3_client
-
-TEMPLATE = "template_of_tests"
+from tests.support.databases import Databases, make_template
 
 OwnSettings = Callable[[Path], AbstractContextManager[Settings]]
 
@@ -69,6 +67,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_configure_node(node: Any) -> None:
     run = node.config.stash[RUN]
     node.workerinput |= {"run_root": str(run.root), "run_pid": run.pid}
+
+
+def pytest_collection_finish() -> None:
+    """No later garbage collection goes through the million objects of the imported modules: torch is one of them."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -122,14 +126,11 @@ def instance_of(run: Run) -> Instance:
     return instance
 
 
-def make_template(instance: Instance) -> None:
-    execute(instance, f"CREATE DATABASE {TEMPLATE}")
-    migrate(instance.database_url(instance.host, TEMPLATE))
-
-
-def execute(instance: Instance, statement: str) -> None:
-    with psycopg.connect(instance.database_url(instance.host, "postgres"), autocommit=True) as connection:
-        connection.execute(statement.encode())
+@pytest.fixture(scope="session")
+def databases(servers: Instance) -> Iterator[Databases]:
+    databases = Databases(servers)
+    yield databases
+    databases.close()
 
 
 @pytest.fixture(scope="session")
@@ -138,15 +139,14 @@ def s3_of_run(servers: Instance) -> Any:
 
 
 @pytest.fixture(scope="session")
-def own_settings(servers: Instance, s3_of_run: Any, pytestconfig: pytest.Config) -> OwnSettings:
+def own_settings(servers: Instance, databases: Databases, s3_of_run: Any, pytestconfig: pytest.Config) -> OwnSettings:
     """Settings with a database and a bucket of their own during the block; one block at a time per process, for they
     share a Redis database.
     """
 
     @contextmanager
     def own(home: Path) -> Iterator[Settings]:
-        name, worker = f"test-{uuid.uuid4().hex}", pytestconfig.stash[RUN].worker
-        execute(servers, f'CREATE DATABASE "{name}" TEMPLATE {TEMPLATE} STRATEGY FILE_COPY')
+        name, worker = databases.take(), pytestconfig.stash[RUN].worker
         redis_url = f"redis://:{servers.secrets['valkey']}@{servers.host}:{servers.ports['valkey']}/{worker}"
         with redis.Redis.from_url(redis_url) as client:
             client.flushdb()
@@ -164,7 +164,7 @@ def own_settings(servers: Instance, s3_of_run: Any, pytestconfig: pytest.Config)
             key_pepper="the pepper of the tests",
             device="stub",
         )
-        execute(servers, f'DROP DATABASE "{name}" WITH (FORCE)')
+        databases.give_back(name)
 
     return own
 

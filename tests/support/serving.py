@@ -38,7 +38,8 @@ class Api:
         return self.stranger(headers={"Authorization": f"Bearer {key.secret}"})
 
     def stranger(self, **options: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=120, trust_env=False, **options)
+        # Without certificates, which take 25 ms to read: nothing here is https.
+        return httpx.Client(base_url=self.url, timeout=120, trust_env=False, verify=False, **options)
 
 
 @contextmanager

@@ -50,28 +50,36 @@ def call(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest
 
 
 def test_what_loads_is_ok_if_its_checksums_are_known(tmp_path: Path) -> None:
-    """The shipped model, and the same one without checksums. To verify needs neither tables nor queues."""
-    shutil.copytree(SHIPPED_CATALOG.parent, tmp_path / "models")
-    catalog = tmp_path / "models" / "catalog.toml"
-    shipped = catalog.read_text()
+    """The shipped model; the same without checksums; and complete files that do not fit together. To find that out
+    needs neither tables nor queues.
+    """
+    models = shutil.copytree(SHIPPED_CATALOG.parent, tmp_path / "models")
+    shipped = (models / "catalog.toml").read_text()
     entry = shipped[shipped.index("[models.mini-zh]") : shipped.index("[models.mini-zh.sha256]")]
-    catalog.write_text(f"{shipped}\n{entry.replace('mini-zh]', 'bare]').replace('mini-zh.', 'bare.')}")
+    for name in ("bare", "misfit"):
+        shipped += "\n" + entry.replace("models.mini-zh", f"models.{name}").replace("./mini-zh", f"./{name}")
+        shutil.copytree(models / "mini-zh", models / name)
+    (models / "catalog.toml").write_text(shipped)
+    config = models / "misfit/text_encoder/config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "num_hidden_layers": 9}))
     code = """
 import sys
 from cli.main import main
 try:
-    main(["--format=json", "models", "verify", "mini-zh", "bare"])
-except SystemExit as ended:
-    sys.exit(ended.code or [n for n in ("fastapi", "sqlalchemy", "celery", "boto3", "torch") if n in sys.modules] or 0)
+    main(["--format=json", "models", "verify", "mini-zh", "bare", "misfit"])
+except SystemExit:
+    sys.exit([n for n in ("fastapi", "sqlalchemy", "celery", "boto3", "torch") if n in sys.modules] or 0)
 """
-    environment = {**os.environ, "HUAFANG_HOME": str(tmp_path / "home"), "HUAFANG_CATALOG": str(catalog)}
+    environment = {**os.environ, "HUAFANG_HOME": str(tmp_path), "HUAFANG_CATALOG": str(models / "catalog.toml")}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120, check=False
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
     found = {each["model"]: (each["verdict"], each["details"]) for each in json.loads(done.stdout)}
     assert found["mini-zh"] == ("ok", [])
     assert found["bare"][0] == "unchecked"
+    assert (found["misfit"][0], "text_encoder lacks" in found["misfit"][1][0]) == ("bad", True)
+    assert [line.partition(" the ")[0] for line in done.stderr.splitlines()] == ["huafang: misfit:"]
 
 
 def test_files_are_verified_without_torch() -> None:
