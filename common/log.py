@@ -61,9 +61,19 @@ EVENTS: dict[str, tuple[int, str]] = {
     "batch_expanded": (logging.INFO, "Jobs of a batch were inserted."),
     "batch_stopped": (logging.WARNING, "A batch was paused by its stop rule: too many of its images failed."),
     "batch_refused": (logging.WARNING, "A batch was refused: its file has prompts that cannot be rendered."),
+    "advance_failed": (logging.ERROR, "The work on a batch failed for an unforeseen reason; it is tried again later."),
+    "batch_given_up": (
+        logging.ERROR,
+        "The work on a batch failed too often for unforeseen reasons: the batch has ended.",
+    ),
     "dataset_shard_written": (logging.INFO, "A shard of a dataset was written."),
     "dataset_ready": (logging.INFO, "A dataset is ready: all its files are written."),
     "dataset_failed": (logging.WARNING, "A dataset cannot be written."),
+    "export_failed": (
+        logging.ERROR,
+        "A dataset could not be written for an unforeseen reason; it is tried again later.",
+    ),
+    "dataset_given_up": (logging.ERROR, "A dataset failed too often for unforeseen reasons: it has ended."),
     "picture_lost": (logging.ERROR, "An image file is missing or damaged; its dataset counts it as failed."),
     "sweep_failed": (logging.ERROR, "A step of the sweep failed; the next sweep tries again."),
 }
