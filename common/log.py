@@ -75,7 +75,7 @@ EVENTS: dict[str, tuple[int, str]] = {
     ),
     "dataset_given_up": (logging.ERROR, "A dataset failed too often for unforeseen reasons: it has ended."),
     "picture_lost": (logging.ERROR, "An image file is missing or damaged; its dataset counts it as failed."),
-    "sweep_failed": (logging.ERROR, "A step of the sweep failed; the next sweep tries again."),
+    "sweep_failed": (logging.ERROR, "A step of the sweep failed for an unforeseen reason; it is tried again later."),
 }
 
 
