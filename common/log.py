@@ -47,7 +47,9 @@ EVENTS: dict[str, tuple[int, str]] = {
     "image_failed": (logging.WARNING, "An image failed."),
     "render_failed": (logging.ERROR, "A pipeline failed for an unforeseen reason."),
     "store_failed": (logging.ERROR, "An image could not be stored for an unforeseen reason."),
-    "publish_failed": (logging.ERROR, "Images could not be published for an unforeseen reason."),
+    "microbatch_failed": (logging.ERROR, "A microbatch failed for an unforeseen reason; it counts as an attempt."),
+    "discard_failed": (logging.ERROR, "Images could not be deleted for an unforeseen reason; the sweep does so later."),
+    "input_failed": (logging.ERROR, "An input image could not be used for an unforeseen reason."),
     "render_loop_failed": (logging.ERROR, "The render loop failed for an unforeseen reason; it goes on."),
     "heartbeat_failed": (logging.ERROR, "A heartbeat failed for an unforeseen reason; the next one follows."),
     # control workers
@@ -88,7 +90,7 @@ def set_up(level: str = "INFO") -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
-def log_event(event: str, *, exc_info: bool = False, **fields: Any) -> None:
+def log_event(event: str, *, exc_info: bool | Exception = False, **fields: Any) -> None:
     """Log an event: its id, its fields as `key=value`, and its sentence."""
     level, sentence = EVENTS[event]
     if logger.isEnabledFor(level):

@@ -2,6 +2,7 @@
 
     claim ──► start ──► publish      the lease starts its images, and makes the rendered ones visible
       └─────────┴─────► release      or gives unfinished images back
+      └─────────┴─────► fail         or counts an attempt of each: the worker failed for an unforeseen reason
                   └───► rescue       or expires, and the sweep takes its images back
 
 A lease changes only images whose row names it: its id is the fence. A claimed image stays `queued` until its lease
@@ -16,7 +17,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from common.enums import ImageState
-from common.failures import rests
+from common.failures import INTERNAL_ERROR, rests
 from common.queue import sentence
 from common.queue.claim import Microbatch
 from common.queue.jobs import SETTLE, lock_jobs_of_images
@@ -64,12 +65,7 @@ class Rescued:
 
 def start(connection: Connection, microbatch: Microbatch) -> frozenset[UUID]:
     """Start a lease and count the attempt; the images that are still wanted of it. A lease starts once."""
-    lease = {"lease": microbatch.lease_id}
-    if connection.execute(START_LEASE, lease).first() is None:
-        return frozenset()
-    ids = [image.id for image in microbatch.images]
-    lock_jobs_of_images(connection, ids)
-    return frozenset(connection.execute(START_IMAGES, lease | {"images": ids}).scalars())
+    return _start(connection, microbatch.lease_id, [image.id for image in microbatch.images])
 
 
 def publish(connection: Connection, lease_id: UUID, outcomes: Sequence[Outcome]) -> Published:
@@ -90,6 +86,16 @@ def publish(connection: Connection, lease_id: UUID, outcomes: Sequence[Outcome])
     ids = [outcome.image_id for outcome in outcomes]
     visible = connection.execute(VISIBLE, {"lease": lease_id, "ids": ids}).scalars().all()
     return Published(frozenset(visible), tuple(ended_jobs))
+
+
+def fail(connection: Connection, lease_id: UUID, image_ids: Sequence[UUID], message: str) -> Published:
+    """End a lease, started or not, that failed at these images for an unforeseen reason: counts an attempt of each."""
+    _start(connection, lease_id, image_ids)
+    outcomes = [
+        Outcome(image_id, ImageState.FAILED, error_code=INTERNAL_ERROR, error_message=message, retryable=True)
+        for image_id in image_ids
+    ]
+    return publish(connection, lease_id, outcomes)
 
 
 def release(connection: Connection, lease_id: UUID) -> int:
@@ -148,6 +154,15 @@ def orphaned_keys(connection: Connection, grace_s: float, limit: int = 100) -> d
 def mark_cleaned(connection: Connection, lease_ids: Sequence[UUID]) -> None:
     """Record that the orphaned keys of these leases were deleted."""
     connection.execute(MARK_CLEANED, {"leases": list(lease_ids)})
+
+
+def _start(connection: Connection, lease_id: UUID, image_ids: Sequence[UUID]) -> frozenset[UUID]:
+    lease = {"lease": lease_id}
+    if connection.execute(START_LEASE, lease).first() is None:
+        return frozenset()
+    ids = list(image_ids)
+    lock_jobs_of_images(connection, ids)
+    return frozenset(connection.execute(START_IMAGES, lease | {"images": ids}).scalars())
 
 
 def _lock(connection: Connection, lease_id: UUID) -> None:
