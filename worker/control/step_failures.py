@@ -52,7 +52,7 @@ class StepFailures:
         """The step has succeeded, at these rows."""
         for subject in map(str, subjects):
             if self._counts.pop((step, subject), 0):
-                with suppress(Unavailable), transaction(self._database) as connection:
+                with suppress(Exception), transaction(self._database) as connection:  # it is forgotten later
                     failures.forget(connection, step, subject)
 
     def _counted(self, step: str, subject: str, act: Callable[[], R]) -> list[R]:
@@ -74,5 +74,5 @@ class StepFailures:
         log_event("sweep_failed", exc_info=True, step=step, **fields, reference=reference)
         if not subject:
             self._rests[step] = self._clock() + failures.rest_s(before)
-        with suppress(Unavailable), transaction(self._database) as connection:
+        with suppress(Exception), transaction(self._database) as connection:  # the log has it
             failures.record(connection, step, subject, reference)

@@ -285,7 +285,7 @@ class RenderLoop:
         """Inside the `except` of an unforeseen exception: log it, and count it for an alert."""
         reference = failures.new_reference()
         log_event("render_loop_failed", exc_info=True, worker=self._worker_id, reference=reference)
-        with suppress(Unavailable), transaction(self._database) as connection:
+        with suppress(Exception), transaction(self._database) as connection:  # the log has it
             failures.record(connection, "render", str(self._worker_id), reference)
 
     def pause(self, paused: bool) -> None:
