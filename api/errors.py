@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from api import sentence
+from common import failures
 from common.errors import Busy, Error, FieldError, Invalid, Unavailable, pydantic_sentence
 from common.log import log_event
 from common.sentences import Sentence
@@ -78,7 +79,7 @@ async def render_http_error(request: Request, error: Exception) -> Response:
     """What is refused before a route runs: an unknown path or method, a body that is too large or incomplete."""
     assert isinstance(error, HTTPException)
     detail = sentence("path_unknown", path=request.url.path) if error.status_code == 404 else error.detail
-    code = CODES.get(error.status_code, "invalid" if error.status_code < 500 else "error")
+    code = CODES.get(error.status_code, "invalid" if error.status_code < 500 else failures.INTERNAL_ERROR)
     wrong = [FieldError("body", Sentence(detail, code, {}))] if error.status_code in (400, 413) else []
     return problem(request, error.status_code, code, detail, wrong, error.headers)
 
@@ -86,7 +87,9 @@ async def render_http_error(request: Request, error: Exception) -> Response:
 def render_server_error(request: Request) -> Response:
     """For an unexpected exception, inside its `except`: logs the traceback with the request's id."""
     log_event("request_failed", exc_info=True, request=request_id(request), path=request.url.path)
-    return problem(request, 500, "error", sentence("unexpected_error"))
+    return problem(
+        request, 500, failures.INTERNAL_ERROR, failures.internal_error(request_id(request) or "request_failed")
+    )
 
 
 def problem(

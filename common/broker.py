@@ -29,6 +29,7 @@ BURST_S = 0.02
 PROGRESS_EXPIRES_S = 120
 PUBSUB_OPTIONS: Mapping[str, Any] = {  # of a client that subscribes, synchronous or not
     "decode_responses": True,
+    "encoding_errors": "replace",  # anyone who reaches Redis can write there: bytes must not end who listens
     "socket_connect_timeout": 3,
     "socket_keepalive": True,
     "health_check_interval": 5,

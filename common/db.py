@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 # What this code understands. It is raised with each migration, and before anything is stored that the code before does
 # not know.
-CODE = 1
-NEEDS = 2  # the least revision of the tables that this code works with
+CODE = 2
+NEEDS = 3  # the least revision of the tables that this code works with
 IDLE_S = 1.0  # a connection that was used within this time is not pinged
 
 

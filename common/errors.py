@@ -12,7 +12,7 @@
     ├── Unavailable           503: a service of the farm is down for now
     └── RenderFailed          never HTTP: why an image failed, stored with it
         ├── ModelRefused / LoraRefused      a worker will not load this
-        ├── OutOfMemory / NanImage / PromptRefused / SourceGone / WorkerLost / Interrupted
+        ├── OutOfMemory / NanImage / PromptRefused / SourceGone / WorkerLost / InternalError / Interrupted
 
 The message of an error is one sentence for a person: what is wrong and, where it helps, what to do. Pure: no I/O, and
 no knowledge of HTTP beyond the status number.
@@ -175,6 +175,12 @@ class LoraRefused(RenderFailed):
     """A worker will not load this LoRA: its file is missing, damaged, or not for this model."""
 
     code = "lora_refused"
+
+
+class InternalError(RenderFailed):
+    """The worker failed for an unforeseen reason, which its log has under a reference."""
+
+    code = "internal_error"
 
 
 class Interrupted(RenderFailed):

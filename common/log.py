@@ -49,7 +49,9 @@ EVENTS: dict[str, tuple[int, str]] = {
     "image_failed": (logging.WARNING, "An image failed."),
     "render_failed": (logging.ERROR, "A pipeline failed for an unforeseen reason."),
     "store_failed": (logging.ERROR, "An image could not be stored for an unforeseen reason."),
-    "publish_failed": (logging.ERROR, "Images could not be published for an unforeseen reason."),
+    "microbatch_failed": (logging.ERROR, "A microbatch failed for an unforeseen reason; it counts as an attempt."),
+    "discard_failed": (logging.ERROR, "Images could not be deleted for an unforeseen reason; the sweep does so later."),
+    "input_failed": (logging.ERROR, "An input image could not be used for an unforeseen reason."),
     "render_loop_failed": (logging.ERROR, "The render loop failed for an unforeseen reason; it goes on."),
     "heartbeat_failed": (logging.ERROR, "A heartbeat failed for an unforeseen reason; the next one follows."),
     # control workers
@@ -63,11 +65,21 @@ EVENTS: dict[str, tuple[int, str]] = {
     "batch_expanded": (logging.INFO, "Jobs of a batch were inserted."),
     "batch_stopped": (logging.WARNING, "A batch was paused by its stop rule: too many of its images failed."),
     "batch_refused": (logging.WARNING, "A batch was refused: its file has prompts that cannot be rendered."),
+    "advance_failed": (logging.ERROR, "The work on a batch failed for an unforeseen reason; it is tried again later."),
+    "batch_given_up": (
+        logging.ERROR,
+        "The work on a batch failed too often for unforeseen reasons: the batch has ended.",
+    ),
     "dataset_shard_written": (logging.INFO, "A shard of a dataset was written."),
     "dataset_ready": (logging.INFO, "A dataset is ready: all its files are written."),
     "dataset_failed": (logging.WARNING, "A dataset cannot be written."),
+    "export_failed": (
+        logging.ERROR,
+        "A dataset could not be written for an unforeseen reason; it is tried again later.",
+    ),
+    "dataset_given_up": (logging.ERROR, "A dataset failed too often for unforeseen reasons: it has ended."),
     "picture_lost": (logging.ERROR, "An image file is missing or damaged; its dataset counts it as failed."),
-    "sweep_failed": (logging.ERROR, "A step of the sweep failed; the next sweep tries again."),
+    "sweep_failed": (logging.ERROR, "A step of the sweep failed for an unforeseen reason; it is tried again later."),
 }
 
 
@@ -96,7 +108,7 @@ def set_up(level: str = "INFO") -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
-def log_event(event: str, *, exc_info: bool = False, **fields: Any) -> None:
+def log_event(event: str, *, exc_info: bool | Exception = False, **fields: Any) -> None:
     """Log an event: its id, its fields as `key=value`, and its sentence."""
     level, sentence = EVENTS[event]
     if logger.isEnabledFor(level):

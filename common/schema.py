@@ -161,6 +161,8 @@ batches = Table(
     Column("paused_because", Text),  # why it last paused automatically
     Column("error_code", Text),
     Column("error_message", Text),
+    Column("failures", SmallInteger, nullable=False, server_default="0"),  # unforeseen ones, since the last success
+    Column("retry_at", Moment),  # no control worker works on it before
     Column("request_id", Text),
     Column("created_at", Moment, nullable=False, server_default=func.now()),
     Column("touched_at", Moment, nullable=False, server_default=func.now()),  # when a control worker last worked on it
@@ -173,6 +175,7 @@ batches = Table(
     CheckConstraint("expanded_at IS NULL OR (checked_at IS NOT NULL AND jobs = prompts * variants)", name="expanded"),
     Index("batches_tenant_id_idx", "tenant_id", "id"),
     Index("batches_open_idx", "id", postgresql_where=text("finished_at IS NULL")),
+    Index("batches_internal_error_idx", "tenant_id", postgresql_where=text("error_code = 'internal_error'")),
     Index(  # one retry of a batch at a time; cancelled ones do not count
         "batches_parent_id_idx",
         "parent_id",
@@ -226,6 +229,8 @@ datasets = Table(
     Column("owner_id", Uuid),  # the fence: the call that writes it now
     Column("error_code", Text),
     Column("error_message", Text),
+    Column("failures", SmallInteger, nullable=False, server_default="0"),  # unforeseen ones, since the last success
+    Column("retry_at", Moment),  # no control worker works on it before
     Column("request_id", Text),
     Column("created_at", Moment, nullable=False, server_default=func.now()),
     Column("touched_at", Moment, nullable=False, server_default=func.now()),  # when a control worker last worked on it
@@ -237,6 +242,7 @@ datasets = Table(
     CheckConstraint("(digest IS NOT NULL) = (finished_at IS NOT NULL AND error_code IS NULL)", name="ready"),
     Index("datasets_tenant_id_idx", "tenant_id", "id"),
     Index("datasets_open_idx", "id", postgresql_where=text("finished_at IS NULL")),
+    Index("datasets_internal_error_idx", "tenant_id", postgresql_where=text("error_code = 'internal_error'")),
 )
 
 lanes = Table(
@@ -450,4 +456,17 @@ lane_samples = Table(
     Column("flagged", BigInteger, nullable=False),
     Column("failed", BigInteger, nullable=False),
     Column("cancelled", BigInteger, nullable=False),
+)
+
+# What fails for an unforeseen reason again and again, by step and, if it was one row, its id: see `common.failures`.
+step_failures = Table(
+    "step_failures",
+    metadata,
+    Column("step", Text, primary_key=True),
+    Column("subject", Text, primary_key=True, server_default=""),
+    Column("failures", Integer, nullable=False, server_default="1"),  # in a row
+    Column("reference", Text, nullable=False),  # in the log, of the last one
+    Column("since", Moment, nullable=False, server_default=func.now()),
+    Column("failed_at", Moment, nullable=False, server_default=func.now()),
+    Column("retry_at", Moment, nullable=False),
 )

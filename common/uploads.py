@@ -4,12 +4,14 @@ A recipe may also start from a stored image of its tenant. An image that the saf
 upload is kept while a batch refers to it, and for some days after a recipe last did. Knows no file format.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from common.failures import rests
 from common.recipes.img2img import InputImage
 from common.storage import upload_key
 
@@ -50,12 +52,17 @@ def find_image(connection: Connection, tenant_id: UUID, image_id: UUID) -> Input
     return InputImage(id=row.id, sha256=row.sha256, key=key, width=row.width, height=row.height)
 
 
-def take_unused(connection: Connection, days: float, limit: int = 20) -> list[tuple[UUID, str]]:
-    """Delete the rows of uploads that nothing has referred to for so many days; their ids and formats.
+def unused(connection: Connection, days: float, limit: int = 20) -> list[UUID]:
+    """Uploads that nothing has referred to for so many days."""
+    return list(connection.execute(UNUSED, {"days": days, "limit": limit}).scalars())
+
+
+def take_unused(connection: Connection, upload_ids: Sequence[UUID], days: float) -> list[tuple[UUID, str]]:
+    """Delete the rows of those of these uploads that nothing has referred to for so many days; their ids and formats.
 
     Delete their bytes before the COMMIT: a transaction that reads one of them waits, and then does not find it.
     """
-    rows = connection.execute(TAKE_UNUSED, {"days": days, "limit": limit}).all()
+    rows = connection.execute(TAKE_UNUSED, {"uploads": list(upload_ids), "days": days}).all()
     return [(row.id, row.format) for row in rows]
 
 
@@ -90,12 +97,20 @@ FIND_IMAGE = text(f"""
     WHERE images.id = :image AND jobs.tenant_id = :tenant AND images.state = 'stored'
 """)
 
-# Deletes old uploads that no batch refers to.
-TAKE_UNUSED = text("""
+# Whether an upload is old and no batch refers to it.
+IS_UNUSED = """
+    used_at < now() - make_interval(secs => 86400 * cast(:days AS double precision))
+    AND NOT EXISTS (SELECT FROM batches WHERE batches.upload_id = uploads.id)
+"""
+
+# Finds unused uploads.
+UNUSED = text(f"""
+    SELECT id FROM uploads WHERE {IS_UNUSED} AND NOT {rests("delete_uploads", "uploads.id")} ORDER BY id LIMIT :limit
+""")
+
+# Deletes those of these uploads that are unused.
+TAKE_UNUSED = text(f"""
     DELETE FROM uploads WHERE id = ANY(ARRAY(
-        SELECT id FROM uploads
-        WHERE used_at < now() - make_interval(secs => 86400 * cast(:days AS double precision))
-            AND NOT EXISTS (SELECT FROM batches WHERE batches.upload_id = uploads.id)
-        ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED))
+        SELECT id FROM uploads WHERE id = ANY(:uploads) AND {IS_UNUSED} ORDER BY id FOR UPDATE SKIP LOCKED))
     RETURNING id, format
 """)

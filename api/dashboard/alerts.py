@@ -1,4 +1,4 @@
-"""What needs an operator's attention, as sentences. Of batches, only those of the caller's tenant."""
+"""What needs an operator's attention, as sentences. Of batches and datasets, only those of the caller's tenant."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Row, text
 
 from api.dashboard import sentence
 from api.queries.fleet import Fleet
+from common import failures
 from common.enums import Tier
 from common.queue.stats import Tally
 from common.queue.workers import IS_SILENT
@@ -19,10 +20,13 @@ SWEEP_SILENCE_S = 180  # longer than the time between two samples
 FAILURE_SHARE = 0.1  # of the images that ended: more is an alert
 MIN_FAILURES = 5  # fewer are no alert
 INTERACTIVE_WAIT_S = 60  # a longer wait is an alert
+SHOWN_GIVEN_UP = 5  # batches, and datasets
 
 # The codes of the alerts, the most severe first.
 SEVERITY = (
     "no_control",
+    "step_fails",
+    "step_fails_at_row",
     "no_worker",
     "all_draining",
     "worker_silent",
@@ -30,6 +34,8 @@ SEVERITY = (
     "model_refused",
     "failures",
     "interactive_waits",
+    "batch_given_up",
+    "dataset_given_up",
     "batch_paused",
 )
 
@@ -40,6 +46,7 @@ class Alert:
 
     sentence: Sentence
     batch_id: UUID | None = None
+    dataset_id: UUID | None = None
 
 
 def find_alerts(
@@ -56,6 +63,7 @@ def find_alerts(
     backlog = list(backlog)
     found = [
         *_of_control_workers(connection),
+        *_of_steps(connection),
         *_of_workers(connection, silence_s),
         *_of_models(backlog, fleet),
         *_of_refusals(fleet),
@@ -76,6 +84,17 @@ def _of_control_workers(connection: Connection) -> Iterable[Alert]:
     last = connection.execute(SWEEP_SILENCE, {"silence": SWEEP_SILENCE_S}).scalar()
     if last is not None:
         yield Alert(sentence("no_control", since=last))
+
+
+def _of_steps(connection: Connection) -> Iterable[Alert]:
+    for at in failures.lasting(connection):
+        step, row, count, since, reference = at.step, at.subject, at.failures, at.since, at.reference
+        if row:
+            yield Alert(
+                sentence("step_fails_at_row", step=step, row=row, count=count, since=since, reference=reference)
+            )
+        else:
+            yield Alert(sentence("step_fails", step=step, count=count, since=since, reference=reference))
 
 
 def _of_workers(connection: Connection, silence_s: float) -> Iterable[Alert]:
@@ -131,6 +150,10 @@ def _of_batches(connection: Connection, tenant_id: UUID) -> Iterable[Alert]:
     for row in connection.execute(PAUSED_BATCHES, {"tenant": tenant_id}):
         paused = sentence("batch_paused", batch=row.name or row.id, reason=row.paused_because)
         yield Alert(paused, batch_id=row.id)
+    for row in connection.execute(BATCHES_GIVEN_UP, {"tenant": tenant_id}):
+        yield Alert(sentence("batch_given_up", batch=row.name or row.id, reason=row.error_message), batch_id=row.id)
+    for row in connection.execute(DATASETS_GIVEN_UP, {"tenant": tenant_id}):
+        yield Alert(sentence("dataset_given_up", dataset=row.id, reason=row.error_message), dataset_id=row.id)
 
 
 # Read the time of the last sample, if it is too long ago.
@@ -151,4 +174,19 @@ PAUSED_BATCHES = text("""
     SELECT id, name, paused_because FROM batches
     WHERE tenant_id = :tenant AND finished_at IS NULL AND state = 'paused' AND paused_because IS NOT NULL
     ORDER BY id
+""")
+
+# Find a tenant's batches that ended for an unforeseen reason within the last day. The condition of a partial index.
+BATCHES_GIVEN_UP = text(f"""
+    SELECT id, name, error_message FROM batches
+    WHERE tenant_id = :tenant AND error_code = '{failures.INTERNAL_ERROR}'
+        AND coalesce(cancelled_at, finished_at) > now() - interval '1 day'
+    ORDER BY id DESC LIMIT {SHOWN_GIVEN_UP}
+""")
+
+# The same of datasets.
+DATASETS_GIVEN_UP = text(f"""
+    SELECT id, error_message FROM datasets
+    WHERE tenant_id = :tenant AND error_code = '{failures.INTERNAL_ERROR}' AND finished_at > now() - interval '1 day'
+    ORDER BY id DESC LIMIT {SHOWN_GIVEN_UP}
 """)

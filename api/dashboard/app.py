@@ -28,8 +28,9 @@ from api.dashboard.views import (
     workers,
 )
 from api.deps import AppState
-from api.errors import problem, render_server_error
+from api.errors import problem, render_server_error, request_id
 from api.live.page_streams import PageStreams
+from common import failures
 from common.errors import Error
 
 VIEWS = (login, overview, jobs, job, new_job, batches, datasets, images, image_files, workers, admin)
@@ -105,4 +106,4 @@ def describe_error(request: Request, error: Exception) -> tuple[int, str, str]:
     if isinstance(error, RequestValidationError):
         return 422, "invalid", "; ".join(str(one["msg"]) for one in error.errors())
     render_server_error(request)
-    return 500, "error", ""
+    return 500, failures.INTERNAL_ERROR, failures.internal_error(request_id(request) or "request_failed")

@@ -33,6 +33,7 @@ class PageStream:
         self.text: str | None = None
         self.message = b""
         self.subscribers: set[asyncio.Event] = set()
+        self.fails = False
 
     def show(self, text: str) -> None:
         if text != self.text:
@@ -101,7 +102,10 @@ class PageStreams:
             return
         try:
             stream.show(await run_in_threadpool(stream.render))
+            stream.fails = False
         except Error:
             return  # the page stays as it was; a reload shows the error
         except Exception:
-            log_event("request_failed", exc_info=True, path="a live page")
+            if not stream.fails:  # it is rendered every second
+                log_event("request_failed", exc_info=True, path="a live page")
+            stream.fails = True

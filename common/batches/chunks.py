@@ -15,6 +15,7 @@ from common.batches import skipped_lines
 from common.batches.plan import Plan
 from common.db import CODE
 from common.enums import Tier
+from common.failures import RESTED
 from common.schema import batches, columns_of
 from common.uploads import Upload
 
@@ -75,7 +76,7 @@ class Chunk:
 
 
 def read_batch(connection: Connection, batch_id: UUID) -> Batch | None:
-    """A batch that has not ended. None if it needs newer code and is not cancelled."""
+    """A batch that has not ended. None in its back-off, or if it needs newer code and is not cancelled."""
     row = connection.execute(READ, {"batch": batch_id, "code": CODE}).first()
     return _batch(row) if row else None
 
@@ -136,11 +137,11 @@ FENCE = (
 # To settle a cancelled batch needs no newer code.
 UNDERSTOOD = "(needs_code <= :code OR cancelled_at IS NOT NULL)"
 
-# Read a batch that has not ended, with its file.
+# Read a batch that has not ended and whose back-off is over, with its file.
 READ = text(f"""
     SELECT {columns_of(batches)}, uploads.format, uploads.bytes, uploads.sha256, uploads.encoding
     FROM batches JOIN uploads ON uploads.id = upload_id
-    WHERE batches.id = :batch AND finished_at IS NULL AND {UNDERSTOOD}
+    WHERE batches.id = :batch AND finished_at IS NULL AND {RESTED} AND {UNDERSTOOD}
 """)
 
 # Move a batch behind a checked chunk; behind the last one it is checked, and its expansion begins at the file's start.
@@ -150,6 +151,6 @@ CHECKED = text(f"""
         prompts = coalesce(prompts, 0) + :prompts, skipped = skipped + :skipped,
         needs_code = greatest(needs_code, :needs_code),
         warned = warned + :warned, warnings = (warnings || cast(:warnings AS text[]))[1 : {SHOWN_WARNINGS}],
-        checked_at = CASE WHEN :is_last THEN now() END, touched_at = now()
+        checked_at = CASE WHEN :is_last THEN now() END, touched_at = now(), failures = 0, retry_at = NULL
     WHERE {FENCE} AND checked_at IS NULL
 """)

@@ -106,7 +106,7 @@ LOCK_TO_EXPAND = text(f"""
 # Move a batch behind an expanded chunk; behind the last one it is expanded.
 EXPANDED = text(f"""
     UPDATE batches SET "offset" = :offset, line = :line, jobs = jobs + :jobs, images = images + :images,
-        expanded_at = CASE WHEN :is_last THEN now() END, touched_at = now()
+        expanded_at = CASE WHEN :is_last THEN now() END, touched_at = now(), failures = 0, retry_at = NULL
     WHERE {FENCE}
 """)
 

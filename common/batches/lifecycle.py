@@ -20,6 +20,7 @@ from common.batches.throughput import StopRule
 from common.db import CODE, new_id
 from common.enums import Tier
 from common.errors import Conflict, NotFound
+from common.failures import BACKOFF_S, INTERNAL_ERROR, MAX_FAILURES, REST, RESTED, internal_error
 from common.queue.jobs import cancel_locked
 from common.recipes.recipe import canonical_json
 from common.uploads import PICTURE
@@ -122,6 +123,19 @@ def refuse(connection: Connection, batch: Batch, code: str, message: str) -> boo
     return is_first
 
 
+def count_failure(connection: Connection, batch_id: UUID, reference: str, backoff_s: float = BACKOFF_S) -> bool:
+    """Count an unforeseen failure; True if that was the last one and has ended the batch, as `refuse` does.
+
+    A batch that was cancelled before ends with jobs that are not settled. Counts once within the back-off, and
+    nothing when no work is left: another worker was faster, or failed as well.
+    """
+    ends = {"most": MAX_FAILURES, "code": INTERNAL_ERROR, "message": internal_error(reference)}
+    is_last = connection.execute(COUNT_FAILURE, ends | {"batch": batch_id, "backoff": backoff_s}).scalar()
+    if is_last:
+        connection.execute(SET_LANES, {"batch": batch_id, "closed": True})
+    return bool(is_last)
+
+
 def _change(connection: Connection, statement: TextClause, batch_id: UUID, tenant_id: UUID) -> None:
     named = {"batch": batch_id, "tenant": tenant_id}
     if connection.execute(statement, named).rowcount:
@@ -202,7 +216,10 @@ LOCK_CHUNK = text("""
 """)
 
 # Move a cancelled batch behind a settled chunk.
-SETTLED = text("UPDATE batches SET settled = least(:until, jobs), touched_at = now() WHERE id = :batch")
+SETTLED = text("""
+    UPDATE batches SET settled = least(:until, jobs), touched_at = now(), failures = 0, retry_at = NULL
+    WHERE id = :batch
+""")
 
 # End the batches that are expanded or cancelled and have no open images.
 END = text("""
@@ -212,16 +229,30 @@ END = text("""
     RETURNING id
 """)
 
-# Whether a batch needs a control worker of this code.
+# Whether a batch needs a control worker of this code, and its back-off is over.
 HAS_WORK = f"""
-    finished_at IS NULL AND CASE WHEN cancelled_at IS NULL THEN expanded_at IS NULL ELSE settled < jobs END
-    AND {UNDERSTOOD}
+    finished_at IS NULL AND {UNDERSTOOD} AND {RESTED}
+    AND CASE WHEN cancelled_at IS NULL THEN expanded_at IS NULL ELSE settled < jobs END
 """
 
 # Find the batches that need a control worker.
 STALLED = text(f"""
     SELECT id FROM batches WHERE {HAS_WORK} AND touched_at < now() - make_interval(secs => :silence)
     ORDER BY id LIMIT 100
+""")
+
+# Count a failure. The last one ends the batch with an error; one that has jobs to settle is cancelled, and counts anew.
+COUNT_FAILURE = text(f"""
+    UPDATE batches SET failures = CASE WHEN is_last THEN 0 ELSE failures + 1 END,
+        retry_at = CASE WHEN NOT is_last THEN now() + {REST} END, touched_at = now(),
+        error_code = CASE WHEN is_last THEN :code ELSE error_code END,
+        error_message = CASE WHEN is_last THEN :message ELSE error_message END,
+        paused_at = CASE WHEN NOT is_last THEN paused_at END,
+        finished_at = CASE WHEN is_last AND (jobs = 0 OR cancelled_at IS NOT NULL) THEN now() END,
+        cancelled_at = CASE WHEN is_last AND jobs > 0 THEN coalesce(cancelled_at, now()) ELSE cancelled_at END
+    FROM (SELECT failures + 1 >= :most AS is_last FROM batches WHERE id = :batch FOR NO KEY UPDATE) AS locked
+    WHERE id = :batch AND {HAS_WORK}
+    RETURNING is_last
 """)
 
 # End a batch with an error; one that has jobs is cancelled.

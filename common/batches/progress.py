@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Row, text
 
 from common.batches.lifecycle import SET_LANES
 from common.batches.throughput import Sample, Samples, StopRule, add_sample, stop_reason
+from common.failures import rests
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,20 @@ class Progress:
     stop_reason: str | None
 
 
-def measure(connection: Connection) -> list[Progress]:
-    """The progress to record of the batches that are not paused and have not ended."""
-    found = [_progress(row) for row in connection.execute(MEASURE)]
-    return [one for one in found if one.stop_reason or one.samples != one.previous]
+def count(connection: Connection) -> Sequence[Row[Any]]:
+    """How many images have ended of each batch that is not paused and has not ended: for `measure`."""
+    return connection.execute(COUNT).all()
+
+
+def measure(counted: Row[Any]) -> Progress | None:
+    """The progress to record of a batch, if there is any."""
+    previous = read_samples(counted.progress_samples)
+    now = Sample(counted.at, counted.ended, counted.failed, counted.flagged)
+    rule = StopRule.model_validate(counted.stop_rule, extra="ignore") if counted.stop_rule else None
+    known = previous or (Sample(counted.created, 0, 0, 0),)
+    reason = stop_reason(known, now, rule) if rule else None
+    progress = Progress(counted.id, previous, add_sample(known, now, rule), reason)
+    return progress if reason or progress.samples != previous else None
 
 
 def record(connection: Connection, progress: Progress) -> bool:
@@ -47,16 +58,8 @@ def read_samples(stored: Sequence[Sequence[Any]]) -> Samples:
     return tuple(Sample(*sample[: len(Sample._fields)]) for sample in stored)  # newer code may add to the end
 
 
-def _progress(row: Row[Any]) -> Progress:
-    previous, now = read_samples(row.progress_samples), Sample(row.at, row.ended, row.failed, row.flagged)
-    rule = StopRule.model_validate(row.stop_rule, extra="ignore") if row.stop_rule else None
-    known = previous or (Sample(row.created, 0, 0, 0),)
-    reason = stop_reason(known, now, rule) if rule else None
-    return Progress(row.id, previous, add_sample(known, now, rule), reason)
-
-
 # Count the ended images of each batch that may render, by the counters of its lanes.
-MEASURE = text("""
+COUNT = text(f"""
     SELECT batches.id, progress_samples, stop_rule, counted.*,
            round(extract(epoch FROM now()), 1)::float AS at, round(extract(epoch FROM created_at), 1)::float AS created
     FROM batches CROSS JOIN LATERAL (
@@ -64,6 +67,7 @@ MEASURE = text("""
                coalesce(sum(failed), 0)::bigint AS failed, coalesce(sum(flagged), 0)::bigint AS flagged
         FROM lanes WHERE lanes.batch_id = batches.id) AS counted
     WHERE finished_at IS NULL AND cancelled_at IS NULL AND paused_at IS NULL
+        AND NOT {rests("note_progress", "batches.id")}
 """)
 
 # Replace the samples of a batch, and pause it if there is a reason.

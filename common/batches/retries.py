@@ -164,6 +164,6 @@ INSERT_IMAGES = text("""
 # Move a retry behind a chunk of its parent; behind the last one it is expanded.
 EXPANDED = text(f"""
     UPDATE batches SET "offset" = :until, prompts = prompts + :jobs, jobs = jobs + :jobs, images = images + :images,
-        expanded_at = CASE WHEN :is_last THEN now() END, touched_at = now()
+        expanded_at = CASE WHEN :is_last THEN now() END, touched_at = now(), failures = 0, retry_at = NULL
     WHERE {FENCE}
 """)

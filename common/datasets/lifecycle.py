@@ -18,6 +18,7 @@ from common.datasets import sentence
 from common.datasets.layout import DatasetPlan
 from common.db import CODE, new_id
 from common.errors import NotFound
+from common.failures import BACKOFF_S, INTERNAL_ERROR, MAX_FAILURES, REST, RESTED, internal_error
 from common.recipes.recipe import canonical_json
 from common.schema import columns_of, datasets
 
@@ -129,6 +130,23 @@ def fail(connection: Connection, dataset: Dataset, code: str, message: str) -> b
     return _update(connection, FAIL, dataset, code=code, message=message)
 
 
+def count_failure(
+    connection: Connection, dataset_id: UUID, owner_id: UUID | None, reference: str, backoff_s: float = BACKOFF_S
+) -> bool:
+    """Count an unforeseen failure, and give the ownership up; True if that was the last one and has ended the dataset.
+
+    `owner_id` is None when it failed before it became the owner. Counts nothing when another call owns the dataset.
+    """
+    ends = {
+        "most": MAX_FAILURES,
+        "code": INTERNAL_ERROR,
+        "message": internal_error(reference),
+        "silence": EXPORT_SILENCE_S,
+    }
+    counted = {"dataset": dataset_id, "owner": owner_id, "backoff": backoff_s}
+    return bool(connection.execute(COUNT_FAILURE, ends | counted).scalar())
+
+
 def _update(connection: Connection, statement: TextClause, dataset: Dataset, **values: Any) -> bool:
     owned = {"dataset": dataset.id, "owner": dataset.owner_id}
     return connection.execute(statement, owned | values).rowcount > 0
@@ -168,10 +186,10 @@ UNDERSTOOD = """
     needs_code <= :code AND NOT EXISTS (SELECT FROM batches WHERE batches.id = batch_id AND batches.needs_code > :code)
 """
 
-# The unfinished datasets that have waited longest, owned or not.
+# The unfinished datasets that have waited longest, owned or not; none in its back-off.
 DUE = text(f"""
     SELECT id FROM datasets
-    WHERE finished_at IS NULL
+    WHERE finished_at IS NULL AND {RESTED}
         AND touched_at < now() - make_interval(secs => CASE WHEN owner_id IS NULL THEN :rest ELSE :silence END)
         AND {UNDERSTOOD}
     ORDER BY touched_at LIMIT 100
@@ -183,17 +201,19 @@ UNFINISHED_OF = text("""
     WHERE finished_at IS NULL AND (batch_id = ANY(:batches) OR retries && cast(:batches AS uuid[]))
 """)
 
-# Become the owner, unless the present owner was active lately.
+# Become the owner, unless the present owner was active lately, or the dataset waits for another try.
 ACQUIRE = text(f"""
     UPDATE datasets SET owner_id = :owner, touched_at = now()
-    WHERE id = :dataset AND finished_at IS NULL
+    WHERE id = :dataset AND finished_at IS NULL AND {RESTED}
         AND (owner_id IS NULL OR touched_at < now() - make_interval(secs => :silence))
         AND {UNDERSTOOD}
     RETURNING {columns_of(datasets)}
 """)
 
-# Give the ownership up.
-RELEASE = text(f"UPDATE datasets SET owner_id = NULL, touched_at = now() WHERE {OWNED}")
+# Give the ownership up, after work that did not fail.
+RELEASE = text(f"""
+    UPDATE datasets SET owner_id = NULL, touched_at = now(), failures = 0, retry_at = NULL WHERE {OWNED}
+""")
 
 # Record how many images of the current shard are written.
 RECORD_WRITTEN = text(f"""
@@ -210,7 +230,7 @@ ADVANCE = text(f"""
         shard = CASE WHEN :ends_split THEN 0 ELSE shard + 1 END,
         shards = shards + CASE WHEN :images > 0 THEN 1 ELSE 0 END,
         images = images + :images, pictures = pictures + :pictures,
-        written = 0, touched_at = now(), begun_at = coalesce(begun_at, now())
+        written = 0, touched_at = now(), begun_at = coalesce(begun_at, now()), failures = 0, retry_at = NULL
     WHERE {OWNED} RETURNING {columns_of(datasets)}
 """)
 
@@ -226,4 +246,16 @@ FAIL = text(f"""
     UPDATE datasets SET error_code = :code, error_message = :message,
         finished_at = now(), touched_at = now(), owner_id = NULL
     WHERE {OWNED}
+""")
+
+# Count a failure, and give the ownership up. The last one ends the dataset as failed.
+COUNT_FAILURE = text(f"""
+    UPDATE datasets SET failures = failures + 1, owner_id = NULL, touched_at = now(),
+        retry_at = CASE WHEN NOT is_last THEN now() + {REST} END,
+        error_code = CASE WHEN is_last THEN :code END, error_message = CASE WHEN is_last THEN :message END,
+        finished_at = CASE WHEN is_last THEN now() END
+    FROM (SELECT failures + 1 >= :most AS is_last FROM datasets WHERE id = :dataset FOR NO KEY UPDATE) AS locked
+    WHERE id = :dataset AND finished_at IS NULL AND {RESTED}
+        AND (owner_id = :owner OR owner_id IS NULL OR touched_at < now() - make_interval(secs => :silence))
+    RETURNING is_last
 """)

@@ -2,11 +2,12 @@
 
 A claim takes waiting images that one pipeline call can render together and gives them a lease. It chooses by tier, then
 by models that are resident, then by fair share among tenants, then by age. An image whose started lease was lost is
-*suspect*: it may have killed the worker, so it is claimed alone from then on.
+*suspect*: it may have killed the worker, so it is claimed alone from then on. So is one of a microbatch that failed for
+an unforeseen reason.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
@@ -51,13 +52,16 @@ class Image:
 class Microbatch:
     """The images of one lease, which one pipeline call can render together.
 
-    `suspect`: its only image was in a worker that died. Store what else the worker holds before this one starts.
+    `suspect`: its only image was in a worker that died, or in a microbatch that failed for an unforeseen reason. Store
+    what else the worker holds before this one starts. `unreadable`: by id, images of the lease whose recipe this code
+    cannot read.
     """
 
     lease_id: UUID
     model: str
     images: tuple[Image, ...]
     suspect: bool = False
+    unreadable: Mapping[UUID, Exception] = field(default_factory=dict)
 
 
 def claim(connection: Connection, offer: Offer, lease_id: UUID, lease_s: float) -> Microbatch | None:
@@ -82,7 +86,13 @@ def claim(connection: Connection, offer: Offer, lease_id: UUID, lease_s: float) 
     if not rows:
         return None
     connection.execute(CHARGE_TENANTS, {"first": rows[0].first_tenant, "tenants": [row.tenant_id for row in rows]})
-    return Microbatch(lease_id, rows[0].model, tuple(_image(row) for row in rows), rows[0].suspect)
+    images, unreadable = list[Image](), dict[UUID, Exception]()
+    for row in rows:
+        try:
+            images.append(_image(row))
+        except Exception as error:
+            unreadable[row.id] = error
+    return Microbatch(lease_id, rows[0].model, tuple(images), rows[0].suspect, unreadable)
 
 
 def models_with_idle_workers(connection: Connection, beat_s: float) -> list[str]:
@@ -98,7 +108,7 @@ def _image(row: Row[Any]) -> Image:
 # The condition of the partial index `images_waiting_idx`.
 WAITING = "images.state = 'queued' AND images.lease_id IS NULL AND images.not_before IS NULL"
 # Suspects are few, so stepping over them does not slow a claim down.
-SUSPECT = "images.error_code IS NOT DISTINCT FROM 'worker_lost'"
+SUSPECT = "coalesce(images.error_code IN ('worker_lost', 'internal_error'), false)"
 
 # Chooses the first lane and those that can share its pipeline call, locks images, and gives them to a new lease.
 # ANY(ARRAY()) keeps the planner from scanning the whole table.

@@ -19,6 +19,7 @@ from sqlalchemy import Connection, Row, text
 from common.db import new_id
 from common.enums import JobState, Tier
 from common.errors import Conflict, NotFound
+from common.failures import rests
 from common.queue import sentence
 from common.recipes.recipe import Recipe, canonical_json
 
@@ -129,12 +130,17 @@ def retry_locked(
     return retries
 
 
-def expire(connection: Connection) -> list[UUID]:
-    """Fail the jobs whose deadline has passed, with `expired`; their ids. Their stored images stay.
+def overdue(connection: Connection) -> list[UUID]:
+    """Jobs whose deadline has passed."""
+    return list(connection.execute(OVERDUE).scalars())
+
+
+def expire(connection: Connection, job_ids: Sequence[UUID]) -> list[UUID]:
+    """Fail those of these jobs whose deadline has passed, with `expired`; their ids. Their stored images stay.
 
     Skips jobs that are locked: the next sweep finds them again.
     """
-    overdue = connection.execute(LOCK_OVERDUE).scalars().all()
+    overdue = connection.execute(LOCK_OVERDUE, {"jobs": list(job_ids)}).scalars().all()
     parameters = {"jobs": overdue, "message": sentence("deadline_passed")}
     return list(connection.execute(EXPIRE, parameters).scalars()) if overdue else []
 
@@ -262,10 +268,16 @@ CANCEL = text(f"""
     SELECT id FROM job
 """)
 
-# Locks jobs whose deadline has passed.
+# Finds jobs whose deadline has passed.
+OVERDUE = text(f"""
+    SELECT id FROM jobs WHERE deadline <= now() AND finished_at IS NULL AND NOT {rests("expire", "jobs.id")}
+    ORDER BY deadline LIMIT 100
+""")
+
+# Locks those of these jobs whose deadline has passed.
 LOCK_OVERDUE = text("""
-    SELECT id FROM jobs WHERE deadline <= now() AND finished_at IS NULL
-    ORDER BY deadline LIMIT 100 FOR NO KEY UPDATE SKIP LOCKED
+    SELECT id FROM jobs WHERE id = ANY(:jobs) AND deadline <= now() AND finished_at IS NULL
+    ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 """)
 
 # Fails all images of jobs that have not ended.

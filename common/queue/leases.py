@@ -2,6 +2,7 @@
 
     claim ──► start ──► publish      the lease starts its images, and makes the rendered ones visible
       └─────────┴─────► release      or gives unfinished images back
+      └─────────┴─────► fail         or counts an attempt of each: the worker failed for an unforeseen reason
                   └───► rescue       or expires, and the sweep takes its images back
 
 A lease changes only images whose row names it: its id is the fence. A claimed image stays `queued` until its lease
@@ -16,6 +17,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from common.enums import ImageState
+from common.failures import INTERNAL_ERROR, rests
 from common.queue import sentence
 from common.queue.claim import Microbatch
 from common.queue.jobs import SETTLE, lock_jobs_of_images
@@ -63,12 +65,7 @@ class Rescued:
 
 def start(connection: Connection, microbatch: Microbatch) -> frozenset[UUID]:
     """Start a lease and count the attempt; the images that are still wanted of it. A lease starts once."""
-    lease = {"lease": microbatch.lease_id}
-    if connection.execute(START_LEASE, lease).first() is None:
-        return frozenset()
-    ids = [image.id for image in microbatch.images]
-    lock_jobs_of_images(connection, ids)
-    return frozenset(connection.execute(START_IMAGES, lease | {"images": ids}).scalars())
+    return _start(connection, microbatch.lease_id, [image.id for image in microbatch.images])
 
 
 def publish(connection: Connection, lease_id: UUID, outcomes: Sequence[Outcome]) -> Published:
@@ -91,6 +88,16 @@ def publish(connection: Connection, lease_id: UUID, outcomes: Sequence[Outcome])
     return Published(frozenset(visible), tuple(ended_jobs))
 
 
+def fail(connection: Connection, lease_id: UUID, image_ids: Sequence[UUID], message: str) -> Published:
+    """End a lease, started or not, that failed at these images for an unforeseen reason: counts an attempt of each."""
+    _start(connection, lease_id, image_ids)
+    outcomes = [
+        Outcome(image_id, ImageState.FAILED, error_code=INTERNAL_ERROR, error_message=message, retryable=True)
+        for image_id in image_ids
+    ]
+    return publish(connection, lease_id, outcomes)
+
+
 def release(connection: Connection, lease_id: UUID) -> int:
     """Give the unfinished images of a lease back to the queue, without counting the attempt; how many."""
     _lock(connection, lease_id)
@@ -106,12 +113,14 @@ def renew(connection: Connection, lease_ids: Sequence[UUID], lease_s: float) -> 
     return {lease: frozenset(row.image_id for row in rows if row.lease_id == lease) for lease in renewed}
 
 
-def rescue(connection: Connection, lease_s: float) -> Rescued:
-    """Take back the images of expired leases; an image whose attempts are used up fails with `worker_lost`.
+def expired(connection: Connection, lease_s: float) -> list[UUID]:
+    """Leases to rescue. None within 1.5 lease times after Postgres started: no worker could renew while it was away."""
+    return list(connection.execute(EXPIRED, {"grace": 1.5 * lease_s}).scalars())
 
-    Does nothing within 1.5 lease times after Postgres started: no worker could renew while it was away.
-    """
-    expired = connection.execute(EXPIRED, {"grace": 1.5 * lease_s}).all()
+
+def rescue(connection: Connection, lease_ids: Sequence[UUID]) -> Rescued:
+    """Take back the images of those that have expired; one whose attempts are used up fails with `worker_lost`."""
+    expired = connection.execute(LOCK_EXPIRED, {"leases": list(lease_ids)}).all()
     if not expired:
         return Rescued((), 0, ())
     image_ids = [image_id for lease in expired for image_id in lease.image_ids]
@@ -145,6 +154,15 @@ def orphaned_keys(connection: Connection, grace_s: float, limit: int = 100) -> d
 def mark_cleaned(connection: Connection, lease_ids: Sequence[UUID]) -> None:
     """Record that the orphaned keys of these leases were deleted."""
     connection.execute(MARK_CLEANED, {"leases": list(lease_ids)})
+
+
+def _start(connection: Connection, lease_id: UUID, image_ids: Sequence[UUID]) -> frozenset[UUID]:
+    lease = {"lease": lease_id}
+    if connection.execute(START_LEASE, lease).first() is None:
+        return frozenset()
+    ids = list(image_ids)
+    lock_jobs_of_images(connection, ids)
+    return frozenset(connection.execute(START_IMAGES, lease | {"images": ids}).scalars())
 
 
 def _lock(connection: Connection, lease_id: UUID) -> None:
@@ -240,12 +258,18 @@ WANTED = text("""
     WHERE leases.id = ANY(:leases) AND images.state IN ('queued', 'running')
 """)
 
-# Locks expired leases; none that another sweep rescues now.
-EXPIRED = text("""
-    SELECT id, image_ids FROM leases
+# Finds expired leases.
+EXPIRED = text(f"""
+    SELECT id FROM leases
     WHERE ended_at IS NULL AND expires_at < now()
-        AND now() - pg_postmaster_start_time() > make_interval(secs => :grace)
-    ORDER BY id LIMIT 100 FOR UPDATE SKIP LOCKED
+        AND now() - pg_postmaster_start_time() > make_interval(secs => :grace) AND NOT {rests("rescue", "leases.id")}
+    ORDER BY id LIMIT 100
+""")
+
+# Locks those of these leases that have expired; none that another sweep rescues now.
+LOCK_EXPIRED = text("""
+    SELECT id, image_ids FROM leases WHERE id = ANY(:leases) AND ended_at IS NULL AND expires_at < now()
+    ORDER BY id FOR UPDATE SKIP LOCKED
 """)
 
 # Sends the images of expired leases back to wait, or fails them; then settles their jobs and ends the leases.
@@ -280,9 +304,11 @@ END_BACKOFF = text("""
 """)
 
 # Finds ended leases that need cleanup, with their images that they have not stored visibly.
-ORPHANED_KEYS = text("""
+ORPHANED_KEYS = text(f"""
     SELECT lease.id AS lease_id, images.job_id, images.index, jobs.recipe ->> 'format' AS format
-    FROM (SELECT id, image_ids FROM leases WHERE needs_cleanup AND ended_at < now() - make_interval(secs => :grace)
+    FROM (SELECT id, image_ids FROM leases
+          WHERE needs_cleanup AND ended_at < now() - make_interval(secs => :grace)
+              AND NOT {rests("delete_leftovers", "leases.id")}
           ORDER BY ended_at LIMIT :limit) AS lease
     LEFT JOIN images ON images.id = ANY(lease.image_ids)
         AND NOT (images.state = 'stored' AND images.lease_id = lease.id)

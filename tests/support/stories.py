@@ -104,7 +104,7 @@ class Story:
 
     def rescue(self) -> Rescued:
         with transaction(self.database) as connection:
-            return leases.rescue(connection, lease_s=0)
+            return leases.rescue(connection, leases.expired(connection, lease_s=0))
 
     def cancel(self, job_id: UUID) -> bool:
         with transaction(self.database) as connection:
@@ -117,7 +117,7 @@ class Story:
 
     def expire(self) -> list[UUID]:
         with transaction(self.database) as connection:
-            return jobs.expire(connection)
+            return jobs.expire(connection, jobs.overdue(connection))
 
     def leftovers(self, grace_s: float = -1) -> dict[UUID, list[str]]:
         with transaction(self.database) as connection:

@@ -27,7 +27,8 @@ from common.batches.plan import Planner, planners
 from common.broker import Broker
 from common.catalog.catalog import Catalog
 from common.db import transaction
-from common.errors import Error, Invalid, LicenceNotAccepted, NotFound
+from common.errors import Error, Invalid, LicenceNotAccepted, NotFound, Unavailable
+from common.failures import BACKOFF_S, new_reference
 from common.log import log_event
 from common.prompt_files.lines import Gap, Line, Step, at_line, steps
 from common.prompt_files.reader import open_prompts
@@ -69,11 +70,21 @@ class _Parts:
 
 
 class Expander:
-    def __init__(self, database: Database, storage: Storage, broker: Broker, catalog: Catalog) -> None:
+    def __init__(
+        self,
+        database: Database,
+        storage: Storage,
+        broker: Broker,
+        catalog: Catalog,
+        *,
+        backoff_s: float = BACKOFF_S,
+    ) -> None:
+        """`backoff_s`: after the first unforeseen failure of a batch."""
         self._database = database
         self._storage = storage
         self._broker = broker
         self._catalog = catalog
+        self._backoff_s = backoff_s
         self._acceptances = Acceptances(database)
         self._leaving = Event()
 
@@ -89,13 +100,27 @@ class Expander:
     def work(self, batch_id: UUID, seconds: float = WORK_S) -> bool:
         """Do what the batch needs next for so long, less while another tenant waits. True when more is left to do.
 
-        Raises Unavailable when Postgres or the image store is away. The sweep starts again what is unfinished.
+        Raises Unavailable when Postgres or the image store is away. What fails for another reason is counted, and ends
+        the batch after some tries. The sweep starts again what is unfinished.
         """
-        is_over = self._clock(batch_id, seconds)
-        while self._step(batch_id, is_over):
-            if is_over() or self._leaving.is_set():
-                return True
+        try:
+            is_over = self._clock(batch_id, seconds)
+            while self._step(batch_id, is_over):
+                if is_over() or self._leaving.is_set():
+                    return True
+        except Unavailable:
+            raise
+        except Exception:
+            self._count_failure(batch_id)
         return False
+
+    def _count_failure(self, batch_id: UUID) -> None:
+        reference = new_reference()
+        log_event("advance_failed", exc_info=True, batch=batch_id, reference=reference)
+        with transaction(self._database) as connection:
+            has_ended = batches.count_failure(connection, batch_id, reference, self._backoff_s)
+        if has_ended:
+            log_event("batch_given_up", batch=batch_id, reference=reference)
 
     def _clock(self, batch_id: UUID, seconds: float) -> Callable[[], bool]:
         """Returns whether this batch's turn is over; asks for other tenants once a second."""

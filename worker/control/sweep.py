@@ -1,20 +1,23 @@
 """The sweep: every few seconds, each control worker repairs what was lost.
 
-Each step is a transaction of its own and safe in many copies at once; a step that fails does not stop the others. A
-second thread deletes leftover bytes, so that a slow image store does not delay a rescue. Decides nothing: the
-statements are in `common.queue`, `common.batches`, `common.datasets`, `common.accounts` and `common.uploads`.
+Each step is a transaction of its own and safe in many copies at once; a step that fails does not stop the others, and
+a row at which a step fails does not stop the other rows: `step_failures` counts both. A second thread deletes leftover
+bytes, so that a slow image store does not delay a rescue. Decides nothing: the statements are in `common.queue`,
+`common.batches`, `common.datasets`, `common.accounts` and `common.uploads`.
 """
 
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, TypeVar
+from uuid import UUID
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Row
 from sqlalchemy import Engine as Database
 
-from common import uploads
+from common import failures, uploads
 from common.accounts import audit
 from common.batches import lifecycle as batches
 from common.batches import progress
@@ -29,6 +32,9 @@ from common.queue import claim as claims
 from common.queue import idempotency, jobs, leases, search, stats, workers
 from common.storage import Storage, upload_key
 from worker.availability import Availability
+from worker.control.step_failures import StepFailures
+
+T = TypeVar("T")
 
 BATCH_SILENCE_S = 10.0  # longer than a chunk takes
 EXPORT_REST_S = 10.0  # between two checks whether the batch of a dataset has progressed
@@ -51,6 +57,7 @@ class Sweep:
         self._clock = clock
         self._outage = Availability("database_away", "database_back")
         self._storage_outage = Availability("storage_away", "storage_back")
+        self._failures = StepFailures(database, clock)
         self._rescued_at = clock()
         self._no_rescue_before = 0.0
 
@@ -91,18 +98,19 @@ class Sweep:
             self._rescued_at = now
             return
         with self._transaction() as connection:
-            rescued = leases.rescue(connection, self._settings.lease_s)
+            expired = leases.expired(connection, self._settings.lease_s)
+        rescued = self._in_parts(self.rescue, expired, leases.rescue)
         self._rescued_at = now
-        if rescued.leases:
-            log_event(
-                "leases_rescued", leases=len(rescued.leases), images=rescued.images, ended=len(rescued.ended_jobs)
-            )
-            self._broker.announce_changed(rescued.ended_jobs)
+        ended_jobs = [job_id for one in rescued for job_id in one.ended_jobs]
+        if count := sum(len(one.leases) for one in rescued):
+            log_event("leases_rescued", leases=count, images=sum(one.images for one in rescued), ended=len(ended_jobs))
+            self._broker.announce_changed(ended_jobs)
 
     def expire(self) -> None:
         """Fail the jobs whose deadline has passed, and announce it to the workers that render them."""
         with self._transaction() as connection:
-            expired = jobs.expire(connection)
+            overdue = jobs.overdue(connection)
+        expired = [job_id for some in self._in_parts(self.expire, overdue, jobs.expire) for job_id in some]
         if expired:
             log_event("jobs_expired", jobs=",".join(map(str, expired)))
             self._broker.announce_cancelled(expired)
@@ -136,12 +144,17 @@ class Sweep:
     def note_progress(self) -> None:
         """Record the progress of the batches, and pause those whose stop rule applies."""
         with self._transaction() as connection:
-            found = progress.measure(connection)
-        for one in found:
-            with self._transaction() as connection:
-                is_first = progress.record(connection, one)
-            if is_first and one.stop_reason:
-                log_event("batch_stopped", batch=one.batch_id, reason=one.stop_reason)
+            counted = progress.count(connection)
+        self._failures.each("note_progress", {row.id: row for row in counted}, self._note_progress)
+
+    def _note_progress(self, counted: Row[Any]) -> None:
+        measured = progress.measure(counted)
+        if measured is None:
+            return
+        with self._transaction() as connection:
+            is_first = progress.record(connection, measured)
+        if is_first and measured.stop_reason:
+            log_event("batch_stopped", batch=measured.batch_id, reason=measured.stop_reason)
 
     def end_batches(self) -> None:
         """End the batches whose jobs have ended, and send a message for each dataset that waited for one."""
@@ -159,10 +172,11 @@ class Sweep:
             log_event("workers_pruned", workers=",".join(map(str, pruned)))
 
     def delete_expired(self) -> None:
-        """Delete idempotency keys and audit records that are old enough."""
+        """Delete idempotency keys, audit records and failures of the sweep that are old enough."""
         with self._transaction() as connection:
             idempotency.delete_expired_keys(connection)
             audit.delete_old(connection, self._settings.audit_days)
+            failures.forget_old(connection)
 
     def take_samples(self) -> None:
         """Once a minute, copy the counters of the lanes for the charts."""
@@ -177,23 +191,33 @@ class Sweep:
     def delete_leftovers(self) -> None:
         """Delete the objects that expired leases may have stored and no image uses, lease by lease."""
         with self._transaction() as connection:
-            leftovers = leases.orphaned_keys(connection, CLEAN_AFTER_LEASES * self._settings.lease_s)
-        for lease_id, keys in leftovers.items():
-            with self._storage_outage.tracked():
-                self._storage.delete(keys)
-            with self._transaction() as connection:
-                leases.mark_cleaned(connection, [lease_id])
-        if leftovers:
-            log_event("leftovers_deleted", leases=len(leftovers), keys=sum(map(len, leftovers.values())))
+            found = leases.orphaned_keys(connection, CLEAN_AFTER_LEASES * self._settings.lease_s)
+        leftovers = {lease_id: (lease_id, keys) for lease_id, keys in found.items()}
+        deleted = self._failures.each("delete_leftovers", leftovers, self._delete_leftovers)
+        if deleted:
+            log_event("leftovers_deleted", leases=len(deleted), keys=sum(deleted))
+
+    def _delete_leftovers(self, leftovers: tuple[UUID, Sequence[str]]) -> int:
+        lease_id, keys = leftovers
+        with self._storage_outage.tracked():
+            self._storage.delete(keys)
+        with self._transaction() as connection:
+            leases.mark_cleaned(connection, [lease_id])
+        return len(keys)
 
     def delete_uploads(self) -> None:
         """Delete the uploads that nothing has used for a while. Their rows are locked until their bytes are deleted."""
         with self._transaction() as connection:
-            unused = uploads.take_unused(connection, self._settings.upload_days)
-            with self._storage_outage.tracked():
-                self._storage.delete(upload_key(*upload) for upload in unused)
-        if unused:
-            log_event("uploads_deleted", uploads=len(unused))
+            unused = uploads.unused(connection, self._settings.upload_days)
+        deleted = self._in_parts(self.delete_uploads, unused, self._delete_uploads)
+        if any(deleted):
+            log_event("uploads_deleted", uploads=sum(deleted))
+
+    def _delete_uploads(self, connection: Connection, upload_ids: Sequence[UUID]) -> int:
+        taken = uploads.take_unused(connection, upload_ids, self._settings.upload_days)
+        with self._storage_outage.tracked():
+            self._storage.delete(upload_key(*upload) for upload in taken)
+        return len(taken)
 
     def _repeat(self, stopping: threading.Event, act: Callable[[], None]) -> None:
         while not stopping.is_set():
@@ -203,12 +227,26 @@ class Sweep:
             )  # so that control workers do not run it at the same time
 
     def _attempt(self, step: Callable[[], None]) -> None:
+        self._failures.attempt(step.__name__, step)
+
+    def _in_parts(
+        self, step: Callable[[], None], ids: Sequence[UUID], act: Callable[[Connection, Sequence[UUID]], T]
+    ) -> list[T]:
+        """Act on these rows in one transaction; when that fails for an unforeseen reason, in one for each row."""
+
+        def act_on_one(one: UUID) -> T:
+            with self._transaction() as connection:
+                return act(connection, [one])
+
         try:
-            step()
+            with self._transaction() as connection:
+                done = [act(connection, ids)] if ids else []
         except Unavailable:
-            pass
+            raise
         except Exception:
-            log_event("sweep_failed", exc_info=True, step=step.__name__)
+            return self._failures.each(step.__name__, {one: one for one in ids}, act_on_one)
+        self._failures.forget(step.__name__, ids)
+        return done
 
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:

@@ -24,6 +24,7 @@ from common.datasets.lifecycle import EXPORT_SILENCE_S, Dataset, Step
 from common.db import transaction
 from common.enums import ImageState
 from common.errors import Error, NotFound, Unavailable
+from common.failures import BACKOFF_S, new_reference
 from common.log import log_event
 from common.storage import Storage, sha256
 from worker.datasets import card, formats, sentence
@@ -47,12 +48,20 @@ class Unwritable(Error):
 
 class Exporter:
     def __init__(
-        self, database: Database, storage: Storage, catalog: Catalog, *, shard_images: int = SHARD_IMAGES
+        self,
+        database: Database,
+        storage: Storage,
+        catalog: Catalog,
+        *,
+        shard_images: int = SHARD_IMAGES,
+        backoff_s: float = BACKOFF_S,
     ) -> None:
+        """`backoff_s`: after the first unforeseen failure of a dataset."""
         self._database = database
         self._storage = storage
         self._catalog = catalog
         self._shard_images = shard_images
+        self._backoff_s = backoff_s
         self._writer = ShardWriter(storage)
         self._busy = threading.Lock()
         self._others_wait = False
@@ -62,15 +71,15 @@ class Exporter:
         """Write a dataset for so long. True when it can be continued at once and no other dataset is queued.
 
         Writes one dataset at a time: False when another thread is writing. Raises Unavailable when Postgres or the
-        image store is away. The sweep starts again what is unfinished.
+        image store is away. What fails for another reason is counted, and ends the dataset after some tries. The sweep
+        starts again what is unfinished.
         """
         if not self._busy.acquire(blocking=False):
             self._others_wait = True
             return False
         try:
             self._others_wait = False
-            with transaction(self._database) as connection:
-                dataset = datasets.acquire(connection, dataset_id, EXPORT_SILENCE_S)
+            dataset = self._acquire(dataset_id)
             has_more = dataset is not None and self._write(dataset, time.monotonic() + seconds)
             return has_more and not self._others_wait
         finally:
@@ -79,6 +88,16 @@ class Exporter:
     def leave(self) -> None:
         """Stop writing and release the dataset: this process is about to end."""
         self._leaving.set()
+
+    def _acquire(self, dataset_id: UUID) -> Dataset | None:
+        try:
+            with transaction(self._database) as connection:
+                return datasets.acquire(connection, dataset_id, EXPORT_SILENCE_S)
+        except Unavailable:
+            raise
+        except Exception:
+            self._count_failure(dataset_id, None)
+        return None
 
     def _write(self, dataset: Dataset, until: float) -> bool:
         try:
@@ -96,10 +115,22 @@ class Exporter:
             with transaction(self._database) as connection:
                 datasets.fail(connection, dataset, error.code, error.message)
             log_event("dataset_failed", dataset=dataset.id, reason=error.message)
+        except Unavailable:
+            raise
+        except Exception:
+            self._count_failure(dataset.id, dataset.owner_id)
         finally:
             with suppress(Unavailable), transaction(self._database) as connection:
                 datasets.release(connection, dataset)
         return False
+
+    def _count_failure(self, dataset_id: UUID, owner_id: UUID | None) -> None:
+        reference = new_reference()
+        log_event("export_failed", exc_info=True, dataset=dataset_id, reference=reference)
+        with transaction(self._database) as connection:
+            has_ended = datasets.count_failure(connection, dataset_id, owner_id, reference, self._backoff_s)
+        if has_ended:
+            log_event("dataset_given_up", dataset=dataset_id, reference=reference)
 
     # A shard
 

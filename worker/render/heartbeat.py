@@ -7,6 +7,7 @@ away it keeps trying; the fence decides afterwards.
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from sqlalchemy import Engine as Database
 
@@ -14,6 +15,7 @@ from common.config import Settings
 from common.db import transaction
 from common.enums import WorkerState
 from common.errors import Unavailable
+from common.failures import new_reference
 from common.log import log_event
 from common.queue import leases, workers
 from common.queue.workers import Worker
@@ -76,13 +78,18 @@ class Heartbeat:
         deferred, held = self._held_leases.deferred_releases(), self._held_leases.ids()
         if not deferred and not held:
             return
-        for lease_id in deferred:
-            with transaction(self._database) as connection:
-                leases.release(connection, lease_id)
         with transaction(self._database) as connection:
             wanted = leases.renew(connection, held, self._settings.lease_s)
-        self._held_leases.confirm_released(deferred)
         self._held_leases.apply_renewal(held, wanted)
+        for lease_id in deferred:
+            try:
+                with transaction(self._database) as connection:
+                    leases.release(connection, lease_id)
+            except Unavailable:
+                raise
+            except Exception:  # it expires, and the sweep takes its images back
+                self._log_failure(lease=lease_id)
+            self._held_leases.confirm_released([lease_id])
 
     def _compare_clocks(self, before: float, database_time: float, after: float) -> None:
         """Log once when this machine's clock is wrong. `database_time` was read between `before` and `after`.
@@ -95,6 +102,9 @@ class Heartbeat:
         if self._clock_is_wrong and not was_wrong:
             log_event("clock_skew", skew_s=round(skew_s))
 
+    def _log_failure(self, **fields: Any) -> None:
+        log_event("heartbeat_failed", exc_info=True, **fields, reference=new_reference())
+
     def _run(self) -> None:
         while not self._stopping.is_set():
             ready = False
@@ -104,5 +114,5 @@ class Heartbeat:
             except Unavailable:
                 pass
             except Exception:
-                log_event("heartbeat_failed", exc_info=True)
+                self._log_failure()
             self._stopping.wait(self._settings.beat_s if ready else min(SOON_S, self._settings.beat_s))

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from PIL import ImageOps
 
-from common.errors import NotFound, RenderFailed, SourceGone
+from common.errors import InternalError, NotFound, RenderFailed, SourceGone
+from common.failures import internal_error, new_reference
+from common.log import log_event
 from common.queue.claim import Image, Microbatch
 from common.recipes.img2img import InputImage
 from common.storage import Storage, sha256
@@ -47,7 +49,7 @@ class ScaledInput:
 class PendingInputs:
     """The input images of one microbatch while they are fetched. Empty for text2image."""
 
-    def __init__(self, pixels: Mapping[ScaledInput, Future[Pixels | SourceGone]]) -> None:
+    def __init__(self, pixels: Mapping[ScaledInput, Future[Pixels | RenderFailed]]) -> None:
         self._pixels = pixels
 
     def wait(self, seconds: float) -> bool:
@@ -65,7 +67,7 @@ class PendingInputs:
     def request(self, image: Image) -> ImageRequest | RenderFailed:
         """What the pipeline needs to render this image, or why it cannot be rendered. Call it once all were fetched."""
         found = {scaled.role: self._pixels[scaled].result() for scaled in _inputs_of(image)}
-        gone = next((pixels for pixels in found.values() if isinstance(pixels, SourceGone)), None)
+        gone = next((pixels for pixels in found.values() if isinstance(pixels, RenderFailed)), None)
         return gone or ImageRequest(image.recipe, image.seed, **found)  # type: ignore[arg-type]
 
 
@@ -86,7 +88,7 @@ class InputImageLoader:
     def close(self) -> None:
         self._pool.shutdown(wait=False)
 
-    def _fetch(self, scaled: ScaledInput, give_up: Callable[[], bool]) -> Pixels | SourceGone:
+    def _fetch(self, scaled: ScaledInput, give_up: Callable[[], bool]) -> Pixels | RenderFailed:
         with self._lock:
             if scaled in self._cache:
                 self._cache.move_to_end(scaled)
@@ -97,7 +99,12 @@ class InputImageLoader:
             return SourceGone(sentence("input_missing", role=scaled.role, image=scaled.image.id))
         if sha256(data) != scaled.image.sha256:
             return SourceGone(sentence("input_changed", role=scaled.role, image=scaled.image.id))
-        pixels = _scale(data, scaled)
+        try:
+            pixels = _scale(data, scaled)
+        except Exception:
+            reference = new_reference()
+            log_event("input_failed", exc_info=True, image=scaled.image.id, reference=reference)
+            return InternalError(internal_error(reference))
         with self._lock:
             self._cache[scaled] = pixels
             while len(self._cache) > CACHED:

@@ -20,6 +20,7 @@ from uuid import UUID
 
 from sqlalchemy import Engine as Database
 
+from common import failures
 from common.config import Settings
 from common.db import new_id, transaction
 from common.errors import Interrupted, RenderFailed, Unavailable
@@ -82,9 +83,14 @@ class RenderLoop:
             while current:
                 current = self._process(current, until) or self._claim(until)
             return time.monotonic() >= until and not self._drain.is_active
+        except Exception as error:
+            held = list(self._inflight.values())
+            for inflight in held:
+                self._fail(inflight, error)
+            if not held:  # no image can count it
+                self._count_failure()
+            return False
         finally:
-            for inflight in list(self._inflight.values()):  # only after an exception
-                self._release(inflight, sentence("loop_failed"))
             self._running.release()
 
     def _process(self, current: InflightMicrobatch, until: float) -> InflightMicrobatch | None:
@@ -118,6 +124,9 @@ class RenderLoop:
         if microbatch is None:
             return None
         self._claims += 1
+        if microbatch.unreadable:
+            self._uploader.fail(microbatch, next(iter(microbatch.unreadable.values())))
+            return self._claim(until)
         self._held_leases.add(microbatch)
         inputs = self._inputs.fetch(
             microbatch, give_up=lambda: self._drain.is_active or not self._held_leases.wanted(lease_id)
@@ -228,17 +237,21 @@ class RenderLoop:
         try:
             self._uploader.submit(current.rendered())
             self._inflight.pop(current.microbatch.lease_id, None)
-        except Interrupted as error:
+        except (RenderFailed, Unavailable) as error:
             self._release(current, error.message)
-        except Exception:
-            log_event("render_loop_failed", exc_info=True, **self._uploader.log_fields(current.microbatch))
-            self._release(current, sentence("loop_failed"))
+        except Exception as error:
+            self._fail(current, error)
 
     def _release(self, inflight: InflightMicrobatch, reason: str) -> bool:
         """Release a microbatch in whatever state. Returns False, as the stages do then."""
         self._inflight.pop(inflight.microbatch.lease_id, None)
         self._uploader.release(inflight.microbatch, reason)
         return False
+
+    def _fail(self, inflight: InflightMicrobatch, error: Exception) -> None:
+        """After an unforeseen exception: end a microbatch so that its images cannot fail for ever."""
+        self._inflight.pop(inflight.microbatch.lease_id, None)
+        self._uploader.fail(inflight.microbatch, error)
 
     # Start, drain and exit
 
@@ -248,12 +261,7 @@ class RenderLoop:
     def _run_at_every_heartbeat(self) -> None:
         self._preload()
         while not self._drain.is_stopping:
-            has_more = False
-            try:
-                has_more = self.run()
-            except Exception:
-                log_event("render_loop_failed", exc_info=True, worker=self._worker_id)
-            if not has_more:
+            if not self.run():
                 self._drain.wait_for_stop(self._settings.beat_s)
         log_event("worker_draining", worker=self._worker_id)
 
@@ -267,9 +275,18 @@ class RenderLoop:
                 return
             except (RenderFailed, Unavailable):
                 continue
+            except Exception:
+                self._count_failure()
         self.is_ready = True
         if not self._models.available():
             log_event("nothing_to_serve", worker=self._worker_id)
+
+    def _count_failure(self) -> None:
+        """Inside the `except` of an unforeseen exception: log it, and count it for an alert."""
+        reference = failures.new_reference()
+        log_event("render_loop_failed", exc_info=True, worker=self._worker_id, reference=reference)
+        with suppress(Exception), transaction(self._database) as connection:  # the log has it
+            failures.record(connection, "render", str(self._worker_id), reference)
 
     def pause(self, paused: bool) -> None:
         """Drain until further notice, or go on."""

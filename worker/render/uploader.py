@@ -16,6 +16,7 @@ from sqlalchemy import Engine as Database
 from common.db import transaction
 from common.enums import ImageState
 from common.errors import NotFound, RenderFailed, Unavailable
+from common.failures import internal_error, new_reference
 from common.log import log_event
 from common.queue import leases
 from common.queue.claim import Image, Microbatch
@@ -72,7 +73,28 @@ class Uploader:
             self._held_leases.remove(microbatch.lease_id)
         except Unavailable:
             self._held_leases.defer_release(microbatch.lease_id)
+        except Exception as error:
+            return self.fail(microbatch, error)
         log_event("microbatch_released", **self.log_fields(microbatch), reason=reason)
+
+    def fail(self, microbatch: Microbatch, error: Exception) -> None:
+        """Count an attempt of each image, or of those that cannot be read, after an unforeseen exception.
+
+        If that fails too, the lease expires, and the sweep takes its images back.
+        """
+        reference, fields = new_reference(), self.log_fields(microbatch)
+        ids = list(microbatch.unreadable) or [image.id for image in microbatch.images]
+        log_event("microbatch_failed", exc_info=error, **fields, failed=",".join(map(str, ids)), reference=reference)
+        try:
+            with self._database_availability.tracked(), transaction(self._database) as connection:
+                published = leases.fail(connection, microbatch.lease_id, ids, internal_error(reference))
+            self._announce(published.ended_jobs)
+        except Unavailable:
+            pass
+        except Exception:
+            log_event("microbatch_failed", exc_info=True, **fields, reference=reference)
+        finally:
+            self._held_leases.remove(microbatch.lease_id)
 
     def close(self, seconds: float) -> None:
         """Finish what was submitted; what cannot be finished in that time is released."""
@@ -169,18 +191,17 @@ class Uploader:
     # One microbatch
 
     def _publish(self, microbatch: Microbatch, uploads: list[Future[Outcome | None]]) -> None:
-        outcomes = [outcome for upload in uploads if (outcome := upload.result())]
-        if not outcomes:
-            return self.release(microbatch, sentence("unwanted"))
         try:
+            outcomes = [outcome for upload in uploads if (outcome := upload.result())]
+            if not outcomes:
+                return self.release(microbatch, sentence("unwanted"))
             published = self._database_availability.retry(
                 lambda: self._publish_once(microbatch.lease_id, outcomes), give_up=self._is_late
             )
         except Unavailable:
             return self._held_leases.defer_release(microbatch.lease_id)
-        except Exception:
-            log_event("publish_failed", exc_info=True, **self.log_fields(microbatch))
-            return self.release(microbatch, sentence("publish_failed"))
+        except Exception as error:
+            return self.fail(microbatch, error)
         log_event("microbatch_published", **self.log_fields(microbatch), visible=len(published.images))
         self._announce(image.job_id for image in microbatch.images)
         self._discard(microbatch, [o.key for o in outcomes if o.key and o.image_id not in published.images])
@@ -199,4 +220,7 @@ class Uploader:
                 self._storage.delete(keys)
         except Unavailable:
             pass
+        except Exception:  # the sweep deletes them later
+            log_event("discard_failed", exc_info=True, **self.log_fields(microbatch), reference=new_reference())
+            return
         log_event("images_discarded", **self.log_fields(microbatch), discarded=len(keys))

@@ -314,7 +314,8 @@ def test_an_unexpected_exception_is_one_sentence_and_one_log_line(
     with transaction(api.database) as connection:
         connection.execute(text("ALTER TABLE jobs RENAME TO gone"))
     answer = client.get("/v1/jobs")
-    assert (answer.status_code, answer.json()["code"]) == (500, "error")
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
+    assert answer.json()["detail"].endswith(f"searching the log for {answer.headers['X-Request-Id']}.")
     assert "gone" not in answer.text
     assert "SELECT" not in answer.text
     told = [record for record in caplog.records if record.levelname == "ERROR"]

@@ -78,7 +78,9 @@ def test_a_sweep_that_was_overtaken_does_not_pause_what_was_resumed_since(farm: 
     batch_id = farm.expanded(PROMPTS, stop_rule=RULE)
     render(farm, 20, ImageState.FAILED)
     with transaction(farm.database) as connection:
-        (measured,) = progress.measure(connection)
+        (counted,) = progress.count(connection)
+    measured = progress.measure(counted)
+    assert measured
     assert measured.stop_reason
     sweep.once()
     assert farm.batch(batch_id).state == "paused"

@@ -8,9 +8,11 @@ from uuid import UUID
 
 import httpx
 import pytest
+from sqlalchemy import text
 
 from api.dashboard.alerts import SEVERITY
 from api.dashboard.i18n import LOCALE
+from common import failures
 from common.accounts import audit, tenants
 from common.accounts.audit import Action
 from common.db import new_id, transaction
@@ -117,6 +119,7 @@ def test_the_overview_shows_load_failures_and_alerts(admin: Visitor, story: Stor
     story.publish(story.started(capacity=1))
     story.submit(count=2)
     story.submit(count=3, tier=Tier.INTERACTIVE, model="zh-v1")
+    keeps_failing(story, "expire", HOSTILE)
     held = story.started(capacity=1)
     page = admin.page("/")
     assert row_of(page, "load-mini-zh-standard")[2] == "1"
@@ -125,6 +128,9 @@ def test_the_overview_shows_load_failures_and_alerts(admin: Visitor, story: Stor
     assert "No worker serves zh-v1 (images waiting: 3)." in page
     assert "5 images of mini-zh failed in the last 15 minutes (83%)." in page
     assert "It is gated." in page
+    assert re.search(
+        r"step expire keeps failing at .* \(5 times in a row since .*search the logs of the farm for 12ab34", page
+    )
     assert HOSTILE not in page
     assert row_of(page, f"worker-{story.worker_id}")[1:] == [
         "ready", "AVX512 · cpu · fp32", "mini-zh", "1 image · mini-zh · standard",
@@ -134,7 +140,25 @@ def test_the_overview_shows_load_failures_and_alerts(admin: Visitor, story: Stor
     chinese = admin.page("/", **ZH)
     assert "没有工作进程提供 zh-v1（等待的图像：3）。" in chinese
     assert "已存储 1, 被拦下 0, 失败 5, 最多 6" in chinese
+    assert re.search(r"步骤 expire 在处理 .* 时因意外错误一再失败", chinese)
     assert len(held.images) == 1
+
+
+def keeps_failing(story: Story, step: str, row: str) -> None:
+    for _ in range(5):
+        with transaction(story.database) as connection:
+            failures.record(connection, step, row, "12ab34")
+            connection.execute(text("UPDATE step_failures SET retry_at = now()"))
+
+
+@pytest.mark.parametrize("headers", [{}, {"HX-Request": "true"}], ids=["page", "notice"])
+def test_an_unforeseen_error_is_shown_with_its_reference(admin: Visitor, story: Story, headers: dict[str, str]) -> None:
+    admin.page("/")
+    with story.database.begin() as connection:
+        connection.execute(text("ALTER TABLE jobs RENAME TO gone"))
+    answer = admin.browser.get("/dashboard/jobs", headers=headers)
+    assert answer.status_code == 500
+    assert f"searching the log for {answer.headers['X-Request-Id']}." in answer.text
 
 
 def test_a_worker_shows_its_microbatches_but_no_job_of_another_tenant(admin: Visitor, story: Story) -> None:

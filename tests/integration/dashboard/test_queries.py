@@ -15,9 +15,13 @@ from api.dashboard.views.images import ImageSearch, StoredImage
 from api.queries.fleet import read_fleet
 from api.queries.models import find_models
 from bench.harness import backlog
+from common import failures
 from common.accounts.tenants import create_key, revoke_key
+from common.datasets import lifecycle as datasets
+from common.datasets.layout import DatasetPlan
 from common.db import new_id, transaction
 from common.enums import ImageState, Scope, Tier, WorkerState
+from common.failures import INTERNAL_ERROR
 from common.queue import stats
 from common.queue import workers as queue_workers
 from common.queue.stats import DAY, HOUR, read_backlog
@@ -180,7 +184,7 @@ def test_alerts_name_silent_workers(story: Story, reader: Reader) -> None:
     assert seconds_since(found[0]) == pytest.approx(60, abs=30)
 
 
-def test_alerts_name_a_missing_sweep_failures_and_long_waits(story: Story, reader: Reader) -> None:
+def test_alerts_name_a_missing_step_failures_and_long_waits(story: Story, reader: Reader) -> None:
     beat(story)
     ended_images(story)
     take_sample(story, minutes_ago=4)
@@ -207,6 +211,41 @@ def test_alerts_name_the_batches_that_a_stop_rule_paused(story: Story, reader: R
     )
     assert reader.alerts() == [Alert(sentence("batch_paused", batch="doors", reason="3 of 4"), batch_id=stopped)]
     assert Reader(story, "somebody else").alerts() == []
+
+
+def test_alerts_name_what_ended_for_an_unforeseen_reason(story: Story, reader: Reader) -> None:
+    """For a day, and to their tenant."""
+    given_up, old, refused = (backlog.fill(story.database, "somebody", images=4) for _ in range(3))
+    beat(story, models=["zh-v0"])
+    ended = "finished_at = now() - make_interval(hours => :hours), error_code = :code, error_message = 'Search 12ab.'"
+    for batch_id, hours, code in ((given_up, 23, INTERNAL_ERROR), (old, 25, INTERNAL_ERROR), (refused, 1, "invalid")):
+        change(story, f"UPDATE batches SET {ended} WHERE id = :id", id=batch_id, hours=hours, code=code)
+        with transaction(story.database) as connection:
+            dataset_id = datasets.submit(connection, reader.tenant_id, batch_id, DatasetPlan())
+        change(story, f"UPDATE datasets SET {ended} WHERE id = :id", id=dataset_id, hours=hours, code=code)
+    (dataset_id,) = [row.id for row in story.rows("SELECT id FROM datasets WHERE batch_id = :id", id=given_up)]
+    assert reader.alerts() == [
+        Alert(sentence("batch_given_up", batch=given_up, reason="Search 12ab."), batch_id=given_up),
+        Alert(sentence("dataset_given_up", dataset=dataset_id, reason="Search 12ab."), dataset_id=dataset_id),
+    ]
+    assert Reader(story, "somebody else").alerts() == []
+
+
+def test_alerts_name_what_the_sweep_cannot_repair(story: Story, reader: Reader) -> None:
+    """To everybody, once it has failed five times in a row."""
+    for failure in range(1, 6):
+        assert reader.alerts() == []
+        for step, row in (("expire", "a job"), ("rescue", "")):
+            with transaction(story.database) as connection:
+                failures.record(connection, step, row, f"reference-{failure}")
+        change(story, "UPDATE step_failures SET retry_at = now()")
+    by_step = {row.step: row.since for row in story.rows("SELECT step, since FROM step_failures")}
+    seen = {"count": 5, "reference": "reference-5"}
+    expected = [
+        Alert(sentence("step_fails", step="rescue", since=by_step["rescue"], **seen)),
+        Alert(sentence("step_fails_at_row", step="expire", row="a job", since=by_step["expire"], **seen)),
+    ]
+    assert reader.alerts() == Reader(story, "somebody else").alerts() == expected
 
 
 # A job

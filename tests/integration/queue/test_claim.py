@@ -193,7 +193,7 @@ def test_nothing_is_rescued_just_after_postgres_started(story: Story) -> None:
     story.submit(count=1)
     story.started(lease_s=-1)
     with transaction(story.database) as connection:
-        assert leases.rescue(connection, lease_s=1e6).leases == ()
+        assert leases.expired(connection, lease_s=1e6) == []
 
 
 def test_a_cancelled_job_is_unwanted_and_never_published(story: Story) -> None:

@@ -110,3 +110,24 @@ def test_a_server_that_stops_ends_all_streams() -> None:
             assert [message async for message in stream if message.startswith(b"event")] == []
 
     asyncio.run(story())
+
+
+def test_a_view_that_fails_for_an_unforeseen_reason_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def story() -> None:
+        pages, renders = PageStreams(), 0
+
+        def render() -> str:
+            nonlocal renders
+            renders += 1
+            if renders == 5:
+                return "back"
+            raise ValueError(renders)
+
+        stream = pages.watch("view", render)
+        assert await page_of(stream) == "back"
+        while renders < 8:
+            await asyncio.sleep(0)
+        await stream.aclose()
+
+    asyncio.run(story())
+    assert [record.getMessage().split()[0] for record in caplog.records if record.exc_info] == 2 * ["request_failed"]
