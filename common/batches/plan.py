@@ -23,11 +23,13 @@ from common.errors import FieldError, Invalid, wrong_fields
 from common.recipes.field_errors import prompt_errors
 from common.recipes.img2img import FindImage, find_no_image
 from common.recipes.recipe import MAX_SEED, Draft, Recipe, Seed, Text, resolve, seeds_from
+from common.recipes.text_cache import TextCache
 
 PLACEHOLDER = "画"
 PROMPT_TYPE: TypeAdapter[str] = TypeAdapter(Text)
 SEED_TYPE: TypeAdapter[int] = TypeAdapter(Seed)
-MAX_TEMPLATES = 1000  # lines that list their seeds have one each
+TEMPLATE_BYTES, BYTES_PER_CHARACTER = 5_000, 12  # a recipe; of its texts it has up to three copies
+MAX_TEMPLATE_BYTES = 16_000_000  # of all variants; lines that list their seeds have a template each
 
 to_json = JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -87,7 +89,15 @@ class PlannedJob(NamedTuple):
 
 def planners(plan: Plan, catalog: Catalog, find: FindImage = find_no_image) -> list["Planner"]:
     """One for each variant that the plan makes of a prompt."""
-    return [Planner(plan, catalog, find, variant) for variant in variants(plan.matrix)]
+    templates = _template_cache()
+    return [Planner(plan, catalog, find, variant, templates) for variant in variants(plan.matrix)]
+
+
+def _template_cache() -> TextCache[RecipeTemplate]:
+    return TextCache(
+        MAX_TEMPLATE_BYTES,
+        lambda template: TEMPLATE_BYTES + BYTES_PER_CHARACTER * len(template.recipe.negative_prompt),
+    )
 
 
 class Planner:
@@ -97,14 +107,19 @@ class Planner:
     """
 
     def __init__(
-        self, plan: Plan, catalog: Catalog, find: FindImage = find_no_image, variant: Variant | None = None
+        self,
+        plan: Plan,
+        catalog: Catalog,
+        find: FindImage = find_no_image,
+        variant: Variant | None = None,
+        templates: TextCache[RecipeTemplate] | None = None,
     ) -> None:
         self._plan = plan
         self._catalog = catalog
         self._find = find
         self._variant = variant or {}
         self._common = {"count": plan.images_per_prompt, **plan.defaults, **self._variant}
-        self._templates: dict[str, RecipeTemplate | None] = {}
+        self._templates = templates or _template_cache()
         self._default_template = self._full({"prompt": PLACEHOLDER}, 0).template
 
     def plan(self, fields: Mapping[str, Any], position: int) -> PlannedJob:
@@ -129,15 +144,15 @@ class Planner:
         others = {**fields, "prompt": PLACEHOLDER}
         if "seed" in others:
             others["seed"] = None
-        key = repr(others)  # so that 1, 1.0 and True differ
-        if key not in self._templates:
-            if len(self._templates) >= MAX_TEMPLATES:
-                self._templates.clear()
-            try:
-                self._templates[key] = self._full(others, 0).template
-            except Invalid:
-                self._templates[key] = None
-        return self._templates[key]
+        key = repr((self._variant, others))  # so that 1, 1.0 and True differ
+        if found := self._templates.get(key):
+            return found
+        try:
+            template = self._full(others, 0).template
+        except Invalid:
+            return None
+        self._templates.put(key, template)
+        return template
 
     def _full(self, fields: Mapping[str, Any], position: int) -> PlannedJob:
         """By resolving a draft, as for a single job."""

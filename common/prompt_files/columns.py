@@ -41,13 +41,17 @@ INTEGERS = {"width", "height", "steps", "count", "seed"}
 FLOATS = {"guidance", "strength"}
 LISTS = {"seeds", "lora"}
 
-MAX_CACHED_NAMES = 10_000
+MAX_CACHED_NAMES, LONGEST_NAME = 10_000, 100  # longer ones mean no field, and are not remembered
 MAX_SHOWN = 5  # columns in an error
 
 
-@lru_cache(MAX_CACHED_NAMES)
 def field_of(name: str) -> str:
     """The field that a name means; the name itself if it means none. Ignores case, spaces, hyphens and underscores."""
+    return name if len(name) > LONGEST_NAME else _field_of(name)
+
+
+@lru_cache(MAX_CACHED_NAMES)
+def _field_of(name: str) -> str:
     plain = re.sub(r"[\s_-]+", "_", name.strip()).casefold()
     return ALIASES.get(plain, name)
 
