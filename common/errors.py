@@ -5,7 +5,7 @@
     │   ├── PromptTooLong / PictureRefused
     │   ├── UnknownModel
     │   └── IdempotencyMismatch
-    ├── Unauthorized / NotFound / Conflict
+    ├── Unauthorized / NotFound / Conflict / PictureDamaged
     ├── Forbidden
     │   └── LicenceNotAccepted
     ├── Unavailable           503: a service of the farm is down for now
@@ -116,6 +116,13 @@ class NotFound(Error):
 class Conflict(Error):
     code = "conflict"
     status = 409
+
+
+class PictureDamaged(Error):
+    """The bytes in the image store are not those that were stored: the picture is gone."""
+
+    code = "picture_damaged"
+    status = 410
 
 
 class Unavailable(Error):

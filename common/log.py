@@ -64,6 +64,7 @@ EVENTS: dict[str, tuple[int, str]] = {
     "dataset_shard_written": (logging.INFO, "A shard of a dataset was written."),
     "dataset_ready": (logging.INFO, "A dataset is ready: all its files are written."),
     "dataset_failed": (logging.WARNING, "A dataset cannot be written."),
+    "picture_damaged": (logging.ERROR, "An image file in the image store is not the one that was stored there."),
     "picture_lost": (logging.ERROR, "An image file is missing or damaged; its dataset counts it as failed."),
     "sweep_failed": (logging.ERROR, "A step of the sweep failed; the next sweep tries again."),
 }
