@@ -45,6 +45,7 @@ EVENTS: dict[str, tuple[int, str]] = {
     "images_discarded": (logging.INFO, "Images were deleted: their job was cancelled, or their lease was lost."),
     "batch_size_reduced": (logging.WARNING, "Memory ran out; a call renders fewer images for a while."),
     "image_failed": (logging.WARNING, "An image failed."),
+    "image_unchecked": (logging.ERROR, "A safety checker gave NaN for an image, which is flagged; verify its model."),
     "render_failed": (logging.ERROR, "A pipeline failed for an unforeseen reason."),
     "store_failed": (logging.ERROR, "An image could not be stored for an unforeseen reason."),
     "publish_failed": (logging.ERROR, "Images could not be published for an unforeseen reason."),
