@@ -15,7 +15,7 @@ from common.recipes.recipe import canonical_json
 
 LONGEST_WAIT_S = 60
 LONGEST_LIFE_S = 7 * 24 * 3600
-WAIT = re.compile(r"wait\s*=\s*\"?([^\s;\"]*)\"?\s*(;.*)?", re.IGNORECASE)
+WAIT = re.compile(r"wait\s*+=\s*+\"?([^\s;\"]*+)\"?\s*+(;.*)?", re.IGNORECASE)
 
 IdempotencyKeyHeader = Annotated[
     str | None,

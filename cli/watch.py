@@ -72,9 +72,9 @@ def job_failure(job: Json) -> Failure | None:
 
 
 def failure_reason(image: Json) -> str:
-    if image["state"] == "flagged":
-        return sentence("image_flagged")
     error = image.get("error") or {}
+    if image["state"] == "flagged" and not error:
+        return sentence("image_flagged")
     return str(error.get("message") or sentence("image_not_stored", state=image["state"]))
 
 

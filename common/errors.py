@@ -5,7 +5,7 @@
     │   ├── PromptTooLong / PictureRefused
     │   ├── UnknownModel
     │   └── IdempotencyMismatch
-    ├── Unauthorized / NotFound / Conflict
+    ├── Unauthorized / NotFound / Conflict / PictureDamaged
     ├── Forbidden
     │   └── LicenceNotAccepted
     ├── Busy                  429: the caller has as much of this in progress as it may
@@ -123,6 +123,13 @@ class Busy(Error):
     code = "busy"
     status = 429
     retryable = True
+
+
+class PictureDamaged(Error):
+    """The bytes in the image store are not those that were stored: the picture is gone."""
+
+    code = "picture_damaged"
+    status = 410
 
 
 class Unavailable(Error):

@@ -47,6 +47,7 @@ EVENTS: dict[str, tuple[int, str]] = {
     "images_discarded": (logging.INFO, "Images were deleted: their job was cancelled, or their lease was lost."),
     "batch_size_reduced": (logging.WARNING, "Memory ran out; a call renders fewer images for a while."),
     "image_failed": (logging.WARNING, "An image failed."),
+    "image_unchecked": (logging.ERROR, "A safety checker gave NaN for an image, which is flagged; verify its model."),
     "render_failed": (logging.ERROR, "A pipeline failed for an unforeseen reason."),
     "store_failed": (logging.ERROR, "An image could not be stored for an unforeseen reason."),
     "microbatch_failed": (logging.ERROR, "A microbatch failed for an unforeseen reason; it counts as an attempt."),
@@ -78,6 +79,7 @@ EVENTS: dict[str, tuple[int, str]] = {
         "A dataset could not be written for an unforeseen reason; it is tried again later.",
     ),
     "dataset_given_up": (logging.ERROR, "A dataset failed too often for unforeseen reasons: it has ended."),
+    "picture_damaged": (logging.ERROR, "An image file in the image store is not the one that was stored there."),
     "picture_lost": (logging.ERROR, "An image file is missing or damaged; its dataset counts it as failed."),
     "sweep_failed": (logging.ERROR, "A step of the sweep failed for an unforeseen reason; it is tried again later."),
 }

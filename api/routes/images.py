@@ -48,5 +48,5 @@ async def read_content(found: Found, state: State) -> Response:
     responses={200: {"content": {"image/webp": {}}, "description": f"WebP, at most {THUMBNAIL_SIDE} pixels a side."}},
 )
 async def read_thumbnail(found: Found, state: State, request: Request) -> Response:
-    read = partial(images.thumbnail, state, images.require_key(*found))
+    read = partial(images.thumbnail, state, found[0], images.require_key(*found))
     return await with_content(request, found[0].sha256, "image/webp", read)

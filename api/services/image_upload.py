@@ -1,8 +1,8 @@
 """Uploaded images: validated before they are decoded, then encoded as a plain PNG, 8 bits of RGB, on white.
 
 The content decides the format, never the file name. The header's pixel count is limited by the file's size, so that a
-decompression bomb costs no more than its upload. Orientation and colour profile are applied; all other metadata is
-dropped. Knows nothing of requests or storage.
+decompression bomb costs no more than its upload; so is the number of its parts. Orientation and colour profile are
+applied; all other metadata is dropped. Knows nothing of requests or storage.
 """
 
 import warnings
@@ -13,6 +13,7 @@ from typing import BinaryIO, Protocol
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from api import sentence
+from api.services.image_parts import check_parts
 from common.errors import PictureRefused
 
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -32,6 +33,7 @@ class Sink(Protocol):
 def normalise(file: BinaryIO, size: int, most_pixels: int, to: Sink) -> tuple[int, int]:
     """Write the image in `file`, of `size` bytes, to `to` as PNG; its width and height. Raises PictureRefused."""
     try:
+        check_parts(file, size)
         with Image.open(file, formats=FORMATS) as image:
             _validate(image, size, most_pixels)
             if image.format == "PNG":

@@ -12,7 +12,9 @@ from api.schemas import ImageWithJob
 from common.accounts.tenants import Caller
 from common.db import transaction
 from common.enums import TERMINAL_IMAGE, ImageState
-from common.errors import Conflict, NotFound
+from common.errors import Conflict, NotFound, PictureDamaged
+from common.log import log_event
+from common.storage import sha256
 
 THUMBNAIL_SIDE = 256  # pixels, at most
 
@@ -36,15 +38,19 @@ def require_key(image: ImageWithJob, key: str | None) -> str:
     raise NotFound(sentence("image_cancelled", image=image.id))
 
 
-async def thumbnail(state: AppState, key: str) -> bytes:
-    """The stored image as WebP, at most THUMBNAIL_SIDE pixels a side."""
-    return await anyio.to_thread.run_sync(_thumbnail, state, key, limiter=state.thumbnail_limiter)
+async def thumbnail(state: AppState, image: ImageWithJob, key: str) -> bytes:
+    """The stored image as WebP, at most THUMBNAIL_SIDE pixels a side. Raises PictureDamaged."""
+    return await anyio.to_thread.run_sync(_thumbnail, state, image, key, limiter=state.thumbnail_limiter)
 
 
-def _thumbnail(state: AppState, key: str) -> bytes:
+def _thumbnail(state: AppState, stored: ImageWithJob, key: str) -> bytes:
     from PIL import Image  # loaded late: other requests do not need it
 
-    with Image.open(io.BytesIO(state.storage.get(key)), formats=("PNG", "WEBP", "JPEG")) as image:
+    data = state.storage.get(key)
+    if sha256(data) != stored.sha256:
+        log_event("picture_damaged", image=stored.id, job=stored.job_id, key=key)
+        raise PictureDamaged(sentence("picture_damaged", image=stored.id))
+    with Image.open(io.BytesIO(data), formats=("PNG", "WEBP", "JPEG")) as image:
         image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
         buffer = io.BytesIO()
         image.convert("RGB").save(buffer, "WEBP", quality=80)

@@ -66,6 +66,7 @@ def check_lines(lines: Iterable[Line], variants: Sequence[Planner], position: in
             token_counter.check(recipe, model)
         except Invalid as error:
             errors.setdefault(number, _reason(error))
+            continue
         for warning in token_counter.warnings(recipe, model)[:1]:
             warnings.setdefault(number, warning)
     right = {number: jobs for number, jobs in found.planned.items() if number not in errors}

@@ -24,12 +24,14 @@ from common.recipes.field_errors import prompt_errors
 from common.recipes.img2img import FindImage, find_no_image
 from common.recipes.needs import Since, needs_code
 from common.recipes.recipe import MAX_SEED, SINCE, Draft, Recipe, Seed, Text, resolve, seeds_from
+from common.recipes.text_cache import TextCache
 
 PLAN_SINCE: Since = {}  # fields of a plan that not all code knows
 PLACEHOLDER = "画"
 PROMPT_TYPE: TypeAdapter[str] = TypeAdapter(Text)
 SEED_TYPE: TypeAdapter[int] = TypeAdapter(Seed)
-TEMPLATE_CHARS = 200_000  # of the keys of all templates of a file; lines that list their seeds have one each
+TEMPLATE_BYTES, BYTES_PER_CHARACTER = 5_000, 12  # a recipe; of its texts it has up to three copies
+MAX_TEMPLATE_BYTES = 16_000_000  # of all variants; lines that list their seeds have a template each
 
 to_json = JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -99,8 +101,15 @@ class PlannedJob(NamedTuple):
 
 def planners(plan: Plan, catalog: Catalog, find: FindImage = find_no_image) -> list["Planner"]:
     """One for each variant that the plan makes of a prompt."""
-    found = variants(plan.matrix)
-    return [Planner(plan, catalog, find, variant, TEMPLATE_CHARS // len(found)) for variant in found]
+    templates = _template_cache()
+    return [Planner(plan, catalog, find, variant, templates) for variant in variants(plan.matrix)]
+
+
+def _template_cache() -> TextCache[RecipeTemplate]:
+    return TextCache(
+        MAX_TEMPLATE_BYTES,
+        lambda template: TEMPLATE_BYTES + BYTES_PER_CHARACTER * len(template.recipe.negative_prompt),
+    )
 
 
 class Planner:
@@ -115,15 +124,14 @@ class Planner:
         catalog: Catalog,
         find: FindImage = find_no_image,
         variant: Variant | None = None,
-        template_chars: int = TEMPLATE_CHARS,
+        templates: TextCache[RecipeTemplate] | None = None,
     ) -> None:
         self._plan = plan
         self._catalog = catalog
         self._find = find
         self._variant = variant or {}
         self._common = {"count": plan.images_per_prompt, **plan.defaults, **self._variant}
-        self._templates: dict[str, RecipeTemplate | None] = {}
-        self._template_chars, self._most_chars = 0, template_chars
+        self._templates = templates or _template_cache()
         self._default_template = self._full({"prompt": PLACEHOLDER}, 0).template
 
     def plan(self, fields: Mapping[str, Any], position: int) -> PlannedJob:
@@ -148,19 +156,14 @@ class Planner:
         others = {**fields, "prompt": PLACEHOLDER}
         if "seed" in others:
             others["seed"] = None
-        key = repr(others)  # so that 1, 1.0 and True differ
-        if key in self._templates:
-            return self._templates[key]
+        key = repr((self._variant, others))  # so that 1, 1.0 and True differ
+        if found := self._templates.get(key):
+            return found
         try:
             template = self._full(others, 0).template
         except Invalid:
-            template = None
-        if self._template_chars + len(key) > self._most_chars:
-            self._templates.clear()
-            self._template_chars = 0
-        if len(key) <= self._most_chars:
-            self._templates[key] = template
-            self._template_chars += len(key)
+            return None
+        self._templates.put(key, template)
         return template
 
     def _full(self, fields: Mapping[str, Any], position: int) -> PlannedJob:

@@ -5,18 +5,22 @@ The syntax is `(text:number)`, which nests: weights multiply. Other parentheses 
 """
 
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 from common.recipes import sentence
+from common.recipes.text_cache import TextCache
 from common.sentences import Sentence
 
 MAX_PROMPT_WEIGHT = 2.0
-SYNTAX = re.compile(r"\\[()]|\(|:\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\)|\)")
+# Possessive, so that it never tries a number or spaces again in another way: its time is linear in the prompt.
+SYNTAX = re.compile(r"\\[()]|\(|:\s*+([+-]?(?:\d++(?:\.\d*+)?|\.\d++))\s*+\)|\)")
+FRAGMENT_BYTES = 100  # of a fragment beside its text
+MAX_CACHED_BYTES = 8_000_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Fragment:
     """A piece of a prompt with one weight."""
 
@@ -43,10 +47,12 @@ def weight_error(prompt: str) -> Sentence | None:
     return None
 
 
-@lru_cache(1024)
 def split_fragments(prompt: str) -> tuple[Fragment, ...]:
     """The text of a prompt, in pieces of one weight each."""
-    return tuple(_fragments(prompt, _find_pairs(prompt)))
+    if (found := _cache.get(prompt)) is None:
+        found = tuple(_fragments(prompt, _find_pairs(prompt)))
+        _cache.put(prompt, found)
+    return found
 
 
 def _may_have_weights(prompt: str) -> bool:
@@ -84,3 +90,10 @@ def _fragments(prompt: str, pairs: dict[int, tuple[int, float]]) -> Iterator[Fra
             weights.pop()
     if offset < len(prompt):
         yield Fragment(prompt[offset:], weights[-1])
+
+
+def _bytes_of(fragments: tuple[Fragment, ...]) -> int:
+    return sum(FRAGMENT_BYTES + sys.getsizeof(fragment.text) for fragment in fragments)
+
+
+_cache = TextCache[tuple[Fragment, ...]](MAX_CACHED_BYTES, _bytes_of)  # each prompt is read several times in a row

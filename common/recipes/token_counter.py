@@ -5,6 +5,7 @@ checked here; the worker checks.
 """
 
 import json
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,10 +22,12 @@ from common.catalog.catalog import Model
 from common.errors import FieldError, PromptTooLong
 from common.recipes import prompt_weighting, sentence
 from common.recipes.recipe import Recipe
+from common.recipes.text_cache import TextCache
 from common.sentences import Sentence
 
-MAX_CACHED = 10_000  # texts
-TEXTS_PER_CALL = 256  # the tokenizer takes 200 MB for so many of 8,000 characters
+MAX_CACHED_BYTES = 16_000_000  # for each tokenizer
+CHARACTERS_PER_CALL = 100_000  # the tokenizer takes 100 bytes for each
+FIRST_CHARACTERS = 2000  # read first: a long text has too many tokens there already, or is read quickly
 NO_TOKEN = -1  # the id of no token
 RECHECK_S = 1.0  # between two checks of the tokenizer's file, which an import may write while this process runs
 
@@ -35,6 +38,7 @@ class TokenCount:
 
     tokens: int
     unknown: tuple[str, ...]
+    is_least: bool = False  # the rest of the text was not read
 
 
 @dataclass(frozen=True)
@@ -68,26 +72,39 @@ class TokenCounter:
         self._unknown = NO_TOKEN if unknown is None else unknown
         self._special_tokens = self._tokenizer.num_special_tokens_to_add(is_pair=False)
         self._unknown_special_tokens = self._tokenizer.encode("").ids.count(self._unknown)
-        self._cache: dict[str, TokenCount] = {}  # a prompt is counted twice, a negative prompt for every job
+        self._cache = TextCache[TokenCount](MAX_CACHED_BYTES, _bytes_of)  # the same negative prompt comes for every job
+        self._last_refused: tuple[str, TokenCount] | None = None
 
-    def count(self, text: str) -> TokenCount:
-        found = self._cache.get(text)
-        if found is None:  # other threads may clear the cache at any moment
-            if len(self._cache) >= MAX_CACHED:
-                self._cache.clear()
-            found = self._cache[text] = self._count(text)
+    @property
+    def cached_bytes(self) -> int:
+        return self._cache.bytes
+
+    def count(self, text: str, limit: int = sys.maxsize) -> TokenCount:
+        """A text with more tokens than `limit` is not remembered, and is not read to its end if it is long."""
+        if found := self._cache.get(text):
+            return found
+        if (refused := self._last_refused) and refused[0] == text and refused[1].tokens > limit:
+            return refused[1]
+        found = self._count(text, limit)
+        if found.tokens > limit:
+            self._last_refused = text, found
+        else:
+            self._cache.put(text, found)
         return found
 
     def suspects(self, texts: Sequence[str], limit: int) -> Iterator[int]:
-        """The positions of the texts that have more than `limit` tokens, or words that are unknown.
+        """The positions of the texts that have more than `limit` tokens, or unknown words, or are very long.
 
         The characters of most texts show that they have neither. The tokenizer reads the rest, many in one call, on
         all cores and without the GIL.
         """
-        room = limit - self._special_tokens
-        rest = [position for position, text in enumerate(texts) if len(text) > room or not self._characters.cover(text)]
-        for start in range(0, len(rest), TEXTS_PER_CALL):
-            positions = rest[start : start + TEXTS_PER_CALL]
+        room, rest = limit - self._special_tokens, list[int]()
+        for position, text in enumerate(texts):
+            if len(text) > FIRST_CHARACTERS:
+                yield position
+            elif len(text) > room or not self._characters.cover(text):
+                rest.append(position)
+        for positions in _of_bounded_length(rest, texts):
             encodings = self._tokenizer.encode_batch_fast(
                 [prompt_weighting.strip_weights(texts[position]) for position in positions]
             )
@@ -100,15 +117,22 @@ class TokenCounter:
     def _characters(self) -> KnownCharacters:
         return known_characters(self._tokenizer)
 
-    def _count(self, text: str) -> TokenCount:
+    def _count(self, text: str, limit: int) -> TokenCount:
         text = prompt_weighting.strip_weights(text)
-        encoding = self._tokenizer.encode(text)
-        ids = encoding.ids
-        if ids.count(self._unknown) == self._unknown_special_tokens:
+        end = text.rfind(" ", 0, FIRST_CHARACTERS) if len(text) > FIRST_CHARACTERS else 0
+        if end > 0 and (least := len(self._ids(text[:end]))) > limit:
+            return TokenCount(least, (), is_least=True)
+        ids = self._ids(text)
+        if len(ids) > limit or ids.count(self._unknown) == self._unknown_special_tokens:
             return TokenCount(len(ids), ())
+        encoding = self._tokenizer.encode(text)
         tokens = zip(ids, encoding.offsets, encoding.special_tokens_mask, strict=True)
         spans = [span for id, span, is_special in tokens if id == self._unknown and not is_special]
         return TokenCount(len(ids), tuple(dict.fromkeys(text[start:end] for start, end in spans)))
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode_batch_fast([text])[0].ids  # without offsets
+        return ids
 
 
 def known_characters(tokenizer: Tokenizer) -> KnownCharacters:
@@ -130,6 +154,23 @@ def known_characters(tokenizer: Tokenizer) -> KnownCharacters:
     return KnownCharacters(frozenset(standalone), frozenset(standalone | in_words), model.max_input_chars_per_word)
 
 
+def _bytes_of(count: TokenCount) -> int:
+    return sum(map(sys.getsizeof, count.unknown)) + sys.getsizeof(count.unknown)
+
+
+def _of_bounded_length(positions: Sequence[int], texts: Sequence[str]) -> Iterator[list[int]]:
+    """The positions, cut where their texts have CHARACTERS_PER_CALL together."""
+    group, characters = list[int](), 0
+    for position in positions:
+        group.append(position)
+        characters += len(texts[position])
+        if characters >= CHARACTERS_PER_CALL:
+            yield group
+            group, characters = [], 0
+    if group:
+        yield group
+
+
 def _unknown_token(model: dict[str, Any]) -> str:
     """The token for words that the model has no token for; CLIP also ends every text with it."""
     if model.get("unk_id") is not None:
@@ -141,20 +182,21 @@ def check(recipe: Recipe, model: Model) -> None:
     """Raises PromptTooLong, with an error for each prompt that is."""
     if (counter := counter_for(model)) is None:
         return
-    counts = {field: counter.count(getattr(recipe, field)).tokens for field in ("prompt", "negative_prompt")}
+    limit = model.token_limit
+    counts = {field: counter.count(getattr(recipe, field), limit) for field in ("prompt", "negative_prompt")}
     errors = [
-        FieldError(field, too_long(tokens, model.name, model.token_limit))
-        for field, tokens in counts.items()
-        if tokens > model.token_limit
+        FieldError(field, _too_long(count, model.name, limit))
+        for field, count in counts.items()
+        if count.tokens > limit
     ]
     if errors:
         raise PromptTooLong.of(errors)
 
 
 def find_suspects(prompts: Sequence[str], negative_prompt: str, model: Model) -> set[int]:
-    """The positions of the prompts for which `check` raises or `warnings` returns something; faster than those."""
+    """The positions of the prompts for which `check` may raise or `warnings` return something; faster than those."""
     counter = counter_for(model)
-    if counter and counter.count(negative_prompt).tokens > model.token_limit:
+    if counter and counter.count(negative_prompt, model.token_limit).tokens > model.token_limit:
         return set(range(len(prompts)))
     found = set(counter.suspects(prompts, model.token_limit)) if counter else set[int]()
     if model.vocabulary:
@@ -163,8 +205,10 @@ def find_suspects(prompts: Sequence[str], negative_prompt: str, model: Model) ->
     return found
 
 
-def too_long(tokens: int, model: str, limit: int) -> Sentence:
-    return sentence("too_many_tokens", tokens=tokens, model=model, limit=limit)
+def _too_long(count: TokenCount, model: str, limit: int) -> Sentence:
+    if count.is_least:
+        return sentence("far_too_many_tokens", tokens=count.tokens, model=model, limit=limit)
+    return sentence("too_many_tokens", tokens=count.tokens, model=model, limit=limit)
 
 
 def warnings(recipe: Recipe, model: Model) -> tuple[str, ...]:
@@ -172,7 +216,7 @@ def warnings(recipe: Recipe, model: Model) -> tuple[str, ...]:
     found: list[str] = []
     if model.vocabulary and not any(word in recipe.prompt for word in model.vocabulary.words):
         found.append(model.vocabulary.advice)
-    if (counter := counter_for(model)) and (unknown := counter.count(recipe.prompt).unknown):
+    if (counter := counter_for(model)) and (unknown := counter.count(recipe.prompt, model.token_limit).unknown):
         found.append(sentence("words_unknown", model=model.name, words=" ".join(unknown)))
     return tuple(found)
 

@@ -262,6 +262,12 @@ def test_what_the_safety_checker_rejects_is_flagged(load: Load, kind: str, mode:
     assert [image.flagged for image in rendered if isinstance(image, RenderedImage)] == [True]
 
 
+def test_what_cannot_be_judged_is_flagged(load: Load) -> None:
+    (image,) = load("stub").generate([request_for(load("stub"), "#unchecked")], lambda step, steps: None)
+    assert isinstance(image, RenderedImage)
+    assert (image.flagged, image.unchecked) == (True, True)
+
+
 def test_nothing_else_is_flagged(pipeline: Pipeline) -> None:
     rendered = pipeline.generate([request_for(pipeline)], lambda step, steps: None)
     assert [image.flagged for image in rendered if isinstance(image, RenderedImage)] == [False]

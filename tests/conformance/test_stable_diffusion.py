@@ -92,7 +92,35 @@ def test_the_safety_checker_flags_what_it_flags_with_its_extractor(pipeline: Sta
     checker.concept_embeds_weights.data.fill_(likeness.amax(1).median())
     flags = checker(images=pixels.to(DEVICE, copy=True), clip_input=inputs)[1]
     assert 8 <= sum(flags) <= 16
-    assert pipeline._run_safety_checker(pixels.to(DEVICE, copy=True)) == flags
+    verdicts = pipeline._run_safety_checker(pixels.to(DEVICE, copy=True))
+    assert [(verdict.flagged, verdict.unchecked) for verdict in verdicts] == [(flag, False) for flag in flags]
+
+
+@pytest.mark.parametrize("tensor", ["visual_projection.weight", "concept_embeds_weights", "special_care_embeds"])
+def test_what_the_safety_checker_cannot_judge_is_flagged(pipeline: StableDiffusion, tensor: str) -> None:
+    """NaN exceeds no threshold, so the safety checker itself finds nothing wrong."""
+    weights = pipeline._pipe.safety_checker.get_parameter(tensor).data
+    before = weights.clone()
+    weights[0] = torch.nan
+    try:
+        (image,) = pipeline.generate([request_for(pipeline)], lambda step, steps: None)
+    finally:
+        weights.copy_(before)
+    assert isinstance(image, RenderedImage)
+    assert (image.flagged, image.unchecked) == (True, True)
+
+
+def test_only_the_image_that_cannot_be_judged_is_unchecked(
+    pipeline: StableDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = torch.stack([_image((96, 64), seed) for seed in range(3)])
+    inputs = clip_input(pixels, pipeline._pipe.feature_extractor)
+    inputs[1, 0, 0, 0] = torch.nan
+    monkeypatch.setattr("worker.pipelines.stable_diffusion.clip_input", lambda *given: inputs.to(DEVICE))
+    pipeline._pipe.safety_checker.concept_embeds_weights.data.fill_(1)
+    verdicts = pipeline._run_safety_checker(pixels.to(DEVICE, copy=True))
+    assert [verdict.unchecked for verdict in verdicts] == [False, True, False]
+    assert [verdict.flagged for verdict in verdicts] == [False, True, False]
 
 
 def test_an_unusual_extractor_is_used_as_it_is(pipeline: StableDiffusion) -> None:

@@ -15,24 +15,27 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
+from uuid import UUID
 
 from common.catalog import catalog, manifest
 from common.catalog.catalog import Model
 from common.catalog.manifest import ModelManifest
 from common.errors import Error, ModelRefused, NanImage
+from common.recipes.img2img import InputImage
 from common.recipes.recipe import Recipe
+from common.sentences import Sentence
 from worker.models import hub, sentence
 from worker.models import store as model_store
 from worker.models.store import SourceFiles
 from worker.pipelines import checkpoint
-from worker.pipelines.base import DeviceLost, ImageRequest, Pipeline
+from worker.pipelines.base import DeviceLost, ImageRequest, Pipeline, RenderedImage
 
 Report = Callable[[str, int, int], None]  # phase (wait, fetch, convert or check), done, total
 Load = Callable[[Model], Pipeline]
 
 DOWNLOADS = ".fetching"
 SINGLE_FILES = (".ckpt", ".safetensors")
-TEST_STEPS = 3
+TEST_STEPS, TEST_STRENGTH = 3, 0.7
 LOCK_RETRY_S = 0.5
 
 
@@ -218,7 +221,10 @@ def _complete_entry(entry: Mapping[str, Any], source: SourceFiles) -> dict[str, 
 
 
 def _test_render(model: Model, draft: Path, load: Load) -> None:
-    """Load the draft and render one image in a few steps. Raises ModelRefused."""
+    """Load the draft, and render an image in a few steps and another from it, which the VAE encodes.
+
+    Raises ModelRefused.
+    """
     recipe = Recipe(
         prompt="画",
         negative_prompt=model.negative_prompt,
@@ -232,17 +238,29 @@ def _test_render(model: Model, draft: Path, load: Load) -> None:
         mode="text2image",
         format="png",
     )
+    source = InputImage(id=UUID(int=0), sha256="", key="", width=model.width, height=model.height)
+    changed = recipe.model_copy(update={"mode": "image2image", "source": source, "strength": TEST_STRENGTH})
     pipeline = load(replace(model, source_path=draft))
     try:
-        (result,) = pipeline.generate([ImageRequest(recipe, 0)], lambda step, steps: None)
+        image = _generate(pipeline, ImageRequest(recipe, 0), sentence("test_image_nan", model=model.name))
+        encoded = ImageRequest(changed, 0, source=image.pixels)
+        _generate(pipeline, encoded, sentence("test_encoder_nan", model=model.name))
     finally:
         pipeline.close()
+
+
+def _generate(pipeline: Pipeline, request: ImageRequest, if_nan: Sentence) -> RenderedImage:
+    model = pipeline.model
+    (result,) = pipeline.generate([request], lambda step, steps: None)
     if isinstance(result, NanImage):
-        raise ModelRefused(sentence("test_image_nan", model=model.name))
+        raise ModelRefused(if_nan)
     if isinstance(result, Exception):
         raise ModelRefused(sentence("test_image_failed", model=model.name, error=checkpoint.first_line(result)))
+    if result.unchecked:
+        raise ModelRefused(sentence("test_image_unchecked", model=model.name))
     if result.pixels.shape != (model.height, model.width, 3):
         raise ModelRefused(sentence("test_image_misshapen", model=model.name, shape=result.pixels.shape))
+    return result
 
 
 def throttled(report: Report, every_s: float) -> Report:

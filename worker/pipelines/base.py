@@ -36,6 +36,7 @@ class ImageRequest:
 class RenderedImage:
     pixels: NDArray[np.uint8]  # height × width × RGB
     flagged: bool  # by the safety checker; the pixels must then not be stored
+    unchecked: bool = False  # flagged because the safety checker could not judge them
 
 
 class Pipeline(Protocol):

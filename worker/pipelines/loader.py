@@ -30,7 +30,9 @@ CLASSES = {
     "unet": diffusers.UNet2DConditionModel,
     "vae": diffusers.AutoencoderKL,
 }
+SEEN_NOWHERE = ("safety_checker", "vae")  # NaN in the first, or in an encoder, shows in no image
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+MOST_SHARED = 4  # bytes of tensors for each byte of their file; tensors may share their storage
 
 # steps_offset, skip_prk_steps: what Stable Diffusion was trained with; checkpoints of 2022 leave them out.
 # clip_sample: latents are not pixels; clipping them ruins the image.
@@ -130,7 +132,15 @@ def load_component(model: Model, folder: Path, name: str, dtype: torch.dtype) ->
         raise ModelRefused(
             sentence("model_tensors_missing", model=model.name, component=name, count=len(missing), first=missing[0])
         )
+    if name in SEEN_NOWHERE:
+        _check_numbers(model, name, component)
     return component.eval()
+
+
+def _check_numbers(model: Model, name: str, component: torch.nn.Module) -> None:
+    for tensor, values in component.state_dict().items():
+        if values.isnan().any():
+            raise ModelRefused(sentence("model_weights_nan", model=model.name, component=name, tensor=tensor))
 
 
 # Pickles
@@ -145,9 +155,11 @@ def unpickle(model: Model, file: Path) -> Any:
     """Read a pickle without running its code. Raises ModelRefused."""
     path = _relative(file)
     try:
-        if zipfile.is_zipfile(file) and not _has_one_pickle(file):
-            raise pickle.UnpicklingError
+        if zipfile.is_zipfile(file):
+            _check_zip(model, file)
         return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except ModelRefused:
+        raise
     except pickle.UnpicklingError as error:
         raise ModelRefused(sentence("model_pickle_unsafe", model=model.name, file=path)) from error
     except Exception as error:  # a broken pickle makes the reader raise anything
@@ -158,6 +170,9 @@ def unpickle(model: Model, file: Path) -> Any:
 def require_tensors(model: Model, file: Path, content: Any) -> dict[str, torch.Tensor]:
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise ModelRefused(sentence("model_pickle_not_tensors", model=model.name, file=_relative(file)))
+    size, declared = file.stat().st_size, sum(tensor.nbytes for tensor in content.values())
+    if declared > MOST_SHARED * size:
+        raise _inflates(model, file, declared)
     return content
 
 
@@ -167,10 +182,24 @@ def _check_pickles(model: Model, folder: Path) -> None:
             pickled_tensors(model, file)
 
 
-def _has_one_pickle(file: Path) -> bool:
-    """Whether all readers of the zip find the same pickle. TorchScript has several, and code."""
+def _check_zip(model: Model, file: Path) -> None:
+    """Check by its directory, before anything is inflated, that it has one pickle and takes no more than its size.
+
+    All readers then find the same pickle; TorchScript has several, and code. torch.save compresses nothing.
+    """
     with zipfile.ZipFile(file) as archive:
-        return len([name for name in archive.namelist() if name.endswith((".pkl", ".py"))]) == 1
+        members = archive.infolist()
+    if len([member for member in members if member.filename.endswith((".pkl", ".py"))]) != 1:
+        raise pickle.UnpicklingError
+    if (declared := sum(member.file_size for member in members)) > file.stat().st_size:
+        raise _inflates(model, file, declared)
+
+
+def _inflates(model: Model, file: Path, declared: int) -> ModelRefused:
+    size = file.stat().st_size
+    return ModelRefused(
+        sentence("model_file_inflates", model=model.name, file=_relative(file), bytes=size, declared=declared)
+    )
 
 
 def _relative(file: Path) -> str:

@@ -7,7 +7,7 @@ jobs, leases or storage. Imports torch and diffusers.
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import interpolate
@@ -16,6 +16,7 @@ from common.catalog.catalog import Model
 from common.errors import LoraRefused, NanImage, OutOfMemory, PromptRefused, RenderFailed
 from common.recipes import prompt_weighting
 from common.recipes.recipe import Recipe
+from common.recipes.text_cache import TextCache
 from worker.pipelines import batch_size, checkpoint, sentence
 from worker.pipelines.base import DeviceLost, ImageRequest, OnStep, RenderedImage
 from worker.pipelines.checkpoint import first_line
@@ -26,6 +27,7 @@ from worker.pipelines.lora import LoraAdapters
 from worker.pipelines.prompt_embeds import encode_prompts
 
 BENCHMARK_STEPS = 2
+MAX_CACHED_BYTES = 1_000_000  # of checked prompts
 BICUBIC = 3  # Pillow's number for it
 
 
@@ -48,6 +50,13 @@ def load(model: Model, device: str = "auto", threads: int | None = None) -> "Sta
         raise checkpoint.not_loadable(model, error) from error
 
 
+class Verdict(NamedTuple):
+    """The safety checker's, on one image."""
+
+    flagged: bool
+    unchecked: bool
+
+
 class StableDiffusion:
     def __init__(self, model: Model, device: torch.device, pipe: Any, scheduler_config: Config) -> None:
         self.model = model
@@ -68,6 +77,7 @@ class StableDiffusion:
         self._pipe = pipe
         self._scheduler_config = scheduler_config
         self._loras = LoraAdapters(model, pipe)
+        self._short_enough = TextCache[bool](MAX_CACHED_BYTES, lambda _: 0)  # images of a job have the same prompts
 
     def generate(self, requests: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
         refusals = [self._check_prompts(request) for request in requests]
@@ -113,11 +123,14 @@ class StableDiffusion:
         """Refuse prompts that are too long: diffusers would truncate them and only log it."""
         tokenizer, limit = self._pipe.tokenizer, self._pipe.tokenizer.model_max_length
         for field in ("prompt", "negative_prompt"):
-            count = len(tokenizer(prompt_weighting.strip_weights(getattr(request.recipe, field))).input_ids)
+            if self._short_enough.get(text := getattr(request.recipe, field)):
+                continue
+            count = len(tokenizer(prompt_weighting.strip_weights(text)).input_ids)
             if count > limit:
                 return PromptRefused(
                     sentence("prompt_too_long", field=field, count=count, model=self.model.name, limit=limit)
                 )
+            self._short_enough.put(text, True)
         return None
 
     def _generate(self, requests: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
@@ -149,16 +162,16 @@ class StableDiffusion:
             free_memory()
             recipe = requests[0].recipe
             raise OutOfMemory(sentence("out_of_memory", images=len(requests), width=recipe.width, height=recipe.height))
-        pixels, flags, nan = rendered
+        pixels, verdicts, nan = rendered
         return [
-            NanImage(sentence("nan_image", model=self.model.name)) if is_nan else RenderedImage(image, flag)
-            for image, flag, is_nan in zip(pixels.cpu().numpy(), flags, nan, strict=True)
+            NanImage(sentence("nan_image", model=self.model.name)) if is_nan else RenderedImage(image, *verdict)
+            for image, verdict, is_nan in zip(pixels.cpu().numpy(), verdicts, nan, strict=True)
         ]
 
     def _render(
         self, requests: Sequence[ImageRequest], on_step: OnStep
-    ) -> tuple[torch.Tensor, list[bool], list[bool]] | None:
-        """The pixels, whether each image is flagged, and whether it is NaN; None if memory ran out."""
+    ) -> tuple[torch.Tensor, list[Verdict], list[bool]] | None:
+        """The pixels, the verdict on each image, and whether it is NaN; None if memory ran out."""
         try:
             return self._decode(*self._denoise(requests, on_step))
         except (RuntimeError, MemoryError) as error:
@@ -201,7 +214,7 @@ class StableDiffusion:
         return torch.compiler.set_stance("force_eager") if self.model.compile else nullcontext()
 
     @torch.no_grad()
-    def _decode(self, latents: torch.Tensor, img2img: Img2Img | None) -> tuple[torch.Tensor, list[bool], list[bool]]:
+    def _decode(self, latents: torch.Tensor, img2img: Img2Img | None) -> tuple[torch.Tensor, list[Verdict], list[bool]]:
         """Decode and check on the device; diffusers would convert every image to Pillow's for the safety checker."""
         vae = self._pipe.vae
         images = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0].float()
@@ -211,13 +224,18 @@ class StableDiffusion:
         pixels = img2img.composite(pixels) if img2img else pixels
         return pixels, self._run_safety_checker(pixels), nan.tolist()
 
-    def _run_safety_checker(self, pixels: torch.Tensor) -> list[bool]:
-        checker = self._pipe.safety_checker
+    def _run_safety_checker(self, pixels: torch.Tensor) -> list[Verdict]:
+        checker, embeds = self._pipe.safety_checker, list[torch.Tensor]()
         if checker is None:
-            return [False] * len(pixels)
+            return [Verdict(False, False)] * len(pixels)
         inputs = clip_input(pixels, self._pipe.feature_extractor).to(checker.dtype)
-        flags: list[bool] = checker(images=pixels, clip_input=inputs)[1]  # it also blackens the pixels that it flags
-        return flags
+        hook = checker.visual_projection.register_forward_hook(lambda module, given, output: embeds.append(output))
+        try:
+            flags: list[bool] = checker(images=pixels, clip_input=inputs)[1]  # it also blackens what it flags
+        finally:
+            hook.remove()
+        judged = (embeds[0].norm(dim=1).isfinite() & _has_numbers(checker)).tolist()
+        return [Verdict(flag or not is_judged, not is_judged) for flag, is_judged in zip(flags, judged, strict=True)]
 
     def _benchmark(self, images: int, width: int | None = None, height: int | None = None) -> float | None:
         """Seconds for so many images of the model's default recipe, extrapolated from a few steps; None: no memory."""
@@ -248,6 +266,13 @@ class StableDiffusion:
         except OutOfMemory:
             return None
         return time.monotonic() - start + (times[-1] - times[-2]) * max(0, model.steps - len(times) + 1)
+
+
+def _has_numbers(checker: Any) -> torch.Tensor:
+    """Whether what a safety checker compares images with are numbers: it finds nothing wrong where one is NaN."""
+    norms = (checker.concept_embeds.norm(dim=1), checker.special_care_embeds.norm(dim=1))
+    limits = (checker.concept_embeds_weights, checker.special_care_embeds_weights)
+    return torch.stack([values.isfinite().all() for values in (*norms, *limits)]).all()
 
 
 def clip_input(pixels: torch.Tensor, extractor: Any) -> torch.Tensor:

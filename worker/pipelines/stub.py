@@ -21,7 +21,8 @@ from common.recipes import prompt_weighting, token_counter
 from worker.pipelines import sentence
 from worker.pipelines.base import DeviceLost, ImageRequest, OnStep, RenderedImage
 
-FLAGGED, NAN, OOM = "#flagged", "#nan", "#oom"  # flag the image, render NaN, or run out of memory
+FLAGGED, UNCHECKED = "#flagged", "#unchecked"  # flag the image: it is judged so, or cannot be judged
+NAN, OOM = "#nan", "#oom"  # render NaN, or run out of memory
 HANG, DIE, LOST = "#hang", "#die", "#lost"  # at the first step: hang, die by SIGKILL, or lose the device
 STEP_S = 0.001
 MODEL_BYTES = 2**30  # claimed, not allocated: enough to test the limits of model memory
@@ -87,7 +88,9 @@ def _fail_if_asked(prompts: str) -> None:
 def _render(request: ImageRequest) -> RenderedImage | RenderFailed:
     if NAN in request.recipe.prompt:
         return NanImage(sentence("stub_nan_image"))
-    return RenderedImage(_composite(request, _pattern(request)), flagged=FLAGGED in request.recipe.prompt)
+    unchecked = UNCHECKED in request.recipe.prompt
+    flagged = unchecked or FLAGGED in request.recipe.prompt
+    return RenderedImage(_composite(request, _pattern(request)), flagged, unchecked)
 
 
 def _composite(request: ImageRequest, pattern: NDArray[np.uint8]) -> NDArray[np.uint8]:

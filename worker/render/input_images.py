@@ -30,7 +30,7 @@ from worker.render import sentence
 from worker.watchdog import Watchdog
 
 FETCHERS = 4  # input images fetched at the same time
-CACHED = 32  # input images: those of one job start from the same one
+CACHED, CACHED_BYTES = 32, 128_000_000  # input images: those of one job start from the same one
 MASK_THRESHOLD = 128
 
 Pixels = NDArray[Any]
@@ -107,7 +107,7 @@ class InputImageLoader:
             return InternalError(internal_error(reference))
         with self._lock:
             self._cache[scaled] = pixels
-            while len(self._cache) > CACHED:
+            while len(self._cache) > CACHED or sum(cached.nbytes for cached in self._cache.values()) > CACHED_BYTES:
                 self._cache.popitem(last=False)
         return pixels
 

@@ -127,6 +127,10 @@ class Uploader:
         render_ms = round(1000 * rendered.seconds / len(rendered.results))
         if isinstance(result, RenderFailed):
             return self._failed(rendered, image, result)
+        if result.unchecked:
+            log_event("image_unchecked", **self.log_fields(rendered.microbatch), image=image.id)
+            code, message = "unchecked", sentence("unchecked")
+            return Outcome(image.id, ImageState.FLAGGED, render_ms=render_ms, error_code=code, error_message=message)
         if result.flagged:
             return Outcome(image.id, ImageState.FLAGGED, render_ms=render_ms)
         if self._is_late() or not self._is_wanted(rendered.microbatch, image):

@@ -37,5 +37,5 @@ def get_file(found: FoundImage, state: State) -> Response:
 
 @router.get("/images/{image_id}/thumbnail")
 async def get_thumbnail(found: FoundImage, state: State, request: Request) -> Response:
-    read = partial(images.thumbnail, state, images.require_key(*found))
+    read = partial(images.thumbnail, state, found[0], images.require_key(*found))
     return await with_content(request, found[0].sha256, "image/webp", read)

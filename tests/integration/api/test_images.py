@@ -2,8 +2,10 @@
 
 import hashlib
 import io
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -75,6 +77,27 @@ def test_a_thumbnail_is_small_and_never_changes(client: httpx.Client, image: dic
     assert {"private", "immutable"} <= set(answer.headers["Cache-Control"].split(", "))
     again = client.get(path, headers={"If-None-Match": answer.headers["ETag"]})
     assert (again.status_code, again.content) == (304, b"")
+
+
+def half_zeroed(data: bytes) -> bytes:
+    return data[: len(data) // 2] + bytes(len(data) - len(data) // 2)
+
+
+@pytest.mark.parametrize("damage", [half_zeroed, lambda data: b"", lambda data: picture(8, 8)])
+def test_a_damaged_picture_is_one_sentence_and_a_log_line(
+    client: httpx.Client,
+    image: dict[str, Any],
+    settings: Settings,
+    damage: Callable[[bytes], bytes],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    key = urlsplit(client.get(image["url"]).headers["Location"]).path.split("/", 2)[2]
+    Storage(settings).put(key, damage(picture()), "image/png")
+    answer = client.get(f"/v1/images/{image['id']}/thumbnail")
+    assert (answer.status_code, answer.json()["code"]) == (410, "picture_damaged")
+    assert answer.json()["detail"].startswith(f"The picture of image {image['id']} is damaged")
+    assert "Cache-Control" not in answer.headers
+    assert any(key in record.getMessage() for record in caplog.records)
 
 
 def test_a_thumbnail_is_its_tenants_alone(api: Api, image: dict[str, Any]) -> None:

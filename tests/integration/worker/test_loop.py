@@ -290,10 +290,14 @@ def test_a_lost_lease_stops_the_rendering_at_the_next_heartbeat(
 # What goes wrong
 
 
-def test_a_flagged_image_is_not_stored(story: Story, settings: Settings, make_worker: MakeWorker) -> None:
-    job = story.submit(prompt="圆 #flagged")
+@pytest.mark.parametrize(("marker", "reason"), [("#flagged", None), ("#unchecked", "unchecked")])
+def test_a_flagged_image_is_not_stored(
+    story: Story, settings: Settings, make_worker: MakeWorker, marker: str, reason: str | None
+) -> None:
+    job = story.submit(prompt=f"圆 {marker}")
     work(make_worker())
-    assert story.images(job)[0].state == ImageState.FLAGGED
+    image = story.images(job)[0]
+    assert (image.state, image.error_code) == (ImageState.FLAGGED, reason)
     assert story.job(job).state == JobState.SUCCEEDED
     assert bucket_of(settings) == {}
 

@@ -1,7 +1,10 @@
 """What comes from outside as a picture becomes a plain PNG, whatever it was, or is refused before it costs anything."""
 
+import struct
 import subprocess
 import sys
+import time
+import zlib
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -214,6 +217,67 @@ def test_a_small_file_costs_little_memory(make: Callable[[], bytes]) -> None:
     root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", COST], input=data, stdout=subprocess.PIPE, cwd=root, check=True)
     assert float(done.stdout) < 50  # MB
+
+
+def chunk(kind: bytes, data: bytes = b"") -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_with(chunks: bytes) -> bytes:
+    data = file_of(NOISE)
+    return data[:33] + chunks + data[33:]  # behind IHDR
+
+
+def jpeg_with(segments: bytes) -> bytes:
+    data = file_of(NOISE, "JPEG")
+    return data[:2] + segments + data[2:]
+
+
+def jpeg_of_scans(count: int) -> bytes:
+    """The last scan of a progressive JPEG so many times."""
+    data = file_of(NOISE, "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * count + data[-2:]
+
+
+def webp_with(chunks: bytes) -> bytes:
+    data = file_of(NOISE, "WEBP", exif=exif(UPRIGHT))[12:] + chunks
+    return b"RIFF" + struct.pack("<I", 4 + len(data)) + b"WEBP" + data
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        png_with(chunk(b"teSt") * 100_000),
+        png_with(chunk(b"tEXt", b"k\0v") * 100_000),
+        png_with(
+            chunk(b"zTXt", b"\0\0" + zlib.compress(b"x" * 2**20)) * 600
+        ),  # without a keyword Pillow counts no byte
+        jpeg_with(b"\xff\xfe\0\x02" * 100_000),
+        jpeg_with(b"\xff" * 1_000_000),
+        jpeg_with(b"\xff\xed\0\x02" * 100),
+        jpeg_of_scans(1000),
+        webp_with(b"abcd\0\0\0\0" * 100_000),
+    ],
+    ids=range(8),
+)
+def test_a_file_of_many_small_parts_costs_little_time(data: bytes) -> None:
+    start = time.thread_time()
+    assert "more parts" in refusal(data)
+    assert time.thread_time() - start < 0.1
+
+
+def test_what_encoders_write_has_few_parts() -> None:
+    parts = [
+        chunk(b"IDAT", b"") * 900,
+        chunk(b"tEXt", b"k\0v") * 50,
+        chunk(b"zTXt", b"k\0\0" + zlib.compress(b"v")) * 50,
+    ]
+    for part in parts:
+        assert kept(png_with(part)).size == NOISE.size
+    assert kept(jpeg_with(b"\xff\xfe\0\x02" * 500)).size == NOISE.size
+    assert kept(jpeg_of_scans(20)).size == NOISE.size
+    assert kept(webp_with(b"abcd\0\0\0\0" * 500)).size == NOISE.size
 
 
 def test_pixels_are_counted_before_they_are_decoded() -> None:
