@@ -172,5 +172,6 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     yield
     await state.job_watcher.close()
     state.lookups.close()
+    app.state.readiness.close()
     state.engine.dispose()
     state.probe.dispose()

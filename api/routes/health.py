@@ -61,6 +61,9 @@ class Readiness:
         self._checked: Checked | None = None
         self._checking = asyncio.Lock()
 
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
     async def read(self) -> Checked:
         async with self._checking:
             if self._checked is None or time.monotonic() - self._checked.at > CACHED_S:
