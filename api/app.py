@@ -74,6 +74,8 @@ class BoundedLimiter(ThreadLimiter):
 class Api(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """FastAPI's description, with errors declared as the problems that they are."""
+        if self.openapi_schema:
+            return self.openapi_schema
         document = super().openapi()
         _, parsed_by_routes = models_json_schema(
             [(shape, "validation") for shape in (JobRequest, BatchRequest)], ref_template="#/components/schemas/{model}"

@@ -18,7 +18,7 @@ from common.broker import Broker
 from common.catalog.catalog import Catalog
 from common.config import PublicPart, Settings
 from common.enums import Scope
-from common.errors import Forbidden, Unauthorized
+from common.errors import Forbidden, Unauthorized, Unavailable
 from common.storage import Storage
 
 
@@ -89,9 +89,11 @@ async def is_public(request: Request, state: State, part: PublicPart) -> bool:
     """Whether this request may read that part of the farm: anyone may, or it has a key with the scope `viewer`."""
     if part in state.settings.public_parts:
         return True
+    if "authorization" not in request.headers:  # a probe has no key, and has not failed to authenticate
+        return False
     try:
         caller: Caller = await request.state.caller()
-    except Unauthorized:
+    except (Unauthorized, Unavailable):
         return False
     return caller.may(Scope.VIEWER)
 

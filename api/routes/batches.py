@@ -24,6 +24,7 @@ from common.enums import Scope
 router = APIRouter(tags=["batches"])
 
 PATH = "/v1/batches"
+LONG_BODY_BYTES = 100_000
 BODY_RULE = Rule(10_000_000, scopes=(Scope.BATCHES_WRITE,))
 
 
@@ -35,13 +36,14 @@ class BatchPage(BaseModel):
 
 
 async def receive_batch(request: Request, caller: BatchesWriter, state: State) -> BatchRequest:
-    """The body, which may be a million prompts: parsed in a thread, one body at a time."""
+    """The body, which may be a million prompts: parsed in a thread, and one long body at a time."""
     body = await request.body()
     if not body:
         raise RequestValidationError([{"type": "missing", "loc": ("body",), "msg": "Field required"}])
     if not is_json(request):
         raise RequestValidationError([], body=body)
-    return await anyio.to_thread.run_sync(parse, body, limiter=state.parse_limiter)
+    limiter = state.parse_limiter if len(body) > LONG_BODY_BYTES else None
+    return await anyio.to_thread.run_sync(parse, body, limiter=limiter)
 
 
 def parse(body: bytes) -> BatchRequest:
