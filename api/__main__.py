@@ -5,23 +5,16 @@ import socket
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.app import create_app
-from api.live.event_stream import ABORT
+from api.protocol import Protocol
 from common import log
 from common.config import Settings
 from common.errors import Error
 
 STOP_S = 20  # for requests in flight
-
-
-class Protocol(HttpToolsProtocol):
-    """Lets a response abort its connection: a close would wait until the client has read everything."""
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self.scope["extensions"] = {ABORT: {"now": self.transport.abort}}
+KEEP_ALIVE_S = 5  # between two requests on a connection
+HEADERS = [("X-Content-Type-Options", "nosniff"), ("X-Frame-Options", "DENY")]  # of every answer
 
 
 class Server(uvicorn.Server):
@@ -50,6 +43,8 @@ def make_server(app: FastAPI, settings: Settings, host: str, port: int) -> Serve
         log_config=None,
         log_level="warning",
         access_log=False,
+        headers=HEADERS,
+        timeout_keep_alive=KEEP_ALIVE_S,
         proxy_headers=True,
         forwarded_allow_ips=settings.trusted_proxies,
         timeout_graceful_shutdown=STOP_S,

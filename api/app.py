@@ -1,22 +1,28 @@
 """The application: what it is made of, and how it starts and stops. Routes are in `routes/`."""
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 from uuid import UUID
 
-import anyio.to_thread
 from anyio import CapacityLimiter
+from anyio._backends._asyncio import CapacityLimiter as ThreadLimiter
+from anyio._backends._asyncio import _default_thread_limiter as default_thread_limiter  # nothing public sets it
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from pydantic.json_schema import models_json_schema
 from sqlalchemy import Engine
 
 from api import sentence
-from api.dashboard.app import create_dashboard
+from api.authentication import REGULARS, STRANGERS, Lookups
+from api.bodies import Memory
+from api.dashboard.app import OPEN_FORMS, create_dashboard
 from api.deps import AppState
 from api.errors import MEDIA_TYPE, Problem, add_handlers
 from api.live.job_watcher import JobWatcher
+from api.live.turns import Turns
 from api.metrics import FarmMetrics, RequestMetrics
 from api.middleware import RequestMiddleware
 from api.queries.jobs import JobVersion, find_changed, with_progress
@@ -34,13 +40,14 @@ from api.routes import (
     uploads,
     workers,
 )
-from api.schemas import Job
-from api.turns import Turns
+from api.schemas import Job, JobRequest
+from api.services.batches import BatchRequest
 from common.accounts.licences import Acceptances
 from common.broker import Broker
 from common.catalog import catalog
 from common.config import Settings
 from common.db import connect, transaction
+from common.errors import Unavailable
 from common.storage import Storage
 
 DASHBOARD = "/dashboard"
@@ -51,13 +58,33 @@ INLINE_THREADS = 2
 DRY_RUN_THREADS = 2
 DRY_RUN_WAIT_S = 4.0  # for an earlier one of the tenant, which reads for three
 DECODE_THREADS = 2  # of uploaded images: 20 bytes a pixel at worst
-SPARE_CONNECTIONS = 4  # for what runs beside requests: the job watcher's poll, readiness
+BODY_MEMORY = 64_000_000  # bytes of request bodies at once
+SPARE_CONNECTIONS = 4  # for what runs beside requests: the job watcher's poll, uploads
+QUEUE_S = 0.7  # a request waits for a thread so long
+POOL_TIMEOUT_S = 0.5  # and for a connection
+
+
+class BoundedLimiter(ThreadLimiter):
+    """The limit on request threads. Who has waited for one in vain gets an answer all the same."""
+
+    async def acquire_on_behalf_of(self, borrower: object) -> None:
+        try:
+            async with asyncio.timeout(QUEUE_S):
+                await super().acquire_on_behalf_of(borrower)
+        except TimeoutError:
+            raise Unavailable(sentence("too_busy")) from None
 
 
 class Api(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """FastAPI's description, with errors declared as the problems that they are."""
+        if self.openapi_schema:
+            return self.openapi_schema
         document = super().openapi()
+        _, parsed_by_routes = models_json_schema(
+            [(shape, "validation") for shape in (JobRequest, BatchRequest)], ref_template="#/components/schemas/{model}"
+        )
+        document["components"]["schemas"] = parsed_by_routes["$defs"] | document["components"]["schemas"]
         for operations in document["paths"].values():
             for operation in operations.values():
                 for status, response in operation["responses"].items():
@@ -74,6 +101,7 @@ def create_app(settings: Settings) -> FastAPI:
         summary="A render farm for Chinese text-to-image diffusion.",
         version="0.1.0",
         lifespan=lifespan,
+        openapi_url=None,  # ours can be closed
         docs_url=None,  # ours asks no other host
         redoc_url=None,
         responses={
@@ -83,10 +111,18 @@ def create_app(settings: Settings) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.shared = state
+    app.state.readiness = health.Readiness(state)
     app.state.registry = CollectorRegistry()
     app.state.registry.register(FarmMetrics(state.autocommit))
-    limits = {uploads.PATH: settings.upload_limit, batches.PATH: batches.MAX_BODY_BYTES}
-    app.add_middleware(RequestMiddleware, metrics=RequestMetrics(app.state.registry), limits=limits)
+    app.state.registry.register(state.lookups.failures.counter)
+    rules = {uploads.PATH: uploads.body_rule(settings.upload_limit), batches.PATH: batches.BODY_RULE} | {
+        f"{DASHBOARD}{path}": rule for path, rule in OPEN_FORMS.items()
+    }
+    metrics = RequestMetrics(app.state.registry)
+    app.state.body_memory = Memory(BODY_MEMORY)
+    app.add_middleware(
+        RequestMiddleware, metrics=metrics, lookups=state.lookups, memory=app.state.body_memory, rules=rules
+    )
     add_handlers(app)
     for noun in (jobs, events, uploads, batches, datasets, images, models, queue, workers, keys, health, documentation):
         app.include_router(noun.router)
@@ -97,7 +133,8 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def make_state(settings: Settings) -> AppState:
-    engine = connect(settings, pool=THREADS + SPARE_CONNECTIONS)
+    connections = THREADS + SPARE_CONNECTIONS + REGULARS + STRANGERS
+    engine = connect(settings, pool=connections, pool_timeout_s=POOL_TIMEOUT_S)
     autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
     broker = Broker(settings)
     models = catalog.read(settings.catalog, settings.model_store)
@@ -105,9 +142,11 @@ def make_state(settings: Settings) -> AppState:
         settings=settings,
         engine=engine,
         autocommit=autocommit,
+        probe=connect(settings, pool=2, statement_timeout_s=2),
         broker=broker,
         storage=Storage(settings),
         catalog=models,
+        lookups=Lookups(autocommit, settings.key_pepper.get_secret_value()),
         job_watcher=JobWatcher(
             settings.redis_url.get_secret_value(), read_changed=partial(read_changed, autocommit, broker)
         ),
@@ -116,6 +155,7 @@ def make_state(settings: Settings) -> AppState:
         inline_limiter=CapacityLimiter(INLINE_THREADS),
         dry_run_limiter=CapacityLimiter(DRY_RUN_THREADS),
         dry_run_turns=Turns(DRY_RUN_WAIT_S, sentence("dry_run_in_progress")),
+        parse_limiter=CapacityLimiter(1),
         thumbnail_limiter=CapacityLimiter(THUMBNAIL_THREADS),
         decode_limiter=CapacityLimiter(DECODE_THREADS),
     )
@@ -136,8 +176,11 @@ def read_changed(
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     state: AppState = app.state.shared
-    anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
+    default_thread_limiter.set(BoundedLimiter(THREADS))
     state.job_watcher.open()
     yield
     await state.job_watcher.close()
+    state.lookups.close()
+    app.state.readiness.close()
     state.engine.dispose()
+    state.probe.dispose()

@@ -1,25 +1,25 @@
 """The dependencies of routes: the application's state, and the caller of the request."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated
 
 from anyio import CapacityLimiter
 from fastapi import Depends, Request
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPBearer
 from sqlalchemy import Engine
 
 from api import sentence
+from api.authentication import Lookups
 from api.live.job_watcher import JobWatcher
-from api.turns import Turns
+from api.live.turns import Turns
 from common.accounts.licences import Acceptances
-from common.accounts.tenants import Caller, authenticate
+from common.accounts.tenants import Caller
 from common.broker import Broker
 from common.catalog.catalog import Catalog
-from common.config import Settings
-from common.db import transaction
+from common.config import PublicPart, Settings
 from common.enums import Scope
-from common.errors import Forbidden, Unauthorized
+from common.errors import Forbidden, Unauthorized, Unavailable
 from common.storage import Storage
 
 
@@ -30,9 +30,11 @@ class AppState:
     settings: Settings
     engine: Engine
     autocommit: Engine  # the same connections, each statement a transaction of its own: no BEGIN, no COMMIT
+    probe: Engine  # of readiness, so that it does not wait for a connection
     broker: Broker
     storage: Storage
     catalog: Catalog
+    lookups: Lookups
     job_watcher: JobWatcher
     acceptances: Acceptances
     # Threads of their own for work that takes long: while S3 is slow or a file is large, other requests stay fast.
@@ -40,6 +42,7 @@ class AppState:
     inline_limiter: CapacityLimiter  # batches whose prompts are in the request
     dry_run_limiter: CapacityLimiter
     dry_run_turns: Turns
+    parse_limiter: CapacityLimiter
     thumbnail_limiter: CapacityLimiter
     decode_limiter: CapacityLimiter
 
@@ -56,16 +59,12 @@ async def get_state(request: Request) -> AppState:
 State = Annotated[AppState, Depends(get_state)]
 
 key_scheme = HTTPBearer(scheme_name="key", auto_error=False, description="An API key: `huaf_…`.")
-Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(key_scheme)]
 
 
-def caller(state: State, credentials: Credentials, request: Request) -> Caller:
+async def caller(request: Request, _: Annotated[object, Depends(key_scheme)]) -> Caller:
     """The holder of a valid key. Raises Unauthorized."""
-    if credentials is None:
-        raise Unauthorized(sentence("key_missing"))
-    with transaction(state.autocommit) as connection:
-        found = authenticate(connection, credentials.credentials, state.settings.key_pepper.get_secret_value())
-    return replace(found, request_id=request.state.request_id)
+    found: Caller = await request.state.caller()
+    return found
 
 
 AnyCaller = Annotated[Caller, Depends(caller)]
@@ -88,6 +87,30 @@ BatchesWriter = Annotated[Caller, Depends(require_scope(Scope.BATCHES_WRITE))]
 DatasetsWriter = Annotated[Caller, Depends(require_scope(Scope.DATASETS_WRITE))]
 Viewer = Annotated[Caller, Depends(require_scope(Scope.VIEWER))]
 Admin = Annotated[Caller, Depends(require_scope(Scope.ADMIN))]
+
+
+async def is_public(request: Request, state: State, part: PublicPart) -> bool:
+    """Whether this request may read that part of the farm: anyone may, or it has a key with the scope `viewer`."""
+    if part in state.settings.public_parts:
+        return True
+    if "authorization" not in request.headers:  # a probe has no key, and has not failed to authenticate
+        return False
+    try:
+        caller: Caller = await request.state.caller()
+    except (Unauthorized, Unavailable):
+        return False
+    return caller.may(Scope.VIEWER)
+
+
+def require_public(part: PublicPart) -> Callable[[Request, AppState], Awaitable[None]]:
+    """A dependency. Raises Unauthorized or Forbidden for a request that may not read that part."""
+
+    async def allowed(request: Request, state: State) -> None:
+        if not await is_public(request, state, part):
+            await request.state.caller()
+            raise Forbidden(sentence("scope_missing", scope=Scope.VIEWER))
+
+    return allowed
 
 
 async def base_url_of(request: Request) -> str:

@@ -15,13 +15,22 @@ from starlette.exceptions import HTTPException
 
 from api import sentence
 from common import failures
-from common.errors import Busy, Error, FieldError, Invalid, Unavailable, pydantic_sentence
+from common.errors import EncodingUnsupported, Error, FieldError, Invalid, LimitReached, Unavailable, pydantic_sentence
 from common.log import log_event
 from common.sentences import Sentence
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 2
+MOST_FIELDS = 50  # that an answer names
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}
+
+
+class Refused(HTTPException):
+    """An error of the domain, raised while a body is read: FastAPI passes on no other exception from there."""
+
+    def __init__(self, error: Error) -> None:
+        super().__init__(error.status, error.message)
+        self.error = error
 
 
 class WrongField(BaseModel):
@@ -53,7 +62,9 @@ async def render_error(request: Request, error: Exception) -> Response:
     headers = {}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, Busy | Unavailable):
+    if isinstance(error, EncodingUnsupported):
+        headers["Accept-Encoding"] = "identity"
+    if isinstance(error, Unavailable | LimitReached):
         headers["Retry-After"] = str(RETRY_AFTER_S)
     if isinstance(error, Unavailable):
         log_event("request_unavailable", request=request_id(request), path=request.url.path, reason=error.message)
@@ -78,10 +89,20 @@ async def render_invalid(request: Request, error: Exception) -> Response:
 async def render_http_error(request: Request, error: Exception) -> Response:
     """What is refused before a route runs: an unknown path or method, a body that is too large or incomplete."""
     assert isinstance(error, HTTPException)
+    if isinstance(error, Refused):
+        return await render_error(request, error.error)
     detail = sentence("path_unknown", path=request.url.path) if error.status_code == 404 else error.detail
     code = CODES.get(error.status_code, "invalid" if error.status_code < 500 else failures.INTERNAL_ERROR)
     wrong = [FieldError("body", Sentence(detail, code, {}))] if error.status_code in (400, 413) else []
-    return problem(request, error.status_code, code, detail, wrong, error.headers)
+    headers = {"Allow": allowed_methods(request)} if error.status_code == 405 else error.headers
+    return problem(request, error.status_code, code, detail, wrong, headers)
+
+
+def allowed_methods(request: Request) -> str:
+    """All methods of the path. Starlette names those of one of its routes, and none that the middleware answers."""
+    path = getattr(request.scope.get("route"), "path", "")
+    methods = {method.upper() for method in request.app.openapi()["paths"].get(path, {})} or {"GET"}
+    return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
 
 
 def render_server_error(request: Request) -> Response:
@@ -101,17 +122,22 @@ def problem(
     headers: Mapping[str, str] | None = None,
     **more: Any,
 ) -> Response:
-    content = {
+    content = problem_content(status, code, detail, errors[:MOST_FIELDS], request_id(request)) | more
+    return Response(json.dumps(content, ensure_ascii=False), status, headers, MEDIA_TYPE)
+
+
+def problem_content(
+    status: int, code: str, detail: str, errors: Sequence[FieldError] = (), request_id: str | None = None
+) -> dict[str, Any]:
+    return {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
         "status": status,
         "detail": detail,
         "code": code,
         "errors": [{"field": error.field, "message": error.message} for error in errors],
-        "request_id": request_id(request),
-        **more,
+        "request_id": request_id,
     }
-    return Response(json.dumps(content, ensure_ascii=False), status, headers, MEDIA_TYPE)
 
 
 def request_id(request: Request) -> str | None:

@@ -28,10 +28,10 @@ class RequestMetrics:
             "huafang_http_request_seconds", "Time to answer.", ["method", "route"], registry=registry
         )
 
-    def observe(self, scope: Scope, status: int, seconds: float) -> None:
+    def observe(self, scope: Scope, method: str, status: int, seconds: float) -> None:
         # The route, not the path, and only known methods: clients must not be able to create series.
         route = scope.get("root_path", "") + path if (path := getattr(scope.get("route"), "path", "")) else "none"
-        method = scope["method"] if scope["method"] in METHODS else "other"
+        method = method if method in METHODS else "other"
         self._requests.labels(method, route, status).inc()
         self._seconds.labels(method, route).observe(seconds)
 

@@ -1,4 +1,4 @@
-"""The middleware of every request: its id, the limit on its body, its metrics, the answer to unexpected exceptions.
+"""The middleware of every request: its id, who sends it, its body, its metrics, the answer to unexpected exceptions.
 
 Plain ASGI, since Starlette's BaseHTTPMiddleware runs each request in a task group of its own.
 """
@@ -6,27 +6,33 @@ Plain ASGI, since Starlette's BaseHTTPMiddleware runs each request in a task gro
 import re
 import time
 from collections.abc import Mapping
+from functools import partial
 
-from fastapi import Request
-from starlette.exceptions import HTTPException
+from fastapi import Request, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import sentence
-from api.errors import render_server_error
+from api.authentication import Lookups, Once
+from api.bodies import Body, Memory, Rule
+from api.errors import problem, render_server_error
 from api.metrics import RequestMetrics
 from common.db import new_id
 
-MAX_BODY_BYTES = 1_000_000
+MAX_HEAD_BYTES, MAX_HEADERS = 32_768, 100
 REQUEST_ID = re.compile(r"[A-Za-z0-9._~:/+=@-]{1,128}")
 
 
 class RequestMiddleware:
-    """`limits`: bytes that a body may have, by path; MAX_BODY_BYTES for other paths."""
+    """`rules`: what bodies may be, by path."""
 
-    def __init__(self, app: ASGIApp, metrics: RequestMetrics, limits: Mapping[str, int]) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: RequestMetrics, lookups: Lookups, memory: Memory, rules: Mapping[str, Rule]
+    ) -> None:
         self.app = app
         self.metrics = metrics
-        self.limits = limits
+        self.lookups = lookups
+        self.memory = memory
+        self.rules = rules
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -34,6 +40,10 @@ class RequestMiddleware:
             return
         request = Request(scope)
         request.state.request_id = given_or_new_id(request)
+        # `sender`: who must be known before the body is read. The dashboard puts its visitor there.
+        request.state.caller = request.state.sender = Once(partial(self.lookups.by_header, request))
+        body = Body(request, receive, self.rules, self.memory)
+        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         started, status = time.perf_counter(), 0
 
         async def send_with_id(message: Message) -> None:
@@ -41,17 +51,22 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request.state.request_id.encode())]
+                if body.leaves_bytes:
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         try:
-            limit = self.limits.get(scope["path"], MAX_BODY_BYTES)
-            await self.app(scope, limited(receive, limit, declared_bytes(request)), send_with_id)
+            if refusal := refuse_head(request):
+                await refusal(scope, receive, send_with_id)
+            else:
+                await self.app(inner, body.receive, send_with_id if inner is scope else without_body(send_with_id))
         except Exception:
             response = render_server_error(request)
             if not status:
                 await response(scope, receive, send_with_id)
         finally:
-            self.metrics.observe(scope, status, time.perf_counter() - started)
+            body.release()
+            self.metrics.observe(inner, scope["method"], status, time.perf_counter() - started)
 
 
 def given_or_new_id(request: Request) -> str:
@@ -59,26 +74,26 @@ def given_or_new_id(request: Request) -> str:
     return given if REQUEST_ID.fullmatch(given) else str(new_id())
 
 
-def declared_bytes(request: Request) -> int:
-    """The Content-Length; 0 without one."""
-    declared = request.headers.get("content-length", "")
-    return int(declared) if re.fullmatch(r"[0-9]{1,18}", declared) else 0
+def refuse_head(request: Request) -> Response | None:
+    """The answer to a request whose path and headers are too many bytes; None if they are not."""
+    scope = request.scope
+    size = len(scope.get("raw_path") or scope["path"]) + len(scope["query_string"])
+    size += sum(len(name) + len(value) for name, value in scope["headers"])
+    if size <= MAX_HEAD_BYTES and len(scope["headers"]) <= MAX_HEADERS:
+        return None
+    detail = sentence("head_too_large", limit=MAX_HEAD_BYTES, count=MAX_HEADERS)
+    return problem(request, 431, "head_too_large", detail, headers={"Connection": "close"})
 
 
-def limited(receive: Receive, limit: int, declared: int) -> Receive:
-    """`receive`, but 413 once the body exceeds the limit, or at once if its declared length does."""
-    total = 0
+def without_body(send: Send) -> Send:
+    """`send` for the answer to HEAD: it ends with the headers, also where GET would stream."""
+    has_begun = False
 
-    def check(size: int) -> None:
-        if size > limit:
-            raise HTTPException(413, sentence("body_too_large", limit=limit))
+    async def send_head(message: Message) -> None:
+        nonlocal has_begun
+        if not has_begun:
+            has_begun = True
+            await send(message)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def receive_limited() -> Message:
-        nonlocal total
-        check(declared)  # first: the client may wait for `100 Continue` or an answer before it sends the body
-        message = await receive()
-        total += len(message.get("body", b""))
-        check(total)
-        return message
-
-    return receive_limited
+    return send_head

@@ -3,12 +3,14 @@
 Shapes that are only read (batches, datasets, models, workers, keys) stand beside their queries in `api.queries`.
 """
 
+import re
 from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, computed_field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, computed_field
 
+from api import sentence
 from api.pagination import NEXT_CURSOR, Paging
 from common.catalog.loras import LoraUse
 from common.datasets.layout import DatasetPlan
@@ -19,6 +21,12 @@ from common.recipes import recipe
 def example(value: dict[str, Any]) -> ConfigDict:
     """The configuration of a model whose example in the documentation is this value."""
     return ConfigDict(json_schema_extra={"examples": [value]})
+
+
+def request_body(shape: type[BaseModel], examples: dict[str, Any]) -> dict[str, Any]:
+    """What a route that parses its body itself adds to its documentation. `Api.openapi` adds the shape."""
+    content = {"schema": {"$ref": f"#/components/schemas/{shape.__name__}"}, "examples": examples}
+    return {"requestBody": {"required": True, "content": {"application/json": content}}}
 
 
 IMAGE: dict[str, Any] = {
@@ -217,6 +225,29 @@ class DryRun(BaseModel):
     warnings: list[str]
 
 
+MAX_SECONDS = 20_000_000_000  # pydantic takes larger numbers for milliseconds
+
+
+def _in_seconds(value: Any) -> Any:
+    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]+(\.[0-9]*)?", value) and abs(float(value)) > MAX_SECONDS:
+        raise ValueError(sentence("seconds_since_1970", most=MAX_SECONDS))
+    return value
+
+
+Moment = Annotated[
+    AwareDatetime,
+    BeforeValidator(_in_seconds),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "format": "date-time"},
+                {"type": "number", "minimum": -MAX_SECONDS, "maximum": MAX_SECONDS, "description": "Since 1970."},
+            ]
+        }
+    ),
+]
+
+
 class JobQuery(Paging):
     """Which jobs, and how many of them."""
 
@@ -224,8 +255,8 @@ class JobQuery(Paging):
     model: str | None = Field(default=None, pattern=r"^[^\x00]*$", examples=["mini-zh"])
     batch: UUID | None = Field(default=None, description="Jobs of this batch, its last prompt first.")
     tier: Tier | None = None
-    created_after: AwareDatetime | None = Field(default=None, examples=["2026-11-01T00:00:00Z"])
-    created_before: AwareDatetime | None = None
+    created_after: Moment | None = Field(default=None, examples=["2026-11-01T00:00:00Z"])
+    created_before: Moment | None = None
     q: str | None = Field(
         default=None, pattern=r"^[^\x00]*$", max_length=200, description="Words that the prompt contains."
     )

@@ -168,14 +168,14 @@ class Broker:
         steps = (value.split("/") if value else None for value in found)
         return {job: (int(step[0]), int(step[1])) for job, step in zip(job_ids, steps, strict=False) if step}
 
-    def store_ticket(self, ticket: str, key_id: UUID, seconds: int) -> bool:
-        """Store the id of an API key under a ticket, for so many seconds."""
-        return self._try(lambda: self._redis.set(f"huafang:ticket:{ticket}", str(key_id), ex=seconds))
+    def store_ticket(self, digest: str, key_id: UUID, seconds: int) -> bool:
+        """Store the id of an API key under the digest of a ticket, for so many seconds."""
+        return self._try(lambda: self._redis.set(f"huafang:ticket:{digest}", str(key_id), ex=seconds))
 
-    def take_ticket(self, ticket: str) -> UUID | None:
-        """The id under a ticket, which is deleted."""
+    def take_ticket(self, digest: str) -> UUID | None:
+        """The id under the digest of a ticket, which is deleted."""
         found: list[Any] = []
-        self._try(lambda: found.append(self._redis.getdel(f"huafang:ticket:{ticket}")))
+        self._try(lambda: found.append(self._redis.getdel(f"huafang:ticket:{digest}")))
         return UUID(found[0]) if found and found[0] else None
 
     def eviction_policy(self) -> str | None:

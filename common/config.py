@@ -2,10 +2,12 @@
 
 from functools import cached_property
 from pathlib import Path
+from typing import Literal, get_args
 
-from pydantic import ByteSize, Field, SecretStr
+from pydantic import ByteSize, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+PublicPart = Literal["metrics", "docs", "readiness"]
 SHIPPED_CATALOG = Path(__file__).resolve().parent.parent / "models" / "catalog.toml"
 
 
@@ -46,6 +48,7 @@ class Settings(BaseSettings):
     # The API
     key_pepper: SecretStr = SecretStr("")  # mixed into the HMAC of every API key; never change it
     trusted_proxies: str = "127.0.0.1"  # whose X-Forwarded-* headers are believed; * for all
+    public: str = "metrics,docs,readiness"  # what is read without a key; what is left out needs the scope viewer
     upload_limit: int = 2_000_000_000  # bytes of one file
     picture_limit: int = 20_000_000  # bytes of one picture
     picture_pixels: int = 16_777_216  # of one picture, checked before it is decoded
@@ -71,10 +74,26 @@ class Settings(BaseSettings):
 
     log_level: str = "INFO"
 
+    @field_validator("public")
+    @classmethod
+    def _known_parts(cls, value: str) -> str:
+        if unknown := set(_names(value)) - set(get_args(PublicPart)):
+            raise ValueError(f"{', '.join(sorted(unknown))}: known are {', '.join(get_args(PublicPart))}")
+        return value
+
+    @cached_property
+    def public_parts(self) -> frozenset[str]:
+        return frozenset(_names(self.public))
+
     @cached_property
     def model_store(self) -> Path:
         return (self.models_dir or self.home / "models").expanduser().absolute()
 
     @cached_property
     def model_names(self) -> tuple[str, ...]:
-        return tuple(name.strip() for name in self.models.split(",") if name.strip())
+        return _names(self.models)
+
+
+def _names(listed: str) -> tuple[str, ...]:
+    """Of a list with commas."""
+    return tuple(name.strip() for name in listed.split(",") if name.strip())

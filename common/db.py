@@ -34,16 +34,19 @@ MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 # not know.
 CODE = 2
 NEEDS = 3  # the least revision of the tables that this code works with
+MAX_ID_MS = 2**48 - 1  # of the time in a UUIDv7: the year 10889
 IDLE_S = 1.0  # a connection that was used within this time is not pinged
 
 
-def connect(settings: Settings, *, pool: int = 10, statement_timeout_s: float = 30) -> Engine:
-    """An engine with at most `pool` connections. Opens none until it is used."""
+def connect(
+    settings: Settings, *, pool: int = 10, pool_timeout_s: float = 10, statement_timeout_s: float = 30
+) -> Engine:
+    """An engine with at most `pool` connections, for one of which it waits `pool_timeout_s`. Opens none until used."""
     engine = create_engine(
         sqlalchemy_url(settings.database_url.get_secret_value()),
         pool_size=pool,
         max_overflow=0,
-        pool_timeout=10,
+        pool_timeout=pool_timeout_s,
         pool_recycle=1800 if pool > 1 else -1,  # a pool of one is reserved: a new connection may be refused
         connect_args={
             "connect_timeout": 5,
@@ -106,8 +109,8 @@ def new_id() -> UUID:
 
 
 def id_of_time(seconds: float) -> UUID:
-    """Less than any UUIDv7 made later."""
-    return UUID(int=int(seconds * 1000) << 80)
+    """Less than any UUIDv7 made later; of the first or the last time that one can have, for a time outside of those."""
+    return UUID(int=min(max(int(seconds * 1000), 0), MAX_ID_MS) << 80)
 
 
 class SchemaVersion(NamedTuple):

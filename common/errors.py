@@ -3,12 +3,13 @@
     Error
     ├── Invalid               400/422: the request cannot be carried out as it is
     │   ├── PromptTooLong / PictureRefused
+    │   ├── EncodingUnsupported
     │   ├── UnknownModel
     │   └── IdempotencyMismatch
     ├── Unauthorized / NotFound / Conflict / PictureDamaged
     ├── Forbidden
     │   └── LicenceNotAccepted
-    ├── Busy                  429: the caller has as much of this in progress as it may
+    ├── LimitReached          429: the tenant takes more than its share for now
     ├── Unavailable           503: a service of the farm is down for now
     └── RenderFailed          never HTTP: why an image failed, stored with it
         ├── ModelRefused / LoraRefused      a worker will not load this
@@ -27,6 +28,8 @@ from common.sentences import Sentence
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+
+MOST_REASONS = 20  # in one sentence
 
 # Plainer than pydantic's own sentences, by the type of its error.
 PYDANTIC = {
@@ -71,7 +74,9 @@ class Invalid(Error):
     @classmethod
     def of(cls, wrong: Sequence[FieldError]) -> "Invalid":
         """One sentence about all the fields that are wrong."""
-        reasons = "; ".join(f"{error.field} {error.message}" for error in wrong)
+        reasons = "; ".join(f"{error.field} {error.message}" for error in wrong[:MOST_REASONS])
+        if len(wrong) > MOST_REASONS:
+            reasons = f"{reasons}; …"
         return cls(sentence("fields_wrong", reasons=reasons), fields=tuple(wrong))
 
 
@@ -83,6 +88,13 @@ class PictureRefused(Invalid):
     """The upload is not a picture that the farm accepts."""
 
     code = "picture_refused"
+
+
+class EncodingUnsupported(Invalid):
+    """The body is compressed."""
+
+    code = "encoding_unsupported"
+    status = 415
 
 
 class UnknownModel(Invalid):
@@ -119,8 +131,8 @@ class Conflict(Error):
     status = 409
 
 
-class Busy(Error):
-    code = "busy"
+class LimitReached(Error):
+    code = "limit_reached"
     status = 429
     retryable = True
 

@@ -21,6 +21,7 @@ EVENTS: dict[str, tuple[int, str]] = {
     "job_cancelled": (logging.INFO, "A job was cancelled."),
     "job_changed": (logging.INFO, "The tier of a job was changed."),
     "jobs_changed": (logging.INFO, "All jobs that match a filter were cancelled, retried or moved to another tier."),
+    "authentication_failed": (logging.WARNING, "A request had no valid key, session or link."),
     "request_failed": (logging.ERROR, "A request failed unexpectedly."),
     "request_unavailable": (logging.WARNING, "A request was answered with 503: a service of the farm is away."),
     # services

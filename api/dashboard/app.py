@@ -4,6 +4,8 @@ An application of its own, mounted at `/dashboard`: the API uses JSON and API ke
 Both call the same services.
 """
 
+from functools import partial
+
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.staticfiles import StaticFiles
@@ -12,8 +14,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.authentication import Once
+from api.bodies import Rule
 from api.dashboard.rendering import STATIC, is_htmx, render_notice, render_page, security_headers, static
-from api.dashboard.sessions import SignedOut
+from api.dashboard.sessions import SignedOut, find_visitor
 from api.dashboard.views import (
     admin,
     batches,
@@ -28,11 +32,12 @@ from api.dashboard.views import (
     workers,
 )
 from api.deps import AppState
-from api.errors import problem, render_server_error, request_id
+from api.errors import Refused, problem, render_server_error, request_id
 from api.live.page_streams import PageStreams
 from common import failures
 from common.errors import Error
 
+OPEN_FORMS = {"/sign-in": Rule(10_000), "/language": Rule(10_000)}  # that need no session
 VIEWS = (login, overview, jobs, job, new_job, batches, datasets, images, image_files, workers, admin)
 
 
@@ -43,10 +48,31 @@ def create_dashboard(state: AppState) -> FastAPI:
     for error in (Error, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(error, render_error)
     app.add_middleware(HeadersMiddleware, headers=security_headers(state))
+    app.add_middleware(VisitorMiddleware, state=state)
     for view in VIEWS:
         app.include_router(view.router)
     app.mount("/static", StaticFiles(directory=STATIC))
     return app
+
+
+class VisitorMiddleware:
+    """The visitor is known before the body of a form is read, as the caller of the API is."""
+
+    def __init__(self, app: ASGIApp, state: AppState) -> None:
+        self.app = app
+        self.state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            request = Request(scope)
+            request.state.visitor = Once(partial(find_visitor, self.state, request))
+            path = scope["path"].removeprefix(scope["root_path"])
+            request.state.sender = nobody if path in OPEN_FORMS else request.state.visitor
+        await self.app(scope, receive, send)
+
+
+async def nobody() -> None:
+    """The sender of a form that is open to all."""
 
 
 class HeadersMiddleware:
@@ -82,6 +108,8 @@ def names_current_digest(path: str, query: bytes) -> bool:
 async def render_error(request: Request, error: Exception) -> Response:
     """An error as a page, or as a notice on the page that is open; without a session, the way to the sign-in page."""
     root = request.scope["root_path"]
+    if isinstance(error, Refused):
+        error = error.error
     if isinstance(error, SignedOut) and request.method == "GET" and not is_htmx(request):
         if request.url.path.startswith(f"{root}/live/"):
             return Response(

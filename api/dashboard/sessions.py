@@ -7,6 +7,7 @@ the page. Knows no view.
 
 import hmac
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated
 from uuid import UUID
 
@@ -14,10 +15,10 @@ from fastapi import Depends, Request, Response
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 
 from api.dashboard import sentence
-from api.deps import AppState, State
+from api.deps import AppState
 from common.accounts import audit
 from common.accounts.audit import Action
-from common.accounts.tenants import Caller, authenticate, find_key
+from common.accounts.tenants import Caller, find_key
 from common.db import transaction
 from common.enums import Scope, Via
 from common.errors import Forbidden, Unauthorized, Unavailable
@@ -43,11 +44,10 @@ class Visitor:
         return self.caller.may(Scope.ADMIN)
 
 
-def sign_in(state: AppState, secret: str) -> Caller:
+async def sign_in(state: AppState, request: Request, secret: str) -> Caller:
     """The owner of this key. Raises Unauthorized, or Forbidden when the key may not read the dashboard."""
-    with transaction(state.autocommit) as connection:
-        caller = authenticate(connection, secret.strip(), _pepper(state))
-    return _require_viewer(caller)
+    _pepper(state)
+    return _require_viewer(await state.lookups.by_key(request, secret.strip()))
 
 
 def open_session(state: AppState, request: Request, response: Response, caller: Caller) -> None:
@@ -69,25 +69,33 @@ def close_session(request: Request, response: Response) -> None:
     response.delete_cookie(COOKIE, path=_path(request), httponly=True, samesite="strict")
 
 
-def get_visitor(request: Request, state: State) -> Visitor:
+async def find_visitor(state: AppState, request: Request) -> Visitor:
     """Who is signed in. Raises SignedOut."""
     cookie = request.cookies.get(COOKIE, "")
     try:
         key_id = UUID(_serializer(state).loads(cookie, max_age=SESSION_S))
     except (BadSignature, ValueError):
+        if cookie:
+            state.lookups.failures.note(request, "bad_session")
         raise SignedOut(sentence("not_signed_in")) from None
-    with transaction(state.autocommit) as connection:
-        caller = find_key(connection, key_id)
+    caller = await state.lookups.run(partial(find_key, key_id=key_id))
     if caller is None:
+        state.lookups.failures.note(request, "bad_session")
         raise SignedOut(sentence("session_key_revoked"))
     caller = replace(_require_viewer(caller), via=Via.DASHBOARD, request_id=request.state.request_id)
     return Visitor(caller, _csrf_token(state, cookie))
 
 
+async def get_visitor(request: Request) -> Visitor:
+    """Raises SignedOut."""
+    found: Visitor = await request.state.visitor()
+    return found
+
+
 CurrentVisitor = Annotated[Visitor, Depends(get_visitor)]
 
 
-def require_same_origin(request: Request) -> None:
+async def require_same_origin(request: Request) -> None:
     """Raises Forbidden for a request that another site may have caused."""
     if request.headers.get("origin") != f"{request.url.scheme}://{request.url.netloc}":
         raise Forbidden(sentence("cross_origin"))
@@ -96,7 +104,7 @@ def require_same_origin(request: Request) -> None:
 SameOrigin = Annotated[None, Depends(require_same_origin)]
 
 
-def get_actor(request: Request, state: State, visitor: CurrentVisitor, _: SameOrigin) -> Visitor:
+async def get_actor(request: Request, visitor: CurrentVisitor, _: SameOrigin) -> Visitor:
     """The visitor, for an action. Raises Forbidden without the page's CSRF token, or for a read-only key."""
     if not hmac.compare_digest(request.headers.get(TOKEN_HEADER, "").encode(), visitor.token.encode()):
         raise Forbidden(sentence("stale_page"))
@@ -106,6 +114,11 @@ def get_actor(request: Request, state: State, visitor: CurrentVisitor, _: SameOr
 
 
 CurrentActor = Annotated[Visitor, Depends(get_actor)]
+
+
+def ticket_digest(state: AppState, ticket: str) -> str:
+    """What is stored of a one-time link: who reads Redis, or writes there, cannot make a link of it."""
+    return hmac.digest(_pepper(state).encode(), b"dashboard link " + ticket.encode("utf-8", "replace"), "sha256").hex()
 
 
 def _require_viewer(caller: Caller) -> Caller:

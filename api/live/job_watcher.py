@@ -152,7 +152,7 @@ class JobWatcher:
     # Redis
 
     async def _listen(self) -> None:
-        while True:
+        while not self._closed:  # redis-py swallows a cancellation while it connects
             with suppress(RedisError, OSError):
                 await self._receive()
             await asyncio.sleep(RECONNECT_S)

@@ -1,26 +1,32 @@
 """Batches over HTTP: submit, read, list, pause, resume, cancel, retry what failed. `api.services.batches` does it."""
 
+from json import JSONDecodeError
 from typing import Annotated
 from uuid import UUID
 
 import anyio.to_thread
-from fastapi import APIRouter, Body, Query, Request, Response
-from pydantic import BaseModel, Field
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field, ValidationError
 
+from api import long_json, sentence
+from api.bodies import Rule, is_json
 from api.deps import BaseUrl, BatchesWriter, JobsReader, RequestId, State
 from api.errors import Problem
 from api.headers import IdempotencyKeyHeader, with_etag
 from api.pagination import NEXT_CURSOR, Paging, next_link
 from api.queries.batches import BATCH, Batch
-from api.schemas import example
+from api.schemas import example, request_body
 from api.services import batch_dry_run, batches
 from api.services.batch_dry_run import BatchDryRun
 from api.services.batches import EXAMPLES, BatchRequest
+from common.enums import Scope
 
 router = APIRouter(tags=["batches"])
 
 PATH = "/v1/batches"
-MAX_BODY_BYTES = 10_000_000
+LONG_BODY_BYTES = 100_000
+BODY_RULE = Rule(10_000_000, scopes=(Scope.BATCHES_WRITE,))
 
 
 class BatchPage(BaseModel):
@@ -28,6 +34,33 @@ class BatchPage(BaseModel):
 
     items: list[Batch]
     next_cursor: str | None = Field(description=NEXT_CURSOR)
+
+
+async def receive_batch(request: Request, caller: BatchesWriter, state: State) -> BatchRequest:
+    """The body, which may be a million prompts: parsed in a thread, and one long body at a time."""
+    body = await request.body()
+    if not body:
+        raise RequestValidationError([{"type": "missing", "loc": ("body",), "msg": "Field required"}])
+    if not is_json(request):
+        raise RequestValidationError([], body=body)
+    limiter = state.parse_limiter if len(body) > LONG_BODY_BYTES else None
+    return await anyio.to_thread.run_sync(parse, body, limiter=limiter)
+
+
+def parse(body: bytes) -> BatchRequest:
+    """Raises Invalid or RequestValidationError."""
+    try:
+        return BatchRequest.model_validate(long_json.read(body, "prompts"))
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False)
+        raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in found]) from None
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, JSONDecodeError) else sentence("json_unreadable")
+        wrong = {"type": "json_invalid", "loc": ("body",), "msg": "JSON decode error", "ctx": {"error": reason}}
+        raise RequestValidationError([wrong]) from None
+
+
+NewBatch = Annotated[BatchRequest, Depends(receive_batch)]
 
 
 @router.post(
@@ -40,9 +73,10 @@ class BatchPage(BaseModel):
         200: {"model": BatchDryRun, "description": "What it would become, of a `dry_run`."},
         429: {"model": Problem, "description": "Another dry run of the tenant is in progress."},
     },
+    openapi_extra=request_body(BatchRequest, EXAMPLES),
 )
 async def submit_batch(
-    new: Annotated[BatchRequest, Body(openapi_examples=EXAMPLES)],
+    new: NewBatch,
     caller: BatchesWriter,
     state: State,
     base_url: BaseUrl,

@@ -13,6 +13,16 @@ from api.services import jobs
 
 router = APIRouter(tags=["jobs"])
 
+EVENT = {
+    "type": "object",
+    "description": "One event of the stream.",
+    "properties": {
+        "event": {"enum": ["state", "progress", "image", "end"]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+        "id": {"type": "string"},
+    },
+}
+
 EXAMPLE = b"".join(
     [
         RETRY,
@@ -32,7 +42,7 @@ EXAMPLE = b"".join(
     status_code=200,
     response_class=EventStream,
     responses={
-        200: {"description": "Its events.", "content": {"text/event-stream": {"example": EXAMPLE}}},
+        200: {"description": "Its events.", "content": {"text/event-stream": {"schema": EVENT, "example": EXAMPLE}}},
         204: {"description": "`Last-Event-ID` is that of the end: there is nothing more."},
     },
 )

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from api import sentence
+from api.bodies import Rule
 from api.deps import AnyCaller, State
 from api.schemas import example
 from api.services.uploads import HashingFile, save_image, save_prompts
@@ -35,7 +36,7 @@ PROMPT_TYPES = {
     "application/vnd.apache.parquet": "parquet",
 }
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp")
-BLOCK_BYTES = 1_000_000
+BLOCK_BYTES = 250_000
 
 LINES = '{"prompt": "红色的圆形"}\n{"prompt": "绿色的三角形", "steps": 30, "seed": 7}\n'
 SHEET = '提示词,反向提示词,步数,种子\n"红色的圆形, 水彩",水印,30,7\n绿色的三角形,,,\n'
@@ -44,9 +45,10 @@ BODY = {
     "required": True,
     "content": {
         **dict.fromkeys(IMAGE_TYPES, BINARY),
-        "application/jsonl": {"schema": {"type": "string"}, "example": LINES},
-        "text/plain": {"schema": {"type": "string"}, "example": "红色的圆形\n绿色的三角形\n"},
-        "text/csv": {"schema": {"type": "string"}, "example": SHEET},
+        # Without a schema: any bytes may be such a file; what its lines say is checked with the batch.
+        "application/jsonl": {"example": LINES},
+        "text/plain": {"example": "红色的圆形\n绿色的三角形\n"},
+        "text/csv": {"example": SHEET},
         "application/vnd.apache.parquet": BINARY,
     },
 }
@@ -78,6 +80,11 @@ class Upload(BaseModel):
     height: int | None
     encoding: str | None = Field(description="Of a CSV file: `utf-8` or `gb18030`.")
     created_at: datetime
+
+
+def body_rule(limit: int) -> Rule:
+    """Of a file: a block of it is in memory, and once more while it is written."""
+    return Rule(limit, streamed=2 * BLOCK_BYTES, scopes=(Scope.BATCHES_WRITE, Scope.JOBS_WRITE))
 
 
 @router.post(

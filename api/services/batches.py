@@ -83,12 +83,20 @@ def _matrix_schema() -> dict[str, Any]:
     return {"type": "object", "properties": lists | {"zip": zipped}, "additionalProperties": False}
 
 
+ONE_SOURCE: Any = [
+    {"required": ["prompts"], "properties": {"prompts": {"type": "array"}, "upload": {"type": "null"}}},
+    {"required": ["upload"], "properties": {"upload": {"type": "string"}, "prompts": {"type": "null"}}},
+]
+
+
 class BatchRequest(BaseModel):
     """Prompts, inline or in a file that was uploaded, and what their recipes have in common."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"oneOf": ONE_SOURCE})
 
-    prompts: list[Text] | None = Field(None, min_length=1, description="Up to 10 MB of them; else upload a file.")
+    prompts: Annotated[list[Text], Field(fail_fast=True)] | None = Field(
+        None, min_length=1, description="Up to 10 MB of them; else upload a file."
+    )
     upload: UUID | None = Field(None, description="A file of prompts, in place of `prompts`.")
     defaults: Annotated[dict[str, Any], WithJsonSchema(_defaults_schema())] = Field(
         {}, description="Of all recipes. What is left out comes from the model's entry in the catalogue."

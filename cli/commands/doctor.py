@@ -122,7 +122,7 @@ def check_farm(shell: Shell, render: bool, drill: bool) -> Iterator[Finding]:
     client = Client(url, key)
     found = list(check_services(client))
     yield from found
-    if all(finding.verdict == "ok" for finding in found):
+    if all(finding.verdict != "fail" for finding in found):
         yield from check_workers(client)
         if render:
             yield check_render(shell)
@@ -141,11 +141,15 @@ def check_processes(farm: dict[str, Any]) -> Iterator[Finding]:
 
 def check_services(client: Client) -> Iterator[Finding]:
     try:
-        client.get("/readyz")
+        checks = client.get("/readyz")["checks"]
     except Failure as failure:
         yield Finding("fail", "farm", failure.message)
         return
-    yield Finding("ok", "farm", sentence("farm_ready", url=client.url))
+    away = {name: found for name, found in checks.items() if found != "ok"}
+    for name, reason in away.items():
+        yield Finding("warn", name, reason)
+    if not away:
+        yield Finding("ok", "farm", sentence("farm_ready", url=client.url))
     try:
         client.get("/v1/models")
     except Failure as failure:

@@ -22,7 +22,9 @@ class StopRule(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    percent: float = Field(ge=0, lt=100, description="It pauses when more than so many percent", examples=[20])
+    percent: float = Field(
+        strict=True, ge=0, lt=100, description="It pauses when more than so many percent", examples=[20]
+    )
     of_last: StrictInt = Field(
         ge=1, le=100_000, description="of its last images failed or were flagged.", examples=[50]
     )

@@ -6,7 +6,7 @@ The exporter writes by it and `huafang dataset verify` checks by it. Reads no fi
 import hashlib
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -51,7 +51,7 @@ class DatasetPlan(BaseModel):
     layout: Layout = Field(
         default="webdataset", description="`webdataset`: tars. `imagefolder`: files. `parquet`: tables."
     )
-    splits: dict[str, float] = Field(
+    splits: dict[str, Annotated[float, Field(strict=True)]] = Field(
         default={},
         validate_default=True,
         description="Shares of the prompts by name, such as `test: 0.1`; what they leave is `train`. A prompt's hash "

@@ -7,7 +7,7 @@ of many prompts are found in a small first window; rare words by the GIN index o
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
@@ -20,7 +20,7 @@ from common.enums import JobState, Tier
 WINDOW = 50_000  # jobs that one query scans
 FIRST_WINDOW = 5_000  # jobs that suffice for words of every hundredth prompt
 CANDIDATES = 5_000  # jobs from the index of characters: they contain all characters of the words, in any order
-SKEW = timedelta(minutes=5)  # at most, between the clock that makes ids and that of the database
+SKEW_S = 300  # at most, between the clock that makes ids and that of the database
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +112,9 @@ def where(selection: JobFilter) -> str:
 def parameters(tenant_id: UUID, selection: JobFilter) -> dict[str, Any]:
     bounds: dict[str, Any] = {"window": WINDOW, "candidates": CANDIDATES}
     if selection.created_after:
-        bounds["first"] = id_of_time((selection.created_after - SKEW).timestamp())
+        bounds["first"] = id_of_time(selection.created_after.timestamp() - SKEW_S)
     if selection.created_before:
-        bounds["last"] = id_of_time((selection.created_before + SKEW).timestamp())
+        bounds["last"] = id_of_time(selection.created_before.timestamp() + SKEW_S)
     return {"tenant": tenant_id, **bounds, **selection.chosen()}
 
 

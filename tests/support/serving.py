@@ -60,3 +60,14 @@ def serving(settings: Settings, database: Engine) -> Iterator[Api]:
         server.should_exit = True
         thread.join(120)
         assert not thread.is_alive(), "The API did not stop."
+
+
+def readiness(client: httpx.Client, status: int, word: str) -> httpx.Response:
+    """What `/readyz` answers, once it has this status and says this word: it is a second behind at most."""
+    deadline = time.monotonic() + 10
+    while True:
+        answer = client.get("/readyz")
+        if answer.status_code == status and word in answer.text:
+            return answer
+        assert time.monotonic() < deadline, answer.text
+        time.sleep(0.05)

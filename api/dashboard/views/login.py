@@ -3,16 +3,16 @@
 import secrets
 from typing import Annotated
 
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import APIRouter, Depends, Form, Request, Response
 from starlette.responses import RedirectResponse
 
 from api.dashboard import i18n, sentence, sessions
 from api.dashboard.rendering import render_page
 from api.dashboard.sessions import CurrentVisitor, SameOrigin
 from api.deps import Admin, State
-from common.accounts.tenants import find_key
+from common.accounts.tenants import Caller, find_key
 from common.db import transaction
-from common.errors import Forbidden, Unauthorized, Unavailable
+from common.errors import Error, Forbidden, Unauthorized, Unavailable
 
 router = APIRouter()
 
@@ -25,16 +25,25 @@ def login_page(request: Request, to: str = "/") -> Response:
     return render_page(request, "login.html", to=to, code=None)
 
 
+async def owner_of(request: Request, state: State, _: SameOrigin, key: Annotated[str, Form()] = "") -> Caller | Error:
+    """Whose key it is, or why it opens no session."""
+    try:
+        return await sessions.sign_in(state, request, key)
+    except (Unauthorized, Forbidden) as error:
+        return error
+
+
 @router.post("/sign-in")
 def sign_in(
-    request: Request, state: State, _: SameOrigin, key: Annotated[str, Form()] = "", to: Annotated[str, Form()] = "/"
+    request: Request,
+    state: State,
+    owner: Annotated[Caller | Error, Depends(owner_of)],
+    to: Annotated[str, Form()] = "/",
 ) -> Response:
-    try:
-        caller = sessions.sign_in(state, key)
-    except (Unauthorized, Forbidden) as error:
-        return render_page(request, "login.html", status=error.status, to=to, code=error.code)
+    if isinstance(owner, Error):
+        return render_page(request, "login.html", status=owner.status, to=to, code=owner.code)
     response = _redirect(request, to)
-    sessions.open_session(state, request, response, caller)
+    sessions.open_session(state, request, response, owner)
     return response
 
 
@@ -49,17 +58,18 @@ def sign_out(request: Request, visitor: CurrentVisitor, _: SameOrigin) -> Respon
 def make_link(caller: Admin, state: State, request: Request) -> dict[str, str]:
     """A one-time link that signs in as the key of this request. For the command line."""
     ticket = secrets.token_urlsafe(24)
-    if not state.broker.store_ticket(ticket, caller.key_id, LINK_S):
+    if not state.broker.store_ticket(sessions.ticket_digest(state, ticket), caller.key_id, LINK_S):
         raise Unavailable(sentence("links_need_redis"))
     return {"url": str(request.url_for("use_link", ticket=ticket))}
 
 
 @router.get("/enter/{ticket}")
 def use_link(ticket: str, state: State, request: Request) -> Response:
-    key_id = state.broker.take_ticket(ticket)
+    key_id = state.broker.take_ticket(sessions.ticket_digest(state, ticket))
     with transaction(state.autocommit) as connection:
         caller = find_key(connection, key_id) if key_id else None
     if caller is None:
+        state.lookups.failures.note(request, "used_link")
         return render_page(request, "login.html", status=401, to="/", code="link_used")
     response = _redirect(request, "/")
     sessions.open_session(state, request, response, caller)

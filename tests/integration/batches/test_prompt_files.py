@@ -347,7 +347,7 @@ def test_a_tenant_has_one_dry_run_at_a_time_and_nobody_else_waits_for_it(
     with api.client("another") as other:
         first = hold(client, 1)
         second = client.post("/v1/batches", params={"dry_run": "true"}, json={"prompts": ["红色的圆形"]})
-        assert (second.status_code, second.json()["code"], second.headers["Retry-After"]) == (429, "busy", "2")
+        assert (second.status_code, second.json()["code"], second.headers["Retry-After"]) == (429, "limit_reached", "2")
         assert try_out(other, prompts=["红色的圆形"])["jobs"] == 1
         third = hold(other, 2)
         upload(other, "红色的圆形".encode(), "text/plain")

@@ -7,7 +7,7 @@ from weakref import WeakValueDictionary
 
 import anyio
 
-from common.errors import Busy
+from common.errors import LimitReached
 from common.sentences import Sentence
 
 
@@ -19,13 +19,13 @@ class Turns:
 
     @asynccontextmanager
     async def of(self, tenant_id: UUID) -> AsyncIterator[None]:
-        """Wait for the tenant's earlier requests. Raises Busy after `wait_s` seconds."""
+        """Wait for the tenant's earlier requests. Raises LimitReached after `wait_s` seconds."""
         lock = self._locks.setdefault(tenant_id, anyio.Lock())
         try:
             with anyio.fail_after(self.wait_s):
                 await lock.acquire()
         except TimeoutError:
-            raise Busy(self._refusal) from None
+            raise LimitReached(self._refusal) from None
         try:
             yield
         finally:

@@ -1,0 +1,162 @@
+"""Heads, bodies and connections that take more than their share, or do not come to an end."""
+
+import gzip
+import json
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from api import bodies, protocol
+from tests.support.raw_http import Talk, talking
+from tests.support.serving import PROMPT, Api
+
+JSON = "Content-Type: application/json"
+LINE = b'{"prompt": "red"}\n'
+
+
+@pytest.fixture
+def talk(api: Api) -> Iterator[Talk]:
+    with talking(api.url) as talk:
+        yield talk
+
+
+def key(client: httpx.Client) -> str:
+    return f"Authorization: {client.headers['Authorization']}"
+
+
+def test_a_head_that_does_not_end_is_given_up(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "HEAD_S", 0.3)
+    talk.ask("GET", "/healthz")
+    assert talk.answer().read()
+    talk.send(b"GET /healthz HTTP/1.1\r\nHost: ")
+    answer = talk.answer()
+    assert (answer.status, answer.headers["Content-Type"]) == (408, "application/problem+json")
+    assert json.loads(answer.read())["code"] == "timeout"
+    assert talk.is_closed()
+
+
+@pytest.mark.parametrize("sent", [b"", b"\r\n"])
+def test_a_connection_that_asks_nothing_is_closed(api: Api, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    monkeypatch.setattr(protocol, "HEAD_S", 0.3)
+    with talking(api.url) as talk:
+        talk.send(sent)
+        assert talk.is_closed()
+
+
+def test_a_body_that_stalls_is_given_up(client: httpx.Client, talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "PROGRESS_S", 0.3)
+    talk.ask("POST", "/v1/jobs", key(client), JSON, "Content-Length: 100", body=b'{"prompt": ')
+    assert talk.answer().status == 408
+    assert talk.is_closed()
+
+
+def test_a_slow_upload_at_a_fair_rate_arrives(
+    client: httpx.Client, talk: Talk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "PROGRESS_S", 0.3)
+    monkeypatch.setattr(protocol, "PROGRESS_BYTES", len(LINE))
+    size = f"Content-Length: {20 * len(LINE)}"
+    talk.ask("POST", "/v1/uploads", key(client), "Content-Type: application/jsonl", size)
+    for _ in range(20):
+        talk.send(LINE)
+        time.sleep(0.06)
+    assert talk.answer().status == 201
+
+
+@pytest.mark.parametrize("head", [b"X-Long: " + b"x" * 70_000, b"X-Some: thing\r\n" * 7_000], ids=["long", "many"])
+def test_a_head_without_end_is_refused(talk: Talk, head: bytes) -> None:
+    talk.send(b"GET /healthz HTTP/1.1\r\n" + head)
+    answer = talk.answer()
+    assert (answer.status, json.loads(answer.read())["code"]) == (431, "head_too_large")
+    talk.connection.shutdown(1)
+    assert talk.is_closed()
+
+
+@pytest.mark.parametrize(
+    "headers", [[f"X-{n}: x" for n in range(120)], ["X-Long: " + "x" * 40_000]], ids=["many", "long"]
+)
+def test_a_complete_head_that_is_too_large_is_refused(talk: Talk, headers: list[str]) -> None:
+    talk.ask("GET", "/healthz", *headers)
+    answer = talk.answer()
+    assert (answer.status, json.loads(answer.read())["code"]) == (431, "head_too_large")
+
+
+def test_what_is_no_http_is_a_problem_too(talk: Talk) -> None:
+    talk.send(b"\x16\x03\x01 hello\r\n\r\n")
+    answer = talk.answer()
+    assert (answer.status, json.loads(answer.read())["code"]) == (400, "not_http")
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_of_too_many_idle_connections_the_oldest_is_closed(
+    api: Api, client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = client.post("/v1/jobs", json=PROMPT).json()["id"]
+    monkeypatch.setattr(protocol, "MAX_WAITING", 3)
+    with client.stream("GET", f"/v1/jobs/{job}/events") as stream:
+        events = stream.iter_lines()
+        assert next(events).startswith("retry")
+        with talking(api.url) as first, talking(api.url), talking(api.url), talking(api.url) as last:
+            assert first.is_closed()
+            last.ask("GET", "/healthz")
+            assert last.answer().status == 200
+        client.post(f"/v1/jobs/{job}/cancel")
+        assert any("cancelled" in line for line in events)
+
+
+def test_more_connections_than_files_are_answered(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "most_connections", lambda: 1)
+    with talking(api.url) as first, talking(api.url) as second:
+        answer = second.answer()
+        assert (answer.status, int(answer.headers["Retry-After"]) > 0) == (503, True)
+        first.ask("GET", "/healthz")
+        assert first.answer().status == 200
+
+
+def test_a_compressed_body_is_refused(client: httpx.Client) -> None:
+    body = gzip.compress(json.dumps(PROMPT).encode())
+    answer = client.post("/v1/jobs", content=body, headers={"Content-Encoding": "gzip", **json_type()})
+    assert (answer.status_code, answer.json()["code"]) == (415, "encoding_unsupported")
+    assert answer.headers["Accept-Encoding"] == "identity"
+    same = client.post("/v1/jobs", json=PROMPT, headers={"Content-Encoding": "identity"})
+    assert same.status_code == 201
+
+
+def json_type() -> dict[str, str]:
+    return {"Content-Type": "application/json"}
+
+
+def test_bodies_in_memory_are_bounded_by_tenant_and_together(api: Api, client: httpx.Client) -> None:
+    memory = memory_of(api)
+    memory.most = 8_000_000
+    big = "Content-Length: 9000000"
+    part = b'{"prompts": ["' + b"x" * 3_000_000
+    with api.client("another") as other, talking(api.url) as one, talking(api.url) as two, talking(api.url) as three:
+        one.ask("POST", "/v1/batches", key(client), JSON, big, body=part)
+        wait_until_held(memory, len(part))
+        two.ask("POST", "/v1/batches", key(client), JSON, big, body=part)
+        answer = two.answer()
+        assert (answer.status, json.loads(answer.read())["code"]) == (429, "limit_reached")
+        assert int(answer.headers["Retry-After"]) > 0
+        three.ask("POST", "/v1/batches", key(other), JSON, big, body=part)
+        wait_until_held(memory, 2 * len(part))
+        assert client.post("/v1/jobs", json=PROMPT).status_code == 201
+        memory.most = 6_100_000
+        with talking(api.url) as four, api.client("a third") as third:
+            four.ask("POST", "/v1/batches", key(third), JSON, "Content-Length: 200000", body=part[:200_000])
+            assert four.answer().status == 503
+    wait_until_held(memory, 0)
+
+
+def memory_of(api: Api) -> bodies.Memory:
+    memory: bodies.Memory = api.app.state.body_memory
+    return memory
+
+
+def wait_until_held(memory: bodies.Memory, size: int) -> None:
+    deadline = time.monotonic() + 30
+    while sum(memory.held.values()) != size:
+        assert time.monotonic() < deadline, memory.held
+        time.sleep(0.01)

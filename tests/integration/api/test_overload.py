@@ -1,0 +1,119 @@
+"""More work than the farm can begin: 503 within a second, and liveness and readiness are as ever."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+
+import httpx
+import pytest
+from sqlalchemy import Engine, text
+
+from api.authentication import REGULARS
+from api.routes.health import CHECKS
+from tests.support.serving import PROMPT, Api
+
+
+@contextmanager
+def without_connections(api: Api) -> Iterator[None]:
+    """All connections that requests use are taken."""
+    engine: Engine = api.app.state.shared.engine
+    with ExitStack() as taken:
+        for _ in range(engine.pool.size()):  # type: ignore[attr-defined]
+            taken.enter_context(engine.connect())
+        yield
+
+
+@contextmanager
+def locked(database: Engine, table: str) -> Iterator[None]:
+    """Every statement on this table waits."""
+    with database.connect() as connection, connection.begin():
+        connection.execute(text(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"))
+        yield
+
+
+def check_refused(answer: httpx.Response, seconds: float) -> None:
+    assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
+    assert int(answer.headers["Retry-After"]) > 0
+    assert seconds < 1.5  # a second, and what this machine adds
+
+
+def timed(client: httpx.Client, method: str, path: str) -> tuple[httpx.Response, float]:
+    started = time.monotonic()
+    answer = client.request(method, path, json=PROMPT if method == "POST" else None)
+    return answer, time.monotonic() - started
+
+
+def test_without_free_connections_requests_are_refused_at_once(api: Api, client: httpx.Client) -> None:
+    assert client.get("/v1/jobs").status_code == 200
+    with without_connections(api):
+        for method, path in (("GET", "/v1/jobs"), ("POST", "/v1/jobs")):
+            check_refused(*timed(client, method, path))
+        alive, seconds = timed(client, "GET", "/healthz")
+        assert (alive.status_code, seconds < 0.5) == (200, True)
+        ready = client.get("/readyz")
+        assert (ready.status_code, ready.json()["status"]) == (200, "ready")
+    assert client.post("/v1/jobs", json=PROMPT).status_code == 201
+
+
+def test_a_request_does_not_queue_for_threads_that_wait(api: Api, client: httpx.Client) -> None:
+    """More requests than threads wait for a lock; those that found none are refused, and who holds one is served."""
+    with ThreadPoolExecutor(20) as many:
+        with locked(api.database, "jobs"):
+            asked = [many.submit(timed, client, "GET", "/v1/jobs") for _ in range(20)]
+            deadline = time.monotonic() + 30
+            while sum(one.done() for one in asked) < 12:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            alive, seconds = timed(client, "GET", "/healthz")
+            assert (alive.status_code, seconds < 0.5) == (200, True)
+            assert client.get("/readyz").json()["status"] == "ready"
+        answers = [one.result() for one in asked]
+    refused = [answer for answer in answers if answer[0].status_code == 503]
+    assert len(refused) == 12
+    for answer, seconds in refused:
+        check_refused(answer, seconds)
+    assert [answer.status_code for answer, _ in answers if answer.status_code != 503] == [200] * 8
+
+
+def test_a_request_does_not_queue_for_lookups_that_wait(api: Api, client: httpx.Client) -> None:
+    assert client.get("/v1/models").status_code == 200
+    with ThreadPoolExecutor(10) as many:
+        with locked(api.database, "api_keys"):
+            asked = [many.submit(timed, client, "GET", "/v1/models") for _ in range(10)]
+            deadline = time.monotonic() + 30
+            while sum(one.done() for one in asked) < 10 - REGULARS:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            assert client.get("/healthz").status_code == 200
+        answers = [one.result() for one in asked]
+    for answer, seconds in answers:
+        if answer.status_code != 200:
+            check_refused(answer, seconds)
+    assert sum(answer.status_code == 200 for answer, _ in answers) == REGULARS
+
+
+def test_readiness_is_checked_once_a_second(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    checks: list[object] = []
+    monkeypatch.setitem(CHECKS, "redis", checks.append)
+    with api.stranger() as stranger, ThreadPoolExecutor(10) as many:
+        answers = list(many.map(lambda _: stranger.get("/readyz").status_code, range(50)))
+    assert (set(answers), len(checks) <= 3) == ({200}, True)
+
+
+def test_a_check_that_hangs_is_not_begun_again_and_delays_nobody(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = []
+
+    def hang(state: object) -> None:
+        begun.append(state)
+        time.sleep(4)
+
+    monkeypatch.setitem(CHECKS, "s3", hang)
+    with api.stranger() as stranger:
+        for _ in range(2):
+            answer, seconds = timed(stranger, "GET", "/readyz")
+            assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
+            assert answer.json()["checks"]["s3"] == "It did not answer in time."
+            assert seconds < 1.5
+            time.sleep(1.1)
+    assert len(begun) == 1
