@@ -8,6 +8,8 @@ import anyio.to_thread
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, Field, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from api import long_json, sentence
 from api.bodies import Rule, is_json
@@ -38,7 +40,10 @@ class BatchPage(BaseModel):
 
 async def receive_batch(request: Request, caller: BatchesWriter, state: State) -> BatchRequest:
     """The body, which may be a million prompts: parsed in a thread, and one long body at a time."""
-    body = await request.body()
+    try:
+        body = await request.body()
+    except ClientDisconnect:
+        raise HTTPException(400, sentence("body_incomplete")) from None
     if not body:
         raise RequestValidationError([{"type": "missing", "loc": ("body",), "msg": "Field required"}])
     if not is_json(request):
