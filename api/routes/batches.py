@@ -55,7 +55,7 @@ async def receive_batch(request: Request, caller: BatchesWriter, state: State) -
 def parse(body: bytes) -> BatchRequest:
     """Raises Invalid or RequestValidationError."""
     try:
-        return BatchRequest.model_validate(long_json.read(body, "prompts"))
+        return BatchRequest.model_validate(long_json.read(body))
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)
         raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in found]) from None

@@ -33,7 +33,7 @@ BAD = [
 
 @pytest.mark.parametrize("text", GOOD)
 def test_it_is_read_as_json_reads_it(text: str) -> None:
-    assert long_json.read(text.encode(), "prompts") == json.loads(text)
+    assert long_json.read(text.encode()) == json.loads(text)
 
 
 @pytest.mark.parametrize("text", BAD)
@@ -41,7 +41,7 @@ def test_what_is_not_json_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
         json.loads(text)
     with pytest.raises(ValueError):
-        long_json.read(text.encode(), "prompts")
+        long_json.read(text.encode())
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_what_costs_more_than_texts_is_refused_at_once(text: str, field: str) ->
     body = text.encode()
     started = time.thread_time()
     with pytest.raises(Invalid) as refused:
-        long_json.read(body, "prompts")
+        long_json.read(body)
     assert time.thread_time() - started < 0.5
     assert [error.field for error in refused.value.fields] == [field]
 
@@ -69,7 +69,7 @@ def test_a_million_texts_leave_other_threads_their_turns() -> None:
     found = {}
 
     def read() -> None:
-        found.update(long_json.read(body, "prompts"))
+        found.update(long_json.read(body))
         done.set()
 
     thread = threading.Thread(target=read)

@@ -129,7 +129,7 @@ def _is_in(character: str, members: Any) -> bool:
     return re._compiler.compile(pattern).fullmatch(character) is not None  # type: ignore[attr-defined]
 
 
-CHARACTERS = [*"1a \\", *map(chr, range(33, 256))]
+CHARACTERS = [*"1a \\", *map(chr, range(33, 256)), *map(chr, range(33))]
 
 
 def alphabet(use: Use) -> list[str]:
