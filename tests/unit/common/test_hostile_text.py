@@ -22,6 +22,7 @@ from common.recipes.token_counter import TokenCounter
 
 CATALOG = read(Path(__file__).parents[3] / "models" / "catalog.toml")
 MINI = CATALOG.get("mini-zh")
+PLAN = Plan.model_validate({"defaults": {"model": "mini-zh"}, "seed": 1})
 LENGTH = 8000
 MOST_S = 0.020
 PIECES = (
@@ -60,8 +61,8 @@ def fastest(call: Callable[[str], object], text: str) -> float:
 
 
 def recipe(prompt: str) -> Recipe:
-    fields = {"prompt": prompt, "negative_prompt": prompt, "model": "mini-zh"}
-    return resolve(Draft.model_validate(fields), CATALOG, "mini-zh", root_seed=1)
+    draft = Draft.model_validate({"prompt": prompt, "negative_prompt": prompt, "model": "mini-zh"})
+    return resolve(draft, CATALOG, "mini-zh", root_seed=1)
 
 
 COUNTER = TokenCounter(MINI.tokenizer_file)
@@ -84,7 +85,7 @@ def test_no_step_takes_more_than_20_ms(step: str) -> None:
 
 
 def test_a_batch_of_the_worst_lines_is_checked_in_linear_time() -> None:
-    variants = planners(Plan(defaults={"model": "mini-zh"}, images_per_prompt=1, seed=1), CATALOG)
+    variants = planners(PLAN, CATALOG)
 
     def check(text: str) -> None:
         lines = [Line(at, at, at, f"{at}{text}", LENGTH, lambda prompt: {"prompt": prompt}) for at in range(6)]
@@ -134,7 +135,7 @@ def test_long_names_of_fields_are_not_remembered() -> None:
 
 
 def test_the_fields_of_lines_are_remembered_up_to_a_number_of_bytes() -> None:
-    (planner,) = planners(Plan(defaults={"model": "mini-zh"}, images_per_prompt=1, seed=1), CATALOG)
+    (planner,) = planners(PLAN, CATALOG)
 
     def plan() -> None:
         for number in range(400):

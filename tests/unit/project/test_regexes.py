@@ -70,10 +70,10 @@ def uses() -> list[Use]:
                         found.append(Use(where, re.compile(evaluate(source, module)), method))
                 case ast.Attribute(value=ast.Name(id=name), attr=method) if method in METHODS:
                     called.setdefault(name, set()).add(method)
-    for name, (where, pattern) in named.items():
+    for name, (where, compiled) in named.items():
         methods = called.get(name) or set()
         assert methods, f"no call of {where} was found"
-        found += [Use(where, pattern, method) for method in sorted(methods)]
+        found += [Use(where, compiled, method) for method in sorted(methods)]
     return found
 
 
