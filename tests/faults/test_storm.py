@@ -29,7 +29,7 @@ SHORT += ",postgres_restarted,redis_killed,s3_down"
 
 @pytest.mark.timeout(600)
 def test_every_promise_is_kept_while_processes_and_services_die(tmp_path: Path) -> None:
-    report = storm(tmp_path, "--jobs", "60", "--minutes", "0.3", "--seed", "7", "--faults", SHORT, seconds=540)
+    report = storm(tmp_path, "--jobs", "70", "--minutes", "0.3", "--seed", "7", "--faults", SHORT, seconds=540)
     assert report["examples"] == {}
     assert report["never_hit"] == []
     assert report["jobs_answered_201"] >= 60
