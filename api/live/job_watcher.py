@@ -145,14 +145,16 @@ class JobWatcher:
             for subscription in watched.subscriptions:
                 subscription.closed = True
             watched.notify()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        pending = set(self._tasks)
+        while pending:  # more than once: redis-py swallows a cancellation while it connects
+            for task in pending:
+                task.cancel()
+            _, pending = await asyncio.wait(pending, timeout=0.2)
 
     # Redis
 
     async def _listen(self) -> None:
-        while not self._closed:  # redis-py swallows a cancellation while it connects
+        while True:
             with suppress(RedisError, OSError):
                 await self._receive()
             await asyncio.sleep(RECONNECT_S)
