@@ -82,7 +82,9 @@ def test_a_batch_that_cannot_be_read_ends_with_a_reference(farm: BatchStory, cap
     assert stalled(farm) == []
 
 
-def test_a_batch_that_fails_is_left_alone_for_longer_each_time(farm: BatchStory) -> None:
+def test_a_batch_that_fails_is_left_alone_for_longer_each_time(
+    farm: BatchStory, caplog: pytest.LogCaptureFixture
+) -> None:
     """Its messages, and another worker that fails at it as well, change nothing meanwhile."""
     batch_id = farm.batch_of()
     poison_plan(farm, batch_id)
@@ -99,6 +101,7 @@ def test_a_batch_that_fails_is_left_alone_for_longer_each_time(farm: BatchStory)
         skip_backoff(farm)
         assert stalled(farm) == [batch_id]
     assert waits == [2, 4, 8, 16]
+    assert len([one for one in caplog.records if one.exc_info]) == MAX_FAILURES - 1
 
 
 @pytest.mark.parametrize("is_retry", [False, True], ids=["file", "retry"])

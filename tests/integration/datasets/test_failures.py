@@ -83,7 +83,9 @@ def test_a_dataset_that_cannot_be_read_fails_with_a_reference(
     assert farm.due() == []
 
 
-def test_a_dataset_that_fails_is_left_alone_for_longer_each_time(farm: DatasetStory) -> None:
+def test_a_dataset_that_fails_is_left_alone_for_longer_each_time(
+    farm: DatasetStory, caplog: pytest.LogCaptureFixture
+) -> None:
     farm.fail_images()
     farm.change(POISON["a job"])
     waits = list[float]()
@@ -97,6 +99,7 @@ def test_a_dataset_that_fails_is_left_alone_for_longer_each_time(farm: DatasetSt
         farm.skip_backoff()
         assert farm.due() == [farm.id]
     assert waits == [2, 4, 8, 16]
+    assert len([one for one in caplog.records if one.exc_info]) == MAX_FAILURES - 1
 
 
 def test_a_success_begins_a_new_count(farm: DatasetStory) -> None:
