@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 import pytest
+from fastapi.sse import KEEPALIVE_COMMENT
 
 from api.live import page_streams
 from api.live.page_streams import PageStreams
@@ -108,5 +109,25 @@ def test_a_server_that_stops_ends_all_streams() -> None:
         pages.close()
         async with asyncio.timeout(60):
             assert [message async for message in stream if message.startswith(b"event")] == []
+
+    asyncio.run(story())
+
+
+def test_a_stream_ends_after_five_minutes_though_nothing_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The browser reconnects, and its session is checked again."""
+    monkeypatch.setattr(page_streams, "PING_S", 0.01)
+
+    async def story() -> None:
+        loop, later = asyncio.get_running_loop(), 0.0
+        clock = loop.time
+        monkeypatch.setattr(loop, "time", lambda: clock() + later)
+        pages, view = PageStreams(), View()
+        stream = pages.watch("view", view.render)
+        assert await page_of(stream) == "one"
+        later = page_streams.LASTS_S - 60
+        assert await anext(stream) == KEEPALIVE_COMMENT
+        later = page_streams.LASTS_S
+        async with asyncio.timeout(60):
+            assert {message async for message in stream} <= {KEEPALIVE_COMMENT}
 
     asyncio.run(story())
