@@ -19,6 +19,7 @@ DISCONNECT = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHER
 # What is not rows, as one hash: equal for all copies of the template.
 SHAPE = """
     SELECT md5(concat_ws(';', (SELECT version_num FROM alembic_version),
+        (SELECT concat_ws(' ', revision, oldest_code) FROM schema_version),
         (SELECT count(*) FROM pg_namespace WHERE nspname !~ '^pg_'), (SELECT count(*) FROM pg_extension),
         (SELECT count(*) FROM pg_proc), (SELECT count(*) FROM pg_attrdef),
         (SELECT count(*) FROM pg_statistic WHERE starelid >= 16384),
@@ -32,11 +33,12 @@ SHAPE = """
             LEFT JOIN pg_db_role_setting ON setdatabase = pg_database.oid WHERE datname = current_database())))
 """
 
-# Deletes all rows. TRUNCATE costs milliseconds a table, and is for those that have grown.
+# Deletes all rows but those of migrations. TRUNCATE costs milliseconds a table, and is for those that have grown.
 CLEAR = """
     DO $$ DECLARE it record; BEGIN
         FOR it IN SELECT oid::regclass AS name, pg_relation_size(oid) AS size FROM pg_class
-            WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace AND relname <> 'alembic_version'
+            WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace
+                AND relname NOT IN ('alembic_version', 'schema_version')
         LOOP
             IF it.size > 200000 THEN EXECUTE format('TRUNCATE %s CASCADE', it.name);
             ELSIF it.size > 0 THEN EXECUTE format('DELETE FROM %s', it.name); END IF;

@@ -20,6 +20,7 @@ def test_a_database_is_handed_out_again_without_rows_and_only_if_its_tables_are_
     first, name = name, databases.take()
     assert name != first  # what the first test has left running does not reach it
     assert ask("SELECT count(*) FROM tenants") == (0,)
+    assert ask("SELECT count(*) FROM schema_version") == (1,)
     ask("ALTER TABLE tenants ADD COLUMN mine int")
     databases.give_back(name)
     name = databases.take()

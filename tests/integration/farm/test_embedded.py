@@ -26,8 +26,8 @@ import redis
 from botocore.exceptions import ClientError
 
 from common.config import Settings
-from common.errors import Conflict, Invalid, NotFound, Unavailable
-from embedded import farm, instance, processes, servers, users
+from common.errors import Conflict, Error, Invalid, NotFound, Unavailable
+from embedded import farm, instance, processes, servers, supervisor, users
 from embedded.farm import Farm
 from embedded.instance import Instance, choose_ports, find_instance, prepare_instance
 from embedded.processes import Program, is_alive, lock_file, wait_until
@@ -321,6 +321,23 @@ def test_a_folder_with_foreign_files_keeps_its_mode(tmp_path: Path) -> None:
         assert folder.stat().st_mode & 0o777 == mode
         assert {(folder / name).stat().st_mode & 0o777 for name in ("run", "logs")} == {0o700}
         assert (folder / "farm.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_socket_is_not_made_in_a_folder_that_others_may_write(tmp_path: Path) -> None:
+    """The socket of a deep home is in /tmp, where anyone may make a folder of its name first."""
+    deep = tmp_path / ("deep" * 30)
+    folder = supervisor.socket_path(deep).parent
+    try:
+        assert supervisor.socket_path(deep).parent == folder
+        folder.chmod(0o770)
+        with pytest.raises(Error, match="belongs to another user"):
+            supervisor.socket_path(deep)
+        folder.rmdir()
+        folder.symlink_to(tmp_path)
+        with pytest.raises(Error, match="belongs to another user"):
+            supervisor.socket_path(deep)
+    finally:
+        folder.unlink() if folder.is_symlink() else folder.rmdir()
 
 
 def test_servers_end_with_the_process_that_started_them(tmp_path: Path) -> None:

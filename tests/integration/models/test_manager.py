@@ -1,5 +1,6 @@
 """Which models are in memory, which are evicted for others, and their batch sizes."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -106,6 +107,22 @@ def test_when_a_load_runs_out_of_memory_all_others_are_evicted(make_manager: Mak
     with pytest.raises(ModelRefused):
         manager.get("c")
     assert list(manager.refusals()) == ["c"]
+
+
+def test_a_model_that_had_no_room_is_offered_again_after_five_minutes(
+    make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(ModelManager):
+        def _load(self, model: Model) -> Pipeline:
+            raise OutOfMemory("Out of memory.")
+
+    manager, clock = make_manager(*ALL, kind=Full), time.monotonic
+    with pytest.raises(ModelRefused):
+        manager.get("a")
+    for minutes, offered in ((4, ["b", "c"]), (6, ["a", "b", "c"])):
+        with monkeypatch.context() as later:
+            later.setattr(time, "monotonic", lambda seconds=60 * minutes: clock() + seconds)
+            assert [model.name for model in manager.available()] == offered
 
 
 def test_models_that_do_not_fit_together_are_not_swapped_at_once(make_manager: MakeManager) -> None:

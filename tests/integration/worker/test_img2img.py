@@ -236,6 +236,16 @@ def test_a_picture_of_another_tenant_is_none(api: Api, client: httpx.Client, sto
     assert story.rows("SELECT used_at FROM uploads") == before
 
 
+def test_a_rendered_image_of_another_tenant_is_none(api: Api, client: httpx.Client, story: Story) -> None:
+    made = submitted(client)
+    story.publish(story.started())
+    image = job(client, made["id"])["images"][0]["id"]
+    with api.client("another") as stranger:
+        answer = stranger.post("/v1/jobs", json={"prompt": "圆形", "source": image})
+        assert refusal(answer) == [f"source is {image}; you have no upload and no stored image with this id"]
+    assert submitted(client, source=image)["recipe"]["source"] == image
+
+
 def test_prompts_of_a_batch_start_from_its_picture_or_their_own(
     client: httpx.Client, settings: Settings, story: Story, make_worker: MakeWorker
 ) -> None:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 import pytest
+from fastapi.sse import KEEPALIVE_COMMENT
 
 from api.live import page_streams
 from api.live.page_streams import PageStreams
@@ -131,3 +132,23 @@ def test_a_view_that_fails_for_an_unforeseen_reason_is_logged_once(caplog: pytes
 
     asyncio.run(story())
     assert [record.getMessage().split()[0] for record in caplog.records if record.exc_info] == 2 * ["request_failed"]
+
+
+def test_a_stream_ends_after_five_minutes_though_nothing_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The browser reconnects, and its session is checked again."""
+    monkeypatch.setattr(page_streams, "PING_S", 0.01)
+
+    async def story() -> None:
+        loop, later = asyncio.get_running_loop(), 0.0
+        clock = loop.time
+        monkeypatch.setattr(loop, "time", lambda: clock() + later)
+        pages, view = PageStreams(), View()
+        stream = pages.watch("view", view.render)
+        assert await page_of(stream) == "one"
+        later = page_streams.LASTS_S - 60
+        assert await anext(stream) == KEEPALIVE_COMMENT
+        later = page_streams.LASTS_S
+        async with asyncio.timeout(60):
+            assert {message async for message in stream} <= {KEEPALIVE_COMMENT}
+
+    asyncio.run(story())

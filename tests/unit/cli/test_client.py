@@ -332,6 +332,19 @@ def test_a_download_goes_on_while_bytes_arrive(tmp_path: Path, monkeypatch: pyte
     assert len(store.requests) == 3
 
 
+@pytest.mark.parametrize("path", ["../shard.tar", "data/../../shard.tar", "{outside}/shard.tar"])
+def test_a_file_that_is_listed_outside_of_the_dataset_is_not_written(tmp_path: Path, path: str) -> None:
+    """A farm may be another's: it must not choose which files of this machine it replaces."""
+    (tmp_path / "shard.tar").write_bytes(b"another file")
+    with fake_farm(lambda request: Response(body=PICTURE)) as store:
+        digest, link = hashlib.sha256(PICTURE).hexdigest(), f"{store.url}/signed"
+        file = RemoteFile("the-dataset", "0", path.format(outside=tmp_path), digest, link)
+        with pytest.raises(Failure, match="outside of the dataset"):
+            download_file(Client(store.url, None), file, tmp_path / "dataset", lambda size: None)
+    assert store.requests == []
+    assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [("shard.tar", b"another file")]
+
+
 def test_a_key_that_is_no_ascii_is_refused(call: CommandLine) -> None:
     done = call("--url", "http://127.0.0.1:1", "--key", "画坊\n", "models", "ls")
     assert done.code == 3
