@@ -208,6 +208,9 @@ def test_messages_of_newer_code_are_understood(settings: Settings) -> None:
         def once(self) -> None:
             self.called.append("once")
 
+        def choose(self, subject: UUID) -> UUID:
+            return subject
+
         def work(self, subject: UUID) -> bool:
             self.called.append(subject)
             return False
