@@ -93,7 +93,7 @@ def parse_cell(field: str, cell: str) -> Any:
     if field in LISTS:
         try:
             return json.loads(cell)
-        except ValueError:
+        except (ValueError, RecursionError):
             return cell
     return cell
 

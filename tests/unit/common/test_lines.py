@@ -173,6 +173,8 @@ def test_cells_become_values_of_their_field_or_stay_text() -> None:
         ("prompt", "30"): "30",
     }
     assert {key: parse_cell(*key) for key in cells} == cells
+    nested = "[" * 100_000
+    assert parse_cell("lora", nested) == nested
 
 
 def test_keys_of_json_lines_have_the_same_names() -> None:
