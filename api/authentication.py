@@ -26,6 +26,7 @@ from common.errors import Unauthorized, Unavailable
 from common.log import log_event
 
 QUEUE_S = 0.5
+ANSWER_S = 0.9  # until who waits for a lookup is refused, though it has begun
 REGULARS, STRANGERS = 3, 1  # threads, each with a connection
 REFUSED_S = 1.0  # a wrong key is not looked up again so soon
 REMEMBERED = 10_000  # keys
@@ -94,6 +95,7 @@ class Lookups:
         self._strangers = ThreadPoolExecutor(STRANGERS, "lookup-stranger")
         self._valid: OrderedDict[bytes, float] = OrderedDict()  # hashes of keys, and when they were looked up
         self._refused: OrderedDict[bytes, float] = OrderedDict()
+        self._lookups: dict[bytes, asyncio.Task[Caller]] = {}
 
     async def by_header(self, request: Request) -> Caller:
         """The holder of the key in the header `Authorization`. Raises Unauthorized."""
@@ -122,8 +124,25 @@ class Lookups:
             threads.shutdown(wait=False, cancel_futures=True)
 
     async def _by_hash(self, hashed: bytes, secret: str) -> Caller:
+        """Requests of one key that come at once share a lookup."""
         if time.monotonic() - self._refused.get(hashed, -REFUSED_S) < REFUSED_S:
             raise Unauthorized(of_accounts("key_unknown"))
+        lookup = self._lookups.get(hashed)
+        if lookup is None:
+            lookup = self._lookups[hashed] = asyncio.create_task(self._look_up(hashed, secret))
+            lookup.add_done_callback(lambda done: self._forget(hashed, done))
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                return await asyncio.shield(lookup)
+        except TimeoutError:
+            raise Unavailable(sentence("too_busy")) from None
+
+    def _forget(self, hashed: bytes, done: "asyncio.Task[Caller]") -> None:
+        del self._lookups[hashed]
+        if not done.cancelled():
+            done.exception()  # seen: whoever asked may be gone
+
+    async def _look_up(self, hashed: bytes, secret: str) -> Caller:
         threads = self._regulars if hashed in self._valid else self._strangers
         try:
             found = await self._in_thread(threads, lambda connection: authenticate(connection, secret, self._pepper))

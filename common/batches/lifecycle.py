@@ -129,7 +129,7 @@ def count_failure(connection: Connection, batch_id: UUID, reference: str, backof
     A batch that was cancelled before ends with jobs that are not settled. Counts once within the back-off, and
     nothing when no work is left: another worker was faster, or failed as well.
     """
-    ends = {"most": MAX_FAILURES, "code": INTERNAL_ERROR, "message": internal_error(reference)}
+    ends = {"most": MAX_FAILURES, "error": INTERNAL_ERROR, "code": CODE, "message": internal_error(reference)}
     is_last = connection.execute(COUNT_FAILURE, ends | {"batch": batch_id, "backoff": backoff_s}).scalar()
     if is_last:
         connection.execute(SET_LANES, {"batch": batch_id, "closed": True})
@@ -245,7 +245,7 @@ STALLED = text(f"""
 COUNT_FAILURE = text(f"""
     UPDATE batches SET failures = CASE WHEN is_last THEN 0 ELSE failures + 1 END,
         retry_at = CASE WHEN NOT is_last THEN now() + {REST} END, touched_at = now(),
-        error_code = CASE WHEN is_last THEN :code ELSE error_code END,
+        error_code = CASE WHEN is_last THEN :error ELSE error_code END,
         error_message = CASE WHEN is_last THEN :message ELSE error_message END,
         paused_at = CASE WHEN NOT is_last THEN paused_at END,
         finished_at = CASE WHEN is_last AND (jobs = 0 OR cancelled_at IS NOT NULL) THEN now() END,

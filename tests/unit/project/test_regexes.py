@@ -7,6 +7,7 @@ characters again and again, then something that it does not match. The slowest t
 import ast
 import importlib
 import itertools
+import math
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -163,9 +164,10 @@ def ratio(use: Use) -> float:
         if count >= LONGEST:
             return 1.0
         count = count * 3 // 2
-    if (grown := use.seconds(slowest(count + 8)) / took) >= 3:  # exponential: twice the length would never end
+    if (grown := use.seconds(slowest(count + 8), 3) / took) >= 3:  # exponential: twice the length would never end
         return grown
-    return min(use.seconds(slowest(2 * count), 3) / use.seconds(slowest(count), 3) for _ in range(3))
+    four_times = min(use.seconds(slowest(4 * count), 3) / use.seconds(slowest(count), 5) for _ in range(2))
+    return math.sqrt(four_times)  # a longer text shows the difference more clearly
 
 
 USES = uses()
