@@ -19,7 +19,7 @@ from common.errors import EncodingUnsupported, Error, Forbidden, Invalid, LimitR
 
 MAX_BODY_BYTES = 1_000_000
 MAX_VALUES = 1_000  # of JSON: each may be an error, and those cost a hundred times more
-STRING = re.compile(rb'"(?:[^"\\]|\\.)*"?', re.DOTALL)  # one without an end too: else time is quadratic
+STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # one without an end too: else time is quadratic
 READ_ANYWAY = 65_536  # an unread body of so many bytes is in the server's buffer, or soon will be
 
 

@@ -22,7 +22,7 @@ from common.storage import Storage, dataset_key
 router = APIRouter()
 
 SHOWN_FILES = 200
-PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*")  # the file names of datasets
+PATH = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*+(?:/[A-Za-z0-9_][A-Za-z0-9._-]*+)*+")  # the file names of datasets
 
 
 @view(router, "/datasets/{dataset_id}", "dataset.html")
