@@ -1,7 +1,6 @@
 """The application: what it is made of, and how it starts and stops. Routes are in `routes/`."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -61,37 +60,36 @@ DRY_RUN_WAIT_S = 4.0  # for an earlier one of the tenant, which reads for three
 DECODE_THREADS = 2  # of uploaded images: 20 bytes a pixel at worst
 BODY_MEMORY = 64_000_000  # bytes of request bodies at once
 SPARE_CONNECTIONS = 4  # for what runs beside requests: the job watcher's poll, uploads
-QUEUE_S = 0.7  # a request waits for a thread so long, and again if one was QUICK_S or less in use
-QUICK_S = 0.4
+QUEUE_S = 0.7  # a request waits for a thread so long, and again if another one has ended
 POOL_TIMEOUT_S = 0.5  # and for a connection
 
 
 class BoundedLimiter(ThreadLimiter):
-    """The limit on request threads. A request waits for one while others are quick, as in a burst; where those wait
-    themselves, it is refused.
+    """The limit on request threads. A request waits for one as long as others end, as in a burst. It is refused where
+    none ends, or none can: all connections are taken.
     """
 
-    def __init__(self, total_tokens: float) -> None:
+    def __new__(cls, total_tokens: float, engine: Engine) -> "BoundedLimiter":
+        return object.__new__(cls)  # anyio's takes no engine
+
+    def __init__(self, total_tokens: float, engine: Engine) -> None:
         super().__init__(total_tokens)
-        self._began: dict[object, float] = {}
-        self._moved_at = 0.0
+        self._pool: Any = engine.pool
+        self._ended = 0
 
     async def acquire_on_behalf_of(self, borrower: object) -> None:
-        while borrower not in self._began:
-            waits_from = time.monotonic()
+        while True:
+            ended = self._ended
             try:
                 async with asyncio.timeout(QUEUE_S):
-                    await super().acquire_on_behalf_of(borrower)
-                self._began[borrower] = time.monotonic()
+                    return await super().acquire_on_behalf_of(borrower)
             except TimeoutError:
-                if self._moved_at < waits_from:
+                if self._ended == ended or self._pool.checkedout() >= self._pool.size():
                     raise Unavailable(sentence("too_busy")) from None
 
     def release_on_behalf_of(self, borrower: object) -> None:
         super().release_on_behalf_of(borrower)
-        now = time.monotonic()
-        if now - self._began.pop(borrower, now) < QUICK_S:
-            self._moved_at = now
+        self._ended += 1
 
 
 class Api(FastAPI):
@@ -195,7 +193,7 @@ def read_changed(
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     state: AppState = app.state.shared
-    default_thread_limiter.set(BoundedLimiter(THREADS))
+    default_thread_limiter.set(BoundedLimiter(THREADS, state.engine))
     state.job_watcher.open()
     yield
     await state.job_watcher.close()

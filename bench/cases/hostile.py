@@ -42,6 +42,7 @@ BATCH_PROMPTS = 200
 HELD_CONNECTIONS = 60  # each with a body that lacks its last bytes
 HELD_BYTES = 9_900_000
 CHUNKS = 100_000
+PAUSE_S = 0.1  # what is measured is the cost of a request, not of a flood
 Attack = Callable[[httpx.Client, threading.Event], None]
 
 
@@ -82,6 +83,7 @@ def beside(others: "Others", attacker: httpx.Client, attacks: list[Attack], seco
         while not stop.is_set():
             with suppress(httpx.HTTPError, OSError):
                 attack(attacker, stop)
+            stop.wait(PAUSE_S)
 
     threads = [threading.Thread(target=repeat, args=(attack,)) for attack in attacks for _ in range(2)]
     for thread in threads:

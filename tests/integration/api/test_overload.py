@@ -45,7 +45,9 @@ def timed(client: httpx.Client, method: str, path: str) -> tuple[httpx.Response,
 
 def test_without_free_connections_requests_are_refused_at_once(api: Api, client: httpx.Client) -> None:
     assert client.get("/v1/jobs").status_code == 200
-    with without_connections(api):
+    with without_connections(api), ThreadPoolExecutor(40) as many:
+        for answer in [many.submit(timed, client, "GET", "/v1/jobs") for _ in range(40)]:
+            check_refused(*answer.result())
         for method, path in (("GET", "/v1/jobs"), ("POST", "/v1/jobs")):
             check_refused(*timed(client, method, path))
         alive, seconds = timed(client, "GET", "/healthz")
