@@ -102,7 +102,7 @@ class Others:
 
     def __init__(self, client: httpx.Client, url: str) -> None:
         self.client = client
-        self.url = url
+        self.prober = httpx.Client(base_url=url, timeout=300, trust_env=False)  # a new one reads certificates each time
         self.api = process_of(url)
 
     def figures(self, seconds: float) -> Figures:
@@ -131,7 +131,7 @@ class Others:
         }
 
     def check_health(self) -> None:
-        httpx.get(f"{self.url}/healthz", timeout=300, trust_env=False).raise_for_status()
+        self.prober.get("/healthz").raise_for_status()
 
     def render_job(self) -> None:
         job = post(self.client, "/v1/jobs", json={"prompt": "红色的圆形", **RECIPE}, headers={"Prefer": "wait=60"})
