@@ -68,6 +68,7 @@ def sides(options: Options) -> Iterator[Sides]:
         }
         others = Others(victim, url)
         others.figures(2)  # what only the first requests need is in memory then
+        nulls(), png_of_chunks()  # they take the bench itself a while
         yield {kind: partial(beside, others, attacker, some, seconds) for kind, some in attacks.items()}
 
 
