@@ -41,7 +41,7 @@ def start(check: str, stdout: int | None = None) -> "subprocess.Popen[str]":
 
 
 def pytest(arguments: list[str]) -> list[str]:
-    command = [sys.executable, "-m", "pytest", "-n", "3", "--dist", "worksteal"]
+    command = [sys.executable, "-m", "pytest", "-n", "2", "--dist", "worksteal"]
     if "--all" in arguments:
         arguments = [argument for argument in arguments if argument != "--all"]
         command += ["-m", ""]
