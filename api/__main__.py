@@ -13,7 +13,9 @@ from common.config import Settings
 from common.errors import Error
 
 STOP_S = 20  # for requests in flight
-KEEP_ALIVE_S = 5  # between two requests on a connection
+# Between two requests on a connection. Clients keep it for less (5 s is usual), as do proxies (60 s): a server that
+# closes it may lose a request that is on its way.
+KEEP_ALIVE_S = 75
 HEADERS = [("X-Content-Type-Options", "nosniff"), ("X-Frame-Options", "DENY")]  # of every answer
 
 

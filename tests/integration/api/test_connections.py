@@ -45,6 +45,12 @@ def test_a_connection_that_asks_nothing_is_closed(api: Api, monkeypatch: pytest.
         assert talk.is_closed()
 
 
+def test_an_idle_connection_is_closed_by_the_client_first(api: Api) -> None:
+    """If the server did, it could lose a request that is on its way."""
+    of_clients, of_proxies = httpx.Limits().keepalive_expiry, 60
+    assert api.server.config.timeout_keep_alive > max(of_clients or 0, of_proxies)
+
+
 def test_a_body_that_stalls_is_given_up(client: httpx.Client, talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "PROGRESS_S", 0.3)
     talk.ask("POST", "/v1/jobs", key(client), JSON, "Content-Length: 100", body=b'{"prompt": ')
