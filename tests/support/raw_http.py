@@ -7,19 +7,21 @@ from http.client import HTTPResponse
 
 import httpx
 
+JSON = "Content-Type: application/json"
 
-class Talk:
+
+class RawConnection:
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
 
     def send(self, data: bytes) -> None:
         self.connection.sendall(data)
 
-    def ask(self, method: str, path: str, *headers: str, body: bytes = b"") -> None:
+    def request(self, method: str, path: str, *headers: str, body: bytes = b"") -> None:
         head = "\r\n".join([f"{method} {path} HTTP/1.1", "Host: farm", *filter(None, headers)])
         self.send(f"{head}\r\n\r\n".encode("latin-1") + body)
 
-    def answer(self) -> HTTPResponse:
+    def response(self) -> HTTPResponse:
         """The next answer; raises TimeoutError if none comes. A `100 Continue` is an answer too."""
         found = HTTPResponse(self.connection)
         found.begin()
@@ -40,7 +42,12 @@ class Talk:
 
 
 @contextmanager
-def talking(url: str, timeout: float = 20) -> Iterator[Talk]:
+def raw_connection(url: str, timeout: float = 20) -> Iterator[RawConnection]:
     address = httpx.URL(url)
     with socket.create_connection((address.host, address.port), timeout=timeout) as connection:
-        yield Talk(connection)
+        yield RawConnection(connection)
+
+
+def authorization(client: httpx.Client) -> str:
+    """The header with the client's key."""
+    return f"Authorization: {client.headers['Authorization']}"

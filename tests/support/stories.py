@@ -26,6 +26,16 @@ CATALOG = read(Path(__file__).parents[2] / "models" / "catalog.toml")
 EXPIRE_LEASE = text("UPDATE leases SET expires_at = now() - interval '1 s' WHERE id = :lease AND ended_at IS NULL")
 
 
+class Clock:
+    """A monotonic clock that stands still until a test sets `now`."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 class Story:
     def __init__(self, database: Engine) -> None:
         self.database = database

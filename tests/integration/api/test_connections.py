@@ -3,46 +3,34 @@
 import gzip
 import json
 import time
-from collections.abc import Iterator
 
 import httpx
 import pytest
 
 from api import bodies, protocol
-from tests.support.raw_http import Talk, talking
+from tests.support.raw_http import JSON, RawConnection, authorization, raw_connection
 from tests.support.serving import PROMPT, Api
 
-JSON = "Content-Type: application/json"
 LINE = b'{"prompt": "red"}\n'
 
 
-@pytest.fixture
-def talk(api: Api) -> Iterator[Talk]:
-    with talking(api.url) as talk:
-        yield talk
-
-
-def key(client: httpx.Client) -> str:
-    return f"Authorization: {client.headers['Authorization']}"
-
-
-def test_a_head_that_does_not_end_is_given_up(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_that_does_not_end_is_given_up(raw: RawConnection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "HEAD_S", 0.3)
-    talk.ask("GET", "/healthz")
-    assert talk.answer().read()
-    talk.send(b"GET /healthz HTTP/1.1\r\nHost: ")
-    answer = talk.answer()
+    raw.request("GET", "/healthz")
+    assert raw.response().read()
+    raw.send(b"GET /healthz HTTP/1.1\r\nHost: ")
+    answer = raw.response()
     assert (answer.status, answer.headers["Content-Type"]) == (408, "application/problem+json")
     assert json.loads(answer.read())["code"] == "timeout"
-    assert talk.is_closed()
+    assert raw.is_closed()
 
 
 @pytest.mark.parametrize("sent", [b"", b"\r\n"])
 def test_a_connection_that_asks_nothing_is_closed(api: Api, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
     monkeypatch.setattr(protocol, "HEAD_S", 0.3)
-    with talking(api.url) as talk:
-        talk.send(sent)
-        assert talk.is_closed()
+    with raw_connection(api.url) as raw:
+        raw.send(sent)
+        assert raw.is_closed()
 
 
 def test_an_idle_connection_is_closed_by_the_client_first(api: Api) -> None:
@@ -51,47 +39,49 @@ def test_an_idle_connection_is_closed_by_the_client_first(api: Api) -> None:
     assert api.server.config.timeout_keep_alive > max(of_clients or 0, of_proxies)
 
 
-def test_a_body_that_stalls_is_given_up(client: httpx.Client, talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_that_stalls_is_given_up(
+    client: httpx.Client, raw: RawConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(protocol, "PROGRESS_S", 0.3)
-    talk.ask("POST", "/v1/jobs", key(client), JSON, "Content-Length: 100", body=b'{"prompt": ')
-    assert talk.answer().status == 408
-    assert talk.is_closed()
+    raw.request("POST", "/v1/jobs", authorization(client), JSON, "Content-Length: 100", body=b'{"prompt": ')
+    assert raw.response().status == 408
+    assert raw.is_closed()
 
 
 def test_a_slow_upload_at_a_fair_rate_arrives(
-    client: httpx.Client, talk: Talk, monkeypatch: pytest.MonkeyPatch
+    client: httpx.Client, raw: RawConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(protocol, "PROGRESS_S", 0.3)
     monkeypatch.setattr(protocol, "PROGRESS_BYTES", len(LINE))
     size = f"Content-Length: {20 * len(LINE)}"
-    talk.ask("POST", "/v1/uploads", key(client), "Content-Type: application/jsonl", size)
+    raw.request("POST", "/v1/uploads", authorization(client), "Content-Type: application/jsonl", size)
     for _ in range(20):
-        talk.send(LINE)
+        raw.send(LINE)
         time.sleep(0.06)
-    assert talk.answer().status == 201
+    assert raw.response().status == 201
 
 
 @pytest.mark.parametrize("head", [b"X-Long: " + b"x" * 70_000, b"X-Some: thing\r\n" * 7_000], ids=["long", "many"])
-def test_a_head_without_end_is_refused(talk: Talk, head: bytes) -> None:
-    talk.send(b"GET /healthz HTTP/1.1\r\n" + head)
-    answer = talk.answer()
+def test_a_head_without_end_is_refused(raw: RawConnection, head: bytes) -> None:
+    raw.send(b"GET /healthz HTTP/1.1\r\n" + head)
+    answer = raw.response()
     assert (answer.status, json.loads(answer.read())["code"]) == (431, "head_too_large")
-    talk.connection.shutdown(1)
-    assert talk.is_closed()
+    raw.connection.shutdown(1)
+    assert raw.is_closed()
 
 
 @pytest.mark.parametrize(
     "headers", [[f"X-{n}: x" for n in range(120)], ["X-Long: " + "x" * 40_000]], ids=["many", "long"]
 )
-def test_a_complete_head_that_is_too_large_is_refused(talk: Talk, headers: list[str]) -> None:
-    talk.ask("GET", "/healthz", *headers)
-    answer = talk.answer()
+def test_a_complete_head_that_is_too_large_is_refused(raw: RawConnection, headers: list[str]) -> None:
+    raw.request("GET", "/healthz", *headers)
+    answer = raw.response()
     assert (answer.status, json.loads(answer.read())["code"]) == (431, "head_too_large")
 
 
-def test_what_is_no_http_is_a_problem_too(talk: Talk) -> None:
-    talk.send(b"\x16\x03\x01 hello\r\n\r\n")
-    answer = talk.answer()
+def test_what_is_no_http_is_a_problem_too(raw: RawConnection) -> None:
+    raw.send(b"\x16\x03\x01 hello\r\n\r\n")
+    answer = raw.response()
     assert (answer.status, json.loads(answer.read())["code"]) == (400, "not_http")
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
 
@@ -104,21 +94,26 @@ def test_of_too_many_idle_connections_the_oldest_is_closed(
     with client.stream("GET", f"/v1/jobs/{job}/events") as stream:
         events = stream.iter_lines()
         assert next(events).startswith("retry")
-        with talking(api.url, timeout=5) as first, talking(api.url), talking(api.url), talking(api.url) as last:
+        with (
+            raw_connection(api.url, timeout=5) as first,
+            raw_connection(api.url),
+            raw_connection(api.url),
+            raw_connection(api.url) as last,
+        ):
             assert first.is_closed()  # before its head is late
-            last.ask("GET", "/healthz")
-            assert last.answer().status == 200
+            last.request("GET", "/healthz")
+            assert last.response().status == 200
         client.post(f"/v1/jobs/{job}/cancel")
         assert any("cancelled" in line for line in events)
 
 
 def test_more_connections_than_files_are_answered(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "most_connections", lambda: 1)
-    with talking(api.url) as first, talking(api.url) as second:
-        answer = second.answer()
+    with raw_connection(api.url) as first, raw_connection(api.url) as second:
+        answer = second.response()
         assert (answer.status, int(answer.headers["Retry-After"]) > 0) == (503, True)
-        first.ask("GET", "/healthz")
-        assert first.answer().status == 200
+        first.request("GET", "/healthz")
+        assert first.response().status == 200
 
 
 def test_a_compressed_body_is_refused(client: httpx.Client) -> None:
@@ -141,20 +136,27 @@ def test_bodies_in_memory_are_bounded_by_tenant_and_together(
     memory.most = 8_000_000
     big = "Content-Length: 9000000"
     part = b'{"prompts": ["' + b"x" * 3_000_000
-    with api.client("another") as other, talking(api.url) as one, talking(api.url) as two, talking(api.url) as three:
-        one.ask("POST", "/v1/batches", key(client), JSON, big, body=part)
+    with (
+        api.client("another") as other,
+        raw_connection(api.url) as one,
+        raw_connection(api.url) as two,
+        raw_connection(api.url) as three,
+    ):
+        one.request("POST", "/v1/batches", authorization(client), JSON, big, body=part)
         wait_until_held(memory, len(part))
-        two.ask("POST", "/v1/batches", key(client), JSON, big, body=part)
-        answer = two.answer()
+        two.request("POST", "/v1/batches", authorization(client), JSON, big, body=part)
+        answer = two.response()
         assert (answer.status, json.loads(answer.read())["code"]) == (429, "limit_reached")
         assert int(answer.headers["Retry-After"]) > 0
-        three.ask("POST", "/v1/batches", key(other), JSON, big, body=part)
+        three.request("POST", "/v1/batches", authorization(other), JSON, big, body=part)
         wait_until_held(memory, 2 * len(part))
         assert client.post("/v1/jobs", json=PROMPT).status_code == 201
         memory.most = 6_100_000
-        with talking(api.url) as four, api.client("a third") as third:
-            four.ask("POST", "/v1/batches", key(third), JSON, "Content-Length: 200000", body=part[:200_000])
-            assert four.answer().status == 503
+        with raw_connection(api.url) as four, api.client("a third") as third:
+            four.request(
+                "POST", "/v1/batches", authorization(third), JSON, "Content-Length: 200000", body=part[:200_000]
+            )
+            assert four.response().status == 503
     wait_until_held(memory, 0)
     assert not any("request_failed" in line for line in caplog.messages)  # those whose client went away
 

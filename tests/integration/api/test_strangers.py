@@ -1,6 +1,5 @@
 """Who has no valid key costs nothing: no body is read, no thread is held, and wrong keys are logged and counted."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -9,23 +8,12 @@ import pytest
 from api.authentication import LINES_A_SECOND, Lookups
 from common.accounts import tenants
 from common.enums import Scope
-from tests.support.raw_http import Talk, talking
+from tests.support.raw_http import JSON, RawConnection, authorization
 from tests.support.serving import PROMPT, Api
 
 MANY = f"Content-Length: {10_000_000}"
-JSON = "Content-Type: application/json"
 WRONG = "Authorization: Bearer huaf_wrong"
 FORM = "Content-Type: application/x-www-form-urlencoded"
-
-
-@pytest.fixture
-def talk(api: Api) -> Iterator[Talk]:
-    with talking(api.url) as talk:
-        yield talk
-
-
-def key(client: httpx.Client) -> str:
-    return f"Authorization: {client.headers['Authorization']}"
 
 
 @pytest.mark.parametrize("expect", ["", "Expect: 100-continue"], ids=["withheld", "expecting leave"])
@@ -34,15 +22,15 @@ def key(client: httpx.Client) -> str:
     ("path", "media_type"), [("/v1/batches", JSON), ("/v1/jobs", JSON), ("/v1/uploads", "Content-Type: text/plain")]
 )
 def test_a_stranger_is_refused_before_the_body_is_read(
-    talk: Talk, path: str, media_type: str, credentials: str, expect: str
+    raw: RawConnection, path: str, media_type: str, credentials: str, expect: str
 ) -> None:
     length = MANY if path != "/v1/jobs" else "Content-Length: 900000"
-    talk.ask("POST", path, credentials, media_type, length, expect, body=b"" if expect else b"[{},{},")
-    answer = talk.answer()
+    raw.request("POST", path, credentials, media_type, length, expect, body=b"" if expect else b"[{},{},")
+    answer = raw.response()
     assert (answer.status, answer.headers["Connection"]) == (401, "close")
     assert b'"unauthorized"' in answer.read()
-    talk.connection.shutdown(1)
-    assert talk.is_closed()
+    raw.connection.shutdown(1)
+    assert raw.is_closed()
 
 
 def test_a_stranger_s_whole_body_is_answered_too(api: Api) -> None:
@@ -52,20 +40,20 @@ def test_a_stranger_s_whole_body_is_answered_too(api: Api) -> None:
 
 
 @pytest.mark.parametrize("cookie", ["", "Cookie: huafang_session=forged"])
-def test_a_form_of_the_dashboard_is_not_read_without_a_session(talk: Talk, cookie: str) -> None:
-    talk.ask("POST", "/dashboard/admin/keys", FORM, cookie, "Content-Length: 900000", body=b"name=")
-    assert talk.answer().status == 401
+def test_a_form_of_the_dashboard_is_not_read_without_a_session(raw: RawConnection, cookie: str) -> None:
+    raw.request("POST", "/dashboard/admin/keys", FORM, cookie, "Content-Length: 900000", body=b"name=")
+    assert raw.response().status == 401
 
 
-def test_the_open_forms_are_short(talk: Talk) -> None:
-    talk.ask("POST", "/dashboard/sign-in", FORM, "Content-Length: 900000", body=b"key=")
-    assert talk.answer().status == 413
+def test_the_open_forms_are_short(raw: RawConnection) -> None:
+    raw.request("POST", "/dashboard/sign-in", FORM, "Content-Length: 900000", body=b"key=")
+    assert raw.response().status == 413
 
 
-def test_a_key_without_the_scope_is_refused_before_the_body_is_read(api: Api, talk: Talk) -> None:
+def test_a_key_without_the_scope_is_refused_before_the_body_is_read(api: Api, raw: RawConnection) -> None:
     with api.client(scopes=[Scope.VIEWER]) as viewer:
-        talk.ask("POST", "/v1/batches", key(viewer), JSON, MANY, body=b"{")
-    assert talk.answer().status == 403
+        raw.request("POST", "/v1/batches", authorization(viewer), JSON, MANY, body=b"{")
+    assert raw.response().status == 403
 
 
 def test_a_wrong_key_is_looked_up_once_a_second(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

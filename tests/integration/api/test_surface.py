@@ -8,7 +8,7 @@ from sqlalchemy import Engine
 from common.config import Settings
 from common.db import new_id
 from common.enums import Scope
-from tests.support.raw_http import talking
+from tests.support.raw_http import raw_connection
 from tests.support.serving import PROMPT, Api, serving
 from tests.support.stories import Story
 
@@ -50,9 +50,9 @@ def test_every_answer_has_the_security_headers(api: Api, client: httpx.Client) -
         for one in (client, api.stranger()):
             headers = one.get(path).headers
             assert {name: headers.get(name) for name in SAFE} == SAFE, path
-    with talking(api.url) as talk:
-        talk.send(b"nonsense\r\n\r\n")
-        assert talk.answer().headers["X-Frame-Options"] == "DENY"
+    with raw_connection(api.url) as raw:
+        raw.send(b"nonsense\r\n\r\n")
+        assert raw.response().headers["X-Frame-Options"] == "DENY"
 
 
 PARTS = {"metrics": ["/metrics"], "docs": ["/docs", "/openapi.json"]}

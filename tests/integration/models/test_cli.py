@@ -24,16 +24,6 @@ TEXT_WEIGHTS = "text_encoder/model.safetensors"
 UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoints.make(tmp_path_factory.mktemp("template"))
-
-
-@pytest.fixture
-def folder(template: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(template, tmp_path / "tiny")
-
-
 def render(folder: Path, scheduler: str = "pndm", **changes: Any) -> bytes:
     return render_with(stable_diffusion.load(checkpoints.entry(folder, **changes), "cpu", threads=1), scheduler)
 

@@ -1,6 +1,5 @@
 """Weights that no test image shows to be damaged, and files that take more memory than their size."""
 
-import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -18,16 +17,6 @@ from worker.pipelines import loader
 
 CHECKER = "safety_checker/model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return checkpoints.make(tmp_path_factory.mktemp("template"))
-
-
-@pytest.fixture
-def folder(template: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(template, tmp_path / "tiny")
 
 
 def fill(file: Path, tensor: str, value: float) -> None:

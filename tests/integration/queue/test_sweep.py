@@ -21,24 +21,11 @@ from common.queue.claim import Microbatch
 from common.queue.workers import Worker
 from common.storage import Storage, image_key, upload_key
 from common.uploads import Upload
-from tests.support.stories import Story
+from tests.support.stories import Clock, Story
 from tests.support.workers import bucket_of, until
 from worker.control.sweep import Sweep
 
 LEASE_S = 0.4
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

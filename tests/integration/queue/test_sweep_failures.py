@@ -15,7 +15,7 @@ from common.failures import MAX_FAILURES
 from common.storage import Storage
 from common.uploads import Upload
 from tests.support.batch_stories import BatchStory
-from tests.support.stories import Story
+from tests.support.stories import Clock, Story
 from worker.control.sweep import Sweep
 
 
@@ -29,18 +29,6 @@ class Picky(Storage):
         if any(self.bad in key for key in keys):
             raise ValueError(self.bad)
         super().delete(keys)
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture
