@@ -4,7 +4,6 @@ httpx reads all settings of proxies when a client is made, and fails at any that
 host whose proxy cannot be used fails.
 """
 
-import os
 import socket
 import urllib.request
 
@@ -12,6 +11,7 @@ import httpx
 
 from cli import sentence
 from cli.errors import USAGE, Failure
+from common.config import proxy_variable
 
 
 class ProxyTransport(httpx.BaseTransport):
@@ -40,9 +40,10 @@ class ProxyTransport(httpx.BaseTransport):
         try:
             return httpx.HTTPTransport(verify=self._certificates, proxy=proxy)
         except (ImportError, ValueError, httpx.InvalidURL) as error:
-            reason = "SOCKS is not supported" if isinstance(error, ImportError) else error
-            variable = next((one for one in os.environ if one.lower() == f"{name}_proxy"), f"{name}_proxy")
-            raise Failure(sentence("proxy_unusable", variable=variable, reason=reason, host=url.host), USAGE) from None
+            reason = sentence("socks_unsupported") if isinstance(error, ImportError) else error
+            raise Failure(
+                sentence("proxy_unusable", variable=proxy_variable(name), reason=reason, host=url.host), USAGE
+            ) from None
 
 
 def is_here(host: str) -> bool:

@@ -1,5 +1,6 @@
 """Settings, from HUAFANG_* variables: the only reader of the environment. Other modules get them as an argument."""
 
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
@@ -9,6 +10,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PublicPart = Literal["metrics", "docs", "readiness"]
 SHIPPED_CATALOG = Path(__file__).resolve().parent.parent / "models" / "catalog.toml"
+
+
+def proxy_variable(scheme: str) -> str:
+    """The variable that names the proxy of a URL scheme, or of `all`, spelled as in the environment."""
+    return next((name for name in os.environ if name.lower() == f"{scheme}_proxy"), f"{scheme}_proxy")
 
 
 def user_home() -> Path:
