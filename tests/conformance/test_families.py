@@ -19,7 +19,8 @@ from tests.golden.make import HERE, RECIPES, SEED, STEPS
 from tests.support import families
 from tests.support.devices import DEVICE, LEVELS
 from tests.support.parts import T5Tokenizer
-from worker.pipelines import registry, tokenizer
+from worker.checkpoints import tokenizer
+from worker.pipelines import registry
 from worker.pipelines.stable_diffusion import StableDiffusion
 
 pytestmark = pytest.mark.filterwarnings(

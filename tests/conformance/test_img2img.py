@@ -9,7 +9,7 @@ import torch
 
 from common.catalog.catalog import SCHEDULERS
 from worker.pipelines.img2img import truncate_timesteps
-from worker.pipelines.loader import scheduler as make_scheduler
+from worker.pipelines.schedulers import scheduler as make_scheduler
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 

@@ -13,10 +13,11 @@ import torch
 from tests.conformance.test_pipelines import generate, request_for
 from tests.support import checkpoints
 from tests.support.devices import DEVICE, LEVELS
-from worker.pipelines import registry
+from worker.pipelines import registry, safety_checker
 from worker.pipelines.base import RenderedImage
 from worker.pipelines.device import resolve
-from worker.pipelines.stable_diffusion import StableDiffusion, clip_input
+from worker.pipelines.safety_checker import clip_input
+from worker.pipelines.stable_diffusion import StableDiffusion
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")
 
@@ -92,7 +93,7 @@ def test_the_safety_checker_flags_what_it_flags_with_its_extractor(pipeline: Sta
     checker.concept_embeds_weights.data.fill_(likeness.amax(1).median())
     flags = checker(images=pixels.to(DEVICE, copy=True), clip_input=inputs)[1]
     assert 8 <= sum(flags) <= 16
-    verdicts = pipeline._run_safety_checker(pixels.to(DEVICE, copy=True))
+    verdicts = safety_checker.judge(pipeline._pipe, pixels.to(DEVICE, copy=True))
     assert [(verdict.flagged, verdict.unchecked) for verdict in verdicts] == [(flag, False) for flag in flags]
 
 
@@ -116,9 +117,9 @@ def test_only_the_image_that_cannot_be_judged_is_unchecked(
     pixels = torch.stack([_image((96, 64), seed) for seed in range(3)])
     inputs = clip_input(pixels, pipeline._pipe.feature_extractor)
     inputs[1, 0, 0, 0] = torch.nan
-    monkeypatch.setattr("worker.pipelines.stable_diffusion.clip_input", lambda *given: inputs.to(DEVICE))
+    monkeypatch.setattr("worker.pipelines.safety_checker.clip_input", lambda *given: inputs.to(DEVICE))
     pipeline._pipe.safety_checker.concept_embeds_weights.data.fill_(1)
-    verdicts = pipeline._run_safety_checker(pixels.to(DEVICE, copy=True))
+    verdicts = safety_checker.judge(pipeline._pipe, pixels.to(DEVICE, copy=True))
     assert [verdict.unchecked for verdict in verdicts] == [False, True, False]
     assert [verdict.flagged for verdict in verdicts] == [False, True, False]
 

@@ -17,7 +17,7 @@ from sentencepiece import SentencePieceNormalizer
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from transformers import BertConfig, BertModel, BertTokenizer, CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from worker.pipelines import tokenizer
+from worker.checkpoints import tokenizer
 
 HIDDEN = 32
 SIDE = 64  # pixels

@@ -16,9 +16,10 @@ from common.catalog.catalog import Model
 from common.catalog.manifest import ModelManifest
 from common.config import Settings
 from common.errors import Conflict, Error, Invalid, ModelRefused
+from worker.checkpoints import layout
 from worker.models import hub, importer, sentence
 from worker.models import store as model_store
-from worker.pipelines import base, checkpoint, registry
+from worker.pipelines import base, registry
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
 PROGRESS_S = 0.2
@@ -48,7 +49,7 @@ def main(settings: Settings, options: Namespace) -> int:
 def import_one(settings: Settings, options: Namespace) -> dict[str, Any]:
     store = settings.model_store
     model, entry = _resolve(settings, options)
-    if entry is None and model.source_path and checkpoint.is_safetensors(model, model.source_path):
+    if entry is None and model.source_path and layout.is_safetensors(model, model.source_path):
         raise Conflict(sentence("model_read_in_place", model=model.name, folder=model.source_path))
     if options.dry_run:
         return _dry_run(model)
@@ -76,16 +77,16 @@ def verify(settings: Settings, options: Namespace) -> dict[str, str | None]:
     for name in options.names:
         model = _local_model(settings, name)
         try:
-            folder = checkpoint.find(model)
+            folder = layout.find(model)
             if not options.files_only:
-                from worker.pipelines import loader  # imports torch
+                from worker.checkpoints import loader  # imports torch
 
                 loader.check(model, folder)
             found[name] = None
         except ModelRefused as error:
             found[name] = error.message
         except Exception as error:  # damaged files make the libraries raise anything
-            found[name] = checkpoint.not_loadable(model, error).message
+            found[name] = layout.not_loadable(model, error).message
     return found
 
 
@@ -136,7 +137,7 @@ def _chosen_values(settings: Settings, options: Namespace) -> dict[str, Any]:
 def _local_model(settings: Settings, name: str) -> Model:
     """A model with its folder on this host. Raises UnknownModel, or Invalid if it was not imported."""
     model = catalog.read(settings.catalog, settings.model_store).get(name)
-    if model.source_path and checkpoint.is_safetensors(model, model.source_path):
+    if model.source_path and layout.is_safetensors(model, model.source_path):
         return model
     if imported := importer.find(model, settings.model_store):
         return importer.with_local_path(model, settings.model_store, imported)
@@ -154,10 +155,8 @@ def _dry_run(model: Model) -> dict[str, Any]:
     elif model.source_path.is_file():
         files = {model.source_path.name: model.source_path.stat().st_size}
     else:
-        folders = [
-            model.source_path / name for name in checkpoint.components(model) if (model.source_path / name).is_dir()
-        ]
-        found = [file for folder in folders for file in checkpoint.component_files(folder)]
+        folders = [model.source_path / name for name in layout.components(model) if (model.source_path / name).is_dir()]
+        found = [file for folder in folders for file in layout.component_files(folder)]
         files = {file.relative_to(model.source_path).as_posix(): file.stat().st_size for file in found}
     return {
         "model": model.name,

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from common.catalog.catalog import Model
 from common.errors import ModelRefused
+from worker.checkpoints import layout, loader, pickles, tokenizer
 from worker.models import sentence
-from worker.pipelines import checkpoint, loader, tokenizer
 
 PLAIN = (bool, float, int, str, type(None))
 CLIP = re.compile(r"cond_stage_model\.(transformer|model)\.")
@@ -27,8 +27,8 @@ def convert_weights(model: Model, folder: Path, name: str, target: Path) -> None
     """Write a component of pickles as safetensors, in its own precision."""
     dtype = _dtype(
         tensor
-        for file in checkpoint.weight_files(folder / name)
-        for tensor in loader.pickled_tensors(model, file).values()
+        for file in layout.weight_files(folder / name)
+        for tensor in pickles.pickled_tensors(model, file).values()
     )
     component = loader.load_component(model, folder, name, dtype)
     component.save_pretrained(target, max_shard_size=UNSPLIT)
@@ -44,9 +44,9 @@ def split_single_file(model: Model, file: Path, like: Model, target: Path) -> No
 
     diffusers reads no text encoder but CLIP from such a file, so any other is linked too. Raises ModelRefused.
     """
-    folder, whole = checkpoint.find(like), target / "whole.safetensors"
+    folder, whole = layout.find(like), target / "whole.safetensors"
     tensors = _read_tensors(model, file)
-    has_clip = checkpoint.read_index(folder)["text_encoder"][1] == "CLIPTextModel" and any(map(CLIP.match, tensors))
+    has_clip = layout.read_index(folder)["text_encoder"][1] == "CLIPTextModel" and any(map(CLIP.match, tensors))
     names = ["unet", "vae", *(["text_encoder"] if has_clip else [])]
     save_file(tensors, whole, {"format": "pt"})
     try:
@@ -56,18 +56,18 @@ def split_single_file(model: Model, file: Path, like: Model, target: Path) -> No
             local_files_only=True,
             torch_dtype=_dtype(tensors.values()),
             requires_safety_checker=False,
-            **dict.fromkeys({*checkpoint.COMPONENTS, *checkpoint.SAFETY_COMPONENTS} - {*names, "scheduler"}),
+            **dict.fromkeys({*layout.COMPONENTS, *layout.SAFETY_COMPONENTS} - {*names, "scheduler"}),
         )
         for name in names:
             getattr(pipe, name).save_pretrained(target / name, max_shard_size=UNSPLIT)
     except Exception as error:  # foreign weights make the libraries raise anything
-        reason = checkpoint.first_line(error)
+        reason = layout.first_line(error)
         raise ModelRefused(
             sentence("source_file_unlike", model=model.name, file=file.name, like=like.name, error=reason)
         ) from error
     finally:
         whole.unlink()
-    for name in {*checkpoint.components(model)} - {*names}:
+    for name in {*layout.components(model)} - {*names}:
         (target / name).symlink_to((folder / name).resolve())
     (target / "model_index.json").write_bytes((folder / "model_index.json").read_bytes())
 
@@ -75,13 +75,13 @@ def split_single_file(model: Model, file: Path, like: Model, target: Path) -> No
 def _read_tensors(model: Model, file: Path) -> dict[str, torch.Tensor]:
     """All tensors of a single file. Beside them a checkpoint of a training run may have numbers and strings."""
     if file.suffix == ".safetensors":
-        checkpoint.check_not_truncated(model, file)
+        layout.check_not_truncated(model, file)
         return load_file(file)
-    content = loader.unpickle(model, file)
+    content = pickles.unpickle(model, file)
     if isinstance(content, dict) and "state_dict" in content:
         is_plain = all(isinstance(value, PLAIN) for key, value in content.items() if key != "state_dict")
         content = content["state_dict"] if is_plain else None
-    tensors = loader.require_tensors(model, file, content)
+    tensors = pickles.require_tensors(model, file, content)
     return {key: value.clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
 
 

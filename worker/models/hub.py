@@ -25,8 +25,8 @@ from huggingface_hub.errors import (
 
 from common.catalog.catalog import Model
 from common.errors import ModelRefused
+from worker.checkpoints.layout import TEXT_SUFFIXES, check_complete, components, first_line, preferred_weights
 from worker.models import sentence
-from worker.pipelines.checkpoint import TEXT_SUFFIXES, check_complete, components, first_line, preferred_weights
 
 logging.set_verbosity_error()  # its warnings are errors here
 

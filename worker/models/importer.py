@@ -24,10 +24,10 @@ from common.errors import Error, ModelRefused, NanImage
 from common.recipes.img2img import InputImage
 from common.recipes.recipe import Recipe
 from common.sentences import Sentence
+from worker.checkpoints import layout
 from worker.models import hub, sentence
 from worker.models import store as model_store
 from worker.models.store import SourceFiles
-from worker.pipelines import checkpoint
 from worker.pipelines.base import DeviceLost, ImageRequest, Pipeline, RenderedImage
 
 Report = Callable[[str, int, int], None]  # phase (wait, fetch, convert or check), done, total
@@ -44,7 +44,7 @@ def ensure_imported(model: Model, store: Path, load: Load, report: Report) -> Mo
 
     Imports it if no process has yet; waits while another process imports.
     """
-    if model.source_path and checkpoint.is_safetensors(model, model.source_path):
+    if model.source_path and layout.is_safetensors(model, model.source_path):
         return model
     imported = find(model, store)
     if imported is None:
@@ -61,7 +61,7 @@ def find(model: Model, store: Path) -> ModelManifest | None:
         or imported.source != model.source
         or model.revision not in (None, imported.revision, imported.requested_revision)
         or (model.source_path and imported.source_state != model_store.source_state(model.source_path))
-        or not {*checkpoint.components(model)} <= imported.components.keys()
+        or not {*layout.components(model)} <= imported.components.keys()
     ):
         return None
     return imported
@@ -87,7 +87,7 @@ def import_lock(model: Model, store: Path, report: Report) -> Iterator[None]:
         reason = error.strerror or error
         raise ModelRefused(sentence("store_not_writable", model=model.name, folder=store, error=reason)) from error
     except Exception as error:  # damaged or foreign files make the libraries raise anything
-        reason = checkpoint.first_line(error)
+        reason = layout.first_line(error)
         raise ModelRefused(sentence("import_failed", model=model.name, error=reason)) from error
 
 
@@ -118,9 +118,9 @@ def import_model(
     if entry is not None:
         entry = _complete_entry(entry, source)
         model = replace(catalog.model_from_entry(model.name, entry, store), revision=model.revision)
-    checkpoint.validate(model, source.folder)
+    layout.validate(model, source.folder)
     components = {}
-    for done, name in enumerate(names := checkpoint.components(model)):
+    for done, name in enumerate(names := layout.components(model)):
         report("convert", done, len(names))
         components[name] = model_store.store_component(model, source, name, store)
     report("check", 0, 1)
@@ -191,7 +191,7 @@ def _download_folder(model: Model, store: Path) -> Path:
 
 def _complete_entry(entry: Mapping[str, Any], source: SourceFiles) -> dict[str, Any]:
     """The entry, with values from the model's files where the operator gave none."""
-    from worker.pipelines import loader
+    from worker.pipelines import schedulers
 
     def config(name: str) -> dict[str, Any]:
         try:
@@ -211,7 +211,7 @@ def _complete_entry(entry: Mapping[str, Any], source: SourceFiles) -> dict[str, 
         "licence": source.licence or "unknown",
         "width": side,
         "height": side,
-        "scheduler": loader.scheduler_name(config("scheduler/scheduler_config.json").get("_class_name")),
+        "scheduler": schedulers.scheduler_name(config("scheduler/scheduler_config.json").get("_class_name")),
         "token_limit": limit,
     }
     return {**defaults, **entry}
@@ -255,7 +255,7 @@ def _generate(pipeline: Pipeline, request: ImageRequest, if_nan: Sentence) -> Re
     if isinstance(result, NanImage):
         raise ModelRefused(if_nan)
     if isinstance(result, Exception):
-        raise ModelRefused(sentence("test_image_failed", model=model.name, error=checkpoint.first_line(result)))
+        raise ModelRefused(sentence("test_image_failed", model=model.name, error=layout.first_line(result)))
     if result.unchecked:
         raise ModelRefused(sentence("test_image_unchecked", model=model.name))
     if result.pixels.shape != (model.height, model.width, 3):

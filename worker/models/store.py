@@ -18,7 +18,7 @@ from typing import Any
 from common.catalog import manifest
 from common.catalog.catalog import Model
 from common.catalog.manifest import COMPONENTS, ENTRY, MANIFEST, Component, File, ModelManifest
-from worker.pipelines import checkpoint
+from worker.checkpoints import layout
 
 DRAFT_MODEL, DRAFT_COMPONENT, OLD = ".new", ".new-part", ".old-"
 LIBRARIES = ("diffusers", "torch", "transformers")
@@ -44,7 +44,7 @@ def store_component(model: Model, source: SourceFiles, name: str, store: Path) -
     draft, folder = store / DRAFT_COMPONENT, source.folder / name
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
-    if name in checkpoint.WITH_WEIGHTS and checkpoint.weight_files(folder)[0].suffix != ".safetensors":
+    if name in layout.WITH_WEIGHTS and layout.weight_files(folder)[0].suffix != ".safetensors":
         from worker.models import convert
 
         convert.convert_weights(model, source.folder, name, draft)
@@ -55,7 +55,7 @@ def store_component(model: Model, source: SourceFiles, name: str, store: Path) -
     else:
         # Our own files need no second copy on disk; those of others may change later.
         add = os.link if source.is_ours and not folder.is_symlink() else shutil.copyfile
-        for file in checkpoint.component_files(folder):
+        for file in layout.component_files(folder):
             add(file, draft / file.name)
     if (config := draft / "config.json").is_file():
         _remove_writers(config)
@@ -108,7 +108,7 @@ def write_manifest(
     """Write the draft of a model of these components, with its entry if the catalogue has none. Then `commit` it."""
     folder = store / DRAFT_MODEL
     folder.mkdir()
-    classes = checkpoint.read_index(source.folder)
+    classes = layout.read_index(source.folder)
     kept = {name: value for name, value in classes.items() if name in components or name.startswith("_class")}
     _write(folder / "model_index.json", json.dumps(kept, indent=2) + "\n")
     for name, component in components.items():

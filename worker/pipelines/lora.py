@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from common.catalog.catalog import Model
 from common.catalog.loras import Lora, LoraUse
 from common.errors import LoraRefused
+from worker.checkpoints.layout import LORA_CLASSES, first_line
 from worker.pipelines import sentence
-from worker.pipelines.checkpoint import LORA_CLASSES, first_line
 
 TEXT_ENCODER_PREFIXES = ("lora_te", "text_encoder")  # of weight names, in kohya's format and in diffusers'
 

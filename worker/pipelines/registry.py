@@ -48,9 +48,9 @@ def model_components(model: Model, device: str) -> Mapping[Hashable, int] | None
         from worker.pipelines import stub
 
         return stub.components(model)
-    from worker.pipelines import checkpoint
+    from worker.checkpoints import layout
 
-    return checkpoint.component_sizes(model)
+    return layout.component_sizes(model)
 
 
 def _is_stub(device: str) -> bool:

@@ -1,34 +1,36 @@
 """The Stable Diffusion family on diffusers: any checkpoint in its layout, with BertModel or CLIPTextModel.
 
-`worker.pipelines.loader` builds the diffusers pipeline, `worker.pipelines.device` knows the device. Knows nothing of
+`worker.pipelines.assembly` builds the diffusers pipeline, `worker.pipelines.device` knows the device. Knows nothing of
 jobs, leases or storage. Imports torch and diffusers.
 """
 
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch.nn.functional import interpolate
 
 from common.catalog.catalog import Model
 from common.errors import LoraRefused, NanImage, OutOfMemory, PromptRefused, RenderFailed
 from common.recipes import prompt_weighting
 from common.recipes.recipe import Recipe
 from common.recipes.text_cache import TextCache
-from worker.pipelines import batch_size, checkpoint, sentence
+from worker.checkpoints import layout
+from worker.checkpoints.layout import first_line
+from worker.checkpoints.loader import precision
+from worker.pipelines import batch_size, safety_checker, sentence
+from worker.pipelines.assembly import load_pipeline
 from worker.pipelines.base import DeviceLost, ImageRequest, OnStep, RenderedImage
-from worker.pipelines.checkpoint import first_line
 from worker.pipelines.device import free_memory, is_lost, is_out_of_memory, memory_limit, resolve
 from worker.pipelines.img2img import Img2Img
-from worker.pipelines.loader import Config, load_pipeline, precision, scheduler
 from worker.pipelines.lora import LoraAdapters
 from worker.pipelines.prompt_embeds import encode_prompts
+from worker.pipelines.safety_checker import Verdict
+from worker.pipelines.schedulers import Config, scheduler
 
 BENCHMARK_STEPS = 2
 MAX_CACHED_BYTES = 1_000_000  # of checked prompts
-BICUBIC = 3  # Pillow's number for it
 
 
 def load(model: Model, device: str = "auto", threads: int | None = None) -> "StableDiffusion":
@@ -36,7 +38,7 @@ def load(model: Model, device: str = "auto", threads: int | None = None) -> "Sta
         torch.set_num_threads(threads)
     resolved = torch.device(resolve(device))
     try:
-        pipeline = StableDiffusion(model, resolved, *load_pipeline(model, checkpoint.find(model), resolved))
+        pipeline = StableDiffusion(model, resolved, *load_pipeline(model, layout.find(model), resolved))
         if model.compile:
             pipeline.warm_up()
         return pipeline
@@ -47,14 +49,7 @@ def load(model: Model, device: str = "auto", threads: int | None = None) -> "Sta
             raise OutOfMemory(sentence("model_too_large", model=model.name, device=resolved)) from error
         if is_lost(error):
             raise DeviceLost(first_line(error)) from error
-        raise checkpoint.not_loadable(model, error) from error
-
-
-class Verdict(NamedTuple):
-    """The safety checker's, on one image."""
-
-    flagged: bool
-    unchecked: bool
+        raise layout.not_loadable(model, error) from error
 
 
 class StableDiffusion:
@@ -67,7 +62,7 @@ class StableDiffusion:
         }
         assert model.source_path
         self.components: Mapping[Hashable, int] = {
-            checkpoint.component_id(model, model.source_path, name): sum(
+            layout.component_id(model, model.source_path, name): sum(
                 tensor.nbytes for tensor in (*component.parameters(), *component.buffers())
             )
             for name, component in pipe.components.items()
@@ -215,27 +210,14 @@ class StableDiffusion:
 
     @torch.no_grad()
     def _decode(self, latents: torch.Tensor, img2img: Img2Img | None) -> tuple[torch.Tensor, list[Verdict], list[bool]]:
-        """Decode and check on the device; diffusers would convert every image to Pillow's for the safety checker."""
+        """Decode and check on the device."""
         vae = self._pipe.vae
         images = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0].float()
         nan = images.isnan().flatten(1).any(1)
         levels = ((images * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         pixels = levels.permute(0, 2, 3, 1).contiguous()  # the layout of image files: encoding copies nothing
         pixels = img2img.composite(pixels) if img2img else pixels
-        return pixels, self._run_safety_checker(pixels), nan.tolist()
-
-    def _run_safety_checker(self, pixels: torch.Tensor) -> list[Verdict]:
-        checker, embeds = self._pipe.safety_checker, list[torch.Tensor]()
-        if checker is None:
-            return [Verdict(False, False)] * len(pixels)
-        inputs = clip_input(pixels, self._pipe.feature_extractor).to(checker.dtype)
-        hook = checker.visual_projection.register_forward_hook(lambda module, given, output: embeds.append(output))
-        try:
-            flags: list[bool] = checker(images=pixels, clip_input=inputs)[1]  # it also blackens what it flags
-        finally:
-            hook.remove()
-        judged = (embeds[0].norm(dim=1).isfinite() & _has_numbers(checker)).tolist()
-        return [Verdict(flag or not is_judged, not is_judged) for flag, is_judged in zip(flags, judged, strict=True)]
+        return pixels, safety_checker.judge(self._pipe, pixels), nan.tolist()
 
     def _benchmark(self, images: int, width: int | None = None, height: int | None = None) -> float | None:
         """Seconds for so many images of the model's default recipe, extrapolated from a few steps; None: no memory."""
@@ -266,28 +248,3 @@ class StableDiffusion:
         except OutOfMemory:
             return None
         return time.monotonic() - start + (times[-1] - times[-2]) * max(0, model.steps - len(times) + 1)
-
-
-def _has_numbers(checker: Any) -> torch.Tensor:
-    """Whether what a safety checker compares images with are numbers: it finds nothing wrong where one is NaN."""
-    norms = (checker.concept_embeds.norm(dim=1), checker.special_care_embeds.norm(dim=1))
-    limits = (checker.concept_embeds_weights, checker.special_care_embeds_weights)
-    return torch.stack([values.isfinite().all() for values in (*norms, *limits)]).all()
-
-
-def clip_input(pixels: torch.Tensor, extractor: Any) -> torch.Tensor:
-    """The safety checker's input, computed on the device. Within one level of what the extractor gives."""
-    height, width = pixels.shape[1:3]
-    short, crop = extractor.size.shortest_edge, extractor.crop_size
-    if not short or extractor.resample != BICUBIC or max(crop.height, crop.width) > short:
-        values: torch.Tensor = extractor(list(pixels.cpu().numpy()), return_tensors="pt").pixel_values
-        return values.to(pixels.device)
-    ratio = short / min(height, width)
-    sides = [short if side == min(height, width) else int(side * ratio) for side in (height, width)]
-    images = pixels.permute(0, 3, 1, 2).float()
-    for size in ((height, sides[1]), (sides[0], sides[1])):  # as Pillow: first the width, in whole levels
-        images = interpolate(images, size, mode="bicubic", antialias=True).round().clamp(0, 255)
-    top, left = (sides[0] - crop.height) // 2, (sides[1] - crop.width) // 2
-    images = images[:, :, top : top + crop.height, left : left + crop.width] * extractor.rescale_factor
-    mean, std = (images.new_tensor(three).view(3, 1, 1) for three in (extractor.image_mean, extractor.image_std))
-    return (images - mean) / std

@@ -13,7 +13,7 @@ from common.errors import ModelRefused
 from tests.integration.models.test_cli import refusal
 from tests.integration.models.test_import import import_
 from tests.support import checkpoints
-from worker.pipelines import loader
+from worker.checkpoints import pickles
 
 CHECKER = "safety_checker/model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
@@ -93,11 +93,11 @@ def test_a_file_that_takes_more_memory_than_its_size_is_refused(
     file.parent.mkdir()
     make(file)
     with pytest.raises(ModelRefused, match=reason) as raised:
-        loader.pickled_tensors(checkpoints.entry(tmp_path), file)
+        pickles.pickled_tensors(checkpoints.entry(tmp_path), file)
     assert "\n" not in raised.value.message
 
 
 def test_tensors_may_share_their_storage(tmp_path: Path) -> None:
     file, tied = tmp_path / "model.bin", torch.zeros(100, 100)
     torch.save({"a": tied, "b": tied, "c": tied[:50]}, file)
-    assert len(loader.pickled_tensors(checkpoints.entry(tmp_path), file)) == 3
+    assert len(pickles.pickled_tensors(checkpoints.entry(tmp_path), file)) == 3

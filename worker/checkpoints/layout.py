@@ -1,7 +1,7 @@
 """The files of a checkpoint, laid out as diffusers does, and their validation before torch reads any of them.
 
 Every problem raises ModelRefused. Imports no torch and runs no code from the files; what only the loaded weights show
-is checked by `worker.pipelines.loader`.
+is checked by `worker.checkpoints.loader`.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from common.catalog.catalog import Model
 from common.errors import ModelRefused
-from worker.pipelines import sentence
+from worker.checkpoints import sentence
 
 COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 SAFETY_COMPONENTS = ("feature_extractor", "safety_checker")

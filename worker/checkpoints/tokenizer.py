@@ -16,7 +16,7 @@ from tokenizers.models import Unigram
 
 from common.catalog.catalog import Model
 from common.errors import ModelRefused
-from worker.pipelines import checkpoint, sentence
+from worker.checkpoints import layout, sentence
 
 SPACE = "▁"
 
@@ -37,7 +37,7 @@ def load_for(model: Model, folder: Path, text_encoder: Any) -> Any:
 
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer as published, but special tokens in a prompt are text."""
-    if checkpoint.read_index(folder.parent)["tokenizer"][1] == "T5Tokenizer":
+    if layout.read_index(folder.parent)["tokenizer"][1] == "T5Tokenizer":
         return _load_sentencepiece(folder)
     return transformers.AutoTokenizer.from_pretrained(
         folder, split_special_tokens=True, trust_remote_code=False, local_files_only=True
