@@ -12,7 +12,7 @@ from api.queries.fleet import Fleet, read_fleet
 from api.schemas import example
 from common.accounts import licences
 from common.accounts.licences import LicenceVersion, version_of
-from common.catalog.catalog import SCHEDULERS, Catalog
+from common.catalog.catalog import Catalog
 from common.catalog.catalog import Model as Entry
 from common.enums import WorkerState
 
@@ -165,7 +165,7 @@ def _model(entry: Entry, fleet: Fleet, accepted: Mapping[LicenceVersion, datetim
             max_steps=entry.max_steps,
             max_count=entry.max_count,
             max_tokens=entry.token_limit,
-            schedulers=list(SCHEDULERS),
+            schedulers=list(entry.facts.schedulers),
         ),
         loras=[
             Lora(name=lora.name, description=lora.description, licence=lora.licence, licence_url=lora.licence_url)

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, TypeAdapter, Valid
 
 from common.batches import sentence
 from common.batches.matrix import Variant, variants
-from common.catalog.catalog import Catalog
+from common.catalog.catalog import Catalog, Model
 from common.errors import FieldError, Invalid, wrong_fields
 from common.recipes.field_errors import prompt_errors
 from common.recipes.img2img import FindImage, find_no_image
@@ -142,7 +142,7 @@ class Planner:
         """By a template. None for a line that may be wrong."""
         prompt, seed = fields.get("prompt"), fields.get("seed")
         template = self._default_template if len(fields) == 1 else self._template_for(fields)
-        if template is None or not _is_prompt(prompt):
+        if template is None or not _is_prompt(prompt, self._catalog.get(template.recipe.model)):
             return None
         if template.has_seeds:
             return PlannedJob(template, prompt, template.recipe.seeds) if seed is None else None
@@ -184,9 +184,9 @@ class Planner:
         return str(self._common.get("model") or self._catalog.default)
 
 
-def _is_prompt(value: object) -> TypeGuard[str]:
+def _is_prompt(value: object, model: Model) -> TypeGuard[str]:
     try:
-        return not prompt_errors("prompt", PROMPT_TYPE.validate_python(value), empty_allowed=False)
+        return not prompt_errors("prompt", PROMPT_TYPE.validate_python(value), model, empty_allowed=False)
     except ValidationError:
         return False
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.catalog import manifest, sentence
+from common.catalog.families import Family, families
 from common.catalog.loras import Lora, read_lora
 from common.errors import Invalid, UnknownModel
 
@@ -43,7 +44,8 @@ class Model:
 
     `microbatch` is the number of images in one pipeline call; None: each class of worker measures the best one.
     `precision` is that of an accelerator. `compile`: the worker compiles the model when it loads it. Both change
-    pixels, so the metadata of every image names them.
+    pixels, so the metadata of every image names them. `guided` is False for a model that was distilled to need no
+    guidance, and ignores it.
     """
 
     name: str
@@ -71,12 +73,22 @@ class Model:
     negative_prompt: str = ""
     sha256: dict[str, str] = field(default_factory=dict)
     vocabulary: Vocabulary | None = None
+    guided: bool = True
     loras: dict[str, Lora] = field(default_factory=dict)  # those that fit this model
+
+    @property
+    def facts(self) -> Family:
+        """What its family says of all its models."""
+        return families()[self.family]
 
     @property
     def tokenizer_file(self) -> Path | None:
         """The `tokenizer.json` of a local model, by which the API counts tokens. None if there is none."""
-        files = [folder / "tokenizer" / "tokenizer.json" for folder in (self.source_path, self.import_path) if folder]
+        files = [
+            folder / self.facts.tokenizer / "tokenizer.json"
+            for folder in (self.source_path, self.import_path)
+            if folder
+        ]
         return next((file for file in files if file.is_file()), None)
 
     @property
@@ -188,10 +200,14 @@ def _model(name: str, entry: dict[str, Any], licences: Mapping[str, Licence], ba
     values["licence"] = known or _licence(licence, {"url": url}, base)
     if words := values.pop("vocabulary", None):
         values["vocabulary"] = Vocabulary(tuple(words["words"]), words["advice"])
+    if values["family"] not in families():
+        names = ", ".join(families())
+        raise TypeError(sentence("model_family_unknown", model=name, family=values["family"], families=names))
     path = base / values["source"]
+    values = {**families()[values["family"]].defaults, **values}
     model = Model(name=name, source_path=path if path.is_dir() or _is_path(values["source"]) else None, **values)
-    if model.scheduler not in SCHEDULERS:
-        schedulers = ", ".join(SCHEDULERS)
+    if model.scheduler not in model.facts.schedulers:
+        schedulers = ", ".join(model.facts.schedulers)
         raise TypeError(
             sentence("model_scheduler_unknown", model=name, scheduler=model.scheduler, schedulers=schedulers)
         )

@@ -2,31 +2,44 @@
 
 from collections.abc import Sequence
 
-from common.catalog.catalog import SCHEDULERS, Model
+from common.catalog.catalog import Model
 from common.errors import FieldError
 from common.recipes import prompt_weighting, sentence
 
-DIVISOR = 8  # of widths and heights: one latent pixel is 8 × 8 pixels
 
-
-def prompt_errors(field: str, text: str, *, empty_allowed: bool) -> list[FieldError]:
+def prompt_errors(field: str, text: str, model: Model, *, empty_allowed: bool) -> list[FieldError]:
     if not empty_allowed and not prompt_weighting.strip_weights(text).strip():
         return [FieldError(field, sentence("prompt_empty"))]
     if "\0" in text:
         return [FieldError(field, sentence("prompt_has_nul"))]
+    if not model.facts.weighted and prompt_weighting.has_weights(text):
+        return [FieldError(field, sentence("weights_not_read", model=model.name))]
     if wrong := prompt_weighting.weight_error(text):
         return [FieldError(field, wrong)]
     return []
 
 
-def size_errors(width: int, height: int, model: Model) -> list[FieldError]:
+def family_errors(negative_prompt: str, guidance: float, mode: str, model: Model) -> list[FieldError]:
+    """The errors in what the model's family ignores: nothing that a user asks for is left out in silence."""
     errors = []
+    if negative_prompt and (model.facts.negative_prompt == "no" or not model.guided):
+        errors.append(FieldError("negative_prompt", sentence("negative_prompt_not_read", model=model.name)))
+    if not model.guided and guidance != model.guidance:
+        errors.append(FieldError("guidance", sentence("guidance_not_read", model=model.name, guidance=model.guidance)))
+    if mode not in model.facts.modes:
+        modes = ", ".join(model.facts.modes)
+        errors.append(FieldError("mode", sentence("mode_unknown", mode=mode, model=model.name, modes=modes)))
+    return errors
+
+
+def size_errors(width: int, height: int, model: Model) -> list[FieldError]:
+    errors, divisor = [], model.facts.size_multiple
     for field, side in (("width", width), ("height", height)):
         if side < model.min_side:
             too_small = sentence("side_too_small", side=side, model=model.name, least=model.min_side)
             errors.append(FieldError(field, too_small))
-        elif side % DIVISOR:
-            errors.append(FieldError(field, sentence("side_not_divisible", side=side, divisor=DIVISOR)))
+        elif side % divisor:
+            errors.append(FieldError(field, sentence("side_not_divisible", side=side, divisor=divisor)))
     if not errors and (pixels := width * height) > model.max_pixels:
         too_many = sentence("too_many_pixels", pixels=pixels, model=model.name, most=model.max_pixels)
         errors.append(FieldError("width" if width >= height else "height", too_many))
@@ -39,10 +52,11 @@ def range_errors(field: str, value: float, low: float, high: float) -> list[Fiel
     )
 
 
-def scheduler_errors(scheduler: str) -> list[FieldError]:
-    if scheduler in SCHEDULERS:
+def scheduler_errors(scheduler: str, model: Model) -> list[FieldError]:
+    known = model.facts.schedulers
+    if scheduler in known:
         return []
-    unknown = sentence("scheduler_unknown", scheduler=scheduler, schedulers=", ".join(SCHEDULERS))
+    unknown = sentence("scheduler_unknown", scheduler=scheduler, schedulers=", ".join(known))
     return [FieldError("scheduler", unknown)]
 
 

@@ -14,7 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StringConstraints
 from common.catalog.catalog import SCHEDULERS, Catalog
 from common.catalog.loras import LoraUse, lora_errors
 from common.errors import Invalid
-from common.recipes.field_errors import prompt_errors, range_errors, scheduler_errors, seed_errors, size_errors
+from common.recipes.field_errors import (
+    family_errors,
+    prompt_errors,
+    range_errors,
+    scheduler_errors,
+    seed_errors,
+    size_errors,
+)
 from common.recipes.img2img import FindImage, InputImage, Mode, find_no_image, resolve_inputs, steps_taken
 from common.recipes.needs import Since, needs_code
 
@@ -40,8 +47,8 @@ class Draft(BaseModel):
     prompt: Text = Field(examples=["女孩们打开了另一世界的大门"])
     negative_prompt: Text | None = Field(None, description="What to keep out. Default: the model's.")
     model: Text | None = Field(None, description="A name of the catalogue. Default: the farm's.", examples=["zh-v0"])
-    width: StrictInt | None = Field(None, description="Pixels, a multiple of 8. Default: the model's.")
-    height: StrictInt | None = Field(None, description="Pixels, a multiple of 8. Default: the model's.")
+    width: StrictInt | None = Field(None, description="Pixels, a multiple of 8 or, by model, 16. Default: the model's.")
+    height: StrictInt | None = Field(None, description="Pixels, as width. Default: the model's.")
     steps: StrictInt | None = Field(None, description="Denoising steps. Default: the model's.")
     scheduler: Text | None = Field(None, description=f"One of {', '.join(SCHEDULERS)}. Default: the model's.")
     guidance: Annotated[float, Field(strict=True, allow_inf_nan=False)] | None = Field(
@@ -152,12 +159,13 @@ def resolve(
     inputs = resolve_inputs(draft.mode, draft.source, draft.mask, draft.strength, steps, find)
 
     errors = [
-        *prompt_errors("prompt", draft.prompt, empty_allowed=False),
-        *prompt_errors("negative_prompt", negative, empty_allowed=True),
+        *prompt_errors("prompt", draft.prompt, model, empty_allowed=False),
+        *prompt_errors("negative_prompt", negative, model, empty_allowed=True),
         *size_errors(width, height, model),
         *range_errors("steps", steps, 1, model.max_steps),
         *range_errors("guidance", guidance, 0, MAX_GUIDANCE),
-        *scheduler_errors(scheduler),
+        *scheduler_errors(scheduler, model),
+        *family_errors(negative, guidance, inputs.mode, model),
         *seed_errors(draft.seed, draft.seeds, draft.count, model, is_count_given="count" in draft.model_fields_set),
         *inputs.errors,
         *lora_errors(draft.lora, catalog.loras, model.name, model.family),

@@ -16,15 +16,15 @@ from tests.support import checkpoints
 from tests.support.devices import DEVICE
 from worker.pipelines import registry
 from worker.pipelines.batch_size import MAX_IMAGES
-from worker.pipelines.stable_diffusion import StableDiffusion
+from worker.pipelines.diffusers_pipeline import DiffusersPipeline
 
 MEMORY = torch.cuda.get_device_properties(0).total_memory
 
 
 @pytest.fixture
-def pipeline() -> Iterator[StableDiffusion]:
+def pipeline() -> Iterator[DiffusersPipeline]:
     loaded = registry.load(MINI, DEVICE, threads=1)
-    assert isinstance(loaded, StableDiffusion)
+    assert isinstance(loaded, DiffusersPipeline)
     yield loaded
     loaded.close()
 
@@ -35,7 +35,7 @@ def limit(more: float) -> None:
     torch.cuda.set_per_process_memory_fraction(min(1.0, (torch.cuda.memory_reserved(0) + more) / MEMORY), 0)
 
 
-def peak_of(pipeline: StableDiffusion, images: int) -> int:
+def peak_of(pipeline: DiffusersPipeline, images: int) -> int:
     """The bytes that a call takes beside the weights."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(0)
@@ -58,7 +58,7 @@ def test_all_components_are_on_the_device_in_the_catalogues_precision(
     tmp_path: Path, precision: str, dtype: torch.dtype
 ) -> None:
     loaded = registry.load(checkpoints.entry(checkpoints.make(tmp_path), precision=precision), DEVICE, threads=1)
-    assert isinstance(loaded, StableDiffusion)
+    assert isinstance(loaded, DiffusersPipeline)
     assert loaded.details == {"precision": precision}
     for component in (loaded._pipe.unet, loaded._pipe.vae, loaded._pipe.text_encoder):
         assert (component.device, component.dtype) == (torch.device("cuda:0"), dtype)
@@ -67,7 +67,7 @@ def test_all_components_are_on_the_device_in_the_catalogues_precision(
     loaded.close()
 
 
-def test_fewer_images_still_fit_after_memory_ran_out(pipeline: StableDiffusion) -> None:
+def test_fewer_images_still_fit_after_memory_ran_out(pipeline: DiffusersPipeline) -> None:
     one, many = peak_of(pipeline, 1), peak_of(pipeline, 32)
     before = generate(pipeline, request_for(pipeline))[0]
     limit((one + many) / 2)
@@ -80,7 +80,7 @@ def test_fewer_images_still_fit_after_memory_ran_out(pipeline: StableDiffusion) 
     assert len(generate(pipeline, *(request_for(pipeline, seed=seed) for seed in range(32)))) == 32
 
 
-def test_the_batch_size_fits_beside_other_models(pipeline: StableDiffusion) -> None:
+def test_the_batch_size_fits_beside_other_models(pipeline: DiffusersPipeline) -> None:
     free = torch.cuda.mem_get_info(0)[0]
     own = sum(pipeline.components.values())
     assert pipeline.find_batch_size(own) in (1, 2, 4, 8, 16, MAX_IMAGES)
@@ -89,7 +89,7 @@ def test_the_batch_size_fits_beside_other_models(pipeline: StableDiffusion) -> N
     assert len(generate(pipeline, *(request_for(pipeline, seed=seed) for seed in range(64)))) == 64  # the limit is gone
 
 
-def test_an_interrupted_call_frees_the_device_within_a_step(pipeline: StableDiffusion) -> None:
+def test_an_interrupted_call_frees_the_device_within_a_step(pipeline: DiffusersPipeline) -> None:
     """Python runs ahead of the device; queued kernels cannot be taken back."""
     requests = [request_for(pipeline, seed=seed, steps=50) for seed in range(32)]
     began = time.monotonic()
@@ -107,7 +107,7 @@ def test_an_interrupted_call_frees_the_device_within_a_step(pipeline: StableDiff
     assert time.monotonic() - began < 1 + whole / 50
 
 
-def test_close_frees_the_memory(pipeline: StableDiffusion) -> None:
+def test_close_frees_the_memory(pipeline: DiffusersPipeline) -> None:
     generate(pipeline, *(request_for(pipeline, seed=seed) for seed in range(8)))
     taken = torch.cuda.memory_reserved(0)
     other = registry.load(MINI, DEVICE, threads=1)  # shares its components with the first, but not the UNet

@@ -21,13 +21,13 @@ from tests.support.devices import DEVICE, LEVELS
 from tests.support.parts import T5Tokenizer
 from worker.checkpoints import tokenizer
 from worker.pipelines import registry
-from worker.pipelines.stable_diffusion import StableDiffusion
+from worker.pipelines.diffusers_pipeline import DiffusersPipeline
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array_:DeprecationWarning", "ignore:The configuration file of this scheduler:FutureWarning"
 )
 
-Load = Callable[[str], StableDiffusion]
+Load = Callable[[str], DiffusersPipeline]
 
 every_family = pytest.mark.parametrize("name", families.FAMILIES)
 
@@ -40,15 +40,15 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def load(published: dict[str, Path]) -> Load:
     @cache
-    def one(name: str) -> StableDiffusion:
+    def one(name: str) -> DiffusersPipeline:
         loaded = registry.load(replace(families.entry(published[name], name), precision="fp32"), DEVICE, threads=1)
-        assert isinstance(loaded, StableDiffusion)
+        assert isinstance(loaded, DiffusersPipeline)
         return loaded
 
     return one
 
 
-def render(pipeline: StableDiffusion, name: str) -> np.ndarray:
+def render(pipeline: DiffusersPipeline, name: str) -> np.ndarray:
     pixels: np.ndarray = generate(pipeline, request_for(pipeline, seed=SEED, steps=STEPS, **RECIPES[name]))[0]
     return pixels
 

@@ -17,7 +17,7 @@ from tests.conformance.test_pipelines import generate, request_for
 from tests.support import checkpoints
 from tests.support.devices import DEVICE
 from worker.pipelines import registry
-from worker.pipelines.stable_diffusion import StableDiffusion
+from worker.pipelines.diffusers_pipeline import DiffusersPipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
@@ -26,16 +26,16 @@ Weights = dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="module", params=["bert", "clip"])
-def pipeline(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StableDiffusion]:
+def pipeline(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DiffusersPipeline]:
     folder = checkpoints.make(tmp_path_factory.mktemp("tiny"), request.param)
     loaded = registry.load(checkpoints.entry(folder), DEVICE, threads=1)
-    assert isinstance(loaded, StableDiffusion)
+    assert isinstance(loaded, DiffusersPipeline)
     yield loaded
     loaded.close()
 
 
 @pytest.fixture
-def make(pipeline: StableDiffusion, tmp_path: Path) -> Callable[..., tuple[LoraUse, ...]]:
+def make(pipeline: DiffusersPipeline, tmp_path: Path) -> Callable[..., tuple[LoraUse, ...]]:
     """Write a file, list it in the model's catalogue, and give the uses of it."""
 
     def make(weights: Weights | bytes, weight: float = 1.0, **changes: Any) -> tuple[LoraUse, ...]:
@@ -61,12 +61,12 @@ def matrices(component: Any, names: tuple[str, ...], seed: int) -> Iterator[tupl
             yield name, down, torch.randn(layer.out_features, RANK, generator=generator)
 
 
-def for_the_unet(pipeline: StableDiffusion, seed: int = 1, layout: str = "diffusers") -> Weights:
+def for_the_unet(pipeline: DiffusersPipeline, seed: int = 1, layout: str = "diffusers") -> Weights:
     found = matrices(pipeline._pipe.unet, ("attn2.to_k", "attn2.to_v"), seed)
     return {key: value for name, *both in found for key, value in _named(layout, "unet", name, *both).items()}
 
 
-def for_the_text_encoder(pipeline: StableDiffusion, layout: str = "diffusers") -> Weights:
+def for_the_text_encoder(pipeline: DiffusersPipeline, layout: str = "diffusers") -> Weights:
     """Under the names in published files: CLIP's have the prefix of an older transformers."""
     found = matrices(pipeline._pipe.text_encoder, ("q_proj", "v_proj", "out_proj", "query", "value"), seed=9)
     component = "te" if layout == "kohya" else "text_encoder"
@@ -87,13 +87,13 @@ def _named(layout: str, component: str, name: str, down: torch.Tensor, up: torch
     }
 
 
-def render(pipeline: StableDiffusion, lora: tuple[LoraUse, ...] = (), **fields: Any) -> bytes:
+def render(pipeline: DiffusersPipeline, lora: tuple[LoraUse, ...] = (), **fields: Any) -> bytes:
     (pixels,) = generate(pipeline, request_for(pipeline, lora=lora, **fields))
     assert isinstance(pixels, np.ndarray), pixels
     return pixels.tobytes()
 
 
-def test_a_lora_changes_its_own_requests_and_no_others(pipeline: StableDiffusion, make: Any) -> None:
+def test_a_lora_changes_its_own_requests_and_no_others(pipeline: DiffusersPipeline, make: Any) -> None:
     before = render(pipeline)
     ink, oil = make(for_the_unet(pipeline)), make(for_the_unet(pipeline, seed=2))
     half = (ink[0].model_copy(update={"weight": 0.5}),)
@@ -107,7 +107,7 @@ def test_a_lora_changes_its_own_requests_and_no_others(pipeline: StableDiffusion
     assert not any("lora" in name for name, _ in pipeline._pipe.unet.named_modules())
 
 
-def test_an_interruption_leaves_no_lora_active(pipeline: StableDiffusion, make: Any) -> None:
+def test_an_interruption_leaves_no_lora_active(pipeline: DiffusersPipeline, make: Any) -> None:
     before, ink = render(pipeline), make(for_the_unet(pipeline))
 
     def interrupt(step: int, steps: int) -> None:
@@ -119,7 +119,7 @@ def test_an_interruption_leaves_no_lora_active(pipeline: StableDiffusion, make: 
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "kohya"])
-def test_only_a_clip_text_encoder_takes_weights_for_it(pipeline: StableDiffusion, make: Any, layout: str) -> None:
+def test_only_a_clip_text_encoder_takes_weights_for_it(pipeline: DiffusersPipeline, make: Any, layout: str) -> None:
     """A BertModel does without them; the UNet's weights count all the same."""
     before = render(pipeline)
     unet, text = for_the_unet(pipeline, layout=layout), for_the_text_encoder(pipeline, layout=layout)
@@ -133,7 +133,7 @@ def test_only_a_clip_text_encoder_takes_weights_for_it(pipeline: StableDiffusion
 
 
 def test_a_lora_that_cannot_be_loaded_is_refused_and_leaves_nothing_active(
-    pipeline: StableDiffusion, make: Any, tmp_path: Path
+    pipeline: DiffusersPipeline, make: Any, tmp_path: Path
 ) -> None:
     before, good = render(pipeline), for_the_unet(pipeline)
     foreign = {name: torch.zeros(3, 5) for name in good}
@@ -156,11 +156,11 @@ def test_a_lora_that_cannot_be_loaded_is_refused_and_leaves_nothing_active(
         assert render(pipeline) == before
 
 
-def test_another_model_with_the_same_files_renders_as_before(pipeline: StableDiffusion, make: Any) -> None:
+def test_another_model_with_the_same_files_renders_as_before(pipeline: DiffusersPipeline, make: Any) -> None:
     """Equal components are in memory once, but not those that a LoRA changes."""
     assert pipeline.model.source_path
     beside = registry.load(replace(pipeline.model, name="beside", loras={}), DEVICE, threads=1)
-    assert isinstance(beside, StableDiffusion)
+    assert isinstance(beside, DiffusersPipeline)
     assert beside._pipe.vae is pipeline._pipe.vae
     before = render(beside)
     render(pipeline, make({**for_the_unet(pipeline), **for_the_text_encoder(pipeline)}))
@@ -168,7 +168,7 @@ def test_another_model_with_the_same_files_renders_as_before(pipeline: StableDif
     beside.close()
 
 
-def test_after_a_refused_lora_the_one_before_is_activated_again(pipeline: StableDiffusion, make: Any) -> None:
+def test_after_a_refused_lora_the_one_before_is_activated_again(pipeline: DiffusersPipeline, make: Any) -> None:
     before, ink = render(pipeline), make(for_the_unet(pipeline))
     first = render(pipeline, ink)
     assert first != before

@@ -1,4 +1,4 @@
-"""StableDiffusion when its device or its precision fails, with a tiny checkpoint on the CPU."""
+"""DiffusersPipeline when its device or its precision fails, with a tiny checkpoint on the CPU."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,20 +14,20 @@ from tests.support import checkpoints
 from tests.support.devices import DEVICE
 from worker.pipelines import registry
 from worker.pipelines.base import DeviceLost
-from worker.pipelines.stable_diffusion import StableDiffusion
+from worker.pipelines.diffusers_pipeline import DiffusersPipeline
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")
 
 
 @pytest.fixture
-def pipeline(tmp_path: Path) -> Iterator[StableDiffusion]:
+def pipeline(tmp_path: Path) -> Iterator[DiffusersPipeline]:
     loaded = registry.load(checkpoints.entry(checkpoints.make(tmp_path, "bert"), precision="fp32"), DEVICE, threads=1)
-    assert isinstance(loaded, StableDiffusion)
+    assert isinstance(loaded, DiffusersPipeline)
     yield loaded
     loaded.close()
 
 
-def test_an_image_that_is_nan_in_half_precision_is_rendered_in_full_once(pipeline: StableDiffusion) -> None:
+def test_an_image_that_is_nan_in_half_precision_is_rendered_in_full_once(pipeline: DiffusersPipeline) -> None:
     with torch.no_grad():
         pipeline._pipe.vae.post_quant_conv.weight *= 3e4  # decoding overflows fp16
     pipeline._pipe.to(torch.float16)
@@ -43,7 +43,7 @@ def test_an_image_that_is_nan_in_half_precision_is_rendered_in_full_once(pipelin
 def test_a_seed_gives_the_same_image_in_every_precision(scheduler: str) -> None:
     """Also with a scheduler that adds noise. Older torches draw other random numbers in half precision."""
     pipeline = registry.load(replace(MINI, precision="fp32"), DEVICE, threads=1)
-    assert isinstance(pipeline, StableDiffusion)
+    assert isinstance(pipeline, DiffusersPipeline)
     for mode in ("text2image", "inpaint"):
         one, another = (request_for(pipeline, seed=seed, scheduler=scheduler, mode=mode) for seed in (1, 2))
         full, other = (pixels.astype(int) for pixels in generate(pipeline, one, another))
@@ -54,7 +54,7 @@ def test_a_seed_gives_the_same_image_in_every_precision(scheduler: str) -> None:
     pipeline.close()
 
 
-def test_full_precision_renders_nothing_twice(pipeline: StableDiffusion) -> None:
+def test_full_precision_renders_nothing_twice(pipeline: DiffusersPipeline) -> None:
     calls: list[int] = []
     (result,) = pipeline.generate([request_for(pipeline, checkpoints.POISON)], lambda step, steps: calls.append(step))
     assert isinstance(result, NanImage)
@@ -62,7 +62,7 @@ def test_full_precision_renders_nothing_twice(pipeline: StableDiffusion) -> None
 
 
 @pytest.mark.parametrize("message", ["device-side assert triggered", "an illegal memory access was encountered"])
-def test_a_fatal_cuda_error_raises_device_lost(pipeline: StableDiffusion, message: str) -> None:
+def test_a_fatal_cuda_error_raises_device_lost(pipeline: DiffusersPipeline, message: str) -> None:
     def fail(*_: object) -> None:
         raise torch.AcceleratorError(f"CUDA error: {message}\nCompile with TORCH_USE_CUDA_DSA")
 
@@ -71,7 +71,7 @@ def test_a_fatal_cuda_error_raises_device_lost(pipeline: StableDiffusion, messag
         generate(pipeline, request_for(pipeline))
 
 
-def test_another_error_does_not_raise_device_lost(pipeline: StableDiffusion) -> None:
+def test_another_error_does_not_raise_device_lost(pipeline: DiffusersPipeline) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 

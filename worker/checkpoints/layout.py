@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -16,13 +17,9 @@ from common.catalog.catalog import Model
 from common.errors import ModelRefused
 from worker.checkpoints import sentence
 
-COMPONENTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
-SAFETY_COMPONENTS = ("feature_extractor", "safety_checker")
-WITH_WEIGHTS = ("safety_checker", "text_encoder", "unet", "vae")
-SHAREABLE = ("safety_checker", "text_encoder", "vae")
-LORA_CLASSES = ("CLIPTextModel", "UNet2DConditionModel")  # a LoRA changes them, so models cannot share them
+LORA_CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection")  # a LoRA changes them, as it does the denoiser
 WEIGHT_FILE = re.compile(r"(diffusion_pytorch_model|pytorch_model|model)(-\d+-of-\d+)?\.(safetensors|bin)")
-VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
 TEXT_SUFFIXES = (".json", ".txt", ".model")
 
 
@@ -50,14 +47,15 @@ def component_sizes(model: Model) -> dict[Hashable, int] | None:
 
 def component_id(model: Model, folder: Path, name: str) -> Hashable:
     """Equal for components of two models that can be in memory once."""
-    if not is_shareable(folder, name):
+    if not is_shareable(model, folder, name):
         return model.name, name
     files = sorted(file.resolve() for file in (folder / name).iterdir())
     return model.precision, *((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
 
 
-def is_shareable(folder: Path, name: str) -> bool:
-    return name in SHAREABLE and read_index(folder)[name][1] not in LORA_CLASSES
+def is_shareable(model: Model, folder: Path, name: str) -> bool:
+    """Whether models may have the component in memory once: no LoRA changes it."""
+    return name != model.facts.denoiser and class_of(folder, name) not in LORA_CLASSES
 
 
 def is_safetensors(model: Model, folder: Path) -> bool:
@@ -78,19 +76,25 @@ def first_line(error: BaseException) -> str:
 
 
 def components(model: Model) -> tuple[str, ...]:
-    return (*COMPONENTS, *SAFETY_COMPONENTS) if model.safety_checker else COMPONENTS
+    """The components that the model is loaded from; a safety checker and its extractor unless the entry has none."""
+    return tuple(model.facts.components) if model.safety_checker else model.facts.needed
 
 
 def components_with_weights(model: Model) -> tuple[str, ...]:
-    return tuple(name for name in components(model) if name in WITH_WEIGHTS)
+    return tuple(name for name in components(model) if name in model.facts.with_weights)
 
 
-def read_index(folder: Path) -> dict[str, list[str | None]]:
+def read_index(folder: Path) -> dict[str, Any]:
     """`model_index.json`: the library and the class of each component."""
-    classes = json.loads((folder / "model_index.json").read_text("utf-8"))
+    classes: Any = json.loads((folder / "model_index.json").read_text("utf-8"))
     if not isinstance(classes, dict):
         raise ValueError("it is not an object")
     return classes
+
+
+def class_of(folder: Path, name: str) -> str | None:
+    """The class that the checkpoint declares for a component. None if it has no such component."""
+    return (read_index(folder).get(name) or [None, None])[1]
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -118,8 +122,9 @@ def validate(model: Model, folder: Path) -> None:
     _check_components(model, folder)
     if model.sha256:
         _check_checksums(model, folder)
-    if not any((folder / "tokenizer" / name).is_file() for name in VOCABULARIES):
-        raise ModelRefused(sentence("model_vocabulary_missing", model=model.name))
+    for tokenizer in (name for name in components(model) if name.startswith("tokenizer")):
+        if not any((folder / tokenizer / name).is_file() for name in VOCABULARIES):
+            raise ModelRefused(sentence("model_vocabulary_missing", model=model.name, folder=tokenizer))
     for name in components_with_weights(model):
         for file in weight_files(folder / name):
             check_not_truncated(model, file)
@@ -127,10 +132,24 @@ def validate(model: Model, folder: Path) -> None:
 
 def check_complete(model: Model, missing: Sequence[str]) -> None:
     """Raises ModelRefused if any component is missing."""
-    if set(missing) & set(SAFETY_COMPONENTS):
+    if set(missing) & set(model.facts.optional):
         raise ModelRefused(sentence("model_safety_checker_missing", model=model.name))
     if missing:
         raise ModelRefused(sentence("model_components_missing", model=model.name, components=", ".join(missing)))
+
+
+def check_classes(model: Model, index: dict[str, Any]) -> None:
+    """Raises ModelRefused if the checkpoint declares other classes than those of its family."""
+    if (declared := index.get("_class_name")) not in (None, *model.facts.pipelines):
+        family = model.facts.name
+        raise ModelRefused(sentence("model_of_other_family", model=model.name, declared=declared, family=family))
+    for name, known in model.facts.components.items():
+        found = (index.get(name) or [None, None])[1]
+        if name in components(model) and known and found not in known:
+            accepted = ", ".join(known)
+            raise ModelRefused(
+                sentence("model_class_unknown", model=model.name, component=name, found=found, known=accepted)
+            )
 
 
 def check_not_truncated(model: Model, file: Path) -> None:
@@ -155,6 +174,7 @@ def _check_components(model: Model, folder: Path) -> None:
         model,
         [name for name in names if not (folder / name).is_dir() or classes.get(name, [None])[0] is None],
     )
+    check_classes(model, classes)
     for name in components_with_weights(model):
         if not weight_files(folder / name):
             raise ModelRefused(sentence("model_weights_missing", model=model.name, component=name))

@@ -3,24 +3,22 @@
 Raises ModelRefused when weights are missing or unsafe. Imports torch and diffusers.
 """
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 import transformers
-from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from huggingface_hub.utils import disable_progress_bars
 
 from common.catalog.catalog import Model
 from common.errors import ModelRefused
-from worker.checkpoints import layout, pickles, sentence, tokenizer
+from worker.checkpoints import layout, sentence
 
-TEXT_ENCODERS = ("BertModel", "CLIPTextModel")
-CLASSES = {
-    "safety_checker": StableDiffusionSafetyChecker,
-    "unet": diffusers.UNet2DConditionModel,
-    "vae": diffusers.AutoencoderKL,
+ELSEWHERE = {  # classes that neither library has at its top
+    "ChatGLMModel": "diffusers.pipelines.kolors.text_encoder",
+    "StableDiffusionSafetyChecker": "diffusers.pipelines.stable_diffusion.safety_checker",
 }
 SEEN_NOWHERE = ("safety_checker", "vae")  # NaN in the first, or in an encoder, shows in no image
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -31,15 +29,6 @@ for library in (transformers, diffusers):  # what they warn about is checked her
 disable_progress_bars()
 
 
-def check(model: Model, folder: Path) -> None:
-    """Load each component alone, and check it as for a worker. Needs the memory of the largest one."""
-    pickles.check_pickles(model, folder)
-    for name in layout.components_with_weights(model):
-        component = load_component(model, folder, name, torch.float32)
-        if name == "text_encoder":
-            tokenizer.load_for(model, folder / "tokenizer", component)
-
-
 def precision(model: Model, device_kind: str) -> str:
     """The precision of the model on this kind of device: fp32 on a CPU, where fp16 is ten times slower."""
     return model.precision if device_kind == "cuda" else "fp32"
@@ -47,7 +36,7 @@ def precision(model: Model, device_kind: str) -> str:
 
 def load_component(model: Model, folder: Path, name: str, dtype: torch.dtype) -> Any:
     """A component on the CPU with all of its weights. Pickles must have been checked before."""
-    component_class = _component_class(model, folder, name)
+    component_class = _component_class(folder, name)
     safe = layout.weight_files(folder / name)[0].suffix == ".safetensors"
     dtype_option = {"torch_dtype" if issubclass(component_class, diffusers.ModelMixin) else "dtype": dtype}
     component, info = component_class.from_pretrained(
@@ -68,11 +57,9 @@ def _check_numbers(model: Model, name: str, component: torch.nn.Module) -> None:
             raise ModelRefused(sentence("model_weights_nan", model=model.name, component=name, tensor=tensor))
 
 
-def _component_class(model: Model, folder: Path, name: str) -> Any:
-    if name != "text_encoder":
-        return CLASSES[name]
-    found = layout.read_index(folder)["text_encoder"][1]
-    if found not in TEXT_ENCODERS:
-        known = ", ".join(TEXT_ENCODERS)
-        raise ModelRefused(sentence("model_text_encoder_unknown", model=model.name, text_encoder=found, known=known))
-    return getattr(transformers, found)
+def _component_class(folder: Path, name: str) -> Any:
+    """The class that the checkpoint declares; `layout` has checked that the family accepts it."""
+    declared = str(layout.class_of(folder, name))
+    if declared in ELSEWHERE:
+        return getattr(import_module(ELSEWHERE[declared]), declared)
+    return getattr(diffusers, declared, None) or getattr(transformers, declared)

@@ -79,9 +79,9 @@ def verify(settings: Settings, options: Namespace) -> dict[str, str | None]:
         try:
             folder = layout.find(model)
             if not options.files_only:
-                from worker.checkpoints import loader  # imports torch
+                from worker.pipelines import assembly  # imports torch
 
-                loader.check(model, folder)
+                assembly.check(model, folder)
             found[name] = None
         except ModelRefused as error:
             found[name] = error.message

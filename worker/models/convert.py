@@ -56,7 +56,7 @@ def split_single_file(model: Model, file: Path, like: Model, target: Path) -> No
             local_files_only=True,
             torch_dtype=_dtype(tensors.values()),
             requires_safety_checker=False,
-            **dict.fromkeys({*layout.COMPONENTS, *layout.SAFETY_COMPONENTS} - {*names, "scheduler"}),
+            **dict.fromkeys({*like.facts.components} - {*names, "scheduler"}),
         )
         for name in names:
             getattr(pipe, name).save_pretrained(target / name, max_shard_size=UNSPLIT)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 from uuid import UUID
 
-from common.catalog import catalog, manifest
+from common.catalog import catalog, families, manifest
 from common.catalog.catalog import Model
 from common.catalog.manifest import ModelManifest
 from common.errors import Error, ModelRefused, NanImage
@@ -205,9 +205,9 @@ def _complete_entry(entry: Mapping[str, Any], source: SourceFiles) -> dict[str, 
     side *= 2 ** (len(config("vae/config.json").get("block_out_channels") or [0] * 4) - 1)
     longest = text_encoder.get("max_position_embeddings") or 77
     limit = min(config("tokenizer/tokenizer_config.json").get("model_max_length") or longest, longest)
-    is_chinese = (config("model_index.json").get("text_encoder") or [""])[-1] == "BertModel"
+    index = config("model_index.json")
     defaults = {
-        "family": "stable-diffusion-zh" if is_chinese else "stable-diffusion",
+        "family": _family_of(index),
         "licence": source.licence or "unknown",
         "width": side,
         "height": side,
@@ -215,6 +215,14 @@ def _complete_entry(entry: Mapping[str, Any], source: SourceFiles) -> dict[str, 
         "token_limit": limit,
     }
     return {**defaults, **entry}
+
+
+def _family_of(index: Mapping[str, Any]) -> str:
+    """The family by the classes that the files name."""
+    if (index.get("text_encoder") or [""])[-1] == "BertModel":
+        return "stable-diffusion-zh"
+    family = families.of_pipeline(index.get("_class_name"))
+    return family.name if family else "stable-diffusion"
 
 
 # The test

@@ -21,6 +21,7 @@ from common.catalog.manifest import COMPONENTS, ENTRY, MANIFEST, Component, File
 from worker.checkpoints import layout
 
 DRAFT_MODEL, DRAFT_COMPONENT, OLD = ".new", ".new-part", ".old-"
+KEPT = ("_class_name", "is_distilled", "requires_safety_checker")  # of model_index.json, beside the components
 LIBRARIES = ("diffusers", "torch", "transformers")
 WRITERS = (
     "_diffusers_version",
@@ -44,11 +45,11 @@ def store_component(model: Model, source: SourceFiles, name: str, store: Path) -
     draft, folder = store / DRAFT_COMPONENT, source.folder / name
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
-    if name in layout.WITH_WEIGHTS and layout.weight_files(folder)[0].suffix != ".safetensors":
+    if name in model.facts.with_weights and layout.weight_files(folder)[0].suffix != ".safetensors":
         from worker.models import convert
 
         convert.convert_weights(model, source.folder, name, draft)
-    elif name == "tokenizer" and not (folder / "tokenizer.json").is_file():
+    elif name.startswith("tokenizer") and not (folder / "tokenizer.json").is_file():
         from worker.models import convert
 
         convert.convert_tokenizer(folder, draft)
@@ -109,7 +110,7 @@ def write_manifest(
     folder = store / DRAFT_MODEL
     folder.mkdir()
     classes = layout.read_index(source.folder)
-    kept = {name: value for name, value in classes.items() if name in components or name.startswith("_class")}
+    kept = {name: value for name, value in classes.items() if name in components or name in KEPT}
     _write(folder / "model_index.json", json.dumps(kept, indent=2) + "\n")
     for name, component in components.items():
         (folder / name).symlink_to(Path("..", COMPONENTS, component.digest))

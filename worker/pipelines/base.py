@@ -1,6 +1,6 @@
 """The interface of a model in memory: a `Pipeline` takes `ImageRequest`s and gives `RenderedImage`s.
 
-`worker.pipelines.stable_diffusion` and `worker.pipelines.stub` implement it and pass one conformance suite. Knows
+`worker.pipelines.diffusers_pipeline` and `worker.pipelines.stub` implement it and pass one conformance suite. Knows
 neither of them, nor jobs, leases or storage; imports no torch.
 """
 
@@ -55,6 +55,10 @@ class Pipeline(Protocol):
         pixels; the safety checker gets the composite. NanImage means that fp32 gave NaN too. Raises OutOfMemory for
         all requests together, and DeviceLost.
         """
+        ...
+
+    def sharing_key(self, request: ImageRequest) -> Hashable:
+        """Equal for requests that may be in one call, beside their `compatibility`."""
         ...
 
     def find_batch_size(self, reserved: int) -> int:

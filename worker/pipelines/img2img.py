@@ -8,7 +8,8 @@ steps lay behind it, and PNDM at a wrong timestep, which leaves noise in the ima
 every scheduler starts at its own first step. Imports torch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial, wraps
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch.nn.functional import max_pool2d
 
 from worker.pipelines.base import ImageRequest
+from worker.pipelines.families.base import BaseFamily
 
 PER_STEP = ("sigmas", "sigmas_interpol")  # attributes of a scheduler with one value per timestep
 
@@ -25,22 +27,35 @@ class Img2Img:
     """The inputs of one call. All its requests have sources; all of them have masks, or none."""
 
     @torch.no_grad()
-    def __init__(self, pipe: Any, requests: Sequence[ImageRequest], generators: list[torch.Generator]) -> None:
-        recipe, device, dtype = requests[0].recipe, pipe.device, pipe.unet.dtype
-        truncate_timesteps(pipe.scheduler, recipe.steps, recipe.steps_taken, device)
+    def __init__(
+        self,
+        pipe: Any,
+        family: BaseFamily,
+        requests: Sequence[ImageRequest],
+        generators: list[torch.Generator],
+        arguments: Mapping[str, Any],
+    ) -> None:
+        """`arguments`: what the call of `pipe` gets beside generators and latents."""
+        recipe, device, dtype = requests[0].recipe, pipe.device, family.latent_dtype(pipe)
+        truncate_timesteps(pipe.scheduler, recipe.steps, recipe.steps_taken, _schedule(pipe, arguments))
         self._sources = _stack([request.source for request in requests], device)
         self._masks = None
         self._latent_mask = None
         if requests[0].mask is not None:
             self._masks = _stack([request.mask for request in requests], device).unsqueeze(-1)
             # A latent may change if any pixel that it decodes to is inside the mask.
-            self._latent_mask = max_pool2d(self._masks.permute(0, 3, 1, 2).to(dtype), pipe.vae_scale_factor)
-        self._source_latents = _encode(pipe.vae, self._sources, dtype)
+            grid = max_pool2d(self._masks.permute(0, 3, 1, 2).to(dtype), pipe.vae_scale_factor)
+            self._latent_mask = family.arrange(pipe, grid.expand(-1, family.channels(pipe), -1, -1))
+        self._source_latents = family.to_latents(pipe, _images(self._sources).to(pipe.vae.dtype)).to(dtype)
         self._noise = randn_tensor(self._source_latents.shape, generator=generators, device=device, dtype=dtype)
         self._scheduler = pipe.scheduler
-        self.latents = self._noise
+        self._is_flow = not hasattr(pipe.scheduler, "add_noise")
+        latents = self._noise
         if recipe.steps_taken < recipe.steps:
-            self.latents = self._noisy_source(0) / pipe.scheduler.init_noise_sigma  # the pipeline multiplies by it
+            latents = self._noisy_source(0)
+            if not self._is_flow:
+                latents = latents / pipe.scheduler.init_noise_sigma  # the pipeline multiplies by it
+        self.latents = family.as_argument(pipe, latents, recipe.width, recipe.height)
 
     def on_step_end(self, step: int, latents: torch.Tensor) -> torch.Tensor:
         """The latents for the next step. The first half of a second-order step is left alone."""
@@ -55,15 +70,18 @@ class Img2Img:
         return pixels if self._masks is None else torch.where(self._masks, pixels, self._sources)
 
     def _noisy_source(self, step: int) -> torch.Tensor:
+        if self._is_flow:
+            sigma = self._scheduler.sigmas[step].to(self._noise)
+            return sigma * self._noise + (1 - sigma) * self._source_latents
         noisy: torch.Tensor = self._scheduler.add_noise(
             self._source_latents, self._noise, self._scheduler.timesteps[step : step + 1]
         )
         return noisy
 
 
-def truncate_timesteps(scheduler: Any, steps: int, taken: int, device: Any) -> None:
-    """Make the next call of a new scheduler take only the last `taken` of `steps` steps."""
-    scheduler.set_timesteps(steps, device=device)
+def truncate_timesteps(scheduler: Any, steps: int, taken: int, set_timesteps: Callable[[], None]) -> None:
+    """Make the next call of a new scheduler take only the last `taken` of the `steps` steps that are set so."""
+    set_timesteps()
     timesteps = scheduler.timesteps
     if hasattr(scheduler, "plms_timesteps"):  # it takes its second step twice
         timesteps = timesteps[torch.cat([timesteps.new_ones(1), timesteps.diff()]) != 0][-taken:]
@@ -74,7 +92,34 @@ def truncate_timesteps(scheduler: Any, steps: int, taken: int, device: Any) -> N
         for name in PER_STEP:
             if hasattr(scheduler, name):
                 setattr(scheduler, name, getattr(scheduler, name)[first:])
-    scheduler.set_timesteps = lambda *args, **kwargs: None  # the pipeline would reset them
+    scheduler.set_timesteps = wraps(scheduler.set_timesteps)(lambda *args, **kwargs: None)  # else it resets them
+
+
+class _Asked(Exception):
+    """The pipeline has asked for its timesteps."""
+
+
+def _schedule(pipe: Any, arguments: Mapping[str, Any]) -> Callable[[], None]:
+    """Sets the timesteps as the pipeline does: it is called, and stopped where it asks for them.
+
+    Some families compute them from the size, each in a way of its own.
+    """
+    scheduler, asked = pipe.scheduler, list[Any]()
+
+    @wraps(scheduler.set_timesteps)  # pipelines look at its parameters
+    def ask(*args: Any, **kwargs: Any) -> None:
+        asked.extend((args, kwargs))
+        raise _Asked
+
+    original, scheduler.set_timesteps = scheduler.set_timesteps, ask
+    try:
+        pipe(**arguments)
+    except _Asked:
+        pass
+    finally:
+        del scheduler.set_timesteps
+    args, kwargs = asked
+    return partial(original, *args, **kwargs)
 
 
 def _stack(arrays: Sequence[Any], device: Any) -> torch.Tensor:
@@ -82,8 +127,6 @@ def _stack(arrays: Sequence[Any], device: Any) -> torch.Tensor:
     return stacked
 
 
-def _encode(vae: Any, pixels: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The mode of the encoder's distribution: no randomness."""
-    images = (pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).to(dtype)
-    latents: torch.Tensor = vae.encode(images).latent_dist.mode() * vae.config.scaling_factor
-    return latents
+def _images(pixels: torch.Tensor) -> torch.Tensor:
+    """Levels as numbers from -1 to 1, images × RGB × height × width."""
+    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1

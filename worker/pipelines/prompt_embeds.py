@@ -18,19 +18,17 @@ from common.recipes import prompt_weighting
 
 @torch.no_grad()
 def encode_prompts(
-    pipe: Any, prompts: Sequence[str], negative_prompts: Sequence[str], guidance: float
+    pipe: Any, prompts: Sequence[str], negative_prompts: Sequence[str], is_guided: bool
 ) -> dict[str, Any]:
-    """The prompt arguments of a pipeline call: texts where no prompt has weights, else embeddings."""
+    """The prompt arguments of a pipeline call: embeddings, and those of the negative prompts if they guide."""
     texts = [[prompt_weighting.strip_weights(prompt) for prompt in several] for several in (prompts, negative_prompts)]
-    if not any(map(prompt_weighting.has_weights, (*prompts, *negative_prompts))):
-        return {"prompt": texts[0], "negative_prompt": texts[1]}
-    is_guided = guidance > 1
     embeds, negative_embeds = pipe.encode_prompt(texts[0], pipe.device, 1, is_guided, texts[1])
-    empty = pipe.encode_prompt([""], pipe.device, 1, False)[0]
-    arguments = {"prompt_embeds": _apply_weights(pipe.tokenizer, prompts, embeds, empty)}
-    if is_guided:
-        arguments["negative_prompt_embeds"] = _apply_weights(pipe.tokenizer, negative_prompts, negative_embeds, empty)
-    return arguments
+    if any(map(prompt_weighting.has_weights, (*prompts, *negative_prompts))):
+        empty = pipe.encode_prompt([""], pipe.device, 1, False)[0]
+        embeds = _apply_weights(pipe.tokenizer, prompts, embeds, empty)
+        if is_guided:
+            negative_embeds = _apply_weights(pipe.tokenizer, negative_prompts, negative_embeds, empty)
+    return {"prompt_embeds": embeds, **({"negative_prompt_embeds": negative_embeds} if is_guided else {})}
 
 
 def _apply_weights(tokenizer: Any, prompts: Sequence[str], embeds: torch.Tensor, empty: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Chooses the implementation for a device: the stub for `stub[:SECONDS]`, else Stable Diffusion by diffusers.
+"""Chooses the implementation for a device: the stub for `stub[:SECONDS]`, else diffusers.
 
 Imports torch only when a device other than the stub is asked for.
 """
@@ -15,9 +15,9 @@ def load(model: Model, device: str, threads: int | None = None) -> Pipeline:
         from worker.pipelines import stub
 
         return stub.load(model, device)
-    from worker.pipelines import stable_diffusion
+    from worker.pipelines import diffusers_pipeline
 
-    return stable_diffusion.load(model, device, threads)
+    return diffusers_pipeline.load(model, device, threads)
 
 
 def describe(device: str, threads: int | None = None) -> dict[str, str | int | None]:

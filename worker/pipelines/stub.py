@@ -62,6 +62,9 @@ class StubPipeline:
                 on_step(step, steps)
         return [refusal or _render(request) for request, refusal in zip(requests, refusals, strict=True)]
 
+    def sharing_key(self, request: ImageRequest) -> None:
+        return None
+
     def find_batch_size(self, reserved: int) -> int:
         return BATCH_SIZE
 

@@ -4,12 +4,13 @@ Work is queued and answered with a Future. Knows nothing of Postgres or storage.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
+from uuid import UUID
 
 from common.catalog.catalog import Model
 from common.errors import Interrupted, OutOfMemory, RenderFailed
@@ -123,23 +124,24 @@ class RenderThread:
         """
         model, recipe = pipeline.model, requests[0][1].recipe
         batch_size = at_size(self.capacity(model), model.width * model.height, recipe.width * recipe.height)
-        chunks, results = _chunks(requests, batch_size), list[RenderedImage | RenderFailed]()
+        chunks, results = _chunks(requests, batch_size, pipeline), dict[UUID, RenderedImage | RenderFailed]()
         while chunks:
             chunk = chunks.pop(0)
             inflight.begin_chunk(len(results) / len(requests), len(chunk) / len(requests))
             try:
-                results += pipeline.generate([request for _, request in chunk], on_step)
+                rendered = pipeline.generate([request for _, request in chunk], on_step)
+                results |= {image.id: result for (image, _), result in zip(chunk, rendered, strict=True)}
             except (Interrupted, DeviceLost):
                 raise
             except Exception as error:
                 if len(chunk) == 1:
-                    results.append(_failure(chunk[0][0], error))
+                    results[chunk[0][0].id] = _failure(chunk[0][0], error)
                 elif isinstance(error, OutOfMemory):
                     self._reduce_batch_size(model, len(chunk) // 2)  # now: the next microbatch is claimed meanwhile
-                    chunks[:0] = _chunks(chunk, len(chunk) // 2)
+                    chunks[:0] = _chunks(chunk, len(chunk) // 2, pipeline)
                 else:
-                    chunks[:0] = _chunks(chunk, 1)
-        return results
+                    chunks[:0] = _chunks(chunk, 1, pipeline)
+        return [results[image.id] for image, _ in requests]
 
     def _reduce_batch_size(self, model: Model, images: int) -> None:
         self._reduced_batch_size[model.name] = images, time.monotonic() + REDUCED_S
@@ -153,8 +155,14 @@ class RenderThread:
             self._watchdog.abort_process(str(error))
 
 
-def _chunks(requests: list[tuple[Image, ImageRequest]], size: int) -> list[list[tuple[Image, ImageRequest]]]:
-    return [requests[at : at + size] for at in range(0, len(requests), size)]
+def _chunks(
+    requests: list[tuple[Image, ImageRequest]], size: int, pipeline: Pipeline
+) -> list[list[tuple[Image, ImageRequest]]]:
+    """The requests, cut into calls: of this size at most, and of one sharing key each."""
+    groups: dict[Hashable, list[tuple[Image, ImageRequest]]] = {}
+    for image, request in requests:
+        groups.setdefault(pipeline.sharing_key(request), []).append((image, request))
+    return [group[at : at + size] for group in groups.values() for at in range(0, len(group), size)]
 
 
 def _failure(image: Image, error: Exception) -> RenderFailed:

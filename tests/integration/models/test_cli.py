@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from common.errors import Invalid, ModelRefused
 from common.recipes.recipe import Recipe
 from tests.support import checkpoints
-from worker.pipelines import device, stable_diffusion
+from worker.pipelines import device, diffusers_pipeline
 from worker.pipelines.base import ImageRequest, Pipeline, RenderedImage
 
 TEXT_WEIGHTS = "text_encoder/model.safetensors"
@@ -25,7 +25,7 @@ UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
 def render(folder: Path, scheduler: str = "pndm", **changes: Any) -> bytes:
-    return render_with(stable_diffusion.load(checkpoints.entry(folder, **changes), "cpu", threads=1), scheduler)
+    return render_with(diffusers_pipeline.load(checkpoints.entry(folder, **changes), "cpu", threads=1), scheduler)
 
 
 def render_with(pipeline: Pipeline, scheduler: str = "pndm") -> bytes:
@@ -49,7 +49,7 @@ def render_with(pipeline: Pipeline, scheduler: str = "pndm") -> bytes:
 
 def refusal(folder: Path, **changes: Any) -> str:
     with pytest.raises(ModelRefused) as raised:
-        stable_diffusion.load(checkpoints.entry(folder, **changes), "cpu", threads=1)
+        diffusers_pipeline.load(checkpoints.entry(folder, **changes), "cpu", threads=1)
     message = raised.value.message
     assert message.startswith("The model tiny is refused: ")
     assert "\n" not in message
@@ -186,7 +186,7 @@ def test_code_beside_a_model_is_not_run(folder: Path, tmp_path: Path) -> None:
     change(folder / "text_encoder/config.json", auto_map={"AutoModel": "mine.Mine"})
     change(folder / "unet/config.json", _class_name="mine.Mine")
     with contextlib.suppress(ModelRefused):
-        stable_diffusion.load(checkpoints.entry(folder), "cpu", threads=1)
+        diffusers_pipeline.load(checkpoints.entry(folder), "cpu", threads=1)
     assert not trace.exists()
 
 

@@ -16,7 +16,7 @@ from tests.support.workers import MakeWorker, until_published
 from worker.models.manager import NEVER_S, SWAP_DELAY_S, ModelManager
 from worker.pipelines import batch_size
 from worker.pipelines.base import ImageRequest, OnStep, Pipeline, RenderedImage
-from worker.pipelines.stable_diffusion import StableDiffusion
+from worker.pipelines.diffusers_pipeline import DiffusersPipeline
 from worker.pipelines.stub import MODEL_BYTES, StubPipeline
 from worker.watchdog import Watchdog, limits
 
@@ -154,13 +154,13 @@ def test_a_batch_size_is_found_once_for_a_class_of_workers(
     story: Story, make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch_size, "BENCHMARK_S", 0)  # the number does not matter here
-    searches, find = [], StableDiffusion.find_batch_size
+    searches, find = [], DiffusersPipeline.find_batch_size
 
-    def counted(pipeline: StableDiffusion, reserved: int) -> int:
+    def counted(pipeline: DiffusersPipeline, reserved: int) -> int:
         searches.append(pipeline)
         return find(pipeline, reserved)
 
-    monkeypatch.setattr(StableDiffusion, "find_batch_size", counted)
+    monkeypatch.setattr(DiffusersPipeline, "find_batch_size", counted)
     for _ in range(2):
         manager = make_manager(MINI, device="cpu")
         assert manager.batch_sizes == {}

@@ -199,7 +199,8 @@ def test_an_imported_model_names_a_licence_by_its_id_on_the_hub(tmp_path: Path) 
         'licence = "creativeml-openrail-m"',
         'licence_url = ""',
     ]
-    lines += ['family = "any"', 'description = ""', "width = 64", "height = 64", "steps = 1", 'scheduler = "lms"']
+    lines += ['family = "stable-diffusion"', 'description = ""', "width = 64", "height = 64", "steps = 1"]
+    lines += ['scheduler = "lms"']
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / ENTRY).write_text("\n".join([*lines, "guidance = 1.0"]), "utf-8")
     assert read(shipped, tmp_path).get("mine").licence == CATALOG.get("zh-v0").licence

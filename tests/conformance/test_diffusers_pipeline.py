@@ -1,4 +1,4 @@
-"""How StableDiffusion uses diffusers: no wasted work, the fastest attention, images checked on the device."""
+"""How DiffusersPipeline uses diffusers: no wasted work, the fastest attention, images checked on the device."""
 
 import weakref
 from collections.abc import Iterator
@@ -16,8 +16,8 @@ from tests.support.devices import DEVICE, LEVELS
 from worker.pipelines import registry, safety_checker
 from worker.pipelines.base import RenderedImage
 from worker.pipelines.device import resolve
+from worker.pipelines.diffusers_pipeline import DiffusersPipeline
 from worker.pipelines.safety_checker import clip_input
-from worker.pipelines.stable_diffusion import StableDiffusion
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")
 
@@ -28,15 +28,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pipeline(folder: Path) -> Iterator[StableDiffusion]:
+def pipeline(folder: Path) -> Iterator[DiffusersPipeline]:
     loaded = registry.load(checkpoints.entry(folder, precision="fp32"), DEVICE, threads=1)
-    assert isinstance(loaded, StableDiffusion)
+    assert isinstance(loaded, DiffusersPipeline)
     yield loaded
     loaded.close()
 
 
 @pytest.fixture
-def unet_batches(pipeline: StableDiffusion) -> list[int]:
+def unet_batches(pipeline: DiffusersPipeline) -> list[int]:
     """The number of latents in each call of the UNet."""
     counts: list[int] = []
     pipeline._pipe.unet.register_forward_pre_hook(lambda unet, given: counts.append(len(given[0])))
@@ -45,25 +45,25 @@ def unet_batches(pipeline: StableDiffusion) -> list[int]:
 
 @pytest.mark.parametrize(("guidance", "latents"), [(0.0, 3), (1.0, 3), (1.1, 6), (7.5, 6)])
 def test_without_guidance_the_unet_gets_half_the_latents(
-    pipeline: StableDiffusion, unet_batches: list[int], guidance: float, latents: int
+    pipeline: DiffusersPipeline, unet_batches: list[int], guidance: float, latents: int
 ) -> None:
     generate(pipeline, *(request_for(pipeline, seed=seed, guidance=guidance, scheduler="ddim") for seed in range(3)))
     assert unet_batches == [latents] * 4
 
 
-def test_the_batch_size_is_found_by_doubling(pipeline: StableDiffusion, unet_batches: list[int]) -> None:
+def test_the_batch_size_is_found_by_doubling(pipeline: DiffusersPipeline, unet_batches: list[int]) -> None:
     assert pipeline.find_batch_size(0) in (1, 2, 4, 8, 16, 32)
     counts = list(dict.fromkeys(unet_batches))
     assert counts == [2 * 2**power for power in range(len(counts))]
 
 
-def test_attention_is_torchs_own(pipeline: StableDiffusion) -> None:
+def test_attention_is_torchs_own(pipeline: DiffusersPipeline) -> None:
     used = {type(processor).__name__ for processor in pipeline._pipe.unet.attn_processors.values()}
     assert used == {"AttnProcessor2_0"}
     assert pipeline._pipe.text_encoder.config._attn_implementation == "sdpa"
 
 
-def test_pixels_are_contiguous(pipeline: StableDiffusion) -> None:
+def test_pixels_are_contiguous(pipeline: DiffusersPipeline) -> None:
     (image,) = pipeline.generate([request_for(pipeline)], lambda step, steps: None)
     assert isinstance(image, RenderedImage)
     assert image.pixels.flags.c_contiguous
@@ -71,7 +71,7 @@ def test_pixels_are_contiguous(pipeline: StableDiffusion) -> None:
 
 @pytest.mark.parametrize("size", [(64, 64), (512, 512), (96, 64), (64, 200), (37, 41), (30, 30)])
 def test_the_safety_checkers_input_is_what_its_extractor_gives(
-    pipeline: StableDiffusion, size: tuple[int, int]
+    pipeline: DiffusersPipeline, size: tuple[int, int]
 ) -> None:
     extractor = pipeline._pipe.feature_extractor
     pixels = torch.stack([_image(size, seed) for seed in range(3)])
@@ -82,7 +82,7 @@ def test_the_safety_checkers_input_is_what_its_extractor_gives(
     assert levels.max() < 1.01
 
 
-def test_the_safety_checker_flags_what_it_flags_with_its_extractor(pipeline: StableDiffusion) -> None:
+def test_the_safety_checker_flags_what_it_flags_with_its_extractor(pipeline: DiffusersPipeline) -> None:
     """With a threshold that about half of the images pass."""
     extractor, checker = pipeline._pipe.feature_extractor, pipeline._pipe.safety_checker
     pixels = torch.stack([_image((96, 64), seed) for seed in range(24)])
@@ -98,7 +98,7 @@ def test_the_safety_checker_flags_what_it_flags_with_its_extractor(pipeline: Sta
 
 
 @pytest.mark.parametrize("tensor", ["visual_projection.weight", "concept_embeds_weights", "special_care_embeds"])
-def test_what_the_safety_checker_cannot_judge_is_flagged(pipeline: StableDiffusion, tensor: str) -> None:
+def test_what_the_safety_checker_cannot_judge_is_flagged(pipeline: DiffusersPipeline, tensor: str) -> None:
     """NaN exceeds no threshold, so the safety checker itself finds nothing wrong."""
     weights = pipeline._pipe.safety_checker.get_parameter(tensor).data
     before = weights.clone()
@@ -112,7 +112,7 @@ def test_what_the_safety_checker_cannot_judge_is_flagged(pipeline: StableDiffusi
 
 
 def test_only_the_image_that_cannot_be_judged_is_unchecked(
-    pipeline: StableDiffusion, monkeypatch: pytest.MonkeyPatch
+    pipeline: DiffusersPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels = torch.stack([_image((96, 64), seed) for seed in range(3)])
     inputs = clip_input(pixels, pipeline._pipe.feature_extractor)
@@ -124,7 +124,7 @@ def test_only_the_image_that_cannot_be_judged_is_unchecked(
     assert [verdict.flagged for verdict in verdicts] == [False, True, False]
 
 
-def test_an_unusual_extractor_is_used_as_it_is(pipeline: StableDiffusion) -> None:
+def test_an_unusual_extractor_is_used_as_it_is(pipeline: DiffusersPipeline) -> None:
     extractor = pipeline._pipe.feature_extractor
     pixels = torch.stack([_image((64, 64), seed) for seed in range(2)])
     extractor.resample = 2
@@ -142,7 +142,7 @@ def test_a_cpu_renders_in_full_precision_whatever_the_catalogue_says(
     loaded.close()
 
 
-def test_component_sizes_estimated_from_files_match_those_in_memory(pipeline: StableDiffusion, folder: Path) -> None:
+def test_component_sizes_estimated_from_files_match_those_in_memory(pipeline: DiffusersPipeline, folder: Path) -> None:
     of_files = registry.model_components(pipeline.model, "cpu")  # which are in fp32 too
     assert {name: pytest.approx(size, rel=0.1) for name, size in of_files.items()} == pipeline.components
     assert registry.model_components(replace(pipeline.model, source_path=None), "cpu") is None
@@ -150,7 +150,7 @@ def test_component_sizes_estimated_from_files_match_those_in_memory(pipeline: St
 
 def test_close_frees_the_components_at_once(folder: Path) -> None:
     loaded = registry.load(checkpoints.entry(folder), DEVICE, threads=1)
-    assert isinstance(loaded, StableDiffusion)
+    assert isinstance(loaded, DiffusersPipeline)
     components = [weakref.ref(loaded._pipe.unet), weakref.ref(loaded._pipe.text_encoder)]
     loaded.close()
     assert [component() for component in components] == [None, None]
@@ -165,7 +165,7 @@ def test_cuda_resolves_to_its_first_device(monkeypatch: pytest.MonkeyPatch, devi
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_a_compiled_model_renders_the_same_and_its_details_say_so(pipeline: StableDiffusion, folder: Path) -> None:
+def test_a_compiled_model_renders_the_same_and_its_details_say_so(pipeline: DiffusersPipeline, folder: Path) -> None:
     compiled = registry.load(checkpoints.entry(folder, precision="fp32", compile=True), DEVICE, threads=1)
     assert compiled.details == {"precision": "fp32", "compiled": True}
     requests = [request_for(pipeline, seed=seed) for seed in range(3)]

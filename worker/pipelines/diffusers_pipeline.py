@@ -1,7 +1,7 @@
-"""The Stable Diffusion family on diffusers: any checkpoint in its layout, with BertModel or CLIPTextModel.
+"""A model in memory on diffusers: what is common to all families, from requests to checked pixels.
 
-`worker.pipelines.assembly` builds the diffusers pipeline, `worker.pipelines.device` knows the device. Knows nothing of
-jobs, leases or storage. Imports torch and diffusers.
+`worker.pipelines.assembly` builds diffusers' pipeline, `worker.pipelines.families` has what differs between families,
+`worker.pipelines.device` knows the device. Knows nothing of jobs, leases or storage. Imports torch and diffusers.
 """
 
 import time
@@ -13,19 +13,17 @@ import torch
 
 from common.catalog.catalog import Model
 from common.errors import LoraRefused, NanImage, OutOfMemory, PromptRefused, RenderFailed
-from common.recipes import prompt_weighting
 from common.recipes.recipe import Recipe
 from common.recipes.text_cache import TextCache
 from worker.checkpoints import layout
 from worker.checkpoints.layout import first_line
 from worker.checkpoints.loader import precision
 from worker.pipelines import batch_size, safety_checker, sentence
-from worker.pipelines.assembly import load_pipeline
+from worker.pipelines.assembly import family_of, load_pipeline
 from worker.pipelines.base import DeviceLost, ImageRequest, OnStep, RenderedImage
 from worker.pipelines.device import free_memory, is_lost, is_out_of_memory, memory_limit, resolve
 from worker.pipelines.img2img import Img2Img
 from worker.pipelines.lora import LoraAdapters
-from worker.pipelines.prompt_embeds import encode_prompts
 from worker.pipelines.safety_checker import Verdict
 from worker.pipelines.schedulers import Config, scheduler
 
@@ -33,12 +31,12 @@ BENCHMARK_STEPS = 2
 MAX_CACHED_BYTES = 1_000_000  # of checked prompts
 
 
-def load(model: Model, device: str = "auto", threads: int | None = None) -> "StableDiffusion":
+def load(model: Model, device: str = "auto", threads: int | None = None) -> "DiffusersPipeline":
     if threads:
         torch.set_num_threads(threads)
     resolved = torch.device(resolve(device))
     try:
-        pipeline = StableDiffusion(model, resolved, *load_pipeline(model, layout.find(model), resolved))
+        pipeline = DiffusersPipeline(model, resolved, *load_pipeline(model, layout.find(model), resolved))
         if model.compile:
             pipeline.warm_up()
         return pipeline
@@ -52,7 +50,7 @@ def load(model: Model, device: str = "auto", threads: int | None = None) -> "Sta
         raise layout.not_loadable(model, error) from error
 
 
-class StableDiffusion:
+class DiffusersPipeline:
     def __init__(self, model: Model, device: torch.device, pipe: Any, scheduler_config: Config) -> None:
         self.model = model
         self.revision = model.revision
@@ -69,6 +67,7 @@ class StableDiffusion:
             if isinstance(component, torch.nn.Module)
         }
         self._device = device
+        self._family = family_of(model)
         self._pipe = pipe
         self._scheduler_config = scheduler_config
         self._loras = LoraAdapters(model, pipe)
@@ -90,7 +89,16 @@ class StableDiffusion:
             raise
         return [refusal or next(results) for refusal in refusals]
 
+    def sharing_key(self, request: ImageRequest) -> Hashable:
+        """Of some families, prompts of different length in one call change each other's images."""
+        if self.model.facts.sharing != "equal_length":
+            return None
+        texts = (request.recipe.prompt, request.recipe.negative_prompt)
+        return tuple(self._family.count_tokens(self.model, self._pipe, text) for text in texts)
+
     def find_batch_size(self, reserved: int) -> int:
+        if self.model.facts.sharing == "single":
+            return 1
         if self._device.type == "cpu" and self._is_slow():
             return 1
         self._benchmark(1)  # the first call takes longer than any other
@@ -116,11 +124,11 @@ class StableDiffusion:
 
     def _check_prompts(self, request: ImageRequest) -> PromptRefused | None:
         """Refuse prompts that are too long: diffusers would truncate them and only log it."""
-        tokenizer, limit = self._pipe.tokenizer, self._pipe.tokenizer.model_max_length
+        limit = self._family.token_limit(self.model, self._pipe)
         for field in ("prompt", "negative_prompt"):
             if self._short_enough.get(text := getattr(request.recipe, field)):
                 continue
-            count = len(tokenizer(prompt_weighting.strip_weights(text)).input_ids)
+            count = self._family.count_tokens(self.model, self._pipe, text)
             if count > limit:
                 return PromptRefused(
                     sentence("prompt_too_long", field=field, count=count, model=self.model.name, limit=limit)
@@ -131,7 +139,7 @@ class StableDiffusion:
     def _generate(self, requests: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
         results = self._run(requests, on_step)
         failed = [index for index, result in enumerate(results) if isinstance(result, NanImage)]
-        if failed and self._pipe.unet.dtype != torch.float32:
+        if failed and self._denoiser.dtype != torch.float32:
             retried = self._retry_in_fp32([requests[index] for index in failed], on_step)
             for index, result in zip(failed, retried, strict=False):
                 results[index] = result
@@ -139,7 +147,7 @@ class StableDiffusion:
 
     def _retry_in_fp32(self, requests: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
         """One by one, for fp32 takes twice the memory; an empty list if even that is too much."""
-        dtype = self._pipe.unet.dtype
+        dtype = self._denoiser.dtype
         try:
             self._pipe.to(torch.float32)
             with self._eager():  # compiling again takes longer than a few images
@@ -168,7 +176,7 @@ class StableDiffusion:
     ) -> tuple[torch.Tensor, list[Verdict], list[bool]] | None:
         """The pixels, the verdict on each image, and whether it is NaN; None if memory ran out."""
         try:
-            return self._decode(*self._denoise(requests, on_step))
+            return self._decode(*self._denoise(requests, on_step), requests[0].recipe)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -180,7 +188,8 @@ class StableDiffusion:
 
         self._pipe.scheduler = scheduler(recipe.scheduler, self._scheduler_config)
         generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
-        img2img = Img2Img(self._pipe, requests, generators) if recipe.source else None
+        arguments = self._arguments([request.recipe for request in requests])
+        img2img = Img2Img(self._pipe, self._family, requests, generators, arguments) if recipe.source else None
 
         def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             on_step(step + 1, pipe.num_timesteps)
@@ -188,31 +197,40 @@ class StableDiffusion:
 
         with self._eager() if recipe.lora else nullcontext():  # a LoRA changes what was compiled
             latents: torch.Tensor = self._pipe(
-                **encode_prompts(
-                    self._pipe,
-                    [request.recipe.prompt for request in requests],
-                    [request.recipe.negative_prompt for request in requests],
-                    recipe.guidance,
-                ),
-                width=recipe.width,
-                height=recipe.height,
-                num_inference_steps=recipe.steps,
-                guidance_scale=recipe.guidance,
+                **arguments,
                 generator=generators,
                 latents=img2img.latents if img2img else None,
-                output_type="latent",
                 callback_on_step_end=on_step_end,
             ).images
         return latents, img2img
+
+    @torch.no_grad()
+    def _arguments(self, recipes: Sequence[Recipe]) -> dict[str, Any]:
+        """What diffusers' call gets, beside what depends on seeds and input pictures."""
+        recipe, guidance = recipes[0], self.model.facts.guidance
+        is_guided = self.model.guided and recipe.guidance > guidance.off
+        return {
+            **self._family.encode(self._pipe, recipes, is_guided),
+            guidance.argument: recipe.guidance if self.model.guided else guidance.off,
+            "width": recipe.width,
+            "height": recipe.height,
+            "num_inference_steps": recipe.steps,
+            "output_type": "latent",
+        }
+
+    @property
+    def _denoiser(self) -> Any:
+        return getattr(self._pipe, self.model.facts.denoiser)
 
     def _eager(self) -> AbstractContextManager[Any]:
         return torch.compiler.set_stance("force_eager") if self.model.compile else nullcontext()
 
     @torch.no_grad()
-    def _decode(self, latents: torch.Tensor, img2img: Img2Img | None) -> tuple[torch.Tensor, list[Verdict], list[bool]]:
+    def _decode(
+        self, latents: torch.Tensor, img2img: Img2Img | None, recipe: Recipe
+    ) -> tuple[torch.Tensor, list[Verdict], list[bool]]:
         """Decode and check on the device."""
-        vae = self._pipe.vae
-        images = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0].float()
+        images = self._family.to_pixels(self._pipe, latents, recipe.width, recipe.height).float()
         nan = images.isnan().flatten(1).any(1)
         levels = ((images * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         pixels = levels.permute(0, 2, 3, 1).contiguous()  # the layout of image files: encoding copies nothing
