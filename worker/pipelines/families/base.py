@@ -75,7 +75,7 @@ class BaseFamily:
 
     def to_pixels(self, pipe: Any, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
         """Images, about -1 to 1, of what diffusers' call returns for `output_type="latent"`."""
-        vae = pipe.vae
+        vae, latents = pipe.vae, latents.to(pipe.vae.dtype)
         images: torch.Tensor = vae.decode(latents / vae.config.scaling_factor + _shift(vae), return_dict=False)[0]
         return images
 
