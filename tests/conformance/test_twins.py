@@ -161,7 +161,9 @@ def test_a_prompt_is_read_to_its_limit_and_refused_beyond(twin: Loaded) -> None:
     fits = next(n for n in range(limit, 0, -1) if family.count_tokens(model, pipe, "红" * n) <= limit)
     longest = twin.request("红" * (fits - 1) + "山")  # what is at the end counts
     (ours,) = twin.draw(longest)
-    assert farthest(ours, twin.plain(longest)) <= LEVELS
+    theirs = twin.plain(longest)
+    assert farthest(ours, theirs) <= LEVELS
+    assert (ours != theirs).mean() < 0.002  # of so many tokens, the last few move little
     rendered = generate(twin.pipeline, twin.request(), twin.request("红" * (fits + 1)))
     assert [type(one) for one in rendered] == [np.ndarray, PromptRefused]
     assert rendered[1].message.startswith("prompt has ")

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from common.catalog.catalog import Model
+from common.catalog.catalog import Licence, Model
+from common.catalog.families import families
 from common.recipes.recipe import Recipe
 
 Mutant = Callable[[pytest.MonkeyPatch], None]  # makes the family's code wrong in one way
@@ -39,3 +40,9 @@ class Twin(Protocol):
 def twins() -> list[Twin]:
     modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
     return [cast("Twin", module) for module in modules if hasattr(module, "NAME")]
+
+
+def entry_of(family: str, folder: Path, **values: Any) -> Model:
+    """The entry of a tiny checkpoint, with the family's defaults."""
+    named = {"name": family, "family": family, "source": str(folder), "source_path": folder, "description": "noise"}
+    return Model(**{**families()[family].defaults, **named, "licence": Licence("none", ""), **values})

@@ -32,6 +32,6 @@ def encode_and_decode(folder: Path, pixels: NDArray[np.uint8]) -> NDArray[np.uin
     images = torch.from_numpy(pixels.copy()).to(DEVICE).permute(2, 0, 1)[None] / 127.5 - 1
     if type(vae).__name__ == "AutoencoderKLQwenImage":
         images = images[:, :, None]  # a video of one frame
-    decoded = vae.decode(vae.encode(images).latent_dist.mode()).sample.reshape(images.shape[-3:])
+    decoded = vae.decode(vae.encode(images).latent_dist.mode()).sample.reshape(3, *pixels.shape[:2])
     levels = ((decoded / 2 + 0.5).clamp(0, 1) * 255).round().permute(1, 2, 0).cpu()
     return levels.numpy().astype(np.uint8)

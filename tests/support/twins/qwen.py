@@ -16,23 +16,33 @@ CHAT = (  # Qwen3's, of a message of a user's
 )
 
 
-def tokenizer() -> Qwen2Tokenizer:
-    """Bytes, and a token for each hanzi of the tests and for the words of the chat."""
+def tokenizer(*words: str) -> Qwen2Tokenizer:
+    """Bytes, and a token for each hanzi of the tests, for the words of the chat, and for these."""
     vocabulary = {letter: at for at, letter in enumerate(sorted(ByteLevel.alphabet()))}
     merges = list[tuple[str, str]]()
-    for word in (*HANZI, "user", "assistant", "system"):
-        (((first, _),),) = [ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(word)]
-        whole = first[0]
-        for letter in first[1:]:
-            if (whole, letter) not in merges:
-                merges.append((whole, letter))
-                vocabulary[whole + letter] = len(vocabulary)
-            whole += letter
+    for word in (*HANZI, "user", "assistant", "system", *words):
+        ((letters, _),) = ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(word)
+        pieces = list(letters)
+        for pair in merges:
+            _merge(pieces, pair)
+        while len(pieces) > 1:
+            merges.append((pieces[0], pieces[1]))
+            vocabulary["".join(merges[-1])] = len(vocabulary)
+            _merge(pieces, merges[-1])
     vocabulary["<|endoftext|>"] = len(vocabulary)
     found = Qwen2Tokenizer(vocab=vocabulary, merges=merges, extra_special_tokens=[*CONTROLS])
     found.model_max_length = 131072
     found.chat_template = CHAT
     return found
+
+
+def _merge(pieces: list[str], pair: tuple[str, str]) -> None:
+    """Put this pair together wherever it is, as byte-pair encoding does."""
+    at = 0
+    while at + 1 < len(pieces):
+        if (pieces[at], pieces[at + 1]) == pair:
+            pieces[at : at + 2] = ["".join(pair)]
+        at += 1
 
 
 def qwen3(words: int) -> Qwen3Model:

@@ -1,18 +1,16 @@
 """Z-Image's twin."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
 from numpy.typing import NDArray
 from torch.nn.functional import pad
 
-from common.catalog.catalog import Licence, Model
-from common.catalog.families import families
+from common.catalog.catalog import Model
 from common.recipes.recipe import Recipe
 from tests.support.parts import HIDDEN, randomise
-from tests.support.twins import mutants, plain, qwen
+from tests.support.twins import entry_of, mutants, plain, qwen
 from worker.pipelines.families import z_image
 from worker.pipelines.families.z_image import Family
 
@@ -44,7 +42,7 @@ def make(folder: Path) -> Path:
 
 
 def vae(latent_channels: int) -> AutoencoderKL:
-    """Flux's, which has a shift and no convolutions around the latents."""
+    """Flux's, which has a shift (here a large one) and no convolutions around the latents."""
     found = AutoencoderKL(
         block_out_channels=(8, 16, 16, 16),
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -53,26 +51,15 @@ def vae(latent_channels: int) -> AutoencoderKL:
         norm_num_groups=8,
         sample_size=SIDE,
         scaling_factor=0.3611,
-        shift_factor=0.1159,
+        shift_factor=1.5,
         use_quant_conv=False,
         use_post_quant_conv=False,
     )
     return qwen.louder(randomise(found), {"encoder.conv_out.weight": 10})  # as far from 0 as trained ones
 
 
-def entry(folder: Path, **changes: Any) -> Model:
-    values: dict[str, Any] = {
-        **families()[NAME].defaults,
-        "name": NAME,
-        "source": str(folder),
-        "source_path": folder,
-        "family": NAME,
-        "licence": Licence("none", ""),
-        "description": "noise",
-        "width": SIDE,
-        "height": SIDE,
-    }
-    return Model(**{**values, **changes})
+def entry(folder: Path) -> Model:
+    return entry_of(NAME, folder, width=SIDE, height=SIDE)
 
 
 def reference(folder: Path, recipe: Recipe, seed: int) -> NDArray[np.uint8]:
