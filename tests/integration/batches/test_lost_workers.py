@@ -43,10 +43,14 @@ def pass_silence(farm: BatchStory) -> None:
         )
 
 
-def die(farm: BatchStory, batch_id: UUID, times: int = MAX_FAILURES) -> None:
+def lose_workers(farm: BatchStory, batch_id: UUID, times: int = MAX_FAILURES) -> None:
     """Control workers begin with the batch, and say nothing any more."""
     for _ in range(times):
         assert farm.expander.choose(batch_id) == batch_id
+
+
+def until_begun(farm: BatchStory, batch_id: UUID, turns: int) -> None:
+    until(lambda: farm.batch(batch_id).open_turns == turns)
 
 
 def stalled(farm: BatchStory) -> list[UUID]:
@@ -61,7 +65,7 @@ def test_a_batch_that_kills_its_workers_ends_with_a_reference(
     for deaths in range(1, MAX_FAILURES + 1):
         Broker(settings).advance(batch_id)
         with locked(farm, "uploads"), running(tmp_path, settings, "control", SWEEP="false"):
-            until(lambda deaths=deaths: farm.batch(batch_id).open_turns == deaths)  # then it is killed
+            until_begun(farm, batch_id, deaths)  # then it is killed
     pass_silence(farm)
     Broker(settings).advance(batch_id)
     with running(tmp_path, settings, "control", SWEEP="false") as process:
@@ -75,7 +79,7 @@ def test_a_batch_that_kills_its_workers_ends_with_a_reference(
 
 def test_no_turn_begins_while_one_of_many_may_still_be_at_work(farm: BatchStory) -> None:
     batch_id = farm.batch_of()
-    die(farm, batch_id)
+    lose_workers(farm, batch_id)
     assert farm.expander.choose(batch_id) is None
     assert stalled(farm) == []
     pass_silence(farm)
@@ -84,7 +88,7 @@ def test_no_turn_begins_while_one_of_many_may_still_be_at_work(farm: BatchStory)
 
 def test_the_turn_after_some_dead_workers_may_succeed(farm: BatchStory) -> None:
     batch_id = farm.batch_of()
-    die(farm, batch_id, MAX_FAILURES - 1)
+    lose_workers(farm, batch_id, MAX_FAILURES - 1)
     assert farm.expander.choose(batch_id) == batch_id
     assert not farm.expander.work(batch_id, 60)
     assert (farm.batch(batch_id).state, farm.batch(batch_id).open_turns) == ("running", 0)
@@ -93,7 +97,7 @@ def test_the_turn_after_some_dead_workers_may_succeed(farm: BatchStory) -> None:
 def test_a_turn_that_ends_without_success_has_not_died(farm: BatchStory) -> None:
     """It fails for an unforeseen reason: that is counted as such."""
     batch_id = farm.batch_of()
-    die(farm, batch_id, 2)
+    lose_workers(farm, batch_id, 2)
     with farm.database.begin() as connection:
         connection.exec_driver_sql("UPDATE batches SET plan = plan || '{\"seed\": [1]}'")
     farm.expander.work(batch_id, 60)
@@ -132,7 +136,7 @@ def test_a_batch_that_comes_further_is_never_given_up(farm: BatchStory, begun: C
     """Each worker dies after a chunk, and four more before the next one."""
     batch_id = begun(farm)
     for _ in range(3):
-        die(farm, batch_id, MAX_FAILURES - 1)
+        lose_workers(farm, batch_id, MAX_FAILURES - 1)
         assert farm.expander._step(batch_id, lambda: True)
         assert farm.batch(batch_id).open_turns == 1
     farm.expander.work(batch_id, 60)
@@ -144,7 +148,7 @@ def test_a_batch_that_comes_further_is_never_given_up(farm: BatchStory, begun: C
 def test_a_chunk_without_a_line_is_no_progress(farm: BatchStory) -> None:
     """It shows that work goes on; then the process dies, or fails, in the same place again."""
     batch_id = farm.batch_of()
-    die(farm, batch_id, 2)
+    lose_workers(farm, batch_id, 2)
     with transaction(farm.database) as connection:
         batches.count_failure(connection, batch_id, "a reference", 0)
     with transaction(farm.database) as connection:
@@ -158,7 +162,7 @@ def test_a_batch_that_has_jobs_is_cancelled_and_settled(farm: BatchStory) -> Non
     batch_id = in_expansion(farm)
     farm.expander.work(batch_id, ONE_CHUNK)
     assert farm.batch(batch_id).jobs == 3
-    die(farm, batch_id)
+    lose_workers(farm, batch_id)
     pass_silence(farm)
     assert farm.expander.choose(batch_id) == batch_id
     assert farm.claim() is None
@@ -171,7 +175,7 @@ def test_a_batch_that_has_jobs_is_cancelled_and_settled(farm: BatchStory) -> Non
 def test_a_cancelled_batch_is_settled_though_workers_died(farm: BatchStory) -> None:
     batch_id = in_settlement(farm)
     for _ in range(2):
-        die(farm, batch_id)
+        lose_workers(farm, batch_id)
         pass_silence(farm)
         assert farm.expander.choose(batch_id) == batch_id
         assert not farm.expander.work(batch_id, 60)  # it rests

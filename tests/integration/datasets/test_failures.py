@@ -50,12 +50,15 @@ class DatasetStory(BatchStory):
             assert not self.exporter.work(self.id)
             self.skip_backoff()
 
-    def die(self, times: int = MAX_FAILURES) -> None:
+    def lose_workers(self, times: int = MAX_FAILURES) -> None:
         """Control workers begin with the dataset, and say nothing any more."""
         for _ in range(times):
             with transaction(self.database) as connection:
                 assert datasets.acquire(connection, self.id, EXPORT_SILENCE_S)
             self.pass_silence()
+
+    def until_begun(self, turns: int) -> None:
+        until(lambda: self.dataset.open_turns == turns)
 
     def pass_silence(self) -> None:
         """Until the owner has lost it."""
@@ -155,7 +158,7 @@ def test_a_dataset_that_kills_its_workers_fails_with_a_reference(
     for deaths in range(1, MAX_FAILURES + 1):
         Broker(settings).export(farm.id)
         with locked(farm, "jobs"), running(tmp_path, settings, "control", SWEEP="false"):
-            until(lambda deaths=deaths: farm.dataset.open_turns == deaths)  # then it is killed
+            farm.until_begun(deaths)  # then it is killed
         farm.pass_silence()
     Broker(settings).export(farm.id)
     with running(tmp_path, settings, "control", SWEEP="false") as process:
@@ -169,7 +172,7 @@ def test_a_dataset_that_kills_its_workers_fails_with_a_reference(
 
 def test_the_turn_after_some_dead_workers_may_succeed(farm: DatasetStory) -> None:
     """Also if there was nothing to do yet."""
-    farm.die(MAX_FAILURES - 1)
+    farm.lose_workers(MAX_FAILURES - 1)
     farm.work()
     assert (farm.dataset.state, farm.dataset.open_turns) == ("waiting", 0)
 
@@ -178,7 +181,7 @@ def test_a_turn_that_ends_without_success_has_not_died(farm: DatasetStory) -> No
     """It fails for an unforeseen reason: that is counted as such."""
     farm.fail_images()
     farm.change(POISON["a job"])
-    farm.die(2)
+    farm.lose_workers(2)
     farm.work()
     assert (farm.dataset.open_turns, farm.dataset.failures) == (0, 1)
 
@@ -186,7 +189,7 @@ def test_a_turn_that_ends_without_success_has_not_died(farm: DatasetStory) -> No
 def test_a_dataset_that_comes_further_is_never_given_up(farm: DatasetStory) -> None:
     """Images of a shard count when no turn has written so many of it before, and whole shards."""
     for images, open_turns in ((7, 1), (3, 5), (7, 5), (8, 1)):
-        farm.die(MAX_FAILURES - 1)
+        farm.lose_workers(MAX_FAILURES - 1)
         with transaction(farm.database) as connection:
             dataset = datasets.acquire(connection, farm.id, EXPORT_SILENCE_S)
             assert dataset
@@ -195,7 +198,7 @@ def test_a_dataset_that_comes_further_is_never_given_up(farm: DatasetStory) -> N
         with transaction(farm.database) as connection:
             datasets.release(connection, dataset)
             datasets.end_turn(connection, dataset)
-    farm.die(MAX_FAILURES - 1)
+    farm.lose_workers(MAX_FAILURES - 1)
     with transaction(farm.database) as connection:
         dataset = datasets.acquire(connection, farm.id, EXPORT_SILENCE_S)
         assert dataset
@@ -209,10 +212,10 @@ def test_who_was_too_slow_and_lost_the_dataset_has_not_died(farm: DatasetStory, 
     class Slow(Storage):
         def put(self, *arguments: Any) -> None:
             farm.pass_silence()
-            farm.die(1)
+            farm.lose_workers(1)
             super().put(*arguments)
 
-    farm.die(2)
+    farm.lose_workers(2)
     assert not Exporter(farm.database, Slow(settings), CATALOG).work(farm.id)
     assert (farm.dataset.open_turns, farm.dataset.shards) == (0, 0)
     assert farm.dataset.owner_id is not None  # of the other one
