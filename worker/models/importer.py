@@ -27,6 +27,7 @@ from common.sentences import Sentence
 from worker.checkpoints import layout
 from worker.models import hub, sentence
 from worker.models import store as model_store
+from worker.models.family import tell_family
 from worker.models.store import SourceFiles
 from worker.pipelines.base import DeviceLost, ImageRequest, Pipeline, RenderedImage
 
@@ -112,9 +113,11 @@ def import_model(
     With an entry, that entry completed by the files' own values is stored with the model. `like` is for a single file.
     """
     model_store.recover(store)
-    source = _fetch_source(model, store, report, like)
     if entry is None and (own := catalog.read_entry(model.name, store)).get("source") == model.source:
         entry = own  # a worker repeats the import of a model that the catalogue lacks
+    if entry is not None:
+        model, entry = tell_family(model, entry)
+    source = _fetch_source(model, store, report, like)
     if entry is not None:
         entry = _complete_entry(entry, source)
         model = replace(catalog.model_from_entry(model.name, entry, store), revision=model.revision)
@@ -190,7 +193,7 @@ def _download_folder(model: Model, store: Path) -> Path:
 
 
 def _complete_entry(entry: Mapping[str, Any], source: SourceFiles) -> dict[str, Any]:
-    """The entry, with values from the model's files where the operator gave none."""
+    """The entry, with values from the model's files, or else of its family, where the operator gave none."""
     from worker.pipelines import schedulers
 
     def config(name: str) -> dict[str, Any]:
@@ -200,29 +203,19 @@ def _complete_entry(entry: Mapping[str, Any], source: SourceFiles) -> dict[str, 
             return {}  # validation refuses the model next
         return values
 
-    text_encoder = config("text_encoder/config.json")
-    side = int(config("unet/config.json").get("sample_size") or 64)
-    side *= 2 ** (len(config("vae/config.json").get("block_out_channels") or [0] * 4) - 1)
-    longest = text_encoder.get("max_position_embeddings") or 77
-    limit = min(config("tokenizer/tokenizer_config.json").get("model_max_length") or longest, longest)
-    index = config("model_index.json")
-    defaults = {
-        "family": _family_of(index),
-        "licence": source.licence or "unknown",
-        "width": side,
-        "height": side,
-        "scheduler": schedulers.scheduler_name(config("scheduler/scheduler_config.json").get("_class_name")),
-        "token_limit": limit,
-    }
-    return {**defaults, **entry}
-
-
-def _family_of(index: Mapping[str, Any]) -> str:
-    """The family by the classes that the files name."""
-    if (index.get("text_encoder") or [""])[-1] == "BertModel":
-        return "stable-diffusion-zh"
-    family = families.of_pipeline(index.get("_class_name"))
-    return family.name if family else "stable-diffusion"
+    facts = families.families()[entry["family"]]
+    known = {"licence": source.licence or "unknown", **facts.defaults}
+    scheduler = schedulers.scheduler_name(config("scheduler/scheduler_config.json").get("_class_name"))
+    if scheduler in facts.schedulers:
+        known["scheduler"] = scheduler
+    if facts.code == "stable_diffusion":  # of which there are models for several sizes and lengths
+        text_encoder = config("text_encoder/config.json")
+        side = int(config("unet/config.json").get("sample_size") or 64)
+        side *= 2 ** (len(config("vae/config.json").get("block_out_channels") or [0] * 4) - 1)
+        longest = text_encoder.get("max_position_embeddings") or 77
+        limit = min(config("tokenizer/tokenizer_config.json").get("model_max_length") or longest, longest)
+        known |= {"width": side, "height": side, "token_limit": limit}
+    return {**known, **entry}
 
 
 # The test
