@@ -1,4 +1,4 @@
-"""Schedulers: the fast LMS."""
+"""Schedulers: the settings of ours, and the fast LMS."""
 
 from typing import Any
 
@@ -14,6 +14,17 @@ from worker.pipelines.schedulers import LMSDiscreteScheduler, lms_coefficients, 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
 OF_2022 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+@pytest.mark.parametrize("steps", [4, 20, 50])
+def test_ddpm_takes_the_timesteps_that_stable_diffusion_was_trained_with(steps: int) -> None:
+    """Its config of 2022 lacks the offset: without it the last timestep would be 0, and not 1."""
+    ours, ddim = scheduler("ddpm", OF_2022), scheduler("ddim", OF_2022)
+    trained = diffusers.DDPMScheduler(**OF_2022, steps_offset=1)
+    for each in (ours, ddim, trained):
+        each.set_timesteps(steps)
+    assert ours.timesteps.tolist() == trained.timesteps.tolist() == ddim.timesteps.tolist()
+    assert ours.timesteps[-1] == 1
 
 
 # LMS

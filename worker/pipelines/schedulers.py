@@ -91,7 +91,7 @@ def _lagrange_basis(nodes: Sequence[float], at: float) -> list[float]:
 # clip_sample: latents are not pixels; clipping them ruins the image.
 SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "ddim": (diffusers.DDIMScheduler, {"clip_sample": False, "steps_offset": 1}),
-    "ddpm": (diffusers.DDPMScheduler, {"clip_sample": False}),
+    "ddpm": (diffusers.DDPMScheduler, {"clip_sample": False, "steps_offset": 1}),
     "deis": (diffusers.DEISMultistepScheduler, {}),
     "dpm++": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
     "dpm++_sde": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
