@@ -1,4 +1,4 @@
-"""Schedulers: the settings of ours, and the fast LMS."""
+"""Schedulers: the names and settings of ours, the fast LMS, noise of each row's own, and models of few steps."""
 
 from typing import Any
 
@@ -9,11 +9,32 @@ import torch
 from scipy import integrate
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from common.catalog.catalog import FLOW_SCHEDULERS, SCHEDULERS
+from common.catalog.families import families
+from tests.conformance.test_pipelines import generate, request_for
+from tests.support import checkpoints
+from tests.support.devices import DEVICE, LEVELS
+from worker.pipelines import registry, schedulers
+from worker.pipelines.diffusers_pipeline import DiffusersPipeline
 from worker.pipelines.schedulers import LMSDiscreteScheduler, lms_coefficients, scheduler
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
 OF_2022 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+MODES = ("text2image", "image2image", "inpaint")
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> DiffusersPipeline:
+    folder = checkpoints.make(tmp_path_factory.mktemp("bert"))
+    loaded = registry.load(checkpoints.entry(folder, precision="fp32"), DEVICE, threads=1)
+    assert isinstance(loaded, DiffusersPipeline)
+    return loaded
+
+
+def test_every_name_has_a_scheduler() -> None:
+    assert set(schedulers.SCHEDULERS) == {*SCHEDULERS, *FLOW_SCHEDULERS}
+    assert {name for family in families().values() for name in family.schedulers} <= set(schedulers.SCHEDULERS)
 
 
 @pytest.mark.parametrize("steps", [4, 20, 50])
@@ -94,3 +115,57 @@ def test_lms_keeps_the_precision_of_the_latents() -> None:
     for time in lms.timesteps:
         latents = lms.step(lms.scale_model_input(latents, time), time, latents).prev_sample
     assert latents.dtype == torch.float16
+
+
+# Noise
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_other_rows_of_a_call_do_not_change_an_image(pipeline: DiffusersPipeline, name: str, mode: str) -> None:
+    fields: dict[str, Any] = {"mode": mode, "scheduler": name, "steps": 6}
+    prompts = ("红色的圆形", "蓝", "女孩们打开了另一世界的大门，白色背景")
+    rows = [request_for(pipeline, prompt, seed, **fields) for seed, prompt in enumerate(prompts)]
+    together = generate(pipeline, *rows)
+    for row, pixels in zip(rows, together, strict=True):
+        assert np.abs(generate(pipeline, row)[0].astype(int) - pixels).max() <= LEVELS
+
+
+def test_tcd_steps_with_the_eta_of_its_class() -> None:
+    """A pipeline passes the eta of DDIM to each scheduler that has one."""
+    output, latents = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    stepped = []
+    for each in (scheduler("tcd", OF_2022), diffusers.TCDScheduler(**OF_2022)):
+        each.set_timesteps(4)
+        generator = torch.Generator().manual_seed(1)
+        stepped.append(each.step(output, each.timesteps[0], latents, generator=generator).prev_sample)
+    assert torch.equal(*stepped)
+    extra = diffusers.StableDiffusionPipeline.prepare_extra_step_kwargs
+    with_scheduler = type("Pipeline", (), {"scheduler": scheduler("tcd", OF_2022)})()
+    assert extra(with_scheduler, None, 0.0).keys() == {"generator"}
+
+
+# Few steps
+
+
+@pytest.mark.parametrize("name", ["lcm", "tcd"])
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_few_steps_render_what_a_plain_pipeline_renders(
+    pipeline: DiffusersPipeline, name: str, guidance: float
+) -> None:
+    fields: dict[str, Any] = {"scheduler": name, "steps": 4, "guidance": guidance}
+    ours = generate(pipeline, request_for(pipeline, "红色的圆形", 3, negative_prompt="黑", **fields))[0]
+    theirs = {"lcm": diffusers.LCMScheduler, "tcd": diffusers.TCDScheduler}[name](**OF_2022, steps_offset=1)
+    plain = diffusers.StableDiffusionPipeline(
+        **{**pipeline._pipe.components, "scheduler": theirs, "safety_checker": None}, requires_safety_checker=False
+    )
+    plain.set_progress_bar_config(disable=True)
+    (expected,) = plain(
+        "红色的圆形",
+        negative_prompt="黑",
+        guidance_scale=guidance,
+        num_inference_steps=4,
+        eta=0.3,
+        generator=torch.Generator().manual_seed(3),
+    ).images
+    assert np.abs(ours.astype(int) - np.asarray(expected)).max() <= LEVELS

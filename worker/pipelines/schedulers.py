@@ -1,6 +1,7 @@
 """The schedulers by the catalogue's names, with settings that a checkpoint's config may lack. Imports torch.
 
-One of them is changed: LMSDiscreteScheduler computes its coefficients faster.
+Two of them are changed: LMSDiscreteScheduler computes its coefficients faster, TCDScheduler keeps its own eta. Knows
+the class of a scheduler, not which of them a family of models may use.
 """
 
 from collections.abc import Sequence
@@ -87,21 +88,44 @@ def _lagrange_basis(nodes: Sequence[float], at: float) -> list[float]:
     return values
 
 
+class TCDScheduler(diffusers.TCDScheduler):
+    """Steps with diffusers' default eta of 0.3. Its pipelines would pass the eta of DDIM, which is 0."""
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        timestep: Any,
+        sample: torch.Tensor,
+        generator: Any = None,
+        return_dict: bool = True,
+    ) -> Any:
+        return super().step(model_output, timestep, sample, generator=generator, return_dict=return_dict)
+
+
 # steps_offset, skip_prk_steps: what Stable Diffusion was trained with; checkpoints of 2022 leave them out.
 # clip_sample: latents are not pixels; clipping them ruins the image.
+# lower_order_final: without it, dpm++_singlestep cannot end at a sigma of 0.
 SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "ddim": (diffusers.DDIMScheduler, {"clip_sample": False, "steps_offset": 1}),
     "ddpm": (diffusers.DDPMScheduler, {"clip_sample": False, "steps_offset": 1}),
     "deis": (diffusers.DEISMultistepScheduler, {}),
     "dpm++": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
     "dpm++_sde": (diffusers.DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
+    "dpm++_singlestep": (
+        diffusers.DPMSolverSinglestepScheduler,
+        {"algorithm_type": "dpmsolver++", "lower_order_final": True},
+    ),
     "euler": (diffusers.EulerDiscreteScheduler, {}),
     "euler_a": (diffusers.EulerAncestralDiscreteScheduler, {}),
     "heun": (diffusers.HeunDiscreteScheduler, {}),
     "kdpm2": (diffusers.KDPM2DiscreteScheduler, {}),
+    "kdpm2_a": (diffusers.KDPM2AncestralDiscreteScheduler, {}),
+    "lcm": (diffusers.LCMScheduler, {"clip_sample": False}),
     "lms": (LMSDiscreteScheduler, {}),
     "pndm": (diffusers.PNDMScheduler, {"skip_prk_steps": True, "steps_offset": 1}),
+    "tcd": (TCDScheduler, {}),
     "unipc": (diffusers.UniPCMultistepScheduler, {}),
+    "flow_euler": (diffusers.FlowMatchEulerDiscreteScheduler, {}),
 }
 
 
