@@ -32,9 +32,13 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> DiffusersPipeline:
     return loaded
 
 
-def test_every_name_has_a_scheduler() -> None:
+def test_every_name_has_a_scheduler_and_every_class_a_name() -> None:
     assert set(schedulers.SCHEDULERS) == {*SCHEDULERS, *FLOW_SCHEDULERS}
     assert {name for family in families().values() for name in family.schedulers} <= set(schedulers.SCHEDULERS)
+    names = schedulers.class_names(SCHEDULERS)
+    assert {names[scheduler(name, OF_2022).__class__.__name__] for name in SCHEDULERS} == {*SCHEDULERS} - {"dpm++_sde"}
+    assert names["DPMSolverMultistepScheduler"] == "dpm++"
+    assert all(hasattr(diffusers, name) for name in names)
 
 
 @pytest.mark.parametrize("steps", [4, 20, 50])

@@ -135,6 +135,6 @@ def scheduler(name: str, config: Config) -> Any:
     return scheduler_class.from_config({"set_alpha_to_one": False, **config}, **settings)
 
 
-def scheduler_name(class_name: str | None) -> str:
-    """The catalogue's name for a scheduler class of diffusers; `ddim` for any other class."""
-    return next((name for name, (known, _) in SCHEDULERS.items() if known.__name__ == class_name), "ddim")
+def class_names(names: Sequence[str]) -> dict[str, str]:
+    """The catalogue's names of these schedulers by their classes in diffusers; the first one of a class counts."""
+    return {SCHEDULERS[name][0].__name__: name for name in reversed(names)}
