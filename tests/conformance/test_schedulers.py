@@ -1,5 +1,7 @@
 """Schedulers: the names and settings of ours, the fast LMS, noise of each row's own, and models of few steps."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -12,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from common.catalog.catalog import FLOW_SCHEDULERS, SCHEDULERS
 from common.catalog.families import families
 from tests.conformance.test_pipelines import generate, request_for
-from tests.support import checkpoints
+from tests.support import checkpoints, parts
 from tests.support.devices import DEVICE, LEVELS
 from worker.pipelines import registry, schedulers
 from worker.pipelines.diffusers_pipeline import DiffusersPipeline
@@ -150,6 +152,40 @@ def test_tcd_steps_with_the_eta_of_its_class() -> None:
 
 
 # Few steps
+
+
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A latent consistency model: the guidance is an input of its UNet."""
+    folder = checkpoints.make(tmp_path_factory.mktemp("lcm"), "clip")
+    parts.unet(time_cond_proj_dim=32).save_pretrained(folder / "unet")
+    diffusers.LCMScheduler(**OF_2022).save_pretrained(folder / "scheduler")
+    index = json.loads((folder / "model_index.json").read_text("utf-8"))
+    index |= {"_class_name": "LatentConsistencyModelPipeline", "scheduler": ["diffusers", "LCMScheduler"]}
+    (folder / "model_index.json").write_text(json.dumps(index), "utf-8")
+    return folder
+
+
+def test_a_latent_consistency_model_renders_what_its_own_pipeline_renders(distilled: Path) -> None:
+    entry = checkpoints.entry(distilled, family="stable-diffusion-lcm", token_limit=77, precision="fp32")
+    ours = registry.load(entry, DEVICE, threads=1)
+    theirs = diffusers.LatentConsistencyModelPipeline.from_pretrained(
+        distilled, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+    theirs.to(DEVICE).set_progress_bar_config(disable=True)
+    fields: dict[str, Any] = {"scheduler": "lcm", "steps": 4}
+    rendered = {}
+    for guidance in (1.0, 2.0, 8.0):
+        (expected,) = theirs(
+            "a cat", num_inference_steps=4, guidance_scale=guidance, generator=torch.Generator().manual_seed(3)
+        ).images
+        one = request_for(ours, "a cat", 3, guidance=guidance, **fields)
+        other = request_for(ours, "a red  circle", 4, guidance=guidance, **fields)
+        rendered[guidance] = generate(ours, other, one)[1]
+        assert np.abs(rendered[guidance].astype(int) - np.asarray(expected)).max() <= LEVELS
+    assert len({pixels.tobytes() for pixels in rendered.values()}) == 3
+    weighted = generate(ours, request_for(ours, "(a:1.5) cat", 3, guidance=8.0, **fields))[0]
+    assert not np.array_equal(weighted, rendered[8.0])
 
 
 @pytest.mark.parametrize("name", ["lcm", "tcd"])
