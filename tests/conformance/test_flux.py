@@ -11,7 +11,8 @@ import pytest
 from common.catalog import catalog
 from common.catalog.catalog import Model
 from common.config import SHIPPED_CATALOG
-from common.errors import ModelRefused
+from common.errors import Invalid, ModelRefused
+from common.recipes.recipe import Draft, resolve
 from tests.conformance.test_pipelines import generate, request_for
 from tests.support.devices import DEVICE, LEVELS
 from tests.support.twins import flux, flux2
@@ -119,3 +120,8 @@ def test_the_shipped_entries_are_those_of_distilled_models(name: str) -> None:
     assert model.facts.distilled
     for key, value in model.facts.distilled.defaults.items():
         assert getattr(model, key) == value
+    recipe = resolve(Draft(prompt="a cat", model=name), SHIPPED, name, root_seed=1)
+    assert (recipe.steps, recipe.guidance, recipe.scheduler) == (4, model.guidance, "flow_euler")
+    with pytest.raises(Invalid) as refused:
+        resolve(Draft(prompt="a cat", negative_prompt="a dog", guidance=4.0, model=name), SHIPPED, name, root_seed=1)
+    assert {error.field for error in refused.value.fields} == {"negative_prompt", "guidance"}
