@@ -199,15 +199,20 @@ def _complete_entry(model: Model, entry: Mapping[str, Any], source: SourceFiles)
             return {}  # validation refuses the model next
         return values
 
+    index = config("model_index.json")
+    facts = families.families()[entry.get("family") or _family_of(index)]
+    known = {"family": facts.name, "licence": source.licence or "unknown"}
+    if facts.distilled and facts.distilled.describes(config(facts.distilled.file)):
+        known |= facts.distilled.defaults
+    if facts.denoiser != "unet":  # the other values are those of its family
+        return {**known, **entry}
     text_encoder = config("text_encoder/config.json")
     side = int(config("unet/config.json").get("sample_size") or 64)
     side *= 2 ** (len(config("vae/config.json").get("block_out_channels") or [0] * 4) - 1)
     longest = text_encoder.get("max_position_embeddings") or 77
     limit = min(config("tokenizer/tokenizer_config.json").get("model_max_length") or longest, longest)
-    index = config("model_index.json")
     defaults = {
-        "family": _family_of(index),
-        "licence": source.licence or "unknown",
+        **known,
         "width": side,
         "height": side,
         "token_limit": limit,
