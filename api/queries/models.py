@@ -71,6 +71,7 @@ MODEL: dict[str, Any] = {
     "licence_url": "https://huggingface.co/spaces/CompVis/stable-diffusion-license",
     "licence_version": "2022-08-22",
     "restrictions": ["to break any law or regulation that applies", "to exploit or harm minors, or to try to"],
+    "licence_terms": [],
     "licence_accepted_at": "2026-11-22T07:00:00Z",
     "is_default": True,
     "safety_checker": True,
@@ -122,6 +123,9 @@ class Model(BaseModel):
     restrictions: list[str] = Field(
         description="Uses that its licence forbids. If there are any, it must be accepted before the first job."
     )
+    licence_terms: list[str] = Field(
+        description="Who may use it at all: territory, revenue, not commercially. These must be accepted as well."
+    )
     licence_accepted_at: datetime | None = Field(description="When your tenant accepted this version of its licence.")
     is_default: bool
     safety_checker: bool
@@ -148,6 +152,7 @@ def _model(entry: Entry, fleet: Fleet, accepted: Mapping[LicenceVersion, datetim
         licence_url=entry.licence.url,
         licence_version=entry.licence.version,
         restrictions=list(entry.licence.restrictions),
+        licence_terms=list(entry.licence.terms),
         licence_accepted_at=accepted.get(version_of(entry.licence)),
         is_default=entry.name == default,
         safety_checker=entry.safety_checker,

@@ -29,7 +29,12 @@ def licence(model: Row) -> str:
 
 
 def must_accept(model: Row) -> bool:
-    return bool(model["restrictions"] and not model["licence_accepted_at"])
+    return binds(model) and not model["licence_accepted_at"]
+
+
+def binds(model: Row) -> bool:
+    """Whether its licence must be accepted. An older farm has no terms."""
+    return bool(model["restrictions"] or model.get("licence_terms"))
 
 
 ROW: Columns = {
@@ -49,8 +54,9 @@ LICENCE: Columns = {
     "source": lambda model: model["source"],
     "licence": licence,
     "full text": lambda model: model["licence_url"],
-    "accepted": lambda model: model["licence_accepted_at"] or ("not yet" if model["restrictions"] else "needs not be"),
+    "accepted": lambda model: model["licence_accepted_at"] or ("not yet" if binds(model) else "needs not be"),
     "not to be used": lambda model: "; ".join(model["restrictions"]),
+    "terms": lambda model: "; ".join(model.get("licence_terms", ())),
 }
 VERIFIED: Columns = {
     "model": lambda found: found["model"],
@@ -113,7 +119,11 @@ def accept(shell: Shell, name: str, is_agreed: bool) -> None:
 
 def ask(model: Json) -> None:
     """Raises Failure unless the user answers yes."""
-    print_line(f"{model['name']} is under the licence {licence(model)}. It must not be used", err=True)
+    print_line(f"{model['name']} is under the licence {licence(model)}.", err=True)
+    for term in model.get("licence_terms", ()):
+        print_line(f"It {term}.", err=True)
+    if model["restrictions"]:
+        print_line("It must not be used", err=True)
     for one in model["restrictions"]:
         print_line(f"  - {one}", err=True)
     print_line(f"The full text: {model['licence_url']}", err=True)

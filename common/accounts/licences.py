@@ -38,8 +38,8 @@ class Acceptances:
         self._seen: dict[UUID, frozenset[LicenceVersion]] = {}
 
     def require(self, tenant_id: UUID, models: Iterable[Model]) -> None:
-        """Raises LicenceNotAccepted. Reads nothing for models whose licences restrict nothing."""
-        bound = {version_of(model.licence): model for model in models if model.licence.restrictions}
+        """Raises LicenceNotAccepted. Reads nothing for models whose licences need no acceptance."""
+        bound = {version_of(model.licence): model for model in models if model.licence.must_be_accepted}
         if bound.keys() <= self._seen.get(tenant_id, frozenset()):
             return
         with transaction(self._database) as connection:
@@ -54,13 +54,13 @@ def version_of(licence: Licence) -> LicenceVersion:
 
 def terms(model: Model) -> Sentence:
     """What a licence forbids, where its text is, and how to accept it."""
-    licence, restrictions = model.licence, "; ".join(model.licence.restrictions)
+    licence = model.licence
     return sentence(
         "licence_not_accepted",
         model=model.name,
         licence=licence.name,
         version=licence.version,
-        restrictions=restrictions,
+        conditions="; ".join(licence.conditions),
         url=licence.url,
     )
 

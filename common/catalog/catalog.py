@@ -29,13 +29,34 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Licence:
-    """The licence of a model. A tenant accepts one `version` of it, and only a licence that has `restrictions`."""
+    """The licence of a model. A tenant accepts one `version` of it, and only a licence that binds its user."""
 
     name: str
     url: str  # of the full text
     version: str = ""
-    restrictions: tuple[str, ...] = ()
+    restrictions: tuple[str, ...] = ()  # uses that it forbids
+    territory: str = ""  # where it is valid, in short
+    revenue: str = ""  # up to which yearly revenue of its user, in short
+    non_commercial: bool = False
     text: str | None = None  # if it is beside the catalogue
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Who may use the model at all, in a phrase each."""
+        territory = sentence("licence_territory", territory=self.territory) if self.territory else ""
+        revenue = sentence("licence_revenue", revenue=self.revenue) if self.revenue else ""
+        non_commercial = sentence("licence_non_commercial") if self.non_commercial else ""
+        return tuple(term for term in (non_commercial, territory, revenue) if term)
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """All that a user of the model accepts, in a phrase each."""
+        forbidden = sentence("licence_restrictions", restrictions="; ".join(self.restrictions))
+        return (*([forbidden] if self.restrictions else ()), *self.terms)
+
+    @property
+    def must_be_accepted(self) -> bool:
+        return bool(self.restrictions or self.terms)
 
 
 @dataclass(frozen=True)

@@ -228,6 +228,8 @@ class DatasetCard:
             if licence.restrictions:
                 lines += ["", f"Under {licence.name} the model must not be used:", ""]
                 lines += [f"- {one}" for one in licence.restrictions]
+            if licence.terms:
+                lines += ["", f"{licence.name} {'; '.join(licence.terms)}."]
             if licence.text:
                 lines += ["", f"### {licence.name}", "```", licence.text.strip("\n"), "```"]
         return [*lines, ""]

@@ -167,6 +167,18 @@ def test_a_licence_is_shown_and_accepted_by_a_person(call: CommandLine, monkeypa
         assert accepted[0].body == {"version": "2022-08-22"}
 
 
+def test_terms_alone_must_be_accepted(call: CommandLine) -> None:
+    bound = MODEL | {
+        "restrictions": [],
+        "licence_terms": ["must not be used commercially"],
+        "licence_accepted_at": None,
+    }
+    with fake_farm(lambda request: Response(body={"items": [bound]})) as farm:
+        done = call("models", "accept", "zh-v0", "--url", farm.url, "--key=k", "--format=json")
+    assert done.code == 2
+    assert "It must not be used commercially." in done.err
+
+
 def test_a_licence_without_restrictions_is_only_shown(call: CommandLine) -> None:
     free = MODEL | {"restrictions": [], "licence_accepted_at": None}
     with fake_farm(lambda request: Response(body={"items": [MODEL, free | {"name": "mini-zh"}]})) as farm:

@@ -191,6 +191,19 @@ def test_models_share_the_entry_of_a_licence(tmp_path: Path) -> None:
     assert read(file).get("mini-zh").licence == Licence("MIT", "https://mit")
 
 
+def test_a_licence_says_in_short_who_may_use_the_model_at_all() -> None:
+    assert Licence("MIT", "").must_be_accepted is False
+    licence = Licence("Research", "", territory="the European Union", revenue="1 million US$", non_commercial=True)
+    assert licence.must_be_accepted
+    assert licence.conditions == (
+        "must not be used commercially",
+        "is valid only in the European Union",
+        "is only for users with a yearly revenue of up to 1 million US$",
+    )
+    forbidding = Licence("RAIL", "", restrictions=("to lie", "to harm"), non_commercial=True)
+    assert forbidding.conditions == ("must not be used to lie; to harm", "must not be used commercially")
+
+
 def test_an_imported_model_names_a_licence_by_its_id_on_the_hub(tmp_path: Path) -> None:
     shipped = Path(__file__).parents[3] / "models" / "catalog.toml"
     lines = [
