@@ -14,14 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from common.catalog.loras import Lora, LoraUse
 from common.errors import LoraRefused
 from common.storage import sha256
-from tests.support import loras
+from tests.support import checkpoints, loras
 from tests.support.checkpoints import entry
 from tests.support.loras import RANK, File, layers
+from tests.support.parts import unet as checkpoint_unet
+from worker.loras.names import Layers
 from worker.pipelines.lora import LoraAdapters
 
 CROSS = r".*attn2\.to_(k|v)"
@@ -171,6 +173,10 @@ DRAWN: dict[str, tuple[str, Callable[[Any], File]]] = {
         "clip",
         lambda p: loras.file(layers(p, "unet", ATTENTION), loras.lora_a_b(lambda _: "base_model.model.")),
     ),
+    "ComfyUI": (
+        "clip",
+        lambda p: loras.file(layers(p, "unet", ATTENTION), loras.lora_a_b(lambda _: "model.diffusion_model.")),
+    ),
     "bare": ("clip", lambda p: loras.file(layers(p, "unet", ATTENTION), loras.lora_a_b(lambda _: ""))),
     "alphas in the header": ("clip", settings_in_the_header),
     "rank-stabilised": ("clip", rank_stabilised),
@@ -251,6 +257,12 @@ def with_lengths_of_inputs(pipe: Any) -> loras.Weights:
     }
 
 
+def with_complex_alpha(pipe: Any) -> loras.Weights:
+    weights = loras.file(layers(pipe, "unet", CROSS), loras.kohya(1.0)).weights
+    alpha = next(name for name in weights if name.endswith(".alpha"))
+    return {**weights, alpha: torch.tensor(1 + 1j)}
+
+
 def flux_with_what_the_converter_drops(pipe: Any) -> loras.Weights:
     weights = flux_of_black_forest_labs(pipe).weights
     first, missing = "lora_unet_double_blocks_0_img_attn_qkv", "lora_unet_double_blocks_9_img_attn_qkv"
@@ -308,10 +320,17 @@ REFUSED: dict[str, tuple[str, Callable[[Any], loras.Weights], str]] = {
         first_replaced(lambda w: w.to(torch.int8)),
         "1 of its 16 weights are NaN, infinite or no frac",
     ),
+    "packed in eight bits": ("clip", first_replaced(lambda w: w.to(torch.uint8)), "1 of its 16 weights are NaN, infin"),
+    "complex alpha": ("clip", with_complex_alpha, "1 of its 24 weights are NaN, infinite or no fractions, lora_"),
     "LoKr": (
         "clip",
         with_one("lora_unet_mid_block.lokr_w1", torch.ones(2, 2)),
         "it is a LoKr, which no model here can draw",
+    ),
+    "full difference": (
+        "clip",
+        with_one("lora_unet_conv_in.diff", torch.ones(4)),
+        "it is a full difference of weights,",
     ),
     "DoRA by inputs": (
         "clip",
@@ -397,6 +416,20 @@ def test_it_is_refused_whole_at_once_and_leaves_all_as_before(row: str, activate
     assert (loras.draw(pipe) == before).all()
 
 
+def test_each_layer_of_a_unet_is_found_by_its_name_in_the_original(tmp_path: Path) -> None:
+    ours = load_file(checkpoints.make(tmp_path) / "unet" / "diffusion_pytorch_model.safetensors")
+    theirs = [name for name in checkpoints.as_one_file(tmp_path) if name.startswith("model.diffusion_model.")]
+    pipe = SimpleNamespace(components={"unet": checkpoint_unet()}, _lora_loadable_modules=["unet"])
+    known, found = Layers(pipe), {}
+    for our, their in zip(ours, theirs, strict=True):
+        layer = pipe.components["unet"].get_submodule(our.removesuffix(".weight").removesuffix(".bias"))
+        if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d):
+            name = their.removeprefix("model.diffusion_model.").rpartition(".")[0].replace(".", "_")
+            found[our.rpartition(".")[0]] = known.find(f"lora_unet_{name}")
+    assert len(found) > 200
+    assert {our: place for our, place in found.items() if place != ("unet", our)} == {}
+
+
 @pytest.mark.parametrize("make", [dora_of_peft, unet_and_text])
 def test_of_weight_zero_it_changes_nothing(make: Any, activate: Any) -> None:
     pipe = pipeline("clip")
@@ -405,7 +438,30 @@ def test_of_weight_zero_it_changes_nothing(make: Any, activate: Any) -> None:
     adapters.deactivate()
 
 
-@pytest.mark.parametrize("settings", ["{", "[]", '{"unet.lora_alpha": "8"}', '{"unet.alpha_pattern": {"attn9": 2}}'])
+def test_a_failure_half_way_leaves_none_of_it(activate: Any) -> None:
+    pipe = pipeline("clip")
+    file = File(plain(pipe))
+    *_, last = file.weights
+    layer = pipe.unet.get_submodule(last.removeprefix("unet.").partition(".lora_")[0])
+    layer.lora0_up = "in the way"
+    with pytest.raises(KeyError, match="lora0_up"):
+        activate(pipe, file)
+    del layer.lora0_up
+    assert [name for name, _ in pipe.unet.named_buffers() if "lora" in name] == []
+    assert (loras.draw(pipe) == untouched("clip")).all()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "{",
+        "[]",
+        '{"unet.lora_alpha": "8"}',
+        '{"unet.alpha_pattern": {"attn9": 2}}',
+        '{"unet.lora_alpha": 1e999}',
+        '{"unet.lora_alpha": 1' + "0" * 400 + "}",
+    ],
+)
 def test_settings_that_cannot_be_followed_are_refused(settings: str, activate: Any) -> None:
     pipe = pipeline("clip")
     with pytest.raises(LoraRefused, match="its settings in the file's header cannot be followed"):

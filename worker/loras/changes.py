@@ -22,6 +22,8 @@ MOST_RANK = 2048  # no published one has more than 512
 LORA = {"down", "up"}
 LOHA = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
 EXTRAS = {"alpha", "dora_scale", "magnitude"}
+FRACTIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2)
+WHOLE_NUMBERS = (torch.int16, torch.int32, torch.int64)  # an alpha may be one
 Parts = Mapping[str, torch.Tensor]
 
 
@@ -122,8 +124,8 @@ def _has_lengths_of_inputs(shape: torch.Size, parts: Parts) -> bool:
 
 
 def _is_of_numbers(name: str, weight: torch.Tensor) -> bool:
-    is_numeric = weight.is_floating_point() or (part_of(name) or "")[0] == "alpha"
-    return is_numeric and bool(weight.float().isfinite().all())
+    is_known = weight.dtype in FRACTIONS or (weight.dtype in WHOLE_NUMBERS and name.endswith(".alpha"))
+    return is_known and bool(weight.float().isfinite().all())
 
 
 def _factors(parts: Parts) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -178,7 +180,7 @@ class _Alphas:
             ]
             if of_no_layer or not all(isfinite(number) for number in numbers):
                 raise ValueError(f"alphas for {of_no_layer}" if of_no_layer else "an alpha is not finite")
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             raise LoraRefused(sentence("lora_settings", lora=lora.name, error=error)) from error
         return alphas
 

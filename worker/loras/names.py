@@ -34,16 +34,19 @@ DOWN = re.compile(r"(.+?)(?:\.lora_A|\.lora_down|[._]lora\.down|\.lora_linear_la
 UP = re.compile(r"(.+?)(?:\.lora_B|\.lora_up|[._]lora\.up|\.lora_linear_layer\.up)(?:\.\w+)?\.weight")
 MAGNITUDE = re.compile(r"(.+?)\.lora_magnitude_vector(?:\.\w+){0,2}")  # of PEFT's DoRA
 ENDS = ("alpha", "dora_scale", "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")  # of kohya's and LyCORIS's names
-# What else there is, by a part of its names.
+# What else there is, by how a part of the name begins, and by how the name ends.
 OTHER_KINDS = {
-    ".lokr_": "LoKr",
-    ".oft_": "OFT",
-    ".ia3_": "(IA)³",
-    ".on_input": "(IA)³",
-    ".lora_mid.": "LoCon in a Tucker decomposition",
-    ".hada_t": "LoHa in a Tucker decomposition",
+    "lokr_": "LoKr",
+    "oft_": "OFT",
+    "ia3_": "(IA)³",
+    "on_input": "(IA)³",
+    "lora_mid": "LoCon in a Tucker decomposition",
+    "hada_t": "LoHa in a Tucker decomposition",
+    "w_norm": "full difference of weights",
+}
+OTHER_ENDS = {
     ".diff": "full difference of weights",
-    ".w_norm": "full difference of weights",
+    ".diff_b": "full difference of weights",
     ".b1.weight": "GLoRA",
     ".lora_B.bias": "LoRA with biases",
     ".lora_up.bias": "LoRA with biases",
@@ -89,7 +92,14 @@ def part_of(name: str) -> tuple[str, str] | None:
 
 def other_kind(names: Iterable[str]) -> str | None:
     """What else than a LoRA, LoHa or DoRA these names belong to, as far as is known."""
-    return next((kind for name in names for mark, kind in OTHER_KINDS.items() if mark in name), None)
+    for name in names:
+        for mark, kind in OTHER_KINDS.items():
+            if any(part.startswith(mark) for part in name.split(".")):
+                return kind
+        for end, kind in OTHER_ENDS.items():
+            if name.endswith(end):
+                return kind
+    return None
 
 
 class Layers:
@@ -143,7 +153,8 @@ def _in_clip(name: str) -> Iterator[str]:
 def _in_a_denoiser(name: str, layers: Any) -> Iterator[str]:
     name = name.replace("_processor_", "_")
     yield name
-    yield f"{name}_0"  # of old attention processors: `to_out` is a list now
+    if name.endswith("_to_out"):  # of old attention processors: it is a list now
+        yield f"{name}_0"
     yield from _of_the_original(name, layers)
 
 
