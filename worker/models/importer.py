@@ -19,6 +19,7 @@ from uuid import UUID
 
 from common.catalog import catalog, families, manifest
 from common.catalog.catalog import Model
+from common.catalog.families import Family
 from common.catalog.manifest import ModelManifest
 from common.errors import Error, ModelRefused, NanImage
 from common.recipes.img2img import InputImage
@@ -119,7 +120,7 @@ def import_model(
         model, entry = tell_family(model, entry)
     source = _fetch_source(model, store, report, like)
     if entry is not None:
-        entry = _complete_entry(entry, source)
+        entry = _complete_entry(model, entry, source)
         model = replace(catalog.model_from_entry(model.name, entry, store), revision=model.revision)
     layout.validate(model, source.folder)
     components = {}
@@ -192,9 +193,11 @@ def _download_folder(model: Model, store: Path) -> Path:
     return store / DOWNLOADS / hashlib.sha256(model.source.encode()).hexdigest()[:16]
 
 
-def _complete_entry(entry: Mapping[str, Any], source: SourceFiles) -> dict[str, Any]:
-    """The entry, with values from the model's files, or else of its family, where the operator gave none."""
-    from worker.pipelines import schedulers
+def _complete_entry(model: Model, entry: Mapping[str, Any], source: SourceFiles) -> dict[str, Any]:
+    """The entry, with values from the model's files, or else of its family, where the operator gave none.
+
+    Raises ModelRefused.
+    """
 
     def config(name: str) -> dict[str, Any]:
         try:
@@ -203,11 +206,10 @@ def _complete_entry(entry: Mapping[str, Any], source: SourceFiles) -> dict[str, 
             return {}  # validation refuses the model next
         return values
 
-    facts = families.families()[entry["family"]]
+    facts, index = families.families()[entry["family"]], config("model_index.json")
     known = {"licence": source.licence or "unknown", **facts.defaults}
-    scheduler = schedulers.scheduler_name(config("scheduler/scheduler_config.json").get("_class_name"))
-    if scheduler in facts.schedulers:
-        known["scheduler"] = scheduler
+    if facts.distilled and facts.distilled.describes(config(facts.distilled.file)):
+        known |= facts.distilled.defaults
     if facts.code == "stable_diffusion":  # of which there are models for several sizes and lengths
         text_encoder = config("text_encoder/config.json")
         side = int(config("unet/config.json").get("sample_size") or 64)
@@ -215,7 +217,23 @@ def _complete_entry(entry: Mapping[str, Any], source: SourceFiles) -> dict[str, 
         longest = text_encoder.get("max_position_embeddings") or 77
         limit = min(config("tokenizer/tokenizer_config.json").get("model_max_length") or longest, longest)
         known |= {"width": side, "height": side, "token_limit": limit}
+    if "scheduler" not in entry:
+        declared = config("scheduler/scheduler_config.json").get("_class_name")
+        known["scheduler"] = _scheduler_of(model, declared or (index.get("scheduler") or [None])[-1], facts)
     return {**known, **entry}
+
+
+def _scheduler_of(model: Model, class_name: str | None, facts: Family) -> str:
+    """The name of the scheduler that the files declare. Raises ModelRefused if the family has no such scheduler."""
+    from worker.pipelines import schedulers
+
+    if class_name is None:
+        return facts.schedulers[0]  # validation refuses the model next
+    known = schedulers.class_names(facts.schedulers)
+    if class_name not in known:
+        classes = ", ".join(sorted(known))
+        raise ModelRefused(sentence("scheduler_unknown", model=model.name, scheduler=class_name, known=classes))
+    return known[class_name]
 
 
 # The test
