@@ -32,9 +32,10 @@ def family_of(model: Model, index: Mapping[str, Any]) -> str:
     declared = index.get("_class_name")
     found = families.of_pipeline(declared)
     if found is None and declared is not None:
-        code = "pipeline_edits" if EDITS.search(str(declared)) else "pipeline_unknown"
         known = ", ".join(families.families())
-        raise ModelRefused(sentence(code, model=model.name, pipeline=declared, families=known))
+        if EDITS.search(str(declared)):
+            raise ModelRefused(sentence("pipeline_edits", model=model.name, pipeline=declared, families=known))
+        raise ModelRefused(sentence("pipeline_unknown", model=model.name, pipeline=declared, families=known))
     name = found.name if found else UNTOLD
     if name == "stable-diffusion" and (index.get("text_encoder") or [""])[-1] == "BertModel":
         return "stable-diffusion-zh"
