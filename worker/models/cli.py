@@ -19,6 +19,7 @@ from common.errors import Conflict, Error, Invalid, ModelRefused
 from worker.checkpoints import layout
 from worker.models import hub, importer, sentence
 from worker.models import store as model_store
+from worker.models.family import tell_family
 from worker.pipelines import base, registry
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
@@ -52,7 +53,7 @@ def import_one(settings: Settings, options: Namespace) -> dict[str, Any]:
     if entry is None and model.source_path and layout.is_safetensors(model, model.source_path):
         raise Conflict(sentence("model_read_in_place", model=model.name, folder=model.source_path))
     if options.dry_run:
-        return _dry_run(model)
+        return _dry_run(model if entry is None else tell_family(model, entry)[0])
     like = _local_model(settings, options.like) if options.like else None
     device = "auto" if settings.device.startswith("stub") else settings.device
 
@@ -120,8 +121,6 @@ def _default_entry(source: str) -> dict[str, Any]:
         "source": source,
         "description": f"Imported from {source}.",
         "licence_url": "" if source.startswith("/") else f"{hub.PAGE}/{source}",
-        "steps": 30,
-        "guidance": 7.5,
     }
 
 
@@ -131,6 +130,7 @@ def _chosen_values(settings: Settings, options: Namespace) -> dict[str, Any]:
     if options.like:
         like = catalog.read(settings.catalog, settings.model_store).get(options.like)
         chosen |= {field: getattr(like, field) for field in LIKE_FIELDS}
+        chosen |= {} if like.guided else {"guided": False}
     return chosen | ({"licence": options.licence} if options.licence else {})
 
 

@@ -5,16 +5,18 @@ An interrupted download resumes, also in another process, and a complete file is
 """
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from httpx2 import InvalidURL, TransportError  # huggingface_hub's HTTP client
 from huggingface_hub import HfApi, get_session, get_token, hf_hub_url, hf_raise_for_status, logging
 from huggingface_hub.errors import (
+    EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
@@ -22,6 +24,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import build_hf_headers
 
 from common.catalog.catalog import Model
 from common.errors import ModelRefused
@@ -72,6 +75,22 @@ def list_files(model: Model) -> RepoFiles:
     check_complete(model, [name for name in components(model) if name not in folders])
     assert info.sha
     return RepoFiles(info.sha, files, getattr(info.card_data, "license", None))
+
+
+def read_index(model: Model) -> dict[str, Any]:
+    """`model_index.json`, without its other files. Empty if there is none, or none that is an object of JSON."""
+    with _refusing(model):
+        try:
+            path = hf_hub_url(model.source, "model_index.json", revision=model.revision)
+            response = get_session().get(path, headers=build_hf_headers(), timeout=TIMEOUT_S)
+            hf_raise_for_status(response)
+        except EntryNotFoundError:
+            return {}
+    try:
+        index = json.loads(response.content)
+    except ValueError:
+        return {}
+    return index if isinstance(index, dict) else {}
 
 
 def select_files(published: Iterable[str], components: Iterable[str]) -> list[str]:
