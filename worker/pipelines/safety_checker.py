@@ -20,7 +20,7 @@ def judge(pipe: Any, pixels: torch.Tensor) -> list[Verdict]:
 
     Diffusers would convert every image to Pillow's. What the checker cannot judge, for it is NaN, is flagged.
     """
-    checker, embeds = pipe.safety_checker, list[torch.Tensor]()
+    checker, embeds = pipe.components.get("safety_checker"), list[torch.Tensor]()
     if checker is None:
         return [Verdict(False, False)] * len(pixels)
     inputs = clip_input(pixels, pipe.feature_extractor).to(checker.dtype)
