@@ -42,6 +42,7 @@ class Family:
     modes: tuple[str, ...]
     defaults: Mapping[str, Any]
     optional: tuple[str, ...] = field(default=())
+    channels: int | None = None
 
     @property
     def needed(self) -> tuple[str, ...]:
