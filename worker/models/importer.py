@@ -203,11 +203,13 @@ def _complete_entry(entry: Mapping[str, Any], source: SourceFiles) -> dict[str, 
     text_encoder = config("text_encoder/config.json")
     side = int(config("unet/config.json").get("sample_size") or 64)
     side *= 2 ** (len(config("vae/config.json").get("block_out_channels") or [0] * 4) - 1)
-    longest = text_encoder.get("max_position_embeddings") or 77
+    family = entry.get("family") or _family_of(config("model_index.json"))
+    known = families.families().get(family)  # it is refused next if there is none
+    read = known.token_limit if known else 77
+    longest = min(text_encoder.get("max_position_embeddings") or read, read)
     limit = min(config("tokenizer/tokenizer_config.json").get("model_max_length") or longest, longest)
-    index = config("model_index.json")
     defaults = {
-        "family": _family_of(index),
+        "family": family,
         "licence": source.licence or "unknown",
         "width": side,
         "height": side,
