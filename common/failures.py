@@ -1,8 +1,9 @@
 """Unforeseen failures of background work: how often it is tried, when again, and what its owner reads in the end.
 
-Batches and datasets count theirs in their own rows. Those of the sweep and of the render loops are counted here, in
-`step_failures`: by step, and by the row that a step failed at, if it was one. Knows no step; all processes share the
-counts.
+Batches and datasets count theirs in their own rows: exceptions in `failures`, and in `open_turns` the turns of control
+workers that have not ended, for a process that dies says nothing. Those of the sweep and of the render loops are
+counted here, in `step_failures`: by step, and by the row that a step failed at, if it was one. Knows no step; all
+processes share the counts.
 """
 
 import secrets
@@ -15,9 +16,10 @@ from common.errors import InternalError
 from common.sentences import Sentence
 
 INTERNAL_ERROR = InternalError.code
-MAX_FAILURES = 5  # in a row: then a batch or a dataset ends
+MAX_FAILURES = 5  # in a row, or dead processes: then a batch or a dataset ends
 BACKOFF_S = 2.0  # after the first failure; doubled for each further one
-LONGEST_REST_S = 60.0  # a step has no end: it is tried as often at least
+LONGEST_REST_S = 60.0  # what has no end is tried as often at least
+MOST_COUNTED = 100  # failures of a row
 FORGOTTEN_S = 10 * LONGEST_REST_S  # a step that has not failed for so long fails no more
 
 
@@ -65,7 +67,10 @@ def rests(step: str, row_id: str) -> str:
 
 
 # How long to wait, from the number of the failures before this one.
-REST = "make_interval(secs => :backoff * 2 ^ failures)"
+REST = f"make_interval(secs => least({LONGEST_REST_S}, :backoff * 2 ^ failures))"
+
+# What a statement sets with which a row comes further. The turn in which it does so goes on.
+PROGRESS = "failures = 0, retry_at = NULL, open_turns = 1"
 
 # Whether the back-off of a row with the columns `failures` and `retry_at` is over.
 RESTED = "(retry_at IS NULL OR retry_at <= now())"

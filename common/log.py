@@ -70,7 +70,11 @@ EVENTS: dict[str, tuple[int, str]] = {
     "advance_failed": (logging.ERROR, "The work on a batch failed for an unforeseen reason; it is tried again later."),
     "batch_given_up": (
         logging.ERROR,
-        "The work on a batch failed too often for unforeseen reasons: the batch has ended.",
+        "The work on a batch failed too often for unforeseen reasons: its owner sees an error, its jobs end.",
+    ),
+    "batch_lost_workers": (
+        logging.ERROR,
+        "Control workers died one after the other while they worked on a batch: it is given up.",
     ),
     "dataset_shard_written": (logging.INFO, "A shard of a dataset was written."),
     "dataset_ready": (logging.INFO, "A dataset is ready: all its files are written."),
@@ -80,6 +84,10 @@ EVENTS: dict[str, tuple[int, str]] = {
         "A dataset could not be written for an unforeseen reason; it is tried again later.",
     ),
     "dataset_given_up": (logging.ERROR, "A dataset failed too often for unforeseen reasons: it has ended."),
+    "dataset_lost_workers": (
+        logging.ERROR,
+        "Control workers died one after the other while they wrote a dataset: it is given up.",
+    ),
     "picture_damaged": (logging.ERROR, "An image file in the image store is not the one that was stored there."),
     "picture_lost": (logging.ERROR, "An image file is missing or damaged; its dataset counts it as failed."),
     "sweep_failed": (logging.ERROR, "A step of the sweep failed for an unforeseen reason; it is tried again later."),

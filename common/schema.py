@@ -163,6 +163,8 @@ batches = Table(
     Column("error_message", Text),
     Column("failures", SmallInteger, nullable=False, server_default="0"),  # unforeseen ones, since the last success
     Column("retry_at", Moment),  # no control worker works on it before
+    # Turns that have not ended, since it last came further: the processes work on it, or died.
+    Column("open_turns", SmallInteger, nullable=False, server_default="0"),
     Column("request_id", Text),
     Column("created_at", Moment, nullable=False, server_default=func.now()),
     Column("touched_at", Moment, nullable=False, server_default=func.now()),  # when a control worker last worked on it
@@ -196,7 +198,8 @@ skipped_lines = Table(
 )
 
 # Progress of a dataset: all splits below `split` are written, and of this one the shards below `shard`, from the jobs
-# at positions below `position`. `written` counts the images of the current shard that are written.
+# at positions below `position`. `written` counts the images of the current shard that were written, by the turn that
+# came furthest.
 datasets = Table(
     "datasets",
     metadata,
@@ -231,6 +234,7 @@ datasets = Table(
     Column("error_message", Text),
     Column("failures", SmallInteger, nullable=False, server_default="0"),  # unforeseen ones, since the last success
     Column("retry_at", Moment),  # no control worker works on it before
+    Column("open_turns", SmallInteger, nullable=False, server_default="0"),  # as of batches
     Column("request_id", Text),
     Column("created_at", Moment, nullable=False, server_default=func.now()),
     Column("touched_at", Moment, nullable=False, server_default=func.now()),  # when a control worker last worked on it

@@ -176,11 +176,12 @@ PAUSED_BATCHES = text("""
     ORDER BY id
 """)
 
-# Find a tenant's batches that ended for an unforeseen reason within the last day. The condition of a partial index.
+# Find a tenant's batches that were given up for an unforeseen reason within the last day, or are still to be settled.
+# The condition of a partial index.
 BATCHES_GIVEN_UP = text(f"""
     SELECT id, name, error_message FROM batches
     WHERE tenant_id = :tenant AND error_code = '{failures.INTERNAL_ERROR}'
-        AND coalesce(cancelled_at, finished_at) > now() - interval '1 day'
+        AND (finished_at IS NULL OR coalesce(cancelled_at, finished_at) > now() - interval '1 day')
     ORDER BY id DESC LIMIT {SHOWN_GIVEN_UP}
 """)
 

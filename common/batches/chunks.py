@@ -134,6 +134,16 @@ FENCE = (
     'id = :batch AND "offset" = :offset_before AND jobs = :jobs_before AND cancelled_at IS NULL AND finished_at IS NULL'
 )
 
+# Whether a chunk brings its batch further: when nothing of the file came in between, it only shows that work goes on.
+FURTHER = '("offset" < :offset OR :is_last)'
+
+# What `failures.PROGRESS` sets, if the chunk brings the batch further.
+CHUNK_PROGRESS = f"""
+        failures = CASE WHEN {FURTHER} THEN 0 ELSE failures END,
+        retry_at = CASE WHEN {FURTHER} THEN NULL ELSE retry_at END,
+        open_turns = CASE WHEN {FURTHER} THEN 1 ELSE open_turns END
+"""
+
 # To settle a cancelled batch needs no newer code.
 UNDERSTOOD = "(needs_code <= :code OR cancelled_at IS NOT NULL)"
 
@@ -151,6 +161,6 @@ CHECKED = text(f"""
         prompts = coalesce(prompts, 0) + :prompts, skipped = skipped + :skipped,
         needs_code = greatest(needs_code, :needs_code),
         warned = warned + :warned, warnings = (warnings || cast(:warnings AS text[]))[1 : {SHOWN_WARNINGS}],
-        checked_at = CASE WHEN :is_last THEN now() END, touched_at = now(), failures = 0, retry_at = NULL
+        checked_at = CASE WHEN :is_last THEN now() END, touched_at = now(), {CHUNK_PROGRESS}
     WHERE {FENCE} AND checked_at IS NULL
 """)

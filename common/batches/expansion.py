@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 from uuid_utils import uuid7
 
-from common.batches.chunks import FENCE, Batch, Chunk, fence_params, progress_params
+from common.batches.chunks import CHUNK_PROGRESS, FENCE, Batch, Chunk, fence_params, progress_params
 from common.batches.plan import PlannedJob
 from common.queue.jobs import Lane, make_lanes
 
@@ -106,7 +106,7 @@ LOCK_TO_EXPAND = text(f"""
 # Move a batch behind an expanded chunk; behind the last one it is expanded.
 EXPANDED = text(f"""
     UPDATE batches SET "offset" = :offset, line = :line, jobs = jobs + :jobs, images = images + :images,
-        expanded_at = CASE WHEN :is_last THEN now() END, touched_at = now(), failures = 0, retry_at = NULL
+        expanded_at = CASE WHEN :is_last THEN now() END, touched_at = now(), {CHUNK_PROGRESS}
     WHERE {FENCE}
 """)
 

@@ -20,12 +20,22 @@ from common.batches.throughput import StopRule
 from common.db import CODE, new_id
 from common.enums import Tier
 from common.errors import Conflict, NotFound
-from common.failures import BACKOFF_S, INTERNAL_ERROR, MAX_FAILURES, REST, RESTED, internal_error
+from common.failures import (
+    BACKOFF_S,
+    INTERNAL_ERROR,
+    MAX_FAILURES,
+    MOST_COUNTED,
+    PROGRESS,
+    REST,
+    RESTED,
+    internal_error,
+)
 from common.queue.jobs import cancel_locked
 from common.recipes.recipe import canonical_json
 from common.uploads import PICTURE
 
 SETTLE_IMAGES = 5000  # of a cancelled batch in one transaction
+SILENT_S = 60.0  # a process that works on a batch leaves it untouched for less
 
 
 def submit(
@@ -124,16 +134,27 @@ def refuse(connection: Connection, batch: Batch, code: str, message: str) -> boo
 
 
 def count_failure(connection: Connection, batch_id: UUID, reference: str, backoff_s: float = BACKOFF_S) -> bool:
-    """Count an unforeseen failure; True if that was the last one and has ended the batch, as `refuse` does.
+    """Count an unforeseen failure; True if that was the last one and has ended the batch with an error, as `refuse`
+    does.
 
-    A batch that was cancelled before ends with jobs that are not settled. Counts once within the back-off, and
-    nothing when no work is left: another worker was faster, or failed as well.
+    A batch that was cancelled before gets the error too, but goes on to be settled after a rest, however often that
+    fails: its jobs must end. Counts once within the back-off, and nothing when no work is left: another worker was
+    faster, or failed as well.
     """
-    ends = {"most": MAX_FAILURES, "error": INTERNAL_ERROR, "code": CODE, "message": internal_error(reference)}
-    is_last = connection.execute(COUNT_FAILURE, ends | {"batch": batch_id, "backoff": backoff_s}).scalar()
-    if is_last:
+    return _count_failure(connection, batch_id, reference, backoff_s, MAX_FAILURES)
+
+
+def give_up(connection: Connection, batch_id: UUID, reference: str) -> bool:
+    """What `count_failure` does at the last failure, for a batch at which processes died: they counted none."""
+    return _count_failure(connection, batch_id, reference, BACKOFF_S, 1)
+
+
+def _count_failure(connection: Connection, batch_id: UUID, reference: str, backoff_s: float, most: int) -> bool:
+    ends = {"most": most, "error": INTERNAL_ERROR, "code": CODE, "message": internal_error(reference)}
+    has_new_error = connection.execute(COUNT_FAILURE, ends | {"batch": batch_id, "backoff": backoff_s}).scalar()
+    if has_new_error:
         connection.execute(SET_LANES, {"batch": batch_id, "closed": True})
-    return bool(is_last)
+    return bool(has_new_error)
 
 
 def _change(connection: Connection, statement: TextClause, batch_id: UUID, tenant_id: UUID) -> None:
@@ -216,8 +237,8 @@ LOCK_CHUNK = text("""
 """)
 
 # Move a cancelled batch behind a settled chunk.
-SETTLED = text("""
-    UPDATE batches SET settled = least(:until, jobs), touched_at = now(), failures = 0, retry_at = NULL
+SETTLED = text(f"""
+    UPDATE batches SET settled = least(:until, jobs), touched_at = now(), {PROGRESS}
     WHERE id = :batch
 """)
 
@@ -230,9 +251,14 @@ END = text("""
 """)
 
 # Whether a batch needs a control worker of this code, and its back-off is over.
-HAS_WORK = f"""
+NEEDS_WORK = f"""
     finished_at IS NULL AND {UNDERSTOOD} AND {RESTED}
     AND CASE WHEN cancelled_at IS NULL THEN expanded_at IS NULL ELSE settled < jobs END
+"""
+
+# Whether a turn of it may begin: when many are open, only once it is sure that their processes have died.
+HAS_WORK = f"""
+    {NEEDS_WORK} AND (open_turns < {MAX_FAILURES} OR touched_at < now() - interval '{SILENT_S} s')
 """
 
 # Find the batches that need a control worker.
@@ -242,17 +268,20 @@ STALLED = text(f"""
 """)
 
 # Count a failure. The last one ends the batch with an error; one that has jobs to settle is cancelled, and counts anew.
+# A cancelled batch has no last one: it gets the error, and is settled after a rest.
 COUNT_FAILURE = text(f"""
-    UPDATE batches SET failures = CASE WHEN is_last THEN 0 ELSE failures + 1 END,
-        retry_at = CASE WHEN NOT is_last THEN now() + {REST} END, touched_at = now(),
+    UPDATE batches SET failures = CASE WHEN is_last AND NOT settles THEN 0 ELSE least(failures + 1, {MOST_COUNTED}) END,
+        retry_at = CASE WHEN NOT is_last OR settles THEN now() + {REST} END, touched_at = now(),
         error_code = CASE WHEN is_last THEN :error ELSE error_code END,
         error_message = CASE WHEN is_last THEN :message ELSE error_message END,
         paused_at = CASE WHEN NOT is_last THEN paused_at END,
-        finished_at = CASE WHEN is_last AND (jobs = 0 OR cancelled_at IS NOT NULL) THEN now() END,
+        finished_at = CASE WHEN is_last AND jobs = 0 THEN now() END,
         cancelled_at = CASE WHEN is_last AND jobs > 0 THEN coalesce(cancelled_at, now()) ELSE cancelled_at END
-    FROM (SELECT failures + 1 >= :most AS is_last FROM batches WHERE id = :batch FOR NO KEY UPDATE) AS locked
-    WHERE id = :batch AND {HAS_WORK}
-    RETURNING is_last
+    FROM (SELECT failures + 1 >= :most AS is_last, cancelled_at IS NOT NULL AS settles,
+            error_code IS DISTINCT FROM :error AS has_new_error
+        FROM batches WHERE id = :batch FOR NO KEY UPDATE) AS locked
+    WHERE id = :batch AND {NEEDS_WORK}
+    RETURNING is_last AND has_new_error
 """)
 
 # End a batch with an error; one that has jobs is cancelled.

@@ -20,6 +20,7 @@ from common.batches.chunks import FENCE, Batch, fence_params
 from common.batches.expansion import LOCK_TO_EXPAND, OPEN_LANES
 from common.db import new_id
 from common.errors import Conflict, NotFound
+from common.failures import PROGRESS
 from common.queue.jobs import Lane, make_lanes
 
 CHUNK_IMAGES = 8000  # of the parent, failed or not
@@ -164,6 +165,6 @@ INSERT_IMAGES = text("""
 # Move a retry behind a chunk of its parent; behind the last one it is expanded.
 EXPANDED = text(f"""
     UPDATE batches SET "offset" = :until, prompts = prompts + :jobs, jobs = jobs + :jobs, images = images + :images,
-        expanded_at = CASE WHEN :is_last THEN now() END, touched_at = now(), failures = 0, retry_at = NULL
+        expanded_at = CASE WHEN :is_last THEN now() END, touched_at = now(), {PROGRESS}
     WHERE {FENCE}
 """)

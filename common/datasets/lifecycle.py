@@ -3,8 +3,9 @@
     submit ──► waiting ──► writing ──► ready       all its files are in storage
                   └───────────┴──────► failed      its batch has no stored image
 
-A control worker owns the dataset while it writes: every change but the first names the owner, so a worker that has lost
-its ownership changes nothing. Writes no file (`layout` has their names), reads no image (`contents` does).
+A control worker owns the dataset for a turn while it writes: every change but the first names the owner, so a worker
+that has lost its ownership changes nothing. `open_turns` counts the turns since the dataset last came further that have
+not ended: a process that dies leaves one. Writes no file (`layout` has their names), reads no image (`contents` does).
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from common.datasets import sentence
 from common.datasets.layout import DatasetPlan
 from common.db import CODE, new_id
 from common.errors import NotFound
-from common.failures import BACKOFF_S, INTERNAL_ERROR, MAX_FAILURES, REST, RESTED, internal_error
+from common.failures import BACKOFF_S, INTERNAL_ERROR, MAX_FAILURES, PROGRESS, REST, RESTED, internal_error
 from common.recipes.recipe import canonical_json
 from common.schema import columns_of, datasets
 
@@ -27,7 +28,10 @@ EXPORT_SILENCE_S = 30.0  # an owner that has recorded nothing for so long loses 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What an exporter needs of a dataset. The next shard is number `shard` of split number `split`."""
+    """What an exporter needs of a dataset. The next shard is number `shard` of split number `split`.
+
+    `open_before`: how many turns before this one are open.
+    """
 
     id: UUID
     batch_id: UUID
@@ -39,6 +43,7 @@ class Dataset:
     shards: int
     images: int
     owner_id: UUID
+    open_before: int
 
     @property
     def split_name(self) -> str | None:
@@ -95,7 +100,7 @@ def unfinished_of(connection: Connection, batch_ids: Sequence[UUID]) -> list[UUI
 
 
 def acquire(connection: Connection, dataset_id: UUID, silence_s: float) -> Dataset | None:
-    """Become the owner of a dataset. None when it has ended, or its owner was active within `silence_s`.
+    """Become the owner of a dataset for a turn. None when it has ended, or its owner was active within `silence_s`.
 
     None too when it needs newer code.
     """
@@ -107,6 +112,11 @@ def acquire(connection: Connection, dataset_id: UUID, silence_s: float) -> Datas
 def release(connection: Connection, dataset: Dataset) -> bool:
     """Give the ownership up. This and the functions below change nothing and return False when it was lost."""
     return _update(connection, RELEASE, dataset)
+
+
+def end_turn(connection: Connection, dataset: Dataset) -> None:
+    """The turn has ended, whatever came of it: the process has not died of the dataset, even if it has lost it."""
+    connection.execute(END_TURN, {"dataset": dataset.id})
 
 
 def record_written(connection: Connection, dataset: Dataset, images: int) -> bool:
@@ -164,6 +174,7 @@ def _dataset(row: Row[Any]) -> Dataset:
         shards=row.shards,
         images=row.images,
         owner_id=row.owner_id,
+        open_before=row.open_turns - 1,
     )
 
 
@@ -203,7 +214,7 @@ UNFINISHED_OF = text("""
 
 # Become the owner, unless the present owner was active lately, or the dataset waits for another try.
 ACQUIRE = text(f"""
-    UPDATE datasets SET owner_id = :owner, touched_at = now()
+    UPDATE datasets SET owner_id = :owner, touched_at = now(), open_turns = open_turns + 1
     WHERE id = :dataset AND finished_at IS NULL AND {RESTED}
         AND (owner_id IS NULL OR touched_at < now() - make_interval(secs => :silence))
         AND {UNDERSTOOD}
@@ -215,9 +226,13 @@ RELEASE = text(f"""
     UPDATE datasets SET owner_id = NULL, touched_at = now(), failures = 0, retry_at = NULL WHERE {OWNED}
 """)
 
-# Record how many images of the current shard are written.
+# No turn of a dataset is open, as far as this process knows.
+END_TURN = text("UPDATE datasets SET open_turns = 0 WHERE id = :dataset AND open_turns > 0")
+
+# Record how many images of the current shard are written. It comes further with more than any turn has written of it.
 RECORD_WRITTEN = text(f"""
-    UPDATE datasets SET written = :images, touched_at = now(),
+    UPDATE datasets SET written = greatest(written, :images), touched_at = now(),
+        open_turns = CASE WHEN :images > written THEN 1 ELSE open_turns END,
         begun_at = CASE WHEN :images > 0 THEN coalesce(begun_at, now()) ELSE begun_at END
     WHERE {OWNED}
 """)
@@ -230,7 +245,7 @@ ADVANCE = text(f"""
         shard = CASE WHEN :ends_split THEN 0 ELSE shard + 1 END,
         shards = shards + CASE WHEN :images > 0 THEN 1 ELSE 0 END,
         images = images + :images, pictures = pictures + :pictures,
-        written = 0, touched_at = now(), begun_at = coalesce(begun_at, now()), failures = 0, retry_at = NULL
+        written = 0, touched_at = now(), begun_at = coalesce(begun_at, now()), {PROGRESS}
     WHERE {OWNED} RETURNING {columns_of(datasets)}
 """)
 

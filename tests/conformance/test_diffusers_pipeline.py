@@ -97,7 +97,10 @@ def test_the_safety_checker_flags_what_it_flags_with_its_extractor(pipeline: Dif
     assert [(verdict.flagged, verdict.unchecked) for verdict in verdicts] == [(flag, False) for flag in flags]
 
 
-@pytest.mark.parametrize("tensor", ["visual_projection.weight", "concept_embeds_weights", "special_care_embeds"])
+COMPARED = [f"{concepts}_embeds{part}" for concepts in ("concept", "special_care") for part in ("", "_weights")]
+
+
+@pytest.mark.parametrize("tensor", ["visual_projection.weight", *COMPARED])
 def test_what_the_safety_checker_cannot_judge_is_flagged(pipeline: DiffusersPipeline, tensor: str) -> None:
     """NaN exceeds no threshold, so the safety checker itself finds nothing wrong."""
     weights = pipeline._pipe.safety_checker.get_parameter(tensor).data

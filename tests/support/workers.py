@@ -45,6 +45,14 @@ def until_blocked(story: Story, connections: int = 1) -> None:
     until(lambda: len(story.rows(statement)) == connections)
 
 
+@contextmanager
+def locked(story: Story, table: str) -> Iterator[None]:
+    """Who reads this table waits."""
+    with story.database.connect() as connection:
+        connection.exec_driver_sql(f"LOCK TABLE {table}")
+        yield
+
+
 def until_published(worker: RenderWorker) -> None:
     """Wait until the worker holds no lease: all that it rendered is published, or released."""
     until(lambda: not worker.held_leases.ids())
@@ -119,10 +127,23 @@ def ready_workers(story: Story) -> list[Mapping[str, Any]]:
 @contextmanager
 def nobody_let_in(settings: Settings) -> Iterator[None]:
     """Postgres takes no new connection while the block lasts; those that are open stay."""
-    server, _, name = settings.database_url.get_secret_value().rpartition("/")
-    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+    with _beside(settings) as (connection, name):
         connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false'.encode())
         try:
             yield
         finally:
             connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true'.encode())
+
+
+def terminate_connections(settings: Settings) -> None:
+    """Postgres ends all connections to the database."""
+    with _beside(settings) as (connection, name):
+        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+
+
+@contextmanager
+def _beside(settings: Settings) -> Iterator[tuple[psycopg.Connection[Any], str]]:
+    """A connection to another database of the server, and the name of this one."""
+    server, _, name = settings.database_url.get_secret_value().rpartition("/")
+    with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
+        yield connection, name

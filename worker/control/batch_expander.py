@@ -18,7 +18,7 @@ from sqlalchemy import Engine as Database
 
 from common import uploads
 from common.accounts.licences import Acceptances
-from common.batches import check, expansion, retries, skipped_lines, turns
+from common.batches import check, expansion, retries, skipped_lines
 from common.batches import lifecycle as batches
 from common.batches.check import CheckedLines
 from common.batches.chunks import Batch, Chunk, read_batch, record_checked
@@ -36,6 +36,7 @@ from common.recipes.img2img import FindImage, InputImage
 from common.sentences import Sentence
 from common.storage import Storage
 from worker.control import sentence
+from worker.control.batch_turns import BatchTurns
 
 CHUNK_IMAGES = 8000
 CHECK_PROMPTS = 5000
@@ -44,7 +45,6 @@ CHUNK_S = 0.5
 STEP_PROMPTS = 500
 STILL_S = 60.0  # without a line of the file, before it is refused
 WORK_S = 20.0  # on one batch before the next one; a chunk that was only read ahead is read again
-TURN_S = 2.0  # the same, while a batch of another tenant waits
 JOBS_PER_MESSAGE = 1000
 MAX_SKIPPED = 100_000  # wrong lines; a file with more is not a file of prompts
 CACHED_INPUT_IMAGES = 1000  # most batches that start from images start from a few
@@ -86,6 +86,7 @@ class Expander:
         self._catalog = catalog
         self._backoff_s = backoff_s
         self._acceptances = Acceptances(database)
+        self._turns = BatchTurns(database)
         self._leaving = Event()
 
     def leave(self) -> None:
@@ -93,9 +94,8 @@ class Expander:
         self._leaving.set()
 
     def choose(self, batch_id: UUID) -> UUID | None:
-        """The batch whose turn it is, on a message for this one. None if there is no work."""
-        with transaction(self._database) as connection:
-            return turns.take(connection, batch_id)
+        """The batch whose turn it is, on a message for this one. None if there is no work. `work` ends the turn."""
+        return self._turns.take(batch_id)
 
     def work(self, batch_id: UUID, seconds: float = WORK_S) -> bool:
         """Do what the batch needs next for so long, less while another tenant waits. True when more is left to do.
@@ -104,7 +104,7 @@ class Expander:
         the batch after some tries. The sweep starts again what is unfinished.
         """
         try:
-            is_over = self._clock(batch_id, seconds)
+            is_over = self._turns.clock(batch_id, seconds)
             while self._step(batch_id, is_over):
                 if is_over() or self._leaving.is_set():
                     return True
@@ -112,6 +112,8 @@ class Expander:
             raise
         except Exception:
             self._count_failure(batch_id)
+        finally:
+            self._turns.end(batch_id, self._leaving.is_set)
         return False
 
     def _count_failure(self, batch_id: UUID) -> None:
@@ -121,22 +123,6 @@ class Expander:
             has_ended = batches.count_failure(connection, batch_id, reference, self._backoff_s)
         if has_ended:
             log_event("batch_given_up", batch=batch_id, reference=reference)
-
-    def _clock(self, batch_id: UUID, seconds: float) -> Callable[[], bool]:
-        """Returns whether this batch's turn is over; asks for other tenants once a second."""
-        began = time.monotonic()
-        ask_at, has_ended = began + TURN_S, False
-
-        def is_over() -> bool:
-            nonlocal ask_at, has_ended
-            now = time.monotonic()
-            if not has_ended and now > ask_at:
-                ask_at = now + 1
-                with transaction(self._database) as connection:
-                    has_ended = turns.another_tenant_waits(connection, batch_id)
-            return has_ended or now - began > seconds
-
-        return is_over
 
     def _step(self, batch_id: UUID, is_over: Callable[[], bool]) -> bool:
         """Settle, expand a retry, or process chunks. False when nothing is left to do for this process."""

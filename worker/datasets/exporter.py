@@ -13,6 +13,7 @@ from contextlib import suppress
 from itertools import chain
 from uuid import UUID
 
+from sqlalchemy import Connection
 from sqlalchemy import Engine as Database
 
 from common.batches import skipped_lines
@@ -24,9 +25,10 @@ from common.datasets.lifecycle import EXPORT_SILENCE_S, Dataset, Step
 from common.db import transaction
 from common.enums import ImageState
 from common.errors import Error, NotFound, Unavailable
-from common.failures import BACKOFF_S, new_reference
+from common.failures import BACKOFF_S, INTERNAL_ERROR, MAX_FAILURES, internal_error, new_reference
 from common.log import log_event
 from common.storage import Storage, sha256
+from worker.availability import Availability
 from worker.datasets import card, formats, sentence
 from worker.datasets.files import DatasetFiles, File
 from worker.datasets.shard import Item, Report, Shard, ShardManifest, ShardWriter, items_of
@@ -65,6 +67,7 @@ class Exporter:
         self._writer = ShardWriter(storage)
         self._busy = threading.Lock()
         self._others_wait = False
+        self._outage = Availability("database_away", "database_back")
         self._leaving = threading.Event()
 
     def work(self, dataset_id: UUID, seconds: float = WORK_S) -> bool:
@@ -92,7 +95,10 @@ class Exporter:
     def _acquire(self, dataset_id: UUID) -> Dataset | None:
         try:
             with transaction(self._database) as connection:
-                return datasets.acquire(connection, dataset_id, EXPORT_SILENCE_S)
+                dataset = datasets.acquire(connection, dataset_id, EXPORT_SILENCE_S)
+                if dataset is None or dataset.open_before < MAX_FAILURES:
+                    return dataset
+                self._give_up(connection, dataset)
         except Unavailable:
             raise
         except Exception:
@@ -120,8 +126,7 @@ class Exporter:
         except Exception:
             self._count_failure(dataset.id, dataset.owner_id)
         finally:
-            with suppress(Unavailable), transaction(self._database) as connection:
-                datasets.release(connection, dataset)
+            self._end_turn(dataset)
         return False
 
     def _count_failure(self, dataset_id: UUID, owner_id: UUID | None) -> None:
@@ -131,6 +136,25 @@ class Exporter:
             has_ended = datasets.count_failure(connection, dataset_id, owner_id, reference, self._backoff_s)
         if has_ended:
             log_event("dataset_given_up", dataset=dataset_id, reference=reference)
+
+    def _give_up(self, connection: Connection, dataset: Dataset) -> None:
+        """End a dataset of which MAX_FAILURES processes died one after the other."""
+        reference = new_reference()
+        log_event("dataset_lost_workers", dataset=dataset.id, workers=dataset.open_before, reference=reference)
+        datasets.fail(connection, dataset, INTERNAL_ERROR, internal_error(reference))
+
+    def _end_turn(self, dataset: Dataset) -> None:
+        """Give the dataset up to others. While Postgres is away this waits until the process is asked to end: otherwise
+        some outages would look like as many dead processes.
+        """
+
+        def end() -> None:
+            with transaction(self._database) as connection:
+                datasets.release(connection, dataset)
+                datasets.end_turn(connection, dataset)
+
+        with suppress(Unavailable):
+            self._outage.retry(end, self._leaving.is_set)
 
     # A shard
 

@@ -25,7 +25,7 @@ NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
 PROGRESS_S = 0.2
 LIKE_FIELDS = ("family", "width", "height", "steps", "scheduler", "guidance", "token_limit", "negative_prompt")
 PLACEHOLDERS = {  # required fields of an entry, until the model's files are read
-    "family": "",
+    "family": "stable-diffusion",
     "licence": "unknown",
     "width": 64,
     "height": 64,

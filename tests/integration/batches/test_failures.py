@@ -142,23 +142,47 @@ def test_a_batch_that_has_jobs_is_cancelled_and_settled(farm: BatchStory) -> Non
     assert {job.state for job in farm.jobs_of(batch_id) if job.position < 3} == {"cancelled"}
 
 
-def test_a_cancelled_batch_that_cannot_be_settled_ends_all_the_same(
-    farm: BatchStory, monkeypatch: pytest.MonkeyPatch
+def mend_lanes(farm: BatchStory, batch_id: UUID) -> None:
+    change(farm, "UPDATE lanes SET open = 20 WHERE batch_id = :id", id=batch_id)
+
+
+def test_a_cancelled_batch_that_cannot_be_settled_is_tried_again_until_it_can(
+    farm: BatchStory, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Its owner sees the error meanwhile, and in the end no job of it is left."""
+    batch_id = farm.expanded()
+    farm.close(batch_id)
+    poison_lanes(farm, batch_id)
+    waits, errors = list[float](), list[str | None]()
+    for _ in range(MAX_FAILURES + 2):
+        assert not farm.expander.work(batch_id, 60)
+        seen = farm.batch(batch_id)
+        waits.append(round((seen.retry_at - seen.touched_at).total_seconds()))
+        errors.append(seen.error_code)
+        assert (seen.finished_at, stalled(farm)) == (None, [])
+        skip_backoff(farm)
+        assert stalled(farm) == [batch_id]
+    assert waits == [2, 4, 8, 16, 32, 60, 60]
+    assert errors == [None] * 4 + ["internal_error"] * 3
+    assert len([one for one in caplog.messages if one.startswith("batch_given_up")]) == 1
+    assert f"reference={seen.error_message.removesuffix('.').split()[-1]}" in caplog.text
+    assert {job.state for job in farm.jobs_of(batch_id)} == {"queued"}
+    mend_lanes(farm, batch_id)
+    work(farm, batch_id)
+    assert {job.state for job in farm.jobs_of(batch_id)} == {"cancelled"}
+    assert farm.end() == [batch_id]
+    assert (farm.batch(batch_id).state, farm.batch(batch_id).failures) == ("ended", 0)
+
+
+def test_a_settled_chunk_begins_a_new_count(farm: BatchStory, monkeypatch: pytest.MonkeyPatch) -> None:
     batch_id = farm.expanded()
     farm.close(batch_id)
     poison_lanes(farm, batch_id)
     work(farm, batch_id, MAX_FAILURES - 1)
-    assert (farm.batch(batch_id).failures, farm.batch(batch_id).finished_at) == (MAX_FAILURES - 1, None)
-    change(farm, "UPDATE lanes SET open = 20 WHERE batch_id = :id", id=batch_id)
+    mend_lanes(farm, batch_id)
     monkeypatch.setattr(batches, "SETTLE_IMAGES", 4)
     farm.expander.work(batch_id, 1e-9)
     assert (farm.batch(batch_id).settled, farm.batch(batch_id).failures) == (2, 0)
-    poison_lanes(farm, batch_id)
-    work(farm, batch_id, MAX_FAILURES)
-    batch = farm.batch(batch_id)
-    assert (batch.state, batch.error_code) == ("ended", "internal_error")
-    assert stalled(farm) == []
 
 
 def test_an_outage_is_not_counted(farm: BatchStory, settings: Settings) -> None:

@@ -214,7 +214,7 @@ def test_alerts_name_the_batches_that_a_stop_rule_paused(story: Story, reader: R
 
 
 def test_alerts_name_what_ended_for_an_unforeseen_reason(story: Story, reader: Reader) -> None:
-    """For a day, and to their tenant."""
+    """For a day, or until it is settled, and to their tenant."""
     given_up, old, refused = (backlog.fill(story.database, "somebody", images=4) for _ in range(3))
     beat(story, models=["zh-v0"])
     ended = "finished_at = now() - make_interval(hours => :hours), error_code = :code, error_message = 'Search 12ab.'"
@@ -224,11 +224,16 @@ def test_alerts_name_what_ended_for_an_unforeseen_reason(story: Story, reader: R
             dataset_id = datasets.submit(connection, reader.tenant_id, batch_id, DatasetPlan())
         change(story, f"UPDATE datasets SET {ended} WHERE id = :id", id=dataset_id, hours=hours, code=code)
     (dataset_id,) = [row.id for row in story.rows("SELECT id FROM datasets WHERE batch_id = :id", id=given_up)]
-    assert reader.alerts() == [
-        Alert(sentence("batch_given_up", batch=given_up, reason="Search 12ab."), batch_id=given_up),
-        Alert(sentence("dataset_given_up", dataset=dataset_id, reason="Search 12ab."), dataset_id=dataset_id),
-    ]
+    of_batch = Alert(sentence("batch_given_up", batch=given_up, reason="Search 12ab."), batch_id=given_up)
+    of_dataset = Alert(sentence("dataset_given_up", dataset=dataset_id, reason="Search 12ab."), dataset_id=dataset_id)
+    assert reader.alerts() == [of_batch, of_dataset]
     assert Reader(story, "somebody else").alerts() == []
+
+    change(
+        story, "UPDATE batches SET finished_at = NULL, cancelled_at = now() - interval '3 days' WHERE id = :id", id=old
+    )
+    still_fails = Alert(sentence("batch_given_up", batch=old, reason="Search 12ab."), batch_id=old)
+    assert reader.alerts() == [still_fails, of_batch, of_dataset]
 
 
 def test_alerts_name_what_the_sweep_cannot_repair(story: Story, reader: Reader) -> None:

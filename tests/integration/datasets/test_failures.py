@@ -1,14 +1,18 @@
 """A dataset that cannot be written for an unforeseen reason is tried again some times, then fails with an error."""
 
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
 from sqlalchemy import Row, text
 
+from common.broker import Broker
 from common.config import Settings
 from common.datasets import lifecycle as datasets
 from common.datasets.layout import DatasetPlan
+from common.datasets.lifecycle import EXPORT_SILENCE_S, Step
 from common.db import transaction
 from common.enums import ImageState
 from common.errors import Unavailable
@@ -16,6 +20,7 @@ from common.failures import MAX_FAILURES
 from common.storage import Storage
 from tests.support.batch_stories import PROMPTS, BatchStory
 from tests.support.stories import CATALOG, Story
+from tests.support.workers import locked, log_of, nobody_let_in, running, terminate_connections, until
 from worker.datasets.exporter import Exporter
 
 
@@ -44,6 +49,20 @@ class DatasetStory(BatchStory):
         for _ in range(times):
             assert not self.exporter.work(self.id)
             self.skip_backoff()
+
+    def lose_workers(self, times: int = MAX_FAILURES) -> None:
+        """Control workers begin with the dataset, and say nothing any more."""
+        for _ in range(times):
+            with transaction(self.database) as connection:
+                assert datasets.acquire(connection, self.id, EXPORT_SILENCE_S)
+            self.pass_silence()
+
+    def until_begun(self, turns: int) -> None:
+        until(lambda: self.dataset.open_turns == turns)
+
+    def pass_silence(self) -> None:
+        """Until the owner has lost it."""
+        self.change(f"UPDATE datasets SET touched_at = touched_at - interval '{EXPORT_SILENCE_S} s'")
 
     def due(self) -> list[UUID]:
         with transaction(self.database) as connection:
@@ -127,3 +146,97 @@ def test_an_outage_is_not_counted(farm: DatasetStory, settings: Settings) -> Non
     with pytest.raises(Unavailable):
         exporter.work(farm.id)
     assert (farm.dataset.failures, farm.dataset.retry_at) == (0, None)
+
+
+# Control workers that die of it
+
+
+def test_a_dataset_that_kills_its_workers_fails_with_a_reference(
+    farm: DatasetStory, settings: Settings, tmp_path: Path
+) -> None:
+    farm.fail_images()
+    for deaths in range(1, MAX_FAILURES + 1):
+        Broker(settings).export(farm.id)
+        with locked(farm, "jobs"), running(tmp_path, settings, "control", SWEEP="false"):
+            farm.until_begun(deaths)  # then it is killed
+        farm.pass_silence()
+    Broker(settings).export(farm.id)
+    with running(tmp_path, settings, "control", SWEEP="false") as process:
+        dataset = until(lambda: (found := farm.dataset).finished_at and found)
+        assert process.poll() is None
+    assert (dataset.state, dataset.error_code) == ("failed", "internal_error")
+    reference = dataset.error_message.removesuffix(".").split()[-1]
+    assert f"dataset_lost_workers dataset={farm.id} workers={MAX_FAILURES} reference={reference}" in log_of(process)
+    assert farm.due() == []
+
+
+def test_the_turn_after_some_dead_workers_may_succeed(farm: DatasetStory) -> None:
+    """Also if there was nothing to do yet."""
+    farm.lose_workers(MAX_FAILURES - 1)
+    farm.work()
+    assert (farm.dataset.state, farm.dataset.open_turns) == ("waiting", 0)
+
+
+def test_a_turn_that_ends_without_success_has_not_died(farm: DatasetStory) -> None:
+    """It fails for an unforeseen reason: that is counted as such."""
+    farm.fail_images()
+    farm.change(POISON["a job"])
+    farm.lose_workers(2)
+    farm.work()
+    assert (farm.dataset.open_turns, farm.dataset.failures) == (0, 1)
+
+
+def test_a_dataset_that_comes_further_is_never_given_up(farm: DatasetStory) -> None:
+    """Images of a shard count when no turn has written so many of it before, and whole shards."""
+    for images, open_turns in ((7, 1), (3, 5), (7, 5), (8, 1)):
+        farm.lose_workers(MAX_FAILURES - 1)
+        with transaction(farm.database) as connection:
+            dataset = datasets.acquire(connection, farm.id, EXPORT_SILENCE_S)
+            assert dataset
+            assert datasets.record_written(connection, dataset, images)
+        assert farm.dataset.open_turns == open_turns
+        with transaction(farm.database) as connection:
+            datasets.release(connection, dataset)
+            datasets.end_turn(connection, dataset)
+    farm.lose_workers(MAX_FAILURES - 1)
+    with transaction(farm.database) as connection:
+        dataset = datasets.acquire(connection, farm.id, EXPORT_SILENCE_S)
+        assert dataset
+        assert datasets.advance(connection, dataset, Step(2, ends_split=False, images=2, pictures=0))
+    assert (farm.dataset.open_turns, farm.dataset.written) == (1, 0)
+
+
+def test_who_was_too_slow_and_lost_the_dataset_has_not_died(farm: DatasetStory, settings: Settings) -> None:
+    farm.fail_images()
+
+    class Slow(Storage):
+        def put(self, *arguments: Any) -> None:
+            farm.pass_silence()
+            farm.lose_workers(1)
+            super().put(*arguments)
+
+    farm.lose_workers(2)
+    assert not Exporter(farm.database, Slow(settings), CATALOG).work(farm.id)
+    assert (farm.dataset.open_turns, farm.dataset.shards) == (0, 0)
+    assert farm.dataset.owner_id is not None  # of the other one
+
+
+def test_a_turn_during_which_postgres_went_away_has_ended(
+    farm: DatasetStory, settings: Settings, aside: ThreadPoolExecutor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However often: an outage is no death."""
+    farm.fail_images()
+
+    class Away(Storage):
+        """Postgres is, once the exporter has begun to write."""
+
+        def put(self, *arguments: Any) -> None:
+            terminate_connections(settings)
+            super().put(*arguments)
+
+    with nobody_let_in(settings):
+        work = aside.submit(Exporter(farm.database, Away(settings), CATALOG).work, farm.id)
+        until(lambda: "database_away" in caplog.text)
+    with pytest.raises(Unavailable):
+        work.result(60)
+    assert (farm.dataset.open_turns, farm.dataset.owner_id) == (0, None)

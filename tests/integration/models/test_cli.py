@@ -137,7 +137,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a weight of another shape": (lambda f: change(f / "unet/config.json", cross_attention_dim=16), "cannot be loaded"),
     "another text encoder": (
         lambda f: change(f / "model_index.json", text_encoder=["transformers", "T5EncoderModel"]),
-        "its text encoder is a T5EncoderModel",
+        "its text_encoder is a T5EncoderModel",
     ),
     "numbers in a pickle": (lambda f: pickled(f, {"a": torch.zeros(1), "b": 1}), "no pickle of plain tensors"),
     "a list in a pickle": (lambda f: pickled(f, [torch.zeros(1)]), "no pickle of plain tensors"),
