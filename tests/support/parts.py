@@ -113,7 +113,7 @@ def _clip_text_model(words: int, length: int) -> CLIPTextModel:
 
 
 def _amplify(model: Any, poisoned: int) -> Any:
-    embeddings = _randomise(model).get_input_embeddings().weight
+    embeddings = randomise(model).get_input_embeddings().weight
     with torch.no_grad():
         embeddings.mul_(50)
         embeddings[poisoned] = torch.nan
@@ -121,7 +121,7 @@ def _amplify(model: Any, poisoned: int) -> Any:
 
 
 def unet() -> UNet2DConditionModel:
-    unet = _randomise(
+    unet = randomise(
         UNet2DConditionModel(
             sample_size=SIDE // 8,
             layers_per_block=2,
@@ -139,7 +139,7 @@ def unet() -> UNet2DConditionModel:
 
 
 def vae() -> AutoencoderKL:
-    return _randomise(
+    return randomise(
         AutoencoderKL(
             block_out_channels=(8, 16, 16, 16),
             down_block_types=("DownEncoderBlock2D",) * 4,
@@ -160,7 +160,7 @@ def safety_checker(strict: bool) -> StableDiffusionSafetyChecker:
         "num_hidden_layers": 1,
         "num_attention_heads": 4,
     }
-    checker = _randomise(
+    checker = randomise(
         StableDiffusionSafetyChecker(
             CLIPConfig(
                 text_config={**text, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1},
@@ -175,7 +175,8 @@ def safety_checker(strict: bool) -> StableDiffusionSafetyChecker:
     return checker
 
 
-def _randomise(component: Any) -> Any:
+def randomise(component: Any) -> Any:
+    """Weights that depend on their names only; those with fewer than two dimensions are of normalisations."""
     with torch.no_grad():
         for path, module in component.named_modules():
             for name, weight in module.named_parameters(recurse=False):

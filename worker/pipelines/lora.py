@@ -42,7 +42,7 @@ class LoraAdapters:
                 self._load(name, use.name)
             if uses:
                 self._pipe.set_adapters(names, [use.weight for use in uses])
-                for component in (self._pipe.unet, self._pipe.text_encoder):
+                for component in (getattr(self._pipe, self._model.facts.denoiser), self._pipe.text_encoder):
                     component.to(component.dtype)
         except BaseException:
             self._pipe.unload_lora_weights()

@@ -21,6 +21,7 @@ SCHEDULERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "lms": (diffusers.LMSDiscreteScheduler, {}),
     "pndm": (diffusers.PNDMScheduler, {"skip_prk_steps": True, "steps_offset": 1}),
     "unipc": (diffusers.UniPCMultistepScheduler, {}),
+    "flow_euler": (diffusers.FlowMatchEulerDiscreteScheduler, {}),
 }
 
 
