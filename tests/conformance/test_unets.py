@@ -67,17 +67,16 @@ def farthest(one: Any, other: Any) -> int:
 def test_inside_the_masks_it_paints_what_plain_diffusers_paints(load: Load, folders: Any) -> None:
     """Each row with its own source and mask; outside the masks stay the sources' own pixels."""
     pipeline, mask = load(inpainting), right_half(SIDE, SIDE)
-    pictures = (gradient(SIDE, SIDE), mask), (gradient(SIDE, SIDE, upside_down=True), ~mask)
+    pictures = [(gradient(SIDE, SIDE), mask), (gradient(SIDE, SIDE, upside_down=True), ~mask)]
     requests = [
         request_for(pipeline, seed=seed, mode="inpaint", strength=1.0, source=source, mask=masked)
         for seed, (source, masked) in enumerate(pictures)
     ]
     rendered = generate(pipeline, *requests)
-    for pixels, request in zip(rendered, requests, strict=True):
-        given = request.source, request.mask
-        theirs = inpainting.reference(folders(inpainting), request.recipe, request.seed, *given)
-        assert farthest(pixels[request.mask], theirs[request.mask]) <= LEVELS
-        assert np.array_equal(pixels[~request.mask], request.source[~request.mask])
+    for pixels, request, (source, masked) in zip(rendered, requests, pictures, strict=True):
+        theirs = inpainting.reference(folders(inpainting), request.recipe, request.seed, source, masked)
+        assert farthest(pixels[masked], theirs[masked]) <= LEVELS
+        assert np.array_equal(pixels[~masked], source[~masked])
 
 
 def test_what_is_outside_the_mask_is_read(load: Load) -> None:
@@ -203,17 +202,23 @@ def test_a_vae_that_overflows_decodes_and_encodes_in_fp32(
     folders: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forced: bool, computed_in: torch.dtype
 ) -> None:
     pipeline = registry.load(sdxl.entry(shutil.copytree(folders(sdxl), tmp_path / "own")), DEVICE, threads=1)
-    vae, seen = pipeline._pipe.vae.to(torch.float16), list[torch.dtype]()
+    assert isinstance(pipeline, DiffusersPipeline)
+    family, pipe = pipeline._family, pipeline._pipe
+    vae, seen = pipe.vae.to(torch.float16), list[torch.dtype]()
     vae.register_to_config(force_upcast=forced)
     weights = {name: weight.clone() for name, weight in vae.state_dict().items()}
-    for method in ("encode", "decode"):
-        original = getattr(vae, method)
-        monkeypatch.setattr(
-            vae, method, lambda given, *a, do=original, **k: (seen.append(given.dtype), do(given, *a, **k))[1]
-        )
-    family, pipe = pipeline._family, pipeline._pipe
+
+    def seeing(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(given: torch.Tensor, **named: Any) -> Any:
+            seen.append(given.dtype)
+            return method(given, **named)
+
+        return call
+
+    for name in ("encode", "decode"):
+        monkeypatch.setattr(vae, name, seeing(getattr(vae, name)))
     with torch.no_grad():
-        latents = family.to_latents(pipe, torch.zeros(1, 3, SIDE, SIDE, dtype=torch.float16))
+        latents = family.to_latents(pipe, torch.zeros(1, 3, SIDE, SIDE, dtype=torch.float16, device=DEVICE))
         family.to_pixels(pipe, latents.half(), SIDE, SIDE)
     assert seen == [computed_in] * 2
     assert vae.dtype == torch.float16
