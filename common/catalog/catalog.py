@@ -15,7 +15,25 @@ from common.catalog.families import Family, families
 from common.catalog.loras import Lora, read_lora
 from common.errors import Invalid, UnknownModel
 
-SCHEDULERS = ("ddim", "ddpm", "deis", "dpm++", "dpm++_sde", "euler", "euler_a", "heun", "kdpm2", "lms", "pndm", "unipc")
+SCHEDULERS = (
+    "ddim",
+    "ddpm",
+    "deis",
+    "dpm++",
+    "dpm++_sde",
+    "dpm++_singlestep",
+    "euler",
+    "euler_a",
+    "heun",
+    "kdpm2",
+    "kdpm2_a",
+    "lcm",
+    "lms",
+    "pndm",
+    "tcd",
+    "unipc",
+)
+FLOW_SCHEDULERS = ("flow_euler",)  # of models that predict a flow: no other can use them, and they no others
 PRECISIONS = ("fp32", "fp16", "bf16")
 
 

@@ -126,7 +126,7 @@ def _amplify(model: Any, poisoned: int) -> Any:
     return model
 
 
-def unet() -> UNet2DConditionModel:
+def unet(**settings: Any) -> UNet2DConditionModel:
     unet = randomise(
         UNet2DConditionModel(
             sample_size=SIDE // 8,
@@ -135,6 +135,7 @@ def unet() -> UNet2DConditionModel:
             cross_attention_dim=HIDDEN,
             attention_head_dim=4,
             norm_num_groups=8,
+            **settings,
         )
     )
     with torch.no_grad():  # with random weights the prompt has almost no effect
