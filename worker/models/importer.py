@@ -199,10 +199,10 @@ def _complete_entry(model: Model, entry: Mapping[str, Any], source: SourceFiles)
             return {}  # validation refuses the model next
         return values
 
-    text_encoder = config("text_encoder/config.json")
+    index, text_encoder = config("model_index.json"), config("text_encoder/config.json")
     side = int(config("unet/config.json").get("sample_size") or 64)
     side *= 2 ** (len(config("vae/config.json").get("block_out_channels") or [0] * 4) - 1)
-    family = entry.get("family") or _family_of(config("model_index.json"))
+    family = entry.get("family") or _family_of(index)
     known = families.families().get(family)  # it is refused next if there is none
     read = known.token_limit if known else 77
     longest = min(text_encoder.get("max_position_embeddings") or read, read)
