@@ -257,7 +257,7 @@ def _model(name: str, entry: dict[str, Any], licences: Mapping[str, Licence], ba
         )
     if model.microbatch is not None and model.microbatch < 1:
         raise TypeError(sentence("model_microbatch_too_small", model=name, microbatch=model.microbatch))
-    return model
+    return replace(model, microbatch=1) if model.facts.sharing == "single" else model
 
 
 def _with_loras(model: Model, loras: dict[str, Lora]) -> Model:

@@ -20,7 +20,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from common.catalog.catalog import Model
 from common.errors import FieldError, PromptTooLong
-from common.recipes import prompt_weighting, sentence
+from common.recipes import control_tokens, prompt_weighting, sentence
 from common.recipes.recipe import Recipe
 from common.recipes.text_cache import TextCache
 from common.sentences import Sentence
@@ -71,7 +71,7 @@ class TokenCounter:
         self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._tokenizer.encode_special_tokens = True
+        control_tokens.read_as_text(self._tokenizer)
         unknown = self._tokenizer.token_to_id(_unknown_token(json.loads(tokenizer_file.read_text("utf-8"))["model"]))
         self._unknown = NO_TOKEN if unknown is None else unknown
         self._special_tokens = self._tokenizer.num_special_tokens_to_add(is_pair=False)

@@ -199,17 +199,20 @@ def _complete_entry(model: Model, entry: Mapping[str, Any], source: SourceFiles)
             return {}  # validation refuses the model next
         return values
 
-    index, text_encoder = config("model_index.json"), config("text_encoder/config.json")
+    index = config("model_index.json")
+    facts = families.families()[entry.get("family") or _family_of(index)]
+    known = {"family": facts.name, "licence": source.licence or "unknown"}
+    if facts.distilled and facts.distilled.describes(config(facts.distilled.file)):
+        known |= facts.distilled.defaults
+    if facts.denoiser != "unet":  # the other values are those of its family
+        return {**known, **entry}
+    text_encoder = config("text_encoder/config.json")
     side = int(config("unet/config.json").get("sample_size") or 64)
     side *= 2 ** (len(config("vae/config.json").get("block_out_channels") or [0] * 4) - 1)
-    family = entry.get("family") or _family_of(index)
-    known = families.families().get(family)  # it is refused next if there is none
-    read = known.token_limit if known else 77
-    longest = min(text_encoder.get("max_position_embeddings") or read, read)
+    longest = min(text_encoder.get("max_position_embeddings") or facts.token_limit, facts.token_limit)
     limit = min(config("tokenizer/tokenizer_config.json").get("model_max_length") or longest, longest)
     defaults = {
-        "family": family,
-        "licence": source.licence or "unknown",
+        **known,
         "width": side,
         "height": side,
         "token_limit": limit,
