@@ -22,6 +22,7 @@ LORA_CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection")  # a LoRA change
 WEIGHT_FILE = re.compile(r"(diffusion_pytorch_model|pytorch_model|model)(-\d+-of-\d+)?\.(safetensors|bin)")
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
 TEXT_SUFFIXES = (".json", ".txt", ".model")
+OTHER_CHANNELS = {8: sentence("kind_pix2pix"), 9: sentence("kind_inpainting")}
 
 
 def find(model: Model) -> Path:
@@ -87,10 +88,14 @@ def components_with_weights(model: Model) -> tuple[str, ...]:
 
 def read_index(folder: Path) -> dict[str, Any]:
     """`model_index.json`: the library and the class of each component."""
-    classes: Any = json.loads((folder / "model_index.json").read_text("utf-8"))
-    if not isinstance(classes, dict):
+    return read_object(folder / "model_index.json")
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    content: Any = json.loads(file.read_text("utf-8"))
+    if not isinstance(content, dict):
         raise ValueError("it is not an object")
-    return classes
+    return content
 
 
 def class_of(folder: Path, name: str) -> str | None:
@@ -121,6 +126,7 @@ def preferred_weights(names: Iterable[str]) -> list[str]:
 def validate(model: Model, folder: Path) -> None:
     """Check that all files are there, none is cut short, and all match the catalogue's checksums if it has any."""
     _check_components(model, folder)
+    check_channels(model, folder)
     _check_guided(model, folder)
     if model.sha256:
         _check_checksums(model, folder)
@@ -152,6 +158,20 @@ def check_classes(model: Model, index: dict[str, Any]) -> None:
             raise ModelRefused(
                 sentence("model_class_unknown", model=model.name, component=name, found=found, known=accepted)
             )
+
+
+def check_channels(model: Model, folder: Path) -> None:
+    """Raises ModelRefused if the denoiser reads more or less than those of its family, so is of another kind."""
+    if (known := model.facts.channels) is None:
+        return
+    try:
+        found = read_object(folder / model.facts.denoiser / "config.json").get("in_channels", known)
+    except (OSError, ValueError):
+        return  # it is refused where it is loaded
+    if found != known:
+        other = sentence("kind_channels", channels=found, family=model.facts.name, known=known)
+        kind = OTHER_CHANNELS.get(found, other)
+        raise ModelRefused(sentence("model_is_other", model=model.name, file=model.facts.denoiser, kind=kind))
 
 
 def is_distilled(facts: Family, folder: Path) -> bool | None:

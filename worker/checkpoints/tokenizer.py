@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from diffusers.pipelines.kolors.tokenizer import ChatGLMTokenizer
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
@@ -37,8 +38,11 @@ def load_for(model: Model, folder: Path, text_encoder: Any) -> Any:
 
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer as published, but special tokens in a prompt are text."""
-    if layout.read_index(folder.parent)["tokenizer"][1] == "T5Tokenizer":
+    declared = layout.class_of(folder.parent, folder.name)
+    if declared == "T5Tokenizer":
         return _load_sentencepiece(folder)
+    if declared == "ChatGLMTokenizer":  # it reads special tokens in a text as text anyway
+        return ChatGLMTokenizer.from_pretrained(folder, local_files_only=True)
     return transformers.AutoTokenizer.from_pretrained(
         folder, split_special_tokens=True, trust_remote_code=False, local_files_only=True
     )

@@ -35,7 +35,7 @@ def convert_weights(model: Model, folder: Path, name: str, target: Path) -> None
 
 
 def convert_tokenizer(folder: Path, target: Path) -> None:
-    """Write a tokenizer with the `tokenizer.json` that the API counts tokens with."""
+    """Write a tokenizer with the `tokenizer.json` that the API counts tokens with, if it can have one."""
     tokenizer.load_tokenizer(folder).save_pretrained(target)
 
 

@@ -210,11 +210,11 @@ def _complete_entry(model: Model, entry: Mapping[str, Any], source: SourceFiles)
     known = {"licence": source.licence or "unknown", **facts.defaults}
     if facts.distilled and facts.distilled.describes(config(facts.distilled.file)):
         known |= facts.distilled.defaults
-    if facts.code == "stable_diffusion":  # of which there are models for several sizes and lengths
+    if facts.denoiser == "unet":  # there are models for several sizes and lengths
         text_encoder = config("text_encoder/config.json")
         side = int(config("unet/config.json").get("sample_size") or 64)
         side *= 2 ** (len(config("vae/config.json").get("block_out_channels") or [0] * 4) - 1)
-        longest = text_encoder.get("max_position_embeddings") or 77
+        longest = min(text_encoder.get("max_position_embeddings") or facts.token_limit, facts.token_limit)
         limit = min(config("tokenizer/tokenizer_config.json").get("model_max_length") or longest, longest)
         known |= {"width": side, "height": side, "token_limit": limit}
     if "scheduler" not in entry:

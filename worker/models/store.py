@@ -21,7 +21,12 @@ from common.catalog.manifest import COMPONENTS, ENTRY, MANIFEST, Component, File
 from worker.checkpoints import layout
 
 DRAFT_MODEL, DRAFT_COMPONENT, OLD = ".new", ".new-part", ".old-"
-KEPT = ("_class_name", "is_distilled", "requires_safety_checker")  # of model_index.json, beside the components
+KEPT = (  # of model_index.json, beside the components
+    "_class_name",
+    "force_zeros_for_empty_prompt",
+    "is_distilled",
+    "requires_safety_checker",
+)
 LIBRARIES = ("diffusers", "torch", "transformers")
 WRITERS = (
     "_diffusers_version",

@@ -21,6 +21,8 @@ Parts = Mapping[str, Any]  # the components of a checkpoint by name: modules, to
 
 
 class BaseFamily:
+    reads_masks = False  # whether the denoiser does itself, so that nothing else keeps the source outside of them
+
     def load_tokenizer(self, model: Model, folder: Path, parts: Parts) -> Any:
         """A tokenizer of the checkpoint, to which special tokens in a prompt are text.
 
@@ -49,6 +51,13 @@ class BaseFamily:
         Embeddings, so that what a row holds does not depend on the other rows.
         """
         raise NotImplementedError
+
+    def mask_arguments(self, pipe: Any, images: torch.Tensor, masks: torch.Tensor) -> dict[str, Any]:
+        """The arguments of diffusers' call that stand for sources and masks, if the denoiser reads them.
+
+        Images of -1 to 1, images × RGB × height × width; masks are 1 where to repaint, images × 1 × height × width.
+        """
+        return {}
 
     def latent_dtype(self, pipe: Any) -> torch.dtype:
         """Of the latents between two steps."""
