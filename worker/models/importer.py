@@ -7,7 +7,6 @@ folder.
 
 import fcntl
 import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +23,8 @@ from common.errors import Error, ModelRefused, NanImage
 from common.recipes.img2img import InputImage
 from common.recipes.recipe import Recipe
 from common.sentences import Sentence
-from worker.checkpoints import layout
+from worker.checkpoints import kinds, layout
+from worker.checkpoints.text_files import read_object
 from worker.models import hub, sentence
 from worker.models import store as model_store
 from worker.models.store import SourceFiles
@@ -34,7 +34,7 @@ Report = Callable[[str, int, int], None]  # phase (wait, fetch, convert or check
 Load = Callable[[Model], Pipeline]
 
 DOWNLOADS = ".fetching"
-SINGLE_FILES = (".ckpt", ".safetensors")
+SINGLE_FILES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
 TEST_STEPS, TEST_STRENGTH = 3, 0.7
 LOCK_RETRY_S = 0.5
 
@@ -112,9 +112,9 @@ def import_model(
     With an entry, that entry completed by the files' own values is stored with the model. `like` is for a single file.
     """
     model_store.recover(store)
-    source = _fetch_source(model, store, report, like)
     if entry is None and (own := catalog.read_entry(model.name, store)).get("source") == model.source:
         entry = own  # a worker repeats the import of a model that the catalogue lacks
+    source = _fetch_source(model, store, report, like, is_told=entry is None or "family" in entry)
     if entry is not None:
         entry = _complete_entry(entry, source)
         model = replace(catalog.model_from_entry(model.name, entry, store), revision=model.revision)
@@ -136,10 +136,11 @@ def import_model(
 # The source
 
 
-def _fetch_source(model: Model, store: Path, report: Report, like: Model | None) -> SourceFiles:
+def _fetch_source(model: Model, store: Path, report: Report, like: Model | None, is_told: bool) -> SourceFiles:
+    """`is_told` if the entry names the family; otherwise the files do."""
     folder = model.source_path or (Path(model.source) if model.source.startswith("/") else None)
     if folder is None:
-        return _download(model, store, report)
+        return _download(model, store, report, is_told)
     if folder.is_file():
         return _split(model, folder, like, _download_folder(model, store) / "split")
     if not folder.is_dir():
@@ -147,23 +148,34 @@ def _fetch_source(model: Model, store: Path, report: Report, like: Model | None)
     return SourceFiles(folder)
 
 
-def _download(model: Model, store: Path, report: Report) -> SourceFiles:
+def _download(model: Model, store: Path, report: Report, is_told: bool) -> SourceFiles:
+    """Download what says what the model is before its gigabytes, and refuse it as soon as it is no model for a farm."""
     repo = hub.list_files(model)
-    folder = _download_folder(model, store) / repo.revision
-    _check_disk_space(model, store, repo, folder)
-    done = 0
+    folder, done = _download_folder(model, store) / repo.revision, 0
 
     def on_bytes(count: int) -> None:
         nonlocal done
         done += count
         report("fetch", done, repo.bytes)
 
-    hub.download(model, repo, folder, on_bytes)
+    hub.download(model, repo.stages()[0], folder, on_bytes)
+    index = layout.check_index(model, folder)
+    if not is_told and (family := _family_of(index)) != model.family:
+        model = replace(model, family=family, revision=repo.revision)
+        repo = hub.list_files(model)
+    layout.check_classes(model, index)
+    layout.check_complete(model, repo.missing)
+    _, texts, weights = repo.stages()
+    hub.download(model, texts, folder, on_bytes)
+    kinds.check_configs(model, folder)
+    _check_disk_space(model, store, repo, folder)
+    hub.download(model, weights, folder, on_bytes)
     return SourceFiles(folder, repo.revision, repo.licence, is_ours=True)
 
 
 def _split(model: Model, file: Path, like: Model | None, target: Path) -> SourceFiles:
-    if file.suffix not in SINGLE_FILES:
+    kinds.check_file(model, file, file.name)
+    if file.suffix.lower() not in SINGLE_FILES:
         suffixes = ", ".join(SINGLE_FILES)
         raise ModelRefused(sentence("source_file_unsupported", model=model.name, file=file.name, suffixes=suffixes))
     if like is None:
@@ -195,7 +207,7 @@ def _complete_entry(entry: Mapping[str, Any], source: SourceFiles) -> dict[str, 
 
     def config(name: str) -> dict[str, Any]:
         try:
-            values: dict[str, Any] = json.loads((source.folder / name).read_text("utf-8"))
+            values = read_object(source.folder / name)
         except (OSError, ValueError):
             return {}  # validation refuses the model next
         return values
@@ -219,7 +231,7 @@ def _complete_entry(entry: Mapping[str, Any], source: SourceFiles) -> dict[str, 
 
 def _family_of(index: Mapping[str, Any]) -> str:
     """The family by the classes that the files name."""
-    if (index.get("text_encoder") or [""])[-1] == "BertModel":
+    if (index.get("text_encoder") or [""])[-1] in ("BertForMaskedLM", "BertModel"):
         return "stable-diffusion-zh"
     family = families.of_pipeline(index.get("_class_name"))
     return family.name if family else "stable-diffusion"

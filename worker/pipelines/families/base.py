@@ -16,6 +16,7 @@ import transformers
 from common.catalog.catalog import Model
 from common.recipes import prompt_weighting
 from common.recipes.recipe import Recipe
+from worker.checkpoints import plain_files
 
 Parts = Mapping[str, Any]  # the components of a checkpoint by name: modules, tokenizers; the scheduler's config
 
@@ -23,7 +24,8 @@ Parts = Mapping[str, Any]  # the components of a checkpoint by name: modules, to
 class BaseFamily:
     def load_tokenizer(self, model: Model, folder: Path, parts: Parts) -> Any:
         """A tokenizer of the checkpoint. Raises ModelRefused if it does not fit its text encoder."""
-        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        with plain_files.view(folder) as files:
+            return transformers.AutoTokenizer.from_pretrained(files, trust_remote_code=False, local_files_only=True)
 
     def assemble(self, model: Model, parts: Parts, index: Mapping[str, Any]) -> Any:
         """Diffusers' pipeline of these components; `index` is the checkpoint's model_index.json."""
