@@ -16,6 +16,7 @@ import transformers
 from common.catalog.catalog import Model
 from common.recipes import prompt_weighting
 from common.recipes.recipe import Recipe
+from worker.checkpoints import plain_files
 
 Parts = Mapping[str, Any]  # the components of a checkpoint by name: modules, tokenizers; the scheduler's config
 
@@ -28,9 +29,10 @@ class BaseFamily:
 
         Raises ModelRefused if it does not fit its text encoder.
         """
-        return transformers.AutoTokenizer.from_pretrained(
-            folder, split_special_tokens=True, trust_remote_code=False, local_files_only=True
-        )
+        with plain_files.view(folder) as files:
+            return transformers.AutoTokenizer.from_pretrained(
+                files, split_special_tokens=True, trust_remote_code=False, local_files_only=True
+            )
 
     def assemble(self, model: Model, parts: Parts, index: Mapping[str, Any]) -> Any:
         """Diffusers' pipeline of these components; `index` is the checkpoint's model_index.json."""
