@@ -149,6 +149,7 @@ def _dry_run(model: Model) -> dict[str, Any]:
     revision = None
     if model.source_path is None:
         repo = hub.list_files(model)
+        layout.check_complete(model, repo.missing)
         files, revision = {file.path: file.bytes for file in repo.files}, repo.revision
     elif not model.source_path.exists():
         raise ModelRefused(sentence("source_folder_missing", model=model.name, folder=model.source_path))

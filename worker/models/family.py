@@ -1,6 +1,5 @@
 """Tells the family of a model from its `model_index.json`, before anything else of it is fetched. Imports no torch."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,11 +7,9 @@ from typing import Any
 
 from common.catalog import families
 from common.catalog.catalog import Model
-from common.errors import ModelRefused
-from worker.checkpoints import layout
-from worker.models import hub, sentence
+from worker.checkpoints import kinds, layout
+from worker.models import hub
 
-EDITS = re.compile(r"Edit|Kontext|Pix2Pix")  # in the names of diffusers' pipelines that edit by instruction
 UNTOLD = "stable-diffusion"  # of files that do not say: what is wrong with them is found later
 
 
@@ -29,15 +26,10 @@ def tell_family(model: Model, entry: Mapping[str, Any]) -> tuple[Model, dict[str
 
 def family_of(model: Model, index: Mapping[str, Any]) -> str:
     """The family by the classes that `model_index.json` names. Raises ModelRefused."""
-    declared = index.get("_class_name")
-    found = families.of_pipeline(declared)
-    if found is None and declared is not None:
-        known = ", ".join(families.families())
-        if EDITS.search(str(declared)):
-            raise ModelRefused(sentence("pipeline_edits", model=model.name, pipeline=declared, families=known))
-        raise ModelRefused(sentence("pipeline_unknown", model=model.name, pipeline=declared, families=known))
+    kinds.check_index(model, index)
+    found = families.of_pipeline(index.get("_class_name"))
     name = found.name if found else UNTOLD
-    if name == "stable-diffusion" and (index.get("text_encoder") or [""])[-1] == "BertModel":
+    if name == "stable-diffusion" and (index.get("text_encoder") or [""])[-1] in ("BertForMaskedLM", "BertModel"):
         return "stable-diffusion-zh"
     return name
 

@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,12 +28,14 @@ from huggingface_hub.utils import build_hf_headers
 
 from common.catalog.catalog import Model
 from common.errors import ModelRefused
-from worker.checkpoints.layout import TEXT_SUFFIXES, check_complete, components, first_line, preferred_weights
+from worker.checkpoints.kinds import check_names
+from worker.checkpoints.layout import TEXT_SUFFIXES, check_complete, component_file_names, components, first_line
 from worker.models import sentence
 
 logging.set_verbosity_error()  # its warnings are errors here
 
 PAGE = "https://huggingface.co"
+INDEX = "model_index.json"
 TIMEOUT_S = 30
 CHUNK_BYTES = 10 * 2**20
 ATTEMPTS = 5  # without a byte in between
@@ -55,14 +57,22 @@ class RepoFiles:
     revision: str  # the commit
     files: tuple[HubFile, ...]
     licence: str | None
+    missing: tuple[str, ...] = ()  # components that it lacks
 
     @property
     def bytes(self) -> int:
         return sum(file.bytes for file in self.files)
 
+    def stages(self) -> "tuple[RepoFiles, RepoFiles, RepoFiles]":
+        """The index, the other texts, and the weights: what says what a model is comes before its gigabytes."""
+        index = tuple(file for file in self.files if file.path == INDEX)
+        texts = tuple(file for file in self.files if file.path.endswith(TEXT_SUFFIXES) and file not in index)
+        weights = tuple(file for file in self.files if file not in (*index, *texts))
+        return replace(self, files=index), replace(self, files=texts), replace(self, files=weights)
+
 
 def list_files(model: Model) -> RepoFiles:
-    """Raises ModelRefused, also when the repository lacks a component."""
+    """Raises ModelRefused, also when the repository is known to be something else."""
     with _refusing(model):
         info = HfApi().model_info(model.source, revision=model.revision, timeout=TIMEOUT_S, files_metadata=True)
     published = {file.rfilename: file for file in info.siblings or ()}
@@ -72,9 +82,12 @@ def list_files(model: Model) -> RepoFiles:
         if path in published
     )
     folders = {path.partition("/")[0] for path in published}
-    check_complete(model, [name for name in components(model) if name not in folders])
+    missing = tuple(name for name in components(model) if name not in folders)
+    check_names(model, published)
+    if INDEX not in published:
+        check_complete(model, missing)
     assert info.sha
-    return RepoFiles(info.sha, files, getattr(info.card_data, "license", None))
+    return RepoFiles(info.sha, files, getattr(info.card_data, "license", None), missing)
 
 
 def read_index(model: Model) -> dict[str, Any]:
@@ -95,11 +108,10 @@ def read_index(model: Model) -> dict[str, Any]:
 
 def select_files(published: Iterable[str], components: Iterable[str]) -> list[str]:
     """The files that these components are loaded from, of all files of a repository."""
-    selected = ["model_index.json"]
+    selected = [INDEX]
     for component in components:
         names = [name for folder, _, name in (file.rpartition("/") for file in published) if folder == component]
-        selected += [f"{component}/{name}" for name in names if name.endswith(TEXT_SUFFIXES)]
-        selected += [f"{component}/{name}" for name in preferred_weights(names)]
+        selected += [f"{component}/{name}" for name in component_file_names(names)]
     return selected
 
 

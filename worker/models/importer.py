@@ -7,7 +7,6 @@ folder.
 
 import fcntl
 import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +24,8 @@ from common.errors import Error, ModelRefused, NanImage
 from common.recipes.img2img import InputImage
 from common.recipes.recipe import Recipe
 from common.sentences import Sentence
-from worker.checkpoints import layout
+from worker.checkpoints import kinds, layout
+from worker.checkpoints.text_files import read_object
 from worker.models import hub, sentence
 from worker.models import store as model_store
 from worker.models.family import tell_family
@@ -36,7 +36,7 @@ Report = Callable[[str, int, int], None]  # phase (wait, fetch, convert or check
 Load = Callable[[Model], Pipeline]
 
 DOWNLOADS = ".fetching"
-SINGLE_FILES = (".ckpt", ".safetensors")
+SINGLE_FILES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
 TEST_STEPS, TEST_STRENGTH = 3, 0.7
 LOCK_RETRY_S = 0.5
 
@@ -152,22 +152,30 @@ def _fetch_source(model: Model, store: Path, report: Report, like: Model | None)
 
 
 def _download(model: Model, store: Path, report: Report) -> SourceFiles:
+    """Download what says what the model is before its gigabytes, and refuse it as soon as it is no model for a farm."""
     repo = hub.list_files(model)
-    folder = _download_folder(model, store) / repo.revision
-    _check_disk_space(model, store, repo, folder)
-    done = 0
+    folder, done = _download_folder(model, store) / repo.revision, 0
 
     def on_bytes(count: int) -> None:
         nonlocal done
         done += count
         report("fetch", done, repo.bytes)
 
-    hub.download(model, repo, folder, on_bytes)
+    hub.download(model, repo.stages()[0], folder, on_bytes)
+    index = layout.check_index(model, folder)
+    layout.check_classes(model, index)
+    layout.check_complete(model, repo.missing)
+    _, texts, weights = repo.stages()
+    hub.download(model, texts, folder, on_bytes)
+    kinds.check_configs(model, folder)
+    _check_disk_space(model, store, repo, folder)
+    hub.download(model, weights, folder, on_bytes)
     return SourceFiles(folder, repo.revision, repo.licence, is_ours=True)
 
 
 def _split(model: Model, file: Path, like: Model | None, target: Path) -> SourceFiles:
-    if file.suffix not in SINGLE_FILES:
+    kinds.check_file(model, file, file.name)
+    if file.suffix.lower() not in SINGLE_FILES:
         suffixes = ", ".join(SINGLE_FILES)
         raise ModelRefused(sentence("source_file_unsupported", model=model.name, file=file.name, suffixes=suffixes))
     if like is None:
@@ -201,7 +209,7 @@ def _complete_entry(model: Model, entry: Mapping[str, Any], source: SourceFiles)
 
     def config(name: str) -> dict[str, Any]:
         try:
-            values: dict[str, Any] = json.loads((source.folder / name).read_text("utf-8"))
+            values = read_object(source.folder / name)
         except (OSError, ValueError):
             return {}  # validation refuses the model next
         return values
@@ -210,11 +218,11 @@ def _complete_entry(model: Model, entry: Mapping[str, Any], source: SourceFiles)
     known = {"licence": source.licence or "unknown", **facts.defaults}
     if facts.distilled and facts.distilled.describes(config(facts.distilled.file)):
         known |= facts.distilled.defaults
-    if facts.code == "stable_diffusion":  # of which there are models for several sizes and lengths
+    if facts.denoiser == "unet":  # there are models for several sizes and lengths
         text_encoder = config("text_encoder/config.json")
         side = int(config("unet/config.json").get("sample_size") or 64)
         side *= 2 ** (len(config("vae/config.json").get("block_out_channels") or [0] * 4) - 1)
-        longest = text_encoder.get("max_position_embeddings") or 77
+        longest = min(text_encoder.get("max_position_embeddings") or facts.token_limit, facts.token_limit)
         limit = min(config("tokenizer/tokenizer_config.json").get("model_max_length") or longest, longest)
         known |= {"width": side, "height": side, "token_limit": limit}
     if "scheduler" not in entry:

@@ -4,7 +4,6 @@ Models share components that are equal. Imports torch and diffusers. `worker.che
 `worker.pipelines.families` knows what each family makes of them.
 """
 
-import json
 from collections.abc import Callable, Hashable
 from importlib import import_module
 from pathlib import Path
@@ -16,8 +15,9 @@ import torch
 import transformers
 
 from common.catalog.catalog import Model
-from worker.checkpoints import layout, pickles
+from worker.checkpoints import layout, pickles, plain_files
 from worker.checkpoints.loader import DTYPES, load_component, precision
+from worker.checkpoints.text_files import read_object
 from worker.pipelines.families.base import BaseFamily
 from worker.pipelines.schedulers import Config, scheduler
 
@@ -68,11 +68,12 @@ def check(model: Model, folder: Path) -> None:
 def _assemble(model: Model, folder: Path, load: Callable[[str], Any]) -> tuple[Any, Config]:
     family, index = family_of(model), layout.read_index(folder)
     parts: dict[str, Any] = {name: load(name) for name in layout.components_with_weights(model)}
-    config: Config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text("utf-8"))
+    config: Config = read_object(folder / "scheduler" / "scheduler_config.json")
     for name in layout.components(model):
         if name.startswith("tokenizer"):
             parts[name] = family.load_tokenizer(model, folder / name, parts)
         elif name == "feature_extractor":
-            parts[name] = transformers.CLIPImageProcessorPil.from_pretrained(folder / name, local_files_only=True)
+            with plain_files.view(folder / name) as files:
+                parts[name] = transformers.CLIPImageProcessorPil.from_pretrained(files, local_files_only=True)
     parts["scheduler"] = scheduler(model.facts.schedulers[0], config)
     return family.assemble(model, parts, index), config

@@ -389,11 +389,6 @@ def called_safetensors(folder: Path, evil: Evil) -> Path:
     return folder
 
 
-def in_a_ckpt(folder: Path, evil: Evil) -> Path:
-    torch.save({"state_dict": {"a": torch.zeros(1)}, "callbacks": evil}, folder / "evil.ckpt")
-    return folder / "evil.ckpt"
-
-
 def in_the_state_of_a_ckpt(folder: Path, evil: Evil) -> Path:
     torch.save({"state_dict": {"a": evil}}, folder / "evil.ckpt")
     return folder / "evil.ckpt"
@@ -407,7 +402,6 @@ HIDING: list[Callable[[Path, Evil], Path]] = [
     in_a_zip_in_a_zip,
     in_a_script,
     called_safetensors,
-    in_a_ckpt,
     in_the_state_of_a_ckpt,
 ]
 
@@ -457,7 +451,7 @@ def test_a_single_file_that_is_something_else_is_refused(today: Path, store: Pat
     reasons = {
         as_safetensors(tmp_path / "other.safetensors", {"a": torch.zeros(1)}): "is no Stable Diffusion like tiny",
         as_left_by_training(tmp_path / "lacking.ckpt", lacking(today)): "is no Stable Diffusion like tiny",
-        today / "model_index.json": "model_index.json is none of .ckpt, .safetensors",
+        today / "model_index.json": "model_index.json is none of .bin, .ckpt, .pt, .pth, .safetensors",
     }
     for file, reason in reasons.items():
         model = checkpoints.entry(file)

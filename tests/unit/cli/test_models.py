@@ -120,7 +120,7 @@ def test_of_a_model_on_the_hub_the_workers_report(call: CommandLine) -> None:
 
 
 def test_a_model_that_is_not_in_the_catalogue(call: CommandLine) -> None:
-    done = call("models", "verify", "sdxl")
+    done = call("models", "verify", "nowhere")
     assert done.code == 2
     assert "mini-zh" in done.err
 
