@@ -234,7 +234,7 @@ def test_what_is_no_model_of_a_farm_is_refused_before_its_weights_are_fetched(hu
         return message, [path for path, _ in hub.fetched]
 
     message, fetched = refused_with("unet/config.json", {**config, "in_channels": 9})
-    assert "unet is that of a model for inpainting (9 input channels)" in message
+    assert "unet is an inpainting model (9 input channels)" in message
     assert fetched[0] == "model_index.json"
     assert not any(path.endswith(".bin") for path in fetched)
     message, fetched = refused_with("model_index.json", {**index, "_class_name": "StableDiffusion3Pipeline"})
