@@ -4,11 +4,14 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
+import anyio
 import httpx
 import pytest
 from sqlalchemy import Engine, text
 
+from api.app import QUEUE_S, BoundedLimiter
 from api.routes.health import CHECKS
 from tests.support.serving import PROMPT, Api
 
@@ -89,6 +92,21 @@ def test_a_request_does_not_queue_for_threads_that_wait(api: Api, client: httpx.
     for answer, seconds in refused:
         check_refused(answer, seconds)
     assert [answer.status_code for answer, _ in answers if answer.status_code != 503] == [200] * 8
+
+
+def test_a_request_of_a_burst_is_served_however_long_it_waits(api: Api) -> None:
+    """As long as others end, a request waits for a thread longer than it would where none does."""
+    engine, each_s = api.app.state.shared.engine, QUEUE_S / 3
+
+    async def burst() -> None:
+        limiter = BoundedLimiter(1, engine)
+        async with anyio.create_task_group() as requests:
+            for _ in range(6):
+                requests.start_soon(partial(anyio.to_thread.run_sync, time.sleep, each_s, limiter=limiter))
+
+    began = time.monotonic()
+    anyio.run(burst)
+    assert time.monotonic() - began > QUEUE_S
 
 
 def test_batches_with_prompts_leave_other_requests_their_threads(api: Api, client: httpx.Client) -> None:

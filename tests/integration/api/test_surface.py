@@ -5,6 +5,7 @@ import pytest
 from redis import Redis
 from sqlalchemy import Engine
 
+from api.routes import health
 from common.config import Settings
 from common.db import new_id
 from common.enums import Scope
@@ -74,13 +75,23 @@ def test_a_part_can_be_closed_to_strangers(settings: Settings, database: Engine,
         assert stranger.get("/readyz").json()["checks"]
 
 
-def test_the_details_of_readiness_can_be_closed(settings: Settings, database: Engine) -> None:
+def test_the_details_of_readiness_can_be_closed(
+    settings: Settings, database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "CACHED_S", 0)
     shut = settings.model_copy(update={"public": "", "s3_endpoint_url": "http://127.0.0.1:1"})
     with serving(shut, database) as api, api.stranger() as stranger, api.client(scopes=[Scope.VIEWER]) as viewer:
         answer = stranger.get("/readyz")
         assert (answer.status_code, answer.json()) == (200, {"status": "degraded", "checks": {}})
         assert viewer.get("/readyz").json()["checks"]["s3"] != "ok"
         assert stranger.get("/healthz").status_code == 200
+        with database.begin() as connection:
+            connection.exec_driver_sql("UPDATE schema_version SET oldest_code = 9999")
+        answer, seen = stranger.get("/readyz"), viewer.get("/readyz").json()
+        assert (answer.status_code, answer.json()["checks"], answer.json()["errors"]) == (503, {}, [])
+        assert "9999" not in answer.text
+        assert "9999" in seen["checks"]["migrations"]
+        assert {error["field"] for error in seen["errors"]} == {"migrations", "s3"}
 
 
 def test_an_unknown_part_is_an_error_at_the_start() -> None:

@@ -434,6 +434,21 @@ def test_a_hard_limit_that_is_too_low_is_one_sentence(tmp_path: Path) -> None:
     assert not (tmp_path / "postgres").exists()
 
 
+def test_a_soft_limit_that_is_too_low_is_raised(tmp_path: Path) -> None:
+    """As a shell of macOS has it: 256, which whoever needs more may raise."""
+    home = tmp_path / "farm"
+    code = "from common.config import Settings; from embedded import farm; farm.up(Settings(), clients=CLIENTS)"
+    code = f"from tests.integration.farm.test_embedded import CLIENTS; {code}"
+    subprocess.run(
+        ["sh", "-c", 'ulimit -S -n 256; exec "$@"', "sh", sys.executable, "-c", code],
+        env={**os.environ, "HUAFANG_HOME": str(home)},
+        timeout=240,
+        check=True,
+    )
+    assert farm.status(Settings(home=home))
+    farm.down(Settings(home=home))
+
+
 NO_LOG = r"not become ready; see .*/logs/supervisord\.log"  # the API has none here
 SLOW = """
 import time

@@ -157,6 +157,17 @@ def test_a_step_that_fails_as_a_whole_rests_and_is_counted(
     assert counted(story) == []
 
 
+def test_what_several_control_workers_fail_at_is_counted_once(
+    story: Story, settings: Settings, clock: Clock, store: Picky
+) -> None:
+    """Else a farm with five of them alerts after seconds."""
+    change(story, "ALTER TABLE idempotency_keys RENAME TO elsewhere")
+    for _ in range(MAX_FAILURES):
+        Sweep(settings, story.database, Broker(settings), store, clock).once()
+    assert counted(story) == [("delete_expired", "", 1)]
+    assert lasting(story) == []
+
+
 def test_a_failure_after_a_long_time_begins_a_new_count(story: Story) -> None:
     for days in (0, 0, 1):
         change(story, "UPDATE step_failures SET retry_at = now(), failed_at = now() - interval '1 day' * :d", d=days)

@@ -75,6 +75,26 @@ def test_a_deferred_release_is_done_when_postgres_answers(
     assert worker.held_leases.deferred_releases() == []
 
 
+def test_a_deferred_release_that_fails_delays_neither_the_others_nor_the_heartbeat(
+    story: Story, settings: Settings, make_worker: MakeWorker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For a reason that nobody foresees. Its lease expires."""
+    story.submit(count=2)
+    worker, poisoned, other = make_worker(), story.started(capacity=1), story.started(capacity=1)
+    with nobody_let_in(settings):
+        for held in (poisoned, other):
+            worker.held_leases.add(held)
+            worker.uploader.release(held, "a drill")
+    with story.database.begin() as connection:
+        check = f"id <> '{poisoned.images[0].id}' OR lease_id IS NOT NULL"
+        connection.exec_driver_sql(f"ALTER TABLE images ADD CONSTRAINT unforeseen CHECK ({check})")
+    worker.heartbeat.beat()
+    assert len(story.rows("SELECT FROM workers")) == 1
+    assert worker.held_leases.deferred_releases() == []
+    assert f"heartbeat_failed lease={poisoned.lease_id}" in caplog.text
+    assert [row.id for row in story.rows("SELECT id FROM leases WHERE ended_at IS NULL")] == [poisoned.lease_id]
+
+
 def test_a_claim_whose_answer_was_lost_is_released(
     story: Story, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

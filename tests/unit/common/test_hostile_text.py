@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from common.batches import plan
 from common.batches.check import check_lines
 from common.batches.plan import Plan, planners
 from common.catalog.catalog import read
@@ -137,14 +138,16 @@ def test_long_names_of_fields_are_not_remembered() -> None:
     assert grown(lambda: [field_of(f"{number} {'x' * 100_000}") for number in range(50)]) < 1_000_000
 
 
-def test_the_fields_of_lines_are_remembered_up_to_a_number_of_bytes() -> None:
+def test_the_fields_of_lines_are_remembered_up_to_a_number_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the recipe that was made of them, which is larger."""
+    monkeypatch.setattr(plan, "MAX_TEMPLATE_BYTES", 2_000_000)
     (planner,) = planners(PLAN, CATALOG)
 
-    def plan() -> None:
-        for number in range(400):
+    def make() -> None:
+        for number in range(90):
             planner.plan({"prompt": "红", "negative_prompt": f"{number}{'猫' * 7900}"}, number)
 
-    assert grown(plan) < 24_000_000
+    assert grown(make) < 2_400_000
 
 
 def test_a_cache_is_emptied_rather_than_exceed_its_bytes() -> None:
