@@ -12,7 +12,9 @@
     ├── LimitReached          429: the tenant takes more than its share for now
     ├── Unavailable           503: a service of the farm is down for now
     └── RenderFailed          never HTTP: why an image failed, stored with it
-        ├── ModelRefused / LoraRefused      a worker will not load this
+        ├── ModelRefused                    a worker will not load this
+        ├── LoraRefused                     no worker will
+        │   └── LoraOutOfReach              this worker does not have it
         ├── OutOfMemory / NanImage / PromptRefused / SourceGone / WorkerLost / InternalError / Interrupted
 
 The message of an error is one sentence for a person: what is wrong and, where it helps, what to do. Pure: no I/O, and
@@ -191,9 +193,16 @@ class SourceGone(RenderFailed):
 
 
 class LoraRefused(RenderFailed):
-    """A worker will not load this LoRA: its file is missing, damaged, or not for this model."""
+    """No worker will load this LoRA: it is damaged, or not for this model."""
 
     code = "lora_refused"
+    retryable = False
+
+
+class LoraOutOfReach(LoraRefused):
+    """A worker does not have the file of this LoRA, or another one in its place; the next worker may have it."""
+
+    retryable = True
 
 
 class InternalError(RenderFailed):

@@ -15,7 +15,25 @@ from common.catalog.families import Family, families
 from common.catalog.loras import Lora, read_lora
 from common.errors import Invalid, UnknownModel
 
-SCHEDULERS = ("ddim", "ddpm", "deis", "dpm++", "dpm++_sde", "euler", "euler_a", "heun", "kdpm2", "lms", "pndm", "unipc")
+SCHEDULERS = (
+    "ddim",
+    "ddpm",
+    "deis",
+    "dpm++",
+    "dpm++_sde",
+    "dpm++_singlestep",
+    "euler",
+    "euler_a",
+    "heun",
+    "kdpm2",
+    "kdpm2_a",
+    "lcm",
+    "lms",
+    "pndm",
+    "tcd",
+    "unipc",
+)
+FLOW_SCHEDULERS = ("flow_euler",)  # of models that predict a flow: no other can use them, and they no others
 PRECISIONS = ("fp32", "fp16", "bf16")
 
 
@@ -239,7 +257,7 @@ def _model(name: str, entry: dict[str, Any], licences: Mapping[str, Licence], ba
         )
     if model.microbatch is not None and model.microbatch < 1:
         raise TypeError(sentence("model_microbatch_too_small", model=name, microbatch=model.microbatch))
-    return model
+    return replace(model, microbatch=1) if model.facts.sharing == "single" else model
 
 
 def _with_loras(model: Model, loras: dict[str, Lora]) -> Model:

@@ -23,6 +23,21 @@ class Guidance:
 
 
 @dataclass(frozen=True)
+class Distilled:
+    """How a checkpoint tells that it needs no guidance, and the defaults of such a model."""
+
+    file: str
+    key: str
+    value: bool
+    value_if_missing: bool
+    defaults: Mapping[str, Any]
+
+    def describes(self, config: Mapping[str, Any]) -> bool:
+        """Whether the content of `file` is that of a distilled model."""
+        return bool(config.get(self.key, self.value_if_missing)) == self.value
+
+
+@dataclass(frozen=True)
 class Family:
     """One family. Sizes are in pixels; the head of `families.toml` says what each value means."""
 
@@ -42,6 +57,7 @@ class Family:
     modes: tuple[str, ...]
     defaults: Mapping[str, Any]
     optional: tuple[str, ...] = field(default=())
+    distilled: Distilled | None = None  # None: nothing in the files tells
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -74,5 +90,7 @@ def _family(name: str, table: dict[str, Any]) -> Family:
     lists = {key: tuple(value) for key, value in table.items() if isinstance(value, list)}
     components = {component: tuple(classes) for component, classes in table["components"].items()}
     defaults = {"scheduler": table["schedulers"][0], "token_limit": table["token_limit"], **table["defaults"]}
-    named = {"components": components, "guidance": Guidance(**table["guidance"]), "defaults": defaults}
+    named: dict[str, Any] = {"components": components, "guidance": Guidance(**table["guidance"]), "defaults": defaults}
+    if distilled := table.get("distilled"):
+        named["distilled"] = Distilled(**{**distilled, "defaults": {"guided": False, **distilled["defaults"]}})
     return Family(name=name, **{**table, **lists, **named})

@@ -1,6 +1,6 @@
 """LoRAs: small files that change how a model draws. Their entries in the catalogue, and the LoRAs of a recipe.
 
-Knows no files: `worker.pipelines.lora` loads them.
+Knows no files: `worker.loras` reads them.
 """
 
 import re

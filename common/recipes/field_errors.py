@@ -6,6 +6,8 @@ from common.catalog.catalog import Model
 from common.errors import FieldError
 from common.recipes import prompt_weighting, sentence
 
+MAX_STEPS = {"lcm": 50, "tcd": 50}  # they take theirs from the steps that a model was distilled with, which are 50
+
 
 def prompt_errors(field: str, text: str, model: Model, *, empty_allowed: bool) -> list[FieldError]:
     if not empty_allowed and not prompt_weighting.strip_weights(text).strip():
@@ -50,6 +52,14 @@ def range_errors(field: str, value: float, low: float, high: float) -> list[Fiel
     return (
         [] if low <= value <= high else [FieldError(field, sentence("out_of_range", value=value, low=low, high=high))]
     )
+
+
+def steps_errors(steps: int, scheduler: str, model: Model) -> list[FieldError]:
+    if errors := range_errors("steps", steps, 1, model.max_steps):
+        return errors
+    if steps > (most := MAX_STEPS.get(scheduler, steps)):
+        return [FieldError("steps", sentence("too_many_steps", steps=steps, scheduler=scheduler, most=most))]
+    return []
 
 
 def scheduler_errors(scheduler: str, model: Model) -> list[FieldError]:

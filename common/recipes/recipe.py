@@ -21,13 +21,16 @@ from common.recipes.field_errors import (
     scheduler_errors,
     seed_errors,
     size_errors,
+    steps_errors,
 )
 from common.recipes.img2img import FindImage, InputImage, Mode, find_no_image, resolve_inputs, steps_taken
 from common.recipes.needs import Since, needs_code
 
 T = TypeVar("T")
 
-SINCE: Since = {}  # fields of a recipe that not all code knows
+# Fields of a recipe that not all code knows.
+SCHEDULERS_OF_CODE_3 = ("dpm++_singlestep", "flow_euler", "kdpm2_a", "lcm", "tcd")
+SINCE: Since = {"scheduler": lambda scheduler: 3 if scheduler in SCHEDULERS_OF_CODE_3 else 1}
 
 # Where pydantic's own words would leave a reader guessing.
 MAX_SEED = 2**64 - 1
@@ -162,7 +165,7 @@ def resolve(
         *prompt_errors("prompt", draft.prompt, model, empty_allowed=False),
         *prompt_errors("negative_prompt", negative, model, empty_allowed=True),
         *size_errors(width, height, model),
-        *range_errors("steps", steps, 1, model.max_steps),
+        *steps_errors(steps, scheduler, model),
         *range_errors("guidance", guidance, 0, MAX_GUIDANCE),
         *scheduler_errors(scheduler, model),
         *family_errors(negative, guidance, inputs.mode, model),

@@ -20,7 +20,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from common.catalog.catalog import Model
 from common.errors import FieldError, PromptTooLong
-from common.recipes import prompt_weighting, sentence
+from common.recipes import control_tokens, prompt_weighting, sentence
 from common.recipes.recipe import Recipe
 from common.recipes.text_cache import TextCache
 from common.sentences import Sentence
@@ -61,13 +61,17 @@ class KnownCharacters:
 
 
 class TokenCounter:
-    """Counts by one tokenizer file. Nothing is truncated or padded; `[SEP]` in a prompt is text, weights are not."""
+    """Counts by one tokenizer file. Nothing is truncated or padded; `[SEP]` in a prompt is text, weights are not.
 
-    def __init__(self, tokenizer_file: Path) -> None:
+    `weighted`: whether the model reads weights at all; else they are text too.
+    """
+
+    def __init__(self, tokenizer_file: Path, weighted: bool = True) -> None:
+        self._plain = prompt_weighting.strip_weights if weighted else str
         self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._tokenizer.encode_special_tokens = True
+        control_tokens.read_as_text(self._tokenizer)
         unknown = self._tokenizer.token_to_id(_unknown_token(json.loads(tokenizer_file.read_text("utf-8"))["model"]))
         self._unknown = NO_TOKEN if unknown is None else unknown
         self._special_tokens = self._tokenizer.num_special_tokens_to_add(is_pair=False)
@@ -105,9 +109,7 @@ class TokenCounter:
             elif len(text) > room or not self._characters.cover(text):
                 rest.append(position)
         for positions in _of_bounded_length(rest, texts):
-            encodings = self._tokenizer.encode_batch_fast(
-                [prompt_weighting.strip_weights(texts[position]) for position in positions]
-            )
+            encodings = self._tokenizer.encode_batch_fast([self._plain(texts[position]) for position in positions])
             for position, encoding in zip(positions, encodings, strict=True):
                 ids = encoding.ids
                 if len(ids) > limit or ids.count(self._unknown) > self._unknown_special_tokens:
@@ -118,7 +120,7 @@ class TokenCounter:
         return known_characters(self._tokenizer)
 
     def _count(self, text: str, limit: int) -> TokenCount:
-        text = prompt_weighting.strip_weights(text)
+        text = self._plain(text)
         end = text.rfind(" ", 0, FIRST_CHARACTERS) if len(text) > FIRST_CHARACTERS else 0
         if end > 0 and (least := len(self._ids(text[:end]))) > limit:
             return TokenCount(least, (), is_least=True)
@@ -227,7 +229,7 @@ def counter_for(model: Model) -> TokenCounter | None:
     checked_at, counter = _counters.get(path, (0.0, None))
     if time.monotonic() - checked_at > RECHECK_S:
         file = model.tokenizer_file
-        counter = _counter(file, file.stat().st_mtime_ns) if file else None
+        counter = _counter(file, file.stat().st_mtime_ns, model.facts.weighted) if file else None
         _counters[path] = time.monotonic(), counter
     return counter
 
@@ -236,5 +238,5 @@ _counters: dict[Path | None, tuple[float, TokenCounter | None]] = {}  # one `sta
 
 
 @lru_cache(maxsize=64)
-def _counter(file: Path, mtime_ns: int) -> TokenCounter:
-    return TokenCounter(file)
+def _counter(file: Path, mtime_ns: int, weighted: bool) -> TokenCounter:
+    return TokenCounter(file, weighted)

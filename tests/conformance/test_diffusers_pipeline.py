@@ -120,7 +120,10 @@ def test_each_flag_is_that_of_diffusers_and_follows_from_the_score(
     assert {(False, 0), (True, 0.001), (False, -0.001), (True, 0.01), (True, 0.011)} <= seen
 
 
-@pytest.mark.parametrize("tensor", ["visual_projection.weight", "concept_embeds_weights", "special_care_embeds"])
+COMPARED = [f"{concepts}_embeds{part}" for concepts in ("concept", "special_care") for part in ("", "_weights")]
+
+
+@pytest.mark.parametrize("tensor", ["visual_projection.weight", *COMPARED])
 def test_what_the_safety_checker_cannot_judge_is_flagged(pipeline: DiffusersPipeline, tensor: str) -> None:
     """NaN exceeds no threshold, so the safety checker itself finds nothing wrong."""
     weights = pipeline._pipe.safety_checker.get_parameter(tensor).data

@@ -15,6 +15,7 @@ from worker.pipelines.schedulers import scheduler as make_scheduler
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
 STEPS = 20
+WITH_NOISE = ("ddpm", "dpm++_sde", "euler_a", "kdpm2_a", "lcm", "tcd")
 ORDINARY = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 MINI = json.loads((Path(__file__).parents[2] / "models/mini-zh/scheduler/scheduler_config.json").read_text("utf-8"))
 
@@ -35,13 +36,25 @@ def test_a_perfect_denoiser_arrives_at_its_image(name: str, taken: int, config: 
     scheduler = make_scheduler(name, config)
     truncate_timesteps(scheduler, STEPS, taken, partial(scheduler.set_timesteps, STEPS, device="cpu"))
     scheduler.set_timesteps(STEPS, device="cpu")  # as the pipeline does
-    assert len(scheduler.timesteps) == {"heun": 2 * taken - 1, "kdpm2": 2 * taken - 1, "pndm": taken + (taken > 1)}.get(
-        name, taken
-    )
+    of_two_halves = dict.fromkeys(("heun", "kdpm2", "kdpm2_a"), 2 * taken - 1)
+    assert len(scheduler.timesteps) == {**of_two_halves, "pndm": taken + (taken > 1)}.get(name, taken)
     latents = scheduler.add_noise(image, noise, scheduler.timesteps[:1])
     for time in scheduler.timesteps:
         output = perfect_denoiser(image, scheduler.scale_model_input(latents, time), time, scheduler)
-        extra = {"generator": generator} if name in ("ddpm", "euler_a", "dpm++_sde") else {}
+        extra = {"generator": generator} if name in WITH_NOISE else {}
         latents = scheduler.step(output, time, latents, **extra).prev_sample
     assert (latents - image).abs().max() < 0.15
     assert (latents - image).abs().mean() < 0.05
+
+
+@pytest.mark.parametrize("taken", [1, 2, 8, 20])
+def test_a_perfect_denoiser_of_a_flow_arrives_at_its_image(taken: int) -> None:
+    image, noise = torch.randn(2, 1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    scheduler = make_scheduler("flow_euler", {"shift": 3.0})
+    truncate_timesteps(scheduler, STEPS, taken, partial(scheduler.set_timesteps, STEPS, device="cpu"))
+    assert len(scheduler.timesteps) == taken
+    latents = scheduler.scale_noise(image, scheduler.timesteps[:1], noise)
+    for time in scheduler.timesteps:
+        flow = (latents - image) / (time / 1000)
+        latents = scheduler.step(flow, time, latents).prev_sample
+    assert (latents - image).abs().max() < 1e-3

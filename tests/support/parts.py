@@ -113,15 +113,15 @@ def _clip_text_model(words: int, length: int) -> CLIPTextModel:
 
 
 def _amplify(model: Any, poisoned: int) -> Any:
-    embeddings = _randomise(model).get_input_embeddings().weight
+    embeddings = randomise(model).get_input_embeddings().weight
     with torch.no_grad():
         embeddings.mul_(50)
         embeddings[poisoned] = torch.nan
     return model
 
 
-def unet() -> UNet2DConditionModel:
-    unet = _randomise(
+def unet(**settings: Any) -> UNet2DConditionModel:
+    unet = randomise(
         UNet2DConditionModel(
             sample_size=SIDE // 8,
             layers_per_block=2,
@@ -129,6 +129,7 @@ def unet() -> UNet2DConditionModel:
             cross_attention_dim=HIDDEN,
             attention_head_dim=4,
             norm_num_groups=8,
+            **settings,
         )
     )
     with torch.no_grad():  # with random weights the prompt has almost no effect
@@ -139,7 +140,7 @@ def unet() -> UNet2DConditionModel:
 
 
 def vae() -> AutoencoderKL:
-    return _randomise(
+    return randomise(
         AutoencoderKL(
             block_out_channels=(8, 16, 16, 16),
             down_block_types=("DownEncoderBlock2D",) * 4,
@@ -160,7 +161,7 @@ def safety_checker(strict: bool) -> StableDiffusionSafetyChecker:
         "num_hidden_layers": 1,
         "num_attention_heads": 4,
     }
-    checker = _randomise(
+    checker = randomise(
         StableDiffusionSafetyChecker(
             CLIPConfig(
                 text_config={**text, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1},
@@ -175,7 +176,8 @@ def safety_checker(strict: bool) -> StableDiffusionSafetyChecker:
     return checker
 
 
-def _randomise(component: Any) -> Any:
+def randomise(component: Any) -> Any:
+    """Weights that depend on their names only; those with fewer than two dimensions are of normalisations."""
     with torch.no_grad():
         for path, module in component.named_modules():
             for name, weight in module.named_parameters(recurse=False):

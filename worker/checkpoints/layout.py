@@ -14,6 +14,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from common.catalog.catalog import Model
+from common.catalog.families import Family
 from common.errors import ModelRefused
 from worker.checkpoints import sentence
 
@@ -120,6 +121,7 @@ def preferred_weights(names: Iterable[str]) -> list[str]:
 def validate(model: Model, folder: Path) -> None:
     """Check that all files are there, none is cut short, and all match the catalogue's checksums if it has any."""
     _check_components(model, folder)
+    _check_guided(model, folder)
     if model.sha256:
         _check_checksums(model, folder)
     for tokenizer in (name for name in components(model) if name.startswith("tokenizer")):
@@ -152,6 +154,13 @@ def check_classes(model: Model, index: dict[str, Any]) -> None:
             )
 
 
+def is_distilled(facts: Family, folder: Path) -> bool | None:
+    """Whether a checkpoint of the family says that it needs no guidance. None if its files do not tell."""
+    if (distilled := facts.distilled) is None:
+        return None
+    return distilled.describes(json.loads((folder / distilled.file).read_text("utf-8")))
+
+
 def check_not_truncated(model: Model, file: Path) -> None:
     """Check safetensors by their header. A pickle is checked when torch reads it."""
     if file.suffix != ".safetensors":
@@ -178,6 +187,17 @@ def _check_components(model: Model, folder: Path) -> None:
     for name in components_with_weights(model):
         if not weight_files(folder / name):
             raise ModelRefused(sentence("model_weights_missing", model=model.name, component=name))
+
+
+def _check_guided(model: Model, folder: Path) -> None:
+    """Guidance would be ignored in silence by a distilled model, and missing in one that reads it."""
+    try:
+        distilled = is_distilled(model.facts, folder)
+    except (OSError, ValueError) as error:
+        raise not_loadable(model, error) from error
+    if distilled is not None and distilled == model.guided:
+        guided = str(not distilled).lower()
+        raise ModelRefused(sentence("model_guided_mismatch", model=model.name, guided=guided))
 
 
 def _check_checksums(model: Model, folder: Path) -> None:

@@ -116,7 +116,7 @@ def import_model(
     if entry is None and (own := catalog.read_entry(model.name, store)).get("source") == model.source:
         entry = own  # a worker repeats the import of a model that the catalogue lacks
     if entry is not None:
-        entry = _complete_entry(entry, source)
+        entry = _complete_entry(model, entry, source)
         model = replace(catalog.model_from_entry(model.name, entry, store), revision=model.revision)
     layout.validate(model, source.folder)
     components = {}
@@ -189,9 +189,8 @@ def _download_folder(model: Model, store: Path) -> Path:
     return store / DOWNLOADS / hashlib.sha256(model.source.encode()).hexdigest()[:16]
 
 
-def _complete_entry(entry: Mapping[str, Any], source: SourceFiles) -> dict[str, Any]:
-    """The entry, with values from the model's files where the operator gave none."""
-    from worker.pipelines import schedulers
+def _complete_entry(model: Model, entry: Mapping[str, Any], source: SourceFiles) -> dict[str, Any]:
+    """The entry, with values from the model's files where the operator gave none. Raises ModelRefused."""
 
     def config(name: str) -> dict[str, Any]:
         try:
@@ -200,21 +199,31 @@ def _complete_entry(entry: Mapping[str, Any], source: SourceFiles) -> dict[str, 
             return {}  # validation refuses the model next
         return values
 
+    index = config("model_index.json")
+    facts = families.families()[entry.get("family") or _family_of(index)]
+    known = {"family": facts.name, "licence": source.licence or "unknown"}
+    if facts.distilled and facts.distilled.describes(config(facts.distilled.file)):
+        known |= facts.distilled.defaults
+    if facts.denoiser != "unet":  # the other values are those of its family
+        return {**known, **entry}
     text_encoder = config("text_encoder/config.json")
     side = int(config("unet/config.json").get("sample_size") or 64)
     side *= 2 ** (len(config("vae/config.json").get("block_out_channels") or [0] * 4) - 1)
     longest = text_encoder.get("max_position_embeddings") or 77
     limit = min(config("tokenizer/tokenizer_config.json").get("model_max_length") or longest, longest)
-    index = config("model_index.json")
     defaults = {
-        "family": _family_of(index),
-        "licence": source.licence or "unknown",
+        **known,
         "width": side,
         "height": side,
-        "scheduler": schedulers.scheduler_name(config("scheduler/scheduler_config.json").get("_class_name")),
         "token_limit": limit,
     }
-    return {**defaults, **entry}
+    completed = {**defaults, **entry}
+    if "scheduler" not in completed:
+        declared = (
+            config("scheduler/scheduler_config.json").get("_class_name") or (index.get("scheduler") or [None])[-1]
+        )
+        completed["scheduler"] = _scheduler_of(model, declared, completed["family"])
+    return completed
 
 
 def _family_of(index: Mapping[str, Any]) -> str:
@@ -223,6 +232,20 @@ def _family_of(index: Mapping[str, Any]) -> str:
         return "stable-diffusion-zh"
     family = families.of_pipeline(index.get("_class_name"))
     return family.name if family else "stable-diffusion"
+
+
+def _scheduler_of(model: Model, class_name: str | None, family: str) -> str:
+    """The name of the scheduler that the files declare. Raises ModelRefused if the family has no such scheduler."""
+    from worker.pipelines import schedulers
+
+    allowed = families.families()[family].schedulers
+    if class_name is None:
+        return allowed[0]  # validation refuses the model next
+    known = schedulers.class_names(allowed)
+    if class_name not in known:
+        classes = ", ".join(sorted(known))
+        raise ModelRefused(sentence("scheduler_unknown", model=model.name, scheduler=class_name, known=classes))
+    return known[class_name]
 
 
 # The test

@@ -20,7 +20,8 @@ from torch.nn.functional import max_pool2d
 from worker.pipelines.base import ImageRequest
 from worker.pipelines.families.base import BaseFamily
 
-PER_STEP = ("sigmas", "sigmas_interpol")  # attributes of a scheduler with one value per timestep
+# Attributes of a scheduler with one value per timestep.
+PER_STEP = ("sigmas", "sigmas_interpol", "sigmas_up", "sigmas_down")
 
 
 class Img2Img:
@@ -92,6 +93,10 @@ def truncate_timesteps(scheduler: Any, steps: int, taken: int, set_timesteps: Ca
         for name in PER_STEP:
             if hasattr(scheduler, name):
                 setattr(scheduler, name, getattr(scheduler, name)[first:])
+    if hasattr(scheduler, "order_list"):
+        scheduler.order_list = scheduler.get_order_list(taken)
+    if "original_inference_steps" in scheduler.config:  # LCM and TCD know their last step by it, and add no noise then
+        scheduler.num_inference_steps = taken
     scheduler.set_timesteps = wraps(scheduler.set_timesteps)(lambda *args, **kwargs: None)  # else it resets them
 
 

@@ -39,11 +39,13 @@ def test_an_idle_connection_is_closed_by_the_client_first(api: Api) -> None:
     assert api.server.config.timeout_keep_alive > max(of_clients or 0, of_proxies)
 
 
+@pytest.mark.parametrize("length", [10, 3 * protocol.PROGRESS_BYTES], ids=["at once", "after a good beginning"])
 def test_a_body_that_stalls_is_given_up(
-    client: httpx.Client, raw: RawConnection, monkeypatch: pytest.MonkeyPatch
+    client: httpx.Client, raw: RawConnection, monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
     monkeypatch.setattr(protocol, "PROGRESS_S", 0.3)
-    raw.request("POST", "/v1/jobs", authorization(client), JSON, "Content-Length: 100", body=b'{"prompt": ')
+    begun = b'{"prompt": "' + b"x" * length
+    raw.request("POST", "/v1/jobs", authorization(client), JSON, "Content-Length: 100000", body=begun)
     assert raw.response().status == 408
     assert raw.is_closed()
 

@@ -37,9 +37,11 @@ def check_refused(answer: httpx.Response, seconds: float) -> None:
     assert seconds < 1.5  # a second, and what this machine adds
 
 
-def timed(client: httpx.Client, method: str, path: str) -> tuple[httpx.Response, float]:
+def timed(
+    client: httpx.Client, method: str, path: str, body: dict[str, object] | None = None
+) -> tuple[httpx.Response, float]:
     started = time.monotonic()
-    answer = client.request(method, path, json=PROMPT if method == "POST" else None)
+    answer = client.request(method, path, json=body or PROMPT if method == "POST" else None)
     return answer, time.monotonic() - started
 
 
@@ -55,6 +57,18 @@ def test_without_free_connections_requests_are_refused_at_once(api: Api, client:
         ready = client.get("/readyz")
         assert (ready.status_code, ready.json()["status"]) == (200, "ready")
     assert client.post("/v1/jobs", json=PROMPT).status_code == 201
+
+
+def test_a_request_does_not_queue_for_threads_that_find_no_connection(api: Api) -> None:
+    """Whoever has a key is refused earlier, where it is looked up; the metrics need none."""
+    with without_connections(api), api.stranger() as stranger, ThreadPoolExecutor(60) as many:
+        answers = list(many.map(lambda _: timed(stranger, "GET", "/metrics"), range(60)))
+    refused = [answer for answer in answers if answer[0].status_code == 503]
+    assert len(refused) >= 60 - 3 * 8, "threads are tried three times at most in a second"
+    for one in refused:
+        check_refused(*one)
+    for answer, _ in answers:
+        assert answer.status_code == 503 or "huafang_database_up 0.0" in answer.text
 
 
 def test_a_request_does_not_queue_for_threads_that_wait(api: Api, client: httpx.Client) -> None:
@@ -75,6 +89,23 @@ def test_a_request_does_not_queue_for_threads_that_wait(api: Api, client: httpx.
     for answer, seconds in refused:
         check_refused(answer, seconds)
     assert [answer.status_code for answer, _ in answers if answer.status_code != 503] == [200] * 8
+
+
+def test_batches_with_prompts_leave_other_requests_their_threads(api: Api, client: httpx.Client) -> None:
+    """More of them than there are threads cannot store their prompts; they wait for each other, and nobody for them."""
+    limiter = api.app.state.shared.inline_limiter
+    with ThreadPoolExecutor(12) as many, api.client("another") as other:
+        with locked(api.database, "uploads"):
+            batch = {"prompts": ["红色的圆形"]}
+            asked = [many.submit(timed, client, "POST", "/v1/batches", batch) for _ in range(12)]
+            deadline = time.monotonic() + 8
+            while limiter.statistics().tasks_waiting < 12 - limiter.total_tokens:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            for method, status in (("GET", 200), ("POST", 201)):
+                answer, seconds = timed(other, method, "/v1/jobs")
+                assert (answer.status_code, seconds < 1.5) == (status, True)
+        assert {one.result(30)[0].status_code for one in asked} == {201}
 
 
 def test_a_request_does_not_queue_for_lookups_that_wait(api: Api, client: httpx.Client) -> None:

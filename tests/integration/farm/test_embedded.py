@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -381,6 +382,17 @@ started.stop()
 """
 
 
+def as_user(folder: str, *command: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run Python as a user without a name and a home. The folder becomes the user's."""
+    become = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
+    become += ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]  # Python's folder may be root's alone
+    of_user = {name: value for name, value in os.environ.items() if name != "HOME"} | environment
+    os.chown(folder, USER, USER)
+    return subprocess.run(
+        [*become, sys.executable, *command], env=of_user, capture_output=True, text=True, timeout=240, check=False
+    )
+
+
 @pytest.mark.needs("unshare")
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 @pytest.mark.skipif(
@@ -388,15 +400,24 @@ started.stop()
     reason="the folder of Postgres is closed to other users",
 )
 def test_postgres_runs_for_a_user_without_a_name_and_a_home() -> None:
-    become = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
-    become += ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]  # Python's folder may be root's alone
-    environment = {name: value for name, value in os.environ.items() if name != "HOME"}
-    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # pytest's is
-        os.chown(folder, USER, USER)
-        command = [*become, sys.executable, "-c", AS_USER, f"{folder}/home"]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # pytest's is closed to other users
+        done = as_user(folder, "-c", AS_USER, f"{folder}/home")
         assert (done.returncode, done.stdout) == (0, f"{USER} /.local/share/huafang\n"), done.stderr
         assert Path(folder, "home", "postgres").stat().st_uid == USER
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_user_without_a_name_reads_what_helps_where_user_namespaces_are_closed() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        refuses = Path(folder, "unshare")
+        refuses.write_text("#!/bin/sh\nexit 1\n")
+        refuses.chmod(0o755)
+        path = f"{folder}:{os.environ['PATH']}"
+        done = as_user(folder, "-m", "embedded", "up", PATH=path, HUAFANG_HOME=f"{folder}/home")
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
+    _, why = done.stderr.splitlines()  # behind the progress
+    assert f"user {USER} has no entry in /etc/passwd" in why
+    assert "add one, or start the farm as another user" in why
 
 
 def test_a_hard_limit_that_is_too_low_is_one_sentence(tmp_path: Path) -> None:
@@ -420,6 +441,26 @@ end = time.process_time() + 2.5
 while time.process_time() < end:
     pass
 """
+FOR_EVER = SLOW.replace("2.5", "1000")
+NEVER_READY = f"""
+import threading
+threading.Thread(target=exec, args=({FOR_EVER!r},), daemon=True).start()
+""" + API.replace("200 if", "503 if")
+
+
+def wait_for_api_of(home: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Start this program as the API of a farm, and wait until it is ready."""
+    monkeypatch.setattr(farm, "READY_TIMEOUT_S", 2)
+    monkeypatch.setattr(farm, "FAILING_S", 100)  # there is no supervisor to ask
+    monkeypatch.setattr(processes, "CPU_STEP_S", 0.05)
+    at = prepare_instance(home)
+    processes.write_programs(home, [Program("api", (sys.executable, "-c", code))])
+    with subprocess.Popen(processes.locked_command("api"), cwd=home) as child:
+        try:
+            assert wait_until(lambda: is_alive(home, "api"), 60)
+            farm.wait_for_api(at)
+        finally:
+            child.kill()
 
 
 @pytest.mark.parametrize(
@@ -432,18 +473,22 @@ while time.process_time() < end:
 def test_the_api_may_take_long_to_start_while_it_uses_the_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, outcome: AbstractContextManager[object]
 ) -> None:
-    monkeypatch.setattr(farm, "READY_TIMEOUT_S", 2)
-    monkeypatch.setattr(farm, "FAILING_S", 100)  # there is no supervisor to ask
-    monkeypatch.setattr(processes, "CPU_STEP_S", 0.05)
-    at = prepare_instance(tmp_path)
-    processes.write_programs(tmp_path, [Program("api", (sys.executable, "-c", code))])
-    with subprocess.Popen(processes.locked_command("api"), cwd=tmp_path) as child:
-        try:
-            assert wait_until(lambda: is_alive(tmp_path, "api"), 60)
-            with outcome:
-                farm.wait_for_api(at)
-        finally:
-            child.kill()
+    with outcome:
+        wait_for_api_of(tmp_path, monkeypatch, code)
+
+
+@pytest.mark.parametrize(
+    ("code", "most_s"), [pytest.param(NEVER_READY, 60, id="never ready"), pytest.param(FOR_EVER, 4, id="no answer")]
+)
+def test_an_api_that_uses_the_cpu_for_ever_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, most_s: float
+) -> None:
+    """One that answers has started, whatever it works on then."""
+    monkeypatch.setattr(processes, "MOST_START_S", most_s)
+    began = time.monotonic()
+    with pytest.raises(Unavailable, match=NO_LOG):
+        wait_for_api_of(tmp_path, monkeypatch, code)
+    assert time.monotonic() - began < 40
 
 
 def test_the_default_model_is_the_one_for_this_kind_of_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import Engine
 
 from common.batches.chunks import read_batch
+from common.batches.lifecycle import stalled
 from common.broker import Broker
 from common.config import Settings
 from common.datasets import lifecycle as datasets
@@ -174,6 +175,22 @@ def test_control_workers_leave_newer_batches_and_datasets_alone(
     cancelled = client.post(f"/v1/batches/{newer}/cancel")
     assert cancelled.status_code == 200, cancelled.text
     assert not batches.expander.work(newer)
+
+
+def test_a_newer_batch_that_was_cancelled_is_settled(settings: Settings, story: Story) -> None:
+    """After a downgrade nobody else would: its jobs would wait, and its lanes be open, for ever."""
+    farm = BatchStory(story, settings)
+    newer = farm.expanded()
+    with transaction(story.database) as connection:
+        make_batch_newer(connection, newer)
+    assert farm.expander.choose(newer) is None
+    farm.cancel_batch(newer)
+    with transaction(story.database) as connection:
+        assert stalled(connection, 0) == [newer]
+    assert farm.expander.choose(newer) == newer
+    assert not farm.expander.work(newer, 60)
+    assert {job.state for job in farm.jobs_of(newer)} == {"cancelled"}
+    assert farm.end() == [newer]
 
 
 def test_the_check_of_a_file_finds_what_its_lines_need(

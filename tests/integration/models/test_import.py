@@ -70,6 +70,10 @@ def inode(folder: Path, component: str) -> int:
     return next(file for file in (folder / component).iterdir() if file.suffix == ".safetensors").stat().st_ino
 
 
+def change(file: Path, **values: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), **values}), "utf-8")
+
+
 # Once, and the same
 
 
@@ -269,6 +273,45 @@ def flip_a_bit(file: Path) -> None:
         byte = content.read(1)[0]
         content.seek(-5, os.SEEK_END)
         content.write(bytes([byte ^ 1]))
+
+
+@pytest.mark.parametrize(
+    ("published", "name"),
+    [("LMSDiscreteScheduler", "lms"), ("DPMSolverMultistepScheduler", "dpm++"), ("LCMScheduler", "lcm")],
+)
+def test_an_import_takes_the_scheduler_that_the_model_was_published_with(
+    today: Path, store: Path, tmp_path: Path, published: str, name: str
+) -> None:
+    folder = shutil.copytree(today, tmp_path / "mine")
+    change(folder / "scheduler/scheduler_config.json", _class_name=published)
+    assert imported_as_mine(folder, store).scheduler == name
+    (folder / "scheduler/scheduler_config.json").write_text("{}", "utf-8")
+    change(folder / "model_index.json", scheduler=["diffusers", published])
+    assert imported_as_mine(folder, store).scheduler == name
+
+
+@pytest.mark.parametrize("published", ["DPMSolverSDEScheduler", "FlowMatchEulerDiscreteScheduler", "MyScheduler"])
+def test_a_model_with_another_scheduler_is_refused(today: Path, store: Path, tmp_path: Path, published: str) -> None:
+    """Any other one might draw noise with it."""
+    folder = shutil.copytree(today, tmp_path / "mine")
+    change(folder / "scheduler/scheduler_config.json", _class_name=published)
+    with pytest.raises(ModelRefused) as refused:
+        imported_as_mine(folder, store)
+    assert f"The model mine is refused: its scheduler is a {published}, not one of DDIMScheduler, " in str(
+        refused.value
+    )
+    assert "LCMScheduler" in str(refused.value)
+    assert manifest.read(store / "mine") is None
+    assert imported_as_mine(folder, store, scheduler="euler").scheduler == "euler"  # the operator's choice
+
+
+def imported_as_mine(folder: Path, store: Path, **entry: Any) -> Model:
+    """Import it under a name that no catalogue has."""
+    entry = {"source": str(folder), "description": "", "licence_url": "", "steps": 3, "guidance": 2.0, **entry}
+    model = checkpoints.entry(folder, name="mine")
+    with importer.import_lock(model, store, ignore):
+        importer.import_model(model, store, load, ignore, entry)
+    return catalog.read(SHIPPED_CATALOG, store).get("mine")
 
 
 def test_a_flipped_bit_is_found_and_repaired_by_another_import(

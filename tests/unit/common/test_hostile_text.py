@@ -112,8 +112,11 @@ def test_what_is_remembered_of_tokens_is_bounded_in_bytes(monkeypatch: pytest.Mo
     assert 0 < counter.cached_bytes <= 1_000_000
 
 
-def test_a_text_that_is_too_long_is_not_remembered() -> None:
-    counter, long = TokenCounter(MINI.tokenizer_file), " ".join(RARE[:4000])
+@pytest.mark.parametrize(
+    "long", ["红" * 60, "猫" * 8000, " ".join(RARE[:4000])], ids=["by a little", "without a space", "of rare words"]
+)
+def test_a_text_that_is_too_long_is_not_remembered(long: str) -> None:
+    counter = TokenCounter(MINI.tokenizer_file)
     assert counter.count("红", 48).tokens == 3
     before = counter.cached_bytes
     for text in (long, long[1:], long):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from common.batches.plan import Plan
-from common.catalog.catalog import Catalog, Licence, read
+from common.catalog.catalog import FLOW_SCHEDULERS, SCHEDULERS, Catalog, Licence, read
 from common.catalog.loras import Lora, read_lora
 from common.catalog.manifest import ENTRY
 from common.errors import Invalid, UnknownModel
@@ -178,6 +178,29 @@ def test_a_recipe_that_only_newer_code_understands_has_lanes_of_its_own(monkeypa
     assert recipe(scheduler="lms").needs_code == 8
     for fields in ({"defaults": {**plan.defaults, "strength": 0.5}}, {"matrix": {"strength": [0.5, 0.6]}}):
         assert plan.model_copy(update=fields).needs_code == 7
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_a_new_scheduler_needs_new_code(scheduler: str) -> None:
+    """Code of before would refuse the image, where newer code would render it."""
+    since_code_3 = {"dpm++_singlestep", "kdpm2_a", "lcm", "tcd"}
+    needed = 3 if scheduler in since_code_3 else 1
+    assert recipe(scheduler=scheduler).needs_code == needed
+    for fields in ({"defaults": {"scheduler": scheduler}}, {"matrix": {"scheduler": [scheduler]}}):
+        assert Plan(**{"defaults": {}, "images_per_prompt": 1, "seed": 1, **fields}).needs_code == needed
+
+
+@pytest.mark.parametrize("scheduler", FLOW_SCHEDULERS)
+def test_a_scheduler_of_flow_models_is_for_no_model_of_today(scheduler: str) -> None:
+    assert wrong_fields(scheduler=scheduler) == {"scheduler"}
+
+
+@pytest.mark.parametrize("scheduler", ["lcm", "tcd"])
+def test_a_scheduler_of_few_steps_takes_no_more_than_its_model_was_distilled_with(scheduler: str) -> None:
+    assert recipe(scheduler=scheduler, steps=50).steps == 50
+    assert recipe(scheduler="ddim", steps=51).steps == 51
+    assert wrong_fields(scheduler=scheduler, steps=51) == {"steps"}
+    assert wrong_fields(scheduler=scheduler, steps=1000) == {"steps"}
 
 
 def test_models_share_the_entry_of_a_licence(tmp_path: Path) -> None:

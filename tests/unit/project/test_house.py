@@ -27,7 +27,7 @@ ASKED_FOR_BY_OTHERS = {
     "peft": "diffusers, for LoRAs",
     "protobuf": "sentencepiece, to read a vocabulary",
     "python-multipart": "FastAPI, to read the dashboard's forms",
-    "scipy": "diffusers' LMSDiscreteScheduler",
+    "scipy": "diffusers' schedulers, where a checkpoint's config has use_beta_sigmas",
     "uvloop": "uvicorn",
 }
 

@@ -22,8 +22,13 @@ Parts = Mapping[str, Any]  # the components of a checkpoint by name: modules, to
 
 class BaseFamily:
     def load_tokenizer(self, model: Model, folder: Path, parts: Parts) -> Any:
-        """A tokenizer of the checkpoint. Raises ModelRefused if it does not fit its text encoder."""
-        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        """A tokenizer of the checkpoint, to which special tokens in a prompt are text.
+
+        Raises ModelRefused if it does not fit its text encoder.
+        """
+        return transformers.AutoTokenizer.from_pretrained(
+            folder, split_special_tokens=True, trust_remote_code=False, local_files_only=True
+        )
 
     def assemble(self, model: Model, parts: Parts, index: Mapping[str, Any]) -> Any:
         """Diffusers' pipeline of these components; `index` is the checkpoint's model_index.json."""
@@ -70,7 +75,7 @@ class BaseFamily:
 
     def to_pixels(self, pipe: Any, latents: torch.Tensor, width: int, height: int) -> torch.Tensor:
         """Images, about -1 to 1, of what diffusers' call returns for `output_type="latent"`."""
-        vae = pipe.vae
+        vae, latents = pipe.vae, latents.to(pipe.vae.dtype)
         images: torch.Tensor = vae.decode(latents / vae.config.scaling_factor + _shift(vae), return_dict=False)[0]
         return images
 
