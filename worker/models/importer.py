@@ -117,7 +117,9 @@ def import_model(
         entry = own  # a worker repeats the import of a model that the catalogue lacks
     if entry is not None:
         entry = _complete_entry(model, entry, source)
-        model = replace(catalog.model_from_entry(model.name, entry, store), revision=model.revision)
+        _check_decided(model, entry)
+        made = catalog.model_from_entry(model.name, entry, store)
+        model = replace(made, revision=model.revision, checker=model.checker)
     layout.validate(model, source.folder)
     components = {}
     for done, name in enumerate(names := layout.components(model)):
@@ -224,6 +226,13 @@ def _complete_entry(model: Model, entry: Mapping[str, Any], source: SourceFiles)
         )
         completed["scheduler"] = _scheduler_of(model, declared, completed["family"])
     return completed
+
+
+def _check_decided(model: Model, entry: Mapping[str, Any]) -> None:
+    """Raises ModelRefused unless it is said who judges the images of a model whose files cannot."""
+    family = families.families()[entry["family"]]
+    if entry.get("safety_checker", True) is True and "safety_checker" not in family.components:
+        raise ModelRefused(sentence("import_undecided", model=model.name, family=family.name))
 
 
 def _family_of(index: Mapping[str, Any]) -> str:

@@ -29,20 +29,29 @@ class Verdict(NamedTuple):
     concept: int | None = None
 
 
+class Checker(NamedTuple):
+    """A checker of the farm's own; its parts have the names that they have in a pipeline of diffusers."""
+
+    safety_checker: Any
+    feature_extractor: Any
+
+
 UNCHECKED = Verdict(flagged=True, unchecked=True)
 
 
 @torch.no_grad()
-def judge(pipe: Any, pixels: torch.Tensor) -> list[Verdict]:
+def judge(judged_by: Any, pixels: torch.Tensor) -> list[Verdict]:
     """A verdict for each image; `pixels` are images × height × width × RGB in levels.
+
+    `judged_by` is a Checker, or a pipeline of diffusers, which may have none.
 
     The flags are those of diffusers, which would convert every image to Pillow's, and tells no score. What the checker
     cannot judge, for it is NaN, is flagged.
     """
-    checker = getattr(pipe, "safety_checker", None)
+    checker = getattr(judged_by, "safety_checker", None)
     if checker is None:
         return [Verdict(False, False)] * len(pixels)
-    inputs = clip_input(pixels, pipe.feature_extractor).to(checker.dtype)
+    inputs = clip_input(pixels, judged_by.feature_extractor).to(checker.dtype)
     embeds = checker.visual_projection(checker.vision_model(inputs)[1])
     judged = (embeds.norm(dim=1).isfinite() & _has_numbers(checker)).tolist()
     scores = _scores(checker, embeds)
