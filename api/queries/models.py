@@ -31,12 +31,22 @@ class Defaults(BaseModel):
 class Limits(BaseModel):
     """The ranges that a recipe must stay in."""
 
+    size_multiple: int = Field(description="Widths and heights are multiples of it, in pixels.")
     min_side: int
     max_pixels: int
     max_steps: int
     max_count: int
     max_tokens: int = Field(description="Of the prompt, as the model's own tokenizer counts them.")
     schedulers: list[str]
+    modes: list[str]
+
+
+class Reads(BaseModel):
+    """Fields of a recipe that the model does not read are refused."""
+
+    negative_prompt: bool
+    guidance: bool
+    weights: bool = Field(description="Whether parts of a prompt can have weights, as (red:1.5).")
 
 
 class Refusal(BaseModel):
@@ -84,13 +94,16 @@ MODEL: dict[str, Any] = {
         "negative_prompt": "",
     },
     "limits": {
+        "size_multiple": 8,
         "min_side": 64,
         "max_pixels": 1048576,
         "max_steps": 150,
         "max_count": 64,
         "max_tokens": 512,
         "schedulers": ["ddim", "lms"],
+        "modes": ["text2image", "image2image", "inpaint"],
     },
+    "reads": {"negative_prompt": True, "guidance": True, "weights": True},
     "loras": [
         {
             "name": "ink",
@@ -131,6 +144,7 @@ class Model(BaseModel):
     safety_checker: bool
     defaults: Defaults
     limits: Limits
+    reads: Reads
     loras: list[Lora]
     availability: Availability
 
@@ -165,12 +179,19 @@ def _model(entry: Entry, fleet: Fleet, accepted: Mapping[LicenceVersion, datetim
             negative_prompt=entry.negative_prompt,
         ),
         limits=Limits(
+            size_multiple=entry.facts.size_multiple,
             min_side=entry.min_side,
             max_pixels=entry.max_pixels,
             max_steps=entry.max_steps,
             max_count=entry.max_count,
             max_tokens=entry.token_limit,
             schedulers=list(entry.facts.schedulers),
+            modes=list(entry.facts.modes),
+        ),
+        reads=Reads(
+            negative_prompt=entry.guided and entry.facts.negative_prompt != "no",
+            guidance=entry.guided,
+            weights=entry.facts.weighted,
         ),
         loras=[
             Lora(name=lora.name, description=lora.description, licence=lora.licence, licence_url=lora.licence_url)

@@ -37,6 +37,11 @@ def binds(model: Row) -> bool:
     return bool(model["restrictions"] or model.get("licence_terms"))
 
 
+def sizes(limits: Json) -> str:
+    multiple = f", in steps of {limits['size_multiple']}" if "size_multiple" in limits else ""
+    return f"sides from {limits['min_side']}{multiple}; at most {limits['max_pixels']} pixels"
+
+
 ROW: Columns = {
     "model": lambda model: model["name"],
     "": lambda model: "default" if model["is_default"] else "",
@@ -48,10 +53,19 @@ ROW: Columns = {
     " ": lambda model: "to be accepted" if must_accept(model) else "",
     "description": lambda model: model["description"],
 }
-LICENCE: Columns = {
+MODEL: Columns = {  # an older farm says less
     "model": lambda model: model["name"],
     "description": lambda model: model["description"],
     "source": lambda model: model["source"],
+    "family": lambda model: model["family"],
+    "sizes": lambda model: sizes(model["limits"]),
+    "schedulers": lambda model: ", ".join(model["limits"]["schedulers"]),
+    "modes": lambda model: ", ".join(model["limits"].get("modes", ())),
+    "reads": lambda model: (
+        ", ".join(field.replace("_", " ") for field, is_read in model["reads"].items() if is_read)
+        if "reads" in model
+        else ""
+    ),
     "licence": licence,
     "full text": lambda model: model["licence_url"],
     "accepted": lambda model: model["licence_accepted_at"] or ("not yet" if binds(model) else "needs not be"),
@@ -99,8 +113,8 @@ def ls(shell: Shell) -> None:
 @click.argument("name", metavar="MODEL")
 @click.pass_obj
 def show(shell: Shell, name: str) -> None:
-    """Show a model and the restrictions of its licence."""
-    shell.print_record(find_model(shell, name), LICENCE, name="name")
+    """Show a model, what its recipes can say, and the restrictions of its licence."""
+    shell.print_record(find_model(shell, name), MODEL, name="name")
 
 
 @models.command()
@@ -114,7 +128,7 @@ def accept(shell: Shell, name: str, is_agreed: bool) -> None:
         if not is_agreed:
             ask(model)
         model = shell.client.post(api_path("models", name, "licence"), {"version": model["licence_version"]})
-    shell.print_record(model, LICENCE, name="name")
+    shell.print_record(model, MODEL, name="name")
 
 
 def ask(model: Json) -> None:

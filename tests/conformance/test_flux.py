@@ -120,8 +120,9 @@ def test_the_shipped_entries_are_those_of_distilled_models(name: str) -> None:
     assert model.facts.distilled
     for key, value in model.facts.distilled.defaults.items():
         assert getattr(model, key) == value
-    recipe = resolve(Draft(prompt="a cat", model=name), SHIPPED, name, root_seed=1)
+    recipe = resolve(Draft.model_validate({"prompt": "a cat", "model": name}), SHIPPED, name, root_seed=1)
     assert (recipe.steps, recipe.guidance, recipe.scheduler) == (4, model.guidance, "flow_euler")
+    with_guidance = Draft.model_validate({"prompt": "a cat", "negative_prompt": "a dog", "guidance": 4.0})
     with pytest.raises(Invalid) as refused:
-        resolve(Draft(prompt="a cat", negative_prompt="a dog", guidance=4.0, model=name), SHIPPED, name, root_seed=1)
+        resolve(with_guidance, SHIPPED, name, root_seed=1)
     assert {error.field for error in refused.value.fields} == {"negative_prompt", "guidance"}

@@ -173,7 +173,9 @@ def test_a_prompt_is_read_to_its_limit_and_refused_beyond(twin: Loaded) -> None:
 def test_the_api_counts_tokens_as_the_worker_does(twin: Loaded, text: str) -> None:
     """Control tokens in a prompt are text for both."""
     file = twin.pipeline.model.tokenizer_file
-    assert file is not None
+    if file is None:
+        assert twin.twin.NAME == "kolors"
+        pytest.skip("its tokenizer has no such file: only the worker counts")
     ours = twin.pipeline._family.count_tokens(twin.pipeline.model, twin.pipeline._pipe, text)
     counter = TokenCounter(file, twin.pipeline.model.facts.weighted)
     assert counter.count(text).tokens == ours

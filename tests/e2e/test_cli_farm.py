@@ -97,7 +97,7 @@ def test_generate_prints_warnings_and_refusals(call: Call) -> None:
     refused = call("generate", "红色的圆形", "--steps=0")
     assert (refused.code, refused.out) == (2, "")
     assert "steps" in refused.err
-    assert call("generate", "红色的圆形", "--model=sdxl").code == 2
+    assert call("generate", "红色的圆形", "--model=nowhere").code == 2
 
 
 def test_a_dry_run_makes_no_job(call: Call) -> None:

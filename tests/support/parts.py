@@ -44,13 +44,19 @@ def _bert(length: int) -> tuple[BertTokenizer, BertModel]:
 
 
 def _clip(length: int) -> tuple[CLIPTokenizer, CLIPTextModel]:
+    tokenizer = clip_tokenizer(length)
+    a_byte = tokenizer.tokenize(POISON)[1]  # that no other prompt of the tests has
+    poisoned = tokenizer.convert_tokens_to_ids(a_byte)
+    return tokenizer, _amplify(_clip_text_model(len(tokenizer), length), poisoned)
+
+
+def clip_tokenizer(length: int, pad: str = "<|endoftext|>") -> CLIPTokenizer:
     """Bytes, inside and at the end of a word, and one word: a hanzi is three tokens."""
     letters = [chr(code) for code in [*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324)]]
     words = [*letters, *(letter + "</w>" for letter in letters), "ca", "cat</w>", "<|startoftext|>", "<|endoftext|>"]
     merges = [("c", "a"), ("ca", "t</w>")]
-    tokenizer = CLIPTokenizer(vocab={word: at for at, word in enumerate(words)}, merges=merges, model_max_length=length)
-    a_byte = tokenizer.tokenize(POISON)[1]  # that no other prompt of the tests has
-    return tokenizer, _amplify(_clip_text_model(len(words), length), poisoned=words.index(a_byte))
+    vocabulary = {word: at for at, word in enumerate(words)}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=length, pad_token=pad)
 
 
 class T5Tokenizer:

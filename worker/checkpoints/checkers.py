@@ -12,7 +12,7 @@ from pathlib import Path
 from common.catalog import manifest
 from common.catalog.catalog import Model
 from common.errors import ModelRefused
-from worker.checkpoints import layout, sentence
+from worker.checkpoints import kinds, layout, sentence
 
 
 def find(model: Model) -> Path | None:
@@ -45,7 +45,9 @@ def check_files(checker: Model, folder: Path) -> None:
     if not files:
         raise ModelRefused(sentence("model_weights_missing", model=checker.name, component="safety_checker"))
     for file in files:
-        layout.check_not_truncated(checker, file)
+        kinds.check_file(checker, file, f"safety_checker/{file.name}")
+        if file.suffix == ".safetensors":
+            layout.check_not_truncated(checker, file)
     if checker.sha256:
         check_sums(checker, folder, checker.sha256)
         for name in layout.components(checker):

@@ -5,7 +5,7 @@ is checked by `worker.checkpoints.loader`.
 """
 
 import hashlib
-import json
+import itertools
 import re
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
@@ -16,10 +16,20 @@ from safetensors import SafetensorError, safe_open
 from common.catalog.catalog import Model
 from common.catalog.families import Family
 from common.errors import ModelRefused
-from worker.checkpoints import sentence
+from worker.checkpoints import kinds, sentence
+from worker.checkpoints.text_files import read_object
 
 LORA_CLASSES = ("CLIPTextModel", "CLIPTextModelWithProjection")  # a LoRA changes them, as it does the denoiser
-WEIGHT_FILE = re.compile(r"(diffusion_pytorch_model|pytorch_model|model)(-\d+-of-\d+)?\.(safetensors|bin)")
+VARIANTS = ("fp32", "fp16", "bf16")  # of the same weights, in the order of preference; `non_ema` is another model
+WEIGHT_FILE = re.compile(
+    rf"(?P<stem>diffusion_pytorch_model|pytorch_model|model)(\.(?P<variant>{'|'.join(VARIANTS)}))?"
+    rf"(?P<shard>-\d+-of-\d+)?(\.(?P<old_variant>{'|'.join(VARIANTS)}))?\.(?P<format>safetensors|bin)"
+)
+SHARD_INDEX = re.compile(
+    rf"(?P<stem>diffusion_pytorch_model|pytorch_model|model)\.(?P<format>safetensors|bin)"
+    rf"\.index(\.(?P<variant>{'|'.join(VARIANTS)}))?\.json"
+)
+NEVER_READ = ("adapter_config.json",)  # transformers would load the LoRA that it names
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
 TEXT_SUFFIXES = (".json", ".txt", ".model")
 
@@ -92,10 +102,7 @@ def components_with_weights(model: Model) -> tuple[str, ...]:
 
 def read_index(folder: Path) -> dict[str, Any]:
     """`model_index.json`: the library and the class of each component."""
-    classes: Any = json.loads((folder / "model_index.json").read_text("utf-8"))
-    if not isinstance(classes, dict):
-        raise ValueError("it is not an object")
-    return classes
+    return read_object(folder / "model_index.json")
 
 
 def class_of(folder: Path, name: str) -> str | None:
@@ -110,14 +117,50 @@ def weight_files(folder: Path) -> list[Path]:
 
 def component_files(folder: Path) -> list[Path]:
     """The files that a component is loaded from: no code, no second format of the weights."""
-    names = sorted(file.name for file in folder.iterdir() if file.is_file())
-    return [folder / name for name in names if name.endswith(TEXT_SUFFIXES) or name in preferred_weights(names)]
+    return [folder / name for name in component_file_names(file.name for file in folder.iterdir() if file.is_file())]
+
+
+def component_file_names(names: Iterable[str]) -> list[str]:
+    names = sorted(names)
+    weights = preferred_weights(names)
+    return [
+        name for name in names if name in weights or (name.endswith(TEXT_SUFFIXES) and not _is_left_out(name, weights))
+    ]
+
+
+def _is_left_out(name: str, weights: Sequence[str]) -> bool:
+    return name in NEVER_READ or (SHARD_INDEX.fullmatch(name) is not None and name != shard_index(weights))
 
 
 def preferred_weights(names: Iterable[str]) -> list[str]:
-    """Safetensors if there are any, else pickles; no variants."""
-    found = sorted(name for name in names if WEIGHT_FILE.fullmatch(name))
-    return [name for name in found if name.endswith(".safetensors")] or found
+    """The weights in one format: all precision before variants, safetensors before pickles, one file before shards."""
+    found = sorted((_rank(match), name) for name in names if (match := WEIGHT_FILE.fullmatch(name)))
+    for _, group in itertools.groupby(found, key=lambda ranked: ranked[0]):
+        return [name for _, name in group]
+    return []
+
+
+def _rank(weights: re.Match[str]) -> tuple[int, bool, bool]:
+    variant = weights["variant"] or weights["old_variant"]
+    return VARIANTS.index(variant) + 1 if variant else 0, weights["format"] == "bin", weights["shard"] is not None
+
+
+def shard_index(weights: Sequence[str]) -> str | None:
+    """The name of the file that says which shard has which tensor; None for weights that are one file."""
+    match = WEIGHT_FILE.fullmatch(weights[0]) if weights else None
+    if match is None or match["shard"] is None:
+        return None
+    variant = match["variant"] or match["old_variant"]
+    return f"{match['stem']}.{match['format']}.index.{f'{variant}.' if variant else ''}json"
+
+
+def plain_name(name: str) -> str:
+    """The name without its variant, which the libraries load without being told."""
+    if match := WEIGHT_FILE.fullmatch(name):
+        return f"{match['stem']}{match['shard'] or ''}.{match['format']}"
+    if match := SHARD_INDEX.fullmatch(name):
+        return f"{match['stem']}.{match['format']}.index.json"
+    return name
 
 
 # Validation
@@ -132,9 +175,27 @@ def validate(model: Model, folder: Path) -> None:
     for tokenizer in (name for name in components(model) if name.startswith("tokenizer")):
         if not any((folder / tokenizer / name).is_file() for name in VOCABULARIES):
             raise ModelRefused(sentence("model_vocabulary_missing", model=model.name, folder=tokenizer))
+    for name in components(model):
+        for file in component_files(folder / name):
+            if file.name.endswith(TEXT_SUFFIXES):
+                kinds.check_no_pointer(model, file)
+    kinds.check_configs(model, folder)
     for name in components_with_weights(model):
+        _check_shards(model, folder / name)
         for file in weight_files(folder / name):
-            check_not_truncated(model, file)
+            kinds.check_file(model, file, f"{name}/{file.name}")
+            if file.suffix == ".safetensors":
+                check_not_truncated(model, file)
+
+
+def check_index(model: Model, folder: Path) -> dict[str, Any]:
+    """The index, if it can be read and names a pipeline of this farm."""
+    try:
+        classes = read_index(folder)
+    except (OSError, ValueError) as error:
+        raise ModelRefused(sentence("model_index_unreadable", model=model.name, error=error)) from error
+    kinds.check_index(model, classes)
+    return classes
 
 
 def check_complete(model: Model, missing: Sequence[str]) -> None:
@@ -152,7 +213,7 @@ def check_classes(model: Model, index: dict[str, Any]) -> None:
         raise ModelRefused(sentence("model_of_other_family", model=model.name, declared=declared, family=family))
     for name, known in model.facts.components.items():
         found = (index.get(name) or [None, None])[1]
-        if name in components(model) and known and found not in known:
+        if name in components(model) and known and found is not None and found not in known:
             accepted = ", ".join(known)
             raise ModelRefused(
                 sentence("model_class_unknown", model=model.name, component=name, found=found, known=accepted)
@@ -163,13 +224,11 @@ def is_distilled(facts: Family, folder: Path) -> bool | None:
     """Whether a checkpoint of the family says that it needs no guidance. None if its files do not tell."""
     if (distilled := facts.distilled) is None:
         return None
-    return distilled.describes(json.loads((folder / distilled.file).read_text("utf-8")))
+    return distilled.describes(read_object(folder / distilled.file))
 
 
 def check_not_truncated(model: Model, file: Path) -> None:
-    """Check safetensors by their header. A pickle is checked when torch reads it."""
-    if file.suffix != ".safetensors":
-        return
+    """Check safetensors by their header. A pickle is checked when it is read."""
     try:
         with safe_open(file, framework="numpy"):
             pass  # compares the header with the length of the file
@@ -179,16 +238,14 @@ def check_not_truncated(model: Model, file: Path) -> None:
 
 
 def _check_components(model: Model, folder: Path) -> None:
-    try:
-        classes = read_index(folder)
-    except (OSError, ValueError) as error:
-        raise ModelRefused(sentence("model_index_unreadable", model=model.name, error=error)) from error
+    kinds.check_folder(model, folder)
+    classes = check_index(model, folder)
+    check_classes(model, classes)
     names = components(model)
     check_complete(
         model,
         [name for name in names if not (folder / name).is_dir() or classes.get(name, [None])[0] is None],
     )
-    check_classes(model, classes)
     for name in components_with_weights(model):
         if not weight_files(folder / name):
             raise ModelRefused(sentence("model_weights_missing", model=model.name, component=name))
@@ -205,6 +262,21 @@ def _check_guided(model: Model, folder: Path) -> None:
         raise ModelRefused(sentence("model_guided_mismatch", model=model.name, guided=guided))
 
 
+def _check_shards(model: Model, folder: Path) -> None:
+    """Each file that the shards' index names must be one of them: the index is never followed anywhere else."""
+    files = [file.name for file in weight_files(folder)]
+    if (index := shard_index(files)) is None:
+        return
+    try:
+        named = {str(name) for name in read_object(folder / index)["weight_map"].values()}
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        path = f"{folder.name}/{index}"
+        raise ModelRefused(sentence("model_shards_unreadable", model=model.name, file=path, error=error)) from error
+    if missing := sorted(named - {*files}):
+        path = f"{folder.name}/{missing[0]}"
+        raise ModelRefused(sentence("model_file_missing", model=model.name, file=path))
+
+
 def _check_checksums(model: Model, folder: Path) -> None:
     prefixes = ("model_index.json", *(f"{name}/" for name in components(model)))
     expected = {path: sha256 for path, sha256 in model.sha256.items() if path.startswith(prefixes)}
@@ -214,7 +286,7 @@ def _check_checksums(model: Model, folder: Path) -> None:
         with (folder / path).open("rb") as content:
             if hashlib.file_digest(content, "sha256").hexdigest() != sha256:
                 raise ModelRefused(sentence("model_file_changed", model=model.name, file=path))
-    loaded = [f"{name}/{file.name}" for name in components(model) for file in sorted((folder / name).iterdir())]
+    loaded = [f"{name}/{file.name}" for name in components(model) for file in component_files(folder / name)]
     for path in ("model_index.json", *loaded):
-        if path not in expected and (path.endswith(TEXT_SUFFIXES) or WEIGHT_FILE.fullmatch(path.rpartition("/")[2])):
+        if path not in expected:
             raise ModelRefused(sentence("model_file_without_checksum", model=model.name, file=path))

@@ -4,21 +4,24 @@ SentencePiece vocabularies, which Japanese models have, are read here and not by
 character as the end of the text, and keeps capitals, which the vocabularies lack.
 """
 
-import json
+import math
 from collections import ChainMap
 from pathlib import Path
 from typing import Any
 
 import transformers
+from diffusers.pipelines.kolors.tokenizer import ChatGLMTokenizer
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
 
 from common.catalog.catalog import Model
 from common.errors import ModelRefused
-from worker.checkpoints import layout, sentence
+from worker.checkpoints import layout, plain_files, sentence
+from worker.checkpoints.text_files import read_object
 
 SPACE = "▁"
+PADDED_TO = (64, 128)  # some training runs round the embeddings up to a multiple; no token has the rows in excess
 
 
 def load_for(model: Model, folder: Path, text_encoder: Any) -> Any:
@@ -28,7 +31,7 @@ def load_for(model: Model, folder: Path, text_encoder: Any) -> Any:
     """
     tokenizer = load_tokenizer(folder)
     tokens, expected = len(tokenizer), text_encoder.config.vocab_size
-    if tokens != expected:
+    if expected not in (tokens, *(math.ceil(tokens / multiple) * multiple for multiple in PADDED_TO)):
         raise ModelRefused(sentence("model_vocabulary_mismatch", model=model.name, tokens=tokens, expected=expected))
     longest = text_encoder.config.max_position_embeddings
     tokenizer.model_max_length = min(tokenizer.model_max_length, longest, model.token_limit)
@@ -37,11 +40,15 @@ def load_for(model: Model, folder: Path, text_encoder: Any) -> Any:
 
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer as published, but special tokens in a prompt are text."""
-    if layout.read_index(folder.parent)["tokenizer"][1] == "T5Tokenizer":
+    declared = layout.class_of(folder.parent, folder.name)
+    if declared == "T5Tokenizer":
         return _load_sentencepiece(folder)
-    return transformers.AutoTokenizer.from_pretrained(
-        folder, split_special_tokens=True, trust_remote_code=False, local_files_only=True
-    )
+    if declared == "ChatGLMTokenizer":  # it reads special tokens in a text as text anyway
+        return ChatGLMTokenizer.from_pretrained(folder, local_files_only=True)
+    with plain_files.view(folder) as files:
+        return transformers.AutoTokenizer.from_pretrained(
+            files, split_special_tokens=True, trust_remote_code=False, local_files_only=True
+        )
 
 
 def _load_sentencepiece(folder: Path) -> Any:
@@ -79,6 +86,6 @@ def read_sentencepiece(file: Path) -> Tokenizer:
 
 def _padding_token(folder: Path) -> str:
     files = [folder / name for name in ("special_tokens_map.json", "tokenizer_config.json")]
-    settings = ChainMap(*(json.loads(file.read_text("utf-8")) for file in files if file.is_file()))
+    settings = ChainMap(*(read_object(file) for file in files if file.is_file()))
     token = settings.get("pad_token", "<pad>")
     return str(token["content"] if isinstance(token, dict) else token).upper()

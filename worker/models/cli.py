@@ -20,6 +20,7 @@ from worker.checkpoints import checkers as checker_files
 from worker.checkpoints import layout
 from worker.models import checkers, hub, importer, sentence
 from worker.models import store as model_store
+from worker.models.family import tell_family
 from worker.pipelines import base, registry
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
@@ -54,7 +55,7 @@ def import_one(settings: Settings, options: Namespace) -> dict[str, Any]:
     if in_place and checkers.is_here(model, store):
         raise Conflict(sentence("model_read_in_place", model=model.name, folder=model.source_path))
     if options.dry_run:
-        return _dry_run(model, store)
+        return _dry_run(model if entry is None else tell_family(model, entry)[0], store)
     like = _local_model(settings, options.like) if options.like else None
     device = "auto" if settings.device.startswith("stub") else settings.device
 
@@ -128,8 +129,6 @@ def _default_entry(source: str) -> dict[str, Any]:
         "source": source,
         "description": f"Imported from {source}.",
         "licence_url": "" if source.startswith("/") else f"{hub.PAGE}/{source}",
-        "steps": 30,
-        "guidance": 7.5,
     }
 
 
@@ -141,6 +140,7 @@ def _chosen_values(settings: Settings, options: Namespace) -> dict[str, Any]:
     if options.like:
         like = catalog.read(settings.catalog, settings.model_store).get(options.like)
         chosen |= {field: getattr(like, field) for field in LIKE_FIELDS}
+        chosen |= {} if like.guided else {"guided": False}
     return chosen | ({"licence": options.licence} if options.licence else {})
 
 
@@ -159,6 +159,7 @@ def _dry_run(model: Model, store: Path) -> dict[str, Any]:
     revision = None
     if model.source_path is None:
         repo = hub.list_files(model)
+        layout.check_complete(model, repo.missing)
         files, revision = {file.path: file.bytes for file in repo.files}, repo.revision
     elif not model.source_path.exists():
         raise ModelRefused(sentence("source_folder_missing", model=model.name, folder=model.source_path))

@@ -5,7 +5,7 @@ torch, diffusers and transformers.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,18 @@ from safetensors.torch import load_file, save_file
 
 from common.catalog.catalog import Model
 from common.errors import ModelRefused
-from worker.checkpoints import layout, loader, pickles, tokenizer
+from worker.checkpoints import kinds, layout, loader, pickles, tokenizer
 from worker.models import sentence
 
-PLAIN = (bool, float, int, str, type(None))
 CLIP = re.compile(r"cond_stage_model\.(transformer|model)\.")
+PLACES = {
+    "text_encoder": "cond_stage_model.transformer.",
+    "unet": "model.diffusion_model.",
+    "vae": "first_stage_model.",
+}
+LEFT_BY_TRAINING = re.compile(
+    r"\.position_ids$|^first_stage_model\.(loss|model_ema)\.|\.text_projection\.|\.logit_scale$"
+)
 UNSPLIT = "100GB"  # max_shard_size that no model exceeds
 
 
@@ -35,7 +42,7 @@ def convert_weights(model: Model, folder: Path, name: str, target: Path) -> None
 
 
 def convert_tokenizer(folder: Path, target: Path) -> None:
-    """Write a tokenizer with the `tokenizer.json` that the API counts tokens with."""
+    """Write a tokenizer with the `tokenizer.json` that the API counts tokens with, if it can have one."""
     tokenizer.load_tokenizer(folder).save_pretrained(target)
 
 
@@ -59,7 +66,10 @@ def split_single_file(model: Model, file: Path, like: Model, target: Path) -> No
             **dict.fromkeys({*like.facts.components} - {*names, "scheduler"}),
         )
         for name in names:
+            _check_all_taken(model, name, tensors, getattr(pipe, name))
             getattr(pipe, name).save_pretrained(target / name, max_shard_size=UNSPLIT)
+    except ModelRefused:
+        raise
     except Exception as error:  # foreign weights make the libraries raise anything
         reason = layout.first_line(error)
         raise ModelRefused(
@@ -73,16 +83,23 @@ def split_single_file(model: Model, file: Path, like: Model, target: Path) -> No
 
 
 def _read_tensors(model: Model, file: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a single file. Beside them a checkpoint of a training run may have numbers and strings."""
-    if file.suffix == ".safetensors":
-        layout.check_not_truncated(model, file)
-        return load_file(file)
-    content = pickles.unpickle(model, file)
-    if isinstance(content, dict) and "state_dict" in content:
-        is_plain = all(isinstance(value, PLAIN) for key, value in content.items() if key != "state_dict")
-        content = content["state_dict"] if is_plain else None
-    tensors = pickles.require_tensors(model, file, content)
-    return {key: value.clone(memory_format=torch.contiguous_format) for key, value in tensors.items()}
+    """All tensors of a single file, whatever its name says that it is."""
+    if not kinds.is_safetensors(file):
+        return pickles.tensors_of(model, file)
+    layout.check_not_truncated(model, file)
+    tensors = load_file(file)
+    kinds.check_keys(model, file.name, {key: tuple(tensor.shape) for key, tensor in tensors.items()})
+    return tensors
+
+
+def _check_all_taken(model: Model, name: str, tensors: Mapping[str, torch.Tensor], component: torch.nn.Module) -> None:
+    """Refuse a component with fewer weights than the file has for it: diffusers says nothing about the others."""
+    found = [key for key in tensors if key.startswith(PLACES[name]) and not LEFT_BY_TRAINING.search(key)]
+    taken = len(component.state_dict())
+    if len(found) > taken:
+        raise ModelRefused(
+            sentence("source_weights_unexpected", model=model.name, component=name, count=len(found) - taken)
+        )
 
 
 def _dtype(tensors: Iterable[torch.Tensor]) -> torch.dtype:

@@ -5,16 +5,18 @@ An interrupted download resumes, also in another process, and a complete file is
 """
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from httpx2 import InvalidURL, TransportError  # huggingface_hub's HTTP client
 from huggingface_hub import HfApi, get_session, get_token, hf_hub_url, hf_raise_for_status, logging
 from huggingface_hub.errors import (
+    EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
@@ -22,15 +24,18 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import build_hf_headers
 
 from common.catalog.catalog import Model
 from common.errors import ModelRefused
-from worker.checkpoints.layout import TEXT_SUFFIXES, check_complete, components, first_line, preferred_weights
+from worker.checkpoints.kinds import check_names
+from worker.checkpoints.layout import TEXT_SUFFIXES, check_complete, component_file_names, components, first_line
 from worker.models import sentence
 
 logging.set_verbosity_error()  # its warnings are errors here
 
 PAGE = "https://huggingface.co"
+INDEX = "model_index.json"
 TIMEOUT_S = 30
 CHUNK_BYTES = 10 * 2**20
 ATTEMPTS = 5  # without a byte in between
@@ -52,14 +57,22 @@ class RepoFiles:
     revision: str  # the commit
     files: tuple[HubFile, ...]
     licence: str | None
+    missing: tuple[str, ...] = ()  # components that it lacks
 
     @property
     def bytes(self) -> int:
         return sum(file.bytes for file in self.files)
 
+    def stages(self) -> "tuple[RepoFiles, RepoFiles, RepoFiles]":
+        """The index, the other texts, and the weights: what says what a model is comes before its gigabytes."""
+        index = tuple(file for file in self.files if file.path == INDEX)
+        texts = tuple(file for file in self.files if file.path.endswith(TEXT_SUFFIXES) and file not in index)
+        weights = tuple(file for file in self.files if file not in (*index, *texts))
+        return replace(self, files=index), replace(self, files=texts), replace(self, files=weights)
+
 
 def list_files(model: Model) -> RepoFiles:
-    """Raises ModelRefused, also when the repository lacks a component."""
+    """Raises ModelRefused, also when the repository is known to be something else."""
     with _refusing(model):
         info = HfApi().model_info(model.source, revision=model.revision, timeout=TIMEOUT_S, files_metadata=True)
     published = {file.rfilename: file for file in info.siblings or ()}
@@ -69,18 +82,36 @@ def list_files(model: Model) -> RepoFiles:
         if path in published
     )
     folders = {path.partition("/")[0] for path in published}
-    check_complete(model, [name for name in components(model) if name not in folders])
+    missing = tuple(name for name in components(model) if name not in folders)
+    check_names(model, published)
+    if INDEX not in published:
+        check_complete(model, missing)
     assert info.sha
-    return RepoFiles(info.sha, files, getattr(info.card_data, "license", None))
+    return RepoFiles(info.sha, files, getattr(info.card_data, "license", None), missing)
+
+
+def read_index(model: Model) -> dict[str, Any]:
+    """`model_index.json`, without its other files. Empty if there is none, or none that is an object of JSON."""
+    with _refusing(model):
+        try:
+            path = hf_hub_url(model.source, "model_index.json", revision=model.revision)
+            response = get_session().get(path, headers=build_hf_headers(), timeout=TIMEOUT_S)
+            hf_raise_for_status(response)
+        except EntryNotFoundError:
+            return {}
+    try:
+        index = json.loads(response.content)
+    except ValueError:
+        return {}
+    return index if isinstance(index, dict) else {}
 
 
 def select_files(published: Iterable[str], components: Iterable[str]) -> list[str]:
     """The files that these components are loaded from, of all files of a repository."""
-    selected = ["model_index.json"]
+    selected = [INDEX]
     for component in components:
         names = [name for folder, _, name in (file.rpartition("/") for file in published) if folder == component]
-        selected += [f"{component}/{name}" for name in names if name.endswith(TEXT_SUFFIXES)]
-        selected += [f"{component}/{name}" for name in preferred_weights(names)]
+        selected += [f"{component}/{name}" for name in component_file_names(names)]
     return selected
 
 

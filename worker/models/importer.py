@@ -7,7 +7,6 @@ folder.
 
 import fcntl
 import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,14 +18,17 @@ from uuid import UUID
 
 from common.catalog import catalog, families, manifest
 from common.catalog.catalog import Model
+from common.catalog.families import Family
 from common.catalog.manifest import ModelManifest
 from common.errors import Error, ModelRefused, NanImage
 from common.recipes.img2img import InputImage
 from common.recipes.recipe import Recipe
 from common.sentences import Sentence
-from worker.checkpoints import layout
+from worker.checkpoints import kinds, layout
+from worker.checkpoints.text_files import read_object
 from worker.models import hub, sentence
 from worker.models import store as model_store
+from worker.models.family import tell_family
 from worker.models.store import SourceFiles
 from worker.pipelines.base import DeviceLost, ImageRequest, Pipeline, RenderedImage
 
@@ -34,7 +36,7 @@ Report = Callable[[str, int, int], None]  # phase (wait, fetch, convert or check
 Load = Callable[[Model], Pipeline]
 
 DOWNLOADS = ".fetching"
-SINGLE_FILES = (".ckpt", ".safetensors")
+SINGLE_FILES = (".bin", ".ckpt", ".pt", ".pth", ".safetensors")
 TEST_STEPS, TEST_STRENGTH = 3, 0.7
 LOCK_RETRY_S = 0.5
 
@@ -112,12 +114,13 @@ def import_model(
     With an entry, that entry completed by the files' own values is stored with the model. `like` is for a single file.
     """
     model_store.recover(store)
-    source = _fetch_source(model, store, report, like)
     if entry is None and (own := catalog.read_entry(model.name, store)).get("source") == model.source:
         entry = own  # a worker repeats the import of a model that the catalogue lacks
     if entry is not None:
+        model, entry = tell_family(model, entry)
+    source = _fetch_source(model, store, report, like)
+    if entry is not None:
         entry = _complete_entry(model, entry, source)
-        _check_decided(model, entry)
         made = catalog.model_from_entry(model.name, entry, store)
         model = replace(made, revision=model.revision, checker=model.checker)
     layout.validate(model, source.folder)
@@ -150,22 +153,30 @@ def _fetch_source(model: Model, store: Path, report: Report, like: Model | None)
 
 
 def _download(model: Model, store: Path, report: Report) -> SourceFiles:
+    """Download what says what the model is before its gigabytes, and refuse it as soon as it is no model for a farm."""
     repo = hub.list_files(model)
-    folder = _download_folder(model, store) / repo.revision
-    _check_disk_space(model, store, repo, folder)
-    done = 0
+    folder, done = _download_folder(model, store) / repo.revision, 0
 
     def on_bytes(count: int) -> None:
         nonlocal done
         done += count
         report("fetch", done, repo.bytes)
 
-    hub.download(model, repo, folder, on_bytes)
+    hub.download(model, repo.stages()[0], folder, on_bytes)
+    index = layout.check_index(model, folder)
+    layout.check_classes(model, index)
+    layout.check_complete(model, repo.missing)
+    _, texts, weights = repo.stages()
+    hub.download(model, texts, folder, on_bytes)
+    kinds.check_configs(model, folder)
+    _check_disk_space(model, store, repo, folder)
+    hub.download(model, weights, folder, on_bytes)
     return SourceFiles(folder, repo.revision, repo.licence, is_ours=True)
 
 
 def _split(model: Model, file: Path, like: Model | None, target: Path) -> SourceFiles:
-    if file.suffix not in SINGLE_FILES:
+    kinds.check_file(model, file, file.name)
+    if file.suffix.lower() not in SINGLE_FILES:
         suffixes = ", ".join(SINGLE_FILES)
         raise ModelRefused(sentence("source_file_unsupported", model=model.name, file=file.name, suffixes=suffixes))
     if like is None:
@@ -192,65 +203,42 @@ def _download_folder(model: Model, store: Path) -> Path:
 
 
 def _complete_entry(model: Model, entry: Mapping[str, Any], source: SourceFiles) -> dict[str, Any]:
-    """The entry, with values from the model's files where the operator gave none. Raises ModelRefused."""
+    """The entry, with values from the model's files, or else of its family, where the operator gave none.
+
+    Raises ModelRefused.
+    """
 
     def config(name: str) -> dict[str, Any]:
         try:
-            values: dict[str, Any] = json.loads((source.folder / name).read_text("utf-8"))
+            values = read_object(source.folder / name)
         except (OSError, ValueError):
             return {}  # validation refuses the model next
         return values
 
-    index = config("model_index.json")
-    facts = families.families()[entry.get("family") or _family_of(index)]
-    known = {"family": facts.name, "licence": source.licence or "unknown"}
+    facts, index = families.families()[entry["family"]], config("model_index.json")
+    known = {"licence": source.licence or "unknown", **facts.defaults}
     if facts.distilled and facts.distilled.describes(config(facts.distilled.file)):
         known |= facts.distilled.defaults
-    if facts.denoiser != "unet":  # the other values are those of its family
-        return {**known, **entry}
-    text_encoder = config("text_encoder/config.json")
-    side = int(config("unet/config.json").get("sample_size") or 64)
-    side *= 2 ** (len(config("vae/config.json").get("block_out_channels") or [0] * 4) - 1)
-    longest = text_encoder.get("max_position_embeddings") or 77
-    limit = min(config("tokenizer/tokenizer_config.json").get("model_max_length") or longest, longest)
-    defaults = {
-        **known,
-        "width": side,
-        "height": side,
-        "token_limit": limit,
-    }
-    completed = {**defaults, **entry}
-    if "scheduler" not in completed:
-        declared = (
-            config("scheduler/scheduler_config.json").get("_class_name") or (index.get("scheduler") or [None])[-1]
-        )
-        completed["scheduler"] = _scheduler_of(model, declared, completed["family"])
-    return completed
+    if facts.denoiser == "unet":  # there are models for several sizes and lengths
+        text_encoder = config("text_encoder/config.json")
+        side = int(config("unet/config.json").get("sample_size") or 64)
+        side *= 2 ** (len(config("vae/config.json").get("block_out_channels") or [0] * 4) - 1)
+        longest = min(text_encoder.get("max_position_embeddings") or facts.token_limit, facts.token_limit)
+        limit = min(config("tokenizer/tokenizer_config.json").get("model_max_length") or longest, longest)
+        known |= {"width": side, "height": side, "token_limit": limit}
+    if "scheduler" not in entry:
+        declared = config("scheduler/scheduler_config.json").get("_class_name")
+        known["scheduler"] = _scheduler_of(model, declared or (index.get("scheduler") or [None])[-1], facts)
+    return {**known, **entry}
 
 
-def _check_decided(model: Model, entry: Mapping[str, Any]) -> None:
-    """Raises ModelRefused unless it is said who judges the images of a model whose files cannot."""
-    family = families.families()[entry["family"]]
-    if entry.get("safety_checker", True) is True and "safety_checker" not in family.components:
-        raise ModelRefused(sentence("import_undecided", model=model.name, family=family.name))
-
-
-def _family_of(index: Mapping[str, Any]) -> str:
-    """The family by the classes that the files name."""
-    if (index.get("text_encoder") or [""])[-1] == "BertModel":
-        return "stable-diffusion-zh"
-    family = families.of_pipeline(index.get("_class_name"))
-    return family.name if family else "stable-diffusion"
-
-
-def _scheduler_of(model: Model, class_name: str | None, family: str) -> str:
+def _scheduler_of(model: Model, class_name: str | None, facts: Family) -> str:
     """The name of the scheduler that the files declare. Raises ModelRefused if the family has no such scheduler."""
     from worker.pipelines import schedulers
 
-    allowed = families.families()[family].schedulers
     if class_name is None:
-        return allowed[0]  # validation refuses the model next
-    known = schedulers.class_names(allowed)
+        return facts.schedulers[0]  # validation refuses the model next
+    known = schedulers.class_names(facts.schedulers)
     if class_name not in known:
         classes = ", ".join(sorted(known))
         raise ModelRefused(sentence("scheduler_unknown", model=model.name, scheduler=class_name, known=classes))

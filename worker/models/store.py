@@ -18,10 +18,15 @@ from typing import Any
 from common.catalog import manifest
 from common.catalog.catalog import Model
 from common.catalog.manifest import COMPONENTS, ENTRY, MANIFEST, Component, File, ModelManifest
-from worker.checkpoints import layout
+from worker.checkpoints import layout, plain_files
 
 DRAFT_MODEL, DRAFT_COMPONENT, OLD = ".new", ".new-part", ".old-"
-KEPT = ("_class_name", "is_distilled", "requires_safety_checker")  # of model_index.json, beside the components
+KEPT = (  # of model_index.json, beside the components
+    "_class_name",
+    "force_zeros_for_empty_prompt",
+    "is_distilled",
+    "requires_safety_checker",
+)
 LIBRARIES = ("diffusers", "torch", "transformers")
 WRITERS = (
     "_diffusers_version",
@@ -56,8 +61,7 @@ def store_component(model: Model, source: SourceFiles, name: str, store: Path) -
     else:
         # Our own files need no second copy on disk; those of others may change later.
         add = os.link if source.is_ours and not folder.is_symlink() else shutil.copyfile
-        for file in layout.component_files(folder):
-            add(file, draft / file.name)
+        plain_files.write(folder, draft, add)
     if (config := draft / "config.json").is_file():
         _remove_writers(config)
     files = _checksums(draft)

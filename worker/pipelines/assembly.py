@@ -4,7 +4,6 @@ Models share components that are equal. Imports torch and diffusers. `worker.che
 `worker.pipelines.families` knows what each family makes of them.
 """
 
-import json
 from collections.abc import Callable, Hashable
 from importlib import import_module
 from pathlib import Path
@@ -17,8 +16,9 @@ import transformers
 
 from common.catalog.catalog import Model
 from common.errors import ModelRefused
-from worker.checkpoints import checkers, layout, pickles
+from worker.checkpoints import checkers, layout, pickles, plain_files
 from worker.checkpoints.loader import DTYPES, load_component, precision
+from worker.checkpoints.text_files import read_object
 from worker.pipelines import sentence
 from worker.pipelines.families.base import BaseFamily
 from worker.pipelines.safety_checker import Checker, judge
@@ -91,7 +91,7 @@ def check(model: Model, folder: Path) -> None:
 def _assemble(model: Model, folder: Path, load: Callable[[str], Any]) -> tuple[Any, Config]:
     family, index = family_of(model), layout.read_index(folder)
     parts: dict[str, Any] = {name: load(name) for name in layout.components_with_weights(model)}
-    config: Config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text("utf-8"))
+    config: Config = read_object(folder / "scheduler" / "scheduler_config.json")
     for name in layout.components(model):
         if name.startswith("tokenizer"):
             parts[name] = family.load_tokenizer(model, folder / name, parts)
@@ -102,4 +102,5 @@ def _assemble(model: Model, folder: Path, load: Callable[[str], Any]) -> tuple[A
 
 
 def _feature_extractor(folder: Path) -> Any:
-    return transformers.CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+    with plain_files.view(folder) as files:
+        return transformers.CLIPImageProcessorPil.from_pretrained(files, local_files_only=True)

@@ -196,6 +196,7 @@ class DiffusersPipeline:
         generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
         arguments = self._arguments([request.recipe for request in requests])
         img2img = Img2Img(self._pipe, self._family, requests, generators, arguments) if recipe.source else None
+        arguments |= img2img.arguments if img2img else {}
 
         def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             on_step(step + 1, pipe.num_timesteps)

@@ -1,7 +1,8 @@
 """image2image and inpaint: where denoising starts, and which pixels of the source stay.
 
     image2image    starts from the source plus noise by the strength, and takes only the last steps
-    inpaint        the same; after each step, latents outside the mask are the source's again, with that step's noise
+    inpaint        the same; after each step, latents outside the mask are the source's again, with that step's noise,
+                   unless the denoiser reads the mask
 
 At strength 1 both start from pure noise. The img2img pipelines of diffusers are not used: they start LMS as if three
 steps lay behind it, and PNDM at a wrong timestep, which leaves noise in the image. Here the schedule is truncated, so
@@ -40,14 +41,19 @@ class Img2Img:
         recipe, device, dtype = requests[0].recipe, pipe.device, family.latent_dtype(pipe)
         truncate_timesteps(pipe.scheduler, recipe.steps, recipe.steps_taken, _schedule(pipe, arguments))
         self._sources = _stack([request.source for request in requests], device)
+        images = _images(self._sources)
         self._masks = None
         self._latent_mask = None
+        self.arguments: dict[str, Any] = {}  # that the call of `pipe` gets beside the latents
         if requests[0].mask is not None:
             self._masks = _stack([request.mask for request in requests], device).unsqueeze(-1)
-            # A latent may change if any pixel that it decodes to is inside the mask.
-            grid = max_pool2d(self._masks.permute(0, 3, 1, 2).to(dtype), pipe.vae_scale_factor)
-            self._latent_mask = family.arrange(pipe, grid.expand(-1, family.channels(pipe), -1, -1))
-        self._source_latents = family.to_latents(pipe, _images(self._sources).to(pipe.vae.dtype)).to(dtype)
+            masks = self._masks.permute(0, 3, 1, 2).to(dtype)
+            self.arguments = family.mask_arguments(pipe, images, masks)
+            if not family.reads_masks:
+                # A latent may change if any pixel that it decodes to is inside the mask.
+                grid = max_pool2d(masks, pipe.vae_scale_factor)
+                self._latent_mask = family.arrange(pipe, grid.expand(-1, family.channels(pipe), -1, -1))
+        self._source_latents = family.to_latents(pipe, images.to(pipe.vae.dtype)).to(dtype)
         self._noise = randn_tensor(self._source_latents.shape, generator=generators, device=device, dtype=dtype)
         self._scheduler = pipe.scheduler
         self._is_flow = not hasattr(pipe.scheduler, "add_noise")

@@ -25,13 +25,13 @@ def encode_prompts(
     embeds, negative_embeds = pipe.encode_prompt(texts[0], pipe.device, 1, is_guided, texts[1])
     if any(map(prompt_weighting.has_weights, (*prompts, *negative_prompts))):
         empty = pipe.encode_prompt([""], pipe.device, 1, False)[0]
-        embeds = _apply_weights(pipe.tokenizer, prompts, embeds, empty)
+        embeds = apply_weights(pipe.tokenizer, prompts, embeds, empty)
         if is_guided:
-            negative_embeds = _apply_weights(pipe.tokenizer, negative_prompts, negative_embeds, empty)
+            negative_embeds = apply_weights(pipe.tokenizer, negative_prompts, negative_embeds, empty)
     return {"prompt_embeds": embeds, **({"negative_prompt_embeds": negative_embeds} if is_guided else {})}
 
 
-def _apply_weights(tokenizer: Any, prompts: Sequence[str], embeds: torch.Tensor, empty: torch.Tensor) -> torch.Tensor:
+def apply_weights(tokenizer: Any, prompts: Sequence[str], embeds: torch.Tensor, empty: torch.Tensor) -> torch.Tensor:
     """Embeddings of weight 1 stay the same to the bit."""
     weights = torch.tensor([_token_weights(tokenizer, prompt) for prompt in prompts], device=embeds.device)
     weights = weights.unsqueeze(-1)

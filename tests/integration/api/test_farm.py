@@ -35,6 +35,11 @@ def test_models_have_their_limits_and_the_workers_that_serve_them(client: httpx.
     assert [name for name, model in models.items() if model["is_default"]] == ["mini-zh"]
     assert (models["zh-v0"]["licence"], models["zh-v0"]["defaults"]["scheduler"]) == ("CreativeML OpenRAIL-M", "lms")
     assert models["mini-zh"]["limits"]["max_tokens"] == 48
+    assert models["mini-zh"]["reads"] == {"negative_prompt": True, "guidance": True, "weights": True}
+    turbo = models["z-image-turbo"]  # which was distilled
+    assert turbo["reads"] == {"negative_prompt": False, "guidance": False, "weights": False}
+    assert (turbo["limits"]["size_multiple"], turbo["limits"]["schedulers"]) == (16, ["flow_euler"])
+    assert turbo["limits"]["modes"] == ["text2image", "image2image", "inpaint"]
     assert not models["mini-zh"]["availability"]["available"]
     beat(story, resident=["mini-zh"], refusals={"zh-v0": "The repository is gated."})
     drains = beat(story, name="w2", models=["zh-v0"])

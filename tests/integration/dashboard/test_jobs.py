@@ -213,6 +213,14 @@ def test_an_error_is_shown_beside_its_field(visit: Visit, story: Story) -> None:
     assert story.count("jobs") == 0
 
 
+def test_a_form_asks_for_what_the_model_reads(visit: Visit) -> None:
+    forms = {name: visit.act("/new/model", model=name).text for name in ("z-image", "z-image-turbo")}
+    asked, by_turbo = (set(re.findall(r'name="(\w+)"', form)) for form in forms.values())
+    assert asked - by_turbo == {"negative_prompt", "guidance"}
+    assert forms["z-image"].count('step="16"') == 2
+    assert re.findall(r'<option value="(flow_\w+|ddim)"', forms["z-image"]) == ["flow_euler"]
+
+
 def test_a_licence_is_accepted_with_the_first_job(visit: Visit, story: Story) -> None:
     form = visit.act("/new/model", prompt="一只猫", model="zh-v0", shown_model="mini-zh").text
     assert "has not accepted this licence" in form

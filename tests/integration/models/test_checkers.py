@@ -16,6 +16,7 @@ from common.catalog.catalog import Catalog, Model
 from common.config import Settings
 from common.errors import Conflict, Invalid, ModelRefused
 from tests.conformance.test_pipelines import request_for
+from tests.integration.models.test_cli import cut
 from tests.integration.models.test_damaged_weights import fill
 from tests.integration.models.test_import import flip_a_bit, ignore, load
 from tests.support import checkers, checkpoints
@@ -236,7 +237,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no folder": (shutil.rmtree, "there is no folder"),
     "no extractor": (lambda f: shutil.rmtree(f / "feature_extractor"), "its files have no feature_extractor"),
     "no weights": (lambda f: (f / WEIGHTS).unlink(), "safety_checker holds no weights"),
-    "weights empty": (lambda f: (f / WEIGHTS).write_bytes(b""), f"{WEIGHTS} is damaged"),
+    "weights empty": (lambda f: (f / WEIGHTS).write_bytes(b""), f"{WEIGHTS} is empty"),
+    "weights cut short": (lambda f: cut(f / WEIGHTS), f"{WEIGHTS} is damaged"),
 }
 
 

@@ -127,7 +127,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "vocabulary too small": (one_word_less, "its tokenizer has"),
     "no weights": (lambda f: (f / UNET_WEIGHTS).unlink(), "unet holds no weights"),
     "weights cut short": (lambda f: cut(f / UNET_WEIGHTS), "unet/diffusion_pytorch_model.safetensors is damaged"),
-    "weights empty": (lambda f: (f / TEXT_WEIGHTS).write_bytes(b""), "text_encoder/model.safetensors is damaged"),
+    "weights empty": (lambda f: (f / TEXT_WEIGHTS).write_bytes(b""), "text_encoder/model.safetensors is empty"),
     "pickle cut short": (
         lambda f: cut(checkpoints.as_pickles(f) / "text_encoder/pytorch_model.bin"),
         "text_encoder/pytorch_model.bin is damaged",

@@ -21,6 +21,7 @@ from common.catalog.catalog import model_from_entry
 from common.errors import ModelRefused
 from tests.support import checkpoints
 from tests.support.command_line import run_process as command_line
+from tests.support.twins import z_image
 from worker.models.hub import HubFile, RepoFiles, download, list_files, select_files
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -69,7 +70,7 @@ class Handler(BaseHTTPRequestHandler):
         elif "/gated/resolve/" in path:
             self._answer(403, error="GatedRepo")
         else:
-            self._send(path.partition(f"{COMMIT}/")[2])
+            self._send(path.partition(f"/{COMMIT}/")[2] or path.partition("/main/")[2])
 
     def _about(self) -> dict[str, Any]:
         files = [
@@ -83,6 +84,8 @@ class Handler(BaseHTTPRequestHandler):
         return {"id": "a/b", "sha": COMMIT, "siblings": files, "cardData": {"license": "creativeml-openrail-m"}}
 
     def _send(self, path: str) -> None:
+        if path not in self.server.files:
+            return self._answer(404, error="EntryNotFound")
         asked, content = self.headers.get("Range"), self.server.files[path]
         self.server.fetched.append((path, asked))
         begin = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.server.supports_ranges else 0
@@ -115,7 +118,7 @@ class Handler(BaseHTTPRequestHandler):
 def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """A checkpoint of 2022, with the other files of such a repository."""
     folder = checkpoints.as_in_2022(checkpoints.make(tmp_path_factory.mktemp("published")))
-    torch.save({**torch.load(folder / LARGE), "not used": torch.zeros(6 * MB)}, folder / LARGE)
+    torch.save({**torch.load(folder / LARGE), "filler.position_ids": torch.zeros(6 * MB)}, folder / LARGE)
     files = {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     return files | dict.fromkeys(LEFT_OUT, b"pickle")
 
@@ -221,6 +224,24 @@ def test_a_hub_without_ranges_sends_the_whole_file(hub: Hub, tmp_path: Path, mon
     assert sum(counts) == len(data)
 
 
+def test_what_is_no_model_of_a_farm_is_refused_before_its_weights_are_fetched(hub: Hub, tmp_path: Path) -> None:
+    index, config = (json.loads(hub.files[name]) for name in ("model_index.json", "unet/config.json"))
+
+    def refused_with(name: str, content: dict[str, Any]) -> tuple[str, list[str]]:
+        hub.files[name], hub.fetched = json.dumps(content).encode(), []
+        hub.sums[name] = hashlib.sha256(hub.files[name]).hexdigest()
+        (message,) = run_import(hub.address, tmp_path / content["_class_name"], ("somebody/tiny", None))
+        return message, [path for path, _ in hub.fetched]
+
+    message, fetched = refused_with("unet/config.json", {**config, "in_channels": 9})
+    assert "unet is that of a model for inpainting (9 input channels)" in message
+    assert fetched[0] == "model_index.json"
+    assert not any(path.endswith(".bin") for path in fetched)
+    message, fetched = refused_with("model_index.json", {**index, "_class_name": "StableDiffusion3Pipeline"})
+    assert "it is for StableDiffusion3Pipeline, which this farm does not run" in message
+    assert fetched == ["model_index.json"]
+
+
 def test_a_damaged_download_is_deleted(hub: Hub, tmp_path: Path) -> None:
     hub.sums[LARGE] = "0" * 64
     (message,) = run_import(hub.address, tmp_path, ("somebody/tiny", None))
@@ -262,7 +283,79 @@ def test_a_dry_run_lists_the_files_to_download(hub: Hub, published: dict[str, by
     files = {file["path"]: file["bytes"] for file in done.json}
     assert files == {path: len(content) for path, content in published.items() if path not in LEFT_OUT}
     assert f"{sum(files.values()) / 1e6:.1f} MB" in done.err
-    assert hub.fetched == []
+    assert hub.fetched == [("model_index.json", None)]  # which tells the family
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "says", "flags"),
+    [
+        ("FluxKontextPipeline", "which edits images by instructions", ["--dry-run"]),
+        ("WanPipeline", "which no family of this farm draws with", []),
+    ],
+)
+def test_a_pipeline_of_no_family_is_refused_by_name_before_anything_else_is_fetched(
+    hub: Hub, tmp_path: Path, pipeline: str, says: str, flags: list[str]
+) -> None:
+    hub.files = {**hub.files, "model_index.json": json.dumps({"_class_name": pipeline}).encode()}
+    done = command_line(
+        *("models", "import", "somebody/tiny", "--name", "mine", *flags),
+        environment={**os.environ, "HF_ENDPOINT": hub.address, "HUAFANG_HOME": str(tmp_path)},
+    )
+    assert done.code != 0
+    assert done.err.count("is refused") == 1
+    assert f"those of a {pipeline}, {says}" in done.err
+    assert [path for path, _ in hub.fetched] == ["model_index.json"]
+
+
+def test_the_hub_tells_the_family_of_a_model(hub: Hub, tmp_path: Path) -> None:
+    """Of its index alone: the family says which other files there are to fetch."""
+    folder = z_image.make(tmp_path / "published")
+    hub.files = {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*.*")}
+    hub.sums = {path: hashlib.sha256(content).hexdigest() for path, content in hub.files.items()}
+    done = command_line(
+        *("models", "import", "somebody/tiny", "--name", "mine", "--dry-run", "--format", "json"),
+        environment={**os.environ, "HF_ENDPOINT": hub.address, "HUAFANG_HOME": str(tmp_path)},
+    )
+    assert {file["path"] for file in done.json} == hub.files.keys() - {"tokenizer/chat_template.jinja"}
+
+
+@pytest.mark.parametrize(
+    ("published", "wanted"),
+    [
+        (["w.bin", "w.fp16.bin", "w.fp16.safetensors", "w.non_ema.safetensors"], ["w.bin"]),
+        (["w.fp16.bin", "w.fp16.safetensors", "w.bf16.safetensors"], ["w.fp16.safetensors"]),
+        (["w.fp16.bin", "w.non_ema.bin"], ["w.fp16.bin"]),
+        (["w.non_ema.bin"], []),
+        (
+            [
+                "adapter_config.json",
+                "w-00001-of-00002.fp16.bin",
+                "w.bin.index.fp16.json",
+                "w.fp16-00001-of-00002.safetensors",
+                "w.fp16-00002-of-00002.safetensors",
+                "w.safetensors.index.fp16.json",
+            ],
+            ["w.fp16-00001-of-00002.safetensors", "w.fp16-00002-of-00002.safetensors", "w.safetensors.index.fp16.json"],
+        ),
+        (
+            [
+                "w-00001-of-00001.safetensors",
+                "w.safetensors.index.json",
+                "w.safetensors",
+                "w.safetensors.index.fp16.json",
+            ],
+            ["w.safetensors"],
+        ),
+    ],
+)
+def test_the_weights_are_fetched_in_one_format(published: list[str], wanted: list[str]) -> None:
+    def of_the_unet(names: list[str]) -> list[str]:
+        return [f"unet/{name.replace('w', 'diffusion_pytorch_model', 1)}" for name in names]
+
+    assert select_files(of_the_unet(published), ("unet",)) == [
+        "model_index.json",
+        *of_the_unet(wanted),
+    ]
 
 
 def test_only_the_files_of_wanted_components_are_selected() -> None:

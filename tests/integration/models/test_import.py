@@ -24,12 +24,14 @@ from sqlalchemy import Engine
 
 from common.catalog import catalog, manifest
 from common.catalog.catalog import Model
+from common.catalog.families import families
 from common.config import SHIPPED_CATALOG, Settings
 from common.errors import ModelRefused
 from common.recipes import token_counter
 from tests.integration.models.test_cli import Evil, render, render_with
 from tests.support import checkpoints
 from tests.support.command_line import CommandLine
+from tests.support.twins import Twin, qwen_image, z_image
 from worker.models import cli, importer
 from worker.models import store as model_store
 from worker.models.manager import ModelManager
@@ -387,11 +389,6 @@ def called_safetensors(folder: Path, evil: Evil) -> Path:
     return folder
 
 
-def in_a_ckpt(folder: Path, evil: Evil) -> Path:
-    torch.save({"state_dict": {"a": torch.zeros(1)}, "callbacks": evil}, folder / "evil.ckpt")
-    return folder / "evil.ckpt"
-
-
 def in_the_state_of_a_ckpt(folder: Path, evil: Evil) -> Path:
     torch.save({"state_dict": {"a": evil}}, folder / "evil.ckpt")
     return folder / "evil.ckpt"
@@ -405,7 +402,6 @@ HIDING: list[Callable[[Path, Evil], Path]] = [
     in_a_zip_in_a_zip,
     in_a_script,
     called_safetensors,
-    in_a_ckpt,
     in_the_state_of_a_ckpt,
 ]
 
@@ -455,7 +451,7 @@ def test_a_single_file_that_is_something_else_is_refused(today: Path, store: Pat
     reasons = {
         as_safetensors(tmp_path / "other.safetensors", {"a": torch.zeros(1)}): "is no Stable Diffusion like tiny",
         as_left_by_training(tmp_path / "lacking.ckpt", lacking(today)): "is no Stable Diffusion like tiny",
-        today / "model_index.json": "model_index.json is none of .ckpt, .safetensors",
+        today / "model_index.json": "model_index.json is none of .bin, .ckpt, .pt, .pth, .safetensors",
     }
     for file, reason in reasons.items():
         model = checkpoints.entry(file)
@@ -469,3 +465,34 @@ def lacking(folder: Path) -> dict[str, torch.Tensor]:
     weights = checkpoints.as_one_file(folder)
     del weights["model.diffusion_model.out.2.weight"]
     return weights
+
+
+# What the files tell
+
+
+@pytest.mark.parametrize("twin", [z_image, qwen_image], ids=lambda twin: twin.NAME)
+def test_the_files_tell_the_family_and_the_family_the_defaults(twin: Twin, store: Path, tmp_path: Path) -> None:
+    given = {"source": str(twin.make(tmp_path / "tiny")), "description": "", "licence_url": "", "steps": 7}
+    entry = {**given, "width": 64, "height": 64}
+    model = catalog.model_from_entry("mine", {**cli.PLACEHOLDERS, **entry}, store)
+    with importer.import_lock(model, store, ignore):
+        importer.import_model(model, store, load, ignore, entry)
+    known = {**families()[twin.NAME].defaults, "family": twin.NAME, "licence": "unknown"}
+    made = catalog.read_entry("mine", store)
+    assert made.pop("revision")
+    assert made == {**known, **entry}
+
+
+@pytest.mark.parametrize("pipeline", ["QwenImageEditPlusPipeline", "FluxKontextPipeline", "WanPipeline"])
+def test_a_folder_with_a_pipeline_of_no_family_is_refused_by_name(store: Path, pipeline: str) -> None:
+    """Its files are not even there."""
+    folder = store.with_name("other")
+    folder.mkdir()
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
+    entry = {"source": str(folder), "description": "", "licence_url": ""}
+    model = catalog.model_from_entry("mine", {**cli.PLACEHOLDERS, **entry}, store)
+    with (
+        pytest.raises(ModelRefused, match=f"those of a {pipeline}, which "),
+        importer.import_lock(model, store, ignore),
+    ):
+        importer.import_model(model, store, load, ignore, entry)

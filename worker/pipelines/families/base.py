@@ -16,19 +16,23 @@ import transformers
 from common.catalog.catalog import Model
 from common.recipes import prompt_weighting
 from common.recipes.recipe import Recipe
+from worker.checkpoints import plain_files
 
 Parts = Mapping[str, Any]  # the components of a checkpoint by name: modules, tokenizers; the scheduler's config
 
 
 class BaseFamily:
+    reads_masks = False  # whether the denoiser does itself, so that nothing else keeps the source outside of them
+
     def load_tokenizer(self, model: Model, folder: Path, parts: Parts) -> Any:
         """A tokenizer of the checkpoint, to which special tokens in a prompt are text.
 
         Raises ModelRefused if it does not fit its text encoder.
         """
-        return transformers.AutoTokenizer.from_pretrained(
-            folder, split_special_tokens=True, trust_remote_code=False, local_files_only=True
-        )
+        with plain_files.view(folder) as files:
+            return transformers.AutoTokenizer.from_pretrained(
+                files, split_special_tokens=True, trust_remote_code=False, local_files_only=True
+            )
 
     def assemble(self, model: Model, parts: Parts, index: Mapping[str, Any]) -> Any:
         """Diffusers' pipeline of these components; `index` is the checkpoint's model_index.json."""
@@ -49,6 +53,13 @@ class BaseFamily:
         Embeddings, so that what a row holds does not depend on the other rows.
         """
         raise NotImplementedError
+
+    def mask_arguments(self, pipe: Any, images: torch.Tensor, masks: torch.Tensor) -> dict[str, Any]:
+        """The arguments of diffusers' call that stand for sources and masks, if the denoiser reads them.
+
+        Images of -1 to 1, images × RGB × height × width; masks are 1 where to repaint, images × 1 × height × width.
+        """
+        return {}
 
     def latent_dtype(self, pipe: Any) -> torch.dtype:
         """Of the latents between two steps."""

@@ -30,10 +30,11 @@ class Family(BaseFamily):
         return min(model.token_limit, LENGTH - len(TEMPLATE.token_ids(pipe.tokenizer, "")))
 
     def encode(self, pipe: Any, recipes: Sequence[Recipe], is_guided: bool) -> dict[str, Any]:
-        arguments = {"prompt_embeds": _embeds(pipe, [recipe.prompt for recipe in recipes])}
-        if is_guided:
-            arguments["negative_prompt_embeds"] = _embeds(pipe, [recipe.negative_prompt for recipe in recipes])
-        return arguments
+        prompts = [recipe.prompt for recipe in recipes]
+        if not is_guided:
+            return {"prompt_embeds": _embeds(pipe, prompts)}
+        embeds, negatives = _embeds(pipe, [*prompts, *(recipe.negative_prompt for recipe in recipes)]).chunk(2)
+        return {"prompt_embeds": embeds, "negative_prompt_embeds": negatives}
 
     def to_latents(self, pipe: Any, images: torch.Tensor) -> torch.Tensor:
         latents = self.arrange(pipe, pipe.vae.encode(images).latent_dist.mode())
@@ -55,9 +56,11 @@ class Family(BaseFamily):
         return images
 
 
-def _embeds(pipe: Any, prompts: Sequence[str]) -> torch.Tensor:
-    """Prompts × LENGTH × the features of all LAYERS."""
-    ids = [TEMPLATE.token_ids(pipe.tokenizer, prompt) for prompt in prompts]
+def _embeds(pipe: Any, texts: Sequence[str]) -> torch.Tensor:
+    """Texts × LENGTH × the features of all LAYERS. Equal texts are read once."""
+    different = list(dict.fromkeys(texts))
+    ids = [TEMPLATE.token_ids(pipe.tokenizer, text) for text in different]
     tokens = pipe.tokenizer.pad({"input_ids": ids}, padding="max_length", max_length=LENGTH, return_tensors="pt")
     output = pipe.text_encoder(**tokens.to(pipe.device), output_hidden_states=True, use_cache=False, logits_to_keep=1)
-    return torch.cat([output.hidden_states[layer] for layer in LAYERS], dim=-1)
+    embeds = torch.cat([output.hidden_states[layer] for layer in LAYERS], dim=-1)
+    return embeds[[different.index(text) for text in texts]]
