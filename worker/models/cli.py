@@ -20,7 +20,7 @@ from worker.checkpoints import checkers as checker_files
 from worker.checkpoints import layout
 from worker.models import checkers, hub, importer, sentence
 from worker.models import store as model_store
-from worker.models.family import tell_family
+from worker.models.family import check_decided, tell_family
 from worker.pipelines import base, registry
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
@@ -120,6 +120,8 @@ def _resolve(settings: Settings, options: Namespace) -> tuple[Model, dict[str, A
     earlier = own if own.get("source") == source else {}
     entry = {**_default_entry(source), **earlier, **_chosen_values(settings, options)}
     revision = entry.pop("revision", None)
+    if "family" in entry:
+        check_decided(name, entry["family"], entry)
     model = catalog.with_checker(catalog.model_from_entry(name, {**PLACEHOLDERS, **entry}, store), known.checkers)
     return replace(model, revision=None if model.source_path else options.revision or revision), entry
 
