@@ -94,7 +94,7 @@ def test_what_is_outside_the_mask_is_read(load: Load) -> None:
 @pytest.mark.parametrize(
     ("twin", "channels", "reason"),
     [
-        (stable_diffusion_2, 8, "unet is that of an InstructPix2Pix (8 input channels)"),
+        (stable_diffusion_2, 8, "unet is an InstructPix2Pix (8 input channels)"),
         (stable_diffusion_2, 9, "whose family is stable-diffusion-inpaint"),
         (stable_diffusion_2, 5, "a UNet of 5 input channels, where the family stable-diffusion has 4"),
         (inpainting, 4, "a UNet of 4 input channels, where the family stable-diffusion-inpaint has 9"),

@@ -113,9 +113,10 @@ def check_index(model: Model, index: Mapping[str, Any]) -> None:
     if isinstance(pipeline, list):
         raise ModelRefused(sentence("model_has_own_code", model=model.name, name=".".join(map(str, pipeline))))
     if pipeline is not None and families.of_pipeline(pipeline) is None:
-        code = "model_pipeline_edits" if EDITS.search(str(pipeline)) else "model_pipeline_unknown"
         known = ", ".join(families.families())
-        raise ModelRefused(sentence(code, model=model.name, pipeline=pipeline, families=known))
+        if EDITS.search(str(pipeline)):
+            raise ModelRefused(sentence("model_pipeline_edits", model=model.name, pipeline=pipeline, families=known))
+        raise ModelRefused(sentence("model_pipeline_unknown", model=model.name, pipeline=pipeline, families=known))
 
 
 def check_configs(model: Model, folder: Path) -> None:

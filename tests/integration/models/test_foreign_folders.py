@@ -303,7 +303,7 @@ REFUSED_FOLDERS: Rows = {
     ),
     "seven channels": (
         lambda f: change(f / "unet/config.json", in_channels=7),
-        "unet is a UNet of 7 input channels, where this farm runs 4",
+        "unet is a UNet of 7 input channels, where the family",
     ),
     "a config of one layer over weights of two": (
         lambda f: change(f / "text_encoder/config.json", num_hidden_layers=1),

@@ -234,7 +234,7 @@ def test_what_is_no_model_of_a_farm_is_refused_before_its_weights_are_fetched(hu
         return message, [path for path, _ in hub.fetched]
 
     message, fetched = refused_with("unet/config.json", {**config, "in_channels": 9})
-    assert "unet is that of a model for inpainting (9 input channels)" in message
+    assert "unet is an inpainting model (9 input channels)" in message
     assert fetched[0] == "model_index.json"
     assert not any(path.endswith(".bin") for path in fetched)
     message, fetched = refused_with("model_index.json", {**index, "_class_name": "StableDiffusion3Pipeline"})
@@ -290,7 +290,7 @@ def test_a_dry_run_lists_the_files_to_download(hub: Hub, published: dict[str, by
     ("pipeline", "says", "flags"),
     [
         ("FluxKontextPipeline", "which edits images by instructions", ["--dry-run"]),
-        ("WanPipeline", "which no family of this farm draws with", []),
+        ("WanPipeline", "which this farm does not run", []),
     ],
 )
 def test_a_pipeline_of_no_family_is_refused_by_name_before_anything_else_is_fetched(
@@ -303,7 +303,7 @@ def test_a_pipeline_of_no_family_is_refused_by_name_before_anything_else_is_fetc
     )
     assert done.code != 0
     assert done.err.count("is refused") == 1
-    assert f"those of a {pipeline}, {says}" in done.err
+    assert f"it is for {pipeline}, {says}" in done.err
     assert [path for path, _ in hub.fetched] == ["model_index.json"]
 
 

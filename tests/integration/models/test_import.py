@@ -492,7 +492,7 @@ def test_a_folder_with_a_pipeline_of_no_family_is_refused_by_name(store: Path, p
     entry = {"source": str(folder), "description": "", "licence_url": ""}
     model = catalog.model_from_entry("mine", {**cli.PLACEHOLDERS, **entry}, store)
     with (
-        pytest.raises(ModelRefused, match=f"those of a {pipeline}, which "),
+        pytest.raises(ModelRefused, match=f"it is for {pipeline}, which "),
         importer.import_lock(model, store, ignore),
     ):
         importer.import_model(model, store, load, ignore, entry)
