@@ -183,8 +183,8 @@ def with_checker(model: Model, own: Mapping[str, Model]) -> Model:
     if isinstance(model.safety_checker, bool):
         return model
     if model.safety_checker not in own:
-        names = {"checker": model.safety_checker, "checkers": ", ".join(own) or "–"}
-        raise Invalid(sentence("safety_checker_unknown", model=model.name, **names))
+        name, names = model.safety_checker, ", ".join(own) or "–"
+        raise Invalid(sentence("safety_checker_unknown", model=model.name, checker=name, checkers=names))
     return replace(model, checker=own[model.safety_checker])
 
 

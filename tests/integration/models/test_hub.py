@@ -313,7 +313,8 @@ def test_the_hub_tells_the_family_of_a_model(hub: Hub, tmp_path: Path) -> None:
     hub.files = {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*.*")}
     hub.sums = {path: hashlib.sha256(content).hexdigest() for path, content in hub.files.items()}
     done = command_line(
-        *("models", "import", "somebody/tiny", "--name", "mine", "--dry-run", "--no-safety-checker", "--format", "json"),
+        *("models", "import", "somebody/tiny", "--name", "mine", "--no-safety-checker"),
+        *("--dry-run", "--format", "json"),
         environment={**os.environ, "HF_ENDPOINT": hub.address, "HUAFANG_HOME": str(tmp_path)},
     )
     assert {file["path"] for file in done.json} == hub.files.keys() - {"tokenizer/chat_template.jinja"}
