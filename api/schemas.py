@@ -145,6 +145,19 @@ class ImageWithJob(Image):
     job_id: UUID
 
 
+class Safety(BaseModel):
+    """What the safety checker said of an image: its largest score, above 0 if it flagged it, and for which concept."""
+
+    score: float
+    concept: int
+
+
+class JudgedImage(ImageWithJob):
+    """An image as an operator sees it. Not in the documentation, which is for tenants."""
+
+    safety: Safety | None
+
+
 class Progress(BaseModel):
     """Denoising steps of the pipeline call that renders a job now."""
 

@@ -19,14 +19,12 @@ from sqlalchemy.exc import ArgumentError, ProgrammingError
 from common import sentence
 from common.accounts import audit
 from common.accounts.audit import Action
-from common.accounts.tenants import Caller, create_key, ensure_tenant
+from common.accounts.tenants import OPERATOR, Caller, create_key, ensure_tenant
 from common.config import Settings
 from common.db import connect, migrate, transaction
 from common.enums import Scope, Via
 from common.errors import Conflict, Error, Invalid, Unavailable
 from common.sentences import printable
-
-TENANT = "default"
 
 T = TypeVar("T")
 
@@ -63,7 +61,7 @@ def bootstrap(settings: Settings, *, another: bool) -> dict[str, str]:
     engine = connect(settings, pool=1)
     try:
         with transaction(engine) as connection:
-            tenant = ensure_tenant(connection, TENANT)
+            tenant = ensure_tenant(connection, OPERATOR)
             if not another and has_admin_key(connection):
                 raise Conflict(sentence("admin_key_exists"))
             key = create_key(connection, tenant, "admin", [Scope.ADMIN], pepper)
@@ -71,7 +69,7 @@ def bootstrap(settings: Settings, *, another: bool) -> dict[str, str]:
             audit.record(connection, itself, Action.CREATE_KEY, key.id, name="admin", scopes=[Scope.ADMIN])
     finally:
         engine.dispose()
-    return {"tenant": TENANT, "id": str(key.id), "secret": key.secret}
+    return {"tenant": OPERATOR, "id": str(key.id), "secret": key.secret}
 
 
 def has_admin_key(connection: Connection) -> bool:

@@ -6,6 +6,7 @@ refuse a statement that is wrong. Lock order: leases, batches, jobs, images, lan
 
 from sqlalchemy import (
     ARRAY,
+    REAL,
     BigInteger,
     Boolean,
     CheckConstraint,
@@ -332,6 +333,8 @@ images = Table(
     Column("store_ms", Integer),
     Column("started_at", Moment),
     Column("finished_at", Moment),
+    Column("safety_score", REAL),  # of the safety checker: above 0 if it flagged the image; for operators only
+    Column("safety_concept", SmallInteger),  # the number of the concept with that score
     UniqueConstraint("job_id", "index"),
     CheckConstraint(
         "(finished_at IS NOT NULL) = (state IN ('stored', 'flagged', 'failed', 'cancelled'))", name="finished"
@@ -356,6 +359,7 @@ images = Table(
         postgresql_where=text("state IN ('stored', 'flagged', 'failed')"),
     ),
     Index("images_not_before_idx", "not_before", postgresql_where=text("not_before IS NOT NULL")),
+    Index("images_flagged_idx", "finished_at", postgresql_where=text("state = 'flagged'")),
     postgresql_with={
         "fillfactor": "85",
         "autovacuum_vacuum_scale_factor": "0.01",

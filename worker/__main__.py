@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
     kinds.add_parser("control", help="sweep, expand batches, write datasets; needs no device")
     import_parser = kinds.add_parser("import", help="bring a model to this host")
     import_parser.add_argument("source")
-    for option in ("--name", "--revision", "--licence", "--like"):
+    for option in ("--name", "--revision", "--licence", "--like", "--safety-checker"):
         import_parser.add_argument(option)
     for option in ("--no-safety-checker", "--dry-run"):
         import_parser.add_argument(option, action="store_true")

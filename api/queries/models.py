@@ -169,7 +169,7 @@ def _model(entry: Entry, fleet: Fleet, accepted: Mapping[LicenceVersion, datetim
         licence_terms=list(entry.licence.terms),
         licence_accepted_at=accepted.get(version_of(entry.licence)),
         is_default=entry.name == default,
-        safety_checker=entry.safety_checker,
+        safety_checker=bool(entry.safety_checker),
         defaults=Defaults(
             width=entry.width,
             height=entry.height,

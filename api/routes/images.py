@@ -19,12 +19,16 @@ def image_of(image_id: UUID, caller: JobsReader, state: State, base_url: BaseUrl
     return images.get(state, caller, image_id, base_url)
 
 
+def description_of(image_id: UUID, caller: JobsReader, state: State, base_url: BaseUrl) -> ImageWithJob:
+    return images.describe(state, caller, image_id, base_url)
+
+
 Found = Annotated[tuple[ImageWithJob, str | None], Depends(image_of)]
 
 
 @router.get("/v1/images/{image_id}", operation_id="readImage", summary="Read an image", response_model=ImageWithJob)
-async def read_image(found: Found, request: Request) -> Response:
-    return with_etag(request, found[0])
+async def read_image(image: Annotated[ImageWithJob, Depends(description_of)], request: Request) -> Response:
+    return with_etag(request, image)
 
 
 @router.get(

@@ -8,8 +8,9 @@ import anyio.to_thread
 from api import sentence
 from api.deps import AppState
 from api.queries.jobs import find_image
-from api.schemas import ImageWithJob
-from common.accounts.tenants import Caller
+from api.queries.safety import find_safety
+from api.schemas import ImageWithJob, JudgedImage
+from common.accounts.tenants import Caller, is_operator
 from common.db import transaction
 from common.enums import TERMINAL_IMAGE, ImageState
 from common.errors import Conflict, NotFound, PictureDamaged
@@ -23,6 +24,15 @@ def get(state: AppState, caller: Caller, image_id: UUID, base_url: str) -> tuple
     """An image, and its key in storage once it is stored. Raises NotFound."""
     with transaction(state.autocommit) as connection:
         return find_image(connection, caller.tenant_id, image_id, base_url)
+
+
+def describe(state: AppState, caller: Caller, image_id: UUID, base_url: str) -> ImageWithJob:
+    """An image; an operator also sees what the safety checker said of it. Raises NotFound."""
+    with transaction(state.autocommit) as connection:
+        image, _ = find_image(connection, caller.tenant_id, image_id, base_url)
+        if not is_operator(connection, caller):
+            return image
+        return JudgedImage(**image.model_dump(), safety=find_safety(connection, image_id))
 
 
 def require_key(image: ImageWithJob, key: str | None) -> str:

@@ -163,6 +163,7 @@ def find_model(shell: Shell, name: str) -> Json:
 @click.option("--revision", help="The hub's branch, tag or commit.  [default: the newest]")
 @click.option("--like", metavar="MODEL", help="The model with the same defaults; a single file needs its other parts.")
 @click.option("--licence", help="The licence, where the hub does not name it.")
+@click.option("--safety-checker", metavar="NAME", help="The catalogue's safety checker that judges its images.")
 @click.option("--no-safety-checker", is_flag=True, help="Serve the model without a safety checker.")
 @click.option("--dry-run", is_flag=True, help="Show the files and import nothing.")
 @click.pass_obj
@@ -174,7 +175,11 @@ def import_(
     SOURCE is a hub id (owner/name; the token is HF_TOKEN), a folder, a .ckpt or .safetensors file, or the name of a
     model of the catalogue. Run an interrupted import again to resume it.
     """
-    given = [f"--{option}={value}" for option, value in {"name": name, **options}.items() if value is not None]
+    given = [
+        f"--{option.replace('_', '-')}={value}"
+        for option, value in {"name": name, **options}.items()
+        if value is not None
+    ]
     flags = {"--no-safety-checker": no_safety_checker, "--dry-run": dry_run}
     arguments = [*given, *(flag for flag, is_set in flags.items() if is_set), "--", source]
     done = run_worker(shell, name or source, "import", *arguments)

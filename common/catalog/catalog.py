@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from common.catalog import manifest, sentence
+from common.catalog import checkers, manifest, sentence
 from common.catalog.families import Family, families
 from common.catalog.loras import Lora, read_lora
 from common.errors import Invalid, UnknownModel
@@ -106,7 +106,8 @@ class Model:
     max_count: int = 64
     microbatch: int | None = None
     token_limit: int = 512
-    safety_checker: bool = True
+    safety_checker: bool | str = True  # whether its own judges its images, or the name of the farm's that does
+    checker: "Model | None" = None  # the farm's of that name, once the catalogue has found it
     precision: str = "fp16"
     compile: bool = False
     negative_prompt: str = ""
@@ -118,7 +119,7 @@ class Model:
     @property
     def facts(self) -> Family:
         """What its family says of all its models."""
-        return families()[self.family]
+        return checkers.FAMILY if self.family == checkers.FAMILY.name else families()[self.family]
 
     @property
     def tokenizer_file(self) -> Path | None:
@@ -144,6 +145,7 @@ class Catalog:
     default: str  # the model of recipes that name none, on hosts without an accelerator
     default_gpu: str  # the same, on hosts with one
     loras: dict[str, Lora] = field(default_factory=dict)
+    checkers: dict[str, Model] = field(default_factory=dict)  # the farm's own, read as models are
 
     def get(self, name: str) -> Model:
         """The entry of that name. Raises UnknownModel, which lists the models."""
@@ -162,17 +164,28 @@ def read(path: Path, store: Path | None = None) -> Catalog:
     models = _models(document, licences, path, store)
     try:
         loras = {name: read_lora(name, entry, path.parent) for name, entry in document.get("loras", {}).items()}
+        own_checkers = _checkers(document, licences, path, store)
         default = document["default"]
     except (KeyError, TypeError) as error:
         raise _wrong_entry(path, error) from error
     for file in sorted(store.glob(f"[!.]*/{manifest.ENTRY}")) if store else ():
         for name, model in _models(_document(file), licences, file, store).items():
             models.setdefault(name, replace(model, source_path=None))  # its files are in the store
-    models = {name: _with_loras(model, loras) for name, model in models.items()}
-    catalog = Catalog(models, default, document.get("default_gpu", default), loras)
+    models = {name: with_checker(_with_loras(model, loras), own_checkers) for name, model in models.items()}
+    catalog = Catalog(models, default, document.get("default_gpu", default), loras, own_checkers)
     for name in (catalog.default, catalog.default_gpu):
         catalog.get(name)
     return catalog
+
+
+def with_checker(model: Model, own: Mapping[str, Model]) -> Model:
+    """The model with the safety checker that its entry names. Raises Invalid if the farm has none of that name."""
+    if isinstance(model.safety_checker, bool):
+        return model
+    if model.safety_checker not in own:
+        name, names = model.safety_checker, ", ".join(own) or "–"
+        raise Invalid(sentence("safety_checker_unknown", model=model.name, checker=name, checkers=names))
+    return replace(model, checker=own[model.safety_checker])
 
 
 def model_from_entry(name: str, entry: Mapping[str, Any], store: Path) -> Model:
@@ -204,6 +217,17 @@ def _models(
     return {name: replace(model, import_path=store / name) for name, model in found.items()} if store else found
 
 
+def _checkers(
+    document: dict[str, Any], licences: Mapping[str, Licence], path: Path, store: Path | None
+) -> dict[str, Model]:
+    entries = {name: checkers.entry_of(name, entry) for name, entry in document.get("checkers", {}).items()}
+    known = {checkers.FAMILY.name: checkers.FAMILY}
+    found = {
+        name: _model(f"{name}{checkers.SUFFIX}", entry, licences, path.parent, known) for name, entry in entries.items()
+    }
+    return {name: replace(model, import_path=store and store / model.name) for name, model in found.items()}
+
+
 def _licences(document: dict[str, Any], path: Path) -> dict[str, Licence]:
     """The licences by their ids on the hub, which the entries of imported models name."""
     try:
@@ -230,7 +254,13 @@ def _wrong_entry(path: Path, error: KeyError | TypeError) -> Invalid:
     return Invalid(sentence("catalogue_wrong", path=path, reason=reason))
 
 
-def _model(name: str, entry: dict[str, Any], licences: Mapping[str, Licence], base: Path) -> Model:
+def _model(
+    name: str,
+    entry: dict[str, Any],
+    licences: Mapping[str, Licence],
+    base: Path,
+    known_families: Mapping[str, Family] | None = None,
+) -> Model:
     values = dict(entry)
     url, licence = values.pop("licence_url", None), values["licence"]
     known = licences.get(_hub_licence_id(licence))
@@ -239,17 +269,19 @@ def _model(name: str, entry: dict[str, Any], licences: Mapping[str, Licence], ba
     values["licence"] = known or _licence(licence, {"url": url}, base)
     if words := values.pop("vocabulary", None):
         values["vocabulary"] = Vocabulary(tuple(words["words"]), words["advice"])
-    if values["family"] not in families():
-        names = ", ".join(families())
+    known_families = known_families or families()
+    if values["family"] not in known_families:
+        names = ", ".join(known_families)
         raise TypeError(sentence("model_family_unknown", model=name, family=values["family"], families=names))
     path = base / values["source"]
-    values = {**families()[values["family"]].defaults, **values}
+    values = {**known_families[values["family"]].defaults, **values}
     model = Model(name=name, source_path=path if path.is_dir() or _is_path(values["source"]) else None, **values)
     if model.scheduler not in model.facts.schedulers:
         schedulers = ", ".join(model.facts.schedulers)
         raise TypeError(
             sentence("model_scheduler_unknown", model=name, scheduler=model.scheduler, schedulers=schedulers)
         )
+    checkers.check(name, model.safety_checker, model.facts)
     if model.precision not in PRECISIONS:
         precisions = ", ".join(PRECISIONS)
         raise TypeError(

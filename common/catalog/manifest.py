@@ -4,6 +4,7 @@
     STORE/NAME/model_index.json, unet/, vae/ …        the layout of diffusers; the components are links to
     STORE/.parts/DIGEST/              a component, named by its content: models that share it store it once
     STORE/NAME/entry.toml             the model's entry, if the catalogue has none of that name
+    STORE/NAME+safety-checker/        a safety checker of the farm's own, like a model
 
 Reads only: `worker.models.store` writes an import beside its place and renames it, so what is read is whole. Does not
 know the catalogue.

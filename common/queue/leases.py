@@ -44,6 +44,8 @@ class Outcome:
     error_code: str | None = None
     error_message: str | None = None
     retryable: bool = False
+    safety_score: float | None = None  # above 0 if the image is flagged; None if nothing has judged it
+    safety_concept: int | None = None  # the number of the concept with that score
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,7 @@ def publish(connection: Connection, lease_id: UUID, outcomes: Sequence[Outcome])
     ended_jobs = connection.execute(PUBLISH, parameters).scalars().all()
     connection.execute(RELEASE, {"lease": lease_id})
     connection.execute(END_LEASE, {"lease": lease_id, "outcome": "published"})
-    ids = [outcome.image_id for outcome in outcomes]
-    visible = connection.execute(VISIBLE, {"lease": lease_id, "ids": ids}).scalars().all()
+    visible = connection.execute(VISIBLE, {"lease": lease_id, "ids": [o.image_id for o in outcomes]}).scalars().all()
     return Published(frozenset(visible), tuple(ended_jobs))
 
 
@@ -211,7 +212,7 @@ PUBLISH = text(f"""
     WITH outcome AS (
         SELECT * FROM jsonb_to_recordset(cast(:outcomes AS jsonb)) AS outcome(
             image_id uuid, state image_state, key text, sha256 text, bytes int, render_ms int, store_ms int,
-            error_code text, error_message text, retryable boolean)),
+            error_code text, error_message text, retryable boolean, safety_score real, safety_concept smallint)),
     verdict AS (
         SELECT outcome.*, outcome.state = 'failed' AND retryable AND images.attempts < :attempts AS again
         FROM outcome JOIN images ON images.id = outcome.image_id),
@@ -221,9 +222,9 @@ PUBLISH = text(f"""
             lease_id = CASE WHEN again THEN NULL ELSE lease_id END,
             not_before = CASE WHEN again THEN {BACKOFF} END,
             finished_at = CASE WHEN again THEN NULL ELSE now() END,
-            key = verdict.key, sha256 = verdict.sha256, bytes = verdict.bytes,
-            render_ms = verdict.render_ms, store_ms = verdict.store_ms,
-            error_code = verdict.error_code, error_message = verdict.error_message
+            key = verdict.key, sha256 = verdict.sha256, bytes = verdict.bytes, render_ms = verdict.render_ms,
+            store_ms = verdict.store_ms, error_code = verdict.error_code, error_message = verdict.error_message,
+            safety_score = verdict.safety_score, safety_concept = verdict.safety_concept
         FROM verdict
         WHERE images.id = verdict.image_id AND images.lease_id = :lease AND images.state = 'running'
         RETURNING images.id, job_id, lane_id, images.state, images.error_code, images.error_message),

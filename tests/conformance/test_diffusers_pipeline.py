@@ -97,6 +97,29 @@ def test_the_safety_checker_flags_what_it_flags_with_its_extractor(pipeline: Dif
     assert [(verdict.flagged, verdict.unchecked) for verdict in verdicts] == [(flag, False) for flag in flags]
 
 
+def test_each_flag_is_that_of_diffusers_and_follows_from_the_score(
+    pipeline: DiffusersPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also within a thousandth of a threshold, which diffusers rounds to, and for images of special care."""
+    pixels = torch.stack([_image((96, 64), seed) for seed in range(24)]).to(DEVICE)
+    checker, inputs = pipeline._pipe.safety_checker, clip_input(pixels, pipeline._pipe.feature_extractor)
+    monkeypatch.setattr("worker.pipelines.safety_checker.clip_input", lambda *given: inputs)
+    embedded = checker.visual_projection(checker.vision_model(inputs)[1]).detach()
+    likeness = torch.nn.functional.cosine_similarity(embedded[:, None], checker.concept_embeds[None], dim=2)
+    seen = set[tuple[bool, float]]()
+    for image, concept in enumerate((3, 16, 0, 9) * 6):
+        checker.special_care_embeds_weights.data.fill_(-2 if image % 3 == 0 else 1)
+        checker.concept_embeds_weights.data.fill_(1)
+        checker.concept_embeds_weights.data[concept] = likeness[image, concept] - (image - 12) * 0.0001
+        flags = checker(images=pixels.clone(), clip_input=inputs)[1]
+        verdicts = safety_checker.judge(pipeline._pipe, pixels)
+        assert [verdict.flagged for verdict in verdicts] == flags
+        assert [(verdict.score or 0) > 0 for verdict in verdicts] == flags
+        assert verdicts[image].concept == concept
+        seen.add((flags[image], verdicts[image].score or 0))
+    assert {(False, 0), (True, 0.001), (False, -0.001), (True, 0.01), (True, 0.011)} <= seen
+
+
 COMPARED = [f"{concepts}_embeds{part}" for concepts in ("concept", "special_care") for part in ("", "_weights")]
 
 
@@ -111,7 +134,7 @@ def test_what_the_safety_checker_cannot_judge_is_flagged(pipeline: DiffusersPipe
     finally:
         weights.copy_(before)
     assert isinstance(image, RenderedImage)
-    assert (image.flagged, image.unchecked) == (True, True)
+    assert (image.flagged, image.unchecked, image.score, image.concept) == (True, True, None, None)
 
 
 def test_only_the_image_that_cannot_be_judged_is_unchecked(

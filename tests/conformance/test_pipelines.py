@@ -262,10 +262,23 @@ def test_what_the_safety_checker_rejects_is_flagged(load: Load, kind: str, mode:
     assert [image.flagged for image in rendered if isinstance(image, RenderedImage)] == [True]
 
 
+def test_a_score_says_whether_the_image_is_flagged(load: Load) -> None:
+    """And it is the same for the same request."""
+    for kind, flagged in (("stub", False), ("bert", False), ("strict", True)):
+        pipeline = load(kind)
+        first, again = (pipeline.generate([request_for(pipeline)], lambda step, steps: None)[0] for _ in range(2))
+        assert isinstance(first, RenderedImage)
+        assert isinstance(again, RenderedImage)
+        assert first.score is not None
+        assert first.concept in range(17)
+        assert (first.flagged, first.score > 0) == (flagged, flagged)
+        assert (first.score, first.concept) == (again.score, again.concept)
+
+
 def test_what_cannot_be_judged_is_flagged(load: Load) -> None:
     (image,) = load("stub").generate([request_for(load("stub"), "#unchecked")], lambda step, steps: None)
     assert isinstance(image, RenderedImage)
-    assert (image.flagged, image.unchecked) == (True, True)
+    assert (image.flagged, image.unchecked, image.score, image.concept) == (True, True, None, None)
 
 
 def test_nothing_else_is_flagged(pipeline: Pipeline) -> None:

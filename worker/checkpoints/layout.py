@@ -49,6 +49,11 @@ def component_sizes(model: Model) -> dict[Hashable, int] | None:
     folder = model.source_path or (model.import_path if model.is_local else None)
     if folder is None:
         return None
+    checker = model.checker
+    return _sizes(model, folder) | (_sizes(checker, checker.import_path) if checker and checker.import_path else {})
+
+
+def _sizes(model: Model, folder: Path) -> dict[Hashable, int]:
     return {
         component_id(model, folder, name): sum(file.stat().st_size for file in weight_files(folder / name))
         for name in components_with_weights(model)
@@ -87,8 +92,8 @@ def first_line(error: BaseException) -> str:
 
 
 def components(model: Model) -> tuple[str, ...]:
-    """The components that the model is loaded from; a safety checker and its extractor unless the entry has none."""
-    return tuple(model.facts.components) if model.safety_checker else model.facts.needed
+    """The components that the model is loaded from; a safety checker and its extractor if its own judges its images."""
+    return tuple(model.facts.components) if model.safety_checker is True else model.facts.needed
 
 
 def components_with_weights(model: Model) -> tuple[str, ...]:

@@ -16,10 +16,11 @@ from common.catalog.catalog import Model
 from common.catalog.manifest import ModelManifest
 from common.config import Settings
 from common.errors import Conflict, Error, Invalid, ModelRefused
+from worker.checkpoints import checkers as checker_files
 from worker.checkpoints import layout
-from worker.models import hub, importer, sentence
+from worker.models import checkers, hub, importer, sentence
 from worker.models import store as model_store
-from worker.models.family import tell_family
+from worker.models.family import check_decided, tell_family
 from worker.pipelines import base, registry
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
@@ -50,10 +51,11 @@ def main(settings: Settings, options: Namespace) -> int:
 def import_one(settings: Settings, options: Namespace) -> dict[str, Any]:
     store = settings.model_store
     model, entry = _resolve(settings, options)
-    if entry is None and model.source_path and layout.is_safetensors(model, model.source_path):
+    in_place = entry is None and model.source_path is not None and layout.is_safetensors(model, model.source_path)
+    if in_place and checkers.is_here(model, store):
         raise Conflict(sentence("model_read_in_place", model=model.name, folder=model.source_path))
     if options.dry_run:
-        return _dry_run(model if entry is None else tell_family(model, entry)[0])
+        return _dry_run(model if entry is None else tell_family(model, entry)[0], store)
     like = _local_model(settings, options.like) if options.like else None
     device = "auto" if settings.device.startswith("stub") else settings.device
 
@@ -64,6 +66,9 @@ def import_one(settings: Settings, options: Namespace) -> dict[str, Any]:
         _print({"phase": phase, "done": done, "total": total})
 
     report = importer.throttled(print_progress, PROGRESS_S)
+    checkers.ensure_imported(model, store, report)
+    if in_place and model.checker and (imported := importer.find(model.checker, store)):
+        return _result(imported, store, had_it=False)
     with importer.import_lock(model, store, report):
         imported = importer.find(model, store)
         had_it = imported is not None and model_store.is_intact(imported, store)
@@ -79,6 +84,7 @@ def verify(settings: Settings, options: Namespace) -> dict[str, str | None]:
         model = _local_model(settings, name)
         try:
             folder = layout.find(model)
+            checker_files.find(model)
             if not options.files_only:
                 from worker.pipelines import assembly  # imports torch
 
@@ -93,13 +99,15 @@ def verify(settings: Settings, options: Namespace) -> dict[str, str | None]:
 
 def _resolve(settings: Settings, options: Namespace) -> tuple[Model, dict[str, Any] | None]:
     """The model to import, and the entry to store with it if the catalogue has none of its name."""
-    listed, store = catalog.read(settings.catalog).models, settings.model_store
+    known, store = catalog.read(settings.catalog, settings.model_store), settings.model_store
+    listed = catalog.read(settings.catalog).models
     name, source = options.name or options.source, options.source
     if (path := Path(source).expanduser()).exists() or source.startswith(("/", ".", "~")):
         source = str(path.absolute())
     if model := listed.get(name):
         if source not in (name, model.source, str(model.source_path and model.source_path.absolute())):
             raise Conflict(sentence("model_has_another_source", model=name, source=model.source))
+        model = catalog.with_checker(model, known.checkers)
         return replace(model, revision=options.revision or model.revision), None
     if options.source in listed:
         raise Conflict(sentence("model_in_catalog", model=options.source))
@@ -112,7 +120,9 @@ def _resolve(settings: Settings, options: Namespace) -> tuple[Model, dict[str, A
     earlier = own if own.get("source") == source else {}
     entry = {**_default_entry(source), **earlier, **_chosen_values(settings, options)}
     revision = entry.pop("revision", None)
-    model = catalog.model_from_entry(name, {**PLACEHOLDERS, **entry}, store)
+    if "family" in entry:
+        check_decided(name, entry["family"], entry)
+    model = catalog.with_checker(catalog.model_from_entry(name, {**PLACEHOLDERS, **entry}, store), known.checkers)
     return replace(model, revision=None if model.source_path else options.revision or revision), entry
 
 
@@ -127,6 +137,8 @@ def _default_entry(source: str) -> dict[str, Any]:
 def _chosen_values(settings: Settings, options: Namespace) -> dict[str, Any]:
     """The values of the entry that the operator's options give."""
     chosen: dict[str, Any] = {"safety_checker": False} if options.no_safety_checker else {}
+    if options.safety_checker:
+        chosen["safety_checker"] = options.safety_checker
     if options.like:
         like = catalog.read(settings.catalog, settings.model_store).get(options.like)
         chosen |= {field: getattr(like, field) for field in LIKE_FIELDS}
@@ -144,7 +156,7 @@ def _local_model(settings: Settings, name: str) -> Model:
     raise Invalid(sentence("model_not_here", model=name))
 
 
-def _dry_run(model: Model) -> dict[str, Any]:
+def _dry_run(model: Model, store: Path) -> dict[str, Any]:
     """The files that an import would read, with their sizes."""
     revision = None
     if model.source_path is None:
@@ -159,6 +171,7 @@ def _dry_run(model: Model) -> dict[str, Any]:
         folders = [model.source_path / name for name in layout.components(model) if (model.source_path / name).is_dir()]
         found = [file for folder in folders for file in layout.component_files(folder)]
         files = {file.relative_to(model.source_path).as_posix(): file.stat().st_size for file in found}
+    files |= checkers.list_files(model, store)
     return {
         "model": model.name,
         "source": model.source,

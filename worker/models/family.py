@@ -7,8 +7,9 @@ from typing import Any
 
 from common.catalog import families
 from common.catalog.catalog import Model
+from common.errors import ModelRefused
 from worker.checkpoints import kinds, layout
-from worker.models import hub
+from worker.models import hub, sentence
 
 UNTOLD = "stable-diffusion"  # of files that do not say: what is wrong with them is found later
 
@@ -16,12 +17,17 @@ UNTOLD = "stable-diffusion"  # of files that do not say: what is wrong with them
 def tell_family(model: Model, entry: Mapping[str, Any]) -> tuple[Model, dict[str, Any]]:
     """The model and its entry, both with the family that the files tell, or the entry's own if it names one.
 
-    Raises ModelRefused if no family of this farm has such a pipeline.
+    Raises ModelRefused if no family of this farm has such a pipeline, or as `check_decided` does.
     """
-    if "family" in entry:
-        return model, {**entry}
-    family = family_of(model, _read_index(model))
+    family = entry.get("family") or family_of(model, _read_index(model))
+    check_decided(model.name, family, entry)
     return replace(model, family=family), {**entry, "family": family}
+
+
+def check_decided(model: str, family: str, entry: Mapping[str, Any]) -> None:
+    """Raises ModelRefused unless the entry says who judges the images of a family that has no safety checker."""
+    if entry.get("safety_checker", True) is True and "safety_checker" not in families.families()[family].components:
+        raise ModelRefused(sentence("import_undecided", model=model, family=family))
 
 
 def family_of(model: Model, index: Mapping[str, Any]) -> str:

@@ -121,7 +121,8 @@ def import_model(
     source = _fetch_source(model, store, report, like)
     if entry is not None:
         entry = _complete_entry(model, entry, source)
-        model = replace(catalog.model_from_entry(model.name, entry, store), revision=model.revision)
+        made = catalog.model_from_entry(model.name, entry, store)
+        model = replace(made, revision=model.revision, checker=model.checker)
     layout.validate(model, source.folder)
     components = {}
     for done, name in enumerate(names := layout.components(model)):

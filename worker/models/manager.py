@@ -140,12 +140,11 @@ class ModelManager:
         except (Unavailable, DeviceLost):
             raise
         except RenderFailed as error:
-            is_final = isinstance(error, ModelRefused) and model.source_path is not None
-            raise self._refuse(model, error.message, is_final) from error
+            raise self._refuse(model, error.message, isinstance(error, ModelRefused) and _is_local(model)) from error
         except Exception as error:  # the other models can still be served
             log_event("model_load_failed", exc_info=True, model=model.name)
             reason = sentence("model_load_failed", model=model.name, error=type(error).__name__)
-            raise self._refuse(model, reason, model.source_path is not None) from error
+            raise self._refuse(model, reason, _is_local(model)) from error
         self._pipelines = {**self._pipelines, model.name: pipeline}
         seconds = time.monotonic() - start
         self._longest_load_s = max(seconds, self._longest_load_s)
@@ -239,7 +238,7 @@ class ModelManager:
         return self._import_and_load(replace(model, revision=recorded))
 
     def _import_and_load(self, model: Model) -> Pipeline:
-        from worker.models import importer  # the stub works without its libraries
+        from worker.models import checkers, importer  # the stub works without their libraries
 
         def load(local: Model) -> Pipeline:
             return registry.load(local, self._device, self._threads)
@@ -253,8 +252,14 @@ class ModelManager:
             self._watchdog.keep_alive()
             throttled(phase, done, total)
 
+        checkers.ensure_imported(model, self._store, report)
         return load(importer.ensure_imported(model, self._store, load, report))
 
 
 def _without(pipelines: Mapping[str, Pipeline], name: str) -> dict[str, Pipeline]:
     return {other: pipeline for other, pipeline in pipelines.items() if other != name}
+
+
+def _is_local(model: Model) -> bool:
+    """Whether nothing that it needs is on the hub."""
+    return model.source_path is not None and (model.checker is None or model.checker.source_path is not None)

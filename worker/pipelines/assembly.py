@@ -15,10 +15,13 @@ import torch
 import transformers
 
 from common.catalog.catalog import Model
-from worker.checkpoints import layout, pickles, plain_files
+from common.errors import ModelRefused
+from worker.checkpoints import checkers, layout, pickles, plain_files
 from worker.checkpoints.loader import DTYPES, load_component, precision
 from worker.checkpoints.text_files import read_object
+from worker.pipelines import sentence
 from worker.pipelines.families.base import BaseFamily
+from worker.pipelines.safety_checker import Checker, judge
 from worker.pipelines.schedulers import Config, scheduler
 
 # Components in memory that several models share; each is freed with the last pipeline that has it. The thread is part
@@ -35,16 +38,7 @@ def family_of(model: Model) -> BaseFamily:
 def load_pipeline(model: Model, folder: Path, device: torch.device) -> tuple[Any, Config]:
     """The diffusers pipeline, and the config for `scheduler`. Raises ModelRefused."""
     pickles.check_pickles(model, folder)
-    dtype = DTYPES[precision(model, device.type)]
-
-    def component(name: str) -> torch.nn.Module:
-        key = layout.component_id(model, folder, name), dtype, device, get_ident()
-        found = _shared.get(key) if layout.is_shareable(model, folder, name) else None
-        if found is None:
-            found = _shared[key] = load_component(model, folder, name, dtype).to(device)
-        return found
-
-    pipe, config = _assemble(model, folder, component)
+    pipe, config = _assemble(model, folder, lambda name: _component(model, folder, name, device))
     pipe.set_progress_bar_config(disable=True)
     denoiser = getattr(pipe, model.facts.denoiser)
     if device.type == "cuda" and model.facts.denoiser == "unet":
@@ -55,9 +49,38 @@ def load_pipeline(model: Model, folder: Path, device: torch.device) -> tuple[Any
     return pipe, config
 
 
+def load_checker(model: Model, device: torch.device) -> Checker | None:
+    """The farm's checker that judges the model's images; None if its own does, or none. Raises ModelRefused."""
+    folder = checkers.find(model)
+    if folder is None or model.checker is None:
+        return None
+    with checkers.refusing(model):
+        extractor = _feature_extractor(folder / "feature_extractor")
+        return Checker(_component(model.checker, folder, "safety_checker", device), extractor)
+
+
+def _component(model: Model, folder: Path, name: str, device: torch.device) -> torch.nn.Module:
+    dtype = DTYPES[precision(model, device.type)]
+    key = layout.component_id(model, folder, name), dtype, device, get_ident()
+    found = _shared.get(key) if layout.is_shareable(model, folder, name) else None
+    if found is None:
+        found = _shared[key] = load_component(model, folder, name, dtype).to(device)
+    return found
+
+
+def check_checker(model: Model) -> None:
+    """Load the farm's checker that judges the model's images, if there is one, and let it judge a grey image."""
+    if checker := load_checker(model, torch.device("cpu")):
+        (verdict,) = judge(checker, torch.full((1, 64, 64, 3), 128, dtype=torch.uint8))
+        if verdict.unchecked and model.checker:
+            with checkers.refusing(model):
+                raise ModelRefused(sentence("checker_gives_nan", model=model.checker.name))
+
+
 def check(model: Model, folder: Path) -> None:
     """Load each component alone, and check it as for a worker. Needs the memory of the largest one."""
     pickles.check_pickles(model, folder)
+    check_checker(model)
 
     def component(name: str) -> Any:
         return load_component(model, folder, name, torch.float32).to("meta")
@@ -73,7 +96,11 @@ def _assemble(model: Model, folder: Path, load: Callable[[str], Any]) -> tuple[A
         if name.startswith("tokenizer"):
             parts[name] = family.load_tokenizer(model, folder / name, parts)
         elif name == "feature_extractor":
-            with plain_files.view(folder / name) as files:
-                parts[name] = transformers.CLIPImageProcessorPil.from_pretrained(files, local_files_only=True)
+            parts[name] = _feature_extractor(folder / name)
     parts["scheduler"] = scheduler(model.facts.schedulers[0], config)
     return family.assemble(model, parts, index), config
+
+
+def _feature_extractor(folder: Path) -> Any:
+    with plain_files.view(folder) as files:
+        return transformers.CLIPImageProcessorPil.from_pretrained(files, local_files_only=True)

@@ -37,6 +37,8 @@ class RenderedImage:
     pixels: NDArray[np.uint8]  # height × width × RGB
     flagged: bool  # by the safety checker; the pixels must then not be stored
     unchecked: bool = False  # flagged because the safety checker could not judge them
+    score: float | None = None  # of the safety checker: above 0 if it flagged them; None if nothing judged them
+    concept: int | None = None  # the number of the concept with that score
 
 
 class Pipeline(Protocol):

@@ -19,12 +19,12 @@ from worker.checkpoints import layout
 from worker.checkpoints.layout import first_line
 from worker.checkpoints.loader import precision
 from worker.pipelines import batch_size, safety_checker, sentence
-from worker.pipelines.assembly import family_of, load_pipeline
+from worker.pipelines.assembly import family_of, load_checker, load_pipeline
 from worker.pipelines.base import DeviceLost, ImageRequest, OnStep, RenderedImage
 from worker.pipelines.device import free_memory, is_lost, is_out_of_memory, memory_limit, resolve
 from worker.pipelines.img2img import Img2Img
 from worker.pipelines.lora import LoraAdapters
-from worker.pipelines.safety_checker import Verdict
+from worker.pipelines.safety_checker import Checker, Verdict
 from worker.pipelines.schedulers import Config, scheduler
 
 BENCHMARK_STEPS = 2
@@ -36,7 +36,8 @@ def load(model: Model, device: str = "auto", threads: int | None = None) -> "Dif
         torch.set_num_threads(threads)
     resolved = torch.device(resolve(device))
     try:
-        pipeline = DiffusersPipeline(model, resolved, *load_pipeline(model, layout.find(model), resolved))
+        folder, checker = layout.find(model), load_checker(model, resolved)
+        pipeline = DiffusersPipeline(model, resolved, *load_pipeline(model, folder, resolved), checker)
         if model.compile:
             pipeline.warm_up()
         return pipeline
@@ -51,7 +52,10 @@ def load(model: Model, device: str = "auto", threads: int | None = None) -> "Dif
 
 
 class DiffusersPipeline:
-    def __init__(self, model: Model, device: torch.device, pipe: Any, scheduler_config: Config) -> None:
+    def __init__(
+        self, model: Model, device: torch.device, pipe: Any, scheduler_config: Config, checker: Checker | None = None
+    ) -> None:
+        """`checker` judges the images; None: the one that the model brings, if it brings one."""
         self.model = model
         self.revision = model.revision
         self.details: Mapping[str, Any] = {
@@ -60,15 +64,17 @@ class DiffusersPipeline:
         }
         assert model.source_path
         self.components: Mapping[Hashable, int] = {
-            layout.component_id(model, model.source_path, name): sum(
-                tensor.nbytes for tensor in (*component.parameters(), *component.buffers())
-            )
+            layout.component_id(model, model.source_path, name): _bytes(component)
             for name, component in pipe.components.items()
             if isinstance(component, torch.nn.Module)
         }
+        if checker and model.checker and model.checker.import_path:
+            shared_id = layout.component_id(model.checker, model.checker.import_path, "safety_checker")
+            self.components = {**self.components, shared_id: _bytes(checker.safety_checker)}
         self._device = device
         self._family = family_of(model)
         self._pipe = pipe
+        self._judged_by = checker or pipe
         self._scheduler_config = scheduler_config
         self._loras = LoraAdapters(model, pipe)
         self._short_enough = TextCache[bool](MAX_CACHED_BYTES, lambda _: 0)  # images of a job have the same prompts
@@ -118,7 +124,7 @@ class DiffusersPipeline:
             self._benchmark(images)
 
     def close(self) -> None:
-        self._pipe = None
+        self._pipe = self._judged_by = None
         self._loras = LoraAdapters(self.model, None)  # the old one has a reference to the pipeline
         free_memory()
 
@@ -236,7 +242,7 @@ class DiffusersPipeline:
         levels = ((images * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         pixels = levels.permute(0, 2, 3, 1).contiguous()  # the layout of image files: encoding copies nothing
         pixels = img2img.composite(pixels) if img2img else pixels
-        return pixels, safety_checker.judge(self._pipe, pixels), nan.tolist()
+        return pixels, safety_checker.judge(self._judged_by, pixels), nan.tolist()
 
     def _benchmark(self, images: int, width: int | None = None, height: int | None = None) -> float | None:
         """Seconds for so many images of the model's default recipe, extrapolated from a few steps; None: no memory."""
@@ -267,3 +273,7 @@ class DiffusersPipeline:
         except OutOfMemory:
             return None
         return time.monotonic() - start + (times[-1] - times[-2]) * max(0, model.steps - len(times) + 1)
+
+
+def _bytes(component: torch.nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*component.parameters(), *component.buffers()))

@@ -24,6 +24,7 @@ from worker.pipelines.base import DeviceLost, ImageRequest, OnStep, RenderedImag
 FLAGGED, UNCHECKED = "#flagged", "#unchecked"  # flag the image: it is judged so, or cannot be judged
 NAN, OOM = "#nan", "#oom"  # render NaN, or run out of memory
 HANG, DIE, LOST = "#hang", "#die", "#lost"  # at the first step: hang, die by SIGKILL, or lose the device
+CONCEPTS = 17  # as many as Stable Diffusion's safety checker has
 STEP_S = 0.001
 MODEL_BYTES = 2**30  # claimed, not allocated: enough to test the limits of model memory
 BATCH_SIZE = 8
@@ -91,9 +92,18 @@ def _fail_if_asked(prompts: str) -> None:
 def _render(request: ImageRequest) -> RenderedImage | RenderFailed:
     if NAN in request.recipe.prompt:
         return NanImage(sentence("stub_nan_image"))
-    unchecked = UNCHECKED in request.recipe.prompt
-    flagged = unchecked or FLAGGED in request.recipe.prompt
-    return RenderedImage(_composite(request, _pattern(request)), flagged, unchecked)
+    pixels = _composite(request, _pattern(request))
+    if UNCHECKED in request.recipe.prompt:
+        return RenderedImage(pixels, flagged=True, unchecked=True)
+    flagged = FLAGGED in request.recipe.prompt
+    return RenderedImage(pixels, flagged, False, *_score(request, flagged))
+
+
+def _score(request: ImageRequest, flagged: bool) -> tuple[float, int]:
+    """A score of the safety checker, as far from 0 as usual, and the number of a concept."""
+    number = int.from_bytes(hashlib.sha256(f"{request.seed} {request.recipe.prompt}".encode()).digest()[:4])
+    distance = (1 + number % 99) / 1000
+    return distance if flagged else -distance, number % CONCEPTS
 
 
 def _composite(request: ImageRequest, pattern: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -17,8 +17,10 @@ from api.deps import State
 from api.pagination import Paging
 from api.queries.keys import Key, find_keys
 from api.queries.models import find_models
+from api.queries.safety import DAYS, find_flagged
 from api.schemas import KeyRequest
 from api.services import admin as service
+from common.accounts.tenants import is_operator
 from common.db import transaction
 from common.errors import Forbidden
 
@@ -29,12 +31,19 @@ SHOWN_RECORDS = 10  # of the audit, on the page of the keys
 
 @view(router, "/admin", "admin.html")
 def admin(state: State, visitor: CurrentVisitor) -> Read:
-    """A viewer sees the models only: keys and the audit need the scope admin, as in the API."""
+    """A viewer sees the models only: keys and the audit need the scope admin, as in the API.
+
+    What the safety checker flagged is for the operator.
+    """
     tenant_id, may_act = visitor.caller.tenant_id, visitor.may_act
 
     def read() -> dict[str, Any]:
         with transaction(state.autocommit) as connection:
+            runs_farm = is_operator(connection, visitor.caller)
             return {
+                "runs_farm": runs_farm,
+                "flagged": find_flagged(connection) if runs_farm else [],
+                "days": DAYS,
                 "models": find_models(connection, tenant_id, state.catalog, state.default_model),
                 "keys": valid_keys_first(connection, tenant_id) if may_act else [],
                 "records": find_audit_records(connection, tenant_id, None, SHOWN_RECORDS) if may_act else [],

@@ -19,7 +19,7 @@ from huggingface_hub import close_session, constants
 from common.catalog import manifest
 from common.catalog.catalog import model_from_entry
 from common.errors import ModelRefused
-from tests.support import checkpoints
+from tests.support import checkers, checkpoints
 from tests.support.command_line import run_process as command_line
 from tests.support.twins import z_image
 from worker.models.hub import HubFile, RepoFiles, download, list_files, select_files
@@ -313,7 +313,8 @@ def test_the_hub_tells_the_family_of_a_model(hub: Hub, tmp_path: Path) -> None:
     hub.files = {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*.*")}
     hub.sums = {path: hashlib.sha256(content).hexdigest() for path, content in hub.files.items()}
     done = command_line(
-        *("models", "import", "somebody/tiny", "--name", "mine", "--dry-run", "--format", "json"),
+        *("models", "import", "somebody/tiny", "--name", "mine", "--no-safety-checker"),
+        *("--dry-run", "--format", "json"),
         environment={**os.environ, "HF_ENDPOINT": hub.address, "HUAFANG_HOME": str(tmp_path)},
     )
     assert {file["path"] for file in done.json} == hub.files.keys() - {"tokenizer/chat_template.jinja"}
@@ -356,6 +357,22 @@ def test_the_weights_are_fetched_in_one_format(published: list[str], wanted: lis
         "model_index.json",
         *of_the_unet(wanted),
     ]
+
+
+def test_a_checker_of_the_farms_own_is_downloaded_without_the_rest_of_its_repository(
+    hub: Hub, published: dict[str, bytes], tmp_path: Path
+) -> None:
+    checkpoints.make(tmp_path / "sd")
+    models = {"mine": {"source": "./sd", "family": "stable-diffusion-zh", "safety_checker": "theirs"}}
+    checkers.read(tmp_path / "catalog.toml", tmp_path, models, {"theirs": {"source": "somebody/tiny"}})
+    settings = {"HF_ENDPOINT": hub.address, "HF_TOKEN": "", "HF_HUB_OFFLINE": "0", "OMP_NUM_THREADS": "1"}
+    settings |= {"HUAFANG_HOME": str(tmp_path), "HUAFANG_CATALOG": str(tmp_path / "catalog.toml")}
+    settings |= {"HUAFANG_DEVICE": "cpu", "HF_HOME": str(tmp_path / ".hub")}
+    done = command_line("models", "import", "mine", "--format", "json", environment={**os.environ, **settings})
+    assert done.code == 0, done.err
+    assert (done.json["model"], done.json["revision"]) == ("theirs+safety-checker", COMMIT)
+    wanted = {path for path in published if path.startswith(("safety_checker/", "feature_extractor/"))}
+    assert {path for path, _ in hub.fetched} == wanted | {"model_index.json"}
 
 
 def test_only_the_files_of_wanted_components_are_selected() -> None:

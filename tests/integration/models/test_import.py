@@ -240,7 +240,7 @@ def test_a_model_is_restored_if_its_replacement_was_killed(of_2022: Path, store:
 def test_of_two_imports_at_once_one_converts_and_both_succeed(of_2022: Path, store: Path) -> None:
     process = start(store, str(of_2022), "--name", "tiny")
     first_line = process.stdout.readline()  # it has the lock
-    given = dict.fromkeys(("revision", "licence", "like", "no_safety_checker", "dry_run"))
+    given = dict.fromkeys(("revision", "licence", "like", "safety_checker", "no_safety_checker", "dry_run"))
     settings = Settings(home=store.parent, models_dir=store, device="cpu", torch_threads=1)
     second = cli.import_one(settings, Namespace(source=str(of_2022), name="tiny", **given))
     first = result(process)

@@ -23,7 +23,7 @@ class Family(BaseFamily):
         return tokenizer.load_for(model, folder, parts["text_encoder"])
 
     def assemble(self, model: Model, parts: Parts, index: Mapping[str, Any]) -> Any:
-        checker = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": model.safety_checker}
+        checker = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
         return self.pipeline_class(**{**checker, **parts})
 
     def encode(self, pipe: Any, recipes: Sequence[Recipe], is_guided: bool) -> dict[str, Any]:
