@@ -132,7 +132,9 @@ def test_without_one_nothing_is_judged_if_the_operator_says_so(
 def test_a_named_checker_replaces_the_models_own(read: Read, ready: Callable[[Model], DiffusersPipeline]) -> None:
     found = read()
     assert not judged(ready(found.get("sd"))).flagged
-    assert judged(ready(found.get("sd-strict"))).flagged
+    other = ready(found.get("sd-strict"))
+    assert judged(other).flagged
+    assert other._pipe.safety_checker is None  # its own takes no memory
 
 
 # On disk and in memory
