@@ -35,9 +35,9 @@ def family_of(model: Model) -> BaseFamily:
 def load_pipeline(model: Model, folder: Path, device: torch.device) -> tuple[Any, Config]:
     """The diffusers pipeline, and the config for `scheduler`. Raises ModelRefused."""
     pickles.check_pickles(model, folder)
-    dtype = DTYPES[precision(model, device.type)]
 
     def component(name: str) -> torch.nn.Module:
+        dtype = DTYPES[precision(model, device.type, name)]
         key = layout.component_id(model, folder, name), dtype, device, get_ident()
         found = _shared.get(key) if layout.is_shareable(model, folder, name) else None
         if found is None:
