@@ -1,6 +1,6 @@
 """`huafang models`: the farm's catalogue and its licences, and the models on this host.
 
-`python -m worker import | verify` reads and writes files of models: it has torch and the hub's client.
+`python -m worker import | verify | prove` reads and writes files of models: it has torch and the hub's client.
 """
 
 import json
@@ -21,7 +21,17 @@ from cli.watch import show_progress
 from common.catalog import manifest
 from common.catalog.catalog import Model, read
 
-PHASES = {"wait": "another process imports", "fetch": "downloading", "convert": "converting", "check": "testing"}
+PHASES = {
+    "wait": "another process imports",
+    "fetch": "downloading",
+    "convert": "converting",
+    "check": "testing",
+    "load": "loading",
+    "render": "rendering",
+    "measure": "measuring",
+    "load_plain": "loading plain diffusers",
+    "compare": "rendering with plain diffusers",
+}
 
 
 def licence(model: Row) -> str:
@@ -78,6 +88,24 @@ IMPORTED: Columns = {
     "folder": lambda made: made["folder"],
     "shared": lambda made: "; ".join(f"{part} with {', '.join(names)}" for part, names in made["shared"].items()),
 }
+PROVED: Columns = {
+    "model": lambda found: found["model"],
+    "source": lambda found: found["source"],
+    "revision": lambda found: found["revision"],
+    "device": lambda found: found["device"],
+    "computed in": lambda found: found["precision"] + (", compiled" if found["compiled"] else ""),
+    "recipe": lambda found: f"{found['width']}×{found['height']}, {found['steps']} steps of {found['scheduler']}",
+    "from plain diffusers": lambda found: f"{found['levels_max']} levels at most, {found['levels_mean']:g} on average",
+    "one at a time": lambda found: f"{found['images_per_s']:.3g} images/s",
+    "best": lambda found: f"{found['images_per_s_at_batch_size']:.3g} images/s, {found['batch_size']} at once",
+    "memory": lambda found: f"{format_bytes(found['bytes_loaded'])}, at most {format_bytes(found['bytes_at_most'])}",
+    "loaded in": lambda found: f"{found['load_s']:g} s",
+    "versions": lambda found: f"torch {found['torch']}, diffusers {found['diffusers']}, huafang {commit_of(found)}",
+}
+
+
+def commit_of(found: Row) -> str:
+    return " ".join(filter(None, (found["huafang"], found["commit"])))
 
 
 @click.group(cls=Group)
@@ -188,6 +216,21 @@ def verify(shell: Shell, names: tuple[str, ...]) -> None:
     shell.print_rows(found, VERIFIED, name="verdict")
     if bad := [each["model"] for each in found if each["verdict"] == "bad"]:
         raise Failure(sentence("models_damaged", models=", ".join(bad)))
+
+
+@models.command()
+@click.argument("name", metavar="MODEL")
+@click.option("--steps", type=click.IntRange(1), help="Render with so many steps.  [default: the model's own]")
+@click.pass_obj
+def prove(shell: Shell, name: str, steps: int | None) -> None:
+    """Compare a model of this host with plain diffusers on this device, and measure it.
+
+    Renders the model's default recipe with both, from one seed, and shows how far they differ; then how many images a
+    second this device renders, and the memory and the time to load that it takes. That is four images and a batch: with
+    a slow device, ask for fewer steps. A record of --format json is a row for docs/04-models.md.
+    """
+    given = [f"--steps={steps}"] if steps else []
+    shell.print_record(run_worker(shell, name, "prove", *given, "--", name), PROVED, name="levels_max")
 
 
 def verdict(shell: Shell, model: Model, refusals: Mapping[str, str | None] | None) -> Json:

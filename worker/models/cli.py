@@ -1,4 +1,4 @@
-"""`python -m worker import | verify`: what `huafang models import | verify` needs the libraries of workers for.
+"""`python -m worker import | verify | prove`: what `huafang models` needs the libraries of workers for.
 
 Prints progress and then the result as lines of JSON on stdout. Uses no service of the farm.
 """
@@ -37,7 +37,7 @@ PLACEHOLDERS = {  # required fields of an entry, until the model's files are rea
 def main(settings: Settings, options: Namespace) -> int:
     """An error is the last line of JSON, with the HTTP status that the command line's exit code follows from."""
     try:
-        _print({"import": import_one, "verify": verify}[options.kind](settings, options))
+        _print({"import": import_one, "verify": verify, "prove": prove}[options.kind](settings, options))
     except Error as error:
         _print({"error": error.message, "status": error.status})
         return 1
@@ -54,15 +54,12 @@ def import_one(settings: Settings, options: Namespace) -> dict[str, Any]:
     if options.dry_run:
         return _dry_run(model)
     like = _local_model(settings, options.like) if options.like else None
-    device = "auto" if settings.device.startswith("stub") else settings.device
+    device = _torch_device(settings)
 
     def load(model: Model) -> base.Pipeline:
         return registry.load(model, device, settings.torch_threads)
 
-    def print_progress(phase: str, done: int, total: int) -> None:
-        _print({"phase": phase, "done": done, "total": total})
-
-    report = importer.throttled(print_progress, PROGRESS_S)
+    report = importer.throttled(_print_progress, PROGRESS_S)
     with importer.import_lock(model, store, report):
         imported = importer.find(model, store)
         had_it = imported is not None and model_store.is_intact(imported, store)
@@ -88,6 +85,19 @@ def verify(settings: Settings, options: Namespace) -> dict[str, str | None]:
         except Exception as error:  # damaged files make the libraries raise anything
             found[name] = layout.not_loadable(model, error).message
     return found
+
+
+def prove(settings: Settings, options: Namespace) -> dict[str, Any]:
+    """The record of a comparison with plain diffusers."""
+    from worker.models import prove  # imports torch
+
+    model = _local_model(settings, options.name)
+    report = importer.throttled(_print_progress, PROGRESS_S)
+    return prove.prove(model, _torch_device(settings), settings.torch_threads, options.steps, report)
+
+
+def _torch_device(settings: Settings) -> str:
+    return "auto" if settings.device.startswith("stub") else settings.device
 
 
 def _resolve(settings: Settings, options: Namespace) -> tuple[Model, dict[str, Any] | None]:
@@ -183,6 +193,10 @@ def _result(imported: ModelManifest, store: Path, had_it: bool) -> dict[str, Any
         "shared": imported.shared_with(manifest.read_all(store)),
         "had_it": had_it,
     }
+
+
+def _print_progress(phase: str, done: int, total: int) -> None:
+    _print({"phase": phase, "done": done, "total": total})
 
 
 def _print(line: dict[str, Any]) -> None:
