@@ -38,7 +38,7 @@ def load(model: Model) -> DiffusersPipeline:
 
 @pytest.fixture(scope="module")
 def tiled() -> Iterator[DiffusersPipeline]:
-    loaded = load(replace(MINI, tile_above=TILE * TILE))
+    loaded = load(replace(MINI, tile_above=SIDE * TILE))
     yield loaded
     loaded.close()
 
@@ -71,13 +71,13 @@ def test_an_image_of_the_limit_is_not_tiled_nor_is_one_after_a_large_one(
 ) -> None:
     generate(tiled, request_for(tiled, width=SIDE, height=SIDE))
     decoded.clear()
-    generate(tiled, request_for(tiled, width=TILE, height=TILE))
-    assert decoded == [TILE]
+    generate(tiled, request_for(tiled, width=SIDE, height=TILE))
+    assert decoded == [SIDE]
     assert not tiled._pipe.vae.use_tiling  # another model may share it
 
 
 def test_the_metadata_name_the_limit(tiled: DiffusersPipeline) -> None:
-    assert tiled.details["tile_above"] == TILE * TILE
+    assert tiled.details["tile_above"] == SIDE * TILE
     assert "tile_above" not in load(MINI).details
 
 
