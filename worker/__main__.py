@@ -1,6 +1,6 @@
 """`python -m worker render` renders on one device; `… control` sweeps, expands batches and writes datasets.
 
-`import` brings a model to this host, `verify` checks models; both then end.
+`import` brings a model to this host, `verify` checks models, `prove` compares one with diffusers; all then end.
 """
 
 import argparse
@@ -52,11 +52,14 @@ def main(arguments: list[str]) -> int:
     verify = kinds.add_parser("verify", help="check whether models would be refused")
     verify.add_argument("names", nargs="+")
     verify.add_argument("--files-only", action="store_true", help="do not load them")
+    prove = kinds.add_parser("prove", help="compare a model with plain diffusers, and measure it")
+    prove.add_argument("name")
+    prove.add_argument("--steps", type=int)
     parsed = parser.parse_args(arguments)
     settings = Settings(**{key: value for key, value in vars(parsed).items() if key in SETTINGS and value is not None})
     log.set_up(settings.log_level)
     signal.signal(signal.SIGTERM, exit_once)  # until Celery handles it
-    kind = {"render": render, "control": control, "import": model_files, "verify": model_files}[parsed.kind]
+    kind = {"render": render, "control": control}.get(parsed.kind, model_files)
     try:
         return kind(settings, parsed)
     except Error as error:

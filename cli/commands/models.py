@@ -1,10 +1,8 @@
 """`huafang models`: the farm's catalogue and its licences, and the models on this host.
 
-`python -m worker import | verify` reads and writes files of models: it has torch and the hub's client.
+`python -m worker import | verify | prove` reads and writes files of models: it has torch and the hub's client.
 """
 
-import json
-import subprocess
 import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -13,15 +11,13 @@ import click
 
 from cli import sentence
 from cli.client import Json, api_path
-from cli.errors import INTERRUPTED, NOT_FOUND, USAGE, Failure, exit_code_of, program_name
+from cli.commands.worker_process import run_worker
+from cli.errors import NOT_FOUND, USAGE, Failure, program_name
 from cli.local import local_url
 from cli.shell import Group, Shell, format_bytes
 from cli.terminal import Columns, Row, print_line
-from cli.watch import show_progress
 from common.catalog import manifest
 from common.catalog.catalog import Model, read
-
-PHASES = {"wait": "another process imports", "fetch": "downloading", "convert": "converting", "check": "testing"}
 
 
 def licence(model: Row) -> str:
@@ -92,6 +88,24 @@ IMPORTED: Columns = {
     "folder": lambda made: made["folder"],
     "shared": lambda made: "; ".join(f"{part} with {', '.join(names)}" for part, names in made["shared"].items()),
 }
+PROVED: Columns = {
+    "model": lambda found: found["model"],
+    "source": lambda found: found["source"],
+    "revision": lambda found: found["revision"],
+    "device": lambda found: found["device"],
+    "computed in": lambda found: found["precision"] + (", compiled" if found["compiled"] else ""),
+    "recipe": lambda found: f"{found['width']}×{found['height']}, {found['steps']} steps of {found['scheduler']}",
+    "from plain diffusers": lambda found: f"{found['levels_max']} levels at most, {found['levels_mean']:g} on average",
+    "one at a time": lambda found: f"{found['images_per_s']:.3g} images/s",
+    "best": lambda found: f"{found['images_per_s_at_batch_size']:.3g} images/s, {found['batch_size']} at once",
+    "memory": lambda found: f"{format_bytes(found['bytes_loaded'])}, at most {format_bytes(found['bytes_at_most'])}",
+    "loaded in": lambda found: f"{found['load_s']:g} s",
+    "versions": lambda found: f"torch {found['torch']}, diffusers {found['diffusers']}, huafang {commit_of(found)}",
+}
+
+
+def commit_of(found: Row) -> str:
+    return " ".join(filter(None, (found["huafang"], found["commit"])))
 
 
 @click.group(cls=Group)
@@ -209,6 +223,21 @@ def verify(shell: Shell, names: tuple[str, ...]) -> None:
         raise Failure(sentence("models_damaged", models=", ".join(bad)))
 
 
+@models.command()
+@click.argument("name", metavar="MODEL")
+@click.option("--steps", type=click.IntRange(1), help="Render with so many steps.  [default: the model's own]")
+@click.pass_obj
+def prove(shell: Shell, name: str, steps: int | None) -> None:
+    """Compare a model of this host with plain diffusers on this device, and measure it.
+
+    Renders the model's default recipe with both, from one seed, and shows how far they differ; then how many images a
+    second this device renders, and the memory and the time to load that it takes. That is four images and a batch: with
+    a slow device, ask for fewer steps. A record of --format json is a row for docs/04-models.md.
+    """
+    given = [f"--steps={steps}"] if steps else []
+    shell.print_record(run_worker(shell, name, "prove", *given, "--", name), PROVED, name="levels_max")
+
+
 def verdict(shell: Shell, model: Model, refusals: Mapping[str, str | None] | None) -> Json:
     if not model.is_local:
         return {"model": model.name, "verdict": "not here", "files": 0, "details": [hub_status(shell, model)]}
@@ -251,39 +280,3 @@ def hub_status(shell: Shell, model: Model) -> str:
     for refusal in availability["refusals"]:
         return sentence("model_refused_by", worker=refusal["worker"], reason=refusal["reason"])
     return sentence("model_on_hub", source=model.source)
-
-
-def run_worker(shell: Shell, title: str, *arguments: str) -> Json:
-    """The result of `python -m worker …`, its last JSON line; the others are progress. Raises Failure for an error."""
-    last: Json = {"error": sentence("import_ended")}
-    command = [sys.executable, "-P", "-m", "worker", *arguments]
-    with (
-        show_progress(shell, describe, bar, line_key=lambda line: (line["phase"], tenth(line))) as show,
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child,
-    ):
-        assert child.stdout
-        try:
-            for text in child.stdout:
-                if "phase" in (line := json.loads(text)):
-                    show({"id": title, **line})
-                else:
-                    last = line
-        except KeyboardInterrupt:
-            child.wait()  # it got the signal too, and cleans up
-            raise Failure(sentence("import_interrupted"), INTERRUPTED) from None
-    if "error" in last:
-        raise Failure(last["error"], exit_code_of(last.get("status", 500)))
-    return last
-
-
-def describe(line: Json) -> str:
-    size = f": {format_bytes(line['done'])} of {format_bytes(line['total'])}" if line["phase"] == "fetch" else ""
-    return PHASES[line["phase"]] + size
-
-
-def bar(line: Json) -> Json:
-    return {"description": describe(line), "total": line["total"] or None, "completed": line["done"]}
-
-
-def tenth(line: Json) -> int:
-    return int(line["done"] * 10 // line["total"]) if line["phase"] == "fetch" and line["total"] else 0

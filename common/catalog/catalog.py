@@ -35,6 +35,7 @@ SCHEDULERS = (
 )
 FLOW_SCHEDULERS = ("flow_euler",)  # of models that predict a flow: no other can use them, and they no others
 PRECISIONS = ("fp32", "fp16", "bf16")
+OUTSIDE_CALL = ("vae", "safety_checker")  # components that diffusers' call of a model does not use
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,10 @@ class Model:
     """One entry. Sizes are in pixels; `max_pixels` is the limit of width × height.
 
     `microbatch` is the number of images in one pipeline call; None: each class of worker measures the best one.
-    `precision` is that of an accelerator. `compile`: the worker compiles the model when it loads it. Both change
-    pixels, so the metadata of every image names them. `guided` is False for a model that was distilled to need no
-    guidance, and ignores it.
+    `precision` is that of an accelerator, `component_precision` that of single components. `compile`: the worker
+    compiles the model when it loads it. Of images with more pixels than `tile_above` the VAE decodes one tile after
+    the other; None: never. All these change pixels, so the metadata of every image names them. `guided` is False for a
+    model that was distilled to need no guidance, and ignores it.
     """
 
     name: str
@@ -109,7 +111,9 @@ class Model:
     safety_checker: bool | str = True  # whether its own judges its images, or the name of the farm's that does
     checker: "Model | None" = None  # the farm's of that name, once the catalogue has found it
     precision: str = "fp16"
+    component_precision: Mapping[str, str] = field(default_factory=dict)
     compile: bool = False
+    tile_above: int | None = None
     negative_prompt: str = ""
     sha256: dict[str, str] = field(default_factory=dict)
     vocabulary: Vocabulary | None = None
@@ -282,14 +286,26 @@ def _model(
             sentence("model_scheduler_unknown", model=name, scheduler=model.scheduler, schedulers=schedulers)
         )
     checkers.check(name, model.safety_checker, model.facts)
-    if model.precision not in PRECISIONS:
-        precisions = ", ".join(PRECISIONS)
-        raise TypeError(
-            sentence("model_precision_unknown", model=name, precision=model.precision, precisions=precisions)
-        )
+    _check_precisions(model)
     if model.microbatch is not None and model.microbatch < 1:
         raise TypeError(sentence("model_microbatch_too_small", model=name, microbatch=model.microbatch))
+    if model.tile_above is not None and model.tile_above < 0:
+        raise TypeError(sentence("model_tile_above_negative", model=name, pixels=model.tile_above))
     return replace(model, microbatch=1) if model.facts.sharing == "single" else model
+
+
+def _check_precisions(model: Model) -> None:
+    """Raises TypeError with a sentence."""
+    for component in model.component_precision:
+        if component not in OUTSIDE_CALL or component not in model.facts.components:
+            known = ", ".join(name for name in OUTSIDE_CALL if name in model.facts.components)
+            raise TypeError(sentence("model_component_unknown", model=model.name, component=component, known=known))
+    for precision in (model.precision, *model.component_precision.values()):
+        if precision not in PRECISIONS:
+            known = ", ".join(PRECISIONS)
+            raise TypeError(
+                sentence("model_precision_unknown", model=model.name, precision=precision, precisions=known)
+            )
 
 
 def _with_loras(model: Model, loras: dict[str, Lora]) -> Model:

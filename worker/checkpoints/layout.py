@@ -66,7 +66,8 @@ def component_id(model: Model, folder: Path, name: str) -> Hashable:
     if not is_shareable(model, folder, name):
         return model.name, name
     files = sorted(file.resolve() for file in (folder / name).iterdir())
-    return model.precision, *((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    precision = model.component_precision.get(name, model.precision)
+    return precision, *((str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files)
 
 
 def is_shareable(model: Model, folder: Path, name: str) -> bool:

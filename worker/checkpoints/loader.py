@@ -39,9 +39,9 @@ for library in (transformers, diffusers):  # what they warn about is checked her
 disable_progress_bars()
 
 
-def precision(model: Model, device_kind: str) -> str:
-    """The precision of the model on this kind of device: fp32 on a CPU, where fp16 is ten times slower."""
-    return model.precision if device_kind == "cuda" else "fp32"
+def precision(model: Model, device_kind: str, component: str = "") -> str:
+    """Of the model, or of one component, on this kind of device: fp32 on a CPU, where fp16 is ten times slower."""
+    return model.component_precision.get(component, model.precision) if device_kind == "cuda" else "fp32"
 
 
 def load_component(model: Model, folder: Path, name: str, dtype: torch.dtype) -> Any:

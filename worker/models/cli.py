@@ -1,4 +1,4 @@
-"""`python -m worker import | verify`: what `huafang models import | verify` needs the libraries of workers for.
+"""`python -m worker import | verify | prove`: what `huafang models` needs the libraries of workers for.
 
 Prints progress and then the result as lines of JSON on stdout. Uses no service of the farm.
 """
@@ -39,7 +39,7 @@ PLACEHOLDERS = {  # required fields of an entry, until the model's files are rea
 def main(settings: Settings, options: Namespace) -> int:
     """An error is the last line of JSON, with the HTTP status that the command line's exit code follows from."""
     try:
-        _print({"import": import_one, "verify": verify}[options.kind](settings, options))
+        _print({"import": import_one, "verify": verify, "prove": prove}[options.kind](settings, options))
     except Error as error:
         _print({"error": error.message, "status": error.status})
         return 1
@@ -57,15 +57,12 @@ def import_one(settings: Settings, options: Namespace) -> dict[str, Any]:
     if options.dry_run:
         return _dry_run(model if entry is None else tell_family(model, entry)[0], store)
     like = _local_model(settings, options.like) if options.like else None
-    device = "auto" if settings.device.startswith("stub") else settings.device
+    device = _torch_device(settings)
 
     def load(model: Model) -> base.Pipeline:
         return registry.load(model, device, settings.torch_threads)
 
-    def print_progress(phase: str, done: int, total: int) -> None:
-        _print({"phase": phase, "done": done, "total": total})
-
-    report = importer.throttled(print_progress, PROGRESS_S)
+    report = importer.throttled(_print_progress, PROGRESS_S)
     checkers.ensure_imported(model, store, report)
     if in_place and model.checker and (imported := importer.find(model.checker, store)):
         return _result(imported, store, had_it=False)
@@ -95,6 +92,19 @@ def verify(settings: Settings, options: Namespace) -> dict[str, str | None]:
         except Exception as error:  # damaged files make the libraries raise anything
             found[name] = layout.not_loadable(model, error).message
     return found
+
+
+def prove(settings: Settings, options: Namespace) -> dict[str, Any]:
+    """The record of a comparison with plain diffusers."""
+    from worker.models import prove  # imports torch
+
+    model = _local_model(settings, options.name)
+    report = importer.throttled(_print_progress, PROGRESS_S)
+    return prove.prove(model, _torch_device(settings), settings.torch_threads, options.steps, report)
+
+
+def _torch_device(settings: Settings) -> str:
+    return "auto" if settings.device.startswith("stub") else settings.device
 
 
 def _resolve(settings: Settings, options: Namespace) -> tuple[Model, dict[str, Any] | None]:
@@ -197,6 +207,10 @@ def _result(imported: ModelManifest, store: Path, had_it: bool) -> dict[str, Any
         "shared": imported.shared_with(manifest.read_all(store)),
         "had_it": had_it,
     }
+
+
+def _print_progress(phase: str, done: int, total: int) -> None:
+    _print({"phase": phase, "done": done, "total": total})
 
 
 def _print(line: dict[str, Any]) -> None:

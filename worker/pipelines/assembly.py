@@ -60,7 +60,7 @@ def load_checker(model: Model, device: torch.device) -> Checker | None:
 
 
 def _component(model: Model, folder: Path, name: str, device: torch.device) -> torch.nn.Module:
-    dtype = DTYPES[precision(model, device.type)]
+    dtype = DTYPES[precision(model, device.type, name)]
     key = layout.component_id(model, folder, name), dtype, device, get_ident()
     found = _shared.get(key) if layout.is_shareable(model, folder, name) else None
     if found is None:

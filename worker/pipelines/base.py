@@ -46,7 +46,7 @@ class Pipeline(Protocol):
 
     model: Model
     revision: str | None  # commit of a hub model
-    details: Mapping[str, Any]  # what this model adds to the worker's class: precision, compiled
+    details: Mapping[str, Any]  # what this model adds to the worker's class: precision, compiled, tiles
     components: Mapping[Hashable, int]  # bytes by component id; models that share a component have the same id
 
     def generate(self, requests: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:

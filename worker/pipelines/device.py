@@ -2,6 +2,8 @@
 
 import gc
 import os
+import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -60,6 +62,21 @@ def describe(device: str = "auto", threads: int | None = None) -> dict[str, str 
         "precision": "fp16" if kind == "cuda" else "fp32",
         "threads": (threads or torch.get_num_threads()) if kind == "cpu" else None,
     }
+
+
+def held_bytes(device: str = "auto", at_most: bool = False) -> int:
+    """The memory of this device that this process holds, or held `at_most`; of a CPU, its resident memory."""
+    resolved = torch.device(resolve(device))
+    if resolved.type == "cuda":
+        held = torch.cuda.max_memory_reserved if at_most else torch.cuda.memory_allocated
+        return int(held(resolved))
+    if resolved.type == "mps" and not at_most:
+        return int(torch.mps.driver_allocated_memory())
+    with suppress(OSError):  # no Linux
+        if not at_most:
+            return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def _host_memory() -> int:

@@ -5,8 +5,8 @@
 """
 
 import time
-from collections.abc import Hashable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -51,6 +51,24 @@ def load(model: Model, device: str = "auto", threads: int | None = None) -> "Dif
         raise layout.not_loadable(model, error) from error
 
 
+def details(model: Model, device_kind: str) -> dict[str, Any]:
+    """What of the catalogue's entry moves pixels on this kind of device."""
+    whole = precision(model, device_kind)
+    of_components = {name: precision(model, device_kind, name) for name in model.component_precision}
+    others = {name: other for name, other in of_components.items() if other != whole}
+    return {
+        "precision": whole,
+        **({"component_precision": others} if others else {}),
+        **({"compiled": True} if model.compile else {}),
+        **({"tile_above": model.tile_above} if model.tile_above is not None else {}),
+    }
+
+
+def modules(pipe: Any) -> dict[str, torch.nn.Module]:
+    """The components that have weights."""
+    return {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+
+
 class DiffusersPipeline:
     def __init__(
         self, model: Model, device: torch.device, pipe: Any, scheduler_config: Config, checker: Checker | None = None
@@ -58,15 +76,11 @@ class DiffusersPipeline:
         """`checker` judges the images; None: the one that the model brings, if it brings one."""
         self.model = model
         self.revision = model.revision
-        self.details: Mapping[str, Any] = {
-            "precision": precision(model, device.type),
-            **({"compiled": True} if model.compile else {}),
-        }
+        self.details: Mapping[str, Any] = details(model, device.type)
         assert model.source_path
         self.components: Mapping[Hashable, int] = {
             layout.component_id(model, model.source_path, name): _bytes(component)
-            for name, component in pipe.components.items()
-            if isinstance(component, torch.nn.Module)
+            for name, component in modules(pipe).items()
         }
         if checker and model.checker and model.checker.import_path:
             shared_id = layout.component_id(model.checker, model.checker.import_path, "safety_checker")
@@ -145,7 +159,7 @@ class DiffusersPipeline:
     def _generate(self, requests: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
         results = self._run(requests, on_step)
         failed = [index for index, result in enumerate(results) if isinstance(result, NanImage)]
-        if failed and self._denoiser.dtype != torch.float32:
+        if failed and any(component.dtype != torch.float32 for component in modules(self._pipe).values()):
             retried = self._retry_in_fp32([requests[index] for index in failed], on_step)
             for index, result in zip(failed, retried, strict=False):
                 results[index] = result
@@ -153,7 +167,7 @@ class DiffusersPipeline:
 
     def _retry_in_fp32(self, requests: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
         """One by one, for fp32 takes twice the memory; an empty list if even that is too much."""
-        dtype = self._denoiser.dtype
+        dtypes = {name: component.dtype for name, component in modules(self._pipe).items()}
         try:
             self._pipe.to(torch.float32)
             with self._eager():  # compiling again takes longer than a few images
@@ -163,7 +177,8 @@ class DiffusersPipeline:
                 raise
             return []
         finally:
-            self._pipe.to(dtype)  # restores every weight exactly: fp32 holds all numbers of fp16 and bf16
+            for name, component in modules(self._pipe).items():
+                component.to(dtypes[name])  # restores every weight exactly: fp32 holds all numbers of fp16 and bf16
 
     def _run(self, requests: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
         rendered = self._render(requests, on_step)
@@ -232,12 +247,26 @@ class DiffusersPipeline:
     def _eager(self) -> AbstractContextManager[Any]:
         return torch.compiler.set_stance("force_eager") if self.model.compile else nullcontext()
 
+    @contextmanager
+    def _tiles(self, recipe: Recipe) -> Iterator[None]:
+        """The VAE decodes tile by tile during the block, if the catalogue wants that for images so large."""
+        limit, vae = self.model.tile_above, self._pipe.vae
+        if limit is None or recipe.width * recipe.height <= limit:
+            yield
+            return
+        vae.enable_tiling()
+        try:
+            yield
+        finally:
+            vae.disable_tiling()  # another model may share it
+
     @torch.no_grad()
     def _decode(
         self, latents: torch.Tensor, img2img: Img2Img | None, recipe: Recipe
     ) -> tuple[torch.Tensor, list[Verdict], list[bool]]:
         """Decode and check on the device."""
-        images = self._family.to_pixels(self._pipe, latents, recipe.width, recipe.height).float()
+        with self._tiles(recipe):
+            images = self._family.to_pixels(self._pipe, latents, recipe.width, recipe.height).float()
         nan = images.isnan().flatten(1).any(1)
         levels = ((images * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         pixels = levels.permute(0, 2, 3, 1).contiguous()  # the layout of image files: encoding copies nothing

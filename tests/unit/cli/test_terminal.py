@@ -65,6 +65,8 @@ WORKER = {
 }
 MODEL = {
     "name": "m",
+    "family": EVIL,
+    "limits": {"min_side": 64, "max_pixels": 4096, "schedulers": [EVIL]},
     "licence": EVIL,
     "licence_version": "1",
     "licence_url": EVIL,
@@ -93,7 +95,7 @@ ID = "019c2f6e-7d40-7c3d-9a1f-0d5b6c7e8f90"
         (DRY_RUN, ["batch", "submit", ID, "--dry-run"], 2),
         (page(KEY), ["keys", "ls"], 1),
         (page(WORKER), ["workers", "ls"], 5),
-        (page({**MODEL, "source": EVIL, "description": EVIL}), ["models", "show", "m"], 6),
+        (page({**MODEL, "source": EVIL, "description": EVIL}), ["models", "show", "m"], 8),
         (page(MODEL), ["models", "accept", "m"], 4),
         (page(WORKER), ["workers", "drain", EVIL], 0),
     ],
