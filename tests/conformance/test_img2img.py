@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,34 @@ def test_a_perfect_denoiser_arrives_at_its_image(name: str, taken: int, config: 
         latents = scheduler.step(output, time, latents, **extra).prev_sample
     assert (latents - image).abs().max() < 0.15
     assert (latents - image).abs().mean() < 0.05
+
+
+@pytest.mark.parametrize("taken", [2, 8])
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "euler", "euler_a", "heun", "kdpm2", "kdpm2_a", "tcd"])
+def test_the_steps_taken_are_the_last_of_the_whole_schedule(name: str, taken: int) -> None:
+    """From the latents that the whole one has there it arrives where that does: its noise is that of its own steps."""
+    generator = torch.Generator().manual_seed(1)
+    whole, short = make_scheduler(name, ORDINARY), make_scheduler(name, ORDINARY)
+    whole.set_timesteps(STEPS, device="cpu")
+    truncate_timesteps(short, STEPS, taken, partial(short.set_timesteps, STEPS, device="cpu"))
+    left_out = whole.timesteps[: len(whole.timesteps) - len(short.timesteps)]
+    start = denoise(whole, left_out, torch.randn(1, 4, 8, 8, generator=generator), generator)
+    state = generator.get_state()
+    expected = denoise(whole, whole.timesteps[len(left_out) :], start, generator)
+    assert torch.allclose(denoise(short, short.timesteps, start, generator.set_state(state)), expected, atol=1e-4)
+
+
+def denoise(scheduler: Any, times: torch.Tensor, latents: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """By these steps, with a model whose output depends on the latents."""
+    for time in times:
+        extra = {"generator": generator} if scheduler_takes(scheduler, "generator") else {}
+        output = scheduler.scale_model_input(latents, time).tanh()
+        latents = scheduler.step(output, time, latents, **extra).prev_sample
+    return latents
+
+
+def scheduler_takes(scheduler: Any, name: str) -> bool:
+    return name in signature(scheduler.step).parameters
 
 
 @pytest.mark.parametrize("taken", [1, 2, 8, 20])

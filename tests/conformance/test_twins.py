@@ -169,6 +169,17 @@ def test_a_prompt_is_read_to_its_limit_and_refused_beyond(twin: Loaded) -> None:
     assert rendered[1].message.startswith("prompt has ")
 
 
+def test_a_limit_that_an_entry_raises_cuts_no_prompt(twin: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is longer than the family's own limit is still refused, or else read to its end."""
+    pipeline = twin.pipeline
+    monkeypatch.setattr(pipeline, "model", replace(pipeline.model, token_limit=100_000))
+    one, other = (twin.request("红" * (pipeline.model.facts.token_limit + 20) + end) for end in "山水")
+    rendered = generate(pipeline, one)
+    if not isinstance(rendered[0], PromptRefused):
+        read = [pipeline._arguments([request.recipe])["prompt_embeds"][0] for request in (one, other)]
+        assert not torch.allclose(*read)
+
+
 @pytest.mark.parametrize("text", [*ODD, *CONTROLS, "\n红", " 红 \n", "(红)", r"\(红\)"])
 def test_the_api_counts_tokens_as_the_worker_does(twin: Loaded, text: str) -> None:
     """Control tokens in a prompt are text for both."""
@@ -205,6 +216,16 @@ def test_the_least_strength_keeps_what_the_autoencoder_keeps(twin: Loaded) -> No
         moved.append(np.abs(kept - pixels).mean())
     assert moved[0] < 4
     assert moved == sorted(moved)
+
+
+def test_a_picture_that_is_not_square_is_kept_as_well(twin: Loaded) -> None:
+    height = twin.pipeline.model.width
+    for width in (height // 2, height * 2):
+        kept = plain.encode_and_decode(twin.folder, gradient(height, width)).astype(int)
+        request = twin.request(mode="image2image", steps=50, strength=0.02, width=width, height=height)
+        (pixels,) = twin.draw(request)
+        assert pixels.shape == kept.shape
+        assert np.abs(kept - pixels).mean() < 8  # of few pixels, one step moves more; a wrong order moves 38
 
 
 def test_a_mask_keeps_the_source_outside(twin: Loaded) -> None:

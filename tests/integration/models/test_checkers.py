@@ -188,6 +188,17 @@ def test_another_source_is_imported_anew(
     assert not judged(ready(read().get("z"))).flagged
 
 
+def test_what_was_imported_for_another_source_judges_nothing(
+    read: Read, ready: Callable[[Model], DiffusersPipeline], made: Path
+) -> None:
+    """The operator names another source: until it is imported here, the model is refused."""
+    assert judged(ready(read().get("z"))).flagged
+    model = read(checker={"source": made / "lenient"}).get("z")
+    with pytest.raises(ModelRefused, match="its safety checker strict was not imported on this host"):
+        load(model)
+    assert not judged(ready(model)).flagged
+
+
 # What is refused
 
 

@@ -125,6 +125,17 @@ def bomb(folder: Path) -> Path:
     return file
 
 
+def of_big_endian(folder: Path) -> Path:
+    """As torch.save writes on such a machine: it does not swap the bytes of the numbers."""
+    file = saved("a.ckpt")(folder)
+    with zipfile.ZipFile(file) as made:
+        members = {name: made.read(name) for name in made.namelist()}
+    with zipfile.ZipFile(file, "w") as made:
+        for name, content in members.items():
+            made.writestr(name, b"big" if name.endswith("/byteorder") else content)
+    return file
+
+
 def cut(make: Make) -> Make:
     def shorten(folder: Path) -> Path:
         file: Path = make(folder)
@@ -178,6 +189,10 @@ REFUSED_FILES: Rows = {
     "safetensors cut short": (cut(safetensors("a.safetensors")), "a.safetensors is damaged or cut short"),
     "a pickle cut short": (cut(saved("a.ckpt")), "a.ckpt is damaged or cut short"),
     "an old pickle cut short": (cut(saved("a.pt", _use_new_zipfile_serialization=False)), "is damaged or cut short"),
+    "numbers of a big-endian machine": (
+        of_big_endian,
+        "a.ckpt is damaged or cut short (its bytes are in another order",
+    ),
     "a zip bomb": (bomb, "and would take 500,"),
     "a tensor beyond its storage": (
         archive("a.ckpt", zipfile.ZIP_STORED, data__pkl=beyond((2, 4), (4, 1)), **{"data/0": bytes(16)}),

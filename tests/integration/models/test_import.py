@@ -119,6 +119,15 @@ def test_another_checkpoint_in_the_same_folder_is_another_import(of_2022: Path, 
     assert import_(store, folder).revision != first.revision
 
 
+def test_an_import_without_the_safety_checker_is_none_for_an_entry_that_wants_it(of_2022: Path, store: Path) -> None:
+    """The operator first turned it off."""
+    import_(store, of_2022, safety_checker=False)
+    assert not (store / "tiny" / "safety_checker").exists()
+    here = import_(store, of_2022)
+    assert (store / "tiny" / "safety_checker").is_dir()
+    assert render(here.source_path, sha256=here.sha256) == render(of_2022)
+
+
 # Shared
 
 

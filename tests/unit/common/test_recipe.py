@@ -195,6 +195,13 @@ def test_a_scheduler_of_flow_models_is_for_no_model_of_today(scheduler: str) -> 
     assert wrong_fields(scheduler=scheduler) == {"scheduler"}
 
 
+@pytest.mark.parametrize("model", ["flux-schnell", "flux2-klein", "kolors", "qwen-image", "z-image"])
+def test_weights_are_refused_where_they_would_be_read_as_text(model: str) -> None:
+    assert wrong_fields(model=model, prompt="(红色:1.5)的圆形") == {"prompt"}
+    assert recipe(model=model, prompt=r"\(红色:1.5)的圆形").prompt
+    assert recipe(model="sdxl", prompt="(红色:1.5)的圆形").prompt
+
+
 @pytest.mark.parametrize("scheduler", ["lcm", "tcd"])
 def test_a_scheduler_of_few_steps_takes_no_more_than_its_model_was_distilled_with(scheduler: str) -> None:
     assert recipe(scheduler=scheduler, steps=50).steps == 50
