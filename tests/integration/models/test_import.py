@@ -481,7 +481,13 @@ def lacking(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("twin", [z_image, qwen_image], ids=lambda twin: twin.NAME)
 def test_the_files_tell_the_family_and_the_family_the_defaults(twin: Twin, store: Path, tmp_path: Path) -> None:
-    given = {"source": str(twin.make(tmp_path / "tiny")), "description": "", "licence_url": "", "steps": 7}
+    given = {
+        "source": str(twin.make(tmp_path / "tiny")),
+        "description": "",
+        "licence_url": "",
+        "steps": 7,
+        "safety_checker": False,
+    }
     entry = {**given, "width": 64, "height": 64}
     model = catalog.model_from_entry("mine", {**cli.PLACEHOLDERS, **entry}, store)
     with importer.import_lock(model, store, ignore):
