@@ -194,3 +194,13 @@ def randomise(component: Any) -> Any:
                 drawn = np.random.RandomState(crc32(f"{path}.{name}".encode())).standard_normal(weight.shape)
                 weight.copy_(torch.from_numpy(size * drawn))
     return component
+
+
+def scale_weights(model: Any, factors: dict[str, float]) -> Any:
+    """Weights whose names end so are multiplied."""
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            for end, factor in factors.items():
+                if name.endswith(end):
+                    weight.mul_(factor)
+    return model

@@ -13,7 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from common.catalog.catalog import Licence, Model
 from common.catalog.families import families
 from tests.support import parts
-from tests.support.parts import HIDDEN, LAYERS, SIDE, randomise
+from tests.support.parts import HIDDEN, LAYERS, SIDE, randomise, scale_weights
 from tests.support.twins import Mutant
 
 LENGTH = 77
@@ -27,11 +27,11 @@ def text_encoder(words: int, encoder_class: Any = CLIPTextModel, **changes: Any)
     encoder = randomise(
         encoder_class(CLIPTextConfig(vocab_size=words, max_position_embeddings=LENGTH, **ids, **layers))
     )
-    return louder(encoder, {"token_embedding.weight": 50})
+    return scale_weights(encoder, {"token_embedding.weight": 50})
 
 
 def unet(**changes: Any) -> UNet2DConditionModel:
-    """Of two sizes: with random weights the prompt has almost no effect, so what it changes is made louder."""
+    """Of two sizes: with random weights the prompt has almost no effect, so what it changes is made larger."""
     config: dict[str, Any] = {
         "sample_size": SIDE // 8,
         "layers_per_block": 1,
@@ -43,7 +43,7 @@ def unet(**changes: Any) -> UNet2DConditionModel:
         "norm_num_groups": 8,
     }
     found = randomise(UNet2DConditionModel(**{**config, **changes}))
-    return louder(found, {"attn2.to_v.weight": 8, "attn2.to_out.0.weight": 8})
+    return scale_weights(found, {"attn2.to_v.weight": 8, "attn2.to_out.0.weight": 8})
 
 
 def vae() -> AutoencoderKL:
@@ -52,16 +52,6 @@ def vae() -> AutoencoderKL:
     with torch.no_grad():
         found.quant_conv.weight[: found.config.latent_channels].mul_(20)
     return found
-
-
-def louder(model: Any, factors: dict[str, float]) -> Any:
-    """Weights whose names end so are multiplied."""
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            for end, factor in factors.items():
-                if name.endswith(end):
-                    weight.mul_(factor)
-    return model
 
 
 def entry(folder: Path, family: str, scheduler: str, **changes: Any) -> Model:

@@ -12,8 +12,8 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 from common.catalog.catalog import Model
 from common.catalog.families import families
 from common.recipes.recipe import Recipe
-from tests.support.parts import HANZI, HIDDEN, randomise, text_components
-from tests.support.twins import entry_of, mutants, plain, qwen
+from tests.support.parts import HANZI, HIDDEN, randomise, scale_weights, text_components
+from tests.support.twins import entry_of, mutants, plain
 from tests.support.twins.z_image import vae
 from worker.pipelines.families import flux
 from worker.pipelines.families.flux import Family
@@ -22,7 +22,7 @@ NAME = "flux"
 SIDE = 64
 CLIP_LENGTH = 77
 # Random weights would let a prompt have almost no effect.
-AUDIBLE = {
+SCALES = {
     "norm1.linear.weight": 10,
     "norm1_context.linear.weight": 10,
     "norm.linear.weight": 10,
@@ -57,7 +57,7 @@ def make(folder: Path, guidance_embeds: bool = False) -> Path:
         tokenizer=tokenizer,
         text_encoder_2=t5(len(tokenizer_2)),
         tokenizer_2=tokenizer_2,
-        transformer=qwen.louder(randomise(transformer), AUDIBLE),
+        transformer=scale_weights(randomise(transformer), SCALES),
     ).save_pretrained(folder)
     return folder
 
@@ -74,7 +74,7 @@ def t5_tokenizer() -> T5Tokenizer:
 
 def t5(words: int) -> T5EncoderModel:
     config = T5Config(vocab_size=words, d_model=HIDDEN, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
-    return qwen.louder(randomise(T5EncoderModel(config)), {"shared.weight": 50})
+    return scale_weights(randomise(T5EncoderModel(config)), {"shared.weight": 50})
 
 
 def entry(folder: Path, **changes: Any) -> Model:

@@ -18,7 +18,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from common.catalog.catalog import Model
 from common.recipes.recipe import Recipe
-from tests.support.parts import randomise
+from tests.support.parts import randomise, scale_weights
 from tests.support.twins import entry_of, mutants, plain, qwen
 from worker.pipelines.families import flux2
 from worker.pipelines.families.flux2 import Family
@@ -27,7 +27,7 @@ NAME = "flux2"
 SIDE = 64
 HIDDEN = 16
 # Random weights would let a prompt have almost no effect.
-AUDIBLE = {"linear.weight": 4, "add_v_proj.weight": 4, "to_add_out.weight": 4, "norm_q.weight": 3}
+SCALES = {"linear.weight": 4, "add_v_proj.weight": 4, "to_add_out.weight": 4, "norm_q.weight": 3}
 
 
 def make(folder: Path, is_distilled: bool = False) -> Path:
@@ -47,7 +47,7 @@ def make(folder: Path, is_distilled: bool = False) -> Path:
         vae=vae(),
         text_encoder=qwen3(len(tokenizer)),
         tokenizer=tokenizer,
-        transformer=qwen.louder(randomise(transformer), AUDIBLE),
+        transformer=scale_weights(randomise(transformer), SCALES),
         is_distilled=is_distilled,
     ).save_pretrained(folder)
     return folder
@@ -74,7 +74,7 @@ def vae() -> AutoencoderKLFlux2:
         AutoencoderKLFlux2(block_out_channels=(8, 16, 16, 16), latent_channels=4, norm_num_groups=8, sample_size=SIDE)
     )
     channels = torch.arange(found.bn.num_features)
-    qwen.louder(found, {"encoder.conv_out.weight": 20})  # as far from 0 as trained ones
+    scale_weights(found, {"encoder.conv_out.weight": 20})  # as far from 0 as trained ones
     found.bn.running_mean.copy_(0.2 * channels.sin())
     found.bn.running_var.copy_(1 + 0.5 * channels.cos())
     return found

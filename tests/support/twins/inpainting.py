@@ -45,15 +45,10 @@ def reference(
 ) -> NDArray[np.uint8]:
     """Without a source, that of a white mask, under which the source does not count."""
     size = recipe.width, recipe.height
-    return plain.draw(
+    return plain.draw_recipe(
         folder,
+        recipe,
         seed,
-        prompt=recipe.prompt,
-        negative_prompt=recipe.negative_prompt,
-        guidance_scale=recipe.guidance,
-        num_inference_steps=recipe.steps,
-        width=recipe.width,
-        height=recipe.height,
         image=Image.new("RGB", size, "red") if source is None else Image.fromarray(source),
         mask_image=Image.new("L", size, "white") if mask is None else Image.fromarray(mask.astype(np.uint8) * 255),
     )

@@ -16,7 +16,7 @@ from sentencepiece.sentencepiece_model_pb2 import ModelProto
 
 from common.catalog.catalog import Model
 from common.recipes.recipe import Recipe
-from tests.support.parts import HANZI, HIDDEN, randomise
+from tests.support.parts import HANZI, HIDDEN, randomise, scale_weights
 from tests.support.twins import clip, mutants, plain, sdxl
 from worker.pipelines.families.kolors import Family
 
@@ -59,7 +59,7 @@ def _vocabulary() -> ModelProto:
 def _unet() -> UNet2DConditionModel:
     """Most of what it reads pads the prompt: too loud, that hides the rest."""
     found = sdxl.unet(read=HIDDEN, pooled=HIDDEN, encoder_hid_dim=HIDDEN, encoder_hid_dim_type="text_proj")
-    return clip.louder(found, {"attn2.to_v.weight": 1 / 16})
+    return scale_weights(found, {"attn2.to_v.weight": 1 / 16})
 
 
 def _text_encoder(words: int) -> ChatGLMModel:
@@ -76,7 +76,7 @@ def _text_encoder(words: int) -> ChatGLMModel:
         multi_query_group_num=2,
         original_rope=True,
     )
-    return clip.louder(
+    return scale_weights(
         randomise(ChatGLMModel(config)), {"word_embeddings.weight": 5, "dense.weight": 3, "dense_4h_to_h.weight": 3}
     )
 
@@ -86,16 +86,7 @@ def entry(folder: Path, **changes: Any) -> Model:
 
 
 def reference(folder: Path, recipe: Recipe, seed: int) -> NDArray[np.uint8]:
-    return plain.draw(
-        folder,
-        seed,
-        prompt=recipe.prompt,
-        negative_prompt=recipe.negative_prompt,
-        guidance_scale=recipe.guidance,
-        num_inference_steps=recipe.steps,
-        width=recipe.width,
-        height=recipe.height,
-    )
+    return plain.draw_recipe(folder, recipe, seed)
 
 
 @contextmanager

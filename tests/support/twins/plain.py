@@ -9,6 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 from numpy.typing import NDArray
 
+from common.recipes.recipe import Recipe
 from tests.support.devices import DEVICE
 
 
@@ -23,6 +24,19 @@ def draw(folder: Path, seed: int, **arguments: Any) -> NDArray[np.uint8]:
     """The picture of one call with these arguments."""
     (image,) = load(folder)(**arguments, generator=torch.Generator().manual_seed(seed)).images
     return np.asarray(image)
+
+
+def draw_recipe(folder: Path, recipe: Recipe, seed: int, **others: Any) -> NDArray[np.uint8]:
+    """The picture of a recipe, with the names that most pipelines have for its values; `others` replace or add some."""
+    named = {
+        "prompt": recipe.prompt,
+        "negative_prompt": recipe.negative_prompt,
+        "guidance_scale": recipe.guidance,
+        "num_inference_steps": recipe.steps,
+        "width": recipe.width,
+        "height": recipe.height,
+    }
+    return draw(folder, seed, **{**named, **others})
 
 
 @torch.no_grad()

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
 
-from tests.support.parts import HANZI, HIDDEN, LAYERS, randomise
+from tests.support.parts import HANZI, HIDDEN, LAYERS, randomise, scale_weights
 
 CONTROLS = ("<|im_start|>", "<|im_end|>")
 CHAT = (  # Qwen3's, of a message of a user's
@@ -55,15 +54,5 @@ def qwen3(words: int) -> Qwen3Model:
 
 def amplified(model: Any) -> Any:
     """With random weights a prompt has almost no effect."""
-    louder(model, {"embed_tokens.weight": 50, "v_proj.weight": 4, "o_proj.weight": 4, "down_proj.weight": 4})
-    return model
-
-
-def louder(model: Any, factors: dict[str, float]) -> Any:
-    """Weights whose names end so are multiplied."""
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            for end, factor in factors.items():
-                if name.endswith(end):
-                    weight.mul_(factor)
+    scale_weights(model, {"embed_tokens.weight": 50, "v_proj.weight": 4, "o_proj.weight": 4, "down_proj.weight": 4})
     return model

@@ -15,7 +15,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from common.catalog.catalog import Model
 from common.recipes.recipe import Recipe
-from tests.support.parts import HIDDEN, LAYERS, randomise
+from tests.support.parts import HIDDEN, LAYERS, randomise, scale_weights
 from tests.support.twins import entry_of, mutants, plain, qwen
 from worker.pipelines.families import qwen_image
 from worker.pipelines.families.qwen_image import TEMPLATE, Family
@@ -44,7 +44,7 @@ def make(folder: Path) -> Path:
         vae=_vae(),
         text_encoder=_text_encoder(len(tokenizer)),
         tokenizer=tokenizer,
-        transformer=qwen.louder(
+        transformer=scale_weights(
             randomise(transformer),
             {
                 "_mod.1.weight": 8,
@@ -90,7 +90,7 @@ def _vae() -> AutoencoderKLQwenImage:
         latents_mean=[-0.5, 0.25, 0.0, 0.5],
         latents_std=[2.0, 1.5, 2.5, 3.0],
     )
-    return qwen.louder(randomise(found), {"encoder.conv_out.weight": 90})  # as far from 0 as trained ones
+    return scale_weights(randomise(found), {"encoder.conv_out.weight": 90})  # as far from 0 as trained ones
 
 
 def entry(folder: Path) -> Model:

@@ -13,7 +13,7 @@ from transformers import CLIPTextModelWithProjection
 
 from common.catalog.catalog import Model
 from common.recipes.recipe import Recipe
-from tests.support.parts import HIDDEN, clip_tokenizer
+from tests.support.parts import HIDDEN, clip_tokenizer, scale_weights
 from tests.support.twins import clip, mutants, plain
 from worker.pipelines.families.sdxl import Family
 
@@ -49,7 +49,7 @@ def unet(read: int, pooled: int, **changes: Any) -> UNet2DConditionModel:
         projection_class_embeddings_input_dim=6 * 8 + pooled,
         **changes,
     )
-    return clip.louder(found, {"add_embedding.linear_1.weight": 4})
+    return scale_weights(found, {"add_embedding.linear_1.weight": 4})
 
 
 def entry(folder: Path, **changes: Any) -> Model:
@@ -57,16 +57,7 @@ def entry(folder: Path, **changes: Any) -> Model:
 
 
 def reference(folder: Path, recipe: Recipe, seed: int) -> NDArray[np.uint8]:
-    return plain.draw(
-        folder,
-        seed,
-        prompt=recipe.prompt,
-        negative_prompt=recipe.negative_prompt or None,
-        guidance_scale=recipe.guidance,
-        num_inference_steps=recipe.steps,
-        width=recipe.width,
-        height=recipe.height,
-    )
+    return plain.draw_recipe(folder, recipe, seed, negative_prompt=recipe.negative_prompt or None)
 
 
 @contextmanager

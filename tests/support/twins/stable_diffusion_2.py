@@ -38,16 +38,7 @@ def entry(folder: Path, **changes: Any) -> Model:
 
 
 def reference(folder: Path, recipe: Recipe, seed: int) -> NDArray[np.uint8]:
-    return plain.draw(
-        folder,
-        seed,
-        prompt=recipe.prompt,
-        negative_prompt=recipe.negative_prompt,
-        guidance_scale=recipe.guidance,
-        num_inference_steps=recipe.steps,
-        width=recipe.width,
-        height=recipe.height,
-    )
+    return plain.draw_recipe(folder, recipe, seed)
 
 
 MUTANTS = {

@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 
 from common.catalog.catalog import Model
 from common.recipes.recipe import Recipe
-from tests.support.parts import HIDDEN, randomise
+from tests.support.parts import HIDDEN, randomise, scale_weights
 from tests.support.twins import entry_of, mutants, plain, qwen
 from worker.pipelines.families import z_image
 from worker.pipelines.families.z_image import Family
@@ -36,7 +36,7 @@ def make(folder: Path) -> Path:
         vae=vae(latent_channels=4),
         text_encoder=qwen.qwen3(len(tokenizer)),
         tokenizer=tokenizer,
-        transformer=qwen.louder(randomise(transformer), {"adaLN_modulation.0.weight": 8, "cap_embedder.1.weight": 4}),
+        transformer=scale_weights(randomise(transformer), {"adaLN_modulation.0.weight": 8, "cap_embedder.1.weight": 4}),
     ).save_pretrained(folder)
     return folder
 
@@ -55,7 +55,7 @@ def vae(latent_channels: int) -> AutoencoderKL:
         use_quant_conv=False,
         use_post_quant_conv=False,
     )
-    return qwen.louder(randomise(found), {"encoder.conv_out.weight": 10})  # as far from 0 as trained ones
+    return scale_weights(randomise(found), {"encoder.conv_out.weight": 10})  # as far from 0 as trained ones
 
 
 def entry(folder: Path) -> Model:
@@ -63,16 +63,7 @@ def entry(folder: Path) -> Model:
 
 
 def reference(folder: Path, recipe: Recipe, seed: int) -> NDArray[np.uint8]:
-    return plain.draw(
-        folder,
-        seed,
-        prompt=recipe.prompt,
-        negative_prompt=recipe.negative_prompt,
-        guidance_scale=recipe.guidance,
-        num_inference_steps=recipe.steps,
-        width=recipe.width,
-        height=recipe.height,
-    )
+    return plain.draw_recipe(folder, recipe, seed)
 
 
 def _padded(arguments: mutants.Arguments) -> mutants.Arguments:
