@@ -4,8 +4,7 @@ Every problem raises ModelRefused for the model whose images it judges. Imports 
 `worker.models.checkers`.
 """
 
-import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,7 +23,7 @@ def find(model: Model) -> Path | None:
     if model.checker is None or folder is None or imported is None or imported.source != model.checker.source:
         raise ModelRefused(sentence("checker_not_here", model=model.name, checker=model.safety_checker))
     with refusing(model):
-        check_sums(model.checker, folder, imported.sha256)
+        layout.check_sums(model.checker, folder, imported.sha256)
     return folder
 
 
@@ -49,17 +48,5 @@ def check_files(checker: Model, folder: Path) -> None:
         if file.suffix == ".safetensors":
             layout.check_not_truncated(checker, file)
     if checker.sha256:
-        check_sums(checker, folder, checker.sha256)
-        for name in layout.components(checker):
-            for file in layout.component_files(folder / name):
-                if (path := f"{name}/{file.name}") not in checker.sha256:
-                    raise ModelRefused(sentence("model_file_without_checksum", model=checker.name, file=path))
-
-
-def check_sums(checker: Model, folder: Path, sums: Mapping[str, str]) -> None:
-    for path, sha256 in sums.items():
-        if not (folder / path).is_file():
-            raise ModelRefused(sentence("model_file_missing", model=checker.name, file=path))
-        with (folder / path).open("rb") as content:
-            if hashlib.file_digest(content, "sha256").hexdigest() != sha256:
-                raise ModelRefused(sentence("model_file_changed", model=checker.name, file=path))
+        layout.check_sums(checker, folder, checker.sha256)
+        layout.check_listed(checker, folder, checker.sha256)

@@ -7,7 +7,7 @@ is checked by `worker.checkpoints.loader`.
 import hashlib
 import itertools
 import re
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -281,13 +281,23 @@ def _check_shards(model: Model, folder: Path) -> None:
 def _check_checksums(model: Model, folder: Path) -> None:
     prefixes = ("model_index.json", *(f"{name}/" for name in components(model)))
     expected = {path: sha256 for path, sha256 in model.sha256.items() if path.startswith(prefixes)}
+    check_sums(model, folder, expected)
+    check_listed(model, folder, expected, ("model_index.json",))
+
+
+def check_sums(model: Model, folder: Path, expected: Mapping[str, str]) -> None:
+    """Raises ModelRefused for a file that is missing or has another sha256 than the expected one of its path."""
     for path, sha256 in expected.items():
         if not (folder / path).is_file():
             raise ModelRefused(sentence("model_file_missing", model=model.name, file=path))
         with (folder / path).open("rb") as content:
             if hashlib.file_digest(content, "sha256").hexdigest() != sha256:
                 raise ModelRefused(sentence("model_file_changed", model=model.name, file=path))
+
+
+def check_listed(model: Model, folder: Path, expected: Mapping[str, str], others: Sequence[str] = ()) -> None:
+    """Raises ModelRefused for a file that is read and has no sha256: of the components, or one of the `others`."""
     loaded = [f"{name}/{file.name}" for name in components(model) for file in component_files(folder / name)]
-    for path in ("model_index.json", *loaded):
+    for path in (*others, *loaded):
         if path not in expected:
             raise ModelRefused(sentence("model_file_without_checksum", model=model.name, file=path))
