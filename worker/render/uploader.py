@@ -7,7 +7,6 @@ the image store or Postgres is away, images wait here until it is back or their 
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from threading import Semaphore
 from typing import Any
 from uuid import UUID
@@ -132,10 +131,9 @@ class Uploader:
             log_event("image_unchecked", **self.log_fields(rendered.microbatch), image=image.id)
             code, message = "unchecked", sentence("unchecked")
             return Outcome(image.id, ImageState.FLAGGED, render_ms=render_ms, error_code=code, error_message=message)
-        score, concept = result.score, result.concept
+        judged: dict[str, Any] = {"safety_score": result.score, "safety_concept": result.concept}
         if result.flagged:
-            state = ImageState.FLAGGED
-            return Outcome(image.id, state, render_ms=render_ms, safety_score=score, safety_concept=concept)
+            return Outcome(image.id, ImageState.FLAGGED, render_ms=render_ms, **judged)
         if self._is_late() or not self._is_wanted(rendered.microbatch, image):
             return None
         began = time.monotonic()
@@ -147,8 +145,7 @@ class Uploader:
             log_event("store_failed", exc_info=True, **self.log_fields(rendered.microbatch), image=image.id)
             return self._failed(rendered, image, RenderFailed(sentence("store_failed", error=error)))
         store_ms = round(1000 * (time.monotonic() - began))
-        stored = Outcome(image.id, ImageState.STORED, key, digest, size, render_ms, store_ms)
-        return replace(stored, safety_score=score, safety_concept=concept)
+        return Outcome(image.id, ImageState.STORED, key, digest, size, render_ms, store_ms, **judged)
 
     def _upload(self, rendered: RenderedMicrobatch, image: Image, result: RenderedImage) -> tuple[str, str, int]:
         """The key, the sha256 and the bytes of the stored image. Raises Unavailable when it is too late for it."""
