@@ -7,7 +7,7 @@ card says: nothing of the farm's code for prompts, steps and pixels. One of the 
 import json
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
@@ -26,8 +26,8 @@ from common.recipes.recipe import Draft, Recipe, resolve
 from worker.checkpoints import layout
 from worker.checkpoints.loader import DTYPES, precision
 from worker.models import sentence
+from worker.pipelines import assembly, registry
 from worker.pipelines import device as torch_device
-from worker.pipelines import registry
 from worker.pipelines.base import DeviceLost, ImageRequest, Pipeline, RenderedImage
 from worker.pipelines.schedulers import scheduler
 
@@ -45,14 +45,14 @@ def prove(model: Model, device: str, threads: int | None, steps: int | None, rep
     refused, does not fit into memory, or plain diffusers cannot draw it.
     """
     recipe = _recipe(model, steps)
-    call = _signature_of_plain(model)
+    _require_text2image(model)
     try:
         measured, image = _measure(model, device, threads, recipe, report)
         if image.flagged:  # its pixels are black
             image = _first_image(replace(model, safety_checker=False), device, threads, recipe, report)
     except DeviceLost as error:
         raise ModelRefused(sentence("prove_device_lost", model=model.name, error=error)) from error
-    plain = _draw_by_plain(model, torch.device(torch_device.resolve(device)), recipe, call, report)
+    plain = _draw_by_plain(model, torch.device(torch_device.resolve(device)), recipe, report)
     levels = np.abs(image.pixels.astype(int) - plain)
     return {
         **_versions(model, device, threads),
@@ -158,18 +158,14 @@ def _render(
 # Plain diffusers
 
 
-def _signature_of_plain(model: Model) -> Mapping[str, Any]:
-    """The parameters of its call. Raises Invalid if it draws from a picture only."""
-    folder = layout.find(model)
-    parameters = signature(getattr(diffusers, layout.read_index(folder)["_class_name"]).__call__).parameters
-    if "mask_image" in parameters:
+def _require_text2image(model: Model) -> None:
+    """Raises Invalid if plain diffusers draws from a picture only."""
+    pipeline_class = getattr(diffusers, layout.read_index(layout.find(model))["_class_name"])
+    if "mask_image" in signature(pipeline_class.__call__).parameters:
         raise Invalid(sentence("prove_needs_picture", model=model.name))
-    return parameters
 
 
-def _draw_by_plain(
-    model: Model, device: torch.device, recipe: Recipe, call: Mapping[str, Any], report: Report
-) -> Pixels:
+def _draw_by_plain(model: Model, device: torch.device, recipe: Recipe, report: Report) -> Pixels:
     report("load_plain", 0, 1)
     try:
         pipe = _load_plain(model, device, recipe)
@@ -179,7 +175,7 @@ def _draw_by_plain(
             return tensors
 
         (image,) = pipe(
-            **_arguments(model, pipe, recipe, call),
+            **_arguments(model, pipe, recipe),
             generator=torch.Generator("cpu").manual_seed(SEED),
             callback_on_step_end=on_step_end,
         ).images
@@ -208,22 +204,13 @@ def _load_plain(model: Model, device: torch.device, recipe: Recipe) -> Any:
     return pipe
 
 
-def _arguments(model: Model, pipe: Any, recipe: Recipe, call: Mapping[str, Any]) -> dict[str, Any]:
+def _arguments(model: Model, pipe: Any, recipe: Recipe) -> dict[str, Any]:
     guidance = model.facts.guidance
-    arguments = {
+    return {
         "prompt": recipe.prompt,
         guidance.argument: recipe.guidance if model.guided else guidance.off,
         "width": recipe.width,
         "height": recipe.height,
         "num_inference_steps": recipe.steps,
+        **assembly.family_of(model).plain_arguments(model, pipe, recipe),
     }
-    if model.facts.name == "flux":  # the card of schnell: 256, where diffusers' default is 512
-        arguments["max_sequence_length"] = model.token_limit
-    if model.facts.negative_prompt == "no":
-        return arguments
-    if "negative_prompt" not in call:
-        negative = pipe.encode_prompt(recipe.negative_prompt)[0] if recipe.negative_prompt else None
-        return {**arguments, "negative_prompt_embeds": negative}
-    # This guidance does nothing without a negative prompt.
-    empty = " " if guidance.argument == "true_cfg_scale" else None
-    return {**arguments, "negative_prompt": recipe.negative_prompt or empty}

@@ -61,6 +61,10 @@ class BaseFamily:
         """
         return {}
 
+    def plain_arguments(self, model: Model, pipe: Any, recipe: Recipe) -> dict[str, Any]:
+        """What plain diffusers gets for this recipe by the model's card, beside prompt, guidance, size and steps."""
+        return {} if model.facts.negative_prompt == "no" else {"negative_prompt": recipe.negative_prompt or None}
+
     def latent_dtype(self, pipe: Any) -> torch.dtype:
         """Of the latents between two steps."""
         dtype: torch.dtype = (pipe.components.get("unet") or pipe.transformer).dtype

@@ -27,6 +27,10 @@ class Family(BaseFamily):
     def token_limit(self, model: Model, pipe: Any) -> int:
         return min(model.token_limit, _length(pipe))
 
+    def plain_arguments(self, model: Model, pipe: Any, recipe: Recipe) -> dict[str, Any]:
+        """The card of schnell says 256 tokens; diffusers' default is 512."""
+        return {"max_sequence_length": model.token_limit}
+
     def encode(self, pipe: Any, recipes: Sequence[Recipe], is_guided: bool) -> dict[str, Any]:
         prompts = [recipe.prompt for recipe in recipes]
         embeds, pooled, _ = pipe.encode_prompt(prompts, device=pipe.device, max_sequence_length=_length(pipe))

@@ -29,6 +29,11 @@ class Family(BaseFamily):
     def token_limit(self, model: Model, pipe: Any) -> int:
         return min(model.token_limit, LENGTH - len(TEMPLATE.token_ids(pipe.tokenizer, "")))
 
+    def plain_arguments(self, model: Model, pipe: Any, recipe: Recipe) -> dict[str, Any]:
+        """The pipeline's own negative prompt is ""; another one goes in as its embeddings."""
+        negative = recipe.negative_prompt
+        return {"negative_prompt_embeds": pipe.encode_prompt(negative)[0] if negative else None}
+
     def encode(self, pipe: Any, recipes: Sequence[Recipe], is_guided: bool) -> dict[str, Any]:
         prompts = [recipe.prompt for recipe in recipes]
         if not is_guided:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from common.catalog.catalog import Model
 from common.recipes.recipe import Recipe
 from worker.pipelines.families.base import BaseFamily
 from worker.pipelines.families.chat import Template, hidden_states
@@ -25,6 +26,9 @@ LAYER = -1  # of the text encoder
 
 
 class Family(BaseFamily):
+    def plain_arguments(self, model: Model, pipe: Any, recipe: Recipe) -> dict[str, Any]:
+        return {"negative_prompt": recipe.negative_prompt or " "}
+
     def encode(self, pipe: Any, recipes: Sequence[Recipe], is_guided: bool) -> dict[str, Any]:
         """With a limit that cuts nothing off: `token_limit` has refused what is too long."""
         found: dict[str, Any] = {"max_sequence_length": pipe.tokenizer_max_length}
