@@ -18,7 +18,6 @@ from tests.faults.farm import CONNECTIONS, Farm
 from tests.faults.load import Load
 
 NOTICE_S = 6.0  # how long a trap waits for somebody to step in
-KILL_TRIES = 10  # to meet a worker that holds a lease
 
 
 @dataclass
@@ -84,15 +83,9 @@ def service(fault: Fault) -> Fault:
 
 @process
 def worker_killed(scene: Scene) -> int:
-    """Frozen before it is asked what it holds: a short lease may end between the question and the kill."""
-    for _ in range(KILL_TRIES):
-        child = scene.farm.children[name := scene.busy()]
-        child.send(signal.SIGSTOP)
-        if held := len(open_leases(scene.farm, name)):
-            break
-        child.send(signal.SIGCONT)
-    child.send(signal.SIGKILL)
-    return held
+    name = scene.busy()
+    scene.farm.children[name].send(signal.SIGKILL)
+    return len(open_leases(scene.farm, name))
 
 
 @process
