@@ -99,6 +99,12 @@ class Witness:
             self.contradictions[promise].append(f"job {job['id']} was {seen.state}, then {job['state']}: {images}")
 
 
+def due_s(submitted: int, jobs: int, seconds: float) -> float:
+    """After how many seconds the next job is submitted: `jobs` of them in `seconds`, then one a second."""
+    later = max(0, submitted - jobs)
+    return (submitted - later) * seconds / max(jobs, 1) + later
+
+
 class Load:
     """`jobs` submissions in `seconds`, then one a second until it is stopped, so that no fault meets an idle farm."""
 
@@ -148,8 +154,7 @@ class Load:
     async def _submit_all(self) -> None:
         began = time.monotonic()
         while not self._stopping.is_set():
-            due = began + self.submitted * self._seconds / max(self._jobs, 1)
-            pause = due - time.monotonic() if self.submitted < self._jobs else 1.0
+            pause = began + due_s(self.submitted, self._jobs, self._seconds) - time.monotonic()
             if pause > 0:
                 await asyncio.sleep(min(pause, 0.5))
                 if pause > 0.5:

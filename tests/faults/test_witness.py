@@ -1,11 +1,11 @@
-"""What the storm's witness makes of answers that contradict each other."""
+"""What the storm's witness makes of answers that contradict each other, and when its load submits."""
 
 import time
 from typing import Any
 
 import pytest
 
-from tests.faults.load import Witness
+from tests.faults.load import Witness, due_s
 
 IMAGE = {"id": "i", "state": "stored", "sha256": "a"}
 
@@ -47,3 +47,7 @@ def test_two_jobs_under_one_key_break_a_promise() -> None:
     assert not witness.contradictions
     witness.answered(job("queued") | {"id": "other"}, "红", "key", "plain")
     assert list(witness.contradictions) == ["P8"]
+
+
+def test_submissions_go_on_for_faults_that_have_met_nobody_yet() -> None:
+    assert [due_s(submitted, jobs=10, seconds=5) for submitted in (0, 5, 10, 11, 12)] == [0, 2.5, 5, 6, 7]
