@@ -23,7 +23,7 @@ EVENTS: dict[str, tuple[int, str]] = {
     "jobs_changed": (logging.INFO, "All jobs that match a filter were cancelled, retried or moved to another tier."),
     "authentication_failed": (logging.WARNING, "A request had no valid key, session or link."),
     "request_failed": (logging.ERROR, "A request failed unexpectedly."),
-    "request_unavailable": (logging.WARNING, "A request was answered with 503: a service of the farm is away."),
+    "request_unavailable": (logging.WARNING, "A request was refused for now: a service is away, or a disk full."),
     # services
     "redis_away": (logging.WARNING, "Redis does not answer; the sweep will send again what was not sent."),
     "redis_back": (logging.INFO, "Redis is back."),
