@@ -115,9 +115,14 @@ def describe(error: Exception) -> str:
 
 
 def write_traceback() -> Path:
-    """Write the traceback to a temporary file, by the standard library only: any part of huafang may be broken."""
+    """Write the traceback to a temporary file, or leave none. Any part of huafang may be broken: it uses none."""
     with tempfile.NamedTemporaryFile(
         "w", prefix="huafang-", suffix=".log", encoding="utf-8", errors="backslashreplace", delete=False
     ) as file:
-        traceback.print_exc(file=file)
+        try:
+            traceback.print_exc(file=file)
+            file.flush()
+        except OSError:
+            Path(file.name).unlink()
+            raise
     return Path(file.name)

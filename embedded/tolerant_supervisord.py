@@ -5,7 +5,6 @@ lost, whether of its log or of a program's, and a program is started again for e
 no program ever waits for its log.
 """
 
-import io
 import os
 import sys
 from contextlib import suppress
@@ -13,27 +12,9 @@ from typing import Any
 
 from supervisor import loggers, process, supervisord
 
+from common.log import LossyFile, lose_without_room
+
 LONGEST_PAUSE_S = 15  # between two starts; supervisord adds a second to each pause
-
-
-class LossyFile(io.FileIO):
-    """A file whose writes never fail: what finds no room is lost, and a line says so as soon as there is room."""
-
-    def __init__(self, file: str | int, mode: str = "ab") -> None:
-        super().__init__(file, mode, closefd=isinstance(file, str))
-        self._lost = 0
-
-    def write(self, data: Any) -> int:
-        left = memoryview(data)
-        try:
-            if self._lost:
-                super().write(f"\n… {self._lost} bytes of this log found no room …\n".encode())
-                self._lost = 0
-            while left:
-                left = left[super().write(left) :]
-        except OSError:
-            self._lost += len(left)
-        return len(data)
 
 
 class LossyLog(loggers.RotatingFileHandler):
@@ -85,7 +66,8 @@ class PatientProcess(process.Subprocess):
 def main() -> None:
     loggers.RotatingFileHandler = LossyLog
     process.Subprocess = PatientProcess
-    sys.stdout = sys.stderr = io.TextIOWrapper(LossyFile(sys.stderr.fileno(), "wb"), write_through=True)
+    lose_without_room()
+    sys.stdout = sys.stderr
     supervisord.main()
 
 
