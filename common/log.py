@@ -126,7 +126,10 @@ class LossyFile(io.FileIO):
                 super().write(f"\n… {self._lost} bytes of this log found no room …\n".encode())
                 self._lost = 0
             while left:
-                left = left[super().write(left) :]
+                written: int | None = super().write(left)
+                if written is None:  # a pipe that is full, of a parent that does not wait for it
+                    raise BlockingIOError
+                left = left[written:]
         except OSError:
             self._lost += len(left)
         return len(data)
@@ -137,7 +140,7 @@ def lose_without_room() -> None:
     if sys.stderr is None:  # closed by the parent
         return
     file = LossyFile(sys.stderr.fileno())
-    sys.stderr = io.TextIOWrapper(file, sys.stderr.encoding, "backslashreplace", write_through=True)  # type: ignore[type-var]
+    sys.stderr = io.TextIOWrapper(file, sys.stderr.encoding, "backslashreplace", write_through=True)
 
 
 def set_up(level: str = "INFO") -> None:

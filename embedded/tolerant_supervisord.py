@@ -20,6 +20,8 @@ LONGEST_PAUSE_S = 15  # between two starts; supervisord adds a second to each pa
 class LossyLog(loggers.RotatingFileHandler):
     """A rotated log. Where it cannot be opened yet, the next line tries again."""
 
+    stream: LossyFile | None = None
+
     def __init__(self, filename: str, mode: str, maxBytes: int, backupCount: int) -> None:
         loggers.Handler.__init__(self)
         self.baseFilename, self.mode, self.maxBytes, self.backupCount = filename, mode, maxBytes, backupCount
@@ -45,7 +47,7 @@ class LossyLog(loggers.RotatingFileHandler):
             self.doRollover()
 
     def doRollover(self) -> None:
-        if self.stream.tell() < self.maxBytes:
+        if self.stream is None or self.stream.tell() < self.maxBytes:
             return
         self.close()
         names = [self.baseFilename, *(f"{self.baseFilename}.{n}" for n in range(1, self.backupCount + 1))]
@@ -57,6 +59,8 @@ class LossyLog(loggers.RotatingFileHandler):
 
 
 class PatientProcess(process.Subprocess):
+    backoff: int
+
     def change_state(self, new_state: Any, expected: bool = True) -> Any:
         """The pause before the next start, and the count after which it would be given up, stop growing."""
         self.backoff = min(self.backoff, LONGEST_PAUSE_S - 1)
