@@ -124,6 +124,7 @@ def create_app(settings: Settings) -> FastAPI:
         responses={
             "4XX": {"model": Problem, "description": "The request cannot be carried out as it is."},
             503: {"model": Problem, "description": "A service is unavailable; `Retry-After` says when to try again."},
+            507: {"model": Problem, "description": "A disk of the farm is full; nothing of the request was kept."},
         },
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )

@@ -1,10 +1,12 @@
 """Logs. Code names an event and its fields; this module has the level and the sentence of each event.
 
 `log_event("job_submitted", job=…)` needs `job_submitted` below; a test compares the two. No text forges a line: it is
-escaped, and a traceback is indented.
+escaped, and a traceback is indented. What finds no room on a full disk is lost, and its process goes on.
 """
 
+import io
 import logging
+import sys
 from typing import Any
 
 from common.sentences import printable
@@ -23,7 +25,7 @@ EVENTS: dict[str, tuple[int, str]] = {
     "jobs_changed": (logging.INFO, "All jobs that match a filter were cancelled, retried or moved to another tier."),
     "authentication_failed": (logging.WARNING, "A request had no valid key, session or link."),
     "request_failed": (logging.ERROR, "A request failed unexpectedly."),
-    "request_unavailable": (logging.WARNING, "A request was answered with 503: a service of the farm is away."),
+    "request_unavailable": (logging.WARNING, "A request was refused for now: a service is away, or a disk full."),
     # services
     "redis_away": (logging.WARNING, "Redis does not answer; the sweep will send again what was not sent."),
     "redis_back": (logging.INFO, "Redis is back."),
@@ -110,8 +112,37 @@ class LineFormatter(logging.Formatter):
         return _indent(stack_info)
 
 
+class LossyFile(io.FileIO):
+    """A file whose writes never fail: what finds no room is lost, and a line says so as soon as there is room."""
+
+    def __init__(self, file: str | int, mode: str = "ab") -> None:
+        super().__init__(file, mode, closefd=isinstance(file, str))
+        self._lost = 0
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data)
+        try:
+            if self._lost:
+                super().write(f"\n… {self._lost} bytes of this log found no room …\n".encode())
+                self._lost = 0
+            while left:
+                left = left[super().write(left) :]
+        except OSError:
+            self._lost += len(left)
+        return len(data)
+
+
+def lose_without_room() -> None:
+    """Make stderr a LossyFile: else what its buffer holds at the end of the process gives it another exit code."""
+    if sys.stderr is None:  # closed by the parent
+        return
+    file = LossyFile(sys.stderr.fileno())
+    sys.stderr = io.TextIOWrapper(file, sys.stderr.encoding, "backslashreplace", write_through=True)  # type: ignore[type-var]
+
+
 def set_up(level: str = "INFO") -> None:
     """Write log lines to stderr. For the start of a process."""
+    lose_without_room()
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter())
     logging.basicConfig(handlers=[handler], level=level, force=True)

@@ -17,7 +17,7 @@ from urllib3.exceptions import HTTPError
 
 from common import sentence
 from common.config import Settings
-from common.errors import Error, NotFound, Unavailable
+from common.errors import Error, NoRoom, NotFound, Unavailable
 
 MEDIA_TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
 BLOCK_BYTES = 1_000_000
@@ -75,7 +75,8 @@ class Blocks(io.RawIOBase):
 class Storage:
     """One bucket of an S3-compatible store. Safe to share between threads.
 
-    Every method raises Unavailable while the store is down, answers with a server error, or refuses the credentials.
+    Every method raises Unavailable while the store is down, answers with a server error, or refuses the credentials;
+    NoRoom while it is full.
     """
 
     def __init__(self, settings: Settings, *, connections: int = 10, attempts: int = 2) -> None:
@@ -159,6 +160,8 @@ class Storage:
                 raise EndOfFile(sentence("range_behind_end")) from error
             if status == 403:
                 raise Unavailable(sentence("storage_credentials")) from error
+            if status == NoRoom.status:
+                raise NoRoom(sentence("storage_full")) from error
             raise Unavailable(sentence("storage_error", status=status)) from error
         except (BotoCoreError, HTTPError, S3UploadFailedError, OSError) as error:
             raise Unavailable(sentence("storage_down")) from error

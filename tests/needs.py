@@ -32,11 +32,20 @@ def _can_unshare() -> bool:
     return bool(shutil.which("unshare")) and subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
+def _can_mount_small_disk() -> bool:
+    """A tmpfs in a user namespace, with the extended attributes that Swift needs (Linux 6.6 or newer)."""
+    code = "import os; os.setxattr('/mnt', 'user.huafang', b'1')"
+    script = 'mount -t tmpfs none /mnt && exec "$0" -c "$1"'
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, sys.executable, code]
+    return _can_unshare() and subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
 # name: (whether this machine has it, the Debian package that brings it)
 SYSTEM: dict[str, tuple[Callable[[], object], str]] = {
     "chromium": (lambda: shutil.which("chromium"), "chromium"),
     "curl": (lambda: shutil.which("curl"), "curl"),
     "hanzi": (_has_hanzi, "fonts-wqy-zenhei"),
+    "small_disk": (_can_mount_small_disk, "util-linux"),
     "pip": (_has_pip, "python3-venv"),
     "unshare": (_can_unshare, "util-linux"),
 }

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -11,6 +12,7 @@ from sqlalchemy import Connection, Row, text
 from api.dashboard import sentence
 from api.queries.fleet import Fleet
 from common import failures
+from common.disks import full_disks
 from common.enums import Tier
 from common.queue.stats import Tally
 from common.queue.workers import IS_SILENT
@@ -24,6 +26,7 @@ SHOWN_GIVEN_UP = 5  # batches, and datasets
 
 # The codes of the alerts, the most severe first.
 SEVERITY = (
+    "data_disk_full",
     "no_control",
     "step_fails",
     "step_fails_at_row",
@@ -33,6 +36,7 @@ SEVERITY = (
     "worker_lost",
     "model_refused",
     "failures",
+    "log_disk_full",
     "interactive_waits",
     "batch_given_up",
     "dataset_given_up",
@@ -56,12 +60,14 @@ def find_alerts(
     fleet: Fleet,
     tallies: Iterable[Tally],
     silence_s: float,
+    home: Path,
 ) -> Sequence[Alert]:
     """The most severe first. `backlog`, `fleet` and `tallies`: as the view has read them. A worker is silent after
-    `silence_s` seconds without a heartbeat.
+    `silence_s` seconds without a heartbeat. `home`: of the local farm, if this is one.
     """
     backlog = list(backlog)
     found = [
+        *_of_disks(home),
         *_of_control_workers(connection),
         *_of_steps(connection),
         *_of_workers(connection, silence_s),
@@ -77,6 +83,14 @@ def find_alerts(
 def moment_before(seconds: float) -> datetime:
     """Pages show moments, not ages: an age changes every second, and the page would be sent again each time."""
     return datetime.now(UTC) - timedelta(seconds=seconds)
+
+
+def _of_disks(home: Path) -> Iterable[Alert]:
+    for disk in full_disks(home):
+        if disk.has_data:
+            yield Alert(sentence("data_disk_full", folder=disk.folder))
+        else:
+            yield Alert(sentence("log_disk_full", folder=disk.folder))
 
 
 def _of_control_workers(connection: Connection) -> Iterable[Alert]:

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -27,6 +28,7 @@ from common.queue import workers as queue_workers
 from common.queue.stats import DAY, HOUR, read_backlog
 from common.queue.workers import Worker
 from common.recipes.recipe import MAX_SEED
+from tests.support.small_disk import small_disk
 from tests.support.stories import CATALOG, Story
 
 REFUSED = {"error_code": "bad", "error_message": "It cannot be drawn.", "retryable": False}
@@ -55,10 +57,10 @@ class Reader:
         with transaction(self.database) as connection:
             return list(stats.read_tallies(connection))
 
-    def alerts(self, silence_s: float = 30) -> list[Alert]:
+    def alerts(self, silence_s: float = 30, home: Path = Path("/nonexistent")) -> list[Alert]:
         with transaction(self.database) as connection:
             seen = read_backlog(connection), read_fleet(connection), stats.read_tallies(connection)
-            return list(alerts.find_alerts(connection, self.tenant_id, *seen, silence_s))
+            return list(alerts.find_alerts(connection, self.tenant_id, *seen, silence_s, home))
 
     def images(self, **fields: Any) -> list[UUID]:
         return [image.id for image in self.ask(images.find_images, ImageSearch(**{"limit": 50} | fields)).items]
@@ -154,6 +156,17 @@ def test_a_healthy_farm_has_no_alerts(story: Story, reader: Reader) -> None:
     story.submit(tier=Tier.INTERACTIVE)
     take_sample(story)
     assert reader.alerts() == []
+
+
+@pytest.mark.needs("small_disk")
+def test_alerts_name_full_disks_of_the_local_farm(story: Story, reader: Reader, tmp_path: Path) -> None:
+    with small_disk(tmp_path, 2**20) as disk:
+        home = disk.outside
+        (home / "logs").mkdir()
+        disk.fill()
+        assert reader.alerts(home=home) == [Alert(sentence("log_disk_full", folder=home / "logs"))]
+        (home / "postgres").mkdir()
+        assert reader.alerts(home=home) == [Alert(sentence("data_disk_full", folder=home / "postgres"))]
 
 
 def test_alerts_name_models_that_no_worker_renders(story: Story, reader: Reader) -> None:

@@ -18,9 +18,11 @@ from huggingface_hub import close_session, constants
 
 from common.catalog import manifest
 from common.catalog.catalog import model_from_entry
+from common.disks import RESERVE_BYTES
 from common.errors import ModelRefused
 from tests.support import checkers, checkpoints
 from tests.support.command_line import run_process as command_line
+from tests.support.small_disk import small_disk
 from tests.support.twins import z_image
 from worker.models.hub import HubFile, RepoFiles, download, list_files, select_files
 
@@ -240,6 +242,28 @@ def test_what_is_no_model_of_a_farm_is_refused_before_its_weights_are_fetched(hu
     message, fetched = refused_with("model_index.json", {**index, "_class_name": "StableDiffusion3Pipeline"})
     assert "it is for StableDiffusion3Pipeline, which this farm does not run" in message
     assert fetched == ["model_index.json"]
+
+
+@pytest.mark.needs("small_disk")
+def test_a_download_that_fills_the_disk_is_deleted(hub: Hub, tmp_path: Path) -> None:
+    """And refused before its weights where it would have."""
+    hub.stalls_at = 21 * MB
+    with small_disk(tmp_path, RESERVE_BYTES + 100 * MB) as disk:
+        store = disk.outside / "store"
+        with start_import(hub.address, store, ("somebody/tiny", None)) as process:
+            assert hub.stalled.wait(60)
+            disk.fill()
+            hub.resumed.set()
+            output, errors = process.communicate(timeout=90)
+        assert "No space left on device" in json.loads(output), errors
+        assert sum(file.stat().st_size for file in store.rglob("*") if file.is_file()) < MB
+
+        disk.make_room()
+        disk.fill(but=RESERVE_BYTES + 30 * MB)
+        hub.fetched = []
+        (message,) = run_import(hub.address, store, ("somebody/tiny", None))
+        assert "Free some, or name another folder in HUAFANG_MODELS_DIR" in message
+        assert not any(path.endswith(".bin") for path, _ in hub.fetched)
 
 
 def test_a_damaged_download_is_deleted(hub: Hub, tmp_path: Path) -> None:
