@@ -11,6 +11,7 @@
     │   └── LicenceNotAccepted
     ├── LimitReached          429: the tenant takes more than its share for now
     ├── Unavailable           503: a service of the farm is down for now
+    │   └── WrongFarm                       it answers, but it is another farm's
     └── RenderFailed          never HTTP: why an image failed, stored with it
         ├── ModelRefused                    a worker will not load this
         ├── LoraRefused                     no worker will
@@ -150,6 +151,10 @@ class Unavailable(Error):
     code = "unavailable"
     status = 503
     retryable = True
+
+
+class WrongFarm(Unavailable):
+    """The database, the bucket or the pepper is another farm's."""
 
 
 class RenderFailed(Error):

@@ -31,6 +31,7 @@ EVENTS: dict[str, tuple[int, str]] = {
     "database_back": (logging.INFO, "Postgres is back."),
     "storage_away": (logging.WARNING, "The image store does not answer; pictures wait in memory until it is back."),
     "storage_back": (logging.INFO, "The image store is back."),
+    "wrong_farm": (logging.ERROR, "Database, bucket and pepper are not of one farm; nothing is done until they are."),
     # render workers
     "worker_started": (logging.INFO, "A render worker started."),
     "worker_draining": (logging.INFO, "This worker finishes what it holds and claims nothing more."),

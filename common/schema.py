@@ -72,6 +72,18 @@ schema_version = Table(
     CheckConstraint("is_only_row", name="is_only_row"),
 )
 
+# Whose database this is: see `common.accounts.farm`.
+farm = Table(
+    "farm",
+    metadata,
+    Column("is_only_row", Boolean, primary_key=True, server_default="true"),
+    Column("id", Uuid, nullable=False),
+    Column("pepper_digest", Text),  # null: no process that has the pepper was started yet
+    Column("bucket_marked_at", Moment),  # since then a bucket without the farm's id is another one
+    Column("created_at", Moment, nullable=False, server_default=func.now()),
+    CheckConstraint("is_only_row", name="is_only_row"),
+)
+
 tenants = Table(
     "tenants",
     metadata,

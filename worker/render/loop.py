@@ -54,6 +54,7 @@ class RenderLoop:
         uploader: Uploader,
         database_availability: Availability,
         wake: Callable[[str], object],  # wakes a worker that serves a model
+        may_claim: Callable[[], bool],
     ) -> None:
         self.is_ready = False  # has a model in memory, or tried to load each
         self._worker_id = worker_id
@@ -66,6 +67,7 @@ class RenderLoop:
         self._uploader = uploader
         self._database_availability = database_availability
         self._wake = wake
+        self._may_claim = may_claim
         self._drain = Drain(settings.drain_s)
         self._inflight: dict[UUID, InflightMicrobatch] = {}  # claimed, and neither handed over nor released
         self._claims = 0
@@ -110,7 +112,7 @@ class RenderLoop:
             if self._drain.is_active or time.monotonic() >= until:
                 return None
         capacity = {model.name: self._render_thread.capacity(model) for model in self._models.available()}
-        if not capacity or self._drain.is_active or time.monotonic() >= until:
+        if not capacity or not self._may_claim() or self._drain.is_active or time.monotonic() >= until:
             return None
         lower_tier = self._claims % LOWER_TIER_EVERY == LOWER_TIER_EVERY - 1
         offer = claim.Offer(self._worker_id, capacity, self._models.resident, self._models.swap_delay_s, lower_tier)

@@ -9,6 +9,7 @@ notifications   cancellations, changes, progress    watchdog        exits the pr
 import socket
 from importlib.metadata import version
 
+from common.accounts.farm import Farm
 from common.broker import Broker
 from common.catalog.catalog import Catalog
 from common.config import Settings
@@ -46,7 +47,9 @@ class RenderWorker:
         self.watchdog = Watchdog(limits(settings, str(device["device"])), self.release_before_exit)
         self.models = ModelManager(models, settings, self.worker_class, self.database, self.watchdog)
         postgres, s3 = Availability("database_away", "database_back"), Availability("storage_away", "storage_back")
-        storage = Storage(settings, connections=UPLOADS + FETCHERS)
+        storage, own_connection = Storage(settings, connections=UPLOADS + FETCHERS), connect(settings, pool=1)
+        self.farm = Farm(self.database, storage, settings.key_pepper.get_secret_value())
+        self.farm.guard(self.database, own_connection, storage)
         self.inputs = InputImageLoader(storage, s3, self.watchdog)
         self.render_thread = RenderThread(self.models, self.watchdog, self.worker_class)
         self.notifications = Notifications(settings, self.broker, self.held_leases, lambda: self.render_thread.current)
@@ -71,8 +74,8 @@ class RenderWorker:
             self.uploader,
             postgres,
             self.broker.wake,
+            self.farm.is_right,
         )
-        own_connection = connect(settings, pool=1)
         self.heartbeat = Heartbeat(settings, own_connection, self.held_leases, postgres, self.describe, self.loop.pause)
 
     def describe(self) -> tuple[Worker, bool]:
@@ -88,7 +91,7 @@ class RenderWorker:
             self.render_thread.seconds_per_image,
             self.models.batch_sizes,
         )
-        return worker, self.loop.is_ready and bool(served)
+        return worker, self.loop.is_ready and bool(served) and not self.farm.refusal
 
     def start(self) -> None:
         log_event("worker_started", worker=self.id, name=self.name, models=",".join(self.model_names))
