@@ -51,7 +51,12 @@ EVENTS: dict[str, tuple[int, str]] = {
     "image_failed": (logging.WARNING, "An image failed."),
     "image_unchecked": (logging.ERROR, "A safety checker gave NaN for an image, which is flagged; verify its model."),
     "render_failed": (logging.ERROR, "A pipeline failed for an unforeseen reason."),
-    "store_failed": (logging.ERROR, "An image could not be stored for an unforeseen reason."),
+    "encode_failed": (logging.ERROR, "An image could not be encoded for an unforeseen reason."),
+    "store_failed": (logging.ERROR, "An image could not be stored for an unforeseen reason; it is tried again."),
+    "store_watch_failed": (
+        logging.ERROR,
+        "It could not be found out whether this worker can store, for an unforeseen reason; it is tried again.",
+    ),
     "microbatch_failed": (logging.ERROR, "A microbatch failed for an unforeseen reason; it counts as an attempt."),
     "discard_failed": (logging.ERROR, "Images could not be deleted for an unforeseen reason; the sweep does so later."),
     "input_failed": (logging.ERROR, "An input image could not be used for an unforeseen reason."),

@@ -26,6 +26,7 @@ IN_PARTS = TransferConfig(multipart_chunksize=8_000_000, max_concurrency=2)
 IN_PARTS.max_in_memory_upload_chunks = 2  # 10 by default, and boto3 has no argument for it
 LINK_S = 900  # how long a presigned link is good for
 MARK = "farm-id.json"  # says whose the bucket is
+TRIAL = "images/trial"  # what a worker stores and deletes to find out whether it can
 EXISTS = (409, 412)  # what a store answers to a conditional request
 VERIFIED_S = 10  # for so long a store that answers is taken for the same one
 
@@ -209,6 +210,8 @@ class Storage:
                 raise NotFound(sentence("key_missing")) from error
             if status == 416:
                 raise EndOfFile(sentence("range_behind_end")) from error
+            if error.response.get("Error", {}).get("Code") == "RequestTimeTooSkewed":
+                raise Unavailable(sentence("storage_clock")) from error
             if status == 403:
                 raise Unavailable(sentence("storage_credentials")) from error
             raise Unavailable(sentence("storage_error", status=status)) from error

@@ -4,6 +4,7 @@ loop            claims, loads, starts, renders, hands over
 inputs          fetches the input images            render_thread   loads models, renders microbatches
 uploader        encodes, stores, publishes          heartbeat       renews the leases, reports the worker
 notifications   cancellations, changes, progress    watchdog        exits the process when something hangs
+store_watch     whether this worker can store
 """
 
 import socket
@@ -26,6 +27,7 @@ from worker.render.input_images import FETCHERS, InputImageLoader
 from worker.render.loop import RenderLoop
 from worker.render.notifications import Notifications
 from worker.render.render_thread import RenderThread
+from worker.render.store_watch import StoreWatch
 from worker.render.uploader import UPLOADS, Uploader
 from worker.watchdog import ON_EXIT_S, Watchdog, limits
 
@@ -49,10 +51,19 @@ class RenderWorker:
         postgres, s3 = Availability("database_away", "database_back"), Availability("storage_away", "storage_back")
         storage, own_connection = Storage(settings, connections=UPLOADS + FETCHERS), connect(settings, pool=1)
         self.farm = Farm(self.database, storage, settings.key_pepper.get_secret_value())
-        self.farm.guard(self.database, own_connection, storage)
+        of_trials = Storage(settings, connections=1, attempts=1)
+        self.farm.guard(self.database, own_connection, storage, of_trials)
         self.inputs = InputImageLoader(storage, s3, self.watchdog)
         self.render_thread = RenderThread(self.models, self.watchdog, self.worker_class)
         self.notifications = Notifications(settings, self.broker, self.held_leases, lambda: self.render_thread.current)
+        self.store_watch = StoreWatch(
+            self.id,
+            settings.beat_s,
+            self.database,
+            of_trials,
+            lambda: self.models.resident,
+            lambda why: self.uploader.give_back(why),
+        )
         self.uploader = Uploader(
             self.id,
             self.database,
@@ -62,6 +73,7 @@ class RenderWorker:
             postgres,
             s3,
             self.watchdog,
+            self.store_watch,
         )
         self.loop = RenderLoop(
             self.id,
@@ -90,6 +102,7 @@ class RenderWorker:
             self.models.refusals(),
             self.render_thread.seconds_per_image,
             self.models.batch_sizes,
+            self.store_watch.cannot_store_s,
         )
         return worker, self.loop.is_ready and bool(served) and not self.farm.refusal
 
