@@ -1,7 +1,7 @@
 """Whether this worker can store images; if it cannot while others can, it gives back what it holds and is quarantined.
 
     note_stored, note_failed   by the uploader, after each try
-    look                       every few seconds: has it failed for CANNOT_STORE_S, and can others?
+    look                       every few seconds: has it failed for too long, and can others store?
     try_out                    stores and deletes a small object: the trial that ends such a quarantine
 
 While nobody can store, everybody keeps what it has rendered until the store is back. An idle worker does not know
@@ -15,6 +15,7 @@ from uuid import UUID
 
 from sqlalchemy import Engine as Database
 
+from common.config import Settings
 from common.db import transaction
 from common.errors import Unavailable
 from common.failures import new_reference
@@ -24,8 +25,7 @@ from common.sentences import Sentence
 from common.storage import TRIAL, Storage
 from worker.render import sentence
 
-CANNOT_STORE_S = 60.0  # a store that is restarted is back before
-PROOF_S = 20.0  # whoever has stored an image since then can store
+PROOF = 1 / 3  # of the time limit: whoever has stored something since then can store
 SILENT_BEATS = 3  # a worker that has reported nothing for so long is not counted on
 TRIAL_BYTES = bytes(1_000)
 
@@ -34,22 +34,21 @@ class StoreWatch:
     def __init__(
         self,
         worker_id: UUID,
-        beat_s: float,
+        settings: Settings,
         database: Database,
         storage: Storage,
         models: Callable[[], Sequence[str]],
         set_aside: Callable[[Sentence], None],
-        *,
-        limit_s: float = CANNOT_STORE_S,
+        is_set_aside: Callable[[], bool],
     ) -> None:
         """`storage` is for trials only; `models` gives those that another worker has to serve in place of this one."""
         self._worker_id = worker_id
-        self._beat_s = beat_s
+        self._limit_s, self._beat_s = settings.cannot_store_s, settings.beat_s
         self._database = database
         self._storage = storage
         self._models = models
         self._set_aside = set_aside
-        self._limit_s = limit_s
+        self._is_set_aside = is_set_aside
         self._lock = threading.Lock()
         self._failing_since: float | None = None
         self._reason = ""
@@ -67,7 +66,7 @@ class StoreWatch:
     @property
     def gives_back(self) -> bool:
         """Whether nothing more is to be stored here: others can, and have to."""
-        return self._gives_back
+        return self._gives_back and self._is_set_aside()
 
     def note_stored(self) -> None:
         with self._lock:
@@ -100,11 +99,12 @@ class StoreWatch:
 
     def look(self) -> None:
         """Try, if others say that they cannot store; give back, if this worker alone cannot. Raises Unavailable."""
-        silence_s = SILENT_BEATS * max(self._beat_s, 1.0)
         with transaction(self._database) as connection:
-            storing = workers.storing(connection, self._worker_id, self._models(), silence_s)
+            storing = workers.storing(connection, self._worker_id, self._models(), SILENT_BEATS * self._beat_s)
+        if self._gives_back and not self._is_set_aside():  # an operator says that it can
+            self.note_stored()
         failing_s = self.cannot_store_s
-        if failing_s is None and storing.others_cannot and time.monotonic() - self._stored_at > PROOF_S:
+        if failing_s is None and storing.others_cannot and time.monotonic() - self._stored_at > PROOF * self._limit_s:
             self.try_out()
         elif failing_s is not None and failing_s >= self._limit_s and storing.others_can and not self._gives_back:
             self._gives_back = True

@@ -15,7 +15,7 @@ from sqlalchemy import Engine as Database
 
 from common.db import transaction
 from common.enums import ImageState
-from common.errors import RenderFailed, Unavailable
+from common.errors import Poison, RenderFailed, Unavailable
 from common.failures import internal_error, new_reference
 from common.log import log_event
 from common.queue import leases
@@ -28,6 +28,7 @@ from worker.pipelines.base import RenderedImage
 from worker.render import sentence
 from worker.render.encode import encode
 from worker.render.inflight import HeldLeases, RenderedMicrobatch
+from worker.render.quarantine import Quarantine
 from worker.render.store_watch import StoreWatch
 from worker.watchdog import Watchdog
 
@@ -47,6 +48,7 @@ class Uploader:
         storage_availability: Availability,
         watchdog: Watchdog,
         store_watch: StoreWatch,
+        quarantine: Quarantine,
     ) -> None:
         """`announce` gets the ids of the jobs whose images were published; it must not block."""
         self._worker_id = worker_id
@@ -59,6 +61,7 @@ class Uploader:
         self._watchdog = watchdog
         self._store_watch = store_watch
         self._submitted: dict[UUID, Microbatch] = {}  # by lease; not published yet
+        self._quarantine = quarantine
         self._uploads = ThreadPoolExecutor(UPLOADS, "upload")
         self._encoders = Semaphore(ENCODERS)
         self._publisher = ThreadPoolExecutor(1, "publish")
@@ -95,9 +98,13 @@ class Uploader:
         reference, fields = new_reference(), self.log_fields(microbatch)
         ids = list(microbatch.unreadable) or [image.id for image in microbatch.images]
         log_event("microbatch_failed", exc_info=error, **fields, failed=",".join(map(str, ids)), reference=reference)
+        if len(ids) == 1:  # of several nobody knows which one it was
+            self._quarantine.note_call(ids)
         try:
             with self._database_availability.tracked(), transaction(self._database) as connection:
-                published = leases.fail(connection, microbatch.lease_id, ids, internal_error(reference))
+                published = leases.fail(
+                    connection, microbatch.lease_id, ids, self._quarantine.name, internal_error(reference)
+                )
             self._announce(published.ended_jobs)
         except Unavailable:
             pass
@@ -208,6 +215,7 @@ class Uploader:
             error_code=error.code,
             error_message=error.message,
             retryable=error.retryable,
+            failed_by=self._quarantine.name if isinstance(error, Poison) else None,
         )
 
     def _gives_up(self, microbatch: Microbatch, image: Image) -> bool:
