@@ -20,11 +20,12 @@ from kombu.asynchronous import get_event_loop
 from sqlalchemy import Engine as Database
 
 from common import log
+from common.accounts.farm import Farm
 from common.broker import CONTROL_QUEUE, Broker, celery_app, render_queue
 from common.catalog import catalog
 from common.config import Settings
 from common.db import SchemaVersion, check_version, new_id, read_version, transaction
-from common.errors import Error, Unavailable
+from common.errors import Error, Unavailable, WrongFarm
 from common.sentences import printable
 from worker import sentence, tasks
 from worker.availability import Availability
@@ -72,6 +73,7 @@ def render(settings: Settings, parsed: Namespace) -> int:
 
     worker = RenderWorker(settings, catalog.read(settings.catalog, settings.model_store))
     wait_for_services(worker.database, worker.broker)
+    refuse_another_farm(worker.farm)
     app = celery_app(settings)
     tasks.add_render(app, worker.loop, worker.broker)
     worker_shutting_down.connect(lambda **_: worker.loop.drain(), weak=False)
@@ -90,6 +92,7 @@ def control(settings: Settings, parsed: Namespace) -> int:
 
     worker = ControlWorker(settings, catalog.read(settings.catalog, settings.model_store))
     wait_for_services(worker.database, worker.broker)
+    refuse_another_farm(worker.farm)
     app = celery_app(settings)
     tasks.add_sweep(app, worker.sweep)
     tasks.add_advance(app, worker.expander, worker.broker)
@@ -125,6 +128,16 @@ def wait_for_services(database: Database, broker: Broker) -> None:
     policy = broker.eviction_policy()
     if policy not in (None, "noeviction"):  # None: Redis is away, and the farm works without it
         raise Unavailable(sentence("redis_may_evict", policy=policy))
+
+
+def refuse_another_farm(farm: Farm) -> None:
+    """Raises WrongFarm. While the image store is away that is not known, and nothing is claimed until it is."""
+    try:
+        farm.compare()
+    except WrongFarm:
+        raise
+    except Unavailable as error:
+        log.log_event("storage_away", reason=error.message)
 
 
 def consume(app: Celery, name: str, queues: list[str], threads: int = 1) -> int:

@@ -65,6 +65,18 @@ def bootstrap(shell: Shell, another: bool, wait: int) -> None:
     exec_module(shell, "common.bootstrap", "bootstrap", f"--wait={wait}", *(["--another"] if another else []))
 
 
+@admin.command()
+@click.argument("what", type=click.Choice(["bucket", "pepper"]))
+@WAIT
+@click.pass_obj
+def adopt(shell: Shell, what: str, wait: int) -> None:
+    """Make the bucket (HUAFANG_S3_BUCKET) or the pepper (HUAFANG_KEY_PEPPER) that of the database's farm.
+
+    For a bucket that was made anew, or a pepper that was replaced: keys made with the former pepper are void.
+    """
+    exec_module(shell, "common.bootstrap", "adopt", what, f"--wait={wait}")
+
+
 def exec_module(shell: Shell, module: str, *arguments: str) -> NoReturn:
     """Replace this process by a module's, so that signals reach it and its exit code is this command's."""
     _ = shell.settings  # raises Failure where a setting is invalid

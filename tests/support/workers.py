@@ -16,6 +16,7 @@ from botocore.config import Config
 from sqlalchemy import text
 
 from common.config import Settings
+from common.storage import MARK
 from embedded.farm import variables
 from tests.support.stories import Story
 from worker.render.worker import RenderWorker
@@ -103,7 +104,7 @@ def log_of(process: subprocess.Popen[bytes]) -> str:
 
 
 def bucket_of(settings: Settings) -> dict[str, bytes]:
-    """All that the store holds, by key."""
+    """All that the store holds, by key, but for what says whose the bucket is."""
     client = boto3.client(
         "s3",
         endpoint_url=settings.s3_endpoint_url,
@@ -114,7 +115,9 @@ def bucket_of(settings: Settings) -> dict[str, bytes]:
     )
     listing = client.list_objects_v2(Bucket=settings.s3_bucket).get("Contents", [])
     return {
-        item["Key"]: client.get_object(Bucket=settings.s3_bucket, Key=item["Key"])["Body"].read() for item in listing
+        item["Key"]: client.get_object(Bucket=settings.s3_bucket, Key=item["Key"])["Body"].read()
+        for item in listing
+        if item["Key"] != MARK
     }
 
 

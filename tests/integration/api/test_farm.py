@@ -156,7 +156,7 @@ def test_every_route_but_the_open_ones_needs_a_key(api: Api) -> None:
 def test_readiness_names_what_is_missing(settings: Settings, database: Engine, api: Api) -> None:
     with api.stranger() as client:
         ready = client.get("/readyz")
-        checks = {"postgres": "ok", "migrations": "ok", "redis": "ok", "s3": "ok"}
+        checks = {"postgres": "ok", "migrations": "ok", "redis": "ok", "s3": "ok", "farm": "ok"}
         assert (ready.status_code, ready.json()) == (200, {"status": "ready", "checks": checks})
         with transaction(database) as connection:
             connection.execute(text("UPDATE schema_version SET oldest_code = 9999"))
