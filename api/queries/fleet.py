@@ -29,9 +29,30 @@ WORKER: dict[str, Any] = {
     "refusals": {},
     "seconds_per_image": {"zh-v0": 0.62},
     "capacity": {"zh-v0": 8},
+    "devices": [
+        {
+            "name": "cuda:0",
+            "memory_used": 9_412_018_176,
+            "memory_total": 24_152_899_584,
+            "utilisation": 98,
+            "temperature_c": 64,
+            "errors": [],
+        }
+    ],
     "started_at": "2026-11-22T06:00:00Z",
     "seen_at": "2026-11-22T08:00:06Z",
 }
+
+
+class Device(BaseModel):
+    """How a device did at the last heartbeat."""
+
+    name: str
+    memory_used: int | None = Field(description="Bytes, by all processes; without a GPU those of the worker's process.")
+    memory_total: int | None = Field(description="Bytes.")
+    utilisation: int | None = Field(description="Percent.")
+    temperature_c: int | None
+    errors: list[str] = Field(description="What is wrong with it.")
 
 
 class Worker(BaseModel):
@@ -49,6 +70,9 @@ class Worker(BaseModel):
     refusals: dict[str, str] = Field(description="Models that it refuses, and why.")
     seconds_per_image: dict[str, float] = Field(description="Measured lately, by model.")
     capacity: dict[str, int] = Field(description="Images that it renders together, by loaded model.")
+    devices: list[Device] = Field(
+        validation_alias="device_status", description="Empty where neither the system nor NVML tells."
+    )
     started_at: datetime
     seen_at: datetime
 

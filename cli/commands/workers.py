@@ -5,7 +5,7 @@ import click
 from cli import sentence
 from cli.client import api_path
 from cli.errors import NOT_FOUND, USAGE, Failure
-from cli.shell import Group, Shell
+from cli.shell import Group, Shell, format_bytes
 from cli.terminal import Columns, Row
 
 
@@ -25,13 +25,35 @@ def worker_class(worker: Row) -> str:
     return " ".join(str(known[part]) for part in ("device", "name", "precision") if known.get(part))
 
 
+def devices(worker: Row) -> list[str]:
+    """A line per device: its memory, load and temperature, as far as it tells."""
+    return [device_line(device) for device in worker.get("devices", [])]
+
+
+def device_line(device: Row) -> str:
+    used, total = (format_bytes(device[name]) for name in ("memory_used", "memory_total"))
+    facts = [
+        f"{used} of {total}" if used else "",
+        "" if device["utilisation"] is None else f"{device['utilisation']} %",
+        "" if device["temperature_c"] is None else f"{device['temperature_c']} °C",
+    ]
+    return " ".join([device["name"], *filter(None, facts)])
+
+
+def why(worker: Row) -> list[str]:
+    """Why it drains or has stopped, refuses models, and what is wrong with its devices."""
+    errors = [error for device in worker.get("devices", []) for error in device["errors"]]
+    return [reason for reason in (worker["reason"], *worker["refusals"].values(), *errors) if reason]
+
+
 ROW: Columns = {
     "id": lambda worker: worker["id"],
     "name": lambda worker: worker["name"],
     "state": lambda worker: worker["state"],
     "class": worker_class,
+    "device": devices,
     "models": serves,
-    "why": lambda worker: [why for why in (worker["reason"], *worker["refusals"].values()) if why],
+    "why": why,
 }
 
 

@@ -37,6 +37,7 @@ class Worker:
     refusals: Mapping[str, str] = field(default_factory=dict)
     seconds_per_image: Mapping[str, float] = field(default_factory=dict)
     capacity: Mapping[str, int] = field(default_factory=dict)
+    devices: Sequence[Mapping[str, Any]] = ()  # how they do: see `worker.devices.readings.DeviceStatus`
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def heartbeat(connection: Connection, worker: Worker, *, ready: bool) -> Heartbe
         "refusals": json.dumps(dict(worker.refusals)),
         "seconds": json.dumps(dict(worker.seconds_per_image)),
         "capacity": json.dumps(dict(worker.capacity)),
+        "devices": json.dumps([dict(device) for device in worker.devices]),
         "state": WorkerState.READY if ready else WorkerState.STARTING,
     }
     row = connection.execute(HEARTBEAT, parameters).one()
@@ -120,12 +122,14 @@ def _set_state(connection: Connection, statement: Any, worker_id: UUID, reason: 
 # Inserts a worker, or updates what it reports.
 HEARTBEAT = text("""
     INSERT INTO workers AS old (id, name, class, models, resident, refusals, seconds_per_image, capacity,
-                                state)
+                                device_status, state)
     VALUES (:id, :name, cast(:class AS jsonb), cast(:models AS text[]), cast(:resident AS text[]),
-            cast(:refusals AS jsonb), cast(:seconds AS jsonb), cast(:capacity AS jsonb), cast(:state AS worker_state))
+            cast(:refusals AS jsonb), cast(:seconds AS jsonb), cast(:capacity AS jsonb), cast(:devices AS jsonb),
+            cast(:state AS worker_state))
     ON CONFLICT (id) DO UPDATE SET
         models = excluded.models, resident = excluded.resident, refusals = excluded.refusals,
-        seconds_per_image = excluded.seconds_per_image, capacity = excluded.capacity, seen_at = now(),
+        seconds_per_image = excluded.seconds_per_image, capacity = excluded.capacity,
+        device_status = excluded.device_status, seen_at = now(),
         state = CASE WHEN old.state = 'draining' THEN old.state ELSE excluded.state END,
         reason = CASE WHEN old.state = 'draining' THEN old.reason END
     RETURNING state, clock_timestamp() AS now

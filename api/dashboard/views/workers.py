@@ -87,6 +87,7 @@ class Worker:
     refusals: Mapping[str, str]  # reason by model
     seconds_per_image: Mapping[str, float]  # by model
     capacity: Mapping[str, int]  # images per microbatch, by model
+    device_status: Sequence[Mapping[str, Any]]  # as `api.queries.fleet.Device`
     started_at: datetime
     seen_at: datetime
     silent_s: float  # since its last heartbeat
@@ -117,7 +118,7 @@ def find_worker_errors(connection: Connection, tenant_id: UUID, each: int = 5) -
 # Read all workers.
 WORKERS = text("""
     SELECT id, name, class AS worker_class, state, reason, models, resident, refusals, seconds_per_image, capacity,
-           started_at, seen_at, extract(epoch FROM now() - seen_at)::float AS silent_s
+           device_status, started_at, seen_at, extract(epoch FROM now() - seen_at)::float AS silent_s
     FROM workers ORDER BY state, name, id
 """)
 
