@@ -3,7 +3,7 @@
 from alembic import op
 
 revision = "r0008"
-down_revision = "r0005"
+down_revision = "r0006"
 branch_labels = None
 depends_on = None
 
