@@ -175,27 +175,37 @@ def check_services(client: Client) -> Iterator[Finding]:
 
 def check_workers(client: Client) -> Iterator[Finding]:
     try:
-        known = client.get("/v1/workers")["items"]
+        known = client.get("/v1/workers")
     except Failure as failure:
         yield Finding("warn", "workers", failure.message)
         return
-    alive = [worker for worker in known if worker["state"] != "stopped"]
-    if not any(worker["state"] == "ready" for worker in alive):
+    alive = [worker for worker in known["items"] if worker["state"] != "stopped"]
+    ready = [worker for worker in alive if worker["state"] == "ready"]
+    if not ready:
         yield Finding("fail", "workers", sentence("no_worker_ready", program=program_name()))
-    for worker in known:
+    elif all(worker.get("quarantined_at") for worker in ready):
+        yield Finding("fail", "workers", sentence("all_quarantined", program=program_name()))
+    for worker in known["items"]:
         if worker["state"] == "stopped" and not worker["models"]:
-            yield Finding(
-                "warn", "worker", sentence("worker_not_started", worker=worker["name"], reason=worker["reason"])
-            )
+            not_started = sentence("worker_not_started", worker=worker["name"], reason=worker["reason"])
+            yield Finding("warn", "worker", not_started)
+    for one in known.get("quarantines", []):
+        since, reason, next_trial = one["quarantined_at"], one["reason"], one["next_trial_at"]
+        quarantined = sentence("quarantined", since=since, reason=reason, next_trial=next_trial)
+        yield Finding("warn", "worker", sentence("worker_quarantined", worker=one["name"], quarantine=quarantined))
     for worker in alive:
-        yield Finding("ok", "worker", sentence("worker_state", worker=worker["name"], state=worker["state"]))
-        for device in worker.get("devices", []):
-            for error in device["errors"]:
-                says = sentence("device_error", worker=worker["name"], device=device["name"], error=error)
-                yield Finding("warn", "worker", says)
-        for model, reason in (worker.get("refusals") or {}).items():
-            refused = sentence("worker_refuses", worker=worker["name"], model=model, reason=reason)
-            yield Finding("warn", "worker", refused)
+        yield from check_worker(worker)
+
+
+def check_worker(worker: dict[str, Any]) -> Iterator[Finding]:
+    yield Finding("ok", "worker", sentence("worker_state", worker=worker["name"], state=worker["state"]))
+    for device in worker.get("devices", []):
+        for error in device["errors"]:
+            says = sentence("device_error", worker=worker["name"], device=device["name"], error=error)
+            yield Finding("warn", "worker", says)
+    for model, reason in (worker.get("refusals") or {}).items():
+        refused = sentence("worker_refuses", worker=worker["name"], model=model, reason=reason)
+        yield Finding("warn", "worker", refused)
 
 
 def check_drill(shell: Shell, farm: dict[str, Any] | None) -> Iterator[Finding]:
