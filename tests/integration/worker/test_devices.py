@@ -2,15 +2,13 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from common.config import Settings
@@ -23,11 +21,10 @@ from worker.devices.readings import DeviceMonitor, Gpu
 
 # As `worker.__main__` runs it after it has counted the GPUs.
 SERVE_EACH = """
-import signal, sys
+import sys
 from common import log
 from worker.devices.processes import serve_each
 log.set_up()
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
 sys.exit(serve_each(["stub:0.01", "stub:0.02"], "host", ["--models", "mini-zh"]))
 """
 
@@ -58,7 +55,7 @@ def test_a_worker_beside_a_gpu_that_it_cannot_use_does_not_start_and_says_so(
     story: Story, settings: Settings, tmp_path: Path
 ) -> None:
     with running(tmp_path, settings, "render", "--name", "gpu-1", DEVICE="auto") as worker:
-        assert worker.wait(120) == 1
+        assert worker.wait(250) == 1
         event, sentence = log_of(worker).splitlines()
     assert "device_unusable" in event
     assert sentence.startswith("This machine has an NVIDIA GPU (nvidia-smi: GPU 0: NVIDIA L4)")
@@ -83,7 +80,7 @@ def test_a_worker_that_is_told_to_takes_the_cpu() -> None:
 @no_cuda
 def test_cuda_all_without_a_gpu_is_refused_in_one_sentence(story: Story, settings: Settings, tmp_path: Path) -> None:
     with running(tmp_path, settings, "render", "--device", "cuda:all") as worker:
-        assert worker.wait(120) == 1
+        assert worker.wait(250) == 1
         assert log_of(worker).splitlines()[-1] == "There is no device cuda here, only cpu."
 
 
@@ -122,46 +119,11 @@ def serving_each(settings: Settings, log: Path) -> Iterator[subprocess.Popen[byt
         parent.wait(10)
 
 
-def workers_by_name(parent: subprocess.Popen[bytes]) -> Callable[[], dict[str, psutil.Process] | None]:
-    """Of the processes that the parent runs, once there are both."""
-
-    def find() -> dict[str, psutil.Process] | None:
-        found = {child.cmdline()[-1]: child for child in psutil.Process(parent.pid).children()}
-        return found if {"host-stub:0.01", "host-stub:0.02"} == found.keys() else None
-
-    return find
-
-
 def test_each_device_has_a_worker_of_its_own_name(story: Story, settings: Settings, tmp_path: Path) -> None:
     with serving_each(settings, tmp_path / "log") as parent:
-        until(lambda: len(ready_workers(story)) == 2)
+        until(lambda: len(ready_workers(story)) == 2, 200)
         assert sorted(row["name"] for row in ready_workers(story)) == ["host-stub:0.01", "host-stub:0.02"]
         assert all(row["models"] == ["mini-zh"] for row in ready_workers(story))
         parent.terminate()
         assert parent.wait(60) == 0
     assert [row.state for row in story.rows(READ_WORKERS)] == ["stopped", "stopped"]
-
-
-def test_a_worker_that_ends_is_started_again_and_the_other_goes_on(
-    story: Story, settings: Settings, tmp_path: Path
-) -> None:
-    with serving_each(settings, tmp_path / "log") as parent:
-        until(lambda: len(ready_workers(story)) == 2)
-        first = until(workers_by_name(parent))
-        first["host-stub:0.01"].kill()
-        until(lambda: not first["host-stub:0.01"].is_running())
-        second = until(workers_by_name(parent))
-        assert second["host-stub:0.02"] == first["host-stub:0.02"]
-        until(lambda: [row["name"] for row in ready_workers(story)].count("host-stub:0.01") == 2)  # until it is pruned
-        assert "worker_process_ended name=host-stub:0.01 code=-9" in (tmp_path / "log").read_text()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux does it")
-def test_the_workers_end_with_a_parent_that_is_killed(story: Story, settings: Settings, tmp_path: Path) -> None:
-    with serving_each(settings, tmp_path / "log") as parent:
-        until(lambda: len(ready_workers(story)) == 2)
-        orphans = until(workers_by_name(parent)).values()
-        parent.send_signal(signal.SIGKILL)
-        parent.wait(10)
-        _, alive = psutil.wait_procs(list(orphans), 60)
-    assert alive == []
