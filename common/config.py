@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     catalog: Path = SHIPPED_CATALOG
     models_dir: Path | None = None  # imported models, for all processes of this host; None: `models` in the home
     default_model: str | None = None  # None: the catalogue's default for this kind of device
-    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps, or stub: renders from the seed, without torch
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, cuda:all, mps, or stub: renders from the seed, without torch
     models: str = ""  # comma-separated names this worker serves; empty: all of the catalogue
     worker_name: str | None = None  # shown to people; None: host and device
     torch_threads: int | None = None  # None: torch decides

@@ -36,6 +36,10 @@ EVENTS: dict[str, tuple[int, str]] = {
     "wrong_farm": (logging.ERROR, "Database, bucket and pepper are not of one farm; nothing is done until they are."),
     # render workers
     "worker_started": (logging.INFO, "A render worker started."),
+    "gpu_unused": (logging.WARNING, "This worker renders on the CPU of a machine that has a GPU."),
+    "device_unusable": (logging.CRITICAL, "This worker cannot render on its device and does not start."),
+    "device_error": (logging.ERROR, "The device of this worker reports an error."),
+    "worker_process_ended": (logging.ERROR, "The process of a device ended; it is started again."),
     "worker_draining": (logging.INFO, "This worker finishes what it holds and claims nothing more."),
     "clock_skew": (logging.WARNING, "This machine's clock differs from the database's; set it right."),
     "process_aborts": (logging.CRITICAL, "This process cannot go on and exits; its supervisor starts a new one."),

@@ -412,6 +412,7 @@ workers = Table(
     Column("refusals", JSONB, nullable=False, server_default="{}"),  # model → why it refuses it
     Column("seconds_per_image", JSONB, nullable=False, server_default="{}"),  # by model, measured
     Column("capacity", JSONB, nullable=False, server_default="{}"),  # by model: images of one pipeline call
+    Column("device_status", JSONB, nullable=False, server_default="[]"),  # how its devices do
     Column("state", worker_state_enum, nullable=False, server_default=WorkerState.STARTING),
     Column("reason", Text),  # why it drains or stopped
     Column("cannot_store_since", Moment),  # null: it can, or has not tried

@@ -31,7 +31,7 @@ def api(shell: Shell, options: tuple[str, ...]) -> None:
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def worker(shell: Shell, options: tuple[str, ...]) -> None:
-    """Render: one process per device (HUAFANG_DEVICE)."""
+    """Render on one device (HUAFANG_DEVICE or --device); `--device cuda:all` starts a process for each GPU."""
     exec_module(shell, "worker", "render", *options)
 
 

@@ -16,6 +16,9 @@ from botocore.config import Config
 from sqlalchemy import text
 
 from common.config import Settings
+from common.db import transaction
+from common.queue import quarantines
+from common.sentences import Sentence
 from common.storage import MARK
 from embedded.farm import variables
 from tests.support.stories import Story
@@ -125,6 +128,17 @@ def ready_workers(story: Story) -> list[Mapping[str, Any]]:
     with story.database.connect() as connection:
         rows = connection.exec_driver_sql("SELECT * FROM workers WHERE state = 'ready' ORDER BY id").mappings()
         return list(rows)
+
+
+def quarantine(story: Story, name: str, reason: str = "its trial picture failed") -> None:
+    """Quarantine the workers of this name."""
+    with transaction(story.database) as connection:
+        assert quarantines.quarantine(connection, name, Sentence(reason, "for_the_test", {}))
+
+
+def quarantined(story: Story) -> list[str]:
+    """The names that are quarantined."""
+    return [row.name for row in story.rows("SELECT name FROM quarantines ORDER BY name")]
 
 
 @contextmanager

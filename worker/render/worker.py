@@ -3,11 +3,11 @@
 loop            claims, loads, starts, renders, hands over
 inputs          fetches the input images            render_thread   loads models, renders microbatches
 uploader        encodes, stores, publishes          heartbeat       renews the leases, reports the worker
+devices         reads memory, load, errors
 notifications   cancellations, changes, progress    watchdog        exits the process when something hangs
 quarantine      whether this host is at fault       store_watch     whether it can store
 """
 
-import socket
 from contextlib import suppress
 from importlib.metadata import version
 
@@ -22,6 +22,8 @@ from common.queue.workers import Worker
 from common.sentences import Sentence
 from common.storage import Storage
 from worker.availability import Availability
+from worker.devices.processes import name_of
+from worker.devices.readings import DeviceMonitor
 from worker.models.manager import ModelManager, models_to_serve
 from worker.pipelines import registry
 from worker.render.heartbeat import Heartbeat
@@ -42,8 +44,10 @@ class RenderWorker:
     def __init__(self, settings: Settings, catalog: Catalog) -> None:
         device = registry.describe(settings.device, settings.torch_threads)
         self.id = new_id()
-        self.name = settings.worker_name or f"{socket.gethostname()}-{settings.device}"
+        self.name = name_of(settings.worker_name, settings.device)
         self.worker_class = {**device, "huafang": version("huafang")}
+        self.unused_gpu = registry.unused_gpu(settings.device)
+        self.devices = DeviceMonitor(registry.device_reader(settings.device), settings.beat_s)
         models = models_to_serve(settings, catalog, str(device["device"]))
         self.model_names = tuple(model.name for model in models)
 
@@ -115,6 +119,7 @@ class RenderWorker:
             self.render_thread.seconds_per_image,
             self.models.batch_sizes,
             self.store_watch.cannot_store_s,
+            self.devices.latest(),
         )
         return worker, self.loop.is_ready and bool(served) and not self.farm.refusal
 
@@ -125,7 +130,9 @@ class RenderWorker:
 
     def start(self) -> None:
         log_event("worker_started", worker=self.id, name=self.name, models=",".join(self.model_names))
-        for part in (self.watchdog, self.heartbeat, self.notifications, self.store_watch, self.loop):
+        if self.unused_gpu:
+            log_event("gpu_unused", worker=self.id, reason=self.unused_gpu)
+        for part in (self.watchdog, self.devices, self.heartbeat, self.notifications, self.store_watch, self.loop):
             part.start()
 
     def stop(self) -> bool:
@@ -134,6 +141,7 @@ class RenderWorker:
         self.heartbeat.stop()
         self.notifications.stop()
         self.store_watch.stop()
+        self.devices.stop()
         log_event("worker_stopped", worker=self.id)
         return is_idle
 
