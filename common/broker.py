@@ -28,6 +28,7 @@ MESSAGE_EXPIRES_S = 300
 QUIET_S = 2.0  # without calls after a failure, so that a submission never waits for two time-outs
 BURST_S = 0.02
 PROGRESS_EXPIRES_S = 120
+PROBE_KEY = "huafang:probe"  # written to see whether Redis takes anything
 PUBSUB_OPTIONS: Mapping[str, Any] = {  # of a client that subscribes, synchronous or not
     "decode_responses": True,
     "encoding_errors": "replace",  # anyone who reaches Redis can write there: bytes must not end who listens
@@ -213,6 +214,8 @@ class Broker:
         if time.monotonic() < self._quiet_until:
             return False
         try:
+            if self._is_away:  # Celery's client makes new connections for each command that fails, this one does not
+                self._redis.set(PROBE_KEY, "", ex=1)
             send()
         except (RedisError, OperationalError, OSError) as error:
             self._quiet_until = time.monotonic() + QUIET_S

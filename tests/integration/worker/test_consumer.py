@@ -102,6 +102,23 @@ def test_a_worker_tries_again_once_a_second_while_redis_refuses_to_hand_out(own_
     until(own_redis.listener)
 
 
+def test_a_sender_makes_no_connections_while_redis_is_full(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("common.broker.QUIET_S", 0.0)
+    with redis_alone(settings, tmp_path) as url, Redis.from_url(url, decode_responses=True) as redis:
+        broker = Broker(settings.model_copy(update={"redis_url": SecretStr(url)}))
+        assert broker.wake("mini-zh")
+        redis.execute_command(*FULL)
+        assert [broker.wake("mini-zh") for _ in range(2)] == [False, False]
+        connected = connections_ever_made(redis)
+        assert [broker.wake("mini-zh") for _ in range(10)] == [False] * 10
+        assert connections_ever_made(redis) == connected
+        redis.execute_command(*NOT_FULL)
+        assert broker.wake("mini-zh")
+        assert redis.llen(render_queue("mini-zh")) == 2
+
+
 def test_nothing_of_a_lost_connection_stays_in_the_event_loop() -> None:
     consumer = SimpleNamespace(hub=Hub(), blueprint=SimpleNamespace(state=RUN))
     step = Reconnection(consumer)
