@@ -9,19 +9,14 @@ import json
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-import warnings
 from argparse import Namespace
 from contextlib import suppress
-from typing import Any
 from uuid import NAMESPACE_OID, uuid5
 
-from celery import Celery
-from celery.signals import setup_logging, task_postrun, worker_shutting_down
-from kombu.asynchronous import get_event_loop
+from celery.signals import worker_shutting_down
 from sqlalchemy import Engine as Database
 
 from common import log
@@ -36,12 +31,12 @@ from common.queue import workers
 from common.sentences import printable
 from worker import sentence, tasks
 from worker.availability import Availability
+from worker.consumer import consume
 from worker.devices.gpus import DeviceUnusable
 from worker.devices.processes import end_with, name_of, serve_each
 
 ALL_GPUS = "cuda:all"
 WAIT_FOR_DATABASE_S = 60
-TASK_ENDS_S = 0.01
 SETTINGS = ("device", "models", "worker_name")  # that the command line can set
 CONTROL_THREADS = 2  # a dataset, and a batch beside it
 
@@ -190,37 +185,7 @@ def refuse_another_farm(farm: Farm) -> None:
     except WrongFarm:
         raise
     except Unavailable as error:
-        log.log_event("storage_away", reason=error.message)
-
-
-def consume(app: Celery, name: str, queues: list[str], threads: int = 1) -> int:
-    """Run Celery until the process is asked to stop. In threads: CUDA and torch do not survive a fork."""
-    setup_logging.connect(lambda **_: None, weak=False)  # `common.log` has done it
-    # It logs a traceback every few seconds while Redis is away; `Broker` logs one line.
-    logging.getLogger("celery.worker.consumer.consumer").setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", message=".*superuser privileges")  # that is about pickle; we accept JSON only
-    task_postrun.connect(fetch_next_message, weak=False)
-    # Our messages are acknowledged early, so none is cancelled; this only prevents a warning at each lost connection.
-    app.conf.worker_cancel_long_running_tasks_on_connection_loss = True
-    worker: Any = app.Worker(
-        hostname=f"{name}@{socket.gethostname()}",
-        pool="threads",
-        concurrency=threads,
-        queues=queues,
-        without_gossip=True,
-        without_mingle=True,
-        without_heartbeat=True,
-        quiet=True,
-    )
-    worker.start()
-    return int(worker.exitcode or 0)
-
-
-def fetch_next_message(**_: object) -> None:
-    """Wake Celery's event loop after a task: it fetches one message at a time, and would do so up to a second later."""
-    hub = get_event_loop()
-    if hub:  # a moment later, when the task counts as ended
-        hub.call_soon(hub.call_later, TASK_ENDS_S, lambda: None)
+        log_event("storage_away", reason=error.message)
 
 
 if __name__ == "__main__":
