@@ -42,6 +42,7 @@ from api.routes import (
 )
 from api.schemas import Job, JobRequest
 from api.services.batches import BatchRequest
+from common.accounts.farm import Farm
 from common.accounts.licences import Acceptances
 from common.broker import Broker
 from common.catalog import catalog
@@ -156,13 +157,17 @@ def make_state(settings: Settings) -> AppState:
     autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
     broker = Broker(settings)
     models = catalog.read(settings.catalog, settings.model_store)
+    probe, storage = connect(settings, pool=2, statement_timeout_s=2), Storage(settings)
+    farm = Farm(probe, storage, settings.key_pepper.get_secret_value(), needs_pepper=True)
+    farm.guard(engine, probe, storage)
     state = AppState(
         settings=settings,
         engine=engine,
         autocommit=autocommit,
-        probe=connect(settings, pool=2, statement_timeout_s=2),
+        probe=probe,
         broker=broker,
-        storage=Storage(settings),
+        storage=storage,
+        farm=farm,
         catalog=models,
         lookups=Lookups(autocommit, settings.key_pepper.get_secret_value()),
         job_watcher=JobWatcher(

@@ -11,12 +11,13 @@
     │   └── LicenceNotAccepted
     ├── LimitReached          429: the tenant takes more than its share for now
     ├── Unavailable           503: a service of the farm is down for now
-    │   └── NoRoom            507: a disk of the farm is full
+    │   ├── NoRoom            507: a disk of the farm is full
+    │   └── WrongFarm                       it answers, but it is another farm's
     └── RenderFailed          never HTTP: why an image failed, stored with it
         ├── ModelRefused                    a worker will not load this
         ├── LoraRefused                     no worker will
         │   └── LoraOutOfReach              this worker does not have it
-        ├── OutOfMemory / NanImage / PromptRefused / SourceGone / WorkerLost / InternalError / Interrupted
+        ├── OutOfMemory / NanImage / PromptRefused / SourceGone / WorkerLost / InternalError / Poison / Interrupted
 
 The message of an error is one sentence for a person: what is wrong and, where it helps, what to do. Pure: no I/O, and
 no knowledge of HTTP beyond the status number.
@@ -160,6 +161,10 @@ class NoRoom(Unavailable):
     status = 507
 
 
+class WrongFarm(Unavailable):
+    """The database, the bucket or the pepper is another farm's."""
+
+
 class RenderFailed(Error):
     code = "render_failed"
     retryable = True
@@ -217,6 +222,12 @@ class InternalError(RenderFailed):
     """The worker failed for an unforeseen reason, which its log has under a reference."""
 
     code = "internal_error"
+
+
+class Poison(RenderFailed):
+    """The pipeline failed at this image alone, for an unforeseen reason, on a host that rendered its trial picture."""
+
+    code = "poison"
 
 
 class Interrupted(RenderFailed):

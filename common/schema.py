@@ -72,6 +72,18 @@ schema_version = Table(
     CheckConstraint("is_only_row", name="is_only_row"),
 )
 
+# Whose database this is: see `common.accounts.farm`.
+farm = Table(
+    "farm",
+    metadata,
+    Column("is_only_row", Boolean, primary_key=True, server_default="true"),
+    Column("id", Uuid, nullable=False),
+    Column("pepper_digest", Text),  # null: no process that has the pepper was started yet
+    Column("bucket_marked_at", Moment),  # since then a bucket without the farm's id is another one
+    Column("created_at", Moment, nullable=False, server_default=func.now()),
+    CheckConstraint("is_only_row", name="is_only_row"),
+)
+
 tenants = Table(
     "tenants",
     metadata,
@@ -335,6 +347,7 @@ images = Table(
     Column("finished_at", Moment),
     Column("safety_score", REAL),  # of the safety checker: above 0 if it flagged the image; for operators only
     Column("safety_concept", SmallInteger),  # the number of the concept with that score
+    Column("failed_by", ARRAY(Text)),  # names of the workers at which an attempt of its own failed, or that it ended
     UniqueConstraint("job_id", "index"),
     CheckConstraint(
         "(finished_at IS NOT NULL) = (state IN ('stored', 'flagged', 'failed', 'cancelled'))", name="finished"
@@ -399,12 +412,39 @@ workers = Table(
     Column("refusals", JSONB, nullable=False, server_default="{}"),  # model → why it refuses it
     Column("seconds_per_image", JSONB, nullable=False, server_default="{}"),  # by model, measured
     Column("capacity", JSONB, nullable=False, server_default="{}"),  # by model: images of one pipeline call
+    Column("device_status", JSONB, nullable=False, server_default="[]"),  # how its devices do
     Column("state", worker_state_enum, nullable=False, server_default=WorkerState.STARTING),
     Column("reason", Text),  # why it drains or stopped
+    Column("cannot_store_since", Moment),  # null: it can, or has not tried
     Column("started_at", Moment, nullable=False, server_default=func.now()),
     Column("seen_at", Moment, nullable=False, server_default=func.now()),
     Index("workers_alive_idx", "seen_at", postgresql_where=text("state <> 'stopped'")),
     postgresql_with={"fillfactor": "50"},
+)
+
+# Workers that claim nothing because their host is at fault: by name, for an id ends with its process.
+quarantines = Table(
+    "quarantines",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("quarantined_at", Moment, nullable=False, server_default=func.now()),
+    Column("code", Text, nullable=False),  # of the sentence in `reason`
+    Column("reason", Text, nullable=False),
+    Column("model", Text),  # which its trial renders; null: any that it serves
+    Column("known_picture", Text),  # the digest of the trial picture that its own differs from
+    Column("trials", SmallInteger, nullable=False, server_default="0"),  # since then
+    Column("retry_at", Moment, nullable=False),  # when the next trial is due
+)
+
+# The trial picture of a model on a class of workers, as the first of them rendered it.
+trial_pictures = Table(
+    "trial_pictures",
+    metadata,
+    Column("digest", Text, primary_key=True),  # of the class, the model and the trial's recipe
+    Column("model", Text, nullable=False),
+    Column("recorded_by", Text, nullable=False),  # the name of that worker
+    Column("recorded_at", Moment, nullable=False, server_default=func.now()),
+    Column("thumbnail", LargeBinary, nullable=False),
 )
 
 revisions = Table(

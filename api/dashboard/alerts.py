@@ -31,6 +31,8 @@ SEVERITY = (
     "step_fails",
     "step_fails_at_row",
     "no_worker",
+    "all_quarantined",
+    "worker_quarantined",
     "all_draining",
     "worker_silent",
     "worker_lost",
@@ -70,6 +72,7 @@ def find_alerts(
         *_of_disks(home),
         *_of_control_workers(connection),
         *_of_steps(connection),
+        *_of_quarantines(connection),
         *_of_workers(connection, silence_s),
         *_of_models(backlog, fleet),
         *_of_refusals(fleet),
@@ -119,6 +122,12 @@ def _of_workers(connection: Connection, silence_s: float) -> Iterable[Alert]:
             yield Alert(sentence("worker_silent", worker=row.name, since=row.seen_at))
 
 
+def _of_quarantines(connection: Connection) -> Iterable[Alert]:
+    for row in connection.execute(QUARANTINED_WORKERS):
+        since, reason = row.quarantined_at, row.reason
+        yield Alert(sentence("worker_quarantined", worker=row.name, since=since, reason=reason))
+
+
 def _of_models(backlog: Iterable[Row[Any]], fleet: Fleet) -> Iterable[Alert]:
     waiting = dict[str, int]()
     for row in backlog:
@@ -129,6 +138,8 @@ def _of_models(backlog: Iterable[Row[Any]], fleet: Fleet) -> Iterable[Alert]:
         reason = fleet.waiting_reason(model, is_backing_off=False).code
         if reason in ("no_worker", "model_refused"):
             yield Alert(sentence("no_worker", model=model, count=count))
+        elif reason == "workers_quarantined":
+            yield Alert(sentence("all_quarantined", model=model, count=count))
         elif reason == "draining":
             yield Alert(sentence("all_draining", model=model, count=count))
 
@@ -181,6 +192,12 @@ SILENT_WORKERS = text(f"""
     WHERE state <> 'stopped' AND seen_at < now() - make_interval(secs => :silence)
         OR state = 'stopped' AND reason = '{IS_SILENT}' AND seen_at > now() - interval '1 hour'
     ORDER BY name, id
+""")
+
+# Find the quarantines of workers that ran within the last day.
+QUARANTINED_WORKERS = text("""
+    SELECT name, quarantined_at, reason FROM quarantines
+    WHERE EXISTS (SELECT FROM workers WHERE workers.name = quarantines.name) ORDER BY name
 """)
 
 # Find a tenant's batches that a stop rule has paused.

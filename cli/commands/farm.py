@@ -17,7 +17,7 @@ HIDDEN = ("environment",)  # the farm's secrets
 
 @click.command(cls=Command)
 @click.option("--listen", metavar="ADDRESS", help="The address that other machines use to join (0.0.0.0: any address).")
-@click.option("--device", help="The workers' device: auto, cpu, cuda, cuda:1, mps or stub.")
+@click.option("--device", help="The workers' device: auto, cpu, cuda, cuda:1, cuda:all, mps or stub.")
 @click.option("--workers", type=click.IntRange(1, 64), help="The number of render workers.  [default: 1]")
 @click.pass_obj
 def up(shell: Shell, listen: str | None, device: str | None, workers: int | None) -> None:

@@ -31,7 +31,7 @@ def api(shell: Shell, options: tuple[str, ...]) -> None:
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def worker(shell: Shell, options: tuple[str, ...]) -> None:
-    """Render: one process per device (HUAFANG_DEVICE)."""
+    """Render on one device (HUAFANG_DEVICE or --device); `--device cuda:all` starts a process for each GPU."""
     exec_module(shell, "worker", "render", *options)
 
 
@@ -63,6 +63,18 @@ def migrate(shell: Shell, wait: int) -> None:
 def bootstrap(shell: Shell, another: bool, wait: int) -> None:
     """Create the tenant `default` and its first admin key, and print the key as JSON: the only time it is shown."""
     exec_module(shell, "common.bootstrap", "bootstrap", f"--wait={wait}", *(["--another"] if another else []))
+
+
+@admin.command()
+@click.argument("what", type=click.Choice(["bucket", "pepper"]))
+@WAIT
+@click.pass_obj
+def adopt(shell: Shell, what: str, wait: int) -> None:
+    """Make the bucket (HUAFANG_S3_BUCKET) or the pepper (HUAFANG_KEY_PEPPER) that of the database's farm.
+
+    For a bucket that was made anew, or a pepper that was replaced: keys made with the former pepper are void.
+    """
+    exec_module(shell, "common.bootstrap", "adopt", what, f"--wait={wait}")
 
 
 def exec_module(shell: Shell, module: str, *arguments: str) -> NoReturn:

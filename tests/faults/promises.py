@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common.queue.leases import MAX_ATTEMPTS
-from common.storage import sha256, upload_key
+from common.storage import MARK, TRIAL, sha256, upload_key
 from tests.faults.farm import BUCKET, Farm
 from tests.faults.load import Witness
 
@@ -144,7 +144,7 @@ def read_back(farm: Farm, found: Findings) -> None:
     with ThreadPoolExecutor(8) as pool:
         found.add("P3", filter(None, pool.map(problem, rows)))
     uploads = farm.query("SELECT id, format FROM uploads")
-    known = {row["key"] for row in rows} | {upload_key(row["id"], row["format"]) for row in uploads}
+    known = {MARK, TRIAL} | {row["key"] for row in rows} | {upload_key(row["id"], row["format"]) for row in uploads}
     found.add("S3", (key for key in keys_of(farm) if key not in known))
 
 

@@ -30,6 +30,7 @@ from common.queue.workers import Worker
 from common.recipes.recipe import MAX_SEED
 from tests.support.small_disk import small_disk
 from tests.support.stories import CATALOG, Story
+from tests.support.workers import quarantine
 
 REFUSED = {"error_code": "bad", "error_message": "It cannot be drawn.", "retryable": False}
 
@@ -180,6 +181,21 @@ def test_alerts_name_models_that_no_worker_renders(story: Story, reader: Reader)
         Alert(sentence("all_draining", model="mini-zh", count=1)),
         Alert(sentence("model_refused", model="zh-v0", worker="gpu-1", count=1, reason="It is gated.")),
     ]
+
+
+def test_alerts_name_quarantined_workers_and_models_that_wait_for_them(story: Story, reader: Reader) -> None:
+    beat(story, name="sick")
+    quarantine(story, "sick", "its calls fail")
+    quarantine(story, "gone for days", "its calls fail")
+    [alert] = reader.alerts()
+    assert (alert.sentence.code, alert.sentence.params["worker"]) == ("worker_quarantined", "sick")
+    assert alert.sentence.params["reason"] == "its calls fail"
+    assert seconds_since(alert) == pytest.approx(0, abs=60)
+
+    story.submit(count=3)
+    assert reader.alerts()[0] == Alert(sentence("all_quarantined", model="mini-zh", count=3))
+    beat(story, name="well")
+    assert [alert.sentence.code for alert in reader.alerts()] == ["worker_quarantined"]
 
 
 def test_alerts_name_silent_workers(story: Story, reader: Reader) -> None:
