@@ -106,9 +106,9 @@ def fail(shell: Shell, message: str, code: int) -> NoReturn:
 
 def describe(error: Exception) -> str:
     """What nothing else has foreseen: a full disk, or a bug. A log file has the details of a bug, if there is room."""
-    if isinstance(error, OSError) and error.errno in NO_ROOM:
-        return sentence("disk_is_full", file=error.filename or "the output")
     try:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            return sentence("disk_is_full", folder=tempfile.gettempdir())
         return sentence("bug", log=write_traceback())
     except OSError:
         return sentence("bug_without_log", error=type(error).__name__)

@@ -90,7 +90,23 @@ def test_output_without_room_is_one_sentence() -> None:
     with open("/dev/full", "wb") as full:
         command = [*HUAFANG, "--help"]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (1, "huafang: There is no room on the disk of the output.\n")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+    assert done.stderr.startswith("huafang: A disk is full: that of the output, ")
+
+
+def test_a_pipe_of_prompts_without_room_for_its_copy_is_one_sentence(disk: SmallDisk) -> None:
+    command = [*HUAFANG, "--url", "http://127.0.0.1:1", "--key", "a-key", "batch", "submit", "-"]
+    done = subprocess.run(
+        command,
+        input=PICTURE,
+        env={**os.environ, "TMPDIR": str(disk.outside)},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+    assert f"temporary files ({disk.outside})" in done.stderr.decode()
+    assert os.listdir(disk.outside) == [FILLER]
 
 
 def test_a_bug_without_room_for_its_log_is_one_sentence(
