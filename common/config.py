@@ -64,6 +64,7 @@ class Settings(BaseSettings):
     beat_s: float = 5
     sweep_s: float = 3
     drain_s: float = 30
+    trial_s: float = 60  # until the first trial of a quarantined worker; then 5 times, and 15 times as long
     upload_days: float = 30  # how long an upload is kept after its last use
     audit_days: float = 365  # how long audit records are kept
     sweep: bool = True  # off only to test that messages alone render everything

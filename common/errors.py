@@ -15,7 +15,7 @@
         ├── ModelRefused                    a worker will not load this
         ├── LoraRefused                     no worker will
         │   └── LoraOutOfReach              this worker does not have it
-        ├── OutOfMemory / NanImage / PromptRefused / SourceGone / WorkerLost / InternalError / Interrupted
+        ├── OutOfMemory / NanImage / PromptRefused / SourceGone / WorkerLost / InternalError / Poison / Interrupted
 
 The message of an error is one sentence for a person: what is wrong and, where it helps, what to do. Pure: no I/O, and
 no knowledge of HTTP beyond the status number.
@@ -209,6 +209,12 @@ class InternalError(RenderFailed):
     """The worker failed for an unforeseen reason, which its log has under a reference."""
 
     code = "internal_error"
+
+
+class Poison(RenderFailed):
+    """The pipeline failed at this image alone, for an unforeseen reason, on a host that rendered its trial picture."""
+
+    code = "poison"
 
 
 class Interrupted(RenderFailed):

@@ -3,7 +3,7 @@
 A claim takes waiting images that one pipeline call can render together and gives them a lease. It chooses by tier, then
 by models that are resident, then by fair share among tenants, then by age. An image whose started lease was lost is
 *suspect*: it may have killed the worker, so it is claimed alone from then on. So is one of a microbatch that failed for
-an unforeseen reason.
+an unforeseen reason. A worker that failed at an image leaves it to the others that can render it, while there are any.
 """
 
 from collections.abc import Mapping
@@ -22,11 +22,14 @@ class Offer:
     """What a worker can render now.
 
     `capacity`: images of one pipeline call, by model. `patience_s`: a job that waits longer comes before those of
-    resident models. `lower_tier`: take the oldest image of the lower tiers this time, so that no tier starves.
+    resident models. `lower_tier`: take the oldest image of the lower tiers this time, so that no tier starves. `name`:
+    the worker's; images that it failed are left to other workers, as long as one is heard of every `alive_s` seconds.
     """
 
     worker_id: UUID
     capacity: Mapping[str, int]
+    name: str = ""
+    alive_s: float = 15
     resident: tuple[str, ...] = ()
     patience_s: float = 30
     lower_tier: bool = False
@@ -79,6 +82,8 @@ def claim(connection: Connection, offer: Offer, lease_id: UUID, lease_s: float) 
         "lower": offer.lower_tier,
         "lease": lease_id,
         "worker": offer.worker_id,
+        "name": offer.name,
+        "alive_s": offer.alive_s,
         "seconds": lease_s,
         "code": CODE,
     }
@@ -96,7 +101,7 @@ def claim(connection: Connection, offer: Offer, lease_id: UUID, lease_s: float) 
 
 
 def models_with_idle_workers(connection: Connection, beat_s: float) -> list[str]:
-    """The models of which images wait although a live worker that serves them holds no lease."""
+    """The models of which images wait although a live worker that may claim them holds no lease."""
     return list(connection.execute(IDLE_MODELS, {"alive_s": 3 * beat_s}).scalars())
 
 
@@ -108,7 +113,19 @@ def _image(row: Row[Any]) -> Image:
 # The condition of the partial index `images_waiting_idx`.
 WAITING = "images.state = 'queued' AND images.lease_id IS NULL AND images.not_before IS NULL"
 # Suspects are few, so stepping over them does not slow a claim down.
-SUSPECT = "coalesce(images.error_code IN ('worker_lost', 'internal_error'), false)"
+SUSPECT = "(images.failed_by IS NOT NULL OR coalesce(images.error_code IN ('worker_lost', 'internal_error'), false))"
+# The workers that may claim.
+ABLE = """able AS (
+        SELECT name, models FROM workers
+        WHERE state = 'ready' AND seen_at > now() - make_interval(secs => :alive_s)
+            AND NOT EXISTS (SELECT FROM quarantines WHERE quarantines.name = workers.name))"""
+
+
+def _avoids(name: str) -> str:
+    """The condition that the worker of this name (SQL) leaves an image to those of ABLE. Asked for suspects only."""
+    return f"""(coalesce({name} = ANY(images.failed_by), false) AND EXISTS (
+        SELECT FROM able WHERE lanes.model = ANY(able.models) AND NOT able.name = ANY(images.failed_by)))"""
+
 
 # Chooses the first lane and those that can share its pipeline call, locks images, and gives them to a new lease.
 # ANY(ARRAY()) keeps the planner from scanning the whole table.
@@ -116,6 +133,7 @@ CLAIM = text(f"""
     WITH offer AS (
         SELECT * FROM unnest(cast(:models AS text[]), cast(:capacities AS int[])) AS offer(model, capacity)),
     clock AS (SELECT coalesce(max(virtual_start), 0) AS time FROM tenants),
+    {ABLE},
     waiting AS MATERIALIZED (
         SELECT lanes.*, offer.capacity, head.id AS head, head.suspect,
                greatest(tenants.virtual_time, clock.time) AS share,
@@ -125,7 +143,8 @@ CLAIM = text(f"""
         FROM lanes JOIN offer USING (model) JOIN tenants ON tenants.id = lanes.tenant_id CROSS JOIN clock
         CROSS JOIN LATERAL (
             SELECT images.id, {SUSPECT} AS suspect, jobs.created_at FROM images JOIN jobs ON jobs.id = images.job_id
-            WHERE images.lane_id = lanes.id AND {WAITING} ORDER BY images.id LIMIT 1) AS head
+            WHERE images.lane_id = lanes.id AND {WAITING} AND NOT {_avoids(":name")}
+            ORDER BY images.id LIMIT 1) AS head
         WHERE lanes.open > 0 AND NOT lanes.closed AND lanes.needs_code <= :code),
     turn AS (SELECT id, :lower AND tier > (SELECT min(tier) FROM waiting) AS is_lower FROM waiting),
     first AS MATERIALIZED (
@@ -172,9 +191,12 @@ CHARGE_TENANTS = text("""
 
 # Finds models with waiting images and an idle worker.
 IDLE_MODELS = text(f"""
+    WITH {ABLE}
     SELECT DISTINCT lanes.model FROM lanes JOIN workers ON lanes.model = ANY(workers.models)
     WHERE lanes.open > 0 AND NOT lanes.closed AND workers.state IN ('starting', 'ready')
         AND workers.seen_at > now() - make_interval(secs => :alive_s)
+        AND NOT EXISTS (SELECT FROM quarantines WHERE quarantines.name = workers.name)
         AND NOT EXISTS (SELECT FROM leases WHERE leases.worker_id = workers.id AND leases.ended_at IS NULL)
-        AND EXISTS (SELECT FROM images WHERE images.lane_id = lanes.id AND {WAITING})
+        AND EXISTS (
+            SELECT FROM images WHERE images.lane_id = lanes.id AND {WAITING} AND NOT {_avoids("workers.name")})
 """)

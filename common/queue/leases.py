@@ -1,4 +1,4 @@
-"""Leases: what happens to a microbatch after its claim, and to the keys that a dead lease may have written.
+"""Leases: what happens to a microbatch after its claim. What a dead lease may have stored is in `orphans`.
 
     claim ──► start ──► publish      the lease starts its images, and makes the rendered ones visible
       └─────────┴─────► release      or gives unfinished images back
@@ -21,7 +21,6 @@ from common.failures import INTERNAL_ERROR, rests
 from common.queue import sentence
 from common.queue.claim import Microbatch
 from common.queue.jobs import SETTLE, lock_jobs_of_images
-from common.storage import image_key
 
 MAX_ATTEMPTS = 3
 BACKOFF_S = 2.0  # before the second attempt; doubled for each further one, with jitter
@@ -31,7 +30,8 @@ BACKOFF_S = 2.0  # before the second attempt; doubled for each further one, with
 class Outcome:
     """How one image of a started lease ended: stored (key, sha256, bytes), flagged, or failed (error).
 
-    `retryable`: a failed image goes back to the queue while attempts are left.
+    `retryable`: a failed image goes back to the queue while attempts are left. `failed_by`: the name of the worker that
+    has to leave it to others then.
     """
 
     image_id: UUID
@@ -46,6 +46,7 @@ class Outcome:
     retryable: bool = False
     safety_score: float | None = None  # above 0 if the image is flagged; None if nothing has judged it
     safety_concept: int | None = None  # the number of the concept with that score
+    failed_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,21 @@ def publish(connection: Connection, lease_id: UUID, outcomes: Sequence[Outcome])
     return Published(frozenset(visible), tuple(ended_jobs))
 
 
-def fail(connection: Connection, lease_id: UUID, image_ids: Sequence[UUID], message: str) -> Published:
-    """End a lease, started or not, that failed at these images for an unforeseen reason: counts an attempt of each."""
+def fail(connection: Connection, lease_id: UUID, image_ids: Sequence[UUID], name: str, message: str) -> Published:
+    """End a lease, started or not, at whose images the worker of that name failed for an unforeseen reason.
+
+    Counts an attempt of each.
+    """
     _start(connection, lease_id, image_ids)
     outcomes = [
-        Outcome(image_id, ImageState.FAILED, error_code=INTERNAL_ERROR, error_message=message, retryable=True)
+        Outcome(
+            image_id,
+            ImageState.FAILED,
+            error_code=INTERNAL_ERROR,
+            error_message=message,
+            retryable=True,
+            failed_by=name,
+        )
         for image_id in image_ids
     ]
     return publish(connection, lease_id, outcomes)
@@ -142,21 +153,6 @@ def end_backoff(connection: Connection) -> int:
     return connection.execute(END_BACKOFF).rowcount
 
 
-def orphaned_keys(connection: Connection, grace_s: float, limit: int = 100) -> dict[UUID, list[str]]:
-    """By lease that ended more than `grace_s` seconds ago: the keys it may have written that no image names."""
-    found: dict[UUID, list[str]] = {}
-    for row in connection.execute(ORPHANED_KEYS, {"grace": grace_s, "limit": limit}):
-        keys = found.setdefault(row.lease_id, [])
-        if row.job_id is not None:
-            keys.append(image_key(row.job_id, row._mapping["index"], row.lease_id, row.format))
-    return found
-
-
-def mark_cleaned(connection: Connection, lease_ids: Sequence[UUID]) -> None:
-    """Record that the orphaned keys of these leases were deleted."""
-    connection.execute(MARK_CLEANED, {"leases": list(lease_ids)})
-
-
 def _start(connection: Connection, lease_id: UUID, image_ids: Sequence[UUID]) -> frozenset[UUID]:
     lease = {"lease": lease_id}
     if connection.execute(START_LEASE, lease).first() is None:
@@ -173,6 +169,13 @@ def _lock(connection: Connection, lease_id: UUID) -> None:
 
 # When a failed or lost attempt may be repeated.
 BACKOFF = "now() + make_interval(secs => :backoff * 2 ^ (images.attempts - 1) * (0.5 + random()))"
+
+
+def _appended(name: str) -> str:
+    """`failed_by` with this name (SQL), unless it is null or there already."""
+    return f"""CASE WHEN {name} IS NULL OR {name} = ANY(images.failed_by) THEN images.failed_by
+        ELSE array_append(images.failed_by, {name}) END"""
+
 
 # Locks a lease.
 LOCK_LEASE = text("SELECT image_ids FROM leases WHERE id = :lease FOR NO KEY UPDATE")
@@ -212,7 +215,8 @@ PUBLISH = text(f"""
     WITH outcome AS (
         SELECT * FROM jsonb_to_recordset(cast(:outcomes AS jsonb)) AS outcome(
             image_id uuid, state image_state, key text, sha256 text, bytes int, render_ms int, store_ms int,
-            error_code text, error_message text, retryable boolean, safety_score real, safety_concept smallint)),
+            error_code text, error_message text, retryable boolean, safety_score real, safety_concept smallint,
+            failed_by text)),
     verdict AS (
         SELECT outcome.*, outcome.state = 'failed' AND retryable AND images.attempts < :attempts AS again
         FROM outcome JOIN images ON images.id = outcome.image_id),
@@ -224,7 +228,8 @@ PUBLISH = text(f"""
             finished_at = CASE WHEN again THEN NULL ELSE now() END,
             key = verdict.key, sha256 = verdict.sha256, bytes = verdict.bytes, render_ms = verdict.render_ms,
             store_ms = verdict.store_ms, error_code = verdict.error_code, error_message = verdict.error_message,
-            safety_score = verdict.safety_score, safety_concept = verdict.safety_concept
+            safety_score = verdict.safety_score, safety_concept = verdict.safety_concept,
+            failed_by = {_appended("verdict.failed_by")}
         FROM verdict
         WHERE images.id = verdict.image_id AND images.lease_id = :lease AND images.state = 'running'
         RETURNING images.id, job_id, lane_id, images.state, images.error_code, images.error_message),
@@ -276,11 +281,14 @@ LOCK_EXPIRED = text("""
 # Sends the images of expired leases back to wait, or fails them; then settles their jobs and ends the leases.
 RESCUE = text(f"""
     WITH verdict AS (
-        SELECT id, state = 'running' AND attempts >= :attempts AS is_last FROM images
-        WHERE id = ANY(:images) AND lease_id = ANY(:leases) AND state IN ('queued', 'running')),
+        SELECT images.id, images.state = 'running' AND attempts >= :attempts AS is_last,
+               CASE WHEN images.state = 'running' THEN workers.name END AS failed_by
+        FROM images JOIN leases ON leases.id = images.lease_id LEFT JOIN workers ON workers.id = leases.worker_id
+        WHERE images.id = ANY(:images) AND lease_id = ANY(:leases) AND images.state IN ('queued', 'running')),
     changed AS (
         UPDATE images SET
             state = CASE WHEN is_last THEN 'failed'::image_state ELSE 'queued'::image_state END,
+            failed_by = {_appended("verdict.failed_by")},
             lease_id = CASE WHEN is_last THEN lease_id END,
             not_before = CASE WHEN state = 'running' AND NOT is_last THEN {BACKOFF} END,
             finished_at = CASE WHEN is_last THEN now() END,
@@ -303,18 +311,3 @@ END_BACKOFF = text("""
     UPDATE images SET not_before = NULL
     WHERE id = ANY(ARRAY(SELECT id FROM images WHERE not_before <= now() FOR NO KEY UPDATE SKIP LOCKED))
 """)
-
-# Finds ended leases that need cleanup, with their images that they have not stored visibly.
-ORPHANED_KEYS = text(f"""
-    SELECT lease.id AS lease_id, images.job_id, images.index, jobs.recipe ->> 'format' AS format
-    FROM (SELECT id, image_ids FROM leases
-          WHERE needs_cleanup AND ended_at < now() - make_interval(secs => :grace)
-              AND NOT {rests("delete_leftovers", "leases.id")}
-          ORDER BY ended_at LIMIT :limit) AS lease
-    LEFT JOIN images ON images.id = ANY(lease.image_ids)
-        AND NOT (images.state = 'stored' AND images.lease_id = lease.id)
-    LEFT JOIN jobs ON jobs.id = images.job_id
-""")
-
-# Marks leases as cleaned up.
-MARK_CLEANED = text("UPDATE leases SET needs_cleanup = false WHERE id = ANY(:leases) AND ended_at IS NOT NULL")

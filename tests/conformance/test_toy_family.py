@@ -27,6 +27,7 @@ from worker.pipelines.base import RenderedImage
 from worker.pipelines.diffusers_pipeline import DiffusersPipeline
 from worker.render.inflight import InflightMicrobatch
 from worker.render.input_images import PendingInputs
+from worker.render.quarantine import Quarantine
 from worker.render.render_thread import RenderThread
 from worker.watchdog import Watchdog, limits
 
@@ -60,8 +61,9 @@ class Farm:
 
     def __init__(self, known: Catalog, settings: Settings, database: Engine) -> None:
         watchdog = Watchdog(limits(settings, DEVICE), lambda reason: None)
-        models = ModelManager(list(known.models.values()), settings, {"device": DEVICE}, database, watchdog)
-        self._catalog, self._thread = known, RenderThread(models, watchdog, {"device": DEVICE})
+        quarantine, models = Quarantine(new_id(), "w", settings.trial_s), list(known.models.values())
+        manager = ModelManager(models, settings, {"device": DEVICE}, database, watchdog, "w", quarantine.begin_by)
+        self._catalog, self._thread = known, RenderThread(manager, watchdog, {"device": DEVICE}, quarantine)
         self.calls: list[int] = []  # the images of each
         self.close = self._thread.close
         pipeline = self._thread.load("toy").result()

@@ -14,7 +14,7 @@ from common.catalog.catalog import read
 from common.db import id_of_time, new_id, transaction
 from common.enums import ImageState, Tier
 from common.queue import claim as claims
-from common.queue import jobs, leases, tiers
+from common.queue import jobs, leases, orphans, tiers
 from common.queue.claim import Image, Microbatch, Offer
 from common.queue.leases import Outcome, Published, Rescued
 from common.queue.tiers import Moved
@@ -131,7 +131,7 @@ class Story:
 
     def leftovers(self, grace_s: float = -1) -> dict[UUID, list[str]]:
         with transaction(self.database) as connection:
-            return leases.orphaned_keys(connection, grace_s)
+            return orphans.orphaned_keys(connection, grace_s)
 
     def die(self, microbatch: Microbatch) -> Rescued:
         """Let a lease expire, and rescue what it held."""

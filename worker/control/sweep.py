@@ -29,7 +29,7 @@ from common.db import transaction
 from common.errors import Unavailable
 from common.log import log_event
 from common.queue import claim as claims
-from common.queue import idempotency, jobs, leases, search, stats, workers
+from common.queue import idempotency, jobs, leases, orphans, search, stats, workers
 from common.storage import Storage, upload_key
 from worker.availability import Availability
 from worker.control.step_failures import StepFailures
@@ -191,7 +191,7 @@ class Sweep:
     def delete_leftovers(self) -> None:
         """Delete the objects that expired leases may have stored and no image uses, lease by lease."""
         with self._transaction() as connection:
-            found = leases.orphaned_keys(connection, CLEAN_AFTER_LEASES * self._settings.lease_s)
+            found = orphans.orphaned_keys(connection, CLEAN_AFTER_LEASES * self._settings.lease_s)
         leftovers = {lease_id: (lease_id, keys) for lease_id, keys in found.items()}
         deleted = self._failures.each("delete_leftovers", leftovers, self._delete_leftovers)
         if deleted:
@@ -202,7 +202,7 @@ class Sweep:
         with self._storage_outage.tracked():
             self._storage.delete(keys)
         with self._transaction() as connection:
-            leases.mark_cleaned(connection, [lease_id])
+            orphans.mark_cleaned(connection, [lease_id])
         return len(keys)
 
     def delete_uploads(self) -> None:

@@ -2,13 +2,13 @@
 
 Keeps as many pipelines as fit into model memory and evicts the least recently used. Components that models share are in
 memory once and counted once. A hub model is loaded at the revision that the farm's first worker recorded, so that all
-use the same weights; batch sizes are those that the first worker of this class found. Only the render thread may load
-and close; every thread may read.
+use the same weights; batch sizes are those that the first worker of this class found. A model renders its trial picture
+when it is loaded. Only the render thread may load, close and try out; every thread may read.
 """
 
 import hashlib
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +24,7 @@ from common.queue import workers
 from common.recipes.recipe import canonical_json
 from common.sentences import Sentence
 from worker.models import sentence
+from worker.models.trial import Fault, Trials
 from worker.pipelines import registry
 from worker.pipelines.base import DeviceLost, Pipeline
 from worker.watchdog import Watchdog
@@ -66,7 +67,12 @@ class ModelManager:
         worker_class: Mapping[str, Any],
         database: Database,
         watchdog: Watchdog,
+        name: str,
+        quarantine: Callable[[Fault], object],
     ) -> None:
+        """`name` is the worker's; `quarantine` is called when its host is at fault, and not a model."""
+        self.trials = Trials(name, worker_class, database)
+        self._quarantine = quarantine
         self._models = {model.name: model for model in models}
         self._device, self._threads, self._store = settings.device, settings.torch_threads, settings.model_store
         self._class = worker_class
@@ -136,6 +142,7 @@ class ModelManager:
         try:
             with self._watchdog.watch("load"):
                 pipeline = self._load_and_evict(model)
+                self._try_out(pipeline)
                 self._batch_sizes = {**self._batch_sizes, model.name: self._find_batch_size(pipeline)}
         except (Unavailable, DeviceLost):
             raise
@@ -163,6 +170,16 @@ class ModelManager:
         self._failures[model.name] = LoadFailure(reason, float("inf") if is_final else time.monotonic() + RETRY_S)
         log_event("model_refused", model=model.name, reason=reason)
         return ModelRefused(reason)
+
+    def _try_out(self, pipeline: Pipeline) -> None:
+        """Raises RenderFailed if the trial fails and may do so everywhere: no worker of this class had a good one."""
+        fault = self.trials.fault(pipeline)
+        if fault is None:
+            return
+        if not fault.known_picture and not self.trials.is_proven(pipeline):
+            pipeline.close()
+            raise RenderFailed(sentence("trial_refused", model=fault.model, reason=fault.why))
+        self._quarantine(fault)
 
     # Memory
 

@@ -1,7 +1,8 @@
 """A pipeline without a model: renders a gradient with noise from the prompt and the seed. Needs no GPU.
 
 The device is `stub`, or `stub:SECONDS` for the seconds of one denoising step. Imports no torch. Markers in a prompt
-cause failures for tests: see FLAGGED and HANG.
+cause failures for tests: see FLAGGED and HANG. So does a file, for whatever is rendered: with `stub:SECONDS:FILE` the
+device is sick while that file exists. In it is a number (1: each call fails, 5: one in five), or GARBAGE.
 """
 
 import hashlib
@@ -9,7 +10,9 @@ import os
 import signal
 import time
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,11 +22,13 @@ from common.catalog.catalog import Model
 from common.errors import NanImage, OutOfMemory, PromptRefused, PromptTooLong, RenderFailed
 from common.recipes import prompt_weighting, token_counter
 from worker.pipelines import sentence
-from worker.pipelines.base import DeviceLost, ImageRequest, OnStep, RenderedImage
+from worker.pipelines.base import TRIAL_PROMPT, DeviceLost, ImageRequest, OnStep, RenderedImage
 
 FLAGGED, UNCHECKED = "#flagged", "#unchecked"  # flag the image: it is judged so, or cannot be judged
 NAN, OOM = "#nan", "#oom"  # render NaN, or run out of memory
 HANG, DIE, LOST = "#hang", "#die", "#lost"  # at the first step: hang, die by SIGKILL, or lose the device
+POISON = "#poison"  # at the first step: an exception that nobody foresees
+GARBAGE = "garbage"  # the sick device renders other pictures, and says nothing
 CONCEPTS = 17  # as many as Stable Diffusion's safety checker has
 STEP_S = 0.001
 MODEL_BYTES = 2**30  # claimed, not allocated: enough to test the limits of model memory
@@ -31,7 +36,8 @@ BATCH_SIZE = 8
 
 
 def load(model: Model, device: str = "stub") -> "StubPipeline":
-    return StubPipeline(model, float(device.partition(":")[2] or STEP_S))
+    _, seconds, file = (*device.split(":", 2), "", "")[:3]
+    return StubPipeline(model, float(seconds or STEP_S), Path(file) if file else None)
 
 
 def components(model: Model) -> dict[Hashable, int]:
@@ -42,26 +48,35 @@ def describe() -> dict[str, str | int | None]:
     return {"device": "stub", "numpy": np.__version__}
 
 
+class SickDevice(Exception):
+    """What a sick device raises, as unforeseen as the errors of a driver."""
+
+
 class StubPipeline:
-    def __init__(self, model: Model, step_s: float = STEP_S) -> None:
+    def __init__(self, model: Model, step_s: float = STEP_S, sickness: Path | None = None) -> None:
         self.model = model
         self.revision = model.revision
         self.details: Mapping[str, Any] = {}
         self.components: Mapping[Hashable, int] = components(model)
         self.step_s = step_s
+        self._sickness = sickness
+        self._calls = 0
 
     def generate(self, requests: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
         if any(OOM in request.recipe.prompt for request in requests):
             raise OutOfMemory(sentence("stub_out_of_memory"))
         refusals = [self._check_prompt(request) for request in requests]
+        is_garbage = self._fail_if_sick()
         if not all(refusals):
             steps, start = requests[0].recipe.steps_taken, time.monotonic()
+            step_s = 0 if requests[0].recipe.prompt == TRIAL_PROMPT else self.step_s
             for step in range(1, steps + 1):
                 # Other threads run meanwhile, as with a GPU; and a late step does not delay those after it.
-                time.sleep(max(start + step * self.step_s - time.monotonic(), 0))
+                time.sleep(max(start + step * step_s - time.monotonic(), 0))
                 _fail_if_asked("\n".join(request.recipe.prompt for request in requests))
                 on_step(step, steps)
-        return [refusal or _render(request) for request, refusal in zip(requests, refusals, strict=True)]
+        rendered = [refusal or _render(request) for request, refusal in zip(requests, refusals, strict=True)]
+        return [_garbage(result) if is_garbage else result for result in rendered]
 
     def sharing_key(self, request: ImageRequest) -> None:
         return None
@@ -71,6 +86,16 @@ class StubPipeline:
 
     def close(self) -> None:
         pass
+
+    def _fail_if_sick(self) -> bool:
+        """Whether the pixels are garbage. Raises SickDevice."""
+        if not (self._sickness and self._sickness.exists()):
+            return False
+        how = self._sickness.read_text().strip()
+        self._calls += 1
+        if how != GARBAGE and self._calls % int(how) == 0:
+            raise SickDevice(f"the device fails in one call of {how}")
+        return how == GARBAGE
 
     def _check_prompt(self, request: ImageRequest) -> PromptRefused | None:
         try:
@@ -83,6 +108,8 @@ class StubPipeline:
 def _fail_if_asked(prompts: str) -> None:
     if DIE in prompts:
         os.kill(os.getpid(), signal.SIGKILL)
+    if POISON in prompts:
+        raise ArithmeticError("the prompt asked the stub to fail")
     if LOST in prompts:
         raise DeviceLost(sentence("stub_device_lost"))
     while HANG in prompts:
@@ -97,6 +124,10 @@ def _render(request: ImageRequest) -> RenderedImage | RenderFailed:
         return RenderedImage(pixels, flagged=True, unchecked=True)
     flagged = FLAGGED in request.recipe.prompt
     return RenderedImage(pixels, flagged, False, *_score(request, flagged))
+
+
+def _garbage(result: RenderedImage | RenderFailed) -> RenderedImage | RenderFailed:
+    return replace(result, pixels=~result.pixels) if isinstance(result, RenderedImage) else result
 
 
 def _score(request: ImageRequest, flagged: bool) -> tuple[float, int]:

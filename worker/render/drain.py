@@ -1,18 +1,29 @@
 """Whether this worker drains (it claims and starts nothing more), and until when it may finish what it holds.
 
-An operator pauses it from the dashboard or the command line, its supervisor stops it, the watchdog ends it at once.
-Knows no microbatch. Safe to share between threads.
+An operator pauses it from the dashboard or the command line, its supervisor stops it, the watchdog ends it at once; and
+it drains while it is quarantined. Knows no microbatch. Safe to share between threads.
 """
 
 import threading
 import time
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
+from typing import TypeVar
+
+from common.errors import Interrupted
+from common.sentences import Sentence
+from worker.render import sentence
+from worker.render.quarantine import Quarantine
+
+T = TypeVar("T")
 
 NEVER = float("inf")
 
 
 class Drain:
-    def __init__(self, drain_s: float) -> None:
+    def __init__(self, drain_s: float, quarantine: Quarantine) -> None:
         self._drain_s = drain_s
+        self._quarantine = quarantine
         self._is_paused = False
         self._is_exiting = False
         self._stopping = threading.Event()
@@ -20,7 +31,12 @@ class Drain:
 
     @property
     def is_active(self) -> bool:
-        return self._is_paused or self._is_exiting or self.is_stopping
+        return self._is_paused or self._is_exiting or self.is_stopping or self._quarantine.is_active
+
+    @property
+    def reason(self) -> Sentence:
+        """Why what was claimed is given back."""
+        return sentence("quarantined" if self._quarantine.is_active else "draining")
 
     @property
     def is_stopping(self) -> bool:
@@ -55,3 +71,10 @@ class Drain:
 
     def wait_for_stop(self, seconds: float) -> bool:
         return self._stopping.wait(seconds)
+
+    def wait_for(self, running: "Future[T]") -> T:
+        """What the render thread gives. Raises Interrupted if this worker stops meanwhile: a load cannot be stopped."""
+        while wait_for([running], 0.2).not_done:
+            if self.is_stopping:
+                raise Interrupted(sentence("draining"))
+        return running.result()

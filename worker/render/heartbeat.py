@@ -1,4 +1,5 @@
-"""The heartbeat of a render worker: renews all its leases in one statement, reports the worker, and reads its state.
+"""The heartbeat of a render worker: renews all its leases in one statement, reports the worker, and reads its state and
+whether it is quarantined.
 
 It has a database connection of its own, so that neither a full pool nor a slow publish costs a lease. While Postgres is
 away it keeps trying; the fence decides afterwards.
@@ -22,6 +23,7 @@ from common.queue.workers import Worker
 from worker.availability import Availability
 from worker.render import sentence
 from worker.render.inflight import HeldLeases
+from worker.render.quarantine import Quarantine
 
 CLOCK_TOLERANCE_S = 5.0
 SOON_S = 1.0  # until the next heartbeat of a worker that is not ready, or while Postgres is away
@@ -36,6 +38,7 @@ class Heartbeat:
         availability: Availability,
         describe: Callable[[], tuple[Worker, bool]],
         pause: Callable[[bool], None],
+        quarantine: Quarantine,
     ) -> None:
         """`describe` returns the worker and whether it is ready; `pause` is called with whether it has to drain."""
         self._settings = settings
@@ -44,6 +47,7 @@ class Heartbeat:
         self._availability = availability
         self._describe = describe
         self._pause = pause
+        self._quarantine = quarantine
         self._clock_is_wrong = False
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
@@ -72,6 +76,7 @@ class Heartbeat:
             reply = workers.heartbeat(connection, worker, ready=ready)
         self._compare_clocks(before, reply.now.timestamp(), time.time())
         self._pause(reply.state == WorkerState.DRAINING)
+        self._quarantine.sync(self._database)
         return ready
 
     def _renew_leases(self) -> None:

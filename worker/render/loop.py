@@ -13,7 +13,6 @@ thread of its caller: Celery's, or the loop's own, which tries at every heartbea
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import wait as wait_for
 from contextlib import suppress
 from functools import partial
 from uuid import UUID
@@ -32,6 +31,7 @@ from worker.render import sentence
 from worker.render.drain import Drain
 from worker.render.inflight import HeldLeases, InflightMicrobatch, State
 from worker.render.input_images import InputImageLoader
+from worker.render.quarantine import Quarantine, Recovery
 from worker.render.render_thread import RenderThread
 from worker.render.uploader import Uploader
 
@@ -54,6 +54,7 @@ class RenderLoop:
         uploader: Uploader,
         database_availability: Availability,
         wake: Callable[[str], object],  # wakes a worker that serves a model
+        quarantine: Quarantine,
     ) -> None:
         self.is_ready = False  # has a model in memory, or tried to load each
         self._worker_id = worker_id
@@ -66,7 +67,11 @@ class RenderLoop:
         self._uploader = uploader
         self._database_availability = database_availability
         self._wake = wake
-        self._drain = Drain(settings.drain_s)
+        self._name = quarantine.name
+        self._drain = Drain(settings.drain_s, quarantine)
+        self._recovery = Recovery(
+            quarantine, models, render_thread.try_out, self._drain.wait_for, database, database_availability
+        )
         self._inflight: dict[UUID, InflightMicrobatch] = {}  # claimed, and neither handed over nor released
         self._claims = 0
         self._running = threading.Lock()
@@ -79,6 +84,8 @@ class RenderLoop:
             if self._drain.is_stopping:
                 return False
         try:
+            if not self._recovery.is_over():
+                return False
             current = self._claim(until)
             while current:
                 current = self._process(current, until) or self._claim(until)
@@ -113,7 +120,8 @@ class RenderLoop:
         if not capacity or self._drain.is_active or time.monotonic() >= until:
             return None
         lower_tier = self._claims % LOWER_TIER_EVERY == LOWER_TIER_EVERY - 1
-        offer = claim.Offer(self._worker_id, capacity, self._models.resident, self._models.swap_delay_s, lower_tier)
+        alive_s, resident, patience_s = 3 * self._settings.beat_s, self._models.resident, self._models.swap_delay_s
+        offer = claim.Offer(self._worker_id, capacity, self._name, alive_s, resident, patience_s, lower_tier)
         lease_id = new_id()
         try:
             with self._database_availability.tracked(), transaction(self._database) as connection:
@@ -145,22 +153,14 @@ class RenderLoop:
         model = inflight.microbatch.model
         try:
             if model not in self._models.resident and not self._drain.is_active:
-                self._load_model(model)
+                self._drain.wait_for(self._render_thread.load(model))
             while not inflight.inputs.wait(0.2):
                 if self._drain.is_active:
-                    raise Interrupted(sentence("draining"))
+                    raise Interrupted(self._drain.reason)
             inflight.inputs.check()
         except (RenderFailed, Unavailable) as error:
             return self._release(inflight, error.message)
         return True
-
-    def _load_model(self, model: str) -> None:
-        """Make a model resident. Raises Interrupted if this worker stops meanwhile: a load cannot be stopped."""
-        loading = self._render_thread.load(model)
-        while wait_for([loading], 0.2).not_done:
-            if self._drain.is_stopping:
-                raise Interrupted(sentence("draining"))
-        loading.result()
 
     # 3. Start
 
@@ -170,7 +170,7 @@ class RenderLoop:
             if inflight.microbatch.suspect:
                 self._wait_until_others_are_published(inflight.microbatch.lease_id)
             if self._drain.is_active:
-                return self._release(inflight, sentence("draining"))
+                return self._release(inflight, self._drain.reason)
             self._start_lease(inflight)
             if inflight.images and inflight.is_full:  # one message may stand for a thousand jobs: enough for another
                 self._wake(inflight.microbatch.model)
@@ -269,7 +269,7 @@ class RenderLoop:
         """Load the first model that this worker does not refuse, before the first job comes."""
         for model in self._models.available():
             try:
-                self._load_model(model.name)
+                self._drain.wait_for(self._render_thread.load(model.name))
                 break
             except Interrupted:
                 return

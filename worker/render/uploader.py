@@ -15,7 +15,7 @@ from sqlalchemy import Engine as Database
 
 from common.db import transaction
 from common.enums import ImageState
-from common.errors import NotFound, RenderFailed, Unavailable
+from common.errors import NotFound, Poison, RenderFailed, Unavailable
 from common.failures import internal_error, new_reference
 from common.log import log_event
 from common.queue import leases
@@ -28,6 +28,7 @@ from worker.pipelines.base import RenderedImage
 from worker.render import sentence
 from worker.render.encode import encode
 from worker.render.inflight import HeldLeases, RenderedMicrobatch
+from worker.render.quarantine import Quarantine
 from worker.watchdog import Watchdog
 
 UPLOADS = 8  # at the same time: a store that is 50 ms away takes 160 images a second
@@ -45,6 +46,7 @@ class Uploader:
         database_availability: Availability,
         storage_availability: Availability,
         watchdog: Watchdog,
+        quarantine: Quarantine,
     ) -> None:
         """`announce` gets the ids of the jobs whose images were published; it must not block."""
         self._worker_id = worker_id
@@ -55,6 +57,7 @@ class Uploader:
         self._database_availability = database_availability
         self._storage_availability = storage_availability
         self._watchdog = watchdog
+        self._quarantine = quarantine
         self._uploads = ThreadPoolExecutor(UPLOADS, "upload")
         self._encoders = Semaphore(ENCODERS)
         self._publisher = ThreadPoolExecutor(1, "publish")
@@ -85,9 +88,13 @@ class Uploader:
         reference, fields = new_reference(), self.log_fields(microbatch)
         ids = list(microbatch.unreadable) or [image.id for image in microbatch.images]
         log_event("microbatch_failed", exc_info=error, **fields, failed=",".join(map(str, ids)), reference=reference)
+        if len(ids) == 1:  # of several nobody knows which one it was
+            self._quarantine.note_call(ids)
         try:
             with self._database_availability.tracked(), transaction(self._database) as connection:
-                published = leases.fail(connection, microbatch.lease_id, ids, internal_error(reference))
+                published = leases.fail(
+                    connection, microbatch.lease_id, ids, self._quarantine.name, internal_error(reference)
+                )
             self._announce(published.ended_jobs)
         except Unavailable:
             pass
@@ -185,6 +192,7 @@ class Uploader:
             error_code=error.code,
             error_message=error.message,
             retryable=error.retryable,
+            failed_by=self._quarantine.name if isinstance(error, Poison) else None,
         )
 
     def _is_wanted(self, microbatch: Microbatch, image: Image) -> bool:

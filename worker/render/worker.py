@@ -3,16 +3,18 @@
 loop            claims, loads, starts, renders, hands over
 inputs          fetches the input images            render_thread   loads models, renders microbatches
 uploader        encodes, stores, publishes          heartbeat       renews the leases, reports the worker
-devices         reads memory, load, errors
 notifications   cancellations, changes, progress    watchdog        exits the process when something hangs
+devices         reads how the device does           quarantine      whether this host is at fault
 """
 
+from contextlib import suppress
 from importlib.metadata import version
 
 from common.broker import Broker
 from common.catalog.catalog import Catalog
 from common.config import Settings
 from common.db import connect, new_id
+from common.errors import Unavailable
 from common.log import log_event
 from common.queue.workers import Worker
 from common.storage import Storage
@@ -26,6 +28,7 @@ from worker.render.inflight import HeldLeases
 from worker.render.input_images import FETCHERS, InputImageLoader
 from worker.render.loop import RenderLoop
 from worker.render.notifications import Notifications
+from worker.render.quarantine import Quarantine
 from worker.render.render_thread import RenderThread
 from worker.render.uploader import UPLOADS, Uploader
 from worker.watchdog import ON_EXIT_S, Watchdog, limits
@@ -47,12 +50,15 @@ class RenderWorker:
         self.database = connect(settings, pool=4)
         self.broker = Broker(settings)
         self.held_leases = HeldLeases(MAX_LEASES)
+        self.quarantine = Quarantine(self.id, self.name, settings.trial_s)
         self.watchdog = Watchdog(limits(settings, str(device["device"])), self.release_before_exit)
-        self.models = ModelManager(models, settings, self.worker_class, self.database, self.watchdog)
+        self.models = ModelManager(
+            models, settings, self.worker_class, self.database, self.watchdog, self.name, self.quarantine.begin_by
+        )
         postgres, s3 = Availability("database_away", "database_back"), Availability("storage_away", "storage_back")
         storage = Storage(settings, connections=UPLOADS + FETCHERS)
         self.inputs = InputImageLoader(storage, s3, self.watchdog)
-        self.render_thread = RenderThread(self.models, self.watchdog, self.worker_class)
+        self.render_thread = RenderThread(self.models, self.watchdog, self.worker_class, self.quarantine)
         self.notifications = Notifications(settings, self.broker, self.held_leases, lambda: self.render_thread.current)
         self.uploader = Uploader(
             self.id,
@@ -63,6 +69,7 @@ class RenderWorker:
             postgres,
             s3,
             self.watchdog,
+            self.quarantine,
         )
         self.loop = RenderLoop(
             self.id,
@@ -75,9 +82,12 @@ class RenderWorker:
             self.uploader,
             postgres,
             self.broker.wake,
+            self.quarantine,
         )
         own_connection = connect(settings, pool=1)
-        self.heartbeat = Heartbeat(settings, own_connection, self.held_leases, postgres, self.describe, self.loop.pause)
+        self.heartbeat = Heartbeat(
+            settings, own_connection, self.held_leases, postgres, self.describe, self.loop.pause, self.quarantine
+        )
 
     def describe(self) -> tuple[Worker, bool]:
         """What each heartbeat reports: the worker, and whether it is ready."""
@@ -113,6 +123,8 @@ class RenderWorker:
 
     def release_before_exit(self, reason: str) -> None:
         """Before the watchdog exits this process: release what does not render, store what has been rendered."""
+        with suppress(Unavailable):
+            self.quarantine.sync(self.database)
         self.loop.release_queued()
         self.heartbeat.stop(reason)
         self.uploader.close(ON_EXIT_S / 2)

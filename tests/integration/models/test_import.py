@@ -148,7 +148,7 @@ def family(today: Path, folder: Path) -> list[Path]:
 @contextmanager
 def manager_of(models: list[Model], settings: Settings, database: Engine) -> Iterator[ModelManager]:
     watchdog = Watchdog(limits(settings, "cpu"), lambda reason: None)
-    manager = ModelManager(models, settings, {"device": "cpu"}, database, watchdog)
+    manager = ModelManager(models, settings, {"device": "cpu"}, database, watchdog, "w", lambda fault: None)
     yield manager
     manager.close()
 

@@ -14,6 +14,7 @@ from common.errors import ModelRefused, OutOfMemory, RenderFailed
 from tests.support.stories import CATALOG, Story
 from tests.support.workers import MakeWorker, until_published
 from worker.models.manager import NEVER_S, SWAP_DELAY_S, ModelManager
+from worker.models.trial import Fault
 from worker.pipelines import batch_size
 from worker.pipelines.base import ImageRequest, OnStep, Pipeline, RenderedImage
 from worker.pipelines.diffusers_pipeline import DiffusersPipeline
@@ -28,14 +29,28 @@ MakeManager = Callable[..., ModelManager]
 
 
 @pytest.fixture
-def make_manager(settings: Settings, database: Engine) -> Iterator[MakeManager]:
+def faults() -> list[Fault]:
+    """Of this host, as the managers tell them."""
+    return []
+
+
+@pytest.fixture
+def make_manager(settings: Settings, database: Engine, faults: list[Fault]) -> Iterator[MakeManager]:
     made = []
 
     def make(
         *models: Model, kind: type[ModelManager] = ModelManager, worker_class: dict[str, Any] = CLASS, **changes: Any
     ) -> ModelManager:
         own = settings.model_copy(update={"torch_threads": 1, **changes})
-        manager = kind(models, own, worker_class, database, Watchdog(limits(own, "stub"), lambda reason: None))
+        manager = kind(
+            models,
+            own,
+            worker_class,
+            database,
+            Watchdog(limits(own, "stub"), lambda reason: None),
+            "w",
+            faults.append,
+        )
         made.append(manager)
         return manager
 

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from common.db import new_id, transaction
 from common.enums import ImageState, JobState, Tier
 from common.queue import claim as claims
-from common.queue import jobs, leases, workers
+from common.queue import jobs, leases, orphans, workers
 from common.queue.claim import Image, Microbatch
 from common.queue.leases import Outcome
 from common.storage import image_key
@@ -379,7 +379,7 @@ def test_what_a_dead_lease_may_have_stored_can_be_named(story: Story) -> None:
     story.publish(story.started())  # an heir stored one: under a key of its own
     assert leftovers(story) == leftover(lost, *lost.images)
     with transaction(story.database) as connection:
-        leases.mark_cleaned(connection, [lost.lease_id])
+        orphans.mark_cleaned(connection, [lost.lease_id])
     assert leftovers(story) == {}
     story.publish(lost)  # it was frozen, uploads late, and publishes in vain
     assert leftovers(story) == leftover(lost, *lost.images)
@@ -393,7 +393,7 @@ def test_leftovers_never_name_what_an_image_shows(story: Story) -> None:
     story.publish(microbatch)
     assert leftovers(story) == leftover(microbatch, microbatch.images[2])
     with transaction(story.database) as connection:
-        leases.mark_cleaned(connection, [microbatch.lease_id])
+        orphans.mark_cleaned(connection, [microbatch.lease_id])
     given_back = story.submit(count=1)
     started = story.started()
     story.release(started)

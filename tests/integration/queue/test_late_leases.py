@@ -7,7 +7,7 @@ import pytest
 
 from common.db import transaction
 from common.enums import ImageState
-from common.queue import leases
+from common.queue import orphans
 from common.queue.claim import Microbatch
 from common.storage import image_key
 from tests.support.stories import Story
@@ -28,7 +28,7 @@ def cleaned(story: Story) -> dict[UUID, list[str]]:
     """What the sweep would delete from storage; it does."""
     found = story.leftovers()
     with transaction(story.database) as connection:
-        leases.mark_cleaned(connection, list(found))
+        orphans.mark_cleaned(connection, list(found))
     return {lease_id: sorted(keys) for lease_id, keys in found.items()}
 
 

@@ -22,7 +22,7 @@ from sqlalchemy.exc import DBAPIError
 from common.db import transaction
 from common.enums import TERMINAL_IMAGE, TERMINAL_JOB, ImageState, JobState, Tier
 from common.queue import claim as claims
-from common.queue import jobs, leases, tiers
+from common.queue import jobs, leases, orphans, tiers
 from common.queue.claim import Microbatch
 from common.queue.leases import MAX_ATTEMPTS, Outcome
 from tests.support.stories import Story
@@ -322,9 +322,9 @@ class Farm(RuleBasedStateMachine):
     @rule()
     def clean(self) -> None:
         with self.permitted(nothing), transaction(self.story.database) as connection:
-            leftovers = leases.orphaned_keys(connection, grace_s=-1)
+            leftovers = orphans.orphaned_keys(connection, grace_s=-1)
             self.bucket -= {key for keys in leftovers.values() for key in keys}
-            leases.mark_cleaned(connection, list(leftovers))
+            orphans.mark_cleaned(connection, list(leftovers))
 
     @rule()
     def heal(self) -> None:
@@ -471,7 +471,7 @@ GUARDS = [
     pytest.param(leases, "START_LEASE", " AND ended_at IS NULL", "", id="the end of a lease"),
     pytest.param(leases, "RESCUE", "attempts >= :attempts", "attempts > :attempts", id="three deaths"),
     pytest.param(claims, "CLAIM", "WHERE NOT EXISTS (SELECT FROM suspect_alone)", "", id="a suspect alone"),
-    pytest.param(leases, "ORPHANED_KEYS", "state = 'stored'", "state = 'queued'", id="what an image shows"),
+    pytest.param(orphans, "ORPHANED_KEYS", "state = 'stored'", "state = 'queued'", id="what an image shows"),
     pytest.param(jobs, "CANCEL", "AND images.state IN ('queued', 'running')", "", id="terminal is final"),
     pytest.param(tiers, "MOVE", " AND images.lease_id IS NULL", "", id="what is leased keeps its lane"),
     pytest.param(tiers, "MOVE", "(source, -1), (target, 1)", "(source, -1)", id="what a lane takes over"),
