@@ -51,6 +51,14 @@ def test_the_worker_class_names_the_device_and_the_precision() -> None:
     assert registry.model_memory("auto") == MEMORY // 2
 
 
+def test_the_device_tells_how_it_does() -> None:
+    [status] = registry.device_reader("auto")()
+    assert abs(status.memory_total - MEMORY) < MEMORY / 10
+    assert 0 < status.memory_used < status.memory_total
+    assert 0 <= status.utilisation <= 100
+    assert 0 < status.temperature_c < 120
+
+
 @pytest.mark.parametrize(
     ("precision", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32)]
 )
