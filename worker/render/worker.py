@@ -3,9 +3,9 @@
 loop            claims, loads, starts, renders, hands over
 inputs          fetches the input images            render_thread   loads models, renders microbatches
 uploader        encodes, stores, publishes          heartbeat       renews the leases, reports the worker
-devices         reads memory, load, errors
 notifications   cancellations, changes, progress    watchdog        exits the process when something hangs
 quarantine      whether this host is at fault       store_watch     whether it can store
+devices         reads how the device does
 """
 
 from contextlib import suppress
