@@ -25,10 +25,12 @@ from common.config import Settings
 from common.db import new_id, transaction
 from common.errors import Interrupted, RenderFailed, Unavailable
 from common.log import log_event
-from common.queue import claim, leases
+from common.queue import leases
+from common.queue.claim import Offer
 from worker.availability import Availability
 from worker.models.manager import ModelManager
 from worker.render import sentence
+from worker.render.claimer import Claimer
 from worker.render.drain import Drain
 from worker.render.inflight import HeldLeases, InflightMicrobatch, State
 from worker.render.input_images import InputImageLoader
@@ -66,6 +68,7 @@ class RenderLoop:
         self._uploader = uploader
         self._database_availability = database_availability
         self._wake = wake
+        self._claimer = Claimer(worker_id, database)
         self._drain = Drain(settings.drain_s)
         self._inflight: dict[UUID, InflightMicrobatch] = {}  # claimed, and neither handed over nor released
         self._claims = 0
@@ -113,14 +116,15 @@ class RenderLoop:
         if not capacity or self._drain.is_active or time.monotonic() >= until:
             return None
         lower_tier = self._claims % LOWER_TIER_EVERY == LOWER_TIER_EVERY - 1
-        offer = claim.Offer(self._worker_id, capacity, self._models.resident, self._models.swap_delay_s, lower_tier)
+        offer = Offer(self._worker_id, capacity, self._models.resident, self._models.swap_delay_s, lower_tier)
         lease_id = new_id()
         try:
-            with self._database_availability.tracked(), transaction(self._database) as connection:
-                microbatch = claim.claim(connection, offer, lease_id, self._settings.lease_s)
+            with self._database_availability.tracked():
+                microbatch = self._claimer.claim(offer, lease_id, self._settings.lease_s)
         except Unavailable:
             self._held_leases.defer_release(lease_id)  # the claim may have been committed
             return None
+        self._claimer.collect()
         if microbatch is None:
             return None
         self._claims += 1
