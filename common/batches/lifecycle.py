@@ -111,7 +111,7 @@ def settle(connection: Connection, batch_id: UUID) -> bool:
 
 
 def end(connection: Connection) -> list[UUID]:
-    """End the batches whose images have all ended, and return them."""
+    """End the batches whose lanes have counted the end of all images, and return them."""
     return list(connection.execute(END).scalars())
 
 
