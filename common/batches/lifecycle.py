@@ -85,7 +85,7 @@ def resume(connection: Connection, batch_id: UUID, tenant_id: UUID) -> list[str]
 def close(connection: Connection, batch_id: UUID, tenant_id: UUID) -> None:
     """The first half of a cancel: after the COMMIT no image of the batch can be claimed or started.
 
-    `cancel_active` must follow in another transaction: a publish holds jobs and waits for lanes. Raises NotFound, or
+    `cancel_active` must follow in another transaction: jobs are locked before lanes. Raises NotFound, or
     Conflict if the batch has ended; a batch that is already cancelled is no error.
     """
     _change(connection, CLOSE, batch_id, tenant_id)
