@@ -178,13 +178,14 @@ CLAIM = text(f"""
     unpaid AS (
         SELECT * FROM unnest(cast(:tenants AS uuid[]), cast(:bases AS float8[]), cast(:owed AS int[]))
             AS unpaid(tenant_id, base, images)),
-    clock AS (SELECT greatest(max(virtual_start), :clock) AS time FROM tenants),
+    tenant AS MATERIALIZED (SELECT id AS tenant_id, weight, virtual_time, virtual_start FROM tenants),
+    clock AS (SELECT greatest(max(virtual_start), :clock) AS time FROM tenant),
     waiting AS MATERIALIZED (
         SELECT lanes.*, offer.capacity, head.id AS head, head.suspect, owner.base, owner.base + owner.owed AS share,
                CASE WHEN lanes.model = ANY(cast(:resident AS text[])) THEN 1
                     WHEN head.created_at < now() - make_interval(secs => :patience) THEN 0
                     ELSE 2 END AS preference
-        FROM lanes JOIN offer USING (model) JOIN tenants ON tenants.id = lanes.tenant_id CROSS JOIN clock
+        FROM lanes JOIN offer USING (model) JOIN tenant USING (tenant_id) CROSS JOIN clock
         LEFT JOIN known ON known.lane_id = lanes.id LEFT JOIN unpaid ON unpaid.tenant_id = lanes.tenant_id
         CROSS JOIN LATERAL (SELECT coalesce(unpaid.images / weight, 0) AS owed) AS debt
         CROSS JOIN LATERAL (SELECT owed, greatest(virtual_time, unpaid.base, clock.time - owed) AS base) AS owner

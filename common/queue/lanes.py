@@ -46,7 +46,7 @@ UNCOUNTED = """
 
 # The lanes with exact counters.
 EXACT = f"""
-    (SELECT lanes.id, lanes.model, lanes.tier, lanes.closed, lanes.batch_id,
+    (SELECT lanes.id, lanes.tenant_id, lanes.model, lanes.tier, lanes.closed, lanes.batch_id,
             lanes.open - coalesce(uncounted.ended, 0) AS open, lanes.stored + coalesce(uncounted.stored, 0) AS stored,
             lanes.flagged + coalesce(uncounted.flagged, 0) AS flagged,
             lanes.failed + coalesce(uncounted.failed, 0) AS failed,
