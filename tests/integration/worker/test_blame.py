@@ -117,7 +117,12 @@ def test_only_poison_fails_and_only_the_sick_are_quarantined(
     healthy_s = 0.0
     if scale == LONG:
         healthy: list[RenderWorker] = []
-        healthy_s = render_all(story, scale, lambda: healthy.extend(start(names[len(scale.sick) :])) or healthy)
+
+        def start_healthy() -> list[RenderWorker]:
+            healthy.extend(start(names[len(scale.sick) :]))
+            return healthy
+
+        healthy_s = render_all(story, scale, start_healthy)
         for worker in healthy:
             worker.stop()
         with story.database.begin() as connection:
