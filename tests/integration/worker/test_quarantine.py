@@ -12,7 +12,7 @@ from common.db import transaction
 from common.enums import ImageState, JobState
 from common.queue import quarantines
 from tests.support.stories import Story
-from tests.support.workers import MakeWorker, running, until, until_ended, until_published
+from tests.support.workers import QUICK, MakeWorker, running, until, until_ended, until_published
 from worker.pipelines.stub import GARBAGE
 
 
@@ -249,8 +249,8 @@ def test_a_lost_device_quarantines_the_name_before_the_process_ends(
     """The next process of that name claims nothing until its trial."""
     job = story.submit(prompt="圆 #lost")
     arguments = ("render", "--name", "lost")
-    quick = {"LEASE_S": "1.5", "BEAT_S": "0.3", "SWEEP_S": "0.3"}
-    with running(tmp_path, settings, *arguments, **quick, TRIAL_S="3600") as process:
+    quick = {**QUICK, "TRIAL_S": "3600"}
+    with running(tmp_path, settings, *arguments, **quick) as process:
         until(lambda: process.poll() is not None)
     (found,) = quarantined(story)
     assert (found.name, found.code, found.model) == ("lost", "device_lost", "mini-zh")
