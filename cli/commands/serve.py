@@ -52,7 +52,7 @@ def admin() -> None:
 @click.option(
     "--adopt",
     type=click.Choice(["bucket", "pepper"]),
-    help="Then make HUAFANG_S3_BUCKET or HUAFANG_KEY_PEPPER this farm's: it was made anew. A new pepper voids all keys.",
+    help="Then make HUAFANG_S3_BUCKET or HUAFANG_KEY_PEPPER this farm's. A new pepper voids all keys.",
 )
 @WAIT
 @click.pass_obj
