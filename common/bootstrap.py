@@ -1,4 +1,4 @@
-"""Prepares a farm: `python -m common.bootstrap migrate | bootstrap | adopt`. The only command line in `common`.
+"""Prepares a farm: `python -m common.bootstrap migrate | bootstrap`. The only command line in `common`.
 
 `huafang admin` starts it and compose runs it once. It needs no API. Prints JSON on stdout; an error is one sentence on
 stderr and exit code 1, or 5 if there is an admin key already.
@@ -22,7 +22,7 @@ from common.accounts.audit import Action
 from common.accounts.farm import Farm
 from common.accounts.tenants import OPERATOR, Caller, create_key, ensure_tenant
 from common.config import Settings
-from common.db import check_version, connect, migrate, read_version, transaction
+from common.db import connect, migrate, transaction
 from common.enums import Scope, Via
 from common.errors import Conflict, Error, Invalid, Unavailable, WrongFarm
 from common.sentences import Sentence, printable
@@ -33,8 +33,8 @@ T = TypeVar("T")
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m common.bootstrap", description=__doc__)
-    parser.add_argument("command", choices=("migrate", "bootstrap", "adopt"))
-    parser.add_argument("what", nargs="?", choices=("bucket", "pepper"), help="adopt: what becomes the farm's")
+    parser.add_argument("command", choices=("migrate", "bootstrap"))
+    parser.add_argument("--adopt", choices=("bucket", "pepper"), help="migrate: what becomes the farm's")
     parser.add_argument("--wait", type=float, default=0, help="seconds to wait for Postgres")
     parser.add_argument("--another", action="store_true", help="bootstrap: make a key even if there is one")
     given = parser.parse_args()
@@ -42,23 +42,27 @@ def main() -> None:
     try:
         with as_errors_of_ours():
             if given.command == "migrate":
-                done = retry_until(given.wait, lambda: migrate_to_newest(settings))
-            elif given.command == "bootstrap":
-                done = retry_until(given.wait, lambda: bootstrap(settings, another=given.another))
+                done = retry_until(given.wait, lambda: migrate_to_newest(settings, given.adopt))
             else:
-                done = retry_until(given.wait, lambda: adopt(settings, given.what))
+                done = retry_until(given.wait, lambda: bootstrap(settings, another=given.another))
             print(json.dumps(done))
     except Error as error:
         print(f"huafang: {printable(error.message)}", file=sys.stderr)
         sys.exit(5 if isinstance(error, Conflict) else 1)
 
 
-def migrate_to_newest(settings: Settings) -> dict[str, str]:
-    """Migrate the tables, and write the farm's id where it is missing. Another farm's database is left alone."""
-    url = settings.database_url.get_secret_value()
+def migrate_to_newest(settings: Settings, adopt: str | None) -> dict[str, str]:
+    """Migrate the tables, and write the farm's id where it is missing. Another farm's database is left alone.
+
+    `adopt`: what becomes this farm's, whosever it was: "bucket" or "pepper".
+    """
+    if adopt == "pepper":
+        pepper_of(settings)
     with farm_of(settings) as (_, farm):
-        unknown = refuse_another_farm(farm)
-        done = migrate(url)
+        unknown = None if adopt else refuse_another_farm(farm)
+        done = migrate(settings.database_url.get_secret_value())
+        if adopt:
+            (farm.adopt_bucket if adopt == "bucket" else farm.adopt_pepper)()
         notes = [note for note in (done.note, unknown and refuse_another_farm(farm)) if note]
     return {"revision": done.revision, **({"note": " ".join(notes)} if notes else {})}
 
@@ -76,19 +80,6 @@ def bootstrap(settings: Settings, *, another: bool) -> dict[str, str]:
             itself = Caller(tenant, key.id, frozenset(), Via.SHELL)  # access to the database needs no key
             audit.record(connection, itself, Action.CREATE_KEY, key.id, name="admin", scopes=[Scope.ADMIN])
     return {"tenant": OPERATOR, "id": str(key.id), "secret": key.secret}
-
-
-def adopt(settings: Settings, what: str | None) -> dict[str, str]:
-    """Make the bucket, or the pepper, that of the database's farm, whosever it was."""
-    if what is None:
-        raise Invalid(sentence("adopt_what"))
-    if what == "pepper":
-        pepper_of(settings)
-    with farm_of(settings) as (engine, farm):
-        with transaction(engine) as connection:
-            check_version(read_version(connection))
-        adopted = farm.adopt_bucket() if what == "bucket" else farm.adopt_pepper()
-    return {"farm": str(adopted), "adopted": settings.s3_bucket if what == "bucket" else "pepper"}
 
 
 @contextmanager

@@ -49,11 +49,16 @@ def admin() -> None:
 
 
 @admin.command()
+@click.option(
+    "--adopt",
+    type=click.Choice(["bucket", "pepper"]),
+    help="Then make HUAFANG_S3_BUCKET or HUAFANG_KEY_PEPPER this farm's. A new pepper voids all keys.",
+)
 @WAIT
 @click.pass_obj
-def migrate(shell: Shell, wait: int) -> None:
-    """Migrate the tables to the newest revision; does nothing where they have it."""
-    exec_module(shell, "common.bootstrap", "migrate", f"--wait={wait}")
+def migrate(shell: Shell, adopt: str | None, wait: int) -> None:
+    """Migrate the tables to the newest revision, and write the farm's id; does nothing where they have it."""
+    exec_module(shell, "common.bootstrap", "migrate", f"--wait={wait}", *([f"--adopt={adopt}"] if adopt else []))
 
 
 @admin.command()
@@ -63,18 +68,6 @@ def migrate(shell: Shell, wait: int) -> None:
 def bootstrap(shell: Shell, another: bool, wait: int) -> None:
     """Create the tenant `default` and its first admin key, and print the key as JSON: the only time it is shown."""
     exec_module(shell, "common.bootstrap", "bootstrap", f"--wait={wait}", *(["--another"] if another else []))
-
-
-@admin.command()
-@click.argument("what", type=click.Choice(["bucket", "pepper"]))
-@WAIT
-@click.pass_obj
-def adopt(shell: Shell, what: str, wait: int) -> None:
-    """Make the bucket (HUAFANG_S3_BUCKET) or the pepper (HUAFANG_KEY_PEPPER) that of the database's farm.
-
-    For a bucket that was made anew, or a pepper that was replaced: keys made with the former pepper are void.
-    """
-    exec_module(shell, "common.bootstrap", "adopt", what, f"--wait={wait}")
 
 
 def exec_module(shell: Shell, module: str, *arguments: str) -> NoReturn:

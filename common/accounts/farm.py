@@ -131,12 +131,12 @@ class Farm:
             return sentence("database_was_replaced", farm=self.id)
         if mark is not None and mark.farm != row.id:
             knows_row, knows_mark = self._knows(row.id, row.pepper_digest), self._knows(mark.farm, mark.pepper)
-            given = {"farm": row.id, "bucket": self._storage.bucket, "other": mark.farm}
+            bucket = self._storage.bucket
             if knows_row == knows_mark:
-                return sentence("bucket_and_database_differ", **given)
+                return sentence("bucket_and_database_differ", farm=row.id, bucket=bucket, other=mark.farm)
             if knows_row:
                 return self._bucket_of_another(row.id, mark)
-            return sentence("database_of_another_farm", **given)
+            return sentence("database_of_another_farm", farm=row.id, bucket=bucket, other=mark.farm)
         if why := self._pepper_mismatch(row, mark):
             return why
         return self._bucket_without_mark() if mark is None and row.bucket_marked_at else None

@@ -112,7 +112,7 @@ def test_the_sentence_says_which_of_the_three_is_another_farms(
     with pytest.raises(WrongFarm) as refused:
         compare(changed(settings, **{wrong: getattr(other, wrong)}))
     assert refused.value.message.code == code
-    assert "huafang admin adopt" in refused.value.message
+    assert "huafang admin migrate --adopt" in refused.value.message
     compare(settings)
     compare(other)
 
@@ -145,8 +145,7 @@ def test_a_bucket_that_was_made_anew_is_refused_until_it_is_adopted(settings: Se
     delete_mark(settings)
     with pytest.raises(WrongFarm, match="lost its images"):
         compare(settings)
-    done = run_admin(settings, "adopt", "bucket")
-    assert json.loads(done) == {"farm": str(farm), "adopted": settings.s3_bucket}
+    run_admin(settings, "migrate", "--adopt=bucket")
     assert compare(settings) == farm
 
 
@@ -161,7 +160,7 @@ def test_what_says_whose_the_bucket_is_may_be_damaged(settings: Settings) -> Non
 def test_a_new_pepper_is_refused_until_it_is_adopted(settings: Settings, other: Settings) -> None:
     compare(settings)
     rotated = changed(settings, key_pepper=other.key_pepper)
-    run_admin(rotated, "adopt", "pepper")
+    run_admin(rotated, "migrate", "--adopt=pepper")
     compare(rotated)
     with pytest.raises(WrongFarm, match="PEPPER"):
         compare(settings)
