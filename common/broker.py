@@ -74,6 +74,7 @@ def celery_app(settings: Settings, *, socket_timeout: float = 10) -> Celery:
             "socket_connect_timeout": min(3, socket_timeout),
             "socket_keepalive": True,
             "health_check_interval": 5,
+            "max_retries": 0,  # of a connection to send with: who waits for it is a request; Celery tries for 4 s
             "ack_emulation": False,  # it keeps a copy of what a worker took, for longer than our messages are valid
         },
         timezone="UTC",

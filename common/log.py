@@ -71,6 +71,7 @@ EVENTS: dict[str, tuple[int, str]] = {
     "discard_failed": (logging.ERROR, "Images could not be deleted for an unforeseen reason; the sweep does so later."),
     "input_failed": (logging.ERROR, "An input image could not be used for an unforeseen reason."),
     "render_loop_failed": (logging.ERROR, "The render loop failed for an unforeseen reason; it goes on."),
+    "charge_failed": (logging.ERROR, "Tenants could not be charged for what was claimed; their shares miss a second."),
     "heartbeat_failed": (logging.ERROR, "A heartbeat failed for an unforeseen reason; the next one follows."),
     # control workers
     "control_started": (logging.INFO, "A control worker started."),

@@ -278,10 +278,24 @@ lanes = Table(
     Column("failed", BigInteger, nullable=False, server_default="0"),
     Column("cancelled", BigInteger, nullable=False, server_default="0"),
     Column("needs_code", Integer, nullable=False, server_default="1"),  # the least CODE that may render its images
+    Column("counted_at", Moment),  # when ended images were last counted here
     CheckConstraint("open >= 0", name="open"),
     UniqueConstraint("tenant_id", "tier", "compatibility", "batch_id", postgresql_nulls_not_distinct=True),
     Index("lanes_open_idx", "model", postgresql_where=text("open > 0")),
     Index("lanes_batch_id_idx", "batch_id", postgresql_where=text("batch_id IS NOT NULL")),
+)
+
+# Ended images that the counters of a lane do not contain yet: see `common.queue.lanes`. Without a key to `lanes`, whose
+# check would write the row of the lane.
+lane_changes = Table(
+    "lane_changes",
+    metadata,
+    Column("lane_id", BigInteger, nullable=False),
+    Column("ended", Integer, nullable=False),  # of these, by state:
+    Column("stored", Integer, nullable=False),
+    Column("flagged", Integer, nullable=False),
+    Column("failed", Integer, nullable=False),
+    Column("cancelled", Integer, nullable=False),
 )
 
 jobs = Table(

@@ -156,8 +156,8 @@ class Fleet:
             return WaitingFor(code="no_worker", message=sentence("no_worker", model=model))
         taking = [worker for worker in serving if worker.takes_work]
         if not taking and (set_aside := [worker for worker in serving if worker.quarantine_reason]):
-            first, reason = set_aside[0].name, set_aside[0].quarantine_reason
-            message = sentence("workers_quarantined", model=model, worker=first, reason=reason)
+            named, reason = set_aside[0].name, set_aside[0].quarantine_reason
+            message = sentence("workers_quarantined", model=model, worker=named, reason=reason)
             return WaitingFor(code="workers_quarantined", message=message)
         if not taking:
             return WaitingFor(code="draining", message=sentence("draining", model=model))

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from common.queue.lanes import EXACT
 from common.queue.leases import MAX_ATTEMPTS
 from common.storage import MARK, TRIAL, sha256, upload_key
 from tests.faults.farm import BUCKET, Farm
@@ -84,7 +85,8 @@ MUST_BE_EMPTY = (
     ("P5", "SELECT id, state FROM jobs WHERE (finished_at IS NULL) <> (open > 0)"),
     (
         "P5",  # the counters of a lane are those of its images
-        "SELECT lanes.id, open, stored, flagged, failed, cancelled, counted FROM lanes CROSS JOIN LATERAL ("
+        "SELECT lanes.id, open, stored, flagged, failed, cancelled, counted"
+        f" FROM {EXACT} AS lanes CROSS JOIN LATERAL ("
         " SELECT array[count(*) FILTER (WHERE state IN ('queued', 'running')),"
         " count(*) FILTER (WHERE state = 'stored'), count(*) FILTER (WHERE state = 'flagged'),"
         " count(*) FILTER (WHERE state = 'failed'), count(*) FILTER (WHERE state = 'cancelled')] AS counted"

@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.outages", description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--recovery", type=float, default=30)
-    parser.add_argument("--warm-up", type=float, default=25)
+    parser.add_argument("--warm-up", type=float, default=20)
     parser.add_argument("--only", type=lambda names: names.split(","), default=list(OUTAGES))
     parser.add_argument("--home", type=Path, default=Path(tempfile.gettempdir()))
     given = parser.parse_args(arguments)

@@ -15,7 +15,7 @@ from tests.outages.users import used_farm
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc")
 
-WARM_UP_S = 8.0
+WARM_UP_S = 3.0
 
 
 def grown(home: Path, outages: Iterable[str], seconds: float, recovery_s: float) -> dict[str, object]:
@@ -31,7 +31,7 @@ def grown(home: Path, outages: Iterable[str], seconds: float, recovery_s: float)
 
 @pytest.mark.timeout(600)
 def test_no_process_grows_while_redis_is_full_or_the_store_is_silent(tmp_path: Path) -> None:
-    assert grown(tmp_path, ["redis_full", "s3_silent"], seconds=10, recovery_s=3) == {}
+    assert grown(tmp_path, ["redis_full", "s3_silent"], seconds=8, recovery_s=2) == {}
 
 
 @pytest.mark.long

@@ -29,7 +29,7 @@ T = TypeVar("T")
 MakeWorker = Callable[..., RenderWorker]
 
 SLOW = "stub:0.03"  # seconds a step
-QUICK = {"LEASE_S": "1.5", "BEAT_S": "0.3", "SWEEP_S": "0.3"}
+QUICK = {"LEASE_S": "1.5", "BEAT_S": "0.3", "SWEEP_S": "0.3", "TRIAL_S": "0.3"}
 
 
 def until(condition: Callable[[], T], seconds: float = 90) -> T:

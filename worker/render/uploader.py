@@ -25,11 +25,11 @@ from common.recipes.recipe import canonical_json
 from common.storage import MEDIA_TYPES, Storage, image_key, sha256
 from worker.availability import Availability
 from worker.pipelines.base import RenderedImage
+from worker.quarantine.quarantine import Quarantine
+from worker.quarantine.store_watch import StoreWatch
 from worker.render import sentence
 from worker.render.encode import encode
 from worker.render.inflight import HeldLeases, RenderedMicrobatch
-from worker.render.quarantine import Quarantine
-from worker.render.store_watch import StoreWatch
 from worker.watchdog import Watchdog
 
 UPLOADS = 8  # at the same time: a store that is 50 ms away takes 160 images a second

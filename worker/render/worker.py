@@ -3,9 +3,9 @@
 loop            claims, loads, starts, renders, hands over
 inputs          fetches the input images            render_thread   loads models, renders microbatches
 uploader        encodes, stores, publishes          heartbeat       renews the leases, reports the worker
-devices         reads memory, load, errors
 notifications   cancellations, changes, progress    watchdog        exits the process when something hangs
 quarantine      whether this host is at fault       store_watch     whether it can store
+devices         reads how the device does
 """
 
 from contextlib import suppress
@@ -26,14 +26,17 @@ from worker.devices.processes import name_of
 from worker.devices.readings import DeviceMonitor
 from worker.models.manager import ModelManager, models_to_serve
 from worker.pipelines import registry
+from worker.quarantine.quarantine import Quarantine
+from worker.quarantine.recovery import Recovery
+from worker.quarantine.store_watch import StoreWatch
+from worker.render.claimer import Claimer
+from worker.render.drain import Drain
 from worker.render.heartbeat import Heartbeat
 from worker.render.inflight import HeldLeases
 from worker.render.input_images import FETCHERS, InputImageLoader
 from worker.render.loop import RenderLoop
 from worker.render.notifications import Notifications
-from worker.render.quarantine import Quarantine
 from worker.render.render_thread import RenderThread
-from worker.render.store_watch import StoreWatch
 from worker.render.uploader import UPLOADS, Uploader
 from worker.watchdog import ON_EXIT_S, Watchdog, limits
 
@@ -88,6 +91,11 @@ class RenderWorker:
             self.store_watch,
             self.quarantine,
         )
+        claimer = Claimer(self.id, self.database, name=self.name, alive_s=3 * settings.beat_s)
+        drain = Drain(settings.drain_s, self.quarantine)
+        recovery = Recovery(
+            self.quarantine, self.models, self.render_thread.try_out, drain.wait_for, self.database, postgres
+        )
         self.loop = RenderLoop(
             self.id,
             settings,
@@ -100,7 +108,9 @@ class RenderWorker:
             postgres,
             self.broker.wake,
             self.farm.is_right,
-            self.quarantine,
+            claimer,
+            drain,
+            recovery,
         )
         self.heartbeat = Heartbeat(
             settings, own_connection, self.held_leases, postgres, self.describe, self.loop.pause, self.quarantine

@@ -17,6 +17,7 @@ from api.queries.fleet import find_quarantines
 from api.services import admin
 from common.db import transaction
 from common.enums import WorkerState
+from common.queue.lanes import EXACT
 
 router = APIRouter()
 
@@ -154,9 +155,9 @@ HELD_MICROBATCHES = text("""
 """)
 
 # Read the last errors of each worker, among the images that failed last in the farm.
-ERRORS = text("""
+ERRORS = text(f"""
     WITH newest AS MATERIALIZED (
-        SELECT image.*, lanes.model, lanes.tenant_id FROM lanes CROSS JOIN LATERAL (
+        SELECT image.*, lanes.model, lanes.tenant_id FROM {EXACT} AS lanes CROSS JOIN LATERAL (
             SELECT id, job_id, lease_id, error_code, error_message, finished_at FROM images
             WHERE images.lane_id = lanes.id AND images.state = 'failed'
             ORDER BY finished_at DESC, id DESC LIMIT :limit) AS image

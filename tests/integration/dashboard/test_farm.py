@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 import httpx
@@ -73,7 +74,7 @@ def stranger(api: Api) -> Iterator[Visitor]:
         yield visitor
 
 
-NOT_TOLD = {"utilisation": None, "temperature_c": None, "errors": []}
+NOT_TOLD: dict[str, Any] = {"utilisation": None, "temperature_c": None, "errors": []}
 CPU = {"name": "AVX512", "device": "cpu", "precision": "fp32", "torch": "2.13.0"}
 
 

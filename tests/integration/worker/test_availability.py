@@ -114,6 +114,7 @@ def test_a_claim_whose_answer_was_lost_is_released(
     """Postgres has committed it, and the worker does not know it."""
     job, worker = story.submit(), make_worker()
     worker.farm.compare()
+    worker.quarantine.sync(worker.database)
     dialect = worker.database.dialect
     commit = dialect.do_commit
 

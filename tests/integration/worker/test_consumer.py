@@ -1,5 +1,6 @@
 """Celery's consumer and senders, and a Redis that refuses: what they still do, and that they do not grow."""
 
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,6 +118,18 @@ def test_a_sender_makes_no_connections_while_redis_is_full(
         redis.execute_command(*NOT_FULL)
         assert broker.wake("mini-zh")
         assert redis.llen(render_queue("mini-zh")) == 2
+
+
+def test_a_sender_tries_once_while_redis_is_silent(settings: Settings) -> None:
+    """A submission waits for it."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+        broker = Broker(settings.model_copy(update={"redis_url": SecretStr(url)}))
+        assert not broker.wake("mini-zh")
+        silent.setblocking(False)
+        silent.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            silent.accept()
 
 
 def test_nothing_of_a_lost_connection_stays_in_the_event_loop() -> None:

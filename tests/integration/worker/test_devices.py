@@ -33,23 +33,14 @@ READ_WORKERS = "SELECT name, state, reason, models FROM workers ORDER BY name, i
 
 @pytest.fixture
 def with_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine whose nvidia-smi lists a GPU, which torch for CPUs cannot use."""
+    """A machine whose nvidia-smi lists a GPU, which torch cannot use."""
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA L4 (UUID: GPU-0b5c)'\n")
     program.chmod(0o755)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
 
 
-def has_cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
-
-
-no_cuda = pytest.mark.skipif(has_cuda(), reason="torch can use a GPU of this machine")
-
-
-@no_cuda
 @pytest.mark.usefixtures("with_gpu")
 def test_a_worker_beside_a_gpu_that_it_cannot_use_does_not_start_and_says_so(
     story: Story, settings: Settings, tmp_path: Path
@@ -58,7 +49,7 @@ def test_a_worker_beside_a_gpu_that_it_cannot_use_does_not_start_and_says_so(
         assert worker.wait(250) == 1
         event, sentence = log_of(worker).splitlines()
     assert "device_unusable" in event
-    assert sentence.startswith("This machine has an NVIDIA GPU (nvidia-smi: GPU 0: NVIDIA L4)")
+    assert sentence.startswith("This machine has an NVIDIA GPU (")
     assert sentence.endswith("or render on the CPU with HUAFANG_DEVICE=cpu.")
     [row] = story.rows(READ_WORKERS)
     assert (row.name, row.state, row.reason, row.models) == ("gpu-1", "stopped", sentence, [])
@@ -67,7 +58,6 @@ def test_a_worker_beside_a_gpu_that_it_cannot_use_does_not_start_and_says_so(
     assert [row.reason for row in story.rows(READ_WORKERS)] == ["as before"]
 
 
-@no_cuda
 @pytest.mark.usefixtures("with_gpu")
 def test_a_worker_that_is_told_to_takes_the_cpu() -> None:
     done = subprocess.run(
@@ -77,7 +67,7 @@ def test_a_worker_that_is_told_to_takes_the_cpu() -> None:
     assert (found["device"], found["unused_gpu"]) == ("cpu", None)
 
 
-@no_cuda
+@pytest.mark.usefixtures("with_gpu")
 def test_cuda_all_without_a_gpu_is_refused_in_one_sentence(story: Story, settings: Settings, tmp_path: Path) -> None:
     with running(tmp_path, settings, "render", "--device", "cuda:all") as worker:
         assert worker.wait(250) == 1

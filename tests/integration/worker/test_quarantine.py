@@ -12,7 +12,9 @@ from common.db import transaction
 from common.enums import ImageState, JobState
 from common.queue import quarantines
 from tests.support.stories import Story
-from tests.support.workers import MakeWorker, running, until, until_ended, until_published
+from tests.support.workers import QUICK, MakeWorker, running, until, until_ended, until_published
+from worker.models.trial import Fault
+from worker.pipelines.base import Pipeline
 from worker.pipelines.stub import GARBAGE
 
 
@@ -108,8 +110,13 @@ def test_one_trial_is_enough_for_a_microbatch(
 ) -> None:
     host = make_host("only")
     trials = host.worker.models.trials
-    tried, fault = [], trials.fault
-    monkeypatch.setattr(trials, "fault", lambda pipeline: tried.append(pipeline) or fault(pipeline))
+    tried, find_fault = list[Pipeline](), trials.fault
+
+    def fault(pipeline: Pipeline) -> Fault | None:
+        tried.append(pipeline)
+        return find_fault(pipeline)
+
+    monkeypatch.setattr(trials, "fault", fault)
     job = story.submit(count=8, prompt="圆 #poison")
     host.run()
     assert len(tried) == 1
@@ -249,8 +256,8 @@ def test_a_lost_device_quarantines_the_name_before_the_process_ends(
     """The next process of that name claims nothing until its trial."""
     job = story.submit(prompt="圆 #lost")
     arguments = ("render", "--name", "lost")
-    quick = {"LEASE_S": "1.5", "BEAT_S": "0.3", "SWEEP_S": "0.3"}
-    with running(tmp_path, settings, *arguments, **quick, TRIAL_S="3600") as process:
+    quick = {**QUICK, "TRIAL_S": "3600"}
+    with running(tmp_path, settings, *arguments, **quick) as process:
         until(lambda: process.poll() is not None)
     (found,) = quarantined(story)
     assert (found.name, found.code, found.model) == ("lost", "device_lost", "mini-zh")

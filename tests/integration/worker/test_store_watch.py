@@ -26,7 +26,7 @@ from tests.support.workers import (
     until_ended,
     until_published,
 )
-from worker.render import store_watch
+from worker.quarantine import sentence
 from worker.render.worker import RenderWorker
 
 LIMIT_S = 2.0  # stands for the minute
@@ -87,7 +87,7 @@ def test_others_that_can_store_are_alive_serve_the_models_and_are_not_quarantine
     assert others(story, me, ("zh-v0", "sdxl")) == (False, True)
     assert others(story, away) == (True, True)
     with transaction(story.database) as connection:
-        quarantines.quarantine(connection, "away", store_watch.sentence("cannot_store", seconds=60, reason="a drill"))
+        quarantines.quarantine(connection, "away", sentence("cannot_store", seconds=60, reason="a drill"))
     assert others(story, me) == (True, False)
     with transaction(story.database) as connection:
         connection.execute(
@@ -201,7 +201,12 @@ def test_while_nobody_can_store_everybody_keeps_what_it_holds(
     first.loop.run(30)
     until_it_cannot_store(first)
     first.heartbeat.beat()
-    until(lambda: beat(second) or second.store_watch.cannot_store_s)
+
+    def it_cannot_either() -> float | None:
+        beat(second)
+        return second.store_watch.cannot_store_s
+
+    until(it_cannot_either)
     beat(second, first)
     assert story.rows("SELECT FROM quarantines") == []
     assert [(image.state, image.attempts) for image in story.images(job)] == 3 * [(ImageState.RUNNING, 1)]

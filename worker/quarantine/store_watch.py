@@ -23,7 +23,7 @@ from common.log import log_event
 from common.queue import workers
 from common.sentences import Sentence
 from common.storage import TRIAL, Storage
-from worker.render import sentence
+from worker.quarantine import sentence
 
 PROOF = 1 / 3  # of the time limit: whoever has stored something since then can store
 SILENT_BEATS = 3  # a worker that has reported nothing for so long is not counted on
