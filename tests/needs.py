@@ -10,6 +10,9 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -32,12 +35,18 @@ def _can_unshare() -> bool:
     return bool(shutil.which("unshare")) and subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
+@cache
 def _can_mount_small_disk() -> bool:
-    """A tmpfs in a user namespace, with the extended attributes that Swift needs (Linux 6.6 or newer)."""
-    code = "import os; os.setxattr('/mnt', 'user.huafang', b'1')"
-    script = 'mount -t tmpfs none /mnt && exec "$0" -c "$1"'
-    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, sys.executable, code]
-    return _can_unshare() and subprocess.run(command, capture_output=True, check=False).returncode == 0
+    """With the extended attributes that Swift needs, which a tmpfs has since Linux 6.6."""
+    from tests.support.small_disk import small_disk
+
+    try:
+        with TemporaryDirectory() as folder, small_disk(Path(folder), 2**20) as disk:
+            os.mkdir(disk.outside / "any")
+            os.setxattr(disk.outside / "any", "user.any", b"1")
+    except (OSError, AssertionError):
+        return False
+    return True
 
 
 # name: (whether this machine has it, the Debian package that brings it)

@@ -63,11 +63,13 @@ def small_disk(folder: Path, size: int) -> Iterator[SmallDisk]:
 
 
 @contextmanager
-def program_on(disk: SmallDisk, program: Program) -> Iterator["subprocess.Popen[str]"]:
-    """A program of a local farm whose home this disk is."""
+def program_on(disk: SmallDisk, program: Program, is_full: bool = False) -> Iterator["subprocess.Popen[str]"]:
+    """A program of a local farm whose home this disk is. `is_full`: the disk is when the program starts."""
     for name in ("run", "logs"):
         private_folder(disk.outside / name)
     write_programs(disk.outside, [program])
+    if is_full:
+        disk.fill()
     command = disk.enter("sh", "-c", 'cd "$1" && shift && exec "$@"', "sh", str(disk.folder))
     with subprocess.Popen(
         [*command, *locked_command(program.name)],

@@ -95,13 +95,13 @@ def test_a_program_is_started_again_for_ever() -> None:
 
 def test_a_program_starts_once_the_disk_of_its_data_has_room(disk: SmallDisk) -> None:
     (disk.outside / "run").mkdir()
-    (disk.outside / "run" / "one.lock").write_text("4194304")
+    lock = disk.outside / "run" / "one.lock"
+    lock.write_text("4194304   ")  # of the process that ran there before
     program = Program("one", ("echo", "started"), data=str(disk.folder))
-    disk.fill(but=RESERVE_BYTES // 2)
-    with program_on(disk, program) as child:
+    with program_on(disk, program, is_full=True) as child:
         assert child.stdout
         assert child.stdout.readline() == f"The disk of {disk.folder} is full: waiting for room.\n"
-        disk.fill()
+        assert int(lock.read_text()) == child.pid
         disk.make_room()
         assert child.stdout.read() == "started\n"
 
