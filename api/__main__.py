@@ -3,6 +3,8 @@
 import argparse
 import ctypes
 import socket
+import threading
+from concurrent.futures import Future
 
 import uvicorn
 from fastapi import FastAPI
@@ -10,10 +12,12 @@ from fastapi import FastAPI
 from api.app import create_app
 from api.protocol import Protocol
 from common import log
+from common.accounts.farm import Farm
 from common.config import Settings
-from common.errors import Error
+from common.errors import Error, Unavailable, WrongFarm
 
 STOP_S = 20  # for requests in flight
+COMPARE_S = 3  # the start waits so long for the answer whether the services are of one farm
 # Between two requests on a connection. Clients keep it for less (5 s is usual), as do proxies (60 s): a server that
 # closes it may lose a request that is on its way.
 KEEP_ALIVE_S = 75
@@ -63,6 +67,27 @@ def share_memory() -> None:
         mallopt(M_ARENA_MAX, ARENAS)
 
 
+def refuse_another_farm(farm: Farm) -> None:
+    """Raises WrongFarm. Of services that do not answer soon `/readyz` says later whether they are the right ones."""
+    comparing = Future[None]()
+
+    def compare() -> None:
+        try:
+            farm.compare()
+        except Exception as error:
+            comparing.set_exception(error)
+        else:
+            comparing.set_result(None)
+
+    threading.Thread(target=compare, name="compare", daemon=True).start()
+    try:
+        comparing.result(COMPARE_S)
+    except WrongFarm:
+        raise
+    except (Unavailable, TimeoutError):
+        pass
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m api", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
@@ -73,6 +98,7 @@ def main() -> None:
     share_memory()
     try:
         app = create_app(settings)
+        refuse_another_farm(app.state.shared.farm)
     except Error as error:
         raise SystemExit(error.message) from None
     make_server(app, settings, arguments.host, arguments.port).run()

@@ -42,6 +42,7 @@ from api.routes import (
 )
 from api.schemas import Job, JobRequest
 from api.services.batches import BatchRequest
+from common.accounts.farm import Farm
 from common.accounts.licences import Acceptances
 from common.broker import Broker
 from common.catalog import catalog
@@ -124,6 +125,7 @@ def create_app(settings: Settings) -> FastAPI:
         responses={
             "4XX": {"model": Problem, "description": "The request cannot be carried out as it is."},
             503: {"model": Problem, "description": "A service is unavailable; `Retry-After` says when to try again."},
+            507: {"model": Problem, "description": "A disk of the farm is full; nothing of the request was kept."},
         },
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
@@ -155,13 +157,17 @@ def make_state(settings: Settings) -> AppState:
     autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
     broker = Broker(settings)
     models = catalog.read(settings.catalog, settings.model_store)
+    probe, storage = connect(settings, pool=2, statement_timeout_s=2), Storage(settings)
+    farm = Farm(probe, storage, settings.key_pepper.get_secret_value(), needs_pepper=True)
+    farm.guard(engine, probe, storage)
     state = AppState(
         settings=settings,
         engine=engine,
         autocommit=autocommit,
-        probe=connect(settings, pool=2, statement_timeout_s=2),
+        probe=probe,
         broker=broker,
-        storage=Storage(settings),
+        storage=storage,
+        farm=farm,
         catalog=models,
         lookups=Lookups(autocommit, settings.key_pepper.get_secret_value()),
         job_watcher=JobWatcher(

@@ -13,6 +13,7 @@ from api import sentence
 from api.authentication import Lookups
 from api.live.job_watcher import JobWatcher
 from api.live.turns import Turns
+from common.accounts.farm import Farm
 from common.accounts.licences import Acceptances
 from common.accounts.tenants import Caller
 from common.broker import Broker
@@ -33,6 +34,7 @@ class AppState:
     probe: Engine  # of readiness, so that it does not wait for a connection
     broker: Broker
     storage: Storage
+    farm: Farm
     catalog: Catalog
     lookups: Lookups
     job_watcher: JobWatcher

@@ -9,8 +9,8 @@ from fastapi import Header, Request, Response
 from pydantic import BaseModel, Field
 
 from api import sentence
+from common.accounts.idempotency import IdempotencyKey
 from common.errors import FieldError, Invalid
-from common.queue.idempotency import IdempotencyKey
 from common.recipes.recipe import canonical_json
 
 LONGEST_WAIT_S = 60

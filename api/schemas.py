@@ -169,7 +169,14 @@ class WaitingFor(BaseModel):
     """Why a job waits."""
 
     code: Literal[
-        "no_worker", "model_refused", "workers_busy", "backing_off", "draining", "batch_paused", "batch_cancelled"
+        "no_worker",
+        "model_refused",
+        "workers_quarantined",
+        "workers_busy",
+        "backing_off",
+        "draining",
+        "batch_paused",
+        "batch_cancelled",
     ]
     message: str
 

@@ -1,7 +1,7 @@
-"""Downloading a dataset into a folder: each file is checked against its sha256, and resumed where it broke off.
+"""Writing what is downloaded: each file whole or not at all. A dataset into a folder, checked against its sha256s.
 
-A file is `NAME.part` until it is complete and correct. The manifest is downloaded first, SHA256SUMS last. Knows no
-command.
+A file is `NAME.part` until it is complete and correct. One of a dataset is resumed where its connection broke; where
+the disk is full none is left. The manifest is downloaded first, SHA256SUMS last. Knows no command.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -17,7 +18,9 @@ from pathlib import Path
 from cli import sentence
 from cli.client import RETRY_DELAYS_S, Client, FarmUnavailable, Json, LinkExpired, api_path
 from cli.errors import CONFLICT, Failure
+from cli.shell import format_bytes
 from common.datasets.layout import FOLDERS, MANIFEST, SUMS, TOP_LEVEL_FILES
+from common.disks import NO_ROOM
 
 PAGE = 200
 CONCURRENCY = 4  # files
@@ -36,6 +39,18 @@ class RemoteFile:
     def with_new_link(self, client: Client) -> "RemoteFile":
         page = client.get(api_path("datasets", self.dataset_id, "files"), limit=PAGE, cursor=self.page)
         return replace(self, url=next(one["url"] for one in page["items"] if one["path"] == self.path))
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a whole file, or replace it by one. Raises Failure, and then leaves what was there."""
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        raise Failure(sentence("not_writable", path=path, reason=error.strerror)) from None
 
 
 def prepare_folder(out: Path, plan: str, *, overwrite: bool) -> None:
@@ -72,7 +87,11 @@ def delete_dataset(folder: Path) -> None:
 
 
 def download(client: Client, dataset: Json, out: Path, on_progress: OnProgress) -> None:
-    """Download a ready dataset into a folder; what is there already counts as progress too."""
+    """Download a ready dataset into a folder; what is there already counts as progress too.
+
+    Raises Failure, before anything is written, where the disk has no room for it.
+    """
+    check_room(out, dataset["bytes"])
     listed = list_files(client, dataset["id"])
     sums, manifest = next(listed), next(listed)
     (out / SUMS).unlink(missing_ok=True)  # without it the dataset is incomplete
@@ -89,6 +108,12 @@ def download(client: Client, dataset: Json, out: Path, on_progress: OnProgress) 
     download_file(client, sums, out, on_progress)
 
 
+def check_room(out: Path, size: int) -> None:
+    needed = size - sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    if needed > (free := shutil.disk_usage(out).free):
+        raise Failure(sentence("no_room", folder=out, needed=format_bytes(needed), free=format_bytes(free)))
+
+
 def list_files(client: Client, dataset_id: str) -> Iterator[RemoteFile]:
     """All files of a dataset: SHA256SUMS, the manifest, then the others."""
     cursor: str | None = "0"
@@ -101,13 +126,13 @@ def list_files(client: Client, dataset_id: str) -> Iterator[RemoteFile]:
 def download_file(client: Client, file: RemoteFile, out: Path, on_progress: OnProgress) -> None:
     """Download one file, unless it is there, and resume a partial one. Raises Failure where it arrives damaged."""
     target = out / file.path
+    part = target.with_name(f"{target.name}.part")
     if not target.resolve().is_relative_to(out.resolve()):
         raise Failure(sentence("path_outside_dataset", path=file.path))
     try:
         if target.is_file() and sha256_of(target) == file.sha256:
             return on_progress(target.stat().st_size)
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f"{target.name}.part")
         for _ in range(2):  # a partial file may belong to another dataset: then once more from its start
             on_progress(part.stat().st_size if part.is_file() else 0)
             complete_part(client, file, part, on_progress)
@@ -117,6 +142,8 @@ def download_file(client: Client, file: RemoteFile, out: Path, on_progress: OnPr
             on_progress(-part.stat().st_size)
             part.unlink()
     except OSError as error:
+        if error.errno in NO_ROOM:
+            part.unlink(missing_ok=True)
         raise Failure(sentence("not_writable", path=target, reason=error.strerror)) from None
     raise Failure(sentence("file_damaged", path=file.path))
 

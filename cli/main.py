@@ -18,6 +18,7 @@ from cli import sentence
 from cli.errors import ERROR, INTERRUPTED, Failure, exit_code_of
 from cli.shell import Shell, global_options
 from cli.terminal import prepare_streams, print_line, print_usage_error
+from common.disks import NO_ROOM
 from common.errors import Error
 
 # name: the module of the command, and its line in the help.
@@ -92,8 +93,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         fail(shell, sentence("interrupted"), INTERRUPTED)
     except Error as error:
         fail(shell, error.message, exit_code_of(error.status))
-    except Exception:
-        fail(shell, sentence("bug", log=write_traceback()), ERROR)
+    except Exception as error:
+        fail(shell, describe(error), ERROR)
 
 
 def fail(shell: Shell, message: str, code: int) -> NoReturn:
@@ -103,10 +104,25 @@ def fail(shell: Shell, message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
+def describe(error: Exception) -> str:
+    """What nothing else has foreseen: a full disk, or a bug. A log file has the details of a bug, if there is room."""
+    try:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            return sentence("disk_is_full", folder=tempfile.gettempdir())
+        return sentence("bug", log=write_traceback())
+    except OSError:
+        return sentence("bug_without_log", error=type(error).__name__)
+
+
 def write_traceback() -> Path:
-    """Write the traceback to a temporary file, by the standard library only: any part of huafang may be broken."""
+    """Write the traceback to a temporary file, or leave none. Any part of huafang may be broken: it uses none."""
     with tempfile.NamedTemporaryFile(
         "w", prefix="huafang-", suffix=".log", encoding="utf-8", errors="backslashreplace", delete=False
     ) as file:
-        traceback.print_exc(file=file)
+        try:
+            traceback.print_exc(file=file)
+            file.flush()
+        except OSError:
+            Path(file.name).unlink()
+            raise
     return Path(file.name)

@@ -1,4 +1,4 @@
-"""Prepares a farm's database: `python -m common.bootstrap migrate | bootstrap`. The only command line in `common`.
+"""Prepares a farm: `python -m common.bootstrap migrate | bootstrap`. The only command line in `common`.
 
 `huafang admin` starts it and compose runs it once. It needs no API. Prints JSON on stdout; an error is one sentence on
 stderr and exit code 1, or 5 if there is an admin key already.
@@ -13,18 +13,20 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from psycopg.errors import UndefinedTable
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import ArgumentError, ProgrammingError
 
 from common import sentence
 from common.accounts import audit
 from common.accounts.audit import Action
+from common.accounts.farm import Farm
 from common.accounts.tenants import OPERATOR, Caller, create_key, ensure_tenant
 from common.config import Settings
 from common.db import connect, migrate, transaction
 from common.enums import Scope, Via
-from common.errors import Conflict, Error, Invalid, Unavailable
-from common.sentences import printable
+from common.errors import Conflict, Error, Invalid, Unavailable, WrongFarm
+from common.sentences import Sentence, printable
+from common.storage import Storage
 
 T = TypeVar("T")
 
@@ -32,6 +34,7 @@ T = TypeVar("T")
 def main() -> None:
     parser = argparse.ArgumentParser("python -m common.bootstrap", description=__doc__)
     parser.add_argument("command", choices=("migrate", "bootstrap"))
+    parser.add_argument("--adopt", choices=("bucket", "pepper"), help="migrate: what becomes the farm's")
     parser.add_argument("--wait", type=float, default=0, help="seconds to wait for Postgres")
     parser.add_argument("--another", action="store_true", help="bootstrap: make a key even if there is one")
     given = parser.parse_args()
@@ -39,7 +42,7 @@ def main() -> None:
     try:
         with as_errors_of_ours():
             if given.command == "migrate":
-                done = retry_until(given.wait, lambda: migrate_to_newest(settings))
+                done = retry_until(given.wait, lambda: migrate_to_newest(settings, given.adopt))
             else:
                 done = retry_until(given.wait, lambda: bootstrap(settings, another=given.another))
             print(json.dumps(done))
@@ -48,18 +51,27 @@ def main() -> None:
         sys.exit(5 if isinstance(error, Conflict) else 1)
 
 
-def migrate_to_newest(settings: Settings) -> dict[str, str]:
-    done = migrate(settings.database_url.get_secret_value())
-    return {"revision": done.revision, **({"note": done.note} if done.note else {})}
+def migrate_to_newest(settings: Settings, adopt: str | None) -> dict[str, str]:
+    """Migrate the tables, and write the farm's id where it is missing. Another farm's database is left alone.
+
+    `adopt`: what becomes this farm's, whosever it was: "bucket" or "pepper".
+    """
+    if adopt == "pepper":
+        pepper_of(settings)
+    with farm_of(settings) as (_, farm):
+        unknown = None if adopt else refuse_another_farm(farm)
+        done = migrate(settings.database_url.get_secret_value())
+        if adopt:
+            (farm.adopt_bucket if adopt == "bucket" else farm.adopt_pepper)()
+        notes = [note for note in (done.note, unknown and refuse_another_farm(farm)) if note]
+    return {"revision": done.revision, **({"note": " ".join(notes)} if notes else {})}
 
 
 def bootstrap(settings: Settings, *, another: bool) -> dict[str, str]:
     """Make the first tenant and its admin key. Raises Conflict if there is an admin key and `another` is false."""
-    pepper = settings.key_pepper.get_secret_value()
-    if not pepper:
-        raise Invalid(sentence("pepper_missing"))
-    engine = connect(settings, pool=1)
-    try:
+    pepper = pepper_of(settings)
+    with farm_of(settings) as (engine, farm):
+        refuse_another_farm(farm)
         with transaction(engine) as connection:
             tenant = ensure_tenant(connection, OPERATOR)
             if not another and has_admin_key(connection):
@@ -67,9 +79,34 @@ def bootstrap(settings: Settings, *, another: bool) -> dict[str, str]:
             key = create_key(connection, tenant, "admin", [Scope.ADMIN], pepper)
             itself = Caller(tenant, key.id, frozenset(), Via.SHELL)  # access to the database needs no key
             audit.record(connection, itself, Action.CREATE_KEY, key.id, name="admin", scopes=[Scope.ADMIN])
+    return {"tenant": OPERATOR, "id": str(key.id), "secret": key.secret}
+
+
+@contextmanager
+def farm_of(settings: Settings) -> Iterator[tuple[Engine, Farm]]:
+    engine = connect(settings, pool=1)
+    try:
+        yield engine, Farm(engine, Storage(settings, attempts=1), settings.key_pepper.get_secret_value())
     finally:
         engine.dispose()
-    return {"tenant": OPERATOR, "id": str(key.id), "secret": key.secret}
+
+
+def refuse_another_farm(farm: Farm) -> Sentence | None:
+    """Raises WrongFarm. A note if that is not known yet."""
+    try:
+        farm.compare()
+    except WrongFarm:
+        raise
+    except Unavailable as error:
+        return sentence("farm_unknown", reason=error.message)
+    return None
+
+
+def pepper_of(settings: Settings) -> str:
+    pepper = settings.key_pepper.get_secret_value()
+    if not pepper:
+        raise Invalid(sentence("pepper_missing"))
+    return pepper
 
 
 def has_admin_key(connection: Connection) -> bool:
@@ -79,11 +116,13 @@ def has_admin_key(connection: Connection) -> bool:
 
 
 def retry_until(seconds: float, do: Callable[[], T]) -> T:
-    """Do it; while Postgres is down, try again for that long."""
+    """Do it; while Postgres, or what else it needs, is down, try again for that long."""
     deadline = time.monotonic() + seconds
     while True:
         try:
             return do()
+        except WrongFarm:
+            raise
         except Unavailable:
             if time.monotonic() > deadline:
                 raise

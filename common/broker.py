@@ -12,6 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from celery import Celery
+from kombu.entity import Exchange, Queue
 from kombu.exceptions import OperationalError
 from redis import Redis
 from redis.exceptions import RedisError
@@ -27,6 +28,7 @@ MESSAGE_EXPIRES_S = 300
 QUIET_S = 2.0  # without calls after a failure, so that a submission never waits for two time-outs
 BURST_S = 0.02
 PROGRESS_EXPIRES_S = 120
+PROBE_KEY = "huafang:probe"  # written to see whether Redis takes anything
 PUBSUB_OPTIONS: Mapping[str, Any] = {  # of a client that subscribes, synchronous or not
     "decode_responses": True,
     "encoding_errors": "replace",  # anyone who reaches Redis can write there: bytes must not end who listens
@@ -41,8 +43,16 @@ def render_queue(model: str) -> str:
     return f"render.{model}"
 
 
+def queue_named(name: str) -> Queue:
+    """A queue as Celery wants it. Nobody declares it: that writes to Redis, and messages need no more than its name."""
+    return Queue(name, Exchange(name), routing_key=name, no_declare=True)  # type: ignore[no-untyped-call]
+
+
 def celery_app(settings: Settings, *, socket_timeout: float = 10) -> Celery:
-    """The Celery application of producers and workers. JSON only, no results, no remote control."""
+    """The Celery application of producers and workers. JSON only, no results, no remote control.
+
+    Who only consumes writes nothing to Redis but the removal of messages, which a full Redis allows.
+    """
     app = Celery("huafang", broker=settings.redis_url.get_secret_value(), set_as_current=False)
     app.conf.update(
         accept_content=["json"],
@@ -64,7 +74,8 @@ def celery_app(settings: Settings, *, socket_timeout: float = 10) -> Celery:
             "socket_connect_timeout": min(3, socket_timeout),
             "socket_keepalive": True,
             "health_check_interval": 5,
-            "visibility_timeout": 600,
+            "max_retries": 0,  # of a connection to send with: who waits for it is a request; Celery tries for 4 s
+            "ack_emulation": False,  # it keeps a copy of what a worker took, for longer than our messages are valid
         },
         timezone="UTC",
     )
@@ -101,7 +112,7 @@ class Broker:
                 "render",
                 kwargs={"model": model, "job": str(job_id) if job_id else None, "tier": tier},
                 task_id=str(job_id) if job_id else None,
-                queue=render_queue(model),
+                queue=queue_named(render_queue(model)),
                 expires=MESSAGE_EXPIRES_S,
                 retry=False,
                 ignore_result=True,
@@ -189,7 +200,7 @@ class Broker:
             lambda: self._app.send_task(
                 task,
                 kwargs=message,
-                queue=CONTROL_QUEUE,
+                queue=queue_named(CONTROL_QUEUE),
                 expires=MESSAGE_EXPIRES_S,
                 retry=False,
                 ignore_result=True,
@@ -204,6 +215,8 @@ class Broker:
         if time.monotonic() < self._quiet_until:
             return False
         try:
+            if self._is_away:  # Celery's client makes new connections for each command that fails, this one does not
+                self._redis.set(PROBE_KEY, "", ex=1)
             send()
         except (RedisError, OperationalError, OSError) as error:
             self._quiet_until = time.monotonic() + QUIET_S

@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     catalog: Path = SHIPPED_CATALOG
     models_dir: Path | None = None  # imported models, for all processes of this host; None: `models` in the home
     default_model: str | None = None  # None: the catalogue's default for this kind of device
-    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps, or stub: renders from the seed, without torch
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, cuda:all, mps, or stub: renders from the seed, without torch
     models: str = ""  # comma-separated names this worker serves; empty: all of the catalogue
     worker_name: str | None = None  # shown to people; None: host and device
     torch_threads: int | None = None  # None: torch decides
@@ -65,6 +65,7 @@ class Settings(BaseSettings):
     sweep_s: float = 3
     drain_s: float = 30
     trial_s: float = 60  # until the first trial of a quarantined worker; then 5 times, and 15 times as long
+    cannot_store_s: float = 60  # of a worker; then others that can store get what it holds
     upload_days: float = 30  # how long an upload is kept after its last use
     audit_days: float = 365  # how long audit records are kept
     sweep: bool = True  # off only to test that messages alone render everything

@@ -23,7 +23,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from common import sentence
 from common.config import Settings
-from common.errors import Invalid, Unavailable
+from common.errors import Invalid, NoRoom, Unavailable
 from common.sentences import Sentence
 
 if TYPE_CHECKING:
@@ -32,9 +32,10 @@ if TYPE_CHECKING:
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 # What this code understands. It is raised with each migration, and before anything is stored that the code before does
 # not know.
-CODE = 5
-NEEDS = 6  # the least revision of the tables that this code works with
+CODE = 6
+NEEDS = 9  # the least revision of the tables that this code works with
 MAX_ID_MS = 2**48 - 1  # of the time in a UUIDv7: the year 10889
+DISK_FULL = "53100"  # an SQLSTATE
 IDLE_S = 1.0  # a connection that was used within this time is not pinged
 
 
@@ -85,7 +86,7 @@ def transaction(engine: Engine) -> Iterator[Connection]:
     """One transaction: committed at the end, rolled back by any exception.
 
     Raises Unavailable when Postgres is down, closes the connection, or requires another try (deadlock, time-out). A
-    COMMIT may have succeeded all the same: read back before a second try.
+    COMMIT may have succeeded all the same: read back before a second try. NoRoom when its disk is full.
     """
     with _as_unavailable(), engine.begin() as connection:
         yield connection
@@ -96,6 +97,8 @@ def _as_unavailable() -> Iterator[None]:
     try:
         yield
     except (OperationalError, InterfaceError, PoolTimeout) as error:
+        if getattr(getattr(error, "orig", None), "sqlstate", None) == DISK_FULL:
+            raise NoRoom(sentence("database_full")) from error
         raise Unavailable(sentence("database_down")) from error
     except DBAPIError as error:
         if error.connection_invalidated:

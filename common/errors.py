@@ -11,6 +11,8 @@
     │   └── LicenceNotAccepted
     ├── LimitReached          429: the tenant takes more than its share for now
     ├── Unavailable           503: a service of the farm is down for now
+    │   ├── NoRoom            507: a disk of the farm is full
+    │   └── WrongFarm                       it answers, but it is another farm's
     └── RenderFailed          never HTTP: why an image failed, stored with it
         ├── ModelRefused                    a worker will not load this
         ├── LoraRefused                     no worker will
@@ -150,6 +152,17 @@ class Unavailable(Error):
     code = "unavailable"
     status = 503
     retryable = True
+
+
+class NoRoom(Unavailable):
+    """A disk of the farm is full. Nothing of the request is left there, and it may succeed once there is room."""
+
+    code = "no_room"
+    status = 507
+
+
+class WrongFarm(Unavailable):
+    """The database, the bucket or the pepper is another farm's."""
 
 
 class RenderFailed(Error):

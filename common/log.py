@@ -1,10 +1,12 @@
 """Logs. Code names an event and its fields; this module has the level and the sentence of each event.
 
 `log_event("job_submitted", job=…)` needs `job_submitted` below; a test compares the two. No text forges a line: it is
-escaped, and a traceback is indented.
+escaped, and a traceback is indented. What finds no room on a full disk is lost, and its process goes on.
 """
 
+import io
 import logging
+import sys
 from typing import Any
 
 from common.sentences import printable
@@ -23,7 +25,7 @@ EVENTS: dict[str, tuple[int, str]] = {
     "jobs_changed": (logging.INFO, "All jobs that match a filter were cancelled, retried or moved to another tier."),
     "authentication_failed": (logging.WARNING, "A request had no valid key, session or link."),
     "request_failed": (logging.ERROR, "A request failed unexpectedly."),
-    "request_unavailable": (logging.WARNING, "A request was answered with 503: a service of the farm is away."),
+    "request_unavailable": (logging.WARNING, "A request was refused for now: a service is away, or a disk full."),
     # services
     "redis_away": (logging.WARNING, "Redis does not answer; the sweep will send again what was not sent."),
     "redis_back": (logging.INFO, "Redis is back."),
@@ -31,8 +33,13 @@ EVENTS: dict[str, tuple[int, str]] = {
     "database_back": (logging.INFO, "Postgres is back."),
     "storage_away": (logging.WARNING, "The image store does not answer; pictures wait in memory until it is back."),
     "storage_back": (logging.INFO, "The image store is back."),
+    "wrong_farm": (logging.ERROR, "Database, bucket and pepper are not of one farm; nothing is done until they are."),
     # render workers
     "worker_started": (logging.INFO, "A render worker started."),
+    "gpu_unused": (logging.WARNING, "This worker renders on the CPU of a machine that has a GPU."),
+    "device_unusable": (logging.CRITICAL, "This worker cannot render on its device and does not start."),
+    "device_error": (logging.ERROR, "The device of this worker reports an error."),
+    "worker_process_ended": (logging.ERROR, "The process of a device ended; it is started again."),
     "worker_draining": (logging.INFO, "This worker finishes what it holds and claims nothing more."),
     "clock_skew": (logging.WARNING, "This machine's clock differs from the database's; set it right."),
     "process_aborts": (logging.CRITICAL, "This process cannot go on and exits; its supervisor starts a new one."),
@@ -54,11 +61,17 @@ EVENTS: dict[str, tuple[int, str]] = {
     "image_failed": (logging.WARNING, "An image failed."),
     "image_unchecked": (logging.ERROR, "A safety checker gave NaN for an image, which is flagged; verify its model."),
     "render_failed": (logging.ERROR, "A pipeline failed for an unforeseen reason."),
-    "store_failed": (logging.ERROR, "An image could not be stored for an unforeseen reason."),
+    "encode_failed": (logging.ERROR, "An image could not be encoded for an unforeseen reason."),
+    "store_failed": (logging.ERROR, "An image could not be stored for an unforeseen reason; it is tried again."),
+    "store_watch_failed": (
+        logging.ERROR,
+        "It could not be found out whether this worker can store, for an unforeseen reason; it is tried again.",
+    ),
     "microbatch_failed": (logging.ERROR, "A microbatch failed for an unforeseen reason; it counts as an attempt."),
     "discard_failed": (logging.ERROR, "Images could not be deleted for an unforeseen reason; the sweep does so later."),
     "input_failed": (logging.ERROR, "An input image could not be used for an unforeseen reason."),
     "render_loop_failed": (logging.ERROR, "The render loop failed for an unforeseen reason; it goes on."),
+    "charge_failed": (logging.ERROR, "Tenants could not be charged for what was claimed; their shares miss a second."),
     "heartbeat_failed": (logging.ERROR, "A heartbeat failed for an unforeseen reason; the next one follows."),
     # control workers
     "control_started": (logging.INFO, "A control worker started."),
@@ -114,8 +127,40 @@ class LineFormatter(logging.Formatter):
         return _indent(stack_info)
 
 
+class LossyFile(io.FileIO):
+    """A file whose writes never fail: what finds no room is lost, and a line says so as soon as there is room."""
+
+    def __init__(self, file: str | int, mode: str = "ab") -> None:
+        super().__init__(file, mode, closefd=isinstance(file, str))
+        self._lost = 0
+
+    def write(self, data: Any) -> int:
+        left = memoryview(data)
+        try:
+            if self._lost:
+                super().write(f"\n… {self._lost} bytes of this log found no room …\n".encode())
+                self._lost = 0
+            while left:
+                written: int | None = super().write(left)
+                if written is None:  # a pipe that is full, of a parent that does not wait for it
+                    raise BlockingIOError
+                left = left[written:]
+        except OSError:
+            self._lost += len(left)
+        return len(data)
+
+
+def lose_without_room() -> None:
+    """Make stderr a LossyFile: else what its buffer holds at the end of the process gives it another exit code."""
+    if sys.stderr is None:  # closed by the parent
+        return
+    file = LossyFile(sys.stderr.fileno())
+    sys.stderr = io.TextIOWrapper(file, sys.stderr.encoding, "backslashreplace", write_through=True)
+
+
 def set_up(level: str = "INFO") -> None:
     """Write log lines to stderr. For the start of a process."""
+    lose_without_room()
     handler = logging.StreamHandler()
     handler.setFormatter(LineFormatter())
     logging.basicConfig(handlers=[handler], level=level, force=True)

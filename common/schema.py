@@ -72,6 +72,18 @@ schema_version = Table(
     CheckConstraint("is_only_row", name="is_only_row"),
 )
 
+# Whose database this is: see `common.accounts.farm`.
+farm = Table(
+    "farm",
+    metadata,
+    Column("is_only_row", Boolean, primary_key=True, server_default="true"),
+    Column("id", Uuid, nullable=False),
+    Column("pepper_digest", Text),  # null: no process that has the pepper was started yet
+    Column("bucket_marked_at", Moment),  # since then a bucket without the farm's id is another one
+    Column("created_at", Moment, nullable=False, server_default=func.now()),
+    CheckConstraint("is_only_row", name="is_only_row"),
+)
+
 tenants = Table(
     "tenants",
     metadata,
@@ -266,10 +278,24 @@ lanes = Table(
     Column("failed", BigInteger, nullable=False, server_default="0"),
     Column("cancelled", BigInteger, nullable=False, server_default="0"),
     Column("needs_code", Integer, nullable=False, server_default="1"),  # the least CODE that may render its images
+    Column("counted_at", Moment),  # when ended images were last counted here
     CheckConstraint("open >= 0", name="open"),
     UniqueConstraint("tenant_id", "tier", "compatibility", "batch_id", postgresql_nulls_not_distinct=True),
     Index("lanes_open_idx", "model", postgresql_where=text("open > 0")),
     Index("lanes_batch_id_idx", "batch_id", postgresql_where=text("batch_id IS NOT NULL")),
+)
+
+# Ended images that the counters of a lane do not contain yet: see `common.queue.lanes`. Without a key to `lanes`, whose
+# check would write the row of the lane.
+lane_changes = Table(
+    "lane_changes",
+    metadata,
+    Column("lane_id", BigInteger, nullable=False),
+    Column("ended", Integer, nullable=False),  # of these, by state:
+    Column("stored", Integer, nullable=False),
+    Column("flagged", Integer, nullable=False),
+    Column("failed", Integer, nullable=False),
+    Column("cancelled", Integer, nullable=False),
 )
 
 jobs = Table(
@@ -400,6 +426,7 @@ workers = Table(
     Column("refusals", JSONB, nullable=False, server_default="{}"),  # model → why it refuses it
     Column("seconds_per_image", JSONB, nullable=False, server_default="{}"),  # by model, measured
     Column("capacity", JSONB, nullable=False, server_default="{}"),  # by model: images of one pipeline call
+    Column("device_status", JSONB, nullable=False, server_default="[]"),  # how its devices do
     Column("state", worker_state_enum, nullable=False, server_default=WorkerState.STARTING),
     Column("reason", Text),  # why it drains or stopped
     Column("cannot_store_since", Moment),  # null: it can, or has not tried

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -17,13 +18,17 @@ from urllib3.exceptions import HTTPError
 
 from common import sentence
 from common.config import Settings
-from common.errors import Error, NotFound, Unavailable
+from common.errors import Error, NoRoom, NotFound, Unavailable
 
 MEDIA_TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
 BLOCK_BYTES = 1_000_000
 IN_PARTS = TransferConfig(multipart_chunksize=8_000_000, max_concurrency=2)
 IN_PARTS.max_in_memory_upload_chunks = 2  # 10 by default, and boto3 has no argument for it
 LINK_S = 900  # how long a presigned link is good for
+MARK = "farm-id.json"  # says whose the bucket is
+TRIAL = "images/trial"  # what a worker stores and deletes to find out whether it can
+EXISTS = (409, 412)  # what a store answers to a conditional request
+VERIFIED_S = 10  # for so long a store that answers is taken for the same one
 
 T = TypeVar("T")
 
@@ -75,7 +80,8 @@ class Blocks(io.RawIOBase):
 class Storage:
     """One bucket of an S3-compatible store. Safe to share between threads.
 
-    Every method raises Unavailable while the store is down, answers with a server error, or refuses the credentials.
+    Every method raises Unavailable while the store is down, answers with a server error, or refuses the credentials;
+    NoRoom while it is full.
     """
 
     def __init__(self, settings: Settings, *, connections: int = 10, attempts: int = 2) -> None:
@@ -83,6 +89,40 @@ class Storage:
         self._client = _client(settings, settings.s3_endpoint_url, connections, attempts)
         public_url = settings.s3_public_url or settings.s3_endpoint_url
         self._signer = _client(settings, public_url, 1, attempts)
+        self._verify: Callable[[], None] | None = None
+        self._verified_until = 0.0
+
+    def verify_by(self, verify: Callable[[], None]) -> None:
+        """Call this before the first request, after one that failed, and every ten seconds: what it raises is raised.
+
+        So nothing goes to a store that took the place of the right one while that was away.
+        """
+        self._verify = verify
+
+    def verify(self) -> None:
+        """Verify the store now if that is due. Raises what `verify_by` was given raises."""
+        if self._verify and time.monotonic() > self._verified_until:
+            self._verify()
+            self._verified_until = time.monotonic() + VERIFIED_S
+
+    def read_mark(self) -> bytes | None:
+        """What says whose the bucket is; None if nothing does. Not verified before."""
+        try:
+            return bytes(self._send(lambda: self._client.get_object(Bucket=self.bucket, Key=MARK)["Body"].read()))
+        except NotFound:
+            return None
+
+    def write_mark(self, data: bytes, *, replace: bool) -> None:
+        """Say whose the bucket is. Without `replace` a mark that is there stays where the store can see to it."""
+        put = partial(self._client.put_object, Bucket=self.bucket, Key=MARK, Body=data, ContentType="application/json")
+        if not replace:
+            try:
+                put(IfNoneMatch="*")
+                return
+            except (ClientError, BotoCoreError) as error:
+                if _status(error) in EXISTS:
+                    return
+        self._send(put)
 
     def put(self, key: str, data: bytes, media_type: str) -> None:
         self._do(lambda: self._client.put_object(Bucket=self.bucket, Key=key, Body=data, ContentType=media_type))
@@ -138,30 +178,53 @@ class Storage:
         )
 
     def check(self) -> None:
-        """Raise Unavailable or NotFound unless the bucket can be reached with these credentials."""
-        self._do(lambda: self._client.head_bucket(Bucket=self.bucket))
+        """Raise Unavailable or NotFound unless these credentials reach the bucket. Not verified before."""
+        try:
+            self._send(lambda: self._client.head_bucket(Bucket=self.bucket))
+        except Error:
+            self._verified_until = 0.0
+            raise
 
     def ensure_bucket(self) -> None:
         """Make the bucket if it is not there."""
         try:
             self.check()
         except NotFound:
-            self._do(lambda: self._client.create_bucket(Bucket=self.bucket))
+            self._send(lambda: self._client.create_bucket(Bucket=self.bucket))
 
     def _do(self, call: Callable[[], T]) -> T:
+        self.verify()
+        try:
+            return self._send(call)
+        except Unavailable:
+            self._verified_until = 0.0
+            raise
+
+    def _send(self, call: Callable[[], T]) -> T:
         try:
             return call()
         except ClientError as error:
-            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            status = _status(error)
+            if error.response.get("Error", {}).get("Code") == "NoSuchBucket":
+                raise Unavailable(sentence("bucket_missing", bucket=self.bucket)) from error
             if status == 404:
                 raise NotFound(sentence("key_missing")) from error
             if status == 416:
                 raise EndOfFile(sentence("range_behind_end")) from error
+            if error.response.get("Error", {}).get("Code") == "RequestTimeTooSkewed":
+                raise Unavailable(sentence("storage_clock")) from error
             if status == 403:
                 raise Unavailable(sentence("storage_credentials")) from error
+            if status == NoRoom.status:
+                raise NoRoom(sentence("storage_full")) from error
             raise Unavailable(sentence("storage_error", status=status)) from error
         except (BotoCoreError, HTTPError, S3UploadFailedError, OSError) as error:
             raise Unavailable(sentence("storage_down")) from error
+
+
+def _status(error: Exception) -> int:
+    """The status of the store's answer; 0 where it gave none."""
+    return int(getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def _client(settings: Settings, endpoint: str | None, connections: int, attempts: int) -> Any:

@@ -37,6 +37,11 @@ def record(connection: Connection, tenant_id: UUID, upload: Upload) -> datetime:
     return created_at
 
 
+def forget(connection: Connection, upload_id: UUID) -> None:
+    """Delete the row of a file that could not be stored."""
+    connection.execute(DELETE_UPLOAD, {"upload": upload_id})
+
+
 def find_prompts(connection: Connection, tenant_id: UUID, upload_id: UUID) -> Upload | None:
     """A prompt file of the tenant."""
     row = connection.execute(FIND_PROMPTS, {"tenant": tenant_id, "upload": upload_id}).first()
@@ -72,6 +77,9 @@ INSERT_UPLOAD = text("""
     VALUES (:id, :tenant, :format, :bytes, :sha256, :width, :height, :encoding)
     RETURNING created_at
 """)
+
+# Deletes an upload.
+DELETE_UPLOAD = text("DELETE FROM uploads WHERE id = :upload")
 
 # Finds a prompt file.
 FIND_PROMPTS = text(f"""

@@ -61,7 +61,7 @@ def print_farm(found: farm.Farm | None, as_json: bool) -> None:
         print(f"The farm is up at {found.url}, its data in {found.home}.")
         for process in found.processes:
             print(f"  {process.name:<12} {process.state:<9} {process.pid or '':<8} {process.uptime_s} s")
-        for line in found.join:
+        for line in [*found.alerts, *found.join]:
             print(line)
 
 

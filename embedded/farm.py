@@ -19,6 +19,7 @@ from pydantic import SecretStr
 
 from common.catalog import catalog
 from common.config import Settings
+from common.disks import full_disks
 from common.errors import Conflict, NotFound, Unavailable
 from embedded import sentence, supervisor
 from embedded.instance import LOOPBACK, Instance, find_instance, home_path, make_home, prepare_instance
@@ -45,6 +46,7 @@ class Farm:
     environment: dict[str, str]  # HUAFANG_* variables for a process of this machine
     join: list[str]  # shell lines for another machine, before `./huafang serve worker`; empty on loopback
     processes: list[Process]
+    alerts: list[str]  # a sentence for each full disk
 
 
 def up(
@@ -217,7 +219,15 @@ def describe(instance: Instance, settings: Settings) -> Farm:
         environment=instance.environment(settings),
         join=[] if instance.listen == LOOPBACK else [f"export {k}={shlex.quote(v)}" for k, v in services.items()],
         processes=supervisor.processes(instance.home),
+        alerts=disk_alerts(instance.home),
     )
+
+
+def disk_alerts(home: Path) -> list[str]:
+    return [
+        sentence("data_disk_full", folder=d.folder) if d.has_data else sentence("log_disk_full", folder=d.folder)
+        for d in full_disks(home)
+    ]
 
 
 def variables(settings: Settings) -> dict[str, str]:

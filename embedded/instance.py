@@ -91,6 +91,7 @@ def prepare_instance(home: Path, listen: str = LOOPBACK, device: str | None = No
     Raises Invalid for an address of another machine, Unavailable for a home that cannot hold a farm.
     """
     make_home(home)
+    check_room(home)
     check_address(listen)
     known = find_instance(home) or Instance(home)
     instance = replace(
@@ -125,6 +126,9 @@ def make_home(home: Path) -> None:
             private_folder(home / name)
     except OSError as error:
         raise Unavailable(sentence("home_not_writable", home=home, reason=error.strerror)) from error
+
+
+def check_room(home: Path) -> None:
     free_mb = shutil.disk_usage(home).free >> 20
     if free_mb < MIN_FREE_MB:
         raise Unavailable(sentence("disk_almost_full", free_mb=free_mb, home=home, needed_mb=MIN_FREE_MB))

@@ -23,6 +23,7 @@ from embedded import sentence
 
 CPU_STEP_S = 1.0  # an idle program takes minutes for it
 MOST_START_S = 900  # for one program to start, on the slowest machine
+PID_DIGITS = 10
 SIGNALS = {"TERM": signal.SIGTERM, "INT": signal.SIGINT, "KILL": signal.SIGKILL}
 
 
@@ -34,6 +35,7 @@ class Program:
     stop_signal: str = "TERM"
     stop_s: int = 15  # seconds between the stop signal and SIGKILL
     stale_file: str | None = None  # left by a killed program, and would keep the next one from starting
+    data: str | None = None  # the folder that it writes to: it starts only while that disk is not full
 
 
 def locked_command(name: str) -> list[str]:
@@ -81,6 +83,11 @@ def take_lock(path: Path, wait_s: float = 0) -> int:
                 os.close(descriptor)
                 raise
             time.sleep(0.02)
+
+
+def note_pid(lock: int, pid: int) -> None:
+    """Write the holder's process id into its lock file. Always as long, so that a full disk has room for the next."""
+    os.pwrite(lock, f"{pid:<{PID_DIGITS}}".encode(), 0)
 
 
 @contextmanager

@@ -2,19 +2,22 @@
 
 FOLDER/server.json holds the address, the port, the account and its secret. Path style, region us-east-1, Signature V4.
 Swift's four servers run as green threads. Its three backends listen on ports of their own without authentication, so
-each request to them must carry a token that only this process has.
+each request to them must carry a token that only this process has. A full disk stores nothing more (507), and still
+deletes.
 """
 
 import json
 import logging
 import os
 import secrets
+import shutil
 import sys
 from hmac import compare_digest
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from common.disks import RESERVE_BYTES
 from common.log import LineFormatter
 
 BACKENDS = ("account", "container", "object")
@@ -23,7 +26,8 @@ FILTERS += ["versioned_writes", "symlink"]
 # FOLDER is the working folder and paths are relative to it, so that no character of its path needs quoting.
 WORKING_FOLDER = "/proc/self/cwd/"
 # One process on a shared machine can be slow: long timeouts, and the only disk is never treated as failed.
-COMMON = """[DEFAULT]
+# Swift's own check is the second one: what `with_room` accepts is stored, and noted in the listing of its bucket.
+COMMON = f"""[DEFAULT]
 swift_dir = .
 devices = node
 mount_check = false
@@ -31,8 +35,10 @@ workers = 0
 log_level = WARNING
 log_address = /nonexistent
 log_custom_handlers = embedded.s3_server.log_to_stderr
+fallocate_reserve = {RESERVE_BYTES // 2}
 """
 TIMEOUTS = "conn_timeout = 10\nnode_timeout = 60\n"
+NO_ROOM = b"<Error><Code>InsufficientStorage</Code><Message>The disk is full.</Message></Error>"
 TOKEN_HEADER = "X-Farm-Token"
 
 
@@ -60,9 +66,8 @@ def main(folder: str) -> None:
         eventlet.spawn(wsgi.server, listener, require_token(token, loadapp(WORKING_FOLDER + f"{name}.conf")), **options)
     Path("proxy.conf").write_text(proxy_configuration(access["account"], access["secret"]))
     frontend = eventlet.listen((access["listen"], access["port"]))
-    wsgi.server(
-        frontend, with_cache(loadapp(WORKING_FOLDER + "proxy.conf")), capitalize_response_headers=False, **options
-    )
+    app = with_room(with_cache(loadapp(WORKING_FOLDER + "proxy.conf")))
+    wsgi.server(frontend, app, capitalize_response_headers=False, **options)
 
 
 def keep_hash_suffix() -> None:
@@ -167,6 +172,21 @@ def with_cache(app: Any) -> Any:
         return app({**environ, "swift.cache": cache}, start_response)
 
     return cached
+
+
+def with_room(app: Any) -> Any:
+    """Refuse to store what the disk has no room for. A deletion needs none, nor does the end of an upload in parts."""
+
+    def checked(environ: dict[str, Any], start_response: Any) -> Any:
+        stores = environ["REQUEST_METHOD"] == "PUT" or environ.get("QUERY_STRING") == "uploads"
+        size = int(environ.get("CONTENT_LENGTH") or 0)
+        if not stores or shutil.disk_usage(".").free - size >= RESERVE_BYTES:
+            return app(environ, start_response)
+        headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(NO_ROOM)))]
+        start_response("507 Insufficient Storage", headers)
+        return [NO_ROOM]
+
+    return checked
 
 
 def log_to_stderr(conf: Any, name: Any, to_console: Any, route: Any, fmt: str, logger: Any, adapted: Any) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from common.disks import is_full
 from common.errors import Unavailable
 from embedded import sentence
 from embedded.instance import DATABASE, S3_ACCOUNT, USER, Instance, prepare_instance
@@ -37,7 +38,7 @@ START_TIMEOUT_S = 60  # without progress
 
 def server_programs(instance: Instance, durable: bool = True) -> list[Program]:
     """Set up the servers where they are not, and return their programs. Without `durable` a power cut loses data."""
-    return [postgres(instance, durable), valkey(instance, durable), s3(instance)]
+    return [postgres(instance, durable), valkey(instance), s3(instance)]
 
 
 # Postgres
@@ -63,7 +64,8 @@ def postgres(instance: Instance, durable: bool) -> Program:
     arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
     command = (*prefix, str(postgres_bin() / "postgres"), "-D", str(data), *arguments)
     # INT is Postgres' fast shutdown. With a stale postmaster.pid it refuses to start if any process has that id.
-    return Program("postgres", command, {"LC_ALL": "C"}, stop_signal="INT", stale_file=str(data / "postmaster.pid"))
+    stale = str(data / "postmaster.pid")
+    return Program("postgres", command, {"LC_ALL": "C"}, stop_signal="INT", stale_file=stale, data=str(data))
 
 
 def init_database(instance: Instance, data: Path, prefix: list[str], durable: bool) -> None:
@@ -100,14 +102,15 @@ def probe_postgres(instance: Instance) -> None:
 # Valkey
 
 
-def valkey(instance: Instance, durable: bool) -> Program:
+def valkey(instance: Instance) -> Program:
+    """It writes nothing to the disk: the farm recovers from an empty Valkey within seconds."""
     data = private_folder(instance.home / "valkey")
     options = {
         "bind": instance.listen,
         "port": instance.ports["valkey"],
         "requirepass": instance.secrets["valkey"],
         "databases": 64,
-        "appendonly": "yes" if durable else "no",
+        "appendonly": "no",
         "save": '""',
         "maxmemory-policy": "noeviction",
     }
@@ -139,7 +142,8 @@ def s3(instance: Instance) -> Program:
     }
     write_private(data / "server.json", json.dumps(access))
     if sys.platform == "linux":
-        return Program("s3", (sys.executable, "-P", "-W", "ignore", "-m", "embedded.s3_server", "s3"))
+        command = (sys.executable, "-P", "-W", "ignore", "-m", "embedded.s3_server", "s3")
+        return Program("s3", command, data=str(data))
     # Swift needs Linux. moto keeps its data in memory only: enough to try the farm.
     port = str(instance.ports["s3"])
     return Program("s3", (sys.executable, "-P", "-m", "moto.server", "-H", instance.listen, "-p", port))
@@ -209,7 +213,7 @@ def wait_for_server(instance: Instance, name: str, has_ended: Callable[[], bool]
 def start_failure(instance: Instance, name: str) -> Unavailable:
     log = instance.failure_log(name)
     lines = log.read_text(errors="replace").split("\n") if log.exists() else []
-    if any("No space left on device" in line for line in lines[-20:]):
+    if is_full(instance.home) or any("No space left on device" in line for line in lines[-20:]):
         return Unavailable(sentence("disk_full", server=name, home=instance.home))
     return Unavailable(sentence("server_failed", server=name, log=log))
 

@@ -1,7 +1,7 @@
 """Supervisord: its configuration, its start and stop, and the states of its processes.
 
 Supervisord restarts programs that end, rotates their logs and answers XML-RPC on a Unix socket in the farm's home.
-Knows programs by name only; each runs by `embedded.locked_run`.
+`embedded.tolerant_supervisord` runs it. Knows programs by name only; each runs by `embedded.locked_run`.
 """
 
 import hashlib
@@ -25,6 +25,7 @@ from embedded.processes import (
     is_alive,
     lock_file,
     locked_command,
+    note_pid,
     private_folder,
     send_signal,
     take_lock,
@@ -70,7 +71,7 @@ def start(home: Path, groups: dict[str, list[Program]]) -> None:
     try:
         with open(home / "logs" / f"{NAME}.out", "wb") as out:
             child = subprocess.Popen(
-                [sys.executable, "-P", "-W", "ignore", "-m", "supervisor.supervisord", *OPTIONS],
+                [sys.executable, "-P", "-W", "ignore", "-m", "embedded.tolerant_supervisord", *OPTIONS],
                 cwd=home,
                 env={**os.environ, "FARM_PYTHON": sys.executable},
                 stdin=subprocess.DEVNULL,
@@ -79,8 +80,7 @@ def start(home: Path, groups: dict[str, list[Program]]) -> None:
                 start_new_session=True,
                 pass_fds=[lock],
             )
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, str(child.pid).encode(), 0)
+        note_pid(lock, child.pid)
     finally:
         os.close(lock)
     deadline = StartDeadline(home, NAME, START_TIMEOUT_S)

@@ -10,6 +10,9 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -32,11 +35,26 @@ def _can_unshare() -> bool:
     return bool(shutil.which("unshare")) and subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
+@cache
+def _can_mount_small_disk() -> bool:
+    """With the extended attributes that Swift needs, which a tmpfs has since Linux 6.6."""
+    from tests.support.small_disk import small_disk
+
+    try:
+        with TemporaryDirectory() as folder, small_disk(Path(folder), 2**20) as disk:
+            os.mkdir(disk.outside / "any")
+            os.setxattr(disk.outside / "any", "user.any", b"1")
+    except (OSError, AssertionError):
+        return False
+    return True
+
+
 # name: (whether this machine has it, the Debian package that brings it)
 SYSTEM: dict[str, tuple[Callable[[], object], str]] = {
     "chromium": (lambda: shutil.which("chromium"), "chromium"),
     "curl": (lambda: shutil.which("curl"), "curl"),
     "hanzi": (_has_hanzi, "fonts-wqy-zenhei"),
+    "small_disk": (_can_mount_small_disk, "util-linux"),
     "pip": (_has_pip, "python3-venv"),
     "unshare": (_can_unshare, "util-linux"),
 }

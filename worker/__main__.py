@@ -1,36 +1,42 @@
 """`python -m worker render` renders on one device; `… control` sweeps, expands batches and writes datasets.
 
-`import` brings a model to this host, `verify` checks models, `prove` compares one with diffusers; all then end.
+`import` brings a model to this host, `verify` checks models, `prove` compares one with diffusers, `devices` says what a
+worker here renders on; all then end.
 """
 
 import argparse
+import json
 import logging
 import os
 import signal
-import socket
+import subprocess
 import sys
 import time
-import warnings
 from argparse import Namespace
-from typing import Any
+from contextlib import suppress
+from uuid import NAMESPACE_OID, uuid5
 
-from celery import Celery
-from celery.signals import setup_logging, task_postrun, worker_shutting_down
-from kombu.asynchronous import get_event_loop
+from celery.signals import worker_shutting_down
 from sqlalchemy import Engine as Database
 
 from common import log
+from common.accounts.farm import Farm
 from common.broker import CONTROL_QUEUE, Broker, celery_app, render_queue
 from common.catalog import catalog
 from common.config import Settings
-from common.db import SchemaVersion, check_version, new_id, read_version, transaction
-from common.errors import Error, Unavailable
+from common.db import SchemaVersion, check_version, connect, new_id, read_version, transaction
+from common.errors import Error, Unavailable, WrongFarm
+from common.log import log_event
+from common.queue import workers
 from common.sentences import printable
 from worker import sentence, tasks
 from worker.availability import Availability
+from worker.consumer import consume
+from worker.devices.gpus import DeviceUnusable
+from worker.devices.processes import end_with, name_of, serve_each
 
+ALL_GPUS = "cuda:all"
 WAIT_FOR_DATABASE_S = 60
-TASK_ENDS_S = 0.01
 SETTINGS = ("device", "models", "worker_name")  # that the command line can set
 CONTROL_THREADS = 2  # a dataset, and a batch beside it
 
@@ -39,9 +45,10 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m worker")
     kinds = parser.add_subparsers(dest="kind", required=True)
     render_parser = kinds.add_parser("render", help="render on one device")
-    render_parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, mps or stub")
+    render_parser.add_argument("--device", help="auto, cpu, cuda, cuda:1, cuda:all, mps or stub")
     render_parser.add_argument("--models", help="comma-separated names of the catalogue; default: all that fit here")
     render_parser.add_argument("--name", dest="worker_name", help="the name that is shown; default: host and device")
+    render_parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)  # of `worker.devices.processes`
     kinds.add_parser("control", help="sweep, expand batches, write datasets; needs no device")
     import_parser = kinds.add_parser("import", help="bring a model to this host")
     import_parser.add_argument("source")
@@ -55,11 +62,12 @@ def main(arguments: list[str]) -> int:
     prove = kinds.add_parser("prove", help="compare a model with plain diffusers, and measure it")
     prove.add_argument("name")
     prove.add_argument("--steps", type=int)
+    kinds.add_parser("devices", help="what a worker renders on here").add_argument("--device")
     parsed = parser.parse_args(arguments)
     settings = Settings(**{key: value for key, value in vars(parsed).items() if key in SETTINGS and value is not None})
     log.set_up(settings.log_level)
     signal.signal(signal.SIGTERM, exit_once)  # until Celery handles it
-    kind = {"render": render, "control": control}.get(parsed.kind, model_files)
+    kind = {"render": render, "control": control, "devices": devices}.get(parsed.kind, model_files)
     try:
         return kind(settings, parsed)
     except Error as error:
@@ -70,8 +78,17 @@ def main(arguments: list[str]) -> int:
 def render(settings: Settings, parsed: Namespace) -> int:
     from worker.render.worker import RenderWorker  # here: a control worker does not have its libraries
 
-    worker = RenderWorker(settings, catalog.read(settings.catalog, settings.model_store))
+    if parsed.parent:
+        end_with(parsed.parent)
+    try:
+        if settings.device == ALL_GPUS:
+            return render_on_all_gpus(settings)
+        worker = RenderWorker(settings, catalog.read(settings.catalog, settings.model_store))
+    except DeviceUnusable as error:
+        report_unusable(settings, error.message)
+        raise
     wait_for_services(worker.database, worker.broker)
+    refuse_another_farm(worker.farm)
     app = celery_app(settings)
     tasks.add_render(app, worker.loop, worker.broker)
     worker_shutting_down.connect(lambda **_: worker.loop.drain(), weak=False)
@@ -85,11 +102,45 @@ def render(settings: Settings, parsed: Namespace) -> int:
             os._exit(0)
 
 
+def render_on_all_gpus(settings: Settings) -> int:
+    """A process for each GPU. Torch counts them in a process of its own, so that this one stays small."""
+    command = [sys.executable, "-P", "-m", "worker", "devices", "--device", "cuda"]
+    found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=False).stdout or "{}")
+    if "cuda" not in found:
+        raise DeviceUnusable(found.get("error", sentence("gpus_uncounted")))
+    return serve_each(found["cuda"], settings.worker_name, ["--models", settings.models] if settings.models else [])
+
+
+def devices(settings: Settings, parsed: Namespace) -> int:
+    """Print as JSON what a worker with these settings renders on, or why it does not start."""
+    from worker.pipelines import registry  # imports torch
+
+    try:
+        print(json.dumps(registry.survey(settings.device)))
+    except DeviceUnusable as error:
+        print(json.dumps({"error": error.message, "status": error.status}))
+        return 1
+    return 0
+
+
+def report_unusable(settings: Settings, reason: str) -> None:
+    """Tell the farm, if it is there, why this worker does not start."""
+    log_event("device_unusable", device=settings.device, reason=reason)
+    name = name_of(settings.worker_name, settings.device)
+    worker_id = uuid5(NAMESPACE_OID, name)  # one row, however often its supervisor starts it again
+    database = connect(settings, pool=1)
+    with suppress(Unavailable), transaction(database) as connection:
+        check_version(read_version(connection))
+        workers.heartbeat(connection, workers.Worker(worker_id, name, {"device": settings.device}, []), ready=False)
+        workers.stop(connection, worker_id, reason)
+
+
 def control(settings: Settings, parsed: Namespace) -> int:
     from worker.control.worker import ControlWorker  # here: a render worker does not have its libraries
 
     worker = ControlWorker(settings, catalog.read(settings.catalog, settings.model_store))
     wait_for_services(worker.database, worker.broker)
+    refuse_another_farm(worker.farm)
     app = celery_app(settings)
     tasks.add_sweep(app, worker.sweep)
     tasks.add_advance(app, worker.expander, worker.broker)
@@ -127,34 +178,14 @@ def wait_for_services(database: Database, broker: Broker) -> None:
         raise Unavailable(sentence("redis_may_evict", policy=policy))
 
 
-def consume(app: Celery, name: str, queues: list[str], threads: int = 1) -> int:
-    """Run Celery until the process is asked to stop. In threads: CUDA and torch do not survive a fork."""
-    setup_logging.connect(lambda **_: None, weak=False)  # `common.log` has done it
-    # It logs a traceback every few seconds while Redis is away; `Broker` logs one line.
-    logging.getLogger("celery.worker.consumer.consumer").setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", message=".*superuser privileges")  # that is about pickle; we accept JSON only
-    task_postrun.connect(fetch_next_message, weak=False)
-    # Our messages are acknowledged early, so none is cancelled; this only prevents a warning at each lost connection.
-    app.conf.worker_cancel_long_running_tasks_on_connection_loss = True
-    worker: Any = app.Worker(
-        hostname=f"{name}@{socket.gethostname()}",
-        pool="threads",
-        concurrency=threads,
-        queues=queues,
-        without_gossip=True,
-        without_mingle=True,
-        without_heartbeat=True,
-        quiet=True,
-    )
-    worker.start()
-    return int(worker.exitcode or 0)
-
-
-def fetch_next_message(**_: object) -> None:
-    """Wake Celery's event loop after a task: it fetches one message at a time, and would do so up to a second later."""
-    hub = get_event_loop()
-    if hub:  # a moment later, when the task counts as ended
-        hub.call_soon(hub.call_later, TASK_ENDS_S, lambda: None)
+def refuse_another_farm(farm: Farm) -> None:
+    """Raises WrongFarm. While the image store is away that is not known, and nothing is claimed until it is."""
+    try:
+        farm.compare()
+    except WrongFarm:
+        raise
+    except Unavailable as error:
+        log_event("storage_away", reason=error.message)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -11,6 +12,7 @@ from sqlalchemy import Connection, Row, text
 from api.dashboard import sentence
 from api.queries.fleet import Fleet
 from common import failures
+from common.disks import full_disks
 from common.enums import Tier
 from common.queue.stats import Tally
 from common.queue.workers import IS_SILENT
@@ -24,15 +26,19 @@ SHOWN_GIVEN_UP = 5  # batches, and datasets
 
 # The codes of the alerts, the most severe first.
 SEVERITY = (
+    "data_disk_full",
     "no_control",
     "step_fails",
     "step_fails_at_row",
     "no_worker",
+    "all_quarantined",
+    "worker_quarantined",
     "all_draining",
     "worker_silent",
     "worker_lost",
     "model_refused",
     "failures",
+    "log_disk_full",
     "interactive_waits",
     "batch_given_up",
     "dataset_given_up",
@@ -56,14 +62,17 @@ def find_alerts(
     fleet: Fleet,
     tallies: Iterable[Tally],
     silence_s: float,
+    home: Path,
 ) -> Sequence[Alert]:
     """The most severe first. `backlog`, `fleet` and `tallies`: as the view has read them. A worker is silent after
-    `silence_s` seconds without a heartbeat.
+    `silence_s` seconds without a heartbeat. `home`: of the local farm, if this is one.
     """
     backlog = list(backlog)
     found = [
+        *_of_disks(home),
         *_of_control_workers(connection),
         *_of_steps(connection),
+        *_of_quarantines(connection),
         *_of_workers(connection, silence_s),
         *_of_models(backlog, fleet),
         *_of_refusals(fleet),
@@ -77,6 +86,14 @@ def find_alerts(
 def moment_before(seconds: float) -> datetime:
     """Pages show moments, not ages: an age changes every second, and the page would be sent again each time."""
     return datetime.now(UTC) - timedelta(seconds=seconds)
+
+
+def _of_disks(home: Path) -> Iterable[Alert]:
+    for disk in full_disks(home):
+        if disk.has_data:
+            yield Alert(sentence("data_disk_full", folder=disk.folder))
+        else:
+            yield Alert(sentence("log_disk_full", folder=disk.folder))
 
 
 def _of_control_workers(connection: Connection) -> Iterable[Alert]:
@@ -105,6 +122,12 @@ def _of_workers(connection: Connection, silence_s: float) -> Iterable[Alert]:
             yield Alert(sentence("worker_silent", worker=row.name, since=row.seen_at))
 
 
+def _of_quarantines(connection: Connection) -> Iterable[Alert]:
+    for row in connection.execute(QUARANTINED_WORKERS):
+        since, reason = row.quarantined_at, row.reason
+        yield Alert(sentence("worker_quarantined", worker=row.name, since=since, reason=reason))
+
+
 def _of_models(backlog: Iterable[Row[Any]], fleet: Fleet) -> Iterable[Alert]:
     waiting = dict[str, int]()
     for row in backlog:
@@ -115,6 +138,8 @@ def _of_models(backlog: Iterable[Row[Any]], fleet: Fleet) -> Iterable[Alert]:
         reason = fleet.waiting_reason(model, is_backing_off=False).code
         if reason in ("no_worker", "model_refused"):
             yield Alert(sentence("no_worker", model=model, count=count))
+        elif reason == "workers_quarantined":
+            yield Alert(sentence("all_quarantined", model=model, count=count))
         elif reason == "draining":
             yield Alert(sentence("all_draining", model=model, count=count))
 
@@ -167,6 +192,12 @@ SILENT_WORKERS = text(f"""
     WHERE state <> 'stopped' AND seen_at < now() - make_interval(secs => :silence)
         OR state = 'stopped' AND reason = '{IS_SILENT}' AND seen_at > now() - interval '1 hour'
     ORDER BY name, id
+""")
+
+# Find the quarantines of workers that ran within the last day.
+QUARANTINED_WORKERS = text("""
+    SELECT name, quarantined_at, reason FROM quarantines
+    WHERE EXISTS (SELECT FROM workers WHERE workers.name = quarantines.name) ORDER BY name
 """)
 
 # Find a tenant's batches that a stop rule has paused.

@@ -21,6 +21,7 @@ from common.batches.progress import read_samples
 from common.batches.throughput import StopRule, images_per_minute
 from common.enums import BatchState, Tier
 from common.errors import NotFound
+from common.queue.lanes import EXACT
 from common.schema import batches, columns_of
 
 GOES_ON = (BatchState.EXPANDING, BatchState.RUNNING)
@@ -221,7 +222,8 @@ READ_BATCHES = f"""
         JOIN images ON images.id = ANY(leases.image_ids) AND images.lease_id = leases.id AND images.state = 'running'
         JOIN lanes ON lanes.id = images.lane_id
         WHERE leases.ended_at IS NULL AND lanes.batch_id = ANY(ARRAY(SELECT id FROM page))
-        GROUP BY lanes.batch_id)
+        GROUP BY lanes.batch_id),
+    exact AS MATERIALIZED (SELECT * FROM {EXACT} AS lanes WHERE batch_id = ANY(ARRAY(SELECT id FROM page)))
     SELECT {columns_of(batches, "page")}, counted.*, coalesce(busy.running, 0) AS running,
            (SELECT id FROM batches AS retry WHERE retry.parent_id = page.id AND retry.cancelled_at IS NULL) AS retry_id,
            {SKIPS},
@@ -231,7 +233,7 @@ READ_BATCHES = f"""
         SELECT coalesce(sum(open), 0)::bigint AS open, coalesce(sum(stored), 0)::bigint AS stored,
                coalesce(sum(flagged), 0)::bigint AS flagged, coalesce(sum(failed), 0)::bigint AS failed,
                coalesce(sum(cancelled), 0)::bigint AS cancelled
-        FROM lanes WHERE lanes.batch_id = page.id) AS counted
+        FROM exact WHERE exact.batch_id = page.id) AS counted
     LEFT JOIN busy ON busy.batch_id = page.id
     ORDER BY page.id DESC
 """

@@ -14,7 +14,6 @@ from common.accounts import licences
 from common.accounts.licences import LicenceVersion, version_of
 from common.catalog.catalog import Catalog
 from common.catalog.catalog import Model as Entry
-from common.enums import WorkerState
 
 
 class Defaults(BaseModel):
@@ -198,7 +197,7 @@ def _model(entry: Entry, fleet: Fleet, accepted: Mapping[LicenceVersion, datetim
             for lora in entry.loras.values()
         ],
         availability=Availability(
-            available=any(member.state != WorkerState.DRAINING for member in serving),
+            available=any(member.takes_work for member in serving),
             workers=[member.name for member in serving],
             resident_on=[member.name for member in serving if entry.name in member.resident],
             refusals=[Refusal(worker=member.name, reason=member.refusals[entry.name]) for member in refusing],

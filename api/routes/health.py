@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -16,7 +17,7 @@ from api.deps import AppState, State, is_public, require_public
 from api.errors import RETRY_AFTER_S, Problem, problem
 from api.schemas import example
 from common.db import check_version, read_version, transaction
-from common.errors import Error, FieldError, Unavailable
+from common.errors import Error, FieldError, Unavailable, WrongFarm
 from common.sentences import Sentence
 
 router = APIRouter(tags=["health"])
@@ -33,7 +34,7 @@ class Alive(BaseModel):
 
 class Ready(BaseModel):
     model_config = example(
-        {"status": "ready", "checks": {"postgres": "ok", "migrations": "ok", "redis": "ok", "s3": "ok"}}
+        {"status": "ready", "checks": {"postgres": "ok", "migrations": "ok", "redis": "ok", "s3": "ok", "farm": "ok"}}
     )
 
     status: str = Field(description="`ready`; `degraded` while submissions work, but Redis or the image store is away.")
@@ -109,11 +110,12 @@ def read_metrics(request: Request) -> Response:
     operation_id="readReadiness",
     summary="Is the process ready?",
     response_model=Ready,
-    responses={503: {"model": Problem, "description": "Postgres is unavailable, or of another version."}},
+    responses={503: {"model": Problem, "description": "Postgres is unavailable, or of another version or farm."}},
 )
 async def read_readiness(state: State, request: Request) -> Response:
-    """Whether Postgres answers and has a revision that this version accepts. `degraded` while Redis or the image store
-    is away. Answered at once, from checks that are a second old at most.
+    """Whether Postgres answers and has a revision that this version accepts, and whether it, the bucket and the pepper
+    are of one farm. `degraded` while Redis or the image store is away. Answered at once, from checks that are a second
+    old at most.
     """
     checked = await request.app.state.readiness.read()
     wrong = [FieldError(name, failure) for name, failure in checked.failures.items() if failure]
@@ -150,6 +152,15 @@ def check_redis(state: AppState) -> None:
 
 def check_storage(state: AppState) -> None:
     state.storage.check()
+    with suppress(WrongFarm):  # `check_farm` says so
+        state.farm.ensure()
+        state.storage.verify()
+
+
+def check_farm(state: AppState) -> None:
+    """What was wrong when the three were last compared: what cannot be reached now is not wrong."""
+    if state.farm.refusal:
+        raise WrongFarm(state.farm.refusal)
 
 
 CHECKS: dict[str, Callable[[AppState], None]] = {
@@ -157,5 +168,6 @@ CHECKS: dict[str, Callable[[AppState], None]] = {
     "migrations": check_migrations,
     "redis": check_redis,
     "s3": check_storage,
+    "farm": check_farm,
 }
-NEEDED = ("postgres", "migrations")
+NEEDED = ("postgres", "migrations", "farm")

@@ -4,7 +4,6 @@ A body goes through a temporary file, so no upload is in memory whole. A control
 of prompts say, once a batch is made of it.
 """
 
-import tempfile
 from datetime import datetime
 from email.message import Message
 from functools import partial
@@ -21,7 +20,7 @@ from api import sentence
 from api.bodies import Rule
 from api.deps import AnyCaller, State
 from api.schemas import example
-from api.services.uploads import HashingFile, save_image, save_prompts
+from api.services.uploads import HashingFile, save_image, save_prompts, temporary_file
 from common.enums import Scope
 from common.errors import Forbidden, Invalid
 
@@ -118,8 +117,7 @@ async def upload_file(request: Request, caller: AnyCaller, state: State) -> Uplo
     if not caller.may(scope):
         raise Forbidden(sentence("scope_missing", scope=scope))
     limit = state.settings.picture_limit if is_image else state.settings.upload_limit
-    with tempfile.TemporaryFile() as temporary:
-        file = HashingFile(temporary)
+    with temporary_file() as file:
         await receive(request, file, limit, state.upload_limiter)
         if is_image:
             limiter, store = state.decode_limiter, partial(save_image, state, caller, file)

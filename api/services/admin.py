@@ -1,10 +1,11 @@
 """What administrators do: keys, workers, licences; and the lists of them. Each change is recorded in the audit."""
 
+from contextlib import suppress
 from uuid import UUID
 
 from api import sentence
 from api.deps import AppState
-from api.queries.fleet import Worker, find_worker, find_workers
+from api.queries.fleet import Quarantine, Worker, find_quarantines, find_worker, find_workers
 from api.queries.keys import Key, find_keys
 from api.queries.models import Model, find_models
 from api.schemas import KeyRequest
@@ -12,8 +13,9 @@ from common.accounts import audit, licences, tenants
 from common.accounts.audit import Action
 from common.accounts.tenants import Caller, NewKey
 from common.db import transaction
+from common.enums import WorkerState
 from common.errors import Conflict, NotFound
-from common.queue import workers
+from common.queue import quarantines, workers
 
 
 def create_key(state: AppState, caller: Caller, request: KeyRequest) -> NewKey:
@@ -71,8 +73,26 @@ def drain_worker(state: AppState, caller: Caller, worker_id: UUID) -> Worker:
 
 
 def resume_worker(state: AppState, caller: Caller, worker_id: UUID) -> Worker:
-    """Raises NotFound when no such worker is up."""
+    """End its drain and the quarantine of its name. Raises NotFound when it is neither up nor quarantined."""
     with transaction(state.engine) as connection:
-        workers.resume(connection, worker_id)
-        audit.record(connection, caller, Action.RESUME_WORKER, worker_id)
+        worker = find_worker(connection, worker_id)
+        if is_quarantined := worker.quarantined_at is not None:
+            with suppress(NotFound):  # its trial was good meanwhile
+                quarantines.resume(connection, worker.name)
+        if worker.state == WorkerState.DRAINING or not is_quarantined:
+            workers.resume(connection, worker_id)
+        detail = {"quarantined": worker.quarantine_reason} if is_quarantined else {}
+        audit.record(connection, caller, Action.RESUME_WORKER, worker_id, **detail)
         return find_worker(connection, worker_id)
+
+
+def list_quarantines(state: AppState) -> list[Quarantine]:
+    with transaction(state.autocommit) as connection:
+        return find_quarantines(connection)
+
+
+def lift_quarantine(state: AppState, caller: Caller, name: str) -> None:
+    """Also of a worker that is gone. Raises NotFound when no worker of this name is quarantined."""
+    with transaction(state.engine) as connection:
+        quarantines.resume(connection, name)
+        audit.record(connection, caller, Action.RESUME_WORKER, name)

@@ -21,6 +21,7 @@ from api.services.jobs import image_finder, random_seed
 from api.services.uploads import HashingFile, save
 from common.accounts import audit
 from common.accounts.audit import Action
+from common.accounts.idempotency import find_result, submit_idempotent
 from common.accounts.tenants import Caller
 from common.batches import lifecycle, retries
 from common.batches.matrix import FIELDS, MAX_VARIANTS, OF_EACH_PROMPT, Variant, axes, variants
@@ -31,7 +32,6 @@ from common.db import transaction
 from common.enums import Tier
 from common.errors import FieldError, Invalid, UnknownModel
 from common.log import log_event
-from common.queue.idempotency import find_result, submit_idempotent
 from common.recipes import token_counter
 from common.recipes.img2img import FindImage
 from common.recipes.recipe import Draft, Seed, Text

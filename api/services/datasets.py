@@ -10,13 +10,13 @@ from api.queries.datasets import Dataset, DatasetFile, find_dataset, find_datase
 from api.schemas import DatasetRequest
 from common.accounts import audit
 from common.accounts.audit import Action
+from common.accounts.idempotency import submit_idempotent
 from common.accounts.tenants import Caller
 from common.datasets import lifecycle
 from common.db import transaction
 from common.enums import DatasetState
 from common.errors import Conflict
 from common.log import log_event
-from common.queue.idempotency import submit_idempotent
 from common.sentences import Sentence
 
 ROUTE = "POST /v1/datasets"  # of an Idempotency-Key

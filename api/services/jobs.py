@@ -14,13 +14,13 @@ from api.schemas import DryRun, Estimate, Job, JobPage, JobQuery, JobRequest, Re
 from common import uploads
 from common.accounts import audit
 from common.accounts.audit import Action
+from common.accounts.idempotency import submit_idempotent
 from common.accounts.tenants import Caller
 from common.db import transaction
 from common.enums import Tier
 from common.errors import Unavailable
 from common.log import log_event
 from common.queue import jobs, tiers
-from common.queue.idempotency import submit_idempotent
 from common.queue.search import Search
 from common.recipes import recipe, token_counter
 from common.recipes.img2img import FindImage, InputImage

@@ -1,5 +1,7 @@
 """Uploads: check a file, measure it and put it into storage. Knows no HTTP.
 
+One that finds no room, in the temporary folder or in storage, leaves nothing behind.
+
 The encoding of a CSV file is not guessed: it is the one that its client names, or else UTF-8 if all of it is valid
 UTF-8, or else GB18030, which Excel writes on a Chinese Windows (GBK and GB2312 are subsets).
 """
@@ -8,6 +10,8 @@ import codecs
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import BinaryIO
 from uuid import UUID
@@ -17,7 +21,8 @@ from api.deps import AppState
 from common import uploads
 from common.accounts.tenants import Caller
 from common.db import new_id, transaction
-from common.errors import Invalid
+from common.disks import NO_ROOM
+from common.errors import Error, Invalid, NoRoom
 from common.prompt_files.lines import count_line_ends
 from common.prompt_files.reader import UTF8
 from common.storage import MEDIA_TYPES as IMAGE_TYPES
@@ -48,13 +53,32 @@ class HashingFile:
         self._digest = hashlib.sha256()
 
     def write(self, block: bytes) -> int:
+        """Raises NoRoom."""
         self.bytes += len(block)
         self._digest.update(block)
-        return self.file.write(block)
+        with _room_or_error():
+            return self.file.write(block)
 
     @property
     def sha256(self) -> str:
         return self._digest.hexdigest()
+
+
+@contextmanager
+def temporary_file() -> Iterator[HashingFile]:
+    """A file that is gone after the block. Raises NoRoom, also where what the block has written finds none."""
+    with _room_or_error(), tempfile.TemporaryFile() as file:
+        yield HashingFile(file)
+
+
+@contextmanager
+def _room_or_error() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise NoRoom(sentence("no_temporary_room")) from error
 
 
 def save_prompts(
@@ -72,8 +96,7 @@ def save_image(state: AppState, caller: Caller, file: HashingFile) -> tuple[Uplo
     from api.services.image_upload import normalise  # loads Pillow, which other requests do not need
 
     file.file.seek(0)
-    with tempfile.TemporaryFile() as png:
-        normalised = HashingFile(png)
+    with temporary_file() as normalised:
         width, height = normalise(file.file, file.bytes, state.settings.picture_pixels, normalised)
         return save(state, caller.tenant_id, normalised, uploads.PICTURE, width, height)
 
@@ -87,12 +110,17 @@ def save(
     height: int | None = None,
     encoding: str | None = None,
 ) -> tuple[Upload, datetime]:
-    """Record a whole file, then put it into storage; when it was recorded. Raises Unavailable."""
+    """Record a whole file, then put it into storage; when it was recorded. Raises Unavailable, and NoRoom."""
     upload = Upload(new_id(), format, file.bytes, file.sha256, width, height, encoding)
+    file.file.seek(0)  # first: it flushes, which may find no room
     with transaction(state.engine) as connection:
         recorded_at = uploads.record(connection, tenant_id, upload)
-    file.file.seek(0)
-    state.storage.put_file(upload_key(upload.id, format), file.file, MEDIA_TYPES[format])
+    try:
+        state.storage.put_file(upload_key(upload.id, format), file.file, MEDIA_TYPES[format])
+    except NoRoom:
+        with suppress(Error), transaction(state.engine) as connection:  # else the sweep deletes it, in some weeks
+            uploads.forget(connection, upload.id)
+        raise
     return upload, recorded_at
 
 

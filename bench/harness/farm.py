@@ -29,7 +29,6 @@ from embedded.instance import FIRST_PORT, LOOPBACK, PORT_COUNT, S3_ACCOUNT, can_
 from embedded.processes import SIGNALS, Program, locked_command, write_programs
 from embedded.servers import Servers, create_bucket
 
-BUCKET = "bench"
 TIMEOUT_S = 60
 T = TypeVar("T")
 
@@ -50,7 +49,7 @@ class Farm:
             redis_url=f"redis://:{self.site.secrets['valkey']}@{self.site.host}:{self.site.ports['valkey']}/0",  # type: ignore[arg-type]
             s3_endpoint_url=s3,
             s3_public_url=s3,
-            s3_bucket=BUCKET,
+            s3_bucket=database,  # each database is a farm, and no two farms share a bucket
             s3_access_key=S3_ACCOUNT,
             s3_secret_key=self.site.secrets["s3"],  # type: ignore[arg-type]
             key_pepper=self.site.secrets["pepper"],  # type: ignore[arg-type]
@@ -63,6 +62,7 @@ class Farm:
             connection.execute(f'CREATE DATABASE "{name}"'.encode())
         settings = self.settings_of(name)
         migrate(settings.database_url.get_secret_value())
+        create_bucket(self.site, settings.s3_bucket)
         return settings
 
     def key(self, database: Engine, tenant: str = "bench") -> str:
@@ -157,7 +157,7 @@ def farm() -> Iterator[Farm]:
         with Servers(home / "farm", durable=True) as servers:
             made = Farm(servers)
             migrate(made.settings.database_url.get_secret_value())
-            create_bucket(servers.instance, BUCKET)
+            create_bucket(servers.instance, made.settings.s3_bucket)
             yield made
     finally:
         shutil.rmtree(home, ignore_errors=True)

@@ -8,6 +8,7 @@ The farm stays up. A second run uses it and renders the same pictures again, as 
 import hashlib
 import shlex
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,14 @@ def demo(shell: Shell, out: Path, timeout: float) -> None:
 
 
 def wait_for_worker(shell: Shell, farm: dict[str, Any], timeout: float) -> None:
-    """Return when a worker serves MODEL. Raises Failure after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
+    """Return when a worker serves MODEL. Raises Failure after `timeout` seconds, and for one that does not start."""
+    deadline, began = time.monotonic() + timeout, datetime.now(UTC)
     is_announced = False
-    while not any(w["state"] == "ready" and MODEL in w["models"] for w in shell.client.get("/v1/workers")["items"]):
+    while True:
+        known = shell.client.get("/v1/workers")["items"]
+        if any(worker["state"] == "ready" and MODEL in worker["models"] for worker in known):
+            return
+        check_started(known, began)
         if not is_announced:
             shell.print_message("waiting for a worker to be ready")
             is_announced = True
@@ -75,6 +80,14 @@ def wait_for_worker(shell: Shell, farm: dict[str, Any], timeout: float) -> None:
             log = f"{farm['home']}/logs/worker-1.log"
             raise Failure(sentence("model_not_served", model=MODEL, log=log), TIMED_OUT)
         time.sleep(0.2)
+
+
+def check_started(known: list[Json], began: datetime) -> None:
+    """Raises Failure for a worker that has refused its device since then."""
+    for worker in known:
+        is_new = datetime.fromisoformat(worker["seen_at"]) > began
+        if is_new and worker["state"] == "stopped" and not worker["models"]:
+            raise Failure(sentence("worker_not_started", worker=worker["name"], reason=worker["reason"]))
 
 
 def finish(shell: Shell, job: Json, out: Path, timeout: float) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from cli import sentence
 from cli.client import Client
 from cli.commands.drill import kill_worker
 from cli.commands.models import find_refusals
+from cli.commands.worker_process import run_worker
 from cli.errors import Failure, program_name
 from cli.local import find_farm, local_url, run_embedded
 from cli.shell import Command, Shell
@@ -69,6 +70,8 @@ def check_machine(shell: Shell) -> Iterator[Finding]:
             yield Finding("warn", extra, sentence("extra_missing", packages=missing, extra=extra))
         else:
             yield Finding("ok", extra, sentence("extra_installed"))
+    if find_spec("torch") is not None:
+        yield check_device(shell)
     yield from check_models(shell)
 
 
@@ -92,6 +95,18 @@ def check_memory() -> Iterator[Finding]:
         yield Finding("ok", "memory", sentence("memory_available", available=available / GIB))
     else:
         yield Finding("warn", "memory", sentence("memory_low", available=available / GIB))
+
+
+def check_device(shell: Shell) -> Finding:
+    """What a worker here renders on, by torch itself; a GPU that it does not use."""
+    try:
+        found = run_worker(shell, "device", "devices")
+    except Failure as failure:
+        return Finding("fail", "device", failure.message)
+    if found["unused_gpu"]:
+        return Finding("warn", "device", found["unused_gpu"])
+    devices = ", ".join(found["cuda"]) if found["device"] == "cuda" else found["device"]
+    return Finding("ok", "device", sentence("device_usable", devices=devices, name=found.get("name", "")))
 
 
 def check_models(shell: Shell) -> Iterator[Finding]:
@@ -160,18 +175,37 @@ def check_services(client: Client) -> Iterator[Finding]:
 
 def check_workers(client: Client) -> Iterator[Finding]:
     try:
-        known = client.get("/v1/workers")["items"]
+        known = client.get("/v1/workers")
     except Failure as failure:
         yield Finding("warn", "workers", failure.message)
         return
-    alive = [worker for worker in known if worker["state"] != "stopped"]
-    if not any(worker["state"] == "ready" for worker in alive):
+    alive = [worker for worker in known["items"] if worker["state"] != "stopped"]
+    ready = [worker for worker in alive if worker["state"] == "ready"]
+    if not ready:
         yield Finding("fail", "workers", sentence("no_worker_ready", program=program_name()))
+    elif all(worker.get("quarantined_at") for worker in ready):
+        yield Finding("fail", "workers", sentence("all_quarantined", program=program_name()))
+    for worker in known["items"]:
+        if worker["state"] == "stopped" and not worker["models"]:
+            not_started = sentence("worker_not_started", worker=worker["name"], reason=worker["reason"])
+            yield Finding("warn", "worker", not_started)
+    for one in known.get("quarantines", []):
+        since, reason, next_trial = one["quarantined_at"], one["reason"], one["next_trial_at"]
+        quarantined = sentence("quarantined", since=since, reason=reason, next_trial=next_trial)
+        yield Finding("warn", "worker", sentence("worker_quarantined", worker=one["name"], quarantine=quarantined))
     for worker in alive:
-        yield Finding("ok", "worker", sentence("worker_state", worker=worker["name"], state=worker["state"]))
-        for model, reason in (worker.get("refusals") or {}).items():
-            refused = sentence("worker_refuses", worker=worker["name"], model=model, reason=reason)
-            yield Finding("warn", "worker", refused)
+        yield from check_worker(worker)
+
+
+def check_worker(worker: dict[str, Any]) -> Iterator[Finding]:
+    yield Finding("ok", "worker", sentence("worker_state", worker=worker["name"], state=worker["state"]))
+    for device in worker.get("devices", []):
+        for error in device["errors"]:
+            says = sentence("device_error", worker=worker["name"], device=device["name"], error=error)
+            yield Finding("warn", "worker", says)
+    for model, reason in (worker.get("refusals") or {}).items():
+        refused = sentence("worker_refuses", worker=worker["name"], model=model, reason=reason)
+        yield Finding("warn", "worker", refused)
 
 
 def check_drill(shell: Shell, farm: dict[str, Any] | None) -> Iterator[Finding]:

@@ -17,7 +17,7 @@ HIDDEN = ("environment",)  # the farm's secrets
 
 @click.command(cls=Command)
 @click.option("--listen", metavar="ADDRESS", help="The address that other machines use to join (0.0.0.0: any address).")
-@click.option("--device", help="The workers' device: auto, cpu, cuda, cuda:1, mps or stub.")
+@click.option("--device", help="The workers' device: auto, cpu, cuda, cuda:1, cuda:all, mps or stub.")
 @click.option("--workers", type=click.IntRange(1, 64), help="The number of render workers.  [default: 1]")
 @click.pass_obj
 def up(shell: Shell, listen: str | None, device: str | None, workers: int | None) -> None:
@@ -39,7 +39,7 @@ def down(shell: Shell) -> None:
 @click.command(cls=Command)
 @click.pass_obj
 def status(shell: Shell) -> None:
-    """Show the processes of the local farm. Exit code 4 where it is down."""
+    """Show the processes of the local farm, and which of its disks are full. Exit code 4 where it is down."""
     farm = run_embedded("status")
     if farm is None:
         raise Failure(sentence("local_farm_down", program=program_name()), NOT_FOUND)
@@ -95,6 +95,8 @@ def show(shell: Shell, farm: dict[str, Any]) -> None:
             "up for": lambda p: f"{p['uptime_s']} s",
         },
     )
+    for alert in farm["alerts"]:
+        print_line(alert)
     if farm["join"]:
         print_lines("To join from another machine, run these lines in a clone of this project there:\n")
         for line in [*farm["join"], "./huafang serve worker"]:

@@ -8,6 +8,7 @@ import click
 
 from cli import sentence
 from cli.client import Json
+from cli.download import write_file
 from cli.errors import USAGE, Failure
 from cli.options import ImageFile, LoraWeight, Size
 from cli.shell import Command, Shell
@@ -113,10 +114,11 @@ def save(shell: Shell, job: Json, out: Path) -> None:
         if image["state"] == "stored":
             path = out / f"{job['id']}-{image['index']}.{image['format']}"
             try:
-                if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != image["sha256"]:
-                    path.write_bytes(shell.client.download(image))
+                is_there = path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == image["sha256"]
             except OSError as error:
-                raise Failure(sentence("not_writable", path=path, reason=error.strerror)) from None
+                raise Failure(sentence("not_readable", path=path, reason=error.strerror)) from None
+            if not is_there:
+                write_file(path, shell.client.download(image))
             image["path"] = str(path)
 
 

@@ -5,6 +5,7 @@
 Its batch holds all that a grid is made of, so an interrupted grid is resumed by the id of its batch.
 """
 
+import io
 import shlex
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -16,6 +17,7 @@ import click
 from cli import sentence
 from cli.client import Json, api_path
 from cli.commands.generate import check_text, make_folder, save
+from cli.download import write_file
 from cli.errors import USAGE, Failure, program_name
 from cli.options import Size, ValueList
 from cli.sheets.comparison import compare, grid_axes
@@ -148,17 +150,12 @@ def make(shell: Shell, batch: Json, out: Path) -> Json:
     comparison = compare(batch, jobs)
     page, sheet, legend = out / "grid.html", out / "grid.png", out / "legend.txt"
     picture, numbered = render_sheet(comparison)
-    try:
-        page.write_bytes(render_page(comparison, f"画坊 grid, {len(comparison.cells)} pictures"))
-        picture.save(sheet)
-        legend.unlink(missing_ok=True)
-        if numbered:
-            legend.write_text(
-                "".join(f"({n}) {printable(text)}\n" for n, text in enumerate(numbered, 1)), encoding="utf-8"
-            )
-    except OSError as error:
-        raise Failure(sentence("not_writable", path=out, reason=error.strerror)) from None
+    write_file(page, render_page(comparison, f"画坊 grid, {len(comparison.cells)} pictures"))
+    picture.save(png := io.BytesIO(), "PNG")
+    write_file(sheet, png.getvalue())
+    legend.unlink(missing_ok=True)
     if numbered:
+        write_file(legend, "".join(f"({n}) {printable(text)}\n" for n, text in enumerate(numbered, 1)).encode())
         shell.print_message(sentence("no_hanzi_font", sheet=sheet, legend=legend))
     made = {"page": str(page), "sheet": str(sheet), "legend": str(legend) if numbered else None}
     return {"batch": batch["id"], "pictures": batch["images"]["stored"], **made}

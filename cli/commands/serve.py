@@ -31,7 +31,7 @@ def api(shell: Shell, options: tuple[str, ...]) -> None:
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def worker(shell: Shell, options: tuple[str, ...]) -> None:
-    """Render: one process per device (HUAFANG_DEVICE)."""
+    """Render on one device (HUAFANG_DEVICE or --device); `--device cuda:all` starts a process for each GPU."""
     exec_module(shell, "worker", "render", *options)
 
 
@@ -49,11 +49,16 @@ def admin() -> None:
 
 
 @admin.command()
+@click.option(
+    "--adopt",
+    type=click.Choice(["bucket", "pepper"]),
+    help="Then make HUAFANG_S3_BUCKET or HUAFANG_KEY_PEPPER this farm's. A new pepper voids all keys.",
+)
 @WAIT
 @click.pass_obj
-def migrate(shell: Shell, wait: int) -> None:
-    """Migrate the tables to the newest revision; does nothing where they have it."""
-    exec_module(shell, "common.bootstrap", "migrate", f"--wait={wait}")
+def migrate(shell: Shell, adopt: str | None, wait: int) -> None:
+    """Migrate the tables to the newest revision, and write the farm's id; does nothing where they have it."""
+    exec_module(shell, "common.bootstrap", "migrate", f"--wait={wait}", *([f"--adopt={adopt}"] if adopt else []))
 
 
 @admin.command()

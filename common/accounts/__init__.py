@@ -1,4 +1,4 @@
-"""Who may do what, and who did it: tenants, API keys, licences, the audit log."""
+"""Who may do what, and who did it: tenants, API keys, repeated requests, licences, the audit log; whose farm it is."""
 
 from common.sentences import Sentences
 

@@ -62,7 +62,7 @@ def expand(connection: Connection, batch: Batch, chunk: Chunk, rows: JobRows) ->
         images = images.replace(_placeholder(index), str(lane_id))
     _copy(connection, COPY_JOBS, rows.jobs)
     _copy(connection, COPY_IMAGES, images)
-    # Last: the locks of these lanes, held until the COMMIT, stop every publish in them.
+    # Last: until the COMMIT, the locks of these lanes stop every submission in them, and publishes are counted later.
     connection.execute(OPEN_LANES, {"lanes": lanes, "images": list(rows.lanes.values())})
     added = {"jobs": sum(rows.models.values()), "images": sum(rows.lanes.values())}
     connection.execute(EXPANDED, fence_params(batch) | progress_params(chunk) | added)

@@ -31,6 +31,7 @@ from common.failures import (
     internal_error,
 )
 from common.queue.jobs import cancel_locked
+from common.queue.lanes import EXACT
 from common.recipes.recipe import canonical_json
 from common.uploads import PICTURE
 
@@ -84,7 +85,7 @@ def resume(connection: Connection, batch_id: UUID, tenant_id: UUID) -> list[str]
 def close(connection: Connection, batch_id: UUID, tenant_id: UUID) -> None:
     """The first half of a cancel: after the COMMIT no image of the batch can be claimed or started.
 
-    `cancel_active` must follow in another transaction: a publish holds jobs and waits for lanes. Raises NotFound, or
+    `cancel_active` must follow in another transaction: jobs are locked before lanes. Raises NotFound, or
     Conflict if the batch has ended; a batch that is already cancelled is no error.
     """
     _change(connection, CLOSE, batch_id, tenant_id)
@@ -110,7 +111,7 @@ def settle(connection: Connection, batch_id: UUID) -> bool:
 
 
 def end(connection: Connection) -> list[UUID]:
-    """End the batches whose images have all ended, and return them."""
+    """End the batches whose lanes have counted the end of all images, and return them."""
     return list(connection.execute(END).scalars())
 
 
@@ -187,13 +188,13 @@ PAUSE = text("""
 """)
 
 # Resume a batch. One that was paused gets one new sample, so that old failures do not pause it again.
-RESUME = text("""
+RESUME = text(f"""
     UPDATE batches SET paused_at = NULL, paused_because = NULL,
         progress_samples = CASE WHEN paused_at IS NULL THEN progress_samples ELSE (
             SELECT jsonb_build_array(jsonb_build_array(
                 round(extract(epoch FROM now()), 1), coalesce(sum(stored + flagged + failed), 0),
                 coalesce(sum(failed), 0), coalesce(sum(flagged), 0)))
-            FROM lanes WHERE lanes.batch_id = batches.id) END
+            FROM {EXACT} AS lanes WHERE lanes.batch_id = batches.id) END
     WHERE id = :batch AND tenant_id = :tenant AND cancelled_at IS NULL AND finished_at IS NULL
 """)
 

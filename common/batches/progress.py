@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Row, text
 from common.batches.lifecycle import SET_LANES
 from common.batches.throughput import Sample, Samples, StopRule, add_sample, stop_reason
 from common.failures import rests
+from common.queue.lanes import EXACT
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ COUNT = text(f"""
     FROM batches CROSS JOIN LATERAL (
         SELECT coalesce(sum(stored + flagged + failed), 0)::bigint AS ended,
                coalesce(sum(failed), 0)::bigint AS failed, coalesce(sum(flagged), 0)::bigint AS flagged
-        FROM lanes WHERE lanes.batch_id = batches.id) AS counted
+        FROM {EXACT} AS lanes WHERE lanes.batch_id = batches.id) AS counted
     WHERE finished_at IS NULL AND cancelled_at IS NULL AND paused_at IS NULL
         AND NOT {rests("note_progress", "batches.id")}
 """)

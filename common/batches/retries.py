@@ -99,7 +99,7 @@ def _insert(connection: Connection, batch: Batch, failed: Any, images: Counter[U
         "indices": [row._mapping["index"] for row in failed],
     }
     connection.execute(INSERT_IMAGES, rows)
-    added = Counter(rows["lanes"])  # last: the locks of these lanes stop every publish in them until the COMMIT
+    added = Counter(rows["lanes"])  # last: publishes in locked lanes are counted later
     connection.execute(OPEN_LANES, {"lanes": list(added), "images": list(added.values())})
 
 

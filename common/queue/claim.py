@@ -6,15 +6,19 @@ by models that are resident, then by fair share among tenants, then by age. An i
 an unforeseen reason. A worker that failed at an image leaves it to the others that can render it, while there are any.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
 
-from common.db import CODE
+from common.db import CODE, id_of_time
+from common.queue import charges
+from common.queue.charges import Charge, Charges
 from common.recipes.recipe import Recipe
+
+OUT_OF_ORDER_S = 5.0  # by which the id of an image may be older than those that were committed before it
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,18 @@ class Offer:
     resident: tuple[str, ...] = ()
     patience_s: float = 30
     lower_tier: bool = False
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a process remembers of its last claims; nothing is right too.
+
+    `unpaid`: charges that are not collected yet. `heads`: by lane, the id from which on to read it, found by an earlier
+    claim. What was given back before it is not seen.
+    """
+
+    unpaid: Charges = field(default_factory=dict)
+    heads: Mapping[int, UUID] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,7 +73,8 @@ class Microbatch:
 
     `suspect`: its only image was in a worker that died, or in a microbatch that failed for an unforeseen reason. Store
     what else the worker holds before this one starts. `unreadable`: by id, images of the lease whose recipe this code
-    cannot read.
+    cannot read. `charges`: what its tenants owe for it. `heads`: by lane, where the next
+    claim can begin to read.
     """
 
     lease_id: UUID
@@ -65,15 +82,20 @@ class Microbatch:
     images: tuple[Image, ...]
     suspect: bool = False
     unreadable: Mapping[UUID, Exception] = field(default_factory=dict)
+    charges: Charges = field(default_factory=dict)
+    heads: Mapping[int, UUID] = field(default_factory=dict)
 
 
-def claim(connection: Connection, offer: Offer, lease_id: UUID, lease_s: float) -> Microbatch | None:
+def claim(
+    connection: Connection, offer: Offer, lease_id: UUID, lease_s: float, memory: Memory | None = None
+) -> Microbatch | None:
     """Give the next images that the worker can render to a new lease of `lease_s` seconds; None when none waits.
 
-    Leaves alone what needs newer code than this.
+    Leaves alone what needs newer code than this. The caller collects the charges after the COMMIT.
 
-    Skips locked images, so claims wait for each other only to charge the same tenant.
+    Skips locked images and locks nothing else, so a claim waits for nobody.
     """
+    memory = memory or Memory()
     parameters = {
         "models": list(offer.capacity),
         "capacities": list(offer.capacity.values()),
@@ -86,23 +108,40 @@ def claim(connection: Connection, offer: Offer, lease_id: UUID, lease_s: float) 
         "alive_s": offer.alive_s,
         "seconds": lease_s,
         "code": CODE,
+        "clock": max((charge.start or 0.0 for charge in memory.unpaid.values()), default=0.0),
+        **charges.by_tenant(memory.unpaid),
+        "lanes": list(memory.heads),
+        "heads": list(memory.heads.values()),
+        "full": not memory.heads,
     }
     rows = connection.execute(CLAIM, parameters).all()
     if not rows:
         return None
-    connection.execute(CHARGE_TENANTS, {"first": rows[0].first_tenant, "tenants": [row.tenant_id for row in rows]})
     images, unreadable = list[Image](), dict[UUID, Exception]()
     for row in rows:
         try:
             images.append(_image(row))
         except Exception as error:
             unreadable[row.id] = error
-    return Microbatch(lease_id, rows[0].model, tuple(images), rows[0].suspect, unreadable)
+    heads = {lane: _begin_reading(UUID(head), batch is not None) for lane, head, batch in rows[0].heads}
+    return Microbatch(lease_id, rows[0].model, tuple(images), rows[0].suspect, unreadable, _charges(rows), heads)
 
 
 def models_with_idle_workers(connection: Connection, beat_s: float) -> list[str]:
     """The models of which images wait although a live worker that may claim them holds no lease."""
     return list(connection.execute(IDLE_MODELS, {"alive_s": 3 * beat_s}).scalars())
+
+
+def _charges(rows: Sequence[Row[Any]]) -> Charges:
+    owed: Charges = {}
+    for row in rows:
+        owed = charges.add(owed, {row.tenant_id: Charge(row.base, 1, row.start)})
+    return owed
+
+
+def _begin_reading(head: UUID, is_of_batch: bool) -> UUID:
+    """Where to read from when `head` was the first image that waited. Only the images of a batch come in order."""
+    return head if is_of_batch else id_of_time((head.int >> 80) / 1000 - OUT_OF_ORDER_S)
 
 
 def _image(row: Row[Any]) -> Image:
@@ -112,6 +151,7 @@ def _image(row: Row[Any]) -> Image:
 
 # The condition of the partial index `images_waiting_idx`.
 WAITING = "images.state = 'queued' AND images.lease_id IS NULL AND images.not_before IS NULL"
+FIRST = UUID(int=0)  # before any image
 # Suspects are few, so stepping over them does not slow a claim down.
 SUSPECT = "(images.failed_by IS NOT NULL OR coalesce(images.error_code IN ('worker_lost', 'internal_error'), false))"
 # The workers that may claim.
@@ -132,18 +172,27 @@ def _avoids(name: str) -> str:
 CLAIM = text(f"""
     WITH offer AS (
         SELECT * FROM unnest(cast(:models AS text[]), cast(:capacities AS int[])) AS offer(model, capacity)),
-    clock AS (SELECT coalesce(max(virtual_start), 0) AS time FROM tenants),
     {ABLE},
+    known AS (
+        SELECT * FROM unnest(cast(:lanes AS bigint[]), cast(:heads AS uuid[])) AS known(lane_id, head)),
+    unpaid AS (
+        SELECT * FROM unnest(cast(:tenants AS uuid[]), cast(:bases AS float8[]), cast(:owed AS int[]))
+            AS unpaid(tenant_id, base, images)),
+    tenant AS MATERIALIZED (SELECT id AS tenant_id, weight, virtual_time, virtual_start FROM tenants),
+    clock AS (SELECT greatest(max(virtual_start), :clock) AS time FROM tenant),
     waiting AS MATERIALIZED (
-        SELECT lanes.*, offer.capacity, head.id AS head, head.suspect,
-               greatest(tenants.virtual_time, clock.time) AS share,
+        SELECT lanes.*, offer.capacity, head.id AS head, head.suspect, owner.base, owner.base + owner.owed AS share,
                CASE WHEN lanes.model = ANY(cast(:resident AS text[])) THEN 1
                     WHEN head.created_at < now() - make_interval(secs => :patience) THEN 0
                     ELSE 2 END AS preference
-        FROM lanes JOIN offer USING (model) JOIN tenants ON tenants.id = lanes.tenant_id CROSS JOIN clock
+        FROM lanes JOIN offer USING (model) JOIN tenant USING (tenant_id) CROSS JOIN clock
+        LEFT JOIN known ON known.lane_id = lanes.id LEFT JOIN unpaid ON unpaid.tenant_id = lanes.tenant_id
+        CROSS JOIN LATERAL (SELECT coalesce(unpaid.images / weight, 0) AS owed) AS debt
+        CROSS JOIN LATERAL (SELECT owed, greatest(virtual_time, unpaid.base, clock.time - owed) AS base) AS owner
         CROSS JOIN LATERAL (
             SELECT images.id, {SUSPECT} AS suspect, jobs.created_at FROM images JOIN jobs ON jobs.id = images.job_id
-            WHERE images.lane_id = lanes.id AND {WAITING} AND NOT {_avoids(":name")}
+            WHERE images.lane_id = lanes.id AND images.id >= coalesce(known.head, '{FIRST}') AND {WAITING}
+                AND NOT {_avoids(":name")}
             ORDER BY images.id LIMIT 1) AS head
         WHERE lanes.open > 0 AND NOT lanes.closed AND lanes.needs_code <= :code),
     turn AS (SELECT id, :lower AND tier > (SELECT min(tier) FROM waiting) AS is_lower FROM waiting),
@@ -151,7 +200,7 @@ CLAIM = text(f"""
         SELECT waiting.* FROM waiting JOIN turn USING (id)
         ORDER BY is_lower DESC, CASE WHEN is_lower THEN head END, tier, preference, share, head LIMIT 1),
     batch_mates AS MATERIALIZED (
-        SELECT waiting.id, first.capacity FROM waiting JOIN first USING (compatibility)
+        SELECT waiting.id, waiting.head, first.capacity FROM waiting JOIN first USING (compatibility)
         ORDER BY waiting.id = first.id DESC, waiting.tier, waiting.share, waiting.head),
     suspect_alone AS MATERIALIZED (
         SELECT images.id FROM images JOIN first ON images.id = first.head
@@ -160,7 +209,8 @@ CLAIM = text(f"""
         SELECT id FROM suspect_alone
         UNION ALL
         SELECT image.id FROM batch_mates CROSS JOIN LATERAL (
-            SELECT images.id FROM images WHERE images.lane_id = batch_mates.id AND {WAITING} AND NOT {SUSPECT}
+            SELECT images.id FROM images
+            WHERE images.lane_id = batch_mates.id AND images.id >= batch_mates.head AND {WAITING} AND NOT {SUSPECT}
             ORDER BY images.id LIMIT batch_mates.capacity FOR NO KEY UPDATE SKIP LOCKED) AS image
         WHERE NOT EXISTS (SELECT FROM suspect_alone)
         LIMIT (SELECT capacity FROM first)),
@@ -171,22 +221,14 @@ CLAIM = text(f"""
         INSERT INTO leases (id, worker_id, image_ids, expires_at)
         SELECT :lease, :worker, array_agg(id ORDER BY id), now() + make_interval(secs => :seconds)
         FROM taken HAVING count(*) > 0)
-    SELECT taken.*, jobs.recipe, jobs.request_id, jobs.tenant_id, first.model, first.tenant_id AS first_tenant
-    FROM taken JOIN jobs ON jobs.id = taken.job_id CROSS JOIN first ORDER BY taken.id
-""")
-
-# Advances each tenant's virtual time by images ÷ weight (start-time fair queueing). A tenant without work in the
-# meantime starts at the present virtual time.
-CHARGE_TENANTS = text("""
-    WITH clock AS (SELECT max(virtual_start) AS time FROM tenants),
-    charge AS (
-        SELECT id, count(*) AS images FROM unnest(cast(:tenants AS uuid[])) AS charged(id) GROUP BY id),
-    locked AS MATERIALIZED (
-        SELECT id FROM tenants WHERE id IN (SELECT id FROM charge) ORDER BY id FOR NO KEY UPDATE)
-    UPDATE tenants SET
-        virtual_start = CASE WHEN tenants.id = :first THEN greatest(virtual_time, clock.time) ELSE virtual_start END,
-        virtual_time = greatest(virtual_time, clock.time) + charge.images / weight
-    FROM charge JOIN locked USING (id) CROSS JOIN clock WHERE tenants.id = charge.id
+    SELECT taken.*, jobs.recipe, jobs.request_id, waiting.tenant_id, waiting.model, waiting.base,
+           CASE WHEN waiting.tenant_id = first.tenant_id THEN first.share END AS start,
+           CASE WHEN row_number() OVER (ORDER BY taken.id) = 1 THEN (
+               SELECT json_agg(json_build_array(id, head, batch_id)) FROM waiting
+               WHERE :full OR id IN (SELECT lane_id FROM taken))
+           END AS heads
+    FROM taken JOIN jobs ON jobs.id = taken.job_id JOIN waiting ON waiting.id = taken.lane_id CROSS JOIN first
+    ORDER BY taken.id
 """)
 
 # Finds models with waiting images and an idle worker.

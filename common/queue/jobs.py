@@ -1,4 +1,5 @@
-"""Jobs: submit, cancel, retry, expire, settle; and the lanes in which their images wait. `leases` ends images.
+"""Jobs: submit, cancel, retry, expire, settle; and the lanes in which their images wait. `leases` ends images, and
+`lanes` counts them.
 
     submit ──► queued ──► running ──► succeeded | failed        (an image starts; its last image ends)
                   ├──────────┴──────► failed                    (expire: its deadline has passed)
@@ -21,6 +22,7 @@ from common.enums import JobState, Tier
 from common.errors import Conflict, NotFound
 from common.failures import rests
 from common.queue import sentence
+from common.queue.lanes import LOWER_LANES
 from common.recipes.recipe import Recipe, canonical_json
 
 
@@ -181,22 +183,6 @@ def _row(
         "images": [new_id() for _ in recipe["seeds"]],
     }
 
-
-# Lowers the open images of lanes, and counts the ended ones by state. Follows a CTE ended(lane_id, state).
-LOWER_LANES = """
-    lane_tally AS (
-        SELECT lane_id, count(*) AS images, count(*) FILTER (WHERE state = 'stored') AS stored,
-               count(*) FILTER (WHERE state = 'flagged') AS flagged, count(*) FILTER (WHERE state = 'failed') AS failed,
-               count(*) FILTER (WHERE state = 'cancelled') AS cancelled
-        FROM ended GROUP BY lane_id),
-    lane_lock AS MATERIALIZED (
-        SELECT id FROM lanes WHERE id IN (SELECT lane_id FROM lane_tally) ORDER BY id FOR NO KEY UPDATE),
-    lowered AS (
-        UPDATE lanes SET open = lanes.open - lane_tally.images, stored = lanes.stored + lane_tally.stored,
-            flagged = lanes.flagged + lane_tally.flagged, failed = lanes.failed + lane_tally.failed,
-            cancelled = lanes.cancelled + lane_tally.cancelled
-        FROM lane_tally JOIN lane_lock ON lane_lock.id = lane_tally.lane_id WHERE lanes.id = lane_tally.lane_id)
-"""
 
 # Lowers the open images of jobs and lanes, and ends the jobs that reach zero. Follows a CTE ended(job_id, lane_id,
 # state, error_code, error_message) of images that have just ended. A job's error is that of the image that failed last.

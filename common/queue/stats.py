@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Row, text
 
 from common.db import id_of_time
 from common.enums import Tier
+from common.queue.lanes import EXACT
 
 LONGEST_LEASE_S = 900  # a lease that ended in the last minute was claimed no longer ago than this
 KEPT_DAYS = 8
@@ -83,10 +84,10 @@ def read_tallies(connection: Connection, minutes: int = RECENT_MINUTES) -> Seque
 
 
 # Per lane what is open and since when its first image waits, per lease what runs and was stored; summed up.
-BACKLOG = text("""
+BACKLOG = text(f"""
     WITH facts AS (
         SELECT model, tier, open, 0 AS running, 0 AS stored, 0 AS taken, head.created_at
-        FROM lanes LEFT JOIN LATERAL (
+        FROM {EXACT} AS lanes LEFT JOIN LATERAL (
             SELECT jobs.created_at FROM images JOIN jobs ON jobs.id = images.job_id
             WHERE images.lane_id = lanes.id AND images.state = 'queued' AND images.lease_id IS NULL
                 AND images.not_before IS NULL
@@ -106,10 +107,10 @@ BACKLOG = text("""
 """)
 
 # Copies the counters of all lanes, summed by model and tier.
-TAKE_SAMPLE = text("""
+TAKE_SAMPLE = text(f"""
     INSERT INTO lane_samples (minute, model, tier, stored, flagged, failed, cancelled)
     SELECT date_trunc('minute', now()), model, tier, sum(stored), sum(flagged), sum(failed), sum(cancelled)
-    FROM lanes WHERE NOT EXISTS (SELECT FROM lane_samples WHERE minute = date_trunc('minute', now()))
+    FROM {EXACT} AS lanes WHERE NOT EXISTS (SELECT FROM lane_samples WHERE minute = date_trunc('minute', now()))
     GROUP BY model, tier
     ON CONFLICT DO NOTHING
 """)
@@ -118,10 +119,10 @@ TAKE_SAMPLE = text("""
 DELETE_OLD_SAMPLES = text("DELETE FROM lane_samples WHERE minute < now() - make_interval(days => :days)")
 
 # The counters as of now, shaped like a sample.
-COUNTERS = """
+COUNTERS = f"""
     SELECT model, tier, sum(stored)::bigint AS stored, sum(flagged)::bigint AS flagged,
            sum(failed)::bigint AS failed, sum(cancelled)::bigint AS cancelled
-    FROM lanes GROUP BY model, tier"""
+    FROM {EXACT} AS lanes GROUP BY model, tier"""
 
 # Per step the newest sample at its end, minus that at its start; the last step ends with the counters as of now. A
 # model without a sample counts from zero; a counter that has decreased was reset.

@@ -37,6 +37,8 @@ class Worker:
     refusals: Mapping[str, str] = field(default_factory=dict)
     seconds_per_image: Mapping[str, float] = field(default_factory=dict)
     capacity: Mapping[str, int] = field(default_factory=dict)
+    cannot_store_s: float | None = None  # for how long it has tried to store an image; None: it can, or has not tried
+    devices: Sequence[Mapping[str, Any]] = ()  # how they do: see `worker.devices.readings.DeviceStatus`
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,14 @@ class HeartbeatReply:
 
     state: WorkerState
     now: datetime
+
+
+@dataclass(frozen=True)
+class Storing:
+    """Whether another worker can store what this one renders, and whether another one says that it cannot store."""
+
+    others_can: bool
+    others_cannot: bool
 
 
 def heartbeat(connection: Connection, worker: Worker, *, ready: bool) -> HeartbeatReply:
@@ -61,6 +71,8 @@ def heartbeat(connection: Connection, worker: Worker, *, ready: bool) -> Heartbe
         "refusals": json.dumps(dict(worker.refusals)),
         "seconds": json.dumps(dict(worker.seconds_per_image)),
         "capacity": json.dumps(dict(worker.capacity)),
+        "cannot_store_s": worker.cannot_store_s,
+        "devices": json.dumps([dict(device) for device in worker.devices]),
         "state": WorkerState.READY if ready else WorkerState.STARTING,
     }
     row = connection.execute(HEARTBEAT, parameters).one()
@@ -86,6 +98,13 @@ def prune(connection: Connection, silence_s: float) -> list[UUID]:
     """Mark workers as stopped that have been silent for that long; their ids. Delete those that stopped a day ago."""
     connection.execute(DELETE_STOPPED)
     return list(connection.execute(PRUNE, {"silence": silence_s}).scalars())
+
+
+def storing(connection: Connection, worker_id: UUID, models: Sequence[str], silence_s: float) -> Storing:
+    """How others fare with the image store; `models` are those that they would have to render in place of this one."""
+    parameters = {"id": worker_id, "models": list(models), "silence": silence_s}
+    row = connection.execute(STORING, parameters).one()
+    return Storing(others_can=row.can, others_cannot=row.cannot)
 
 
 def record_revision(connection: Connection, model: str, source: str, revision: str) -> str:
@@ -120,15 +139,28 @@ def _set_state(connection: Connection, statement: Any, worker_id: UUID, reason: 
 # Inserts a worker, or updates what it reports.
 HEARTBEAT = text("""
     INSERT INTO workers AS old (id, name, class, models, resident, refusals, seconds_per_image, capacity,
-                                state)
+                                cannot_store_since, device_status, state)
     VALUES (:id, :name, cast(:class AS jsonb), cast(:models AS text[]), cast(:resident AS text[]),
-            cast(:refusals AS jsonb), cast(:seconds AS jsonb), cast(:capacity AS jsonb), cast(:state AS worker_state))
+            cast(:refusals AS jsonb), cast(:seconds AS jsonb), cast(:capacity AS jsonb),
+            now() - make_interval(secs => :cannot_store_s), cast(:devices AS jsonb), cast(:state AS worker_state))
     ON CONFLICT (id) DO UPDATE SET
+        cannot_store_since = CASE WHEN excluded.cannot_store_since IS NOT NULL
+            THEN coalesce(old.cannot_store_since, excluded.cannot_store_since) END,
         models = excluded.models, resident = excluded.resident, refusals = excluded.refusals,
-        seconds_per_image = excluded.seconds_per_image, capacity = excluded.capacity, seen_at = now(),
+        seconds_per_image = excluded.seconds_per_image, capacity = excluded.capacity,
+        device_status = excluded.device_status, seen_at = now(),
         state = CASE WHEN old.state = 'draining' THEN old.state ELSE excluded.state END,
         reason = CASE WHEN old.state = 'draining' THEN old.reason END
     RETURNING state, clock_timestamp() AS now
+""")
+
+# Finds whether other workers can store. One that is quarantined would render nothing.
+STORING = text("""
+    SELECT coalesce(bool_or(cannot_store_since IS NULL AND models @> cast(:models AS text[])), false) AS can,
+           coalesce(bool_or(cannot_store_since IS NOT NULL), false) AS cannot
+    FROM workers
+    WHERE id <> :id AND state = 'ready' AND seen_at > now() - make_interval(secs => :silence)
+        AND NOT EXISTS (SELECT FROM quarantines WHERE quarantines.name = workers.name)
 """)
 
 # Drains a live worker.

@@ -51,6 +51,14 @@ def test_the_worker_class_names_the_device_and_the_precision() -> None:
     assert registry.model_memory("auto") == MEMORY // 2
 
 
+def test_the_device_tells_how_it_does() -> None:
+    [status] = registry.device_reader("auto")()
+    assert status.memory_used
+    assert status.memory_total == pytest.approx(MEMORY, rel=0.1)
+    assert status.utilisation in range(101)
+    assert status.temperature_c in range(1, 120)
+
+
 @pytest.mark.parametrize(
     ("precision", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16), ("fp32", torch.float32)]
 )

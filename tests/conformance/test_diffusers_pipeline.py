@@ -150,6 +150,20 @@ def test_only_the_image_that_cannot_be_judged_is_unchecked(
     assert [verdict.flagged for verdict in verdicts] == [False, True, False]
 
 
+def test_of_an_inpainted_image_the_safety_checker_judges_what_is_kept_of_the_source_too(
+    pipeline: DiffusersPipeline,
+) -> None:
+    """That is where a user could bring what must not be stored."""
+    sources = [_image((pipeline.model.height, pipeline.model.width), seed).numpy() for seed in range(2)]
+    requests = [request_for(pipeline, mode="inpaint", strength=1.0, source=source) for source in sources]
+    images = pipeline.generate(requests, lambda step, steps: None)
+    assert all(isinstance(image, RenderedImage) for image in images)
+    pixels = torch.stack([torch.from_numpy(image.pixels) for image in images])
+    verdicts = safety_checker.judge(pipeline._pipe, pixels.to(DEVICE))
+    assert [(image.score, image.concept) for image in images] == [(one.score, one.concept) for one in verdicts]
+    assert verdicts[0].score != verdicts[1].score
+
+
 def test_an_unusual_extractor_is_used_as_it_is(pipeline: DiffusersPipeline) -> None:
     extractor = pipeline._pipe.feature_extractor
     pixels = torch.stack([_image((64, 64), seed) for seed in range(2)])

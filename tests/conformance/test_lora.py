@@ -163,6 +163,15 @@ def test_a_lora_that_cannot_be_loaded_is_refused_and_leaves_nothing_active(
         assert render(pipeline) == before
 
 
+def test_a_file_that_was_replaced_since_it_was_read_is_refused(pipeline: DiffusersPipeline, make: Any) -> None:
+    before, ink = render(pipeline), make(for_the_unet(pipeline))
+    assert render(pipeline, ink) != before
+    save_file(for_the_unet(pipeline, seed=2), pipeline.model.loras[ink[0].name].path)
+    assert render(pipeline) == before
+    (refused,) = generate(pipeline, request_for(pipeline, lora=ink))
+    assert "is not the catalogue's" in refused.message
+
+
 def test_another_model_with_the_same_files_renders_as_before(pipeline: DiffusersPipeline, make: Any) -> None:
     """Equal components are in memory once, but not those that a LoRA changes."""
     assert pipeline.model.source_path

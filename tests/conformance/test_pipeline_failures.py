@@ -54,6 +54,20 @@ def test_a_seed_gives_the_same_image_in_every_precision(scheduler: str) -> None:
     pipeline.close()
 
 
+def test_where_full_precision_does_not_fit_into_memory_no_other_image_fails(pipeline: DiffusersPipeline) -> None:
+    unet = pipeline._pipe.to(torch.float16).unet
+
+    def fail_in_full(*_: object) -> None:
+        if unet.dtype == torch.float32:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    unet.register_forward_pre_hook(fail_in_full)
+    requests = [request_for(pipeline), request_for(pipeline, checkpoints.POISON), request_for(pipeline, seed=2)]
+    results = pipeline.generate(requests, lambda step, steps: None)
+    assert [isinstance(result, NanImage) for result in results] == [False, True, False]
+    assert unet.dtype == pipeline._pipe.vae.dtype == torch.float16
+
+
 def test_full_precision_renders_nothing_twice(pipeline: DiffusersPipeline) -> None:
     calls: list[int] = []
     (result,) = pipeline.generate([request_for(pipeline, checkpoints.POISON)], lambda step, steps: calls.append(step))

@@ -151,6 +151,24 @@ def test_tcd_steps_with_the_eta_of_its_class() -> None:
     assert extra(with_scheduler, None, 0.0).keys() == {"generator"}
 
 
+@pytest.mark.parametrize("whole", [True, False, None])
+@pytest.mark.parametrize("name", ["ddim", "pndm"])
+def test_the_last_step_ends_where_the_checkpoint_says(name: str, whole: bool | None) -> None:
+    """At an alpha of one, or at that of the first timestep, as for Stable Diffusion, whose files may not say it."""
+    said = {} if whole is None else {"set_alpha_to_one": whole}
+    ours = scheduler(name, {**OF_2022, **said})
+    settings = {"ddim": {"clip_sample": False}, "pndm": {"skip_prk_steps": True}}[name]
+    theirs = type(ours)(**OF_2022, **settings, steps_offset=1, set_alpha_to_one=bool(whole))
+    ends = []
+    for each in (ours, theirs):
+        each.set_timesteps(4)
+        latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+        for time in each.timesteps:
+            latents = each.step(latents.tanh(), time, latents).prev_sample
+        ends.append(latents)
+    assert torch.equal(*ends)
+
+
 # Few steps
 
 

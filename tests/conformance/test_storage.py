@@ -16,8 +16,9 @@ from moto.server import ThreadedMotoServer
 from pydantic import SecretStr
 
 from common.config import Settings
-from common.errors import NotFound, Unavailable
-from common.storage import Storage, image_key
+from common.errors import NotFound, Unavailable, WrongFarm
+from common.sentences import Sentence
+from common.storage import VERIFIED_S, Storage, image_key
 
 PNG = b"\x89PNG\r\n" + bytes(range(256)) * 400
 
@@ -116,6 +117,61 @@ def test_a_bucket_is_made_once(of_store: Settings) -> None:
     storage.ensure_bucket()
     storage.ensure_bucket()
     storage.check()
+
+
+def test_a_bucket_is_marked_once_unless_its_mark_is_replaced(store: Storage) -> None:
+    assert store.read_mark() is None
+    store.write_mark(b"first", replace=False)
+    store.write_mark(b"second", replace=False)
+    assert store.read_mark() == b"first"
+    store.write_mark(b"third", replace=True)
+    assert store.read_mark() == b"third"
+
+
+def test_a_bucket_that_is_missing_is_unavailable(of_store: Settings) -> None:
+    storage = Storage(of_store, attempts=1)
+    for call in (lambda: storage.get("k"), lambda: storage.put("k", b"", "image/png"), storage.read_mark):
+        with pytest.raises(Unavailable, match="bucket"):
+            call()
+
+
+def test_a_store_is_verified_before_its_first_use_after_a_failure_and_now_and_then(
+    store: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    store.verify_by(lambda: calls.append("verified"))
+    here = key()
+    for _ in range(3):
+        store.put(here, PNG, "image/png")
+    assert len(calls) == 1
+
+    bucket, store.bucket = store.bucket, "missing"
+    with pytest.raises(Unavailable):
+        store.put(here, PNG, "image/png")
+    store.bucket = bucket
+    assert store.get(here) == PNG
+    assert len(calls) == 2
+
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + VERIFIED_S + 1)
+    assert store.get(here) == PNG
+    assert len(calls) == 3
+
+
+def test_nothing_is_sent_to_a_store_that_is_refused(store: Storage) -> None:
+    def refuse() -> None:
+        raise WrongFarm(Sentence("another's", "another", {}))
+
+    here, there = key(), key()
+    store.put(here, PNG, "image/png")
+    store.verify_by(refuse)
+    for call in (lambda: store.put(there, PNG, "image/png"), lambda: store.delete([here]), lambda: store.get(here)):
+        with pytest.raises(WrongFarm):
+            call()
+    store.verify_by(lambda: None)
+    assert store.get(here) == PNG
+    with pytest.raises(NotFound):
+        store.get(there)
 
 
 def test_a_store_that_is_away_is_unavailable(of_store: Settings) -> None:

@@ -25,9 +25,9 @@ from tests.support.devices import DEVICE, LEVELS
 from worker.models.manager import ModelManager
 from worker.pipelines.base import RenderedImage
 from worker.pipelines.diffusers_pipeline import DiffusersPipeline
+from worker.quarantine.quarantine import Quarantine
 from worker.render.inflight import InflightMicrobatch
 from worker.render.input_images import PendingInputs
-from worker.render.quarantine import Quarantine
 from worker.render.render_thread import RenderThread
 from worker.watchdog import Watchdog, limits
 

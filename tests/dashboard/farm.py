@@ -31,7 +31,7 @@ from common.storage import Storage
 from tests.dashboard.corpus import HOSTILE
 from tests.support.serving import Api, serving
 from tests.support.stories import CATALOG, Story
-from tests.support.workers import until
+from tests.support.workers import quarantine, until
 from worker.control.batch_expander import Expander
 from worker.control.sweep import Sweep
 from worker.datasets.exporter import Exporter
@@ -44,7 +44,8 @@ NAMES = """
     SELECT DISTINCT name FROM (
         SELECT recipe ->> 'prompt' FROM jobs UNION SELECT recipe ->> 'negative_prompt' FROM jobs
         UNION SELECT name FROM batches UNION SELECT name FROM tenants UNION SELECT name FROM api_keys
-        UNION SELECT name FROM workers UNION SELECT key FROM workers, jsonb_each(class)
+        UNION SELECT name FROM workers UNION SELECT name FROM quarantines
+        UNION SELECT key FROM workers, jsonb_each(class)
         UNION SELECT value FROM workers, jsonb_each_text(class)
     ) AS names (name) WHERE name IS NOT NULL
 """
@@ -184,6 +185,7 @@ def fill(farm: DashboardFarm) -> None:
     batch["paused"] = farm.submit_batch("第三批", [f"黄色的星形，第{n}幅" for n in range(4)], matrix=HALF_SERVED)
     batch["refused"] = farm.submit_batch("第四批", ["红" * 400])
 
+    quarantine(farm.story, f"修理中的机器 {HOSTILE_NAME}", f"its trial picture failed {HOSTILE['script']}")
     jobs["running"] = farm.submit("夜空中的月亮", model="zh-v0", steps=150, width=256, height=256)
     jobs["succeeded"] = farm.submit("一只橙色的猫，背景是蓝色的", count=4, width=128, height=128, tier="interactive")
     jobs["flagged"] = farm.submit("绿色的三角形 #flagged", count=2)

@@ -11,7 +11,7 @@ from playwright.sync_api import Dialog, Locator, Page, expect
 from tests.dashboard.conftest import Sessions, Visiting
 from tests.dashboard.farm import DashboardFarm
 from tests.dashboard.views import VIEWS
-from tests.support.workers import until
+from tests.support.workers import quarantine, until
 
 pytestmark = pytest.mark.needs("chromium", "hanzi")
 
@@ -172,6 +172,16 @@ def test_a_worker_is_drained_and_resumed(page: Page, farm: DashboardFarm) -> Non
     press(page, "Resume", worker)
     expect(notice(page)).to_contain_text("claims work again")
     expect(worker).to_contain_text("ready")
+
+
+def test_the_quarantine_of_a_worker_that_is_gone_is_lifted(page: Page, farm: DashboardFarm) -> None:
+    quarantine(farm.story, "别处的机器")
+    page.goto("/dashboard/workers")
+    row = page.get_by_role("row").filter(has=page.get_by_role("rowheader", name="别处的机器"))
+    expect(row).to_contain_text("in 1 min")
+    press(page, "Resume", row)
+    expect(notice(page)).to_contain_text("is lifted")
+    expect(row).to_have_count(0)
 
 
 def test_a_key_is_created_shown_once_and_revoked(page: Page, farm: DashboardFarm) -> None:

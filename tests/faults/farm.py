@@ -34,7 +34,7 @@ from common.enums import Scope
 from embedded.instance import FIRST_PORT, PORT_COUNT, S3_ACCOUNT, can_bind
 from embedded.processes import wait_until_ended, write_programs
 from embedded.servers import Servers, create_bucket, s3_client
-from tests.faults.proxy import Network
+from tests.faults.proxy import Network, Proxy
 
 HOME = Path(__file__).resolve().parents[2]
 STUBS, APIS, CONTROLS = 3, 2, 2
@@ -136,14 +136,15 @@ class Farm:
                     licences.accept(connection, tenant, key.id, model.licence)
             connection.exec_driver_sql(WITNESS)
         database.dispose()
-        for child in self._children():
+        for child in self.processes():
             self.children[child.name] = child
         self._keeper.start()
         self.wait_until_ready()
 
     def wait_until_ready(self, seconds: float = START_S) -> None:
         deadline = time.monotonic() + seconds
-        while not (all(map(answers, self.urls)) and len(self.ready_workers()) == STUBS + 1):
+        render_workers = sum("render" in child.arguments for child in self.children.values())
+        while not (all(map(answers, self.urls)) and len(self.ready_workers()) == render_workers):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"the farm did not become ready; see {self.home / 'processes'}")
             time.sleep(0.1)
@@ -155,8 +156,8 @@ class Farm:
         self.servers.stop()
         shutil.rmtree(self.site.home, ignore_errors=True)
 
-    def _children(self) -> list[Child]:
-        shared = self._environment()
+    def processes(self) -> list[Child]:
+        shared = self.environment(self.network.proxies)
         worker, api = ["worker", "render"], ["api", "--port"]
         return [
             *(Child(f"api-{n}", [*api, str(port)], shared) for n, port in enumerate(self.api_ports, 1)),
@@ -165,8 +166,8 @@ class Farm:
             Child("mini-1", [*worker, "--device", "cpu", "--models", "mini-zh"], shared),
         ]
 
-    def _environment(self) -> dict[str, str]:
-        proxies = self.network.proxies
+    def environment(self, proxies: Mapping[str, Proxy]) -> dict[str, str]:
+        """Of a process that reaches Postgres, Valkey and S3 through these proxies."""
         database_url = self.database_url.replace(f":{self.site.ports['postgres']}/", f":{proxies['postgres'].port}/")
         rhythm = {f"HUAFANG_{name.upper()}": str(seconds) for name, seconds in vars(self.rhythm).items()}
         return {

@@ -6,8 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from common.queue.lanes import EXACT
 from common.queue.leases import MAX_ATTEMPTS
-from common.storage import sha256, upload_key
+from common.storage import MARK, TRIAL, sha256, upload_key
 from tests.faults.farm import BUCKET, Farm
 from tests.faults.load import Witness
 
@@ -84,7 +85,8 @@ MUST_BE_EMPTY = (
     ("P5", "SELECT id, state FROM jobs WHERE (finished_at IS NULL) <> (open > 0)"),
     (
         "P5",  # the counters of a lane are those of its images
-        "SELECT lanes.id, open, stored, flagged, failed, cancelled, counted FROM lanes CROSS JOIN LATERAL ("
+        "SELECT lanes.id, open, stored, flagged, failed, cancelled, counted"
+        f" FROM {EXACT} AS lanes CROSS JOIN LATERAL ("
         " SELECT array[count(*) FILTER (WHERE state IN ('queued', 'running')),"
         " count(*) FILTER (WHERE state = 'stored'), count(*) FILTER (WHERE state = 'flagged'),"
         " count(*) FILTER (WHERE state = 'failed'), count(*) FILTER (WHERE state = 'cancelled')] AS counted"
@@ -144,7 +146,7 @@ def read_back(farm: Farm, found: Findings) -> None:
     with ThreadPoolExecutor(8) as pool:
         found.add("P3", filter(None, pool.map(problem, rows)))
     uploads = farm.query("SELECT id, format FROM uploads")
-    known = {row["key"] for row in rows} | {upload_key(row["id"], row["format"]) for row in uploads}
+    known = {MARK, TRIAL} | {row["key"] for row in rows} | {upload_key(row["id"], row["format"]) for row in uploads}
     found.add("S3", (key for key in keys_of(farm) if key not in known))
 
 

@@ -9,8 +9,10 @@ import socket
 import struct
 import threading
 from collections import Counter
+from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 COMMITTED = b"C\x00\x00\x00\x0bCOMMIT\x00"  # CommandComplete of Postgres
 VERBS = (b"PUT ", b"GET ", b"HEAD ", b"POST ", b"DELETE ")
@@ -60,6 +62,7 @@ class Proxy:
         self.touched: Counter[str] = Counter()
         self.port = 0
         self._upstream = upstream
+        self._server: asyncio.Server | None = None
         self._connections: set[Connection] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -85,8 +88,28 @@ class Proxy:
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = server.sockets[0].getsockname()[1]
+        await self._listen(bound_socket(0))
+
+    def shut(self) -> None:
+        """Be a server that is not there: the port refuses, and what was connected is reset."""
+        self._do(self._shut())
+
+    def reopen(self) -> None:
+        self._do(self._listen(self._placeholder))
+
+    def _do(self, what: Coroutine[Any, Any, None]) -> None:
+        assert self._loop, "the proxy has not started"
+        asyncio.run_coroutine_threadsafe(what, self._loop).result(10)
+
+    async def _listen(self, on: socket.socket) -> None:
+        self.port = on.getsockname()[1]
+        self._server = await asyncio.start_server(self._serve, sock=on)
+
+    async def _shut(self) -> None:
+        assert self._server
+        self._server.close()
+        self._placeholder = bound_socket(self.port)  # nobody else shall get the port meanwhile
+        self._reset_connections()
 
     async def _serve(self, from_client: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
         try:
@@ -153,6 +176,13 @@ class Proxy:
             connection.reset()
             return False
         return True
+
+
+def bound_socket(port: int) -> socket.socket:
+    bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind(("127.0.0.1", port))
+    return bound
 
 
 def reset(end: asyncio.StreamWriter) -> None:

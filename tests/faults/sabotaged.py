@@ -19,7 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common.queue import idempotency, leases
+from common.accounts import idempotency
+from common.queue import leases
 
 TRAPS = Path(os.environ["STORM_TRAPS"])
 ME = os.environ["STORM_NAME"]

@@ -89,6 +89,7 @@ class BatchStory(Story):
             return retries.submit(connection, self.tenant(), batch_id)[0]
 
     def end(self) -> list[UUID]:
+        self.count_ended()
         with transaction(self.database) as connection:
             return batches.end(connection)
 
@@ -103,4 +104,5 @@ class BatchStory(Story):
         return self.rows(f"{statement} ORDER BY position, index", id=batch_id)
 
     def lanes_of(self, batch_id: UUID) -> list[Row[Any]]:
+        self.count_ended()
         return self.rows("SELECT * FROM lanes WHERE batch_id = :id ORDER BY id", id=batch_id)

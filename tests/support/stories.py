@@ -13,8 +13,8 @@ from common.accounts import tenants
 from common.catalog.catalog import read
 from common.db import id_of_time, new_id, transaction
 from common.enums import ImageState, Tier
+from common.queue import charges, jobs, lanes, leases, orphans, tiers
 from common.queue import claim as claims
-from common.queue import jobs, leases, orphans, tiers
 from common.queue.claim import Image, Microbatch, Offer
 from common.queue.leases import Outcome, Published, Rescued
 from common.queue.tiers import Moved
@@ -78,7 +78,10 @@ class Story:
     ) -> Microbatch | None:
         with transaction(self.database) as connection:
             wanted = capacities or {"mini-zh": capacity}
-            return claims.claim(connection, Offer(self.worker_id, wanted, **offer), new_id(), lease_s)
+            microbatch = claims.claim(connection, Offer(self.worker_id, wanted, **offer), new_id(), lease_s)
+            if microbatch:
+                charges.collect(connection, microbatch.charges)
+            return microbatch
 
     def start(self, microbatch: Microbatch) -> frozenset[UUID]:
         with transaction(self.database) as connection:
@@ -162,6 +165,7 @@ class Story:
 
     def balances(self) -> bool:
         """Whether each lane counts what it has, by state."""
+        self.count_ended()
         return not self.rows("""
             SELECT lanes.id FROM lanes LEFT JOIN images ON images.lane_id = lanes.id GROUP BY lanes.id
             HAVING (open, stored, flagged, failed, cancelled) IS DISTINCT FROM (
@@ -170,8 +174,14 @@ class Story:
                 count(*) FILTER (WHERE state = 'cancelled'))
         """)
 
+    def count_ended(self) -> None:
+        """What a sweep does within seconds."""
+        with transaction(self.database) as connection:
+            lanes.count(connection)
+
     def lane_counts(self) -> dict[str, int]:
         """What is open, by tier."""
+        self.count_ended()
         with self.database.connect() as connection:
             rows = connection.execute(text("SELECT tier, sum(open) FROM lanes GROUP BY tier")).all()
         return {str(tier): int(total) for tier, total in rows}

@@ -16,6 +16,10 @@ from botocore.config import Config
 from sqlalchemy import text
 
 from common.config import Settings
+from common.db import transaction
+from common.queue import quarantines
+from common.sentences import Sentence
+from common.storage import MARK
 from embedded.farm import variables
 from tests.support.stories import Story
 from worker.render.worker import RenderWorker
@@ -103,7 +107,7 @@ def log_of(process: subprocess.Popen[bytes]) -> str:
 
 
 def bucket_of(settings: Settings) -> dict[str, bytes]:
-    """All that the store holds, by key."""
+    """All that the store holds, by key, but for what says whose the bucket is."""
     client = boto3.client(
         "s3",
         endpoint_url=settings.s3_endpoint_url,
@@ -114,7 +118,9 @@ def bucket_of(settings: Settings) -> dict[str, bytes]:
     )
     listing = client.list_objects_v2(Bucket=settings.s3_bucket).get("Contents", [])
     return {
-        item["Key"]: client.get_object(Bucket=settings.s3_bucket, Key=item["Key"])["Body"].read() for item in listing
+        item["Key"]: client.get_object(Bucket=settings.s3_bucket, Key=item["Key"])["Body"].read()
+        for item in listing
+        if item["Key"] != MARK
     }
 
 
@@ -122,6 +128,17 @@ def ready_workers(story: Story) -> list[Mapping[str, Any]]:
     with story.database.connect() as connection:
         rows = connection.exec_driver_sql("SELECT * FROM workers WHERE state = 'ready' ORDER BY id").mappings()
         return list(rows)
+
+
+def quarantine(story: Story, name: str, reason: str = "its trial picture failed") -> None:
+    """Quarantine the workers of this name."""
+    with transaction(story.database) as connection:
+        assert quarantines.quarantine(connection, name, Sentence(reason, "for_the_test", {}))
+
+
+def quarantined(story: Story) -> list[str]:
+    """The names that are quarantined."""
+    return [row.name for row in story.rows("SELECT name FROM quarantines ORDER BY name")]
 
 
 @contextmanager

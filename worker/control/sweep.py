@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Row
 from sqlalchemy import Engine as Database
 
 from common import failures, uploads
-from common.accounts import audit
+from common.accounts import audit, idempotency
 from common.batches import lifecycle as batches
 from common.batches import progress
 from common.broker import Broker
@@ -29,7 +29,7 @@ from common.db import transaction
 from common.errors import Unavailable
 from common.log import log_event
 from common.queue import claim as claims
-from common.queue import idempotency, jobs, leases, orphans, search, stats, workers
+from common.queue import jobs, lanes, leases, orphans, search, stats, workers
 from common.storage import Storage, upload_key
 from worker.availability import Availability
 from worker.control.step_failures import StepFailures
@@ -64,6 +64,7 @@ class Sweep:
     def run(self, stopping: threading.Event) -> None:
         threading.Thread(target=self._repeat, args=(stopping, self.clean), name="clean", daemon=True).start()
         self._repeat(stopping, self.once)
+        self._attempt(self.count_ended)  # for an older release, which knows the lanes' counters alone
 
     def once(self) -> None:
         for step in (
@@ -73,6 +74,7 @@ class Sweep:
             self.wake,
             self.advance,
             self.export,
+            self.count_ended,
             self.note_progress,
             self.end_batches,
             self.prune,
@@ -140,6 +142,11 @@ class Sweep:
             due = datasets.due(connection, EXPORT_SILENCE_S, EXPORT_REST_S)
         for dataset_id in due:
             self._broker.export(dataset_id)
+
+    def count_ended(self) -> None:
+        """Count in the lanes what has ended since the last sweep; then batches have their progress, and end."""
+        with self._transaction() as connection:
+            lanes.count(connection)
 
     def note_progress(self) -> None:
         """Record the progress of the batches, and pause those whose stop rule applies."""

@@ -7,6 +7,7 @@ exporter   writes datasets
 
 import threading
 
+from common.accounts.farm import Farm
 from common.broker import Broker
 from common.catalog.catalog import Catalog
 from common.config import Settings
@@ -24,10 +25,12 @@ class ControlWorker:
     def __init__(self, settings: Settings, catalog: Catalog) -> None:
         self.database = connect(settings, pool=5)
         self.broker = Broker(settings)
-        storage = Storage(settings, attempts=1)
+        storage, of_exports = Storage(settings, attempts=1), Storage(settings, connections=EXPORT_CONNECTIONS)
+        self.farm = Farm(self.database, storage, settings.key_pepper.get_secret_value())
+        self.farm.guard(self.database, storage, of_exports)
         self.sweep = Sweep(settings, self.database, self.broker, storage)
         self.expander = Expander(self.database, storage, self.broker, catalog)
-        self.exporter = Exporter(self.database, Storage(settings, connections=EXPORT_CONNECTIONS), catalog)
+        self.exporter = Exporter(self.database, of_exports, catalog)
         self._sweeps = settings.sweep
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self.sweep.run, args=(self._stopping,), name="sweep", daemon=True)

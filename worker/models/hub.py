@@ -37,7 +37,7 @@ logging.set_verbosity_error()  # its warnings are errors here
 PAGE = "https://huggingface.co"
 INDEX = "model_index.json"
 TIMEOUT_S = 30
-CHUNK_BYTES = 10 * 2**20
+CHUNK_BYTES = 2**20  # what a connection that breaks loses at most
 ATTEMPTS = 5  # without a byte in between
 BUSY = (408, 429)
 RETRY_S = 2

@@ -20,6 +20,7 @@ from common.catalog import catalog, families, manifest
 from common.catalog.catalog import Model
 from common.catalog.families import Family
 from common.catalog.manifest import ModelManifest
+from common.disks import RESERVE_BYTES, is_full
 from common.errors import Error, ModelRefused, NanImage
 from common.recipes.img2img import InputImage
 from common.recipes.recipe import Recipe
@@ -75,14 +76,23 @@ def with_local_path(model: Model, store: Path, imported: ModelManifest) -> Model
 
 @contextmanager
 def import_lock(model: Model, store: Path, report: Report) -> Iterator[None]:
-    """Hold the host's lock for imports. Any unexpected error inside becomes ModelRefused."""
+    """Hold the host's lock for imports. Any unexpected error inside becomes ModelRefused.
+
+    One that fails on a full disk leaves nothing behind there, not even what was downloaded.
+    """
     try:
         store.mkdir(parents=True, exist_ok=True)
         with (store / ".lock").open("w") as lock:
             while not _try_lock(lock):
                 report("wait", 0, 1)
                 time.sleep(LOCK_RETRY_S)
-            yield
+            try:
+                yield
+            except Exception:
+                if is_full(store):  # what other programs of this disk need more than the next try
+                    shutil.rmtree(_download_folder(model, store), ignore_errors=True)
+                    model_store.recover(store)
+                raise
     except (Error, DeviceLost):
         raise
     except OSError as error:
@@ -190,10 +200,10 @@ def _split(model: Model, file: Path, like: Model | None, target: Path) -> Source
 
 
 def _check_disk_space(model: Model, store: Path, repo: hub.RepoFiles, folder: Path) -> None:
-    """For the rest of the download, and for the safetensors that pickles are converted to."""
+    """For the rest of the download, for the safetensors that pickles are converted to, and what is kept free."""
     downloaded = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     pickles = sum(file.bytes for file in repo.files if file.path.endswith(".bin"))
-    needed, free = repo.bytes - downloaded + pickles, shutil.disk_usage(store).free
+    needed, free = repo.bytes - downloaded + pickles + RESERVE_BYTES, shutil.disk_usage(store).free
     if needed > free:
         raise ModelRefused(sentence("disk_full", model=model.name, folder=store, needed=needed / 1e9, free=free / 1e9))
 

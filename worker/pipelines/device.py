@@ -1,17 +1,17 @@
 """The torch device: which one to use, its memory, and what its errors mean. Imports torch; knows no models."""
 
 import gc
-import os
-import resource
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
+from functools import cache
 
 import diffusers
 import torch
 
-from common.errors import Invalid
+from common.sentences import Sentence
+from worker.devices import gpus
+from worker.devices.gpus import DeviceUnusable
+from worker.devices.readings import host_memory, most_resident_bytes, resident_bytes
 from worker.pipelines import sentence
 
 USABLE = 0.9  # of the free memory
@@ -32,14 +32,49 @@ FATAL_ERRORS = (
 
 
 def resolve(device: str) -> str:
-    """`auto` → the best device of this host, `cuda` → `cuda:0`. Raises Invalid for a device that is not there."""
+    """`auto` → the best device of this host, `cuda` and `cuda:all` → `cuda:0`, which some functions of torch require.
+
+    Raises DeviceUnusable for a device that is not there, and for `auto` beside a GPU that torch cannot use.
+    """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     found = [kind for kind, is_available in available.items() if is_available]
     if device == "auto":
         device = found[0]
-    if device.partition(":")[0] not in found:
-        raise Invalid(sentence("device_unknown", device=device, devices=", ".join(found)))
-    return "cuda:0" if device == "cuda" else device  # some functions of torch require the index
+        unused_gpu(device)
+    kind, _, index = device.partition(":")
+    if kind not in found:
+        raise DeviceUnusable(sentence("device_unknown", device=device, devices=", ".join(found)))
+    if kind != "cuda":
+        return device
+    index = "0" if index in ("", "all") else index
+    if f"cuda:{index}" not in cuda_devices():
+        raise DeviceUnusable(sentence("device_unknown", device=device, devices=", ".join(cuda_devices())))
+    return f"cuda:{index}"
+
+
+def cuda_devices() -> list[str]:
+    return [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+
+
+@cache
+def unused_gpu(device: str) -> Sentence | None:
+    """Why torch leaves a GPU of this host unused, where `auto` is this device. Raises DeviceUnusable."""
+    return gpus.unused(gpus.find_gpu(), cuda_failure(), torch.version.hip is not None) if device == "cpu" else None
+
+
+def cuda_failure() -> str:
+    """What torch says when it starts CUDA; empty if it does start."""
+    try:
+        torch.cuda.init()
+    except (AssertionError, RuntimeError) as error:  # built without CUDA; no device, or a driver that fails
+        return str(error).partition("\n")[0]
+    return ""
+
+
+def gpu_uuid(device: str) -> str | None:
+    """None for a device that is no GPU of CUDA."""
+    resolved = resolve(device)
+    return str(torch.cuda.get_device_properties(resolved).uuid) if resolved.startswith("cuda") else None
 
 
 def model_memory(device: str = "auto") -> int:
@@ -47,16 +82,22 @@ def model_memory(device: str = "auto") -> int:
     resolved = torch.device(resolve(device))
     if resolved.type == "cuda":
         return int(torch.cuda.get_device_properties(resolved).total_memory) // 2
-    return _host_memory() // 4
+    return host_memory() // 4
 
 
 def describe(device: str = "auto", threads: int | None = None) -> dict[str, str | int | None]:
-    """The class of a worker on this device. Raises Invalid."""
+    """The class of a worker on this device. Raises DeviceUnusable."""
     resolved = resolve(device)
     kind = resolved.partition(":")[0]
+    try:
+        cuda_name = torch.cuda.get_device_name(resolved) if kind == "cuda" else ""
+    except RuntimeError as error:
+        raise DeviceUnusable(
+            sentence("device_fails", device=resolved, failure=str(error).partition("\n")[0])
+        ) from error
     return {
         "device": kind,
-        "name": torch.cuda.get_device_name(resolved) if kind == "cuda" else torch.backends.cpu.get_cpu_capability(),
+        "name": cuda_name or torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "precision": "fp16" if kind == "cuda" else "fp32",
@@ -72,19 +113,7 @@ def held_bytes(device: str = "auto", at_most: bool = False) -> int:
         return int(held(resolved))
     if resolved.type == "mps" and not at_most:
         return int(torch.mps.driver_allocated_memory())
-    with suppress(OSError):  # no Linux
-        if not at_most:
-            return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
-
-
-def _host_memory() -> int:
-    """The bytes of this machine, or of its container."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with suppress(OSError, ValueError):  # no cgroup, or "max"
-        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return total
+    return most_resident_bytes() if at_most else resident_bytes()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

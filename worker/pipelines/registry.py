@@ -4,8 +4,11 @@ Imports torch only when a device other than the stub is asked for.
 """
 
 from collections.abc import Hashable, Mapping
+from typing import Any
 
 from common.catalog.catalog import Model
+from common.sentences import Sentence
+from worker.devices import readings
 from worker.pipelines.base import Pipeline
 
 
@@ -21,7 +24,7 @@ def load(model: Model, device: str, threads: int | None = None) -> Pipeline:
 
 
 def describe(device: str, threads: int | None = None) -> dict[str, str | int | None]:
-    """The class of a worker on this device. Workers of one class render comparable images. Raises Invalid."""
+    """The class of a worker on this device. Workers of one class render comparable images. Raises DeviceUnusable."""
     if _is_stub(device):
         from worker.pipelines import stub
 
@@ -51,6 +54,35 @@ def model_components(model: Model, device: str) -> Mapping[Hashable, int] | None
     from worker.checkpoints import layout
 
     return layout.component_sizes(model)
+
+
+def unused_gpu(device: str) -> Sentence | None:
+    """Why a worker on this device leaves a GPU of this host unused; None if it does not, or was told to."""
+    if device != "auto":
+        return None
+    from worker.pipelines import device as torch_device
+
+    return torch_device.unused_gpu(torch_device.resolve(device))
+
+
+def device_reader(device: str) -> readings.Read:
+    """What reads how this device does."""
+    if _is_stub(device):
+        return readings.reader("stub", None)
+    from worker.pipelines import device as torch_device
+
+    uuid, resolved = torch_device.gpu_uuid(device), torch_device.resolve(device)
+    return readings.reader(resolved, uuid, unused_gpu(device))
+
+
+def survey(device: str) -> dict[str, Any]:
+    """The class of a worker on this device, the GPUs of CUDA here, and why one is unused. Raises DeviceUnusable."""
+    described = describe(device)
+    if _is_stub(device):
+        return {**described, "cuda": [], "unused_gpu": None}
+    from worker.pipelines import device as torch_device
+
+    return {**described, "cuda": torch_device.cuda_devices(), "unused_gpu": unused_gpu(device)}
 
 
 def _is_stub(device: str) -> bool:

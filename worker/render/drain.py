@@ -12,8 +12,8 @@ from typing import TypeVar
 
 from common.errors import Interrupted
 from common.sentences import Sentence
+from worker.quarantine.quarantine import Quarantine
 from worker.render import sentence
-from worker.render.quarantine import Quarantine
 
 T = TypeVar("T")
 

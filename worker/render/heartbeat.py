@@ -21,9 +21,9 @@ from common.log import log_event
 from common.queue import leases, workers
 from common.queue.workers import Worker
 from worker.availability import Availability
+from worker.quarantine.quarantine import Quarantine
 from worker.render import sentence
 from worker.render.inflight import HeldLeases
-from worker.render.quarantine import Quarantine
 
 CLOCK_TOLERANCE_S = 5.0
 SOON_S = 1.0  # until the next heartbeat of a worker that is not ready, or while Postgres is away

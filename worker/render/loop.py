@@ -24,21 +24,21 @@ from common.config import Settings
 from common.db import new_id, transaction
 from common.errors import Interrupted, RenderFailed, Unavailable
 from common.log import log_event
-from common.queue import claim, leases
+from common.queue import leases
 from worker.availability import Availability
 from worker.models.manager import ModelManager
+from worker.quarantine.recovery import Recovery
 from worker.render import sentence
+from worker.render.claimer import Claimer
 from worker.render.drain import Drain
 from worker.render.inflight import HeldLeases, InflightMicrobatch, State
 from worker.render.input_images import InputImageLoader
-from worker.render.quarantine import Quarantine, Recovery
 from worker.render.render_thread import RenderThread
 from worker.render.uploader import Uploader
 
 RUN_S = 30.0  # how long one call of run() goes on
 CLAIM_AHEAD_S = 0.3  # before the end of a microbatch: enough for a claim, too little for a better one to come up
 START_AHEAD_S = 0.1  # three commits of a slow disk; whatever is started counts as an attempt if this process dies
-LOWER_TIER_EVERY = 20  # one microbatch in so many goes to the oldest lower tier
 
 
 class RenderLoop:
@@ -54,7 +54,10 @@ class RenderLoop:
         uploader: Uploader,
         database_availability: Availability,
         wake: Callable[[str], object],  # wakes a worker that serves a model
-        quarantine: Quarantine,
+        may_claim: Callable[[], bool],
+        claimer: Claimer,
+        drain: Drain,
+        recovery: Recovery,
     ) -> None:
         self.is_ready = False  # has a model in memory, or tried to load each
         self._worker_id = worker_id
@@ -67,13 +70,11 @@ class RenderLoop:
         self._uploader = uploader
         self._database_availability = database_availability
         self._wake = wake
-        self._name = quarantine.name
-        self._drain = Drain(settings.drain_s, quarantine)
-        self._recovery = Recovery(
-            quarantine, models, render_thread.try_out, self._drain.wait_for, database, database_availability
-        )
+        self._may_claim = may_claim
+        self._claimer = claimer
+        self._drain = drain
+        self._recovery = recovery
         self._inflight: dict[UUID, InflightMicrobatch] = {}  # claimed, and neither handed over nor released
-        self._claims = 0
         self._running = threading.Lock()
         self._own_thread = threading.Thread(target=self._run_at_every_heartbeat, name="idle", daemon=True)
 
@@ -117,21 +118,19 @@ class RenderLoop:
             if self._drain.is_active or time.monotonic() >= until:
                 return None
         capacity = {model.name: self._render_thread.capacity(model) for model in self._models.available()}
-        if not capacity or self._drain.is_active or time.monotonic() >= until:
+        if not capacity or not self._may_claim() or self._drain.is_active or time.monotonic() >= until:
             return None
-        lower_tier = self._claims % LOWER_TIER_EVERY == LOWER_TIER_EVERY - 1
-        alive_s, resident, patience_s = 3 * self._settings.beat_s, self._models.resident, self._models.swap_delay_s
-        offer = claim.Offer(self._worker_id, capacity, self._name, alive_s, resident, patience_s, lower_tier)
+        offer = self._claimer.offer(capacity, self._models.resident, self._models.swap_delay_s)
         lease_id = new_id()
         try:
-            with self._database_availability.tracked(), transaction(self._database) as connection:
-                microbatch = claim.claim(connection, offer, lease_id, self._settings.lease_s)
+            with self._database_availability.tracked():
+                microbatch = self._claimer.claim(offer, lease_id, self._settings.lease_s)
         except Unavailable:
             self._held_leases.defer_release(lease_id)  # the claim may have been committed
             return None
+        self._claimer.collect()
         if microbatch is None:
             return None
-        self._claims += 1
         if microbatch.unreadable:
             self._uploader.fail(microbatch, next(iter(microbatch.unreadable.values())))
             return self._claim(until)

@@ -22,9 +22,9 @@ from worker.models.manager import ModelManager
 from worker.models.trial import Fault
 from worker.pipelines.base import DeviceLost, ImageRequest, OnStep, Pipeline, RenderedImage
 from worker.pipelines.batch_size import at_size
+from worker.quarantine.quarantine import Quarantine
 from worker.render import sentence
 from worker.render.inflight import InflightMicrobatch, RenderedMicrobatch
-from worker.render.quarantine import Quarantine
 from worker.watchdog import Watchdog
 
 TRIALS = 5  # good ones in a row end a quarantine: a device that fails now and then must not come back by luck

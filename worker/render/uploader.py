@@ -15,7 +15,7 @@ from sqlalchemy import Engine as Database
 
 from common.db import transaction
 from common.enums import ImageState
-from common.errors import NotFound, Poison, RenderFailed, Unavailable
+from common.errors import Poison, RenderFailed, Unavailable
 from common.failures import internal_error, new_reference
 from common.log import log_event
 from common.queue import leases
@@ -25,10 +25,11 @@ from common.recipes.recipe import canonical_json
 from common.storage import MEDIA_TYPES, Storage, image_key, sha256
 from worker.availability import Availability
 from worker.pipelines.base import RenderedImage
+from worker.quarantine.quarantine import Quarantine
+from worker.quarantine.store_watch import StoreWatch
 from worker.render import sentence
 from worker.render.encode import encode
 from worker.render.inflight import HeldLeases, RenderedMicrobatch
-from worker.render.quarantine import Quarantine
 from worker.watchdog import Watchdog
 
 UPLOADS = 8  # at the same time: a store that is 50 ms away takes 160 images a second
@@ -46,6 +47,7 @@ class Uploader:
         database_availability: Availability,
         storage_availability: Availability,
         watchdog: Watchdog,
+        store_watch: StoreWatch,
         quarantine: Quarantine,
     ) -> None:
         """`announce` gets the ids of the jobs whose images were published; it must not block."""
@@ -57,6 +59,8 @@ class Uploader:
         self._database_availability = database_availability
         self._storage_availability = storage_availability
         self._watchdog = watchdog
+        self._store_watch = store_watch
+        self._submitted: dict[UUID, Microbatch] = {}  # by lease; not published yet
         self._quarantine = quarantine
         self._uploads = ThreadPoolExecutor(UPLOADS, "upload")
         self._encoders = Semaphore(ENCODERS)
@@ -65,6 +69,7 @@ class Uploader:
 
     def submit(self, rendered: RenderedMicrobatch) -> None:
         """Store and publish the images of a microbatch. Returns at once."""
+        self._submitted[rendered.microbatch.lease_id] = rendered.microbatch
         uploads = [self._uploads.submit(self._outcome, rendered, image, result) for image, result in rendered.results]
         self._publisher.submit(self._publish, rendered.microbatch, uploads)
 
@@ -79,6 +84,11 @@ class Uploader:
         except Exception as error:
             return self.fail(microbatch, error)
         log_event("microbatch_released", **self.log_fields(microbatch), reason=reason)
+
+    def give_back(self, reason: str) -> None:
+        """Release at once what is rendered and not published, however long a try to store it still takes."""
+        for microbatch in list(self._submitted.values()):
+            self.release(microbatch, reason)
 
     def fail(self, microbatch: Microbatch, error: Exception) -> None:
         """Count an attempt of each image, or of those that cannot be read, after an unforeseen exception.
@@ -141,39 +151,52 @@ class Uploader:
         judged: dict[str, Any] = {"safety_score": result.score, "safety_concept": result.concept}
         if result.flagged:
             return Outcome(image.id, ImageState.FLAGGED, render_ms=render_ms, **judged)
-        if self._is_late() or not self._is_wanted(rendered.microbatch, image):
+        if self._gives_up(rendered.microbatch, image):
             return None
         began = time.monotonic()
         try:
-            key, digest, size = self._upload(rendered, image, result)
+            data = self._encode(rendered, image, result)
+        except Exception as error:
+            log_event("encode_failed", exc_info=True, **self.log_fields(rendered.microbatch), image=image.id)
+            return self._failed(rendered, image, RenderFailed(sentence("encode_failed", error=error)))
+        try:
+            key, digest, size = self._store(rendered, image, data)
         except Unavailable:
             return None
-        except Exception as error:
-            log_event("store_failed", exc_info=True, **self.log_fields(rendered.microbatch), image=image.id)
-            return self._failed(rendered, image, RenderFailed(sentence("store_failed", error=error)))
         store_ms = round(1000 * (time.monotonic() - began))
         return Outcome(image.id, ImageState.STORED, key, digest, size, render_ms, store_ms, **judged)
 
-    def _upload(self, rendered: RenderedMicrobatch, image: Image, result: RenderedImage) -> tuple[str, str, int]:
-        """The key, the sha256 and the bytes of the stored image. Raises Unavailable when it is too late for it."""
-        recipe = image.recipe
+    def _encode(self, rendered: RenderedMicrobatch, image: Image, result: RenderedImage) -> bytes:
         # Nothing of the job: the same recipe and seed give the same bytes on the same worker.
-        own = {"recipe": canonical_json(recipe.content), "index": str(image.index), "seed": str(image.seed)}
+        own = {"recipe": canonical_json(image.recipe.content), "index": str(image.index), "seed": str(image.seed)}
         with self._encoders, self._watchdog.watch("store"):
-            data = encode(result.pixels, recipe.format, {**own, **rendered.metadata})
-        key = image_key(image.job_id, image.index, rendered.microbatch.lease_id, recipe.format)
+            return encode(result.pixels, image.recipe.format, {**own, **rendered.metadata})
+
+    def _store(self, rendered: RenderedMicrobatch, image: Image, data: bytes) -> tuple[str, str, int]:
+        """The key, the sha256 and the bytes of the stored image. Raises Unavailable when it is too late for it."""
+        image_format = image.recipe.format
+        key = image_key(image.job_id, image.index, rendered.microbatch.lease_id, image_format)
         self._storage_availability.retry(
-            lambda: self._put(key, data, MEDIA_TYPES[recipe.format]),
-            give_up=lambda: self._is_late() or not self._is_wanted(rendered.microbatch, image),
+            lambda: self._put(key, data, MEDIA_TYPES[image_format]),
+            give_up=lambda: self._gives_up(rendered.microbatch, image),
         )
         return key, sha256(data), len(data)
 
     def _put(self, key: str, data: bytes, media_type: str) -> None:
+        """Raises Unavailable, whatever is wrong: what a store does not take is its trouble, or the host's."""
+        began = time.monotonic()
         try:
             with self._watchdog.watch("store"):
                 self._storage.put(key, data, media_type)
-        except NotFound as error:
-            raise Unavailable(sentence("bucket_missing", bucket=self._storage.bucket)) from error
+        except Unavailable as error:
+            self._store_watch.note_failed(began, error.message)
+            raise
+        except Exception as error:
+            why = sentence("store_failed", error=error)
+            if self._store_watch.note_failed(began, why):  # at each further try it would be logged again
+                log_event("store_failed", exc_info=True, worker=self._worker_id, key=key)
+            raise Unavailable(why) from error
+        self._store_watch.note_stored()
 
     def _failed(self, rendered: RenderedMicrobatch, image: Image, error: RenderFailed) -> Outcome:
         log_event(
@@ -195,8 +218,10 @@ class Uploader:
             failed_by=self._quarantine.name if isinstance(error, Poison) else None,
         )
 
-    def _is_wanted(self, microbatch: Microbatch, image: Image) -> bool:
-        return image.id in self._held_leases.wanted(microbatch.lease_id)
+    def _gives_up(self, microbatch: Microbatch, image: Image) -> bool:
+        """Whether the image is not wanted any more, or not to be stored here."""
+        is_wanted = image.id in self._held_leases.wanted(microbatch.lease_id)
+        return self._is_late() or self._store_watch.gives_back or not is_wanted
 
     def _is_late(self) -> bool:
         return time.monotonic() > self._deadline
@@ -206,6 +231,8 @@ class Uploader:
     def _publish(self, microbatch: Microbatch, uploads: list[Future[Outcome | None]]) -> None:
         try:
             outcomes = [outcome for upload in uploads if (outcome := upload.result())]
+            if not outcomes and microbatch.lease_id not in self._held_leases.ids():  # given back meanwhile
+                return
             if not outcomes:
                 return self.release(microbatch, sentence("unwanted"))
             published = self._database_availability.retry(
@@ -215,6 +242,8 @@ class Uploader:
             return self._held_leases.defer_release(microbatch.lease_id)
         except Exception as error:
             return self.fail(microbatch, error)
+        finally:
+            self._submitted.pop(microbatch.lease_id, None)
         log_event("microbatch_published", **self.log_fields(microbatch), visible=len(published.images))
         self._announce(image.job_id for image in microbatch.images)
         self._discard(microbatch, [o.key for o in outcomes if o.key and o.image_id not in published.images])

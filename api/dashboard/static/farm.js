@@ -1,5 +1,5 @@
 // Keeps a page current: an event stream for the element with `data-live`, closed while the page is hidden, and polling
-// where streams do not get through. Shows moments as "3 minutes ago".
+// where streams do not get through. Shows moments as "3 minutes ago" or "in 3 minutes".
 
 const POLL_MS = 5000;
 let stream = null, timer = null, streamUrl = null;
@@ -43,7 +43,8 @@ function updateMoments() {
   for (const element of document.querySelectorAll("time[data-ago]")) {
     const seconds = Math.round((new Date(element.dateTime) - Date.now()) / 1000);
     const [unit, length] = UNITS.find(([, length]) => Math.abs(seconds) >= length) ?? UNITS[3];
-    const text = relativeTime.format(Math.min(0, Math.trunc(seconds / length)), unit);
+    const steps = Math.trunc(seconds / length);
+    const text = relativeTime.format("ahead" in element.dataset ? Math.max(0, steps) : Math.min(0, steps), unit);
     if (element.textContent !== text) element.textContent = text;
   }
 }

@@ -21,6 +21,7 @@ from api.services import batches, datasets
 from common.accounts.tenants import Caller
 from common.datasets.layout import Layout
 from common.db import transaction
+from common.queue.lanes import EXACT
 
 router = APIRouter()
 
@@ -128,9 +129,9 @@ def find_thumbnails(
 
 
 # Group the newest failed images of a batch by error code.
-FAILURE_GROUPS = text("""
+FAILURE_GROUPS = text(f"""
     WITH newest AS MATERIALIZED (
-        SELECT image.* FROM lanes CROSS JOIN LATERAL (
+        SELECT image.* FROM {EXACT} AS lanes CROSS JOIN LATERAL (
             SELECT id, job_id, error_code, error_message, finished_at FROM images
             WHERE images.lane_id = lanes.id AND images.state = 'failed'
             ORDER BY finished_at DESC, id DESC LIMIT :limit) AS image
@@ -148,7 +149,7 @@ FAILURE_GROUPS = text("""
 THUMBNAILS = text(f"""
     WITH images AS MATERIALIZED (
         SELECT newest.* FROM unnest(cast(:batches AS uuid[])) AS batch(id) CROSS JOIN LATERAL (
-            SELECT image.* FROM lanes CROSS JOIN LATERAL (
+            SELECT image.* FROM {EXACT} AS lanes CROSS JOIN LATERAL (
                 SELECT id, job_id, index, bytes, finished_at FROM images
                 WHERE images.lane_id = lanes.id AND images.state = 'stored'
                 ORDER BY finished_at DESC, id DESC LIMIT :limit) AS image

@@ -18,6 +18,7 @@ from api.deps import State
 from api.pagination import read_cursor, write_cursor
 from common.db import transaction
 from common.errors import NotFound
+from common.queue.lanes import EXACT
 from common.queue.search import CANDIDATES, THE_HITS, Search, find
 
 router = APIRouter()
@@ -177,7 +178,8 @@ IMAGE_COLUMNS = "images.id, images.job_id, jobs.batch_id, images.index, jobs.rec
 
 # Find a tenant's newest stored images: the newest of each lane by index, then the newest of these.
 NEWEST = f"""
-    WITH mine AS MATERIALIZED (SELECT id FROM lanes WHERE tenant_id = :tenant AND stored > 0{{lanes}}),
+    WITH mine AS MATERIALIZED (
+        SELECT id FROM {EXACT} AS lanes WHERE tenant_id = :tenant AND stored > 0{{lanes}}),
     images AS MATERIALIZED (
         SELECT image.* FROM mine CROSS JOIN LATERAL (
             SELECT id, job_id, index, bytes, finished_at FROM images

@@ -39,7 +39,7 @@ class Load:
 
 @view(router, "/", "overview.html")
 def overview(state: State, visitor: CurrentVisitor) -> Read:
-    tenant_id, silence_s = visitor.caller.tenant_id, state.settings.lease_s
+    tenant_id, silence_s, home = visitor.caller.tenant_id, state.settings.lease_s, state.settings.home
 
     def read() -> dict[str, Any]:
         with transaction(state.autocommit) as connection:
@@ -51,7 +51,7 @@ def overview(state: State, visitor: CurrentVisitor) -> Read:
                 "total": total_load(loads),
                 "workers": [worker for worker in workers if worker.state != WorkerState.STOPPED],
                 "charts": [charts.build_chart(read_chart(connection, span), span) for span in (HOUR, DAY)],
-                "alerts": find_alerts(connection, tenant_id, backlog, read_fleet(connection), tallies, silence_s),
+                "alerts": find_alerts(connection, tenant_id, backlog, read_fleet(connection), tallies, silence_s, home),
                 "silence_s": silence_s,
                 "minutes": RECENT_MINUTES,
             }

@@ -1,21 +1,23 @@
-"""The workers: their state, the microbatches they hold and their last errors; drain and resume."""
+"""The workers: their state, the microbatches they hold and their last errors; drain, resume, lift a quarantine."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Form, Request, Response
 from sqlalchemy import Connection, text
 
 from api.dashboard.rendering import render_notice
 from api.dashboard.sessions import CurrentActor, CurrentVisitor
 from api.dashboard.view import Read, view
 from api.deps import State
+from api.queries.fleet import find_quarantines
 from api.services import admin
 from common.db import transaction
 from common.enums import WorkerState
+from common.queue.lanes import EXACT
 
 router = APIRouter()
 
@@ -28,9 +30,12 @@ def list_workers(state: State, visitor: CurrentVisitor) -> Read:
         with transaction(state.autocommit) as connection:
             found = find_workers(connection, tenant_id)
             errors = find_worker_errors(connection, tenant_id)
+            quarantined = find_quarantines(connection)
+        alive = {worker.name for worker in found if worker.state != WorkerState.STOPPED}
         return {
             "workers": [worker for worker in found if worker.state != WorkerState.STOPPED],
             "stopped": [worker for worker in found if worker.state == WorkerState.STOPPED],
+            "gone": [one for one in quarantined if one.name not in alive],
             "errors": errors,
             "silence_s": state.settings.lease_s,
         }
@@ -48,6 +53,15 @@ def drain_worker(request: Request, worker_id: UUID, visitor: CurrentActor, state
 def resume_worker(request: Request, worker_id: UUID, visitor: CurrentActor, state: State) -> Response:
     admin.resume_worker(state, visitor.caller, worker_id)
     return render_notice(request, "farm_notice.html", action="resume-worker")
+
+
+@router.post("/quarantines/lift")
+def lift_quarantine(
+    request: Request, visitor: CurrentActor, state: State, name: Annotated[str, Form(pattern=r"^[^\x00]*$")]
+) -> Response:
+    """Of a worker that is gone, which has no id."""
+    admin.lift_quarantine(state, visitor.caller, name)
+    return render_notice(request, "farm_notice.html", action="lift-quarantine")
 
 
 @dataclass(frozen=True)
@@ -82,11 +96,15 @@ class Worker:
     worker_class: Mapping[str, Any]
     state: WorkerState
     reason: str | None  # why it drains or has stopped
+    quarantined_at: datetime | None
+    quarantine_reason: str | None
+    next_trial_at: datetime | None
     models: Sequence[str]
     resident: Sequence[str]
     refusals: Mapping[str, str]  # reason by model
     seconds_per_image: Mapping[str, float]  # by model
     capacity: Mapping[str, int]  # images per microbatch, by model
+    device_status: Sequence[Mapping[str, Any]]  # as `api.queries.fleet.Device`
     started_at: datetime
     seen_at: datetime
     silent_s: float  # since its last heartbeat
@@ -116,9 +134,11 @@ def find_worker_errors(connection: Connection, tenant_id: UUID, each: int = 5) -
 
 # Read all workers.
 WORKERS = text("""
-    SELECT id, name, class AS worker_class, state, reason, models, resident, refusals, seconds_per_image, capacity,
-           started_at, seen_at, extract(epoch FROM now() - seen_at)::float AS silent_s
-    FROM workers ORDER BY state, name, id
+    SELECT id, workers.name, class AS worker_class, state, workers.reason, quarantined_at,
+           quarantines.reason AS quarantine_reason, retry_at AS next_trial_at, models, resident, refusals,
+           seconds_per_image, capacity, device_status, started_at, seen_at,
+           extract(epoch FROM now() - seen_at)::float AS silent_s
+    FROM workers LEFT JOIN quarantines ON quarantines.name = workers.name ORDER BY state, workers.name, id
 """)
 
 # Read the open leases with their images that are still wanted.
@@ -135,9 +155,9 @@ HELD_MICROBATCHES = text("""
 """)
 
 # Read the last errors of each worker, among the images that failed last in the farm.
-ERRORS = text("""
+ERRORS = text(f"""
     WITH newest AS MATERIALIZED (
-        SELECT image.*, lanes.model, lanes.tenant_id FROM lanes CROSS JOIN LATERAL (
+        SELECT image.*, lanes.model, lanes.tenant_id FROM {EXACT} AS lanes CROSS JOIN LATERAL (
             SELECT id, job_id, lease_id, error_code, error_message, finished_at FROM images
             WHERE images.lane_id = lanes.id AND images.state = 'failed'
             ORDER BY finished_at DESC, id DESC LIMIT :limit) AS image

@@ -5,6 +5,7 @@ import socket
 import subprocess
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -19,6 +20,7 @@ from common.enums import Scope, Tier
 from common.queue import workers
 from tests.support.serving import PROMPT, Api, readiness, serving
 from tests.support.stories import Story
+from tests.support.workers import quarantine, quarantined
 
 
 def beat(story: Story, **facts: Any) -> workers.Worker:
@@ -96,6 +98,64 @@ def test_a_worker_is_shown_drained_and_resumed(client: httpx.Client, story: Stor
         assert client.post(f"/v1/workers/{new_id()}/{action}").status_code == 404
 
 
+def test_a_worker_shows_how_its_devices_do(client: httpx.Client, story: Story) -> None:
+    device = {"name": "cuda:0", "memory_used": 9, "memory_total": 24, "utilisation": 98, "temperature_c": 64}
+    beat(story, devices=[device | {"errors": ["its driver does not answer"]}])
+    beat(story, name="of older code")
+    found = {worker["name"]: worker["devices"] for worker in client.get("/v1/workers").json()["items"]}
+    assert found == {"w1": [device | {"errors": ["its driver does not answer"]}], "of older code": []}
+
+
+def test_a_worker_shows_its_quarantine_and_resume_ends_it(client: httpx.Client, story: Story) -> None:
+    worker = beat(story)
+    beat(story, name="w2")
+    quarantine(story, "w1", "its calls fail")
+    shown, other = client.get("/v1/workers").json()["items"]
+    assert (shown["state"], shown["quarantine_reason"]) == ("ready", "its calls fail")
+    assert shown["quarantined_at"] < shown["next_trial_at"]
+    assert [other[name] for name in ("quarantined_at", "quarantine_reason", "next_trial_at")] == [None] * 3
+    drained = client.post(f"/v1/workers/{worker.id}/drain").json()
+    assert (drained["state"], drained["quarantine_reason"]) == ("draining", "its calls fail")  # both
+    resumed = client.post(f"/v1/workers/{worker.id}/resume").json()
+    assert (resumed["state"], resumed["reason"], resumed["quarantined_at"]) == ("ready", None, None)
+    assert quarantined(story) == []
+    assert [row.detail for row in story.rows("SELECT detail FROM audit WHERE action = 'worker.resume'")] == [
+        {"quarantined": "its calls fail"}
+    ]
+
+
+def test_the_quarantine_of_a_worker_that_is_gone_is_lifted_by_its_name(
+    api: Api, client: httpx.Client, story: Story
+) -> None:
+    name = "gpu 1/画室 #2?"  # of a name nothing is known
+    quarantine(story, name)
+    [shown] = client.get("/v1/workers").json()["quarantines"]
+    assert (shown["name"], shown["reason"], shown["trials"]) == (name, "its trial picture failed", 0)
+    path = f"/v1/quarantines/{quote(name, safe='')}"
+    with api.client(scopes=[Scope.VIEWER]) as viewer:
+        assert viewer.delete(path).status_code == 403
+    assert [client.delete(path).status_code for _ in range(2)] == [204, 404]
+    assert client.delete("/v1/quarantines/a%00b").status_code == 422
+    assert client.get("/v1/workers").json()["quarantines"] == []
+    assert [row.subject for row in story.rows("SELECT subject FROM audit WHERE action = 'worker.resume'")] == [name]
+
+
+def test_a_quarantined_worker_makes_no_model_available_and_counts_in_no_estimate(
+    client: httpx.Client, story: Story
+) -> None:
+    beat(story, seconds_per_image={"mini-zh": 2.0})
+
+    def shown() -> tuple[bool, float | None]:
+        models = {model["name"]: model for model in client.get("/v1/models").json()["items"]}
+        estimate = client.post("/v1/jobs?dry_run=true", json=PROMPT).json()["estimate"]
+        return models["mini-zh"]["availability"]["available"], estimate["seconds"]
+
+    available, seconds = shown()
+    assert (available, seconds is None) == (True, False)
+    quarantine(story, "w1")
+    assert shown() == (False, None)
+
+
 def test_a_key_is_shown_once_and_can_be_revoked(api: Api, client: httpx.Client) -> None:
     made = client.post("/v1/keys", json={"name": "画坊", "scopes": ["jobs:read", "viewer", "viewer"]})
     key = made.json()
@@ -156,7 +216,7 @@ def test_every_route_but_the_open_ones_needs_a_key(api: Api) -> None:
 def test_readiness_names_what_is_missing(settings: Settings, database: Engine, api: Api) -> None:
     with api.stranger() as client:
         ready = client.get("/readyz")
-        checks = {"postgres": "ok", "migrations": "ok", "redis": "ok", "s3": "ok"}
+        checks = {"postgres": "ok", "migrations": "ok", "redis": "ok", "s3": "ok", "farm": "ok"}
         assert (ready.status_code, ready.json()) == (200, {"status": "ready", "checks": checks})
         with transaction(database) as connection:
             connection.execute(text("UPDATE schema_version SET oldest_code = 9999"))

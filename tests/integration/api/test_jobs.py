@@ -14,9 +14,10 @@ from common.broker import CANCELLED_CHANNEL, CHANGED_CHANNEL
 from common.config import Settings
 from common.db import new_id, transaction
 from common.enums import ImageState, Scope, Tier
-from common.queue import workers
+from common.queue import quarantines, workers
 from tests.support.serving import PROMPT, Api, serving
 from tests.support.stories import Story
+from tests.support.workers import quarantine
 
 JOB_KEYS = """
     id state tier batch_id parent_id recipe images progress position eta_seconds waiting_for warnings error
@@ -167,7 +168,13 @@ def test_a_waiting_job_says_why_it_waits(client: httpx.Client, story: Story) -> 
     assert why() == ("model_refused", "w1 refuses it: its weights are damaged")
     up(story)
     assert why()[0] == "workers_busy"
+    quarantine(story, "w1", "its calls fail")
+    assert why() == (
+        "workers_quarantined",
+        "Every worker that serves mini-zh is quarantined or drains. w1 is quarantined: its calls fail",
+    )
     with transaction(story.database) as connection:
+        quarantines.lift(connection, "w1")
         workers.drain(connection, story.worker_id, "for the test")
     assert why()[0] == "draining"
     with transaction(story.database) as connection:

@@ -42,7 +42,8 @@ def check(api: Api, folder: Path, *options: str) -> None:
 
 
 def test_a_few_of_each_kind(api: Api, tmp_path: Path) -> None:
-    check(api, tmp_path, "--phases", "examples,coverage,fuzzing,stateful", "--max-examples", "3", "--no-shrink")
+    """Without the phase `coverage`, which takes most of the time: the long form has it."""
+    check(api, tmp_path, "--phases", "examples,fuzzing,stateful", "--max-examples", "5", "--no-shrink")
 
 
 @pytest.mark.long

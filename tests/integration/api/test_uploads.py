@@ -1,8 +1,11 @@
 """Pictures as a client uploads them. What becomes of each kind of file is in `tests/unit/api/test_image_upload.py`."""
 
 import hashlib
+import os
+import tempfile
 from collections.abc import Iterator
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,6 +16,7 @@ from sqlalchemy import Engine
 from common.config import Settings
 from common.enums import Scope
 from tests.support.serving import Api, serving
+from tests.support.small_disk import FILLER, small_disk
 from tests.support.stories import Story
 from tests.support.workers import bucket_of
 
@@ -85,3 +89,26 @@ def test_a_picture_has_its_limit_however_many_blocks_it_has(settings: Settings, 
     block = b"x" * 600_000
     with serving(settings.model_copy(update={"picture_limit": 1_500_000}), database) as api, api.client() as client:
         assert [upload(client, iter([block] * blocks)).status_code for blocks in (2, 3)] == [422, 413]
+
+
+@pytest.mark.needs("small_disk")
+def test_a_full_temporary_folder_is_one_sentence_and_keeps_nothing(
+    client: httpx.Client, settings: Settings, story: Story, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the body finds no room, where its last block does not, and where the PNG of a picture does not."""
+    noise = BytesIO()
+    Image.frombytes("RGB", (160, 120), os.urandom(57_600)).save(noise, "JPEG", quality=30)
+    assert len(noise.getvalue()) < 20_000
+    with small_disk(tmp_path, 200_000) as disk:
+        monkeypatch.setattr(tempfile, "tempdir", str(disk.outside))
+        disk.fill(but=40_000)
+        refused = [upload(client, noise.getvalue()), upload(client, b"x" * 600_000, "text/plain")]
+        disk.fill()
+        refused.append(upload(client, b"x" * 1_000, "text/plain"))
+        for answer in refused:
+            assert (answer.status_code, answer.json()["code"]) == (507, "no_room"), answer.text
+            assert "temporary folder" in answer.json()["detail"]
+        assert os.listdir(disk.outside) == [FILLER]
+        assert (bucket_of(settings), story.count("uploads")) == ({}, 0)
+        disk.make_room()
+        assert upload(client, noise.getvalue()).status_code == 201

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 import httpx
@@ -21,6 +22,7 @@ from common.queue import workers
 from common.queue.claim import Microbatch
 from tests.support.serving import Api
 from tests.support.stories import CATALOG, Story
+from tests.support.workers import quarantine, quarantined
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -72,6 +74,7 @@ def stranger(api: Api) -> Iterator[Visitor]:
         yield visitor
 
 
+NOT_TOLD: dict[str, Any] = {"utilisation": None, "temperature_c": None, "errors": []}
 CPU = {"name": "AVX512", "device": "cpu", "precision": "fp32", "torch": "2.13.0"}
 
 
@@ -200,6 +203,54 @@ def test_a_worker_is_drained_and_resumed(admin: Visitor, viewer: Visitor, story:
     assert admin.do(f"/workers/{new_id()}/drain").status_code == 404
     recorded = story.rows("SELECT action, via::text FROM audit WHERE action LIKE 'worker.%' ORDER BY id")
     assert recorded == [("worker.drain", "dashboard"), ("worker.resume", "dashboard")]
+
+
+def test_a_quarantined_worker_says_why_and_is_resumed(admin: Visitor, viewer: Visitor, story: Story) -> None:
+    worker = register_worker(story)
+    quarantine(story, "gpu-1", HOSTILE)
+    resume = f"/workers/{worker}/resume"
+    page = admin.page("/workers")
+    assert 'class="state ready"' in page
+    assert 'class="state quarantined"' in page
+    assert "Quarantined <time" in page
+    assert "It tries a picture by itself <time" in page
+    assert HOSTILE not in page
+    assert resume in page
+    assert f"/workers/{worker}/drain" in page
+    assert resume not in viewer.page("/workers")
+    assert row_of(admin.page("/"), f"worker-{worker}")[1] == "ready quarantined"
+    assert "Worker gpu-1 was quarantined" in admin.page("/")
+    assert "工作进程 gpu-1 于" in admin.page("/", **ZH)
+    assert "已隔离" in admin.page("/workers", **ZH)
+    assert "claims work again" in admin.do(resume).raise_for_status().text
+    assert quarantined(story) == []
+
+
+def test_the_quarantine_of_a_worker_that_is_gone_is_lifted(admin: Visitor, viewer: Visitor, story: Story) -> None:
+    register_worker(story)
+    quarantine(story, HOSTILE, "its calls fail")
+    page = admin.page("/workers")
+    assert "Quarantined, and not running" in page
+    assert row_of(page, "quarantine-1")[2] == "its calls fail"
+    assert HOSTILE not in page
+    assert viewer.do("/quarantines/lift", name=HOSTILE).status_code == 403
+    assert "is lifted" in admin.do("/quarantines/lift", name=HOSTILE).raise_for_status().text
+    assert admin.do("/quarantines/lift", name=HOSTILE).status_code == 404
+    assert "Quarantined, and not running" not in admin.page("/workers")
+    assert "resumed" in admin.page("/admin/audit")
+
+
+def test_a_worker_shows_how_its_device_does(admin: Visitor, story: Story) -> None:
+    device = {"name": "cuda:0", "memory_used": 9 * 10**9, "memory_total": 24 * 10**9, "utilisation": 98}
+    told = [device | {"temperature_c": 64, "errors": [HOSTILE]}]
+    told += [{"name": "cpu", "memory_used": 5 * 10**8, "memory_total": None} | NOT_TOLD]
+    register_worker(story, devices=told)
+    page = " ".join(re.sub(r"<[^>]+>", " ", admin.page("/workers")).split())
+    assert "cuda:0 · memory 9.0 GB / 24.0 GB · load 98 % · 64 °C" in page
+    assert "cpu · memory 500 MB Last" in page
+    assert "Device cuda:0:" in page
+    assert "内存 9.0 GB" in admin.page("/workers", **ZH)
+    assert HOSTILE not in admin.page("/workers")
 
 
 def test_a_licence_is_accepted_for_all_its_models(admin: Visitor, viewer: Visitor, stranger: Visitor) -> None:

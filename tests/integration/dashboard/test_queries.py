@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -27,7 +28,9 @@ from common.queue import workers as queue_workers
 from common.queue.stats import DAY, HOUR, read_backlog
 from common.queue.workers import Worker
 from common.recipes.recipe import MAX_SEED
+from tests.support.small_disk import small_disk
 from tests.support.stories import CATALOG, Story
+from tests.support.workers import quarantine
 
 REFUSED = {"error_code": "bad", "error_message": "It cannot be drawn.", "retryable": False}
 
@@ -55,10 +58,10 @@ class Reader:
         with transaction(self.database) as connection:
             return list(stats.read_tallies(connection))
 
-    def alerts(self, silence_s: float = 30) -> list[Alert]:
+    def alerts(self, silence_s: float = 30, home: Path = Path("/nonexistent")) -> list[Alert]:
         with transaction(self.database) as connection:
             seen = read_backlog(connection), read_fleet(connection), stats.read_tallies(connection)
-            return list(alerts.find_alerts(connection, self.tenant_id, *seen, silence_s))
+            return list(alerts.find_alerts(connection, self.tenant_id, *seen, silence_s, home))
 
     def images(self, **fields: Any) -> list[UUID]:
         return [image.id for image in self.ask(images.find_images, ImageSearch(**{"limit": 50} | fields)).items]
@@ -156,6 +159,17 @@ def test_a_healthy_farm_has_no_alerts(story: Story, reader: Reader) -> None:
     assert reader.alerts() == []
 
 
+@pytest.mark.needs("small_disk")
+def test_alerts_name_full_disks_of_the_local_farm(story: Story, reader: Reader, tmp_path: Path) -> None:
+    with small_disk(tmp_path, 2**20) as disk:
+        home = disk.outside
+        (home / "logs").mkdir()
+        disk.fill()
+        assert reader.alerts(home=home) == [Alert(sentence("log_disk_full", folder=home / "logs"))]
+        (home / "postgres").mkdir()
+        assert reader.alerts(home=home) == [Alert(sentence("data_disk_full", folder=home / "postgres"))]
+
+
 def test_alerts_name_models_that_no_worker_renders(story: Story, reader: Reader) -> None:
     story.submit(model="zh-v0", count=3)
     story.submit()
@@ -167,6 +181,21 @@ def test_alerts_name_models_that_no_worker_renders(story: Story, reader: Reader)
         Alert(sentence("all_draining", model="mini-zh", count=1)),
         Alert(sentence("model_refused", model="zh-v0", worker="gpu-1", count=1, reason="It is gated.")),
     ]
+
+
+def test_alerts_name_quarantined_workers_and_models_that_wait_for_them(story: Story, reader: Reader) -> None:
+    beat(story, name="sick")
+    quarantine(story, "sick", "its calls fail")
+    quarantine(story, "gone for days", "its calls fail")
+    [alert] = reader.alerts()
+    assert (alert.sentence.code, alert.sentence.params["worker"]) == ("worker_quarantined", "sick")
+    assert alert.sentence.params["reason"] == "its calls fail"
+    assert seconds_since(alert) == pytest.approx(0, abs=60)
+
+    story.submit(count=3)
+    assert reader.alerts()[0] == Alert(sentence("all_quarantined", model="mini-zh", count=3))
+    beat(story, name="well")
+    assert [alert.sentence.code for alert in reader.alerts()] == ["worker_quarantined"]
 
 
 def test_alerts_name_silent_workers(story: Story, reader: Reader) -> None:

@@ -101,6 +101,7 @@ def render(story: Story, make_worker: MakeWorker) -> None:
 
 
 def ended(story: Story) -> list[Any]:
+    story.count_ended()
     with story.database.begin() as connection:
         return batches.end(connection)
 

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from huggingface_hub import close_session, constants
 
 from common.catalog import manifest
 from common.catalog.catalog import model_from_entry
+from common.disks import RESERVE_BYTES
 from common.errors import ModelRefused
 from tests.support import checkers, checkpoints
 from tests.support.command_line import run_process as command_line
+from tests.support.small_disk import small_disk
 from tests.support.twins import z_image
-from worker.models.hub import HubFile, RepoFiles, download, list_files, select_files
+from worker.models.hub import ATTEMPTS, HubFile, RepoFiles, download, list_files, select_files
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = "unet/diffusion_pytorch_model.bin"
@@ -48,6 +51,7 @@ class Hub(ThreadingHTTPServer):
         self.sums = {path: hashlib.sha256(content).hexdigest() for path, content in files.items()}
         self.supports_ranges = True  # otherwise it sends the whole file
         self.stalls_at: int | None = None  # bytes of the large file after which it sends no more
+        self.breaks_after: list[int] = []  # bytes after which the connection breaks, in the next answers
         self.stalled, self.resumed = threading.Event(), threading.Event()
         self.fetched: list[tuple[str, str | None]] = []  # paths, with their Range headers
 
@@ -91,6 +95,10 @@ class Handler(BaseHTTPRequestHandler):
         begin = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.server.supports_ranges else 0
         self._head(206 if begin else 200, len(content) - begin)
         stops = self.server.stalls_at if path == LARGE and not asked else None
+        if self.server.breaks_after:
+            self.wfile.write(content[begin : begin + self.server.breaks_after.pop(0)])
+            self.close_connection = True
+            return
         self.wfile.write(content[begin:stops])
         if stops:
             self.wfile.flush()
@@ -224,6 +232,29 @@ def test_a_hub_without_ranges_sends_the_whole_file(hub: Hub, tmp_path: Path, mon
     assert sum(counts) == len(data)
 
 
+@pytest.mark.parametrize(
+    ("breaks", "is_whole"),
+    [([100] * (3 * ATTEMPTS), True), ([0] * (ATTEMPTS - 1), True), ([100] + [0] * (ATTEMPTS - 1), False)],
+    ids=["with bytes in between", "not often enough", "without a byte in between"],
+)
+def test_a_connection_that_breaks_may_do_so_as_long_as_bytes_arrive(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, breaks: list[int], is_whole: bool
+) -> None:
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{hub.address}/{{repo_id}}/{{revision}}/{{filename}}"
+    )
+    monkeypatch.setattr("worker.models.hub.RETRY_S", 0)
+    monkeypatch.setattr("worker.models.hub.CHUNK_BYTES", 100)  # what arrives at a time
+    hub.breaks_after, data = breaks, bytes(range(256)) * 8
+    hub.files = {"weights.bin": data}
+    file = HubFile("weights.bin", len(data), hashlib.sha256(data).hexdigest())
+    model = model_from_entry("tiny", {**ENTRY, "source": "somebody/tiny"}, tmp_path)
+    with nullcontext() if is_whole else pytest.raises(ModelRefused, match="the hub cannot be reached"):
+        download(model, RepoFiles(COMMIT, (file,), None), tmp_path, lambda count: None)
+    assert hub.breaks_after == []
+    assert [path.read_bytes() == data for path in tmp_path.glob("weights.bin")] == [True] * is_whole
+
+
 def test_what_is_no_model_of_a_farm_is_refused_before_its_weights_are_fetched(hub: Hub, tmp_path: Path) -> None:
     index, config = (json.loads(hub.files[name]) for name in ("model_index.json", "unet/config.json"))
 
@@ -240,6 +271,28 @@ def test_what_is_no_model_of_a_farm_is_refused_before_its_weights_are_fetched(hu
     message, fetched = refused_with("model_index.json", {**index, "_class_name": "StableDiffusion3Pipeline"})
     assert "it is for StableDiffusion3Pipeline, which this farm does not run" in message
     assert fetched == ["model_index.json"]
+
+
+@pytest.mark.needs("small_disk")
+def test_a_download_that_fills_the_disk_is_deleted(hub: Hub, tmp_path: Path) -> None:
+    """And refused before its weights where it would have."""
+    hub.stalls_at = 21 * MB
+    with small_disk(tmp_path, RESERVE_BYTES + 100 * MB) as disk:
+        store = disk.outside / "store"
+        with start_import(hub.address, store, ("somebody/tiny", None)) as process:
+            assert hub.stalled.wait(60)
+            disk.fill()
+            hub.resumed.set()
+            output, errors = process.communicate(timeout=90)
+        assert "No space left on device" in json.loads(output), errors
+        assert sum(file.stat().st_size for file in store.rglob("*") if file.is_file()) < MB
+
+        disk.make_room()
+        disk.fill(but=RESERVE_BYTES + 30 * MB)
+        hub.fetched = []
+        (message,) = run_import(hub.address, store, ("somebody/tiny", None))
+        assert "Free some, or name another folder in HUAFANG_MODELS_DIR" in message
+        assert not any(path.endswith(".bin") for path, _ in hub.fetched)
 
 
 def test_a_damaged_download_is_deleted(hub: Hub, tmp_path: Path) -> None:

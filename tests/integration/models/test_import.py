@@ -498,6 +498,16 @@ def test_the_files_tell_the_family_and_the_family_the_defaults(twin: Twin, store
     assert made == {**known, **entry}
 
 
+def test_the_operators_family_counts_also_when_a_worker_repeats_the_import(today: Path, store: Path) -> None:
+    """A LoRA for all models of a family would else be for others."""
+    model = imported_as_mine(today, store, family="stable-diffusion-ja")
+    assert model.family == "stable-diffusion-ja"  # by its files it is the Chinese one
+    (store / "mine" / manifest.MANIFEST).unlink()
+    importer.ensure_imported(model, store, load, ignore)
+    assert manifest.read(store / "mine").family == "stable-diffusion-ja"
+    assert catalog.read(SHIPPED_CATALOG, store).get("mine").family == "stable-diffusion-ja"
+
+
 @pytest.mark.parametrize("pipeline", ["QwenImageEditPlusPipeline", "FluxKontextPipeline", "WanPipeline"])
 def test_a_folder_with_a_pipeline_of_no_family_is_refused_by_name(store: Path, pipeline: str) -> None:
     """Its files are not even there."""

@@ -14,7 +14,7 @@ from common.config import Settings
 from common.errors import ModelRefused, NanImage, OutOfMemory, RenderFailed
 from tests.support.stories import CATALOG, Story
 from tests.support.workers import MakeWorker, until_published
-from worker.models.manager import NEVER_S, SWAP_DELAY_S, ModelManager
+from worker.models.manager import NEVER_S, RETRY_S, SWAP_DELAY_S, ModelManager
 from worker.models.trial import Fault
 from worker.pipelines import batch_size
 from worker.pipelines.base import ImageRequest, OnStep, Pipeline, RenderedImage
@@ -139,6 +139,30 @@ def test_a_model_that_had_no_room_is_offered_again_after_five_minutes(
         with monkeypatch.context() as later:
             later.setattr(time, "monotonic", lambda seconds=60 * minutes: clock() + seconds)
             assert [model.name for model in manager.available()] == offered
+
+
+def test_what_the_hub_may_give_later_is_offered_again_after_five_minutes(
+    make_manager: MakeManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checker on the hub as much as a model there; a folder stays as it is."""
+
+    class Refusing(ModelManager):
+        def _load(self, model: Model) -> Pipeline:
+            raise ModelRefused("The model is refused.")
+
+    own = replace(MINI, name="checker", source_path=None)
+    local, with_checker, on_the_hub = (
+        replace(MINI, name="local"),
+        replace(MINI, name="with-checker", safety_checker="checker", checker=own),
+        replace(MINI, name="on-the-hub", source_path=None),
+    )
+    manager, clock = make_manager(local, with_checker, on_the_hub, kind=Refusing), time.monotonic
+    for name in ("local", "with-checker", "on-the-hub"):
+        with pytest.raises(ModelRefused):
+            manager.get(name)
+    assert manager.available() == []
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + RETRY_S + 1)
+    assert manager.available() == [with_checker, on_the_hub]
 
 
 def test_models_that_do_not_fit_together_are_not_swapped_at_once(make_manager: MakeManager) -> None:

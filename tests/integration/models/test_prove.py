@@ -73,6 +73,16 @@ def test_a_model_that_draws_otherwise_is_seen(tmp_path: Path, monkeypatch: pytes
     assert prove.prove(model, "cpu", 1, STEPS, SILENT)["levels_max"] >= 8
 
 
+@pytest.mark.parametrize("levels", [1, -1])
+def test_a_level_more_or_less_is_one_level(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, levels: int) -> None:
+    to_pixels = Family.to_pixels
+    monkeypatch.setattr(Family, "to_pixels", lambda *given: to_pixels(*given) + levels * 2 / 255)
+    model = checkpoints.entry(checkpoints.make(tmp_path, "bert"), **AS_PUBLISHED, microbatch=1)
+    found = prove.prove(model, "cpu", 1, STEPS, SILENT)
+    assert found["levels_max"] == 1
+    assert 0.5 < found["levels_mean"] <= 1
+
+
 def test_what_the_safety_checker_flags_is_compared_all_the_same(tmp_path: Path) -> None:
     model = checkpoints.entry(checkpoints.make(tmp_path, "bert", strict=True), **AS_PUBLISHED, microbatch=1)
     assert prove.prove(model, "cpu", 1, STEPS, SILENT)["levels_max"] <= 1

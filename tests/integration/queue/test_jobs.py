@@ -9,10 +9,11 @@ import pytest
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import IntegrityError
 
+from common.accounts import idempotency
 from common.db import new_id, transaction
 from common.enums import ImageState, JobState, Tier
 from common.errors import Conflict, IdempotencyMismatch, NotFound
-from common.queue import idempotency, jobs
+from common.queue import jobs
 from tests.support.stories import Story
 
 

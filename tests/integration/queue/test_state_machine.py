@@ -22,8 +22,9 @@ from sqlalchemy.exc import DBAPIError
 from common.db import transaction
 from common.enums import TERMINAL_IMAGE, TERMINAL_JOB, ImageState, JobState, Tier
 from common.queue import claim as claims
-from common.queue import jobs, leases, orphans, tiers
+from common.queue import jobs, lanes, leases, orphans, tiers
 from common.queue.claim import Microbatch
+from common.queue.lanes import EXACT
 from common.queue.leases import MAX_ATTEMPTS, Outcome
 from tests.support.stories import Story
 
@@ -50,10 +51,10 @@ outcomes = st.lists(
     max_size=LARGEST,
 )
 
-ALL = text("""
+ALL = text(f"""
     SELECT (SELECT json_agg(r) FROM (SELECT id, state, count, open, failed, error_code, finished_at FROM jobs) AS r),
            (SELECT json_agg(images) FROM images), (SELECT json_agg(leases) FROM leases),
-           (SELECT json_agg(lanes) FROM lanes)
+           (SELECT json_agg(lanes) FROM {EXACT} AS lanes)
 """)
 
 
@@ -105,7 +106,7 @@ class Farm(RuleBasedStateMachine):
         self.submitted: list[UUID] = []
         self.bucket: set[str] = set()
         with transaction(story.database) as connection:
-            connection.execute(text("TRUNCATE images, jobs, leases, lanes"))
+            connection.execute(text("TRUNCATE images, jobs, leases, lanes, lane_changes"))
             connection.execute(text("UPDATE tenants SET virtual_time = 0, virtual_start = 0"))
         self.seen = Seen(observer)
 
@@ -320,6 +321,11 @@ class Farm(RuleBasedStateMachine):
             self.story.skip_backoff()
 
     @rule()
+    def count(self) -> None:
+        with self.permitted(nothing):
+            self.story.count_ended()
+
+    @rule()
     def clean(self) -> None:
         with self.permitted(nothing), transaction(self.story.database) as connection:
             leftovers = orphans.orphaned_keys(connection, grace_s=-1)
@@ -465,7 +471,9 @@ GUARDS = [
     pytest.param(leases, "PUBLISH", " AND images.lease_id = :lease", "", id="the fence of publish"),
     pytest.param(leases, "PUBLISH", " AND images.state = 'running'", "", id="the state that publish leaves"),
     pytest.param(leases, "PUBLISH", "jobs.open - tally.images", "jobs.open - 1", id="what settles a job"),
-    pytest.param(leases, "PUBLISH", "lanes.open - lane_tally.images", "lanes.open - 1", id="what a lane counts"),
+    pytest.param(leases, "PUBLISH", "lanes.open - lane_tally.ended", "lanes.open - 1", id="what a lane counts"),
+    pytest.param(leases, "PUBLISH", "SELECT lane_id, ended,", "SELECT lane_id, 1,", id="what a lane counts later"),
+    pytest.param(lanes, "COUNT", "lanes.open - tally.ended", "lanes.open - 1", id="what a lane has counted"),
     pytest.param(leases, "PUBLISH", "attempts < :attempts", "attempts <= :attempts", id="three attempts"),
     pytest.param(leases, "RELEASE", "AND lease_id = :lease AND", "AND", id="the fence of release"),
     pytest.param(leases, "START_LEASE", " AND ended_at IS NULL", "", id="the end of a lease"),

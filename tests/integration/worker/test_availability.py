@@ -1,6 +1,8 @@
 """What a worker does while the image store or Postgres is away: it waits, releases late, and loses nothing."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
@@ -9,10 +11,25 @@ import pytest
 from common.config import Settings
 from common.enums import ImageState, JobState
 from common.errors import Unavailable
+from common.storage import MARK, Storage
 from tests.support.stories import Story
 from tests.support.workers import MakeWorker, bucket_of, holds_leases_for, nobody_let_in, until, until_published
+from worker.render.worker import RenderWorker
 
 # The image store
+
+
+@contextmanager
+def bucket_away(settings: Settings, worker: RenderWorker, s3: Any) -> Iterator[None]:
+    """The bucket is missing while the block lasts, and has what it had afterwards. The worker has seen it before."""
+    worker.farm.compare()
+    kept = Storage(settings).read_mark()
+    assert kept
+    Storage(settings).delete([MARK])
+    s3.delete_bucket(Bucket=settings.s3_bucket)
+    yield
+    s3.create_bucket(Bucket=settings.s3_bucket)
+    Storage(settings).write_mark(kept, replace=True)
 
 
 def test_images_wait_while_the_bucket_is_missing(
@@ -23,14 +40,12 @@ def test_images_wait_while_the_bucket_is_missing(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")
-    job = story.submit(count=3)
-    s3_of_run.delete_bucket(Bucket=settings.s3_bucket)
-    worker = make_worker()
-    worker.loop.run(30)
-    until(lambda: "storage_away" in caplog.text or not worker.held_leases.ids())
-    assert holds_leases_for(worker, 1)
-    assert {(image.state, image.attempts) for image in story.images(job)} == {(ImageState.RUNNING, 1)}
-    s3_of_run.create_bucket(Bucket=settings.s3_bucket)
+    worker, job = make_worker(), story.submit(count=3)
+    with bucket_away(settings, worker, s3_of_run):
+        worker.loop.run(30)
+        until(lambda: "storage_away" in caplog.text or not worker.held_leases.ids())
+        assert holds_leases_for(worker, 1)
+        assert {(image.state, image.attempts) for image in story.images(job)} == {(ImageState.RUNNING, 1)}
     until_published(worker)
     assert {(image.state, image.attempts) for image in story.images(job)} == {(ImageState.STORED, 1)}
     assert bucket_of(settings).keys() == {image.key for image in story.images(job)}
@@ -40,17 +55,15 @@ def test_images_wait_while_the_bucket_is_missing(
 def test_a_second_drain_releases_the_images_that_wait(
     story: Story, settings: Settings, make_worker: MakeWorker, aside: ThreadPoolExecutor, s3_of_run: Any
 ) -> None:
-    job = story.submit()
-    s3_of_run.delete_bucket(Bucket=settings.s3_bucket)
-    worker = make_worker(drain_s=60)
-    worker.loop.run(30)
-    worker.loop.drain()
-    closing = aside.submit(worker.uploader.close, 60)
-    assert holds_leases_for(worker, 2)
-    worker.loop.drain()
-    closing.result(60)
-    assert {(image.state, image.attempts) for image in story.images(job)} == {(ImageState.QUEUED, 0)}
-    s3_of_run.create_bucket(Bucket=settings.s3_bucket)
+    worker, job = make_worker(drain_s=60), story.submit()
+    with bucket_away(settings, worker, s3_of_run):
+        worker.loop.run(30)
+        worker.loop.drain()
+        closing = aside.submit(worker.uploader.close, 60)
+        assert holds_leases_for(worker, 2)
+        worker.loop.drain()
+        closing.result(60)
+        assert {(image.state, image.attempts) for image in story.images(job)} == {(ImageState.QUEUED, 0)}
 
 
 # Postgres
@@ -100,7 +113,8 @@ def test_a_claim_whose_answer_was_lost_is_released(
 ) -> None:
     """Postgres has committed it, and the worker does not know it."""
     job, worker = story.submit(), make_worker()
-
+    worker.farm.compare()
+    worker.quarantine.sync(worker.database)
     dialect = worker.database.dialect
     commit = dialect.do_commit
 

@@ -7,15 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from pydantic import SecretStr
-from redis import Redis
 from sqlalchemy import Engine, text
 
-from common.broker import Broker
 from common.config import Settings
 from common.db import transaction
 from common.enums import ImageState, JobState
-from embedded.servers import Servers
 from tests.support.stories import CATALOG, Story
 from tests.support.workers import QUICK, log_of, ready_workers, running, until, until_ended
 
@@ -122,31 +118,3 @@ def test_what_a_killed_worker_held_is_rescued_by_the_sweep(story: Story, setting
         assert control.wait(60) == 0
     assert {image.attempts for image in story.images(job)} == {2}
     assert "leases_rescued" in log_of(control)
-
-
-def test_a_full_redis_does_not_end_a_worker(story: Story, settings: Settings, tmp_path: Path) -> None:
-    """It hands a message out, and then has no memory to record that."""
-    servers = Servers(tmp_path / "redis")
-    servers.start("valkey")
-    try:
-        url = servers.instance.environment(settings)["HUAFANG_REDIS_URL"]
-        own = settings.model_copy(update={"redis_url": SecretStr(url)})
-        with (
-            running(tmp_path, own, "render", "--device", "stub", **QUICK) as worker,
-            Redis.from_url(url, decode_responses=True) as redis,
-        ):
-
-            def listens() -> bool:
-                return any(client["cmd"] == "brpop" for client in redis.client_list())
-
-            until(listens)
-            worker.send_signal(signal.SIGSTOP)
-            assert Broker(own).wake("mini-zh")
-            redis.config_set("maxmemory", 1)
-            worker.send_signal(signal.SIGCONT)
-            until(lambda: "errorstat_OOM" in redis.info("errorstats"))
-            redis.config_set("maxmemory", 0)
-            until(lambda: listens() or worker.poll() is not None)
-            assert worker.poll() is None
-    finally:
-        servers.stop()

@@ -110,13 +110,13 @@ def test_one_trial_is_enough_for_a_microbatch(
 ) -> None:
     host = make_host("only")
     trials = host.worker.models.trials
-    tried, fault = [], trials.fault
+    tried, find_fault = list[Pipeline](), trials.fault
 
-    def counted(pipeline: Pipeline) -> Fault | None:
+    def fault(pipeline: Pipeline) -> Fault | None:
         tried.append(pipeline)
-        return fault(pipeline)
+        return find_fault(pipeline)
 
-    monkeypatch.setattr(trials, "fault", counted)
+    monkeypatch.setattr(trials, "fault", fault)
     job = story.submit(count=8, prompt="圆 #poison")
     host.run()
     assert len(tried) == 1

@@ -142,12 +142,13 @@ def test_images_wait_in_memory_while_the_store_is_away(
     own_story: Story, own: Settings, own_servers: Servers, tmp_path: Path
 ) -> None:
     """With short leases: they are kept for as long as it takes, and no more is claimed than has room."""
-    jobs = [own_story.submit(count=40) for _ in range(3)]
-    own_servers.stop("s3")
     with (
         running(tmp_path, own, "control", **QUICK),
         running(tmp_path, own, "render", DEVICE="stub", **QUICK) as worker,
     ):
+        until(lambda: ready_workers(own_story))
+        own_servers.stop("s3")
+        jobs = [own_story.submit(count=40) for _ in range(3)]
         until(lambda: open_leases(own_story) == MAX_LEASES)
         began = time.monotonic()
         until(lambda: time.monotonic() - began > 2 * float(QUICK["LEASE_S"]))

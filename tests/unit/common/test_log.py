@@ -1,4 +1,7 @@
-"""A record is one line of the log: what users send can neither forge a second one nor command a terminal."""
+"""A record is one line of the log: what users send can neither forge a second one nor command a terminal.
+
+A log that finds no room ends no process.
+"""
 
 import subprocess
 import sys
@@ -29,3 +32,26 @@ def test_a_record_is_one_line_and_a_traceback_is_indented() -> None:
     assert traceback[0] == "  Traceback (most recent call last):"
     assert traceback[-2:] == [r"  ValueError: 红", f"  {ESCAPED.partition(chr(92) + 'n')[2]}"]
     assert [line for line in traceback if not line.startswith("  ")] == []
+
+
+LOG_MUCH = """
+from common import log
+log.set_up()
+for number in range(1000):
+    log.log_event("job_submitted", job=number)
+print("went on")
+"""
+
+
+def test_a_log_without_room_ends_no_process() -> None:
+    environment = {"PYTHONPATH": ":".join(sys.path)}
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", LOG_MUCH],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=full,
+            timeout=60,
+            check=False,
+        )
+    assert (done.returncode, done.stdout) == (0, b"went on\n")

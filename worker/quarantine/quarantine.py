@@ -10,22 +10,19 @@ ends when `Recovery` has rendered good trial pictures. Knows no pipeline. Safe t
 import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from uuid import UUID
 
 from sqlalchemy import Engine as Database
 
 from common.db import transaction
-from common.errors import RenderFailed, Unavailable
 from common.log import log_event
 from common.queue import quarantines
 from common.sentences import Sentence
-from worker.availability import Availability
-from worker.models.manager import ModelManager
 from worker.models.trial import Fault
-from worker.render import sentence
+from worker.quarantine import sentence
 
+CANNOT_STORE = "cannot_store"  # the code of the reason of `store_watch`
 CALLS = 20  # so many of the last pipeline calls are remembered;
 FAILED_CALLS = 3  # and so many of them that failed at what others stored are the host's fault
 
@@ -40,8 +37,14 @@ class Begun:
 
 
 class Quarantine:
-    def __init__(self, worker_id: UUID, name: str, trial_s: float) -> None:
-        """`trial_s`: seconds until the first trial. They are five times as many then, and fifteen times."""
+    def __init__(
+        self, worker_id: UUID, name: str, trial_s: float, can_store: Callable[[], bool] = lambda: True
+    ) -> None:
+        """`trial_s`: seconds until the first trial. They are five times as many then, and fifteen times.
+
+        `can_store` stores a small object: the trial of a worker that could not.
+        """
+        self.can_store = can_store
         self._worker_id = worker_id
         self.name = name
         self._trial_s = trial_s
@@ -59,6 +62,11 @@ class Quarantine:
     def model(self) -> str | None:
         """The one that the trial renders; None: any."""
         return self._known.model if self._known else None
+
+    @property
+    def code(self) -> str | None:
+        """Of the reason."""
+        return self._known.code if self._known else None
 
     def begin(self, why: Sentence, model: str | None = None, known_picture: str | None = None) -> None:
         """Claim nothing from now on. Never blocks; see `quarantines.quarantine`."""
@@ -123,49 +131,3 @@ class Quarantine:
 
     def _failed_images(self) -> frozenset[UUID]:
         return frozenset().union(*list(self._failed))
-
-
-class Recovery:
-    """How a quarantine ends. For the loop, which calls it from one thread at a time."""
-
-    def __init__(
-        self,
-        quarantine: Quarantine,
-        models: ModelManager,
-        try_out: Callable[[str], Future[Fault | None]],
-        wait_for: Callable[[Future[Fault | None]], Fault | None],
-        database: Database,
-        availability: Availability,
-    ) -> None:
-        """`try_out` renders trial pictures of a model on the render thread; `wait_for` raises Interrupted at a stop."""
-        self._quarantine = quarantine
-        self._models = models
-        self._try_out = try_out
-        self._wait_for = wait_for
-        self._database = database
-        self._availability = availability
-
-    def is_over(self) -> bool:
-        """Whether this worker may claim. If it is quarantined and a trial is due, the trial comes first.
-
-        False while Postgres cannot tell a new process.
-        """
-        if self._quarantine.is_active or not self._quarantine.is_known:
-            try:
-                with self._availability.tracked():
-                    self._quarantine.sync(self._database)
-                    if self._quarantine.is_active and self._quarantine.take_trial(self._database) and self._is_well():
-                        self._quarantine.lift(self._database)
-            except (Unavailable, RenderFailed):
-                return False
-        return not self._quarantine.is_active
-
-    def _is_well(self) -> bool:
-        """Whether the trial pictures of the model that failed are good; of another one if it is not served now.
-
-        Raises RenderFailed if the model cannot be loaded, and Interrupted.
-        """
-        served = [model.name for model in self._models.available()]
-        resident = [name for name in self._models.resident if name in served]
-        wanted = [name for name in (self._quarantine.model, *resident, *served) if name in served]
-        return bool(wanted) and self._wait_for(self._try_out(wanted[0])) is None

@@ -6,9 +6,9 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from common.accounts import sentence
 from common.db import new_id
 from common.errors import IdempotencyMismatch
-from common.queue import sentence
 
 KEY_HOURS = 24
 

@@ -1,0 +1,71 @@
+"""The counters of lanes: how many images of each are open, and how many have ended, by state.
+
+    an image ends ──► lanes                      if the row of its lane was not written within the last second
+              └─────► lane_changes ──► lanes     otherwise, or if the row is locked; the sweep adds them up (`count`)
+
+So what ends never waits for the row of a lane, and a busy lane is written about once a second instead of at every
+publish: while an old snapshot is open (`pg_dump`), no claim steps over a dead version for each microbatch. The sum of
+both tables is exact at any time. `open` alone is never too low, because whatever raises it writes the lane at once.
+"""
+
+from sqlalchemy import Connection, text
+
+
+def count(connection: Connection) -> None:
+    """Add the waiting changes up in their lanes. Skips lanes that are locked."""
+    connection.execute(COUNT)
+
+
+# Lowers the open images of lanes, and counts the ended ones by state. Follows a CTE ended(lane_id, state).
+LOWER_LANES = """
+    lane_tally AS (
+        SELECT lane_id, count(*) AS ended, count(*) FILTER (WHERE state = 'stored') AS stored,
+               count(*) FILTER (WHERE state = 'flagged') AS flagged, count(*) FILTER (WHERE state = 'failed') AS failed,
+               count(*) FILTER (WHERE state = 'cancelled') AS cancelled
+        FROM ended GROUP BY lane_id),
+    lane_lock AS MATERIALIZED (
+        SELECT id FROM lanes
+        WHERE id IN (SELECT lane_id FROM lane_tally) AND (counted_at IS NULL OR counted_at < now() - interval '1 s')
+        ORDER BY id FOR NO KEY UPDATE SKIP LOCKED),
+    lowered AS (
+        UPDATE lanes SET open = lanes.open - lane_tally.ended, stored = lanes.stored + lane_tally.stored,
+            flagged = lanes.flagged + lane_tally.flagged, failed = lanes.failed + lane_tally.failed,
+            cancelled = lanes.cancelled + lane_tally.cancelled, counted_at = now()
+        FROM lane_tally JOIN lane_lock ON lane_lock.id = lane_tally.lane_id WHERE lanes.id = lane_tally.lane_id),
+    deferred AS (
+        INSERT INTO lane_changes (lane_id, ended, stored, flagged, failed, cancelled)
+        SELECT lane_id, ended, stored, flagged, failed, cancelled FROM lane_tally
+        WHERE lane_id NOT IN (SELECT id FROM lane_lock))
+"""
+
+# What the lanes do not count yet, by lane.
+UNCOUNTED = """
+    SELECT lane_id, sum(ended)::bigint AS ended, sum(stored)::bigint AS stored, sum(flagged)::bigint AS flagged,
+           sum(failed)::bigint AS failed, sum(cancelled)::bigint AS cancelled
+    FROM lane_changes GROUP BY lane_id"""
+
+# The lanes with exact counters.
+EXACT = f"""
+    (SELECT lanes.id, lanes.tenant_id, lanes.model, lanes.tier, lanes.closed, lanes.batch_id,
+            lanes.open - coalesce(uncounted.ended, 0) AS open, lanes.stored + coalesce(uncounted.stored, 0) AS stored,
+            lanes.flagged + coalesce(uncounted.flagged, 0) AS flagged,
+            lanes.failed + coalesce(uncounted.failed, 0) AS failed,
+            lanes.cancelled + coalesce(uncounted.cancelled, 0) AS cancelled
+     FROM lanes LEFT JOIN ({UNCOUNTED}) AS uncounted ON uncounted.lane_id = lanes.id)"""
+
+# Adds the changes up in their lanes.
+COUNT = text("""
+    WITH lane_lock AS MATERIALIZED (
+        SELECT id FROM lanes WHERE id IN (SELECT lane_id FROM lane_changes) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED),
+    change AS (
+        DELETE FROM lane_changes USING lane_lock WHERE lane_changes.lane_id = lane_lock.id
+        RETURNING lane_id, ended, stored, flagged, failed, cancelled),
+    tally AS (
+        SELECT lane_id, sum(ended) AS ended, sum(stored) AS stored, sum(flagged) AS flagged, sum(failed) AS failed,
+               sum(cancelled) AS cancelled
+        FROM change GROUP BY lane_id)
+    UPDATE lanes SET open = lanes.open - tally.ended, stored = lanes.stored + tally.stored,
+        flagged = lanes.flagged + tally.flagged, failed = lanes.failed + tally.failed,
+        cancelled = lanes.cancelled + tally.cancelled, counted_at = now()
+    FROM tally WHERE lanes.id = tally.lane_id
+""")
