@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from sqlalchemy import Engine
 
 from common.catalog.catalog import Model
 from common.config import Settings
-from common.errors import ModelRefused, OutOfMemory, RenderFailed
+from common.errors import ModelRefused, NanImage, OutOfMemory, RenderFailed
 from tests.support.stories import CATALOG, Story
 from tests.support.workers import MakeWorker, until_published
 from worker.models.manager import NEVER_S, SWAP_DELAY_S, ModelManager
@@ -156,6 +157,66 @@ def test_models_that_fit_together_have_no_swap_delay(story: Story, make_worker: 
     assert {story.job(job).state for job in jobs} == {"succeeded"}
     assert set(worker.models.resident) == {"mini-zh", "zh-v0"}
     assert worker.models.swap_delay_s == 0
+
+
+# Trial pictures
+
+
+class Sick(ModelManager):
+    """On a device that fails at each call."""
+
+    how: Callable[..., object]
+
+    def _load(self, model: Model) -> Pipeline:
+        pipeline = super()._load(model)
+        pipeline.generate = self.how
+        return pipeline
+
+
+def raising(requests: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
+    raise ZeroDivisionError
+
+
+def blank(requests: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
+    return [RenderedImage(np.zeros((64, 64, 3), np.uint8), flagged=False)]
+
+
+def nan(requests: Sequence[ImageRequest], on_step: OnStep) -> list[RenderedImage | RenderFailed]:
+    return [NanImage("NaN.")]
+
+
+@pytest.mark.parametrize(
+    ("how", "why"), [(raising, "ZeroDivisionError"), (blank, "all its pixels are the same"), (nan, "NaN")]
+)
+def test_a_model_that_nobody_could_try_out_is_refused_and_nobody_is_quarantined(
+    story: Story, make_manager: MakeManager, faults: list[Fault], how: Callable[..., object], why: str
+) -> None:
+    manager = make_manager(*ALL, kind=type("SickSo", (Sick,), {"how": staticmethod(how)}))
+    with pytest.raises(ModelRefused, match=why):
+        manager.get("a")
+    assert (list(manager.refusals()), manager.resident, faults) == (["a"], (), [])
+    assert story.count("trial_pictures") == 0
+
+
+@pytest.mark.parametrize(("how", "why"), [(raising, "ZeroDivisionError"), (blank, "all its pixels"), (nan, "NaN")])
+def test_a_model_that_others_could_try_out_is_served_and_its_host_is_at_fault(
+    make_manager: MakeManager, faults: list[Fault], how: Callable[..., object], why: str
+) -> None:
+    make_manager(*ALL).get("a")
+    manager = make_manager(*ALL, kind=type("SickSo", (Sick,), {"how": staticmethod(how)}))
+    manager.get("a")
+    (fault,) = faults
+    assert (fault.model, fault.why.code, fault.known_picture) == ("a", "trial_failed", None)
+    assert why in fault.why
+    assert manager.resident == ("a",)
+
+
+def test_only_workers_of_one_class_compare_their_pictures(
+    story: Story, make_manager: MakeManager, faults: list[Fault]
+) -> None:
+    for worker_class in (CLASS, CLASS, {**CLASS, "torch": "3"}):
+        make_manager(*ALL, worker_class=worker_class).get("a")
+    assert (story.count("trial_pictures"), faults) == (2, [])
 
 
 # Batch sizes

@@ -126,7 +126,8 @@ def test_a_lost_worker_is_named_by_what_it_rendered_only(story: Story) -> None:
 def test_a_lost_worker_without_a_row_is_not_named(story: Story) -> None:
     job = story.submit()
     story.die(story.started())
-    assert story.images(job)[0].failed_by is None
+    image = story.images(job)[0]
+    assert (image.state, image.error_code, image.failed_by) == (ImageState.QUEUED, "worker_lost", None)
 
 
 def test_what_failed_at_the_worker_s_own_code_goes_to_another(story: Story) -> None:

@@ -119,7 +119,8 @@ def test_only_poison_fails_and_only_the_sick_are_quarantined(
         healthy: list[RenderWorker] = []
         healthy_s = render_all(story, scale, lambda: healthy.extend(start(names[len(scale.sick) :])) or healthy)
         for worker in healthy:
-            worker.stop()
+            worker.loop.drain()
+            worker.heartbeat.stop()
         with story.database.begin() as connection:
             connection.exec_driver_sql("TRUNCATE images, jobs, leases, lanes CASCADE")
     sick_s = render_all(story, scale, lambda: start(names))
