@@ -182,7 +182,7 @@ def test_a_quarantined_worker_is_resumed(page: Page, farm: DashboardFarm) -> Non
     page.goto("/dashboard/workers")
     worker = page.get_by_role("article").filter(has=page.get_by_role("heading", name="画室"))
     expect(worker).to_contain_text(re.compile("Quarantined .*: its calls fail"))
-    expect(worker).to_contain_text(re.compile("by itself in (1 hr|59 min)"))
+    expect(worker).to_contain_text(re.compile("Next trial: in (1 hr|59 min)"))
     press(page, "Resume", worker)
     expect(notice(page)).to_contain_text("claims work again")
     expect(worker).not_to_contain_text("Quarantined")
