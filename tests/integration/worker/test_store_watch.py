@@ -170,10 +170,8 @@ def test_what_it_still_renders_then_is_given_back_too(
 ) -> None:
     first, second = make_two("first", device="stub:0.05")
     close(network)
-    story.submit(steps=1)
+    _, job = story.submit(steps=1), story.submit(steps=150)
     rendering = aside.submit(first.loop.run, 30)
-    until(lambda: first.store_watch.cannot_store_s)
-    job = story.submit(steps=150)
     until(lambda: story.images(job)[0].state == ImageState.RUNNING)
     until_it_cannot_store(first)
     beat(second, first)
