@@ -131,9 +131,9 @@ def ready_workers(story: Story) -> list[Mapping[str, Any]]:
 
 
 def quarantine(story: Story, name: str, reason: str = "its trial picture failed") -> None:
-    """Quarantine the workers of this name."""
+    """Quarantine the workers of this name; their next trial is in an hour."""
     with transaction(story.database) as connection:
-        assert quarantines.quarantine(connection, name, Sentence(reason, "for_the_test", {}))
+        assert quarantines.quarantine(connection, name, Sentence(reason, "for_the_test", {}), rest_s=3600)
 
 
 def quarantined(story: Story) -> list[str]:

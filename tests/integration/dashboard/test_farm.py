@@ -213,7 +213,7 @@ def test_a_quarantined_worker_says_why_and_is_resumed(admin: Visitor, viewer: Vi
     assert 'class="state ready"' in page
     assert 'class="state quarantined"' in page
     assert "Quarantined <time" in page
-    assert "It tries a picture by itself <time" in page
+    assert "Next trial: <time" in page
     assert HOSTILE not in page
     assert resume in page
     assert f"/workers/{worker}/drain" in page

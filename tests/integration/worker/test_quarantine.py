@@ -110,13 +110,13 @@ def test_one_trial_is_enough_for_a_microbatch(
 ) -> None:
     host = make_host("only")
     trials = host.worker.models.trials
-    tried, find_fault = list[Pipeline](), trials.fault
+    tried, fault = [], trials.fault
 
-    def fault(pipeline: Pipeline) -> Fault | None:
+    def counted(pipeline: Pipeline) -> Fault | None:
         tried.append(pipeline)
-        return find_fault(pipeline)
+        return fault(pipeline)
 
-    monkeypatch.setattr(trials, "fault", fault)
+    monkeypatch.setattr(trials, "fault", counted)
     job = story.submit(count=8, prompt="圆 #poison")
     host.run()
     assert len(tried) == 1

@@ -2,7 +2,9 @@
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -103,11 +105,11 @@ def test_others_that_can_store_are_alive_serve_the_models_and_are_not_quarantine
 def make_two(make_worker: MakeWorker, network: Network) -> Callable[..., list[RenderWorker]]:
     """Two workers that are ready. Those named reach the image store through the network."""
 
-    def make(*through: str) -> list[RenderWorker]:
+    def make(*through: str, **changes: Any) -> list[RenderWorker]:
         made = []
         for name in ("first", "second"):
             way = {"s3_endpoint_url": by(network)} if name in through else {}
-            worker = make_worker(worker_name=name, cannot_store_s=LIMIT_S, trial_s=3600, **way)
+            worker = make_worker(worker_name=name, cannot_store_s=LIMIT_S, trial_s=3600, **way, **changes)
             worker.farm.compare()
             worker.render_thread.load("mini-zh").result()
             worker.loop.is_ready = True
@@ -163,6 +165,21 @@ def test_a_worker_that_alone_cannot_store_gives_back_what_it_holds(
     assert bucket_of(settings).keys() == {image.key for image in story.images(job)}
 
 
+def test_what_it_still_renders_then_is_given_back_too(
+    story: Story, network: Network, make_two: Callable[..., list[RenderWorker]], aside: ThreadPoolExecutor
+) -> None:
+    first, second = make_two("first", device="stub:0.05")
+    close(network)
+    _, job = story.submit(steps=1), story.submit(steps=150)
+    rendering = aside.submit(first.loop.run, 30)
+    until(lambda: story.images(job)[0].state == ImageState.RUNNING)
+    until_it_cannot_store(first)
+    beat(second, first)
+    rendering.result(60)
+    until(lambda: not first.held_leases.ids())
+    assert [(image.state, image.attempts) for image in story.images(job)] == [(ImageState.QUEUED, 0)]
+
+
 def test_it_comes_back_when_it_can_store_again(
     story: Story, settings: Settings, network: Network, make_two: Callable[..., list[RenderWorker]]
 ) -> None:
@@ -201,12 +218,8 @@ def test_while_nobody_can_store_everybody_keeps_what_it_holds(
     first.loop.run(30)
     until_it_cannot_store(first)
     first.heartbeat.beat()
-
-    def it_cannot_either() -> float | None:
-        beat(second)
-        return second.store_watch.cannot_store_s
-
-    until(it_cannot_either)
+    beat(second)
+    assert second.store_watch.cannot_store_s
     beat(second, first)
     assert story.rows("SELECT FROM quarantines") == []
     assert [(image.state, image.attempts) for image in story.images(job)] == 3 * [(ImageState.RUNNING, 1)]
