@@ -169,7 +169,7 @@ class Sick(ModelManager):
 
     def _load(self, model: Model) -> Pipeline:
         pipeline = super()._load(model)
-        pipeline.generate = self.how
+        vars(pipeline)["generate"] = self.how
         return pipeline
 
 

@@ -80,14 +80,16 @@ def submit(story: Story, scale: Scale) -> None:
             story.submit(steps=scale.steps, prompt="圆 #poison")
 
 
-def render_all(story: Story, scale: Scale, start: Callable[[], list[RenderWorker]]) -> float:
-    """Seconds from the first claim until all has ended."""
+def render_all(
+    story: Story, scale: Scale, start: Callable[[Sequence[str]], list[RenderWorker]], names: Sequence[str]
+) -> tuple[float, list[RenderWorker]]:
+    """Seconds from the first claim until all has ended, and the workers."""
     submit(story, scale)
     with without_backoff(story):
-        start()
+        workers = start(names)
         began = time.monotonic()
         until(lambda: not story.rows("SELECT FROM jobs WHERE finished_at IS NULL LIMIT 1"), seconds=1200)
-        return time.monotonic() - began
+        return time.monotonic() - began, workers
 
 
 def quarantined(story: Story) -> set[str]:
@@ -116,14 +118,13 @@ def test_only_poison_fails_and_only_the_sick_are_quarantined(
     names = [f"w{number}" for number in range(scale.workers)]
     healthy_s = 0.0
     if scale == LONG:
-        healthy: list[RenderWorker] = []
-        healthy_s = render_all(story, scale, lambda: healthy.extend(start(names[len(scale.sick) :])) or healthy)
+        healthy_s, healthy = render_all(story, scale, start, names[len(scale.sick) :])
         for worker in healthy:
             worker.loop.drain()
             worker.heartbeat.stop()
         with story.database.begin() as connection:
             connection.exec_driver_sql("TRUNCATE images, jobs, leases, lanes CASCADE")
-    sick_s = render_all(story, scale, lambda: start(names))
+    sick_s, _ = render_all(story, scale, start, names)
 
     ends = story.rows("""
         SELECT images.state, error_code, recipe ->> 'prompt' LIKE '%#poison' AS is_poison, count(*) AS images,

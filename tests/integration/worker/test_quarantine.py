@@ -13,6 +13,8 @@ from common.enums import ImageState, JobState
 from common.queue import quarantines
 from tests.support.stories import Story
 from tests.support.workers import QUICK, MakeWorker, running, until, until_ended, until_published
+from worker.models.trial import Fault
+from worker.pipelines.base import Pipeline
 from worker.pipelines.stub import GARBAGE
 
 
@@ -109,7 +111,12 @@ def test_one_trial_is_enough_for_a_microbatch(
     host = make_host("only")
     trials = host.worker.models.trials
     tried, fault = [], trials.fault
-    monkeypatch.setattr(trials, "fault", lambda pipeline: tried.append(pipeline) or fault(pipeline))
+
+    def counted(pipeline: Pipeline) -> Fault | None:
+        tried.append(pipeline)
+        return fault(pipeline)
+
+    monkeypatch.setattr(trials, "fault", counted)
     job = story.submit(count=8, prompt="圆 #poison")
     host.run()
     assert len(tried) == 1
