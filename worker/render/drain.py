@@ -36,7 +36,7 @@ class Drain:
     @property
     def reason(self) -> Sentence:
         """Why what was claimed is given back."""
-        return sentence("quarantined" if self._quarantine.is_active else "draining")
+        return sentence("quarantined") if self._quarantine.is_active else sentence("draining")
 
     @property
     def is_stopping(self) -> bool:
