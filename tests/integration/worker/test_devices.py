@@ -75,8 +75,8 @@ def test_cuda_all_without_a_gpu_is_refused_in_one_sentence(story: Story, setting
 
 
 def test_a_heartbeat_brings_what_the_device_tells(story: Story, make_worker: MakeWorker) -> None:
-    worker = make_worker()
-    worker.devices = DeviceMonitor(Gpu(FakeNvml(memory_errors=2), "cuda:0", "0b5c").read, 0.05)
+    worker, nvml = make_worker(), FakeNvml(memory_errors=2)
+    worker.devices = DeviceMonitor(Gpu(nvml, "cuda:0", "0b5c").read, 0.05)
     worker.start()
 
     def reported() -> list[Mapping[str, Any]]:
@@ -90,6 +90,8 @@ def test_a_heartbeat_brings_what_the_device_tells(story: Story, make_worker: Mak
         "temperature_c": 64,
     }
     assert "2 memory errors" in device["errors"][0]
+    nvml.temperature = 71
+    until(lambda: [device["temperature_c"] for device in reported()] == [71])
 
 
 # One process for each GPU
