@@ -80,8 +80,8 @@ class Readiness:
         try:
             async with asyncio.timeout(CHECK_TIMEOUT_S):
                 await asyncio.shield(running)
-        except TimeoutError:
-            return sentence("check_timed_out")
+        except TimeoutError:  # of a busy process: what was not looked at is not another farm's
+            return self._state.farm.refusal if name == "farm" else sentence("check_timed_out")
         except Error as error:
             return error.message
         return None
