@@ -13,6 +13,7 @@ from typing import Any
 from common.catalog import checkers, manifest, sentence
 from common.catalog.families import Family, families
 from common.catalog.loras import Lora, read_lora
+from common.catalog.vocabulary import Vocabulary
 from common.errors import Invalid, UnknownModel
 
 SCHEDULERS = (
@@ -36,14 +37,6 @@ SCHEDULERS = (
 FLOW_SCHEDULERS = ("flow_euler",)  # of models that predict a flow: no other can use them, and they no others
 PRECISIONS = ("fp32", "fp16", "bf16")
 OUTSIDE_CALL = ("vae", "safety_checker")  # components that diffusers' call of a model does not use
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """What a model can draw. A prompt with none of the `words` gets the `advice` as a warning."""
-
-    words: tuple[str, ...]
-    advice: str
 
 
 @dataclass(frozen=True)
@@ -272,7 +265,7 @@ def _model(
         raise TypeError(sentence("licence_unknown", model=name, licence=licence))
     values["licence"] = known or _licence(licence, {"url": url}, base)
     if words := values.pop("vocabulary", None):
-        values["vocabulary"] = Vocabulary(tuple(words["words"]), words["advice"])
+        values["vocabulary"] = Vocabulary(tuple(words["words"]), words["advice"], tuple(words.get("other_words", ())))
     known_families = known_families or families()
     if values["family"] not in known_families:
         names = ", ".join(known_families)

@@ -84,6 +84,19 @@ def test_a_prompt_outside_what_a_model_can_draw_gets_its_advice() -> None:
     assert warnings(recipe("一条可爱的小狗"), MINI) == (MINI.vocabulary.advice,)
 
 
+@pytest.mark.parametrize(
+    ("prompt", "knows"),
+    [
+        ("地方", False), ("地方的方块", True), ("方便面", False), ("开心", False), ("开心的心", True),
+        ("a Cat", True), ("红色cat", True), ("category", False), ("cats", False), ("", False),
+    ],
+)  # fmt: skip
+def test_a_vocabulary_knows_a_word_where_it_is_no_part_of_another(prompt: str, knows: bool) -> None:
+    known = Vocabulary(("方", "心", "cat"), "only these", other_words=("地方", "方便", "方便面", "开心"))
+    assert known.knows(prompt) == knows
+    assert not Vocabulary((), "nothing").knows(prompt)
+
+
 def test_words_that_the_tokenizer_does_not_know_are_named() -> None:
     model: Model = replace(MINI, vocabulary=Vocabulary(("圆",), "only circles"))
     (line,) = warnings(recipe("红色的圆形 龘 😀 龘"), model)
