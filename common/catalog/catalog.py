@@ -78,8 +78,9 @@ class Model:
     `microbatch` is the number of images in one pipeline call; None: each class of worker measures the best one.
     `precision` is that of an accelerator, `component_precision` that of single components. `compile`: the worker
     compiles the model when it loads it. Of images with more pixels than `tile_above` the VAE decodes one tile after
-    the other; None: never. All these change pixels, so the metadata of every image names them. `guided` is False for a
-    model that was distilled to need no guidance, and ignores it.
+    the other; None: never. All these change pixels, so the metadata of every image names them. `offload`: components
+    are on the device only while they are in use. `guided` is False for a model that was distilled to need no guidance,
+    and ignores it.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Model:
     component_precision: Mapping[str, str] = field(default_factory=dict)
     compile: bool = False
     tile_above: int | None = None
+    offload: bool = False
     negative_prompt: str = ""
     sha256: dict[str, str] = field(default_factory=dict)
     vocabulary: Vocabulary | None = None

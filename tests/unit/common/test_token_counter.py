@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from common.catalog.catalog import Model, Vocabulary, read
+from common.catalog.catalog import Model, read
+from common.catalog.vocabulary import Vocabulary
 from common.errors import PromptTooLong
 from common.recipes.recipe import Draft, Recipe, resolve
 from common.recipes.token_counter import TokenCounter, check, find_suspects, known_characters, warnings
