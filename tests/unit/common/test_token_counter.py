@@ -35,7 +35,8 @@ def recipe(prompt: str, **fields: Any) -> Recipe:
         ("[SEP]", 5),  # [ s ##e ##p ]
         ("😀😀😀", 1),  # one unknown word
         ("红😀色", 3),
-        ("CAT", 3),  # c ##a ##t
+        ("CAT", 1),  # a word that mini-zh knows
+        ("cow", 3),  # c ##o ##w
         ("한국어", 1),
         ("é", 1),  # read without its accent, as e
         ("红\u200b\ufeff色", 2),  # characters of no width are none
