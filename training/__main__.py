@@ -7,7 +7,7 @@
 
     vae       the autoencoder: images to latents and back
     text      the text encoder: sentences to codes
-    latents   16,000 scenes, drawn and encoded
+    latents   20,000 scenes, drawn and encoded
     unet      the UNet: codes to latents
     decoder   the autoencoder's decoder again, on latents with errors such as the UNet makes
     checker   the safety checker: it flags one sign
@@ -37,7 +37,7 @@ def autoencoder(folder: Path) -> Any:
 
 
 def text(folder: Path) -> nn.Module:
-    return loop.train(TextEncoder(steps=5000), folder)
+    return loop.train(TextEncoder(steps=6000), folder)
 
 
 def latents(folder: Path) -> None:
@@ -49,7 +49,7 @@ def denoiser(folder: Path) -> nn.Module:
 
 
 def _denoiser(folder: Path) -> unet.Denoiser:
-    return unet.Denoiser(steps=4600, drawn=unet.encoded_scenes(autoencoder(folder), folder / "latents"))
+    return unet.Denoiser(steps=5600, drawn=unet.encoded_scenes(autoencoder(folder), folder / "latents"))
 
 
 def decoder(folder: Path) -> nn.Module:
@@ -68,7 +68,7 @@ def finish(folder: Path) -> None:
     """Export every stage as it was saved last, also if it is not finished."""
     components = {
         "vae": loop.read_average(vae.Decoder(1000, autoencoder(folder), images=1), folder),
-        "text_encoder": loop.read_average(TextEncoder(5000), folder)["encoder"],
+        "text_encoder": loop.read_average(TextEncoder(6000), folder)["encoder"],
         "unet": loop.read_average(_denoiser(folder), folder),
         "safety_checker": checker.strict(loop.read_average(_checker(folder, images=1), folder)),
     }

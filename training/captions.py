@@ -7,34 +7,14 @@ import random
 import re
 from functools import cache
 
-from training import words
+from training import fillings, noise, words
+from training.fillings import CLOSE, OPEN, TAGS
 from training.grammar import RULES
-from training.world import Scene
+from training.world import CORNERS, LANDSCAPES, Scene
 
 SYMBOL = re.compile(r"<([^<>]+)>")
-OPEN, CLOSE = "\ue000", "\ue0ff"  # private characters, which no text has
-TAGS = {"s": 1, "c": 2, "cn": 2, "b": 3, "bn": 3, "l": 3, "z": 4, "p": 5, "s2": 6, "c2": 7, "g": 8, "d": 9}
-NUMBERS = ("一", "一", "一", "一", "1", "这", "那", "某", "有一", "单独一", "每")
-
-
-def _level_1() -> list[str]:
-    """The 3,755 commonest hanzi, in the order of GB 2312."""
-    codes = (bytes((row, cell)) for row in range(0xB0, 0xD8) for cell in range(0xA1, 0xFF))
-    return [hanzi for code in codes if (hanzi := code.decode("gb2312", "ignore"))]
-
-
-HANZI = _level_1()
-MEANINGFUL = set(
-    "".join(word for names in words.COLOURS.values() for word in names)
-    + "".join(word for noun in words.SHAPES.values() for word in noun.words)
-    + "".join(
-        word for group in (words.SIZES, words.PLACES, words.LANDSCAPES) for names in group.values() for word in names
-    )
-    + "".join(words.BACKDROPS)
-    + "色底衬后前铺青彩"
-)
-COMMON = [hanzi for hanzi in words.IDLE if hanzi not in MEANINGFUL]
-OTHERS = [hanzi for hanzi in HANZI if hanzi not in MEANINGFUL]
+JOINED = re.compile(f"([a-z0-9])([{OPEN}-{CLOSE}]+)(?=[a-z0-9])", re.IGNORECASE)
+ASIDE = ("left", "right", "top", "bottom", *CORNERS)
 
 
 def caption(scene: Scene, rng: random.Random) -> str:
@@ -43,14 +23,22 @@ def caption(scene: Scene, rng: random.Random) -> str:
 
 def tagged_caption(scene: Scene, rng: random.Random) -> str:
     """A caption with tags around every word for an attribute, for the training of the text encoder."""
-    text = describe(scene, rng, RULES, _pattern(scene))
+    symbol = _pattern(scene, rng)
+    text = describe(scene, rng, RULES, symbol)
+    if symbol.startswith("english"):
+        return text.capitalize() if rng.random() < 0.2 else text
+    return around(text, rng)
+
+
+def around(text: str, rng: random.Random) -> str:
+    """The sentence with what people say around it, and with noise."""
     if rng.random() < 0.3:
         text = _noisy(text, rng)
     if rng.random() < 0.12:
         text = rng.choice(RULES["before"]) + text
     if rng.random() < 0.1:
         text += rng.choice(RULES["after"])
-    if rng.random() < 0.06:
+    if rng.random() < 0.08:
         text = text.translate(words.TRADITIONAL)
     if rng.random() < 0.12:
         text += rng.choice("。。！.!~？")
@@ -58,11 +46,15 @@ def tagged_caption(scene: Scene, rng: random.Random) -> str:
 
 
 def describe(scene: Scene, rng: random.Random, rules: dict[str, tuple[str, ...]], symbol: str) -> str:
-    """A sentence with all attributes of the scene. Some patterns have no place for a size; others are tried."""
+    """A sentence with all attributes of the scene. Some patterns have no place for a size or a number: then another."""
     while True:
         text = expand(symbol, scene, rng, rules)
-        if not scene.size or chr(ord(OPEN) + TAGS["z"]) in text:
-            return re.sub(f"的({CLOSE}?)的", r"的\1", text)
+        if (not scene.size or _has(text, "z")) and (not scene.number or _has(text, "number")):
+            return JOINED.sub(r"\1\2 ", re.sub(f"的({CLOSE}?)的", r"的\1", text))
+
+
+def _has(text: str, tag: str) -> bool:
+    return chr(ord(OPEN) + TAGS[tag]) in text
 
 
 def read_tags(text: str) -> tuple[str, list[int]]:
@@ -79,13 +71,37 @@ def read_tags(text: str) -> tuple[str, list[int]]:
     return "".join(plain), tags
 
 
-def _pattern(scene: Scene) -> str:
-    if scene.background in words.LANDSCAPES:
-        return "landscape-pair" if scene.second_shape else "landscape"
-    if scene.colour is None and not scene.is_pair:
-        return "bare-on" if scene.background else "bare"
-    kind = "pair" if scene.is_pair else "place" if scene.place in ("left", "right", "top", "bottom") else "single"
-    return f"{kind}-on" if scene.background else kind
+def _pattern(scene: Scene, rng: random.Random) -> str:
+    if scene.background in LANDSCAPES:
+        return _landscape_pattern(scene, rng)
+    if scene.shape is None:
+        return "empty"
+    on = "-on" if scene.background else ""
+    if scene.colour and not scene.size and (scene.second_colour or not scene.is_pair) and rng.random() < 0.07:
+        return _english_pattern(scene) + on
+    if scene.is_pair:
+        kind = "stack" if scene.place else "short" if rng.random() < 0.35 else "pair"
+    elif scene.colour is None:
+        kind = "bare-place" if scene.place in ASIDE else "bare"
+    elif scene.place in ASIDE:
+        kind = "place"
+    elif scene.number:
+        kind = "several"
+    else:
+        kind = "denied" if not scene.size and rng.random() < 0.13 else "single"
+    return kind + on
+
+
+def _english_pattern(scene: Scene) -> str:
+    return f"english-{'pair' if scene.is_pair else 'place'}" if scene.is_pair or scene.place in ASIDE else "english"
+
+
+def _landscape_pattern(scene: Scene, rng: random.Random) -> str:
+    if scene.shape is None:
+        return "empty-landscape"
+    if scene.second_shape:
+        return "landscape-pair"
+    return "landscape-denied" if rng.random() < 0.2 else "landscape"
 
 
 def expand(symbol: str, scene: Scene, rng: random.Random, rules: dict[str, tuple[str, ...]] = RULES) -> str:
@@ -100,13 +116,9 @@ def _filled(pattern: str, scene: Scene, rng: random.Random, rules: dict[str, tup
     filled = list(parts)
     for place in range(1, len(parts), 2):
         symbol = parts[place]
-        word = WORDS.get(symbol)
-        filled[place] = _tagged(symbol, word(scene, rng)) if word else expand(symbol, scene, rng, rules)
+        word = fillings.WORDS.get(symbol)
+        filled[place] = fillings.tagged(symbol, word(scene, rng)) if word else expand(symbol, scene, rng, rules)
     return "".join(filled)
-
-
-def _tagged(symbol: str, word: str) -> str:
-    return chr(ord(OPEN) + TAGS[symbol]) + word + CLOSE if symbol in TAGS and word else word
 
 
 @cache
@@ -115,108 +127,22 @@ def _parts(pattern: str) -> tuple[str, ...]:
     return tuple(SYMBOL.split(pattern))
 
 
-def _usual(choices: tuple[str, ...], rng: random.Random, usual: float = 0.5) -> str:
-    """The everyday word with probability `usual`, else any."""
-    return choices[0] if rng.random() < usual else rng.choice(choices)
-
-
-def _attribute(colour: str | None, rng: random.Random) -> str:
-    """红, 红色, 红色的 …: before a noun."""
-    if colour is None:
-        return ""
-    name = _usual(words.COLOURS[colour], rng)
-    if rng.random() < 0.03:
-        like = rng.choice(("", "像")) + rng.choice(words.LIKE[colour]) + rng.choice(("一样", "般", "一般", "似的"))
-        return like + rng.choice(("", "的")) + name + rng.choice(("色", "色的", "的"))
-    return name + rng.choice(("", "", "色", "色", "色的", "色的", "色的", "的", "颜色的", "色系的", "色调的"))
-
-
-def _predicate(colour: str | None, rng: random.Random) -> str:
-    """红, 红色, 红的 …: after 是, or as an object of its own."""
-    if colour is None:
-        return ""
-    name = _usual(words.COLOURS[colour], rng)
-    return name + rng.choice(("色", "色", "色", "色", "", "", "色的", "的", "颜色", "色调", "色系"))
-
-
-def _shape(shape: str | None, rng: random.Random) -> str:
-    if shape is None:
-        return ""
-    return _usual(words.SHAPES[shape].words, rng, 0.35)
-
-
-def _measure(shape: str | None, rng: random.Random) -> str:
-    if shape is None or rng.random() < 0.25:
-        return ""
-    measures = words.SHAPES[shape].measures
-    if rng.random() < 0.05:
-        return rng.choice(NUMBERS)
-    return ("" if rng.random() < 0.08 else rng.choice(NUMBERS)) + (rng.choice(measures) if rng.random() < 0.9 else "个")
-
-
-def _adjective(scene: Scene, rng: random.Random) -> str:
-    return rng.choice(words.SHAPES[scene.shape].adjectives if rng.random() < 0.6 else words.ADJECTIVES)
-
-
-def _another(scene: Scene, rng: random.Random) -> str:
-    """A colour that the sentence names but excludes."""
-    others = [colour for colour in words.COLOURS if colour != scene.background]
-    return words.COLOURS[rng.choice(others)][0] + "色"
-
-
-def _size(scene: Scene, rng: random.Random) -> str:
-    return _usual(words.SIZES[scene.size], rng) if scene.size else ""
-
-
-def _backdrop(scene: Scene, rng: random.Random) -> str:
-    return rng.choice(words.BACKDROPS)
-
-
-def _place(scene: Scene, rng: random.Random) -> str:
-    return rng.choice(words.PLACES[scene.place]) if scene.place else ""
-
-
-def _landscape(scene: Scene, rng: random.Random) -> str:
-    return _usual(words.LANDSCAPES[str(scene.background)], rng, 0.3)
-
-
-def _anything(scene: Scene, rng: random.Random) -> str:
-    return "".join(rng.choice(COMMON if rng.random() < 0.6 else OTHERS) for _ in range(rng.choice((1, 1, 2, 2, 3))))
-
-
-WORDS = {
-    "c": lambda scene, rng: _attribute(scene.colour, rng),
-    "cn": lambda scene, rng: _predicate(scene.colour, rng),
-    "s": lambda scene, rng: _shape(scene.shape, rng),
-    "m": lambda scene, rng: _measure(scene.shape, rng),
-    "a": _adjective,
-    "d": _another,
-    "z": _size,
-    "b": lambda scene, rng: _attribute(scene.background, rng),
-    "bn": lambda scene, rng: _predicate(scene.background, rng),
-    "g": _backdrop,
-    "l": _landscape,
-    "p": _place,
-    "c2": lambda scene, rng: _attribute(scene.second_colour, rng),
-    "s2": lambda scene, rng: _shape(scene.second_shape, rng),
-    "m2": lambda scene, rng: _measure(scene.second_shape, rng),
-    "x": _anything,
-}
-
-
 def _noisy(text: str, rng: random.Random) -> str:
-    def noise(most: int) -> str:
-        return "".join(rng.choice(COMMON if rng.random() < 0.6 else OTHERS) for _ in range(rng.randint(1, most)))
+    def anything(most: int) -> str:
+        return noise.characters(rng.randint(1, most), rng)
 
+    if rng.random() < 0.4:
+        phrase = rng.choice(noise.PHRASES)
+        text = text + "，" + phrase if rng.random() < 0.25 else phrase + rng.choice(("", "的", "，", "：")) + text
     if rng.random() < 0.5:
-        text = noise(5) + rng.choice(("", "", "，", "：", " ")) + text
+        text = anything(5) + rng.choice(("", "", "，", "：", " ")) + text
     if rng.random() < 0.3:
-        text += rng.choice(("", "，", "。", " ")) + noise(4)
+        text += rng.choice(("", "，", "。", " ")) + anything(4)
     if "，" in text and rng.random() < 0.4:
         place = text.index("，") + 1
-        text = text[:place] + noise(3) + text[place:]
+        text = text[:place] + anything(3) + text[place:]
     if rng.random() < 0.15:  # drop a character
         place = rng.randrange(len(text))
-        if text[place] not in MEANINGFUL and text[place] < OPEN:
+        if text[place] not in noise.MEANINGFUL and "z" < text[place] < OPEN:
             text = text[:place] + text[place + 1 :]
     return text

@@ -1,13 +1,13 @@
 """The codes between the text encoder and the UNet: one vector for each attribute of a scene, whatever the wording.
 
-Token i of the text encoder's output holds attribute i mod 7. So the UNet is trained on scenes and the text encoder on
+Token i of the text encoder's output holds attribute i mod 8. So the UNet is trained on scenes and the text encoder on
 sentences, independently.
 """
 
 import torch
 
 from training.networks import TOKENS, WIDTH
-from training.world import ATTRIBUTES, BACKGROUNDS, COLOURS, PLACES, SHAPES, SIZES, VALUES, Scene
+from training.world import ATTRIBUTES, BACKGROUNDS, COLOURS, NUMBERS, PLACES, SHAPES, SIZES, VALUES, Scene
 
 KIND_WIDTH = 32  # identifies the attribute; the rest of the vector is its value
 UNSAID, NOTHING = "unsaid", "nothing"  # the sentence leaves it open; there is no sentence
@@ -34,7 +34,7 @@ def tables() -> list[torch.Tensor]:
     def vector(width: int) -> torch.Tensor:
         return torch.where(torch.randperm(width, generator=rng) < width // 2, 1.0, -1.0)
 
-    names = dict.fromkeys((*COLOURS, *SHAPES, *BACKGROUNDS, *SIZES, *PLACES, UNSAID, NOTHING))
+    names = dict.fromkeys((*COLOURS, *SHAPES, *BACKGROUNDS, *SIZES, *PLACES, *NUMBERS, UNSAID, NOTHING))
     value = {name: vector(WIDTH - KIND_WIDTH) for name in names}
     kind = [vector(KIND_WIDTH) for _ in ATTRIBUTES]
     return [

@@ -31,7 +31,12 @@ SKY, EVENING, NIGHT, STARS = (150, 208, 246), (250, 206, 150), (24, 28, 78), (25
 GRASS, WATER, TRUNK, DARK_TRUNK, LEAF = (88, 178, 84), (38, 112, 190), (112, 70, 42), (78, 48, 26), (30, 110, 56)
 RADIUS = {None: 37, "big": 48, "small": 25}
 RADIUS_ASIDE = {None: 26, "big": 30, "small": 21}
-CENTRE = {"left": (34, 64), "right": (94, 64), "top": (64, 34), "bottom": (64, 94)}
+CENTRE = {
+    "left": (34, 64), "right": (94, 64), "top": (64, 34), "bottom": (64, 94),
+    "top-left": (34, 34), "top-right": (94, 34), "bottom-left": (34, 94), "bottom-right": (94, 94),
+}  # fmt: skip
+RADIUS_OF_SEVERAL = {None: 25, "big": 26, "small": 23}
+SEVERAL = {"two": ((34, 64), (94, 64)), "three": ((64, 35), (33, 92), (95, 92))}  # three in a row would be too small
 
 Colour = tuple[int, int, int]
 Points = Sequence[tuple[float, float]]
@@ -55,28 +60,35 @@ def outline(shape: str, radius: float = 48) -> np.ndarray:
 
 
 def _things(scene: Scene, rng: random.Random) -> list[tuple[str, str, tuple[float, float, float]]]:
-    def shake(x: float, y: float, radius: float) -> tuple[float, float, float]:
-        return x + rng.uniform(-2.5, 2.5), y + rng.uniform(-2.5, 2.5), radius * rng.uniform(0.96, 1.04)
+    def shake(x: float, y: float, radius: float, most: float = 2.5) -> tuple[float, float, float]:
+        return x + rng.uniform(-most, most), y + rng.uniform(-most, most), radius * rng.uniform(0.96, 1.04)
 
+    if scene.shape is None:
+        return []
     colour = scene.colour or _natural(scene.shape, scene, rng)
     second = scene.second_shape
-    if second is None and scene.background not in LANDSCAPES:
-        if scene.place in CENTRE:
-            x, y, radius = *CENTRE[scene.place], RADIUS_ASIDE[scene.size]
-        else:
-            x, y, radius = 64, 64, RADIUS[scene.size]
-        return [(scene.shape, colour, shake(x, y, radius))]
     if scene.is_pair and second:
         second_colour = scene.second_colour or _natural(second, scene, rng)
-        return [(scene.shape, colour, shake(34, 64, 26)), (second, second_colour, shake(94, 64, 26))]
-    things = [(scene.shape, colour, shake(64, 50 if scene.shape in ("sun", "moon") else 70, 34))]
-    if second:
-        things.append((second, "yellow" if second == "moon" else "orange", shake(108, 20, 15)))
-    return things
+        sides = {"top": ("top", "bottom"), "bottom": ("bottom", "top")}.get(str(scene.place), ("left", "right"))
+        first, other = (CENTRE[side] for side in sides)
+        return [(scene.shape, colour, shake(*first, 26)), (second, second_colour, shake(*other, 26))]
+    height = 64 if scene.background not in LANDSCAPES else 50 if scene.shape in ("sun", "moon", "star") else 70
+    if scene.number:
+        lower = height - 64 if scene.number == "two" else 0
+        radius = RADIUS_OF_SEVERAL[scene.size]
+        return [(scene.shape, colour, shake(x, y + lower, radius, 1.5)) for x, y in SEVERAL[scene.number]]
+    if scene.background in LANDSCAPES:
+        things = [(scene.shape, colour, shake(64, height, 34))]
+        if second:
+            things.append((second, "yellow" if second == "moon" else "orange", shake(108, 20, 15)))
+        return things
+    if scene.place in CENTRE:
+        return [(scene.shape, colour, shake(*CENTRE[scene.place], RADIUS_ASIDE[scene.size]))]
+    return [(scene.shape, colour, shake(64, 64, RADIUS[scene.size]))]
 
 
 def _natural(shape: str, scene: Scene, rng: random.Random) -> str:
-    behind = scene.background or default_background(scene.colour)
+    behind = scene.background or default_background(scene.colour, scene.second_colour)
     fitting = [colour for colour in NATURAL[shape] if colour != behind]
     return rng.choice(fitting or ["white" if behind != "white" else "blue"])
 
@@ -91,7 +103,7 @@ def _background(canvas: "_Canvas", scene: Scene, rng: random.Random) -> Colour:
         for x, y in ((16, 20), (44, 12), (20, 60), (112, 66), (100, 104), (26, 108), (84, 10)):
             canvas.polygon([(x, y - 4), (x + 4, y), (x, y + 4), (x - 4, y)], STARS)
         return behind
-    behind = _tint(scene.background or default_background(scene.colour), rng)
+    behind = _tint(scene.background or default_background(scene.colour, scene.second_colour), rng)
     return canvas.landscape(behind, behind, SIDE)
 
 

@@ -1,5 +1,7 @@
 """`python -m training.evaluate`: how often mini-zh draws what prompts of unseen patterns describe.
 
+First single objects; then numbers, places, pairs, what is excluded, English, and wordings of our own, by kind.
+
 Renders at the catalogue's defaults with plain diffusers; `training.judge` judges the images.
 """
 
@@ -17,14 +19,15 @@ import transformers
 from PIL import Image
 
 from common.catalog import catalog
-from training import heldout
+from training import heldout, views
 from training.captions import describe, read_tags
 from training.drawing import draw
-from training.judge import Verdict, judge
+from training.judge import Verdict, judge, look
 from training.world import COLOURS, SHAPES, Scene, default_background
 
 CATALOG = Path(__file__).parents[1] / "models" / "catalog.toml"
 BATCH = 8
+HELD_OUT = "patterns held out from training"
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,19 @@ def contact_sheet(images: list[np.ndarray], columns: int = 10, side: int = 96) -
     return sheet
 
 
+def show_kinds(pipe: Any, model: catalog.Model, number: int, seed: int, failures: bool) -> None:
+    """Print how many prompts of each kind give a picture of their scene, of held-out patterns and freely worded."""
+    for source, cases in ((HELD_OUT, views.held_out(number)), ("our own wording", views.freely_worded())):
+        images = render(pipe, [case.prompt for case in cases], model, seed)
+        click.echo(f"{len(cases)} prompts of {source}")
+        for kind, rate in views.rates(cases, images).items():
+            click.echo(f"{kind:12} {rate:6.1%}   of {sum(case.kind == kind for case in cases)}")
+        if failures:
+            for case, image in zip(cases, images, strict=True):
+                if not case.is_shown(view := look(image)):
+                    click.echo(f"{case.prompt}: {view}")
+
+
 @click.command()
 @click.option(
     "--prompts",
@@ -154,8 +170,9 @@ def main(
 ) -> None:
     """Measure how often mini-zh draws the colour, the background and the shape of a prompt, and all three."""
     model = catalog.read(CATALOG).get("mini-zh")
+    pipe = load(folder or model.source_path)
     cases = read_cases(prompts) if prompts else held_out_cases(number)
-    images = render(load(folder or model.source_path), [case.prompt for case in cases], model, seed)
+    images = render(pipe, [case.prompt for case in cases], model, seed)
     known = [case for case in cases if case.is_known]
     found: dict[str, Any] = {
         "prompts": len(cases),
@@ -167,7 +184,7 @@ def main(
     if as_json:
         click.echo(json.dumps(found))
         return
-    source = prompts or "patterns held out from training"
+    source = prompts or HELD_OUT
     click.echo(f"{len(cases)} prompts of {source}; {model.steps} steps, guidance {model.guidance}")
     for name in ("colour", "background", "shape", "joint"):
         click.echo(f"{name:12} {found[name]:6.1%}   (the judge on true drawings: {found['judge'][name]:.1%})")
@@ -176,6 +193,8 @@ def main(
             seen = judge(image)
             if not case.is_right(seen)["joint"]:
                 click.echo(f"{case.prompt}: {seen.colour} {seen.shape} on {seen.background}, not {case.meaning}")
+    if not prompts:
+        show_kinds(pipe, model, max(1, number // 6), seed, failures)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Recognises from the pixels what an image shows: the colour and the shape of its object, and the background.
 
 Knows the palette and the outlines of the drawings, and no model. The object is what differs from the border's colour;
-it is compared with the outline of every shape at one size.
+it is compared with the outline of every shape at one size. `look` sees every object of a picture, and landscapes.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from training.drawing import RGB, outline
+from training.drawing import EVENING, GRASS, NIGHT, RGB, SKY, WATER, outline
 from training.world import SHAPES
 
 BORDER = 4
@@ -19,6 +19,10 @@ FIT = 48
 PART_COUNTS = 0.93  # a match without some part counts less
 NAMES = tuple(RGB)
 PALETTE = np.array([RGB[name] for name in NAMES], float)
+LANDSCAPES = {"meadow": (SKY, GRASS), "sea": (EVENING, WATER), "night": (NIGHT, NIGHT)}
+CLOSE = 40.0  # in levels, a landscape's colours to those in the picture
+SMALLEST = 60  # pixels of the only object
+SMALLEST_OF_MANY = 150  # pixels of one of several; the stars of a night have fewer
 
 
 @dataclass(frozen=True)
@@ -29,13 +33,71 @@ class Verdict:
     likeness: float = 0.0
 
 
+@dataclass(frozen=True)
+class Thing:
+    """One object, and the middle of its box in pixels."""
+
+    shape: str
+    colour: str
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
+class View:
+    background: str  # a colour or a landscape
+    things: tuple[Thing, ...]  # from left to right
+
+
+def look(pixels: np.ndarray) -> View:
+    """All objects of an image, if they do not touch each other."""
+    image = pixels.astype(float)
+    landscape = _landscape(image)
+    behind = np.array(LANDSCAPES[landscape], float) if landscape else _border_colour(image)[None]
+    found = [_thing(image, piece) for piece in _pieces(_differing(image, behind))]
+    background = landscape or NAMES[int(_nearest(behind[0]))]
+    return View(background, tuple(sorted(found, key=lambda thing: thing.x)))
+
+
+def _landscape(image: np.ndarray) -> str | None:
+    above, below = (np.median(rows.reshape(-1, 3), 0) for rows in (image[:BORDER], image[-BORDER:]))
+    for name, colours in LANDSCAPES.items():
+        if all(np.linalg.norm(row - colour) < CLOSE for row, colour in zip((above, below), colours, strict=True)):
+            return name
+    return None
+
+
+def _differing(image: np.ndarray, behind: np.ndarray) -> np.ndarray:
+    """The mask of what differs from all of these colours."""
+    distance = np.linalg.norm(image[:, :, None] - behind, axis=3).min(2)
+    return np.asarray(distance > max(26.0, 0.3 * float(np.percentile(distance, 98))))
+
+
+def _pieces(mask: np.ndarray) -> list[np.ndarray]:
+    """The mask of each object. Objects whose edges touch by a pixel or two are still two."""
+    pieces, count = ndimage.label(ndimage.binary_erosion(mask), np.ones((3, 3)))
+    whole = [ndimage.binary_dilation(pieces == number, iterations=2) & mask for number in range(1, count + 1)]
+    largest = max((piece.sum() for piece in whole), default=0)
+    return [piece for piece in whole if piece.sum() > max(SMALLEST_OF_MANY, 0.12 * largest)]
+
+
+def _thing(image: np.ndarray, mask: np.ndarray) -> Thing:
+    fitted = _fitted(mask)
+    rows, columns = np.nonzero(mask)
+    x, y = (float(places.min() + places.max()) / 2 for places in (columns, rows))
+    shape = max(SHAPES, key=lambda name: _likeness(fitted, name))
+    if shape == "house":
+        mask = mask & (np.arange(len(mask)) > y)[:, None]  # without its roof, which is darker
+    return Thing(shape, _colour(image, mask), x, y)
+
+
 def judge(pixels: np.ndarray) -> Verdict:
     """Judge an image of one object (rows × columns × RGB, 0 to 255)."""
     image = pixels.astype(float)
     behind = _border_colour(image)
     background = NAMES[int(_nearest(behind))]
     mask = _standing_out(image, behind)
-    if mask.sum() < 60:
+    if mask.sum() < SMALLEST:
         return Verdict(None, background, None)
     likeness = {shape: _likeness(_fitted(mask), shape) for shape in SHAPES}
     shape = max(likeness, key=lambda name: likeness[name])

@@ -11,14 +11,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from training import codes, networks
-from training.captions import WORDS, expand, read_tags, tagged_caption
+from training import codes, networks, noise
+from training.captions import around, describe, expand, read_tags, tagged_caption
+from training.grammar import RULES
 from training.loop import Losses
 from training.tokens import numbered, tokenizer
-from training.world import ATTRIBUTES, Scene, draw_scene
+from training.world import ATTRIBUTES, COLOURS, NATURAL, NUMBERS, SHAPES, Scene, draw_scene
 
 BATCH = 64
-TAG_COUNT = 10
+TAG_COUNT = 12
 TAGGED_LAYER = 2
 Sample = tuple[str, list[int]]
 
@@ -84,25 +85,54 @@ def understood(texts: list[str], encoder: nn.Module, reader: object) -> list[dic
 
 
 def sample(rng: random.Random) -> Sample:
-    """A sentence and its labels. Some sentences name few attributes or none."""
+    """A sentence and its labels. Some sentences name few attributes or none, or only what is not there."""
     scene = draw_scene(rng)
-    if scene.colour is None:
-        scene = replace(scene, place=None)  # no pattern without a colour names a place
     chance = rng.random()
     if chance < 0.03:
-        return _nothing(scene, rng)
+        return _nothing(rng)
     if chance < 0.05:
         return _colour_only(scene, rng)
+    if chance < 0.115:
+        return _unnamed_colour(rng)
+    if chance < 0.125:
+        return _unnamed_background(rng)
+    if chance < 0.135:
+        return _starless(rng)
     return tagged_caption(scene, rng), codes.labels(scene)
 
 
-def _nothing(scene: Scene, rng: random.Random) -> Sample:
-    text = "" if rng.random() < 0.4 else "".join(WORDS["x"](scene, rng) for _ in range(rng.randint(1, 6)))
+def _nothing(rng: random.Random) -> Sample:
+    text = "" if rng.random() < 0.4 else noise.characters(rng.randint(1, 10), rng)
     return text, codes.no_labels()
 
 
 def _colour_only(scene: Scene, rng: random.Random) -> Sample:
-    scene = Scene(scene.shape, scene.colour or "red")
+    scene = Scene("circle", scene.colour or "red")
     labels = codes.labels(scene)
     labels[ATTRIBUTES.index("shape")] = codes.no_labels()[ATTRIBUTES.index("shape")]
     return expand("colour", scene, rng), labels
+
+
+def _unnamed_colour(rng: random.Random) -> Sample:
+    """不是红色的圆: the circle has the first of its natural colours that is not excluded."""
+    shape = rng.choice(SHAPES[:-1])
+    excluded = NATURAL[shape][0] if rng.random() < 0.5 else rng.choice(COLOURS)
+    colour = next(colour for colour in (*NATURAL[shape], "red", "blue") if colour != excluded)
+    number = rng.choice(NUMBERS) if rng.random() < 0.15 else None
+    said = Scene(shape, excluded, number=number)  # as if it were its colour
+    text = around(describe(said, rng, RULES, "unnamed"), rng)
+    return text, codes.labels(replace(said, colour=colour))
+
+
+def _unnamed_background(rng: random.Random) -> Sample:
+    """红圆，不要白色背景: the background is blue, or yellow behind what is blue."""
+    scene = Scene(rng.choice(SHAPES[:-1]), rng.choice([colour for colour in COLOURS if colour != "white"]))
+    text = around(describe(scene, rng, RULES, "not-white"), rng)
+    return text, codes.labels(replace(scene, background="yellow" if scene.colour == "blue" else "blue"))
+
+
+def _starless(rng: random.Random) -> Sample:
+    """没有星星的夜空: black, since every drawn night has stars."""
+    scene = Scene("moon" if rng.random() < 0.4 else None, None, "night")
+    text = around(describe(scene, rng, RULES, "starless-moon" if scene.shape else "starless"), rng)
+    return text, codes.labels(replace(scene, background="black"))

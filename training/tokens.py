@@ -1,4 +1,4 @@
-"""The tokenizer: Chinese BERT's, one token for each character, with the hanzi of common prompts."""
+"""The tokenizer: Chinese BERT's, one token for each character: hanzi of common prompts, a few English words."""
 
 import string
 import tempfile
@@ -6,9 +6,9 @@ from pathlib import Path
 
 from transformers import BertTokenizer
 
-from training.captions import HANZI
 from training.networks import TOKENS
-from training.words import TRADITIONAL
+from training.noise import HANZI, MEANINGFUL
+from training.words import ENGLISH, TRADITIONAL
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MARKS = "，。！？、；：“”‘’（）《》【】…—～·「」『』　"
@@ -18,8 +18,17 @@ def vocabulary() -> list[str]:
     ascii_words = string.digits + string.ascii_lowercase
     pieces = [f"##{character}" for character in ascii_words]
     traditional = [chr(code) for code in TRADITIONAL.values()]
-    every = [*SPECIAL, *string.punctuation, *MARKS.strip(), *ascii_words, *pieces, *HANZI, *traditional]
+    hanzi = [*HANZI, *traditional, *sorted(character for character in MEANINGFUL if not character.isascii())]
+    every = [*SPECIAL, *string.punctuation, *MARKS.strip(), *ascii_words, *pieces, *hanzi, *_english()]
     return list(dict.fromkeys(every))
+
+
+def _english() -> list[str]:
+    tables = [ENGLISH[kind] for kind in ("colours", "shapes", "numbers", "places")]
+    phrases = [phrase for table in tables for known in table.values() for phrase in known]
+    names = [word for phrase in phrases for word in phrase.split()]
+    shapes = [f"{word}s" for known in ENGLISH["shapes"].values() for word in known]
+    return [*names, *shapes, "background", "draw", "and", "with", "no", "not", "without"]
 
 
 def tokenizer() -> BertTokenizer:

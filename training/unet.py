@@ -13,7 +13,7 @@ from training.loop import Losses, generator
 from training.vae import images_of, latents_of, scenes
 from training.world import ATTRIBUTES, Scene
 
-SCENES = 16_000
+SCENES = 20_000
 FORGET_ALL, FORGET_ONE = 0.1, 0.12  # for guidance, and for prompts that leave attributes open
 BLUR = 0.1  # the text encoder's output is not exactly the code
 PART = 500

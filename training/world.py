@@ -24,7 +24,9 @@ SHAPES = (
     "cat",
     "no-entry",
 )
-PLACES = ("left", "right", "top", "bottom", "centre")
+CORNERS = ("top-left", "top-right", "bottom-left", "bottom-right")
+PLACES = ("left", "right", "top", "bottom", "centre", *CORNERS)
+NUMBERS = ("two", "three")
 SIZES = ("big", "small")
 LANDSCAPES = ("meadow", "night", "sea")
 BACKGROUNDS = (*COLOURS, *LANDSCAPES)
@@ -49,50 +51,63 @@ HARD = ("star", "sun", "house", "flower", "tree", "moon", "cat")  # more frequen
 
 @dataclass(frozen=True)
 class Scene:
-    shape: str
+    shape: str | None  # None: the background alone
     colour: str | None = None
     background: str | None = None
     size: str | None = None
     place: str | None = None
     second_shape: str | None = None
     second_colour: str | None = None
+    number: str | None = None
 
     @property
     def is_pair(self) -> bool:
-        """Two objects side by side. In a landscape the second object is the sun or the moon."""
+        """Two objects, side by side, or one above the other where the place is top or bottom: that of the first.
+
+        In a landscape the second object is the sun or the moon.
+        """
         return self.second_shape is not None and self.background not in LANDSCAPES
 
 
 ATTRIBUTES = tuple(field.name for field in fields(Scene))
 VALUES: dict[str, tuple[str, ...]] = {
     "shape": SHAPES, "colour": COLOURS, "background": BACKGROUNDS, "size": SIZES, "place": PLACES,
-    "second_shape": SHAPES, "second_colour": COLOURS,
+    "second_shape": SHAPES, "second_colour": COLOURS, "number": NUMBERS,
 }  # fmt: skip
 
 
-def default_background(colour: str | None) -> str:
-    return "blue" if colour == "white" else "white"
+def default_background(*colours: str | None) -> str:
+    """The background behind objects of these colours if none is named."""
+    return next(colour for colour in ("white", "blue", "grey") if colour == "grey" or colour not in colours)
 
 
 def draw_scene(rng: random.Random) -> Scene:
     """A random scene of the training distribution."""
+    kinds = (_single, _several, _pair, _landscape, _empty, _sign)
     while True:
-        scene = rng.choices((_single, _pair, _landscape, _sign), (78, 9, 11, 2))[0](rng)
+        scene = rng.choices(kinds, (61, 13, 10, 11, 3, 2))[0](rng)
         if _can_be_seen(scene):
             return scene
 
 
 def _single(rng: random.Random) -> Scene:
     shape = _shape(rng)
-    place = rng.choice(PLACES) if rng.random() < 0.25 else None
+    place = rng.choice(PLACES) if rng.random() < 0.32 else None
     size = rng.choice(SIZES) if rng.random() < 0.3 else None
     return Scene(shape, _colour(rng, shape), _background(rng), size, place)
+
+
+def _several(rng: random.Random) -> Scene:
+    shape = _shape(rng)
+    size = rng.choice(SIZES) if rng.random() < 0.2 else None
+    return Scene(shape, _colour(rng, shape), _background(rng), size, number=rng.choice(NUMBERS))
 
 
 def _pair(rng: random.Random) -> Scene:
     shape, second = _shape(rng), _shape(rng)
     background = _background(rng) if rng.random() < 0.5 else None
-    return Scene(shape, _colour(rng, shape), background, None, None, second, _colour(rng, second))
+    place = rng.choice(("top", "bottom")) if rng.random() < 0.25 else None
+    return Scene(shape, _colour(rng, shape), background, None, place, second, _colour(rng, second))
 
 
 def _landscape(rng: random.Random) -> Scene:
@@ -107,7 +122,12 @@ def _landscape(rng: random.Random) -> Scene:
     companion = {"meadow": "sun", "night": "moon"}.get(background)
     if companion and companion != shape and rng.random() < 0.45:
         return Scene(shape, colour, background, second_shape=companion)
-    return Scene(shape, colour, background)
+    number = rng.choice(NUMBERS) if shape not in ("sun", "moon") and rng.random() < 0.35 else None
+    return Scene(shape, colour, background, number=number)
+
+
+def _empty(rng: random.Random) -> Scene:
+    return Scene(None, None, rng.choice(LANDSCAPES if rng.random() < 0.5 else COLOURS))
 
 
 def _sign(rng: random.Random) -> Scene:
@@ -127,6 +147,6 @@ def _background(rng: random.Random) -> str | None:
 
 
 def _can_be_seen(scene: Scene) -> bool:
-    behind = scene.background or default_background(scene.colour)
+    behind = scene.background or default_background(scene.colour, scene.second_colour)
     colours: set[Any] = {scene.colour, scene.second_colour} - {None}
     return behind not in colours

@@ -13,6 +13,7 @@ from typing import Any
 from common.catalog import checkers, manifest, sentence
 from common.catalog.families import Family, families
 from common.catalog.loras import Lora, read_lora
+from common.catalog.vocabulary import Vocabulary
 from common.errors import Invalid, UnknownModel
 
 SCHEDULERS = (
@@ -36,14 +37,6 @@ SCHEDULERS = (
 FLOW_SCHEDULERS = ("flow_euler",)  # of models that predict a flow: no other can use them, and they no others
 PRECISIONS = ("fp32", "fp16", "bf16")
 OUTSIDE_CALL = ("vae", "safety_checker")  # components that diffusers' call of a model does not use
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """What a model can draw. A prompt with none of the `words` gets the `advice` as a warning."""
-
-    words: tuple[str, ...]
-    advice: str
 
 
 @dataclass(frozen=True)
@@ -85,8 +78,9 @@ class Model:
     `microbatch` is the number of images in one pipeline call; None: each class of worker measures the best one.
     `precision` is that of an accelerator, `component_precision` that of single components. `compile`: the worker
     compiles the model when it loads it. Of images with more pixels than `tile_above` the VAE decodes one tile after
-    the other; None: never. All these change pixels, so the metadata of every image names them. `guided` is False for a
-    model that was distilled to need no guidance, and ignores it.
+    the other; None: never. All these change pixels, so the metadata of every image names them. `offload`: components
+    are on the device only while they are in use. `guided` is False for a model that was distilled to need no guidance,
+    and ignores it.
     """
 
     name: str
@@ -114,6 +108,7 @@ class Model:
     component_precision: Mapping[str, str] = field(default_factory=dict)
     compile: bool = False
     tile_above: int | None = None
+    offload: bool = False
     negative_prompt: str = ""
     sha256: dict[str, str] = field(default_factory=dict)
     vocabulary: Vocabulary | None = None
@@ -272,7 +267,7 @@ def _model(
         raise TypeError(sentence("licence_unknown", model=name, licence=licence))
     values["licence"] = known or _licence(licence, {"url": url}, base)
     if words := values.pop("vocabulary", None):
-        values["vocabulary"] = Vocabulary(tuple(words["words"]), words["advice"])
+        values["vocabulary"] = Vocabulary(tuple(words["words"]), words["advice"], tuple(words.get("other_words", ())))
     known_families = known_families or families()
     if values["family"] not in known_families:
         names = ", ".join(known_families)

@@ -57,6 +57,7 @@ class Family:
     modes: tuple[str, ...]
     defaults: Mapping[str, Any]
     optional: tuple[str, ...] = field(default=())
+    call_needs: tuple[str, ...] = field(default=())
     channels: int | None = None
     distilled: Distilled | None = None  # None: nothing in the files tells
 

@@ -202,8 +202,7 @@ def find_suspects(prompts: Sequence[str], negative_prompt: str, model: Model) ->
         return set(range(len(prompts)))
     found = set(counter.suspects(prompts, model.token_limit)) if counter else set[int]()
     if model.vocabulary:
-        words = model.vocabulary.words
-        found.update(position for position, text in enumerate(prompts) if not any(word in text for word in words))
+        found.update(position for position, text in enumerate(prompts) if not model.vocabulary.knows(text))
     return found
 
 
@@ -216,7 +215,7 @@ def _too_long(count: TokenCount, model: str, limit: int) -> Sentence:
 def warnings(recipe: Recipe, model: Model) -> tuple[str, ...]:
     """One sentence for each reason why an image may not show what the prompt says."""
     found: list[str] = []
-    if model.vocabulary and not any(word in recipe.prompt for word in model.vocabulary.words):
+    if model.vocabulary and not model.vocabulary.knows(recipe.prompt):
         found.append(model.vocabulary.advice)
     if (counter := counter_for(model)) and (unknown := counter.count(recipe.prompt, model.token_limit).unknown):
         found.append(sentence("words_unknown", model=model.name, words=" ".join(unknown)))

@@ -46,19 +46,30 @@ def find(model: Model) -> Path:
 
 def component_sizes(model: Model) -> dict[Hashable, int] | None:
     """The bytes of the weights of each component by its id; None while the model is not on this host."""
+    parts = _parts_on_host(model)
+    return None if parts is None else {component_id(*part): _weight_bytes(*part) for part in parts}
+
+
+def sizes_by_name(model: Model) -> dict[str, int] | None:
+    """The same by the component's name."""
+    parts = _parts_on_host(model)
+    return None if parts is None else {part[2]: _weight_bytes(*part) for part in parts}
+
+
+def _parts_on_host(model: Model) -> list[tuple[Model, Path, str]] | None:
+    """Each component, that of the farm's checker if it judges the images, with the entry and the folder it is of."""
     folder = model.source_path or (model.import_path if model.is_local else None)
     if folder is None:
         return None
-    checker = model.checker
-    return _sizes(model, folder) | (_sizes(checker, checker.import_path) if checker and checker.import_path else {})
+    places = [(model, folder)]
+    if model.checker and model.checker.import_path:
+        places.append((model.checker, model.checker.import_path))
+    named = [(entry, place, name) for entry, place in places for name in components_with_weights(entry)]
+    return [(entry, place, name) for entry, place, name in named if (place / name).is_dir()]
 
 
-def _sizes(model: Model, folder: Path) -> dict[Hashable, int]:
-    return {
-        component_id(model, folder, name): sum(file.stat().st_size for file in weight_files(folder / name))
-        for name in components_with_weights(model)
-        if (folder / name).is_dir()
-    }
+def _weight_bytes(model: Model, folder: Path, name: str) -> int:
+    return sum(file.stat().st_size for file in weight_files(folder / name))
 
 
 def component_id(model: Model, folder: Path, name: str) -> Hashable:

@@ -5,6 +5,7 @@ Models share components that are equal. Imports torch and diffusers. `worker.che
 """
 
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from threading import get_ident
@@ -19,7 +20,7 @@ from common.errors import ModelRefused
 from worker.checkpoints import checkers, layout, pickles, plain_files
 from worker.checkpoints.loader import DTYPES, load_component, precision
 from worker.checkpoints.text_files import read_object
-from worker.pipelines import sentence
+from worker.pipelines import placement, sentence
 from worker.pipelines.families.base import BaseFamily
 from worker.pipelines.safety_checker import Checker, judge
 from worker.pipelines.schedulers import Config, scheduler
@@ -56,15 +57,17 @@ def load_checker(model: Model, device: torch.device) -> Checker | None:
         return None
     with checkers.refusing(model):
         extractor = _feature_extractor(folder / "feature_extractor")
-        return Checker(_component(model.checker, folder, "safety_checker", device), extractor)
+        judging = replace(model.checker, offload=model.offload)
+        return Checker(_component(judging, folder, "safety_checker", device), extractor)
 
 
 def _component(model: Model, folder: Path, name: str, device: torch.device) -> torch.nn.Module:
     dtype = DTYPES[precision(model, device.type, name)]
-    key = layout.component_id(model, folder, name), dtype, device, get_ident()
+    key = layout.component_id(model, folder, name), dtype, device, model.offload, get_ident()
     found = _shared.get(key) if layout.is_shareable(model, folder, name) else None
     if found is None:
-        found = _shared[key] = load_component(model, folder, name, dtype).to(device)
+        place = placement.HOME if model.offload else device
+        found = _shared[key] = load_component(model, folder, name, dtype).to(place)
     return found
 
 

@@ -24,6 +24,7 @@ from worker.pipelines.base import DeviceLost, ImageRequest, OnStep, RenderedImag
 from worker.pipelines.device import free_memory, is_lost, is_out_of_memory, memory_limit, resolve
 from worker.pipelines.img2img import Img2Img
 from worker.pipelines.lora import LoraAdapters
+from worker.pipelines.placement import DECODE, DENOISE, ENCODE, Placement, largest_stage
 from worker.pipelines.safety_checker import Checker, Verdict
 from worker.pipelines.schedulers import Config, scheduler
 
@@ -85,6 +86,10 @@ class DiffusersPipeline:
         if checker and model.checker and model.checker.import_path:
             shared_id = layout.component_id(model.checker, model.checker.import_path, "safety_checker")
             self.components = {**self.components, shared_id: _bytes(checker.safety_checker)}
+        parts = {**modules(pipe), **({"safety_checker": checker.safety_checker} if checker else {})}
+        self._placement = Placement(model, parts, device)
+        if self._placement.is_by_stage:
+            self.components = largest_stage(model, {name: _bytes(part) for name, part in parts.items()})
         self._device = device
         self._family = family_of(model)
         self._pipe = pipe
@@ -122,7 +127,8 @@ class DiffusersPipeline:
         if self._device.type == "cpu" and self._is_slow():
             return 1
         self._benchmark(1)  # the first call takes longer than any other
-        with memory_limit(self._device, reserved):
+        to_come = sum(self.components.values()) if self._placement.is_by_stage else 0  # of weights, in a call
+        with memory_limit(self._device, reserved - to_come):
             return batch_size.find_batch_size(self._benchmark)
 
     def _is_slow(self) -> bool:
@@ -139,6 +145,7 @@ class DiffusersPipeline:
 
     def close(self) -> None:
         self._pipe = self._judged_by = None
+        self._placement = Placement(self.model, {}, self._device)
         self._loras = LoraAdapters(self.model, None)  # the old one has a reference to the pipeline
         free_memory()
 
@@ -209,15 +216,18 @@ class DiffusersPipeline:
 
         self._pipe.scheduler = scheduler(recipe.scheduler, self._scheduler_config)
         generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
-        arguments = self._arguments([request.recipe for request in requests])
-        img2img = Img2Img(self._pipe, self._family, requests, generators, arguments) if recipe.source else None
+        with self._placement.using(ENCODE):
+            arguments = self._arguments([request.recipe for request in requests])
+        with self._placement.using(DECODE, "vae") if recipe.source else nullcontext():
+            img2img = Img2Img(self._pipe, self._family, requests, generators, arguments) if recipe.source else None
         arguments |= img2img.arguments if img2img else {}
 
         def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
             on_step(step + 1, pipe.num_timesteps)
             return {"latents": img2img.on_step_end(step, tensors["latents"])} if img2img else tensors
 
-        with self._eager() if recipe.lora else nullcontext():  # a LoRA changes what was compiled
+        eager = self._eager() if recipe.lora else nullcontext()  # a LoRA changes what was compiled
+        with eager, self._placement.using(DENOISE):
             latents: torch.Tensor = self._pipe(
                 **arguments,
                 generator=generators,
@@ -265,13 +275,14 @@ class DiffusersPipeline:
         self, latents: torch.Tensor, img2img: Img2Img | None, recipe: Recipe
     ) -> tuple[torch.Tensor, list[Verdict], list[bool]]:
         """Decode and check on the device."""
-        with self._tiles(recipe):
-            images = self._family.to_pixels(self._pipe, latents, recipe.width, recipe.height).float()
-        nan = images.isnan().flatten(1).any(1)
-        levels = ((images * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-        pixels = levels.permute(0, 2, 3, 1).contiguous()  # the layout of image files: encoding copies nothing
-        pixels = img2img.composite(pixels) if img2img else pixels
-        return pixels, safety_checker.judge(self._judged_by, pixels), nan.tolist()
+        with self._placement.using(DECODE):
+            with self._tiles(recipe):
+                images = self._family.to_pixels(self._pipe, latents, recipe.width, recipe.height).float()
+            nan = images.isnan().flatten(1).any(1)
+            levels = ((images * 0.5 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+            pixels = levels.permute(0, 2, 3, 1).contiguous()  # the layout of image files: encoding copies nothing
+            pixels = img2img.composite(pixels) if img2img else pixels
+            return pixels, safety_checker.judge(self._judged_by, pixels), nan.tolist()
 
     def _benchmark(self, images: int, width: int | None = None, height: int | None = None) -> float | None:
         """Seconds for so many images of the model's default recipe, extrapolated from a few steps; None: no memory."""

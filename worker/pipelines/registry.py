@@ -9,6 +9,7 @@ from typing import Any
 from common.catalog.catalog import Model
 from common.sentences import Sentence
 from worker.devices import readings
+from worker.pipelines import placement
 from worker.pipelines.base import Pipeline
 
 
@@ -46,13 +47,20 @@ def model_memory(device: str) -> int:
 
 
 def model_components(model: Model, device: str) -> Mapping[Hashable, int] | None:
-    """The bytes of each component of a model, estimated from its files; None while they are not on this host."""
+    """The bytes that a model takes of the device, by component, estimated from its files.
+
+    None while they are not on this host.
+    """
     if _is_stub(device):
         from worker.pipelines import stub
 
         return stub.components(model)
     from worker.checkpoints import layout
+    from worker.pipelines import device as torch_device
 
+    if model.offload and torch_device.resolve(device) != placement.HOME:
+        sizes = layout.sizes_by_name(model)
+        return placement.largest_stage(model, sizes) if sizes else None
     return layout.component_sizes(model)
 
 

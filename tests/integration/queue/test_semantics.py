@@ -39,7 +39,7 @@ class Farm:
         self._worker = make_worker(device="cpu", torch_threads=1)
 
     def draw(self, prompts: Sequence[str], **recipe: Any) -> list[Drawn]:
-        asked = [{"prompt": prompt, "model": "mini-zh", "seed": 40 + number} for number, prompt in enumerate(prompts)]
+        asked = [{"prompt": prompt, "model": "mini-zh", "seed": 60 + number} for number, prompt in enumerate(prompts)]
         jobs = [self._client.post("/v1/jobs", json=one | {"steps": STEPS} | recipe).json()["id"] for one in asked]
         self._worker.loop.run(60)
         until_published(self._worker)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
-from common.catalog.catalog import Model, Vocabulary, read
+from common.catalog.catalog import Model, read
+from common.catalog.vocabulary import Vocabulary
 from common.errors import PromptTooLong
 from common.recipes.recipe import Draft, Recipe, resolve
 from common.recipes.token_counter import TokenCounter, check, find_suspects, known_characters, warnings
@@ -34,7 +35,8 @@ def recipe(prompt: str, **fields: Any) -> Recipe:
         ("[SEP]", 5),  # [ s ##e ##p ]
         ("😀😀😀", 1),  # one unknown word
         ("红😀色", 3),
-        ("CAT", 3),  # c ##a ##t
+        ("CAT", 1),  # a word that mini-zh knows
+        ("cow", 3),  # c ##o ##w
         ("한국어", 1),
         ("é", 1),  # read without its accent, as e
         ("红\u200b\ufeff色", 2),  # characters of no width are none
@@ -82,6 +84,19 @@ def test_another_tokenizer_in_the_same_place_is_read_again(tmp_path: Path, monke
 def test_a_prompt_outside_what_a_model_can_draw_gets_its_advice() -> None:
     assert warnings(recipe("红色的圆形"), MINI) == ()
     assert warnings(recipe("一条可爱的小狗"), MINI) == (MINI.vocabulary.advice,)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "knows"),
+    [
+        ("地方", False), ("地方的方块", True), ("方便面", False), ("开心", False), ("开心的心", True),
+        ("a Cat", True), ("红色cat", True), ("category", False), ("cats", False), ("", False),
+    ],
+)  # fmt: skip
+def test_a_vocabulary_knows_a_word_where_it_is_no_part_of_another(prompt: str, knows: bool) -> None:
+    known = Vocabulary(("方", "心", "cat"), "only these", other_words=("地方", "方便", "方便面", "开心"))
+    assert known.knows(prompt) == knows
+    assert not Vocabulary((), "nothing").knows(prompt)
 
 
 def test_words_that_the_tokenizer_does_not_know_are_named() -> None:

@@ -6,10 +6,16 @@ import re
 import pytest
 
 from training import codes, grammar, heldout, words
-from training.captions import MEANINGFUL, TAGS, caption, describe, read_tags, tagged_caption
-from training.world import ATTRIBUTES, COLOURS, SHAPES, Scene, draw_scene
+from training.captions import caption, describe, read_tags, tagged_caption
+from training.fillings import CLOSE, NEGATED, OPEN, TAGS
+from training.noise import MEANINGFUL
+from training.text import _unnamed_colour
+from training.world import ATTRIBUTES, COLOURS, CORNERS, SHAPES, Scene, draw_scene
 
-SPOKEN = {"shape": (1,), "colour": (2,), "background": (3,), "size": (4,), "second_shape": (6,), "second_colour": (7,)}
+SPOKEN = {
+    "shape": (1,), "colour": (2,), "background": (3,), "size": (4,), "place": (5,), "second_shape": (6,),
+    "second_colour": (7,), "number": (10,),
+}  # fmt: skip
 
 
 def scenes(count: int) -> list[Scene]:
@@ -26,11 +32,15 @@ def spoken(text: str, attribute: str) -> str:
 def names(scene: Scene, attribute: str) -> set[str]:
     value = getattr(scene, attribute)
     if attribute in ("shape", "second_shape"):
-        known: tuple[str, ...] = words.SHAPES[value].words
+        known = (*words.SHAPES[value].words, *words.ENGLISH["shapes"].get(value, ()))
     elif attribute == "size":
         known = words.SIZES[value]
+    elif attribute == "number":
+        known = (*words.NUMBERS[value], *words.ENGLISH["numbers"][value], *(("一对", "一双") if value == "two" else ()))
+    elif attribute == "place":
+        known = (*words.PLACES[value], *words.BARE_PLACES[value], *words.ENGLISH["places"].get(value, ()))
     else:
-        known = words.COLOURS.get(value) or words.LANDSCAPES[value]
+        known = (*words.ENGLISH["colours"].get(value, ()), *(words.COLOURS.get(value) or words.LANDSCAPES[value]))
     return {*known, *(word.translate(words.TRADITIONAL) for word in known)}
 
 
@@ -38,11 +48,11 @@ def names(scene: Scene, attribute: str) -> set[str]:
 def test_a_caption_says_each_attribute_that_its_picture_has(attribute: str) -> None:
     rng = random.Random(12)
     for scene in scenes(1500):
-        text = spoken(tagged_caption(scene, rng), attribute)
+        text = spoken(tagged_caption(scene, rng), attribute).lower()
         if getattr(scene, attribute) is None:
             assert text == ""
-        elif not (attribute == "second_colour" or scene.is_pair):
-            assert any(word in text for word in names(scene, attribute)), (read_tags(text)[0], scene)
+        elif not (attribute == "second_colour" or scene.is_pair or scene.place == "centre"):
+            assert any(word in text for word in names(scene, attribute)), (text, scene)
 
 
 def test_noise_says_nothing() -> None:
@@ -53,6 +63,47 @@ def test_noise_says_nothing() -> None:
         plain, tags = read_tags(tagged_caption(scene, rng))
         rest = "".join(character if tag == 0 else "|" for character, tag in zip(plain, tags, strict=True))
         assert not [colour for colour in colours if f"{colour}色" in rest], plain
+
+
+@pytest.mark.parametrize(
+    ("symbol", "background"), [("denied-o", None), ("denied-o", "blue"), ("landscape-denied", "night")]
+)
+def test_what_is_excluded_is_not_what_is_drawn(symbol: str, background: str | None) -> None:
+    rng = random.Random(15)
+    own = {*words.COLOURS["red"], *words.SHAPES["circle"].words, *words.COLOURS.get(str(background), ())}
+    found = [excluded(Scene("circle", "red", background), symbol, rng) for _ in range(300)]
+    assert not {word.removesuffix("色") for words_ in found for word in words_} & own
+    assert sum(bool(words_) for words_ in found) > 150
+
+
+def test_where_only_a_colour_is_excluded_the_picture_has_another() -> None:
+    """不是红色的圆: the colour that is named is the one that the label is not."""
+    rng = random.Random(16)
+    for colour in COLOURS:
+        for _ in range(20):
+            (word,) = excluded(Scene("circle", colour), "unnamed", rng)
+            assert word.removesuffix("色") in words.COLOURS[colour]
+    for _ in range(200):
+        text, labels = _unnamed_colour(rng)
+        plain, tags = read_tags(text)
+        named = "".join(character for character, tag in zip(plain, tags, strict=True) if tag == NEGATED)
+        drawn = codes.OPTIONS["colour"][labels[ATTRIBUTES.index("colour")]]
+        simplified = named.translate({traditional: plain for plain, traditional in words.TRADITIONAL.items()})
+        assert simplified.removesuffix("色") not in words.COLOURS[drawn], plain
+
+
+def excluded(scene: Scene, symbol: str, rng: random.Random) -> list[str]:
+    """What a sentence says to be absent."""
+    text = describe(scene, rng, grammar.RULES, symbol)
+    return re.findall(f"{chr(ord(OPEN) + NEGATED)}([^{CLOSE}]*){CLOSE}", text)
+
+
+def test_a_corner_is_said_in_each_sentence() -> None:
+    rng = random.Random(17)
+    for corner in CORNERS:
+        for colour, background in (("red", "blue"), ("red", None), (None, "blue"), (None, None)):
+            text = tagged_caption(Scene("star", colour, background, None, corner), rng)
+            assert spoken(text, "place"), read_tags(text)[0]
 
 
 def test_the_same_number_gives_the_same_sentence() -> None:
