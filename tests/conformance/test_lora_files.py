@@ -23,8 +23,8 @@ from tests.support import checkpoints, loras
 from tests.support.checkpoints import entry
 from tests.support.loras import RANK, File, layers
 from tests.support.parts import unet as checkpoint_unet
+from worker.loras.adapters import LoraAdapters
 from worker.loras.names import Layers
-from worker.pipelines.lora import LoraAdapters
 
 CROSS = r".*attn2\.to_(k|v)"
 ATTENTION = r".*attn\d\.to_(q|k|v|out\.0)"

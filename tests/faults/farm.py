@@ -41,6 +41,7 @@ STUBS, APIS, CONTROLS = 3, 2, 2
 BUCKET = "storm"
 TENANTS = ("红", "黄", "蓝")
 CONNECTIONS = 100  # that Postgres allows: few enough to be used up
+LONER, APART = "stub-1", "s3-apart"  # a worker with a way of its own to S3, and the name of that way
 START_S = 180
 RESTART_S = 0.2
 
@@ -53,6 +54,8 @@ class Rhythm:
     beat_s: float = 1.0
     sweep_s: float = 1.0
     drain_s: float = 4.0
+    trial_s: float = 1.0
+    cannot_store_s: float = 1.5
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,8 @@ class Farm:
         self.servers = Servers(home / "servers")
         self.site = self.servers.instance
         self._harden_postgres()
-        self.network = Network({name: self.site.ports[name] for name in ("postgres", "valkey", "s3")})
+        ports = {name: self.site.ports[name] for name in ("postgres", "valkey", "s3")}
+        self.network = Network({**ports, APART: self.site.ports["s3"]})
         self.api_ports = free_ports(APIS)
         self.urls = [f"http://127.0.0.1:{port}" for port in self.api_ports]
         self.children: dict[str, Child] = {}
@@ -159,10 +163,17 @@ class Farm:
     def processes(self) -> list[Child]:
         shared = self.environment(self.network.proxies)
         worker, api = ["worker", "render"], ["api", "--port"]
+        apart = self.environment({**self.network.proxies, "s3": self.network[APART]})
+        stubs = [(name, f"stub:0.03:{self.sickness(name)}") for name in (f"stub-{n}" for n in range(1, STUBS + 1))]
         return [
             *(Child(f"api-{n}", [*api, str(port)], shared) for n, port in enumerate(self.api_ports, 1)),
             *(Child(f"control-{n}", ["worker", "control"], shared) for n in range(1, CONTROLS + 1)),
-            *(Child(f"stub-{n}", [*worker, "--device", "stub:0.03"], shared) for n in range(1, STUBS + 1)),
+            *(
+                Child(
+                    name, [*worker, "--device", f"stub:0.03:{self.sickness(name)}"], apart if name == LONER else shared
+                )
+                for name in stubs
+            ),
             Child("mini-1", [*worker, "--device", "cpu", "--models", "mini-zh"], shared),
         ]
 
@@ -276,6 +287,13 @@ class Farm:
             " WHERE leases.ended_at IS NULL AND leases.started_at IS NOT NULL AND expires_at > now()"
         )
         return sorted(row["name"] for row in rows if row["started"] > self.children[row["name"]].started)
+
+    def busy_stubs(self) -> list[str]:
+        return [name for name in self.busy_workers() if name.startswith("stub")]
+
+    def sickness(self, name: str) -> Path:
+        """The file that makes the device of a stub sick."""
+        return self.home / f"sick.{name}"
 
     def save_tables(self) -> None:
         """What a violation is understood by, afterwards."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import psycopg
 
-from tests.faults.farm import CONNECTIONS, Farm
+from tests.faults.farm import APART, CONNECTIONS, LONER, Farm
 from tests.faults.load import Load
 
 NOTICE_S = 6.0  # how long a trap waits for somebody to step in
@@ -145,6 +145,18 @@ def clock_shifted(scene: Scene) -> int:
 
 
 @process
+def worker_sick(scene: Scene) -> int:
+    """Its device fails at every call until it is quarantined; then it is well, and comes back by itself."""
+    farm = scene.farm
+    scene.until(farm.busy_stubs, NOTICE_S)
+    name = scene.random.choice(farm.busy_stubs() or [name for name in farm.children if name.startswith("stub")])
+    farm.sickness(name).write_text("1")
+    is_quarantined = scene.until(lambda: farm.query(QUARANTINED, name, "trial_failed"), NOTICE_S)
+    farm.sickness(name).unlink()
+    return int(is_quarantined)
+
+
+@process
 def poison(scene: Scene) -> int:
     before = len(scene.farm.sprung("poisoned by *"))
     scene.load.do(scene.load.poison(), 120)
@@ -235,6 +247,10 @@ RENDERED_AGAIN = """
     SELECT images.id FROM leases JOIN workers ON workers.id = worker_id JOIN images ON images.id = ANY(image_ids)
     WHERE workers.name = %s AND outcome = 'lost' AND images.state = 'running' AND images.lease_id <> leases.id
 """
+
+
+# Why a worker is quarantined, by its name and the code of the reason.
+QUARANTINED = "SELECT name FROM quarantines WHERE name = %s AND code = %s"
 
 
 # Redis
@@ -353,7 +369,33 @@ def postgres_reset(scene: Scene) -> int:
     return scene.farm.network["postgres"].reset_all()
 
 
+@service
+def tenants_locked(scene: Scene) -> int:
+    """By an idle transaction: how many claims did not wait for it."""
+    farm = scene.farm
+    with psycopg.connect(farm.database_url, connect_timeout=5) as connection:
+        connection.execute("SELECT id FROM tenants FOR NO KEY UPDATE")
+        began = connection.execute("SELECT clock_timestamp() AS now").fetchall()[0][0]
+        time.sleep(2)
+        claimed = "SELECT id FROM leases WHERE claimed_at > %s"
+        scene.until(lambda: farm.query(claimed, began), NOTICE_S)
+        return len(farm.query(claimed, began))
+
+
 # S3
+
+
+@service
+def s3_away_for_one(scene: Scene) -> int:
+    """Until it is quarantined, and what it holds is stored by others."""
+    farm, proxy = scene.farm, scene.farm.network[APART]
+    began = time.time()
+    proxy.become(refuse=True)
+    proxy.reset_all()
+    is_quarantined = scene.until(lambda: farm.query(QUARANTINED, LONER, "cannot_store"), 3 * farm.rhythm.lease_s)
+    proxy.become()
+    farm.harm(LONER, "apart", began, time.time())
+    return int(is_quarantined)
 
 
 @service

@@ -87,6 +87,7 @@ class Storm:
                 trap.unlink()
         for child in self.farm.children.values():
             child.send(signal.SIGCONT)
+            self.farm.sickness(child.name).unlink(missing_ok=True)
 
     def wait_for_quiet(self) -> list[str]:
         """Until every job has ended, or nothing moves any more. What was stuck meanwhile."""
@@ -124,6 +125,7 @@ IDLE_BESIDE_WORK = """
     JOIN lanes ON lanes.id = images.lane_id JOIN workers ON lanes.model = ANY(workers.models)
     WHERE images.state = 'queued' AND images.lease_id IS NULL AND images.not_before IS NULL AND NOT lanes.closed
         AND workers.state = 'ready' AND workers.seen_at > now() - interval '5 s'
+        AND NOT EXISTS (SELECT FROM quarantines WHERE quarantines.name = workers.name)
         AND NOT EXISTS (SELECT FROM leases WHERE worker_id = workers.id AND ended_at IS NULL)
 """
 

@@ -18,12 +18,12 @@ from common.recipes.text_cache import TextCache
 from worker.checkpoints import layout
 from worker.checkpoints.layout import first_line
 from worker.checkpoints.loader import precision
+from worker.loras.adapters import LoraAdapters
 from worker.pipelines import batch_size, safety_checker, sentence
 from worker.pipelines.assembly import family_of, load_checker, load_pipeline
 from worker.pipelines.base import DeviceLost, ImageRequest, OnStep, RenderedImage
 from worker.pipelines.device import free_memory, is_lost, is_out_of_memory, memory_limit, resolve
 from worker.pipelines.img2img import Img2Img
-from worker.pipelines.lora import LoraAdapters
 from worker.pipelines.placement import DECODE, DENOISE, ENCODE, Placement, largest_stage
 from worker.pipelines.safety_checker import Checker, Verdict
 from worker.pipelines.schedulers import Config, scheduler
