@@ -200,6 +200,7 @@ def test_close_frees_the_components_at_once(folder: Path) -> None:
 def test_cuda_resolves_to_its_first_device(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     """Torch takes "cuda" for the first device in most places, and raises where memory is limited."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert resolve(device) == {"cuda:1": "cuda:1"}.get(device, "cuda:0")
 
 
