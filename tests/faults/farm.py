@@ -168,12 +168,7 @@ class Farm:
         return [
             *(Child(f"api-{n}", [*api, str(port)], shared) for n, port in enumerate(self.api_ports, 1)),
             *(Child(f"control-{n}", ["worker", "control"], shared) for n in range(1, CONTROLS + 1)),
-            *(
-                Child(
-                    name, [*worker, "--device", f"stub:0.03:{self.sickness(name)}"], apart if name == LONER else shared
-                )
-                for name in stubs
-            ),
+            *(Child(name, [*worker, "--device", device], apart if name == LONER else shared) for name, device in stubs),
             Child("mini-1", [*worker, "--device", "cpu", "--models", "mini-zh"], shared),
         ]
 
