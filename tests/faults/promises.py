@@ -1,4 +1,4 @@
-"""The promises P1–P8 as questions that must have no answer: asked of the database, of the bucket and of the witness."""
+"""The promises P1–P8 and P13 as questions that must have no answer: to the database, the bucket and the witness."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -21,6 +21,7 @@ PROMISES = {
     "P6": "at most 3 attempts, and poison takes no neighbour along",
     "P7": "cancelled shows at once, and no image appears later",
     "P8": "same Idempotency-Key, same job",
+    "P13": "a failure of a host ends no image, and a host that is well again comes back",
     "API": "no answer is a 500",
     "S3": "nothing lies in the bucket that no image shows",
 }
@@ -174,7 +175,7 @@ def judge_failures(farm: Farm, witness: Witness, found: Findings, postgres_away:
         poisons = Counter(poison for poison, name, at in poisonings for lease in leases if was_held(lease, name, at))
         without_cause = sum(not has_cause(farm, lease, postgres_away) for lease in leases)
         if row["error_code"] != "worker_lost":
-            found.add("P6", [f"innocent image {row['id']} failed with {row['error_code']}"])
+            found.add("P13", [f"innocent image {row['id']} failed with {row['error_code']}"])
         elif max(poisons.values(), default=0) > 1:
             found.add("P6", [f"image {row['id']} was taken along: {dict(poisons)}"])
         elif without_cause > 1:

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from common.queue.quarantines import RESTS
 from tests.faults.farm import Farm, Rhythm, make_home, write_json
 from tests.faults.faults import PROCESSES, SERVICES, Fault, Scene, Tally
 from tests.faults.load import Load, Witness
@@ -106,6 +107,13 @@ class Storm:
             time.sleep(0.3)
         return sorted(stuck)
 
+    def wait_for_recovery(self) -> list[str]:
+        """Until no worker is quarantined, or each has had the time for two trials. Which ones still are."""
+        deadline = time.monotonic() + 2 * RESTS[-1] * self.farm.rhythm.trial_s + STUCK_S
+        while (left := self.farm.query("SELECT name, code, reason FROM quarantines")) and time.monotonic() < deadline:
+            time.sleep(0.3)
+        return [f"{row['name']} is still quarantined: {row['code']}, {row['reason']}" for row in left]
+
     def wait_for_cleaning(self) -> None:
         """Until the sweep has deleted what dead leases left, or has had the time for it twice."""
         patience = 2 * CLEAN_AFTER_LEASES * self.farm.rhythm.lease_s + 10
@@ -151,12 +159,14 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
             storm.tallies["cancelled_at_random"] = Tally(counts["cancels"], counts["cancelled"])
         unanswered = load.finish(320)
         stuck = storm.wait_for_quiet()
+        quarantined = storm.wait_for_recovery()
         storm.wait_for_cleaning()
         load.close()
         away = [
             window for name, tally in storm.tallies.items() if name.startswith("postgres") for window in tally.windows
         ]
         findings = judge(farm, witness, stuck, away)
+        findings.add("P13", quarantined)
         findings.add("P1", [f"{unanswered} requests were never answered"] * bool(unanswered))
         times = {"storm_s": round(raged), "total_s": round(time.monotonic() - began)}
         report = {"command": command_of(given), **times, **describe(farm, witness, findings, storm.tallies)}
