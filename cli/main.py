@@ -4,6 +4,7 @@ A command's module is imported when the command is called, so that `huafang --he
 commands start `python -m api | worker | embedded | common.bootstrap`; all others use HTTP (`cli.client`).
 """
 
+import os
 import sys
 import tempfile
 import traceback
@@ -101,6 +102,10 @@ def fail(shell: Shell, message: str, code: int) -> NoReturn:
     if shell.debug:
         traceback.print_exc()
     print_line(f"huafang: {message}", err=True)
+    try:
+        sys.stdout.flush()
+    except OSError:  # it found no room, nor would it at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from pydantic import BaseModel, Field
+from pydantic import AliasChoices, BaseModel, Field
 from sqlalchemy import Connection, text
 
 from api import sentence
@@ -87,7 +87,8 @@ class Worker(BaseModel):
     seconds_per_image: dict[str, float] = Field(description="Measured lately, by model.")
     capacity: dict[str, int] = Field(description="Images that it renders together, by loaded model.")
     devices: list[Device] = Field(
-        validation_alias="device_status", description="Empty where neither the system nor NVML tells."
+        validation_alias=AliasChoices("device_status", "devices"),
+        description="Empty where neither the system nor NVML tells.",
     )
     started_at: datetime
     seen_at: datetime

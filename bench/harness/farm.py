@@ -24,6 +24,7 @@ from common.catalog.catalog import read
 from common.config import Settings
 from common.db import connect, migrate, transaction
 from common.enums import Scope
+from common.storage import Storage
 from embedded.farm import variables
 from embedded.instance import FIRST_PORT, LOOPBACK, PORT_COUNT, S3_ACCOUNT, can_bind
 from embedded.processes import SIGNALS, Program, locked_command, write_programs
@@ -138,11 +139,13 @@ class Farm:
 
     @contextmanager
     def instant_store(self) -> Iterator[str]:
-        """The address of an image store that discards what is stored."""
+        """The address of an image store that discards what is stored, and says that its bucket is this farm's."""
         port = free_port()
         with self.program("bench.harness.instant_store", str(port)) as process:
             url = f"http://{LOOPBACK}:{port}"
             wait_until(lambda: answers(url), process)
+            if mark := Storage(self.settings).read_mark():
+                Storage(self.settings.model_copy(update={"s3_endpoint_url": url})).write_mark(mark, replace=True)
             yield url
 
 

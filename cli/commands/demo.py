@@ -85,8 +85,8 @@ def wait_for_worker(shell: Shell, farm: dict[str, Any], timeout: float) -> None:
 def check_started(known: list[Json], began: datetime) -> None:
     """Raises Failure for a worker that has refused its device since then."""
     for worker in known:
-        is_new = datetime.fromisoformat(worker["seen_at"]) > began
-        if is_new and worker["state"] == "stopped" and not worker["models"]:
+        is_refused = worker["state"] == "stopped" and not worker["models"]
+        if is_refused and datetime.fromisoformat(worker["seen_at"]) > began:
             raise Failure(sentence("worker_not_started", worker=worker["name"], reason=worker["reason"]))
 
 

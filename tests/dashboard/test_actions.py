@@ -189,9 +189,9 @@ def test_a_quarantined_worker_is_resumed(page: Page, farm: DashboardFarm) -> Non
 
 
 def test_the_quarantine_of_a_worker_that_is_gone_is_lifted(page: Page, farm: DashboardFarm) -> None:
-    quarantine(farm.story, "别处的机器")
+    quarantine(farm.story, "elsewhere-1")
     page.goto("/dashboard/workers")
-    row = page.get_by_role("row").filter(has=page.get_by_role("rowheader", name="别处的机器"))
+    row = page.get_by_role("row").filter(has=page.get_by_role("rowheader", name="elsewhere-1"))
     expect(row).to_contain_text(re.compile("in (1 hr|59 min)"))
     press(page, "Resume", row)
     expect(notice(page)).to_contain_text("is lifted")

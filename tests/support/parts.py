@@ -45,7 +45,7 @@ def _bert(length: int) -> tuple[BertTokenizer, BertModel]:
 
 def _clip(length: int) -> tuple[CLIPTokenizer, CLIPTextModel]:
     tokenizer = clip_tokenizer(length)
-    a_byte = tokenizer.tokenize(POISON)[2]  # at the end of a word: no other prompt of the tests has it there
+    a_byte = tokenizer.tokenize(POISON)[1]  # that no other prompt of the tests has, nor that of the trial picture
     poisoned = tokenizer.convert_tokens_to_ids(a_byte)
     return tokenizer, _amplify(_clip_text_model(len(tokenizer), length), poisoned)
 

@@ -15,7 +15,7 @@ from common.catalog.catalog import Model
 from common.errors import RenderFailed
 from common.recipes.recipe import Recipe
 
-TRIAL_PROMPT = "画一朵花"  # of trial pictures; the stub takes no time for it
+TRIAL_PROMPT = "画朵花"  # of trial pictures; the stub takes no time for it
 OnStep = Callable[[int, int], None]  # step, from 1 up, and the number of steps
 
 

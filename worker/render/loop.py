@@ -85,8 +85,9 @@ class RenderLoop:
             if self._drain.is_stopping:
                 return False
         try:
-            if not self._recovery.is_over():
+            if not (self._may_claim() and self._recovery.is_over()):
                 return False
+            until = time.monotonic() + seconds
             current = self._claim(until)
             while current:
                 current = self._process(current, until) or self._claim(until)

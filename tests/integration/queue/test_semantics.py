@@ -56,7 +56,9 @@ class Farm:
 
     def calls(self) -> list[int]:
         """How many images each call of the pipeline rendered."""
-        return [row.images for row in self._story.rows("SELECT cardinality(image_ids) AS images FROM leases")]
+        return [
+            row.images for row in self._story.rows("SELECT cardinality(image_ids) AS images FROM leases ORDER BY id")
+        ]
 
 
 @pytest.fixture
