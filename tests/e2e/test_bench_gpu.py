@@ -37,6 +37,13 @@ def bench(out: Path, *arguments: str) -> dict[str, Any]:
     return {case["name"]: case for case in result["cases"]}
 
 
+def test_a_case_runs_with_tiny_models(tmp_path: Path) -> None:
+    (case,) = bench(tmp_path / "gpu.json", "--only", next(iter(models.FAMILIES))).values()
+    assert case["ended"] == "done"
+    assert min(case["figures"]["compiled_images_per_s"].values()) > 0
+
+
+@pytest.mark.long
 def test_every_case_runs_with_tiny_models(tmp_path: Path) -> None:
     cases = bench(tmp_path / "gpu.json")
     assert [case["ended"] for case in cases.values()] == ["done"] * 4
