@@ -166,6 +166,16 @@ def test_a_new_pepper_is_refused_until_it_is_adopted(settings: Settings, other: 
         compare(settings)
 
 
+def test_adopting_a_pepper_leaves_another_farms_bucket_alone(settings: Settings, other: Settings) -> None:
+    """Whoever sets two things at once may have set one of them wrong."""
+    compare(settings)
+    theirs = Storage(other).read_mark()
+    rotated = changed(settings, key_pepper=SecretStr("a new pepper"))
+    run_admin(changed(rotated, s3_bucket=other.s3_bucket), "migrate", "--adopt=pepper")
+    assert Storage(other).read_mark() == theirs
+    compare(other)
+
+
 # Processes
 
 
