@@ -316,6 +316,19 @@ def test_a_bucket_swapped_under_a_running_worker_is_noticed_when_the_store_is_ba
     assert {story.job(job).state for job in (first, second, third)} == {"succeeded"}
 
 
+def test_a_worker_tries_out_storing_in_no_other_farms_bucket(
+    settings: Settings, other: Settings, make_worker: MakeWorker, s3_of_run: Any
+) -> None:
+    """Otherwise it would report that it can store."""
+    worker = make_worker()
+    worker.farm.compare()
+    with swapped_bucket(settings, other, s3_of_run) as come_back:
+        come_back()
+        assert not worker.store_watch.try_out()
+        assert worker.store_watch.cannot_store_s is not None
+    assert worker.store_watch.try_out()
+
+
 @contextmanager
 def swapped_database(settings: Settings, other: Settings) -> Iterator[None]:
     """The other farm's database has the address of this one's while the block lasts."""
