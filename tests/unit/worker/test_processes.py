@@ -14,7 +14,8 @@ CHILD = """
 import os, sys, time
 from worker.devices.processes import end_with
 end_with(int(sys.argv[2]))
-print(sys.argv[1], os.getpid(), flush=True)
+sys.stdout.write(f"{sys.argv[1]} {os.getpid()}\\n")  # at once: both write to one pipe
+sys.stdout.flush()
 time.sleep(600)
 """
 PARENT = """
