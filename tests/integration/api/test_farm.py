@@ -124,6 +124,17 @@ def test_a_worker_shows_its_quarantine_and_resume_ends_it(client: httpx.Client, 
     ]
 
 
+def test_a_worker_that_has_stopped_is_resumed_for_its_next_start(client: httpx.Client, story: Story) -> None:
+    worker = beat(story)
+    quarantine(story, "w1")
+    with transaction(story.database) as connection:
+        workers.stop(connection, worker.id, "for the test")
+    resumed = client.post(f"/v1/workers/{worker.id}/resume")
+    assert resumed.status_code == 200, resumed.text
+    assert resumed.json()["state"] == "stopped"
+    assert quarantined(story) == []
+
+
 def test_the_quarantine_of_a_worker_that_is_gone_is_lifted_by_its_name(
     api: Api, client: httpx.Client, story: Story
 ) -> None:

@@ -166,6 +166,16 @@ def test_a_new_pepper_is_refused_until_it_is_adopted(settings: Settings, other: 
         compare(settings)
 
 
+def test_adopting_a_pepper_leaves_another_farms_bucket_alone(settings: Settings, other: Settings) -> None:
+    """Whoever sets two things at once may have set one of them wrong."""
+    compare(settings)
+    theirs = Storage(other).read_mark()
+    rotated = changed(settings, key_pepper=SecretStr("a new pepper"))
+    run_admin(changed(rotated, s3_bucket=other.s3_bucket), "migrate", "--adopt=pepper")
+    assert Storage(other).read_mark() == theirs
+    compare(other)
+
+
 # Processes
 
 
@@ -304,6 +314,19 @@ def test_a_bucket_swapped_under_a_running_worker_is_noticed_when_the_store_is_ba
     worker.loop.run(30)
     until_published(worker)
     assert {story.job(job).state for job in (first, second, third)} == {"succeeded"}
+
+
+def test_a_worker_tries_out_storing_in_no_other_farms_bucket(
+    settings: Settings, other: Settings, make_worker: MakeWorker, s3_of_run: Any
+) -> None:
+    """Otherwise it would report that it can store."""
+    worker = make_worker()
+    worker.farm.compare()
+    with swapped_bucket(settings, other, s3_of_run) as come_back:
+        come_back()
+        assert not worker.store_watch.try_out()
+        assert worker.store_watch.cannot_store_s is not None
+    assert worker.store_watch.try_out()
 
 
 @contextmanager

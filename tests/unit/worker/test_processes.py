@@ -1,5 +1,6 @@
 """One process for each device: what ends is started again, and all end with their parent."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ CHILD = """
 import os, sys, time
 from worker.devices.processes import end_with
 end_with(int(sys.argv[2]))
-print(sys.argv[1], os.getpid(), flush=True)
+sys.stdout.write(f"{sys.argv[1]} {os.getpid()}\\n")  # at once: both write to one pipe
+sys.stdout.flush()
 time.sleep(600)
 """
 PARENT = """
@@ -60,6 +62,16 @@ def test_a_process_that_ends_is_started_again_and_the_other_goes_on(parent: subp
     parent.terminate()
     _, log = parent.communicate(timeout=60)
     assert "worker_process_ended name=a code=-9 again_s=1.000" in log
+
+
+def test_a_process_that_ends_soon_after_each_start_waits_ever_longer(parent: subprocess.Popen[str]) -> None:
+    processes = started(parent, 2)
+    for _ in range(2):
+        processes["a"].kill()
+        processes |= started(parent, 1)
+    parent.terminate()
+    _, log = parent.communicate(timeout=60)
+    assert re.findall(r"name=a code=-9 again_s=(\S+)", log) == ["1.000", "2.000"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
