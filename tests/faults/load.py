@@ -24,7 +24,7 @@ from tests.faults.farm import TENANTS, Farm
 T = TypeVar("T")
 Json = dict[str, Any]
 
-POISON, OUT_OF_MEMORY = "#poison", "#oom"  # in a prompt: what `sabotaged` dies of, what the stub has no memory for
+POISON, OUT_OF_MEMORY = "#deadly", "#oom"  # in a prompt: what `sabotaged` dies of, what the stub has no memory for
 
 PROMPTS = ("红色的圆形", "蓝色的三角形", "黄色的星形", "绿色的房子", "白色的月亮", "紫色的心形")
 REQUEST_S = 10.0

@@ -24,7 +24,7 @@ from common.queue import leases
 
 TRAPS = Path(os.environ["STORM_TRAPS"])
 ME = os.environ["STORM_NAME"]
-POISON = re.compile(r"#poison\d*")  # in a prompt: the worker that renders it dies
+POISON = re.compile(r"#deadly\d*")  # in a prompt: the worker that renders it dies
 HOUR = 3600.0
 REPLACED: list[tuple[Any, str, Any]] = []  # owner, name and original of all that was replaced
 
