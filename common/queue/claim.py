@@ -168,7 +168,8 @@ def _avoids(name: str) -> str:
 
 
 # Chooses the first lane and those that can share its pipeline call, locks images, and gives them to a new lease.
-# ANY(ARRAY()) keeps the planner from scanning the whole table.
+# ANY(ARRAY()) keeps the planner from scanning the whole table, and so does the comparison of pairs: by `id` alone it
+# would read the primary key, over everything that does not wait.
 CLAIM = text(f"""
     WITH offer AS (
         SELECT * FROM unnest(cast(:models AS text[]), cast(:capacities AS int[])) AS offer(model, capacity)),
@@ -191,7 +192,8 @@ CLAIM = text(f"""
         CROSS JOIN LATERAL (SELECT owed, greatest(virtual_time, unpaid.base, clock.time - owed) AS base) AS owner
         CROSS JOIN LATERAL (
             SELECT images.id, {SUSPECT} AS suspect, jobs.created_at FROM images JOIN jobs ON jobs.id = images.job_id
-            WHERE images.lane_id = lanes.id AND images.id >= coalesce(known.head, '{FIRST}') AND {WAITING}
+            WHERE images.lane_id = lanes.id
+                AND (images.lane_id, images.id) >= (lanes.id, coalesce(known.head, '{FIRST}')) AND {WAITING}
                 AND NOT {_avoids(":name")}
             ORDER BY images.id LIMIT 1) AS head
         WHERE lanes.open > 0 AND NOT lanes.closed AND lanes.needs_code <= :code),
@@ -210,7 +212,8 @@ CLAIM = text(f"""
         UNION ALL
         SELECT image.id FROM batch_mates CROSS JOIN LATERAL (
             SELECT images.id FROM images
-            WHERE images.lane_id = batch_mates.id AND images.id >= batch_mates.head AND {WAITING} AND NOT {SUSPECT}
+            WHERE images.lane_id = batch_mates.id
+                AND (images.lane_id, images.id) >= (batch_mates.id, batch_mates.head) AND {WAITING} AND NOT {SUSPECT}
             ORDER BY images.id LIMIT batch_mates.capacity FOR NO KEY UPDATE SKIP LOCKED) AS image
         WHERE NOT EXISTS (SELECT FROM suspect_alone)
         LIMIT (SELECT capacity FROM first)),
