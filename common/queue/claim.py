@@ -168,8 +168,8 @@ def _avoids(name: str) -> str:
 
 
 # Chooses the first lane and those that can share its pipeline call, locks images, and gives them to a new lease.
-# ANY(ARRAY()) keeps the planner from scanning the whole table, and so does the comparison of pairs: by `id` alone it
-# would read the primary key, over everything that does not wait.
+# ANY(ARRAY()) keeps the planner from scanning the whole table, and so do the pairs of a lane and an id: by `id` alone
+# it reads the primary key, over everything that does not wait; beside an equality it reads a lane from its beginning.
 CLAIM = text(f"""
     WITH offer AS (
         SELECT * FROM unnest(cast(:models AS text[]), cast(:capacities AS int[])) AS offer(model, capacity)),
@@ -192,10 +192,10 @@ CLAIM = text(f"""
         CROSS JOIN LATERAL (SELECT owed, greatest(virtual_time, unpaid.base, clock.time - owed) AS base) AS owner
         CROSS JOIN LATERAL (
             SELECT images.id, {SUSPECT} AS suspect, jobs.created_at FROM images JOIN jobs ON jobs.id = images.job_id
-            WHERE images.lane_id = lanes.id
-                AND (images.lane_id, images.id) >= (lanes.id, coalesce(known.head, '{FIRST}')) AND {WAITING}
+            WHERE (images.lane_id, images.id) >= (lanes.id, coalesce(known.head, '{FIRST}'))
+                AND images.lane_id <= lanes.id AND {WAITING}
                 AND NOT {_avoids(":name")}
-            ORDER BY images.id LIMIT 1) AS head
+            ORDER BY images.lane_id, images.id LIMIT 1) AS head
         WHERE lanes.open > 0 AND NOT lanes.closed AND lanes.needs_code <= :code),
     turn AS (SELECT id, :lower AND tier > (SELECT min(tier) FROM waiting) AS is_lower FROM waiting),
     first AS MATERIALIZED (
@@ -212,9 +212,9 @@ CLAIM = text(f"""
         UNION ALL
         SELECT image.id FROM batch_mates CROSS JOIN LATERAL (
             SELECT images.id FROM images
-            WHERE images.lane_id = batch_mates.id
-                AND (images.lane_id, images.id) >= (batch_mates.id, batch_mates.head) AND {WAITING} AND NOT {SUSPECT}
-            ORDER BY images.id LIMIT batch_mates.capacity FOR NO KEY UPDATE SKIP LOCKED) AS image
+            WHERE (images.lane_id, images.id) >= (batch_mates.id, batch_mates.head)
+                AND images.lane_id <= batch_mates.id AND {WAITING} AND NOT {SUSPECT}
+            ORDER BY images.lane_id, images.id LIMIT batch_mates.capacity FOR NO KEY UPDATE SKIP LOCKED) AS image
         WHERE NOT EXISTS (SELECT FROM suspect_alone)
         LIMIT (SELECT capacity FROM first)),
     taken AS (
