@@ -25,6 +25,7 @@ from common.config import SHIPPED_CATALOG, Settings
 from common.db import connect, transaction
 from common.enums import Tier
 from common.queue import jobs
+from common.queue.lanes import EXACT
 from common.recipes.recipe import Draft, resolve
 
 WEIGHTS = {"a": 1, "b": 1, "c": 2}
@@ -137,7 +138,7 @@ def rows(database: Engine, statement: Any, **parameters: Any) -> list[Row[Any]]:
 
 WEIGH = text("UPDATE tenants SET weight = :weight WHERE id = :tenant")
 
-PUBLISHED = text("SELECT sum(stored)::bigint FROM lanes")
+PUBLISHED = text(f"SELECT sum(stored)::bigint FROM {EXACT} AS lanes")
 
 # Images by tenant that were claimed since the last tenant submitted; all three had work.
 SERVED = text("""

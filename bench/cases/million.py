@@ -18,6 +18,7 @@ from sqlalchemy import Engine, text
 from bench.harness.farm import farm, wait_until
 from bench.harness.measurement import Figures, Goal, Options, Sides
 from common.db import connect, transaction
+from common.queue.lanes import EXACT
 
 ROUNDS = 1  # there is nothing to compare
 PER_PROMPT = 4
@@ -78,7 +79,7 @@ def settle(database: Engine, images: int) -> tuple[int, float]:
         time.sleep(0.05)
 
 
-SETTLED = text("SELECT coalesce(sum(cancelled), 0) FROM lanes")
+SETTLED = text(f"SELECT coalesce(sum(cancelled), 0) FROM {EXACT} AS lanes")
 
 
 class Others:
