@@ -41,7 +41,7 @@ STUBS, APIS, CONTROLS = 3, 2, 2
 BUCKET = "storm"
 TENANTS = ("红", "黄", "蓝")
 CONNECTIONS = 100  # that Postgres allows: few enough to be used up
-LONER, APART = "stub-1", "s3-apart"  # a worker with a way of its own to S3, and the name of that way
+OWN_STORE_WORKER, OWN_STORE = "stub-1", "s3-own"  # a worker with a way of its own to S3, and the name of that way
 START_S = 180
 RESTART_S = 0.2
 
@@ -98,7 +98,7 @@ class Farm:
         self.site = self.servers.instance
         self._harden_postgres()
         ports = {name: self.site.ports[name] for name in ("postgres", "valkey", "s3")}
-        self.network = Network({**ports, APART: self.site.ports["s3"]})
+        self.network = Network({**ports, OWN_STORE: self.site.ports["s3"]})
         self.api_ports = free_ports(APIS)
         self.urls = [f"http://127.0.0.1:{port}" for port in self.api_ports]
         self.children: dict[str, Child] = {}
@@ -163,12 +163,12 @@ class Farm:
     def processes(self) -> list[Child]:
         shared = self.environment(self.network.proxies)
         worker, api = ["worker", "render"], ["api", "--port"]
-        apart = self.environment({**self.network.proxies, "s3": self.network[APART]})
+        environments = {OWN_STORE_WORKER: self.environment({**self.network.proxies, "s3": self.network[OWN_STORE]})}
         stubs = [(name, f"stub:0.03:{self.sickness(name)}") for name in (f"stub-{n}" for n in range(1, STUBS + 1))]
         return [
             *(Child(f"api-{n}", [*api, str(port)], shared) for n, port in enumerate(self.api_ports, 1)),
             *(Child(f"control-{n}", ["worker", "control"], shared) for n in range(1, CONTROLS + 1)),
-            *(Child(name, [*worker, "--device", device], apart if name == LONER else shared) for name, device in stubs),
+            *(Child(name, [*worker, "--device", device], environments.get(name, shared)) for name, device in stubs),
             Child("mini-1", [*worker, "--device", "cpu", "--models", "mini-zh"], shared),
         ]
 

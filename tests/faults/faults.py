@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import psycopg
 
-from tests.faults.farm import APART, CONNECTIONS, LONER, Farm
+from tests.faults.farm import CONNECTIONS, OWN_STORE, OWN_STORE_WORKER, Farm
 from tests.faults.load import Load
 
 NOTICE_S = 6.0  # how long a trap waits for somebody to step in
@@ -388,13 +388,15 @@ def tenants_locked(scene: Scene) -> int:
 @service
 def s3_away_for_one(scene: Scene) -> int:
     """Until it is quarantined, and what it holds is stored by others."""
-    farm, proxy = scene.farm, scene.farm.network[APART]
+    farm, proxy = scene.farm, scene.farm.network[OWN_STORE]
     began = time.time()
     proxy.become(refuse=True)
     proxy.reset_all()
-    is_quarantined = scene.until(lambda: farm.query(QUARANTINED, LONER, "cannot_store"), 3 * farm.rhythm.lease_s)
+    is_quarantined = scene.until(
+        lambda: farm.query(QUARANTINED, OWN_STORE_WORKER, "cannot_store"), 3 * farm.rhythm.lease_s
+    )
     proxy.become()
-    farm.harm(LONER, "apart", began, time.time())
+    farm.harm(OWN_STORE_WORKER, "store away", began, time.time())
     return int(is_quarantined)
 
 

@@ -66,7 +66,7 @@ def _component(model: Model, folder: Path, name: str, device: torch.device) -> t
     key = layout.component_id(model, folder, name), dtype, device, model.offload, get_ident()
     found = _shared.get(key) if layout.is_shareable(model, folder, name) else None
     if found is None:
-        place = placement.HOME if model.offload else device
+        place = placement.HOST if model.offload else device
         found = _shared[key] = load_component(model, folder, name, dtype).to(place)
     return found
 

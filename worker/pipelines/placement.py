@@ -10,16 +10,16 @@ from typing import Any
 
 from common.catalog.catalog import Model
 
-HOME = "cpu"
+HOST = "cpu"
 ENCODE, DENOISE, DECODE = "encode", "denoise", "decode"
 DECODERS = ("vae", "safety_checker")
 
 
 class Placement:
     def __init__(self, model: Model, components: Mapping[str, Any], device: Any) -> None:
-        """`components` by name, those with weights; each is at HOME if the model has `offload`."""
+        """`components` by name, those with weights; each is at HOST if the model has `offload`."""
         self._model, self._components, self._device = model, components, device
-        self.is_by_stage = model.offload and str(device) != HOME
+        self.is_by_stage = model.offload and str(device) != HOST
 
     @contextmanager
     def using(self, stage: str, *names: str) -> Iterator[None]:
@@ -32,7 +32,7 @@ class Placement:
             yield
         finally:
             for part in parts:
-                part.to(HOME)
+                part.to(HOST)
 
 
 def needed_by(model: Model, stage: str, components: Iterable[str]) -> list[str]:

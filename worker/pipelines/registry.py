@@ -58,7 +58,7 @@ def model_components(model: Model, device: str) -> Mapping[Hashable, int] | None
     from worker.checkpoints import layout
     from worker.pipelines import device as torch_device
 
-    if model.offload and torch_device.resolve(device) != placement.HOME:
+    if model.offload and torch_device.resolve(device) != placement.HOST:
         sizes = layout.sizes_by_name(model)
         return placement.largest_stage(model, sizes) if sizes else None
     return layout.component_sizes(model)
