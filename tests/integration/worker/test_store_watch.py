@@ -133,6 +133,15 @@ def beat(*all_workers: RenderWorker) -> None:
         worker.heartbeat.beat()
 
 
+def set_aside(story: Story, network: Network, first: RenderWorker, second: RenderWorker) -> None:
+    """The first one holds an image that it cannot store, and the second one can."""
+    close(network)
+    story.submit()
+    first.loop.run(30)
+    until_it_cannot_store(first)
+    beat(second, first)
+
+
 def until_it_cannot_store(worker: RenderWorker) -> None:
     until(lambda: (worker.store_watch.cannot_store_s or 0) > LIMIT_S)
 
@@ -184,11 +193,7 @@ def test_it_comes_back_when_it_can_store_again(
     story: Story, settings: Settings, network: Network, make_two: Callable[..., list[RenderWorker]]
 ) -> None:
     first, second = make_two("first")
-    close(network)
-    story.submit()
-    first.loop.run(30)
-    until_it_cannot_store(first)
-    beat(second, first)
+    set_aside(story, network, first, second)
     second.loop.run(30)
     until_published(second)
 
@@ -233,11 +238,7 @@ def test_an_operator_may_say_that_it_can_store(
 ) -> None:
     """Then it holds what it renders again, for as long as before."""
     first, second = make_two("first")
-    close(network)
-    story.submit()
-    first.loop.run(30)
-    until_it_cannot_store(first)
-    beat(second, first)
+    set_aside(story, network, first, second)
     with transaction(story.database) as connection:
         quarantines.resume(connection, "first")
     beat(first)

@@ -3,19 +3,15 @@
 import hashlib
 import os
 import subprocess
-import sys
 import tempfile
-import types
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
 import pytest
 
 from cli.client import Client
 from cli.download import RemoteFile, download, download_file, write_file
 from cli.errors import Failure
-from cli.main import COMMANDS
 from tests.support.command_line import HUAFANG, CommandLine, Request, Response, fake_farm
 from tests.support.small_disk import FILLER, SmallDisk, small_disk
 
@@ -110,19 +106,11 @@ def test_a_pipe_of_prompts_without_room_for_its_copy_is_one_sentence(disk: Small
 
 
 def test_a_bug_without_room_for_its_log_is_one_sentence(
-    call: CommandLine, disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
+    call: CommandLine, boom: str, disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    @click.command()
-    def boom() -> None:
-        raise ZeroDivisionError("nobody thought of this")
-
-    module = types.ModuleType("boom")
-    module.boom = boom  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "boom", module)
-    monkeypatch.setitem(COMMANDS, "boom", ("boom", ""))
     monkeypatch.setattr(tempfile, "tempdir", str(disk.outside))
     disk.fill()
-    done = call("boom")
+    done = call(boom)
     assert (done.code, len(done.err.splitlines())) == (1, 1)
     assert "a bug in huafang (ZeroDivisionError)" in done.err
     assert os.listdir(disk.outside) == [FILLER]
