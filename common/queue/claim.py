@@ -95,8 +95,22 @@ def claim(
 
     Skips locked images and locks nothing else, so a claim waits for nobody.
     """
-    memory = memory or Memory()
-    parameters = {
+    rows = connection.execute(CLAIM, parameters_of(offer, lease_id, lease_s, memory or Memory())).all()
+    if not rows:
+        return None
+    images, unreadable = list[Image](), dict[UUID, Exception]()
+    for row in rows:
+        try:
+            images.append(_image(row))
+        except Exception as error:
+            unreadable[row.id] = error
+    heads = {lane: _begin_reading(UUID(head), batch is not None) for lane, head, batch in rows[0].heads}
+    return Microbatch(lease_id, rows[0].model, tuple(images), rows[0].suspect, unreadable, _charges(rows), heads)
+
+
+def parameters_of(offer: Offer, lease_id: UUID, lease_s: float, memory: Memory) -> dict[str, Any]:
+    """The parameters of CLAIM."""
+    return {
         "models": list(offer.capacity),
         "capacities": list(offer.capacity.values()),
         "resident": list(offer.resident),
@@ -114,17 +128,6 @@ def claim(
         "heads": list(memory.heads.values()),
         "full": not memory.heads,
     }
-    rows = connection.execute(CLAIM, parameters).all()
-    if not rows:
-        return None
-    images, unreadable = list[Image](), dict[UUID, Exception]()
-    for row in rows:
-        try:
-            images.append(_image(row))
-        except Exception as error:
-            unreadable[row.id] = error
-    heads = {lane: _begin_reading(UUID(head), batch is not None) for lane, head, batch in rows[0].heads}
-    return Microbatch(lease_id, rows[0].model, tuple(images), rows[0].suspect, unreadable, _charges(rows), heads)
 
 
 def models_with_idle_workers(connection: Connection, beat_s: float) -> list[str]:
