@@ -187,18 +187,19 @@ CLAIM = text(f"""
     waiting AS MATERIALIZED (
         SELECT lanes.*, offer.capacity, head.id AS head, head.suspect, owner.base, owner.base + owner.owed AS share,
                CASE WHEN lanes.model = ANY(cast(:resident AS text[])) THEN 1
-                    WHEN head.created_at < now() - make_interval(secs => :patience) THEN 0
+                    WHEN jobs.created_at < now() - make_interval(secs => :patience) THEN 0
                     ELSE 2 END AS preference
         FROM lanes JOIN offer USING (model) JOIN tenant USING (tenant_id) CROSS JOIN clock
         LEFT JOIN known ON known.lane_id = lanes.id LEFT JOIN unpaid ON unpaid.tenant_id = lanes.tenant_id
         CROSS JOIN LATERAL (SELECT coalesce(unpaid.images / weight, 0) AS owed) AS debt
         CROSS JOIN LATERAL (SELECT owed, greatest(virtual_time, unpaid.base, clock.time - owed) AS base) AS owner
         CROSS JOIN LATERAL (
-            SELECT images.id, {SUSPECT} AS suspect, jobs.created_at FROM images JOIN jobs ON jobs.id = images.job_id
+            SELECT images.id, images.job_id, {SUSPECT} AS suspect FROM images
             WHERE (images.lane_id, images.id) >= (lanes.id, coalesce(known.head, '{FIRST}'))
                 AND images.lane_id <= lanes.id AND {WAITING}
                 AND NOT {_avoids(":name")}
             ORDER BY images.lane_id, images.id LIMIT 1) AS head
+        JOIN jobs ON jobs.id = head.job_id
         WHERE lanes.open > 0 AND NOT lanes.closed AND lanes.needs_code <= :code),
     turn AS (SELECT id, :lower AND tier > (SELECT min(tier) FROM waiting) AS is_lower FROM waiting),
     first AS MATERIALIZED (
