@@ -76,9 +76,10 @@ def bootstrap(settings: Settings, *, another: bool) -> dict[str, str]:
             tenant = ensure_tenant(connection, OPERATOR)
             if not another and has_admin_key(connection):
                 raise Conflict(sentence("admin_key_exists"))
-            key = create_key(connection, tenant, "admin", [Scope.ADMIN], pepper)
+            scopes = [Scope.ADMIN, Scope.OPERATOR]
+            key = create_key(connection, tenant, "admin", scopes, pepper)
             itself = Caller(tenant, key.id, frozenset(), Via.SHELL)  # access to the database needs no key
-            audit.record(connection, itself, Action.CREATE_KEY, key.id, name="admin", scopes=[Scope.ADMIN])
+            audit.record(connection, itself, Action.CREATE_KEY, key.id, name="admin", scopes=scopes)
     return {"tenant": OPERATOR, "id": str(key.id), "secret": key.secret}
 
 

@@ -67,7 +67,7 @@ class Via(StrEnum):
 
 
 class Scope(StrEnum):
-    """What an API key may do; `admin` may do everything."""
+    """What an API key may do: `admin` everything within its tenant, `operator` what concerns the farm."""
 
     JOBS_READ = "jobs:read"
     JOBS_WRITE = "jobs:write"
@@ -75,6 +75,7 @@ class Scope(StrEnum):
     DATASETS_WRITE = "datasets:write"
     VIEWER = "viewer"
     ADMIN = "admin"
+    OPERATOR = "operator"
 
 
 TERMINAL_IMAGE = (ImageState.STORED, ImageState.FLAGGED, ImageState.FAILED, ImageState.CANCELLED)

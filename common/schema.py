@@ -94,7 +94,14 @@ tenants = Table(
     Column("virtual_start", Float, nullable=False, server_default="0"),
     Column("virtual_time", Float, nullable=False, server_default="0"),
     Column("created_at", Moment, nullable=False, server_default=func.now()),
+    Column("limits", JSONB, nullable=False, server_default="{}"),  # by name; what is missing is as in the settings
+    Column("tiers", ARRAY(tier_enum)),  # it may use; null: all
+    Column("keep_pictures_days", Integer),  # after a job has ended; null: for good
+    Column("keep_rows_days", Integer),
+    Column("suspended_at", Moment),  # since then its keys are refused and nothing of it is claimed
     CheckConstraint("weight > 0", name="weight"),
+    CheckConstraint("keep_pictures_days > 0", name="keep_pictures_days"),
+    CheckConstraint("keep_rows_days > 0", name="keep_rows_days"),
 )
 
 api_keys = Table(
@@ -107,6 +114,7 @@ api_keys = Table(
     Column("scopes", ARRAY(Text), nullable=False),
     Column("created_at", Moment, nullable=False, server_default=func.now()),
     Column("revoked_at", Moment),
+    Column("expires_at", Moment),  # null: never
 )
 
 licence_acceptances = Table(
@@ -504,6 +512,8 @@ audit = Table(
     Column("subject", Text),  # an id or a name; null: the jobs that matched a filter
     Column("detail", JSONB, nullable=False, server_default="{}"),
     Column("request_id", Text),
+    Column("address", Text),  # of the client, as the API saw it
+    Column("acted_on_id", Uuid),  # the tenant whose it was, if it was another one
     Index("audit_tenant_id_idx", "tenant_id", "id"),
 )
 

@@ -33,7 +33,7 @@ class Caller:
     request_id: str | None = None
 
     def may(self, scope: Scope) -> bool:
-        return scope in self.scopes or Scope.ADMIN in self.scopes
+        return scope in self.scopes or (Scope.ADMIN in self.scopes and scope != Scope.OPERATOR)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def test_from_an_empty_database_to_the_first_key(servers: Instance) -> None:
         made = json.loads(admin("bootstrap", database_url=url, key_pepper="pepper").stdout)
         engine = connect(Settings(database_url=url), pool=1)
         with transaction(engine) as connection:
-            assert authenticate(connection, made["secret"], "pepper").scopes == {"admin"}
+            assert authenticate(connection, made["secret"], "pepper").scopes == {"admin", "operator"}
         engine.dispose()
 
         again = admin("bootstrap", database_url=url, key_pepper="pepper")
