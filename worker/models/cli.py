@@ -96,9 +96,9 @@ def verify(settings: Settings, options: Namespace) -> dict[str, str | None]:
 
 def prove(settings: Settings, options: Namespace) -> dict[str, Any]:
     """The record of a comparison with plain diffusers."""
-    from worker.models import prove  # imports torch
-
     model = _local_model(settings, options.name)
+    from worker.models import prove  # imports torch, only for a model that is here
+
     report = importer.throttled(_print_progress, PROGRESS_S)
     return prove.prove(model, _torch_device(settings), settings.torch_threads, options.steps, report)
 
