@@ -40,9 +40,18 @@ IDLE_S = 1.0  # a connection that was used within this time is not pinged
 
 
 def connect(
-    settings: Settings, *, pool: int = 10, pool_timeout_s: float = 10, statement_timeout_s: float = 30
+    settings: Settings,
+    *,
+    pool: int = 10,
+    pool_timeout_s: float = 10,
+    statement_timeout_s: float = 30,
+    keeps_plans: bool = False,
 ) -> Engine:
-    """An engine with at most `pool` connections, for one of which it waits `pool_timeout_s`. Opens none until used."""
+    """An engine with at most `pool` connections, for one of which it waits `pool_timeout_s`. Opens none until used.
+
+    `keeps_plans`: a statement that is executed again and again is planned once, whatever its parameters are.
+    """
+    plans = " -c plan_cache_mode=force_generic_plan" if keeps_plans else ""
     engine = create_engine(
         sqlalchemy_url(settings.database_url.get_secret_value()),
         pool_size=pool,
@@ -57,7 +66,7 @@ def connect(
             "tcp_user_timeout": 20_000,
             "application_name": "huafang",
             "options": f"-c statement_timeout={int(statement_timeout_s * 1000)} -c timezone=UTC"
-            " -c idle_in_transaction_session_timeout=30000 -c lock_timeout=10000",
+            f" -c idle_in_transaction_session_timeout=30000 -c lock_timeout=10000{plans}",
         },
     )
     ping_idle_connections(engine)

@@ -113,7 +113,7 @@ def finish(database: Engine, microbatch: Microbatch) -> None:
 def at_once(the_farm: Farm, name: str, tenants: int, seconds: float) -> Figures:
     """50 workers that claim for so long, on a database of their own."""
     settings = the_farm.new_database(name)
-    database = connect(settings, pool=CLAIMERS, pool_timeout_s=60)
+    database = connect(settings, pool=CLAIMERS, pool_timeout_s=60, keeps_plans=True)
     for number in range(tenants):
         backlog.fill(database, f"tenant {number}", AT_ONCE_IMAGES // tenants)
     backlog.vacuum(database)
@@ -135,7 +135,7 @@ def claim_until(database: Engine, until: float) -> int:
 
 
 def waiting(the_farm: Farm, name: str, images: int) -> Engine:
-    database = connect(the_farm.new_database(name), pool=1, statement_timeout_s=600)
+    database = connect(the_farm.new_database(name), pool=1, statement_timeout_s=600, keeps_plans=True)
     fill_for_all(database, images)
     backlog.vacuum(database)
     return database
@@ -153,7 +153,7 @@ def after_claims(the_farm: Farm, images: int, claimed: int) -> Engine:
 
 
 def behind_a_pause(the_farm: Farm, images: int) -> Engine:
-    database = connect(the_farm.new_database("paused"), pool=1, statement_timeout_s=600)
+    database = connect(the_farm.new_database("paused"), pool=1, statement_timeout_s=600, keeps_plans=True)
     batch_id = backlog.fill(database, "a", images)
     with transaction(database) as connection:
         batches.pause(connection, batch_id, tenants.ensure_tenant(connection, "a"))
@@ -163,7 +163,7 @@ def behind_a_pause(the_farm: Farm, images: int) -> Engine:
 
 
 def behind_backing_off(the_farm: Farm, images: int) -> Engine:
-    database = connect(the_farm.new_database("backing_off"), pool=1, statement_timeout_s=600)
+    database = connect(the_farm.new_database("backing_off"), pool=1, statement_timeout_s=600, keeps_plans=True)
     for tenant in TENANTS:
         backlog.fill(database, tenant, images // len(TENANTS), Tier.BULK)
     with transaction(database) as connection:
@@ -176,7 +176,7 @@ def behind_backing_off(the_farm: Farm, images: int) -> Engine:
 def under_an_old_snapshot(the_farm: Farm, claimed: int, held: ExitStack) -> Engine:
     """After so many claims by some workers. The snapshot stays until the end of the bench."""
     settings = the_farm.new_database("snapshot")
-    database = connect(settings, pool=THREADS, statement_timeout_s=600)
+    database = connect(settings, pool=THREADS, statement_timeout_s=600, keeps_plans=True)
     fill_for_all(database, 10_000 + claimed * CAPACITY)
     backlog.vacuum(database)
     other = held.enter_context(psycopg.connect(settings.database_url.get_secret_value()))

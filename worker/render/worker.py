@@ -54,7 +54,7 @@ class RenderWorker:
         models = models_to_serve(settings, catalog, str(device["device"]))
         self.model_names = tuple(model.name for model in models)
 
-        self.database = connect(settings, pool=4)
+        self.database = connect(settings, pool=4, keeps_plans=True)
         self.broker = Broker(settings)
         self.held_leases = HeldLeases(MAX_LEASES)
         self.quarantine = Quarantine(self.id, self.name, settings.trial_s, lambda: self.store_watch.try_out())
