@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -111,7 +112,7 @@ def resume_worker(state: AppState, caller: Caller, worker_id: UUID) -> Worker:
                 quarantines.resume(connection, worker.name)
         if worker.state == WorkerState.DRAINING or not is_quarantined:
             workers.resume(connection, worker_id)
-        detail = {"quarantined": worker.quarantine_reason} if is_quarantined else {}
+        detail: dict[str, Any] = {"quarantined": worker.quarantine_reason} if is_quarantined else {}
         audit.record(connection, caller, Action.RESUME_WORKER, worker_id, **detail)
         return find_worker(connection, worker_id)
 

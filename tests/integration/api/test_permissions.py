@@ -209,7 +209,7 @@ def test_all_tenants_are_for_operators_only(api: Api, operations: Operations) ->
     wrong = []
     for operation, beside in ALL_TENANTS.items():
         enough = [Scope.OPERATOR, *([beside] if beside else [])]
-        all_but_that = [scope for scope in Scope if scope != Scope.OPERATOR]
+        all_but_that: list[Scope] = [scope for scope in Scope if scope != Scope.OPERATOR]
         cases: list[tuple[list[Scope], str]] = [(all_but_that, "operator_needed"), (enough, "allowed")]
         cases += [([Scope.OPERATOR], "forbidden")] if beside else []
         for scopes, right in cases:

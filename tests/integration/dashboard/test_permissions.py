@@ -65,7 +65,8 @@ NEEDED: dict[str, Scope | Literal["open", "a key"]] = {
     "POST /tenants/{tenant_id}/resume": Scope.OPERATOR,
     "POST /sign-out": Scope.VIEWER,  # the last one: it ends the session
 }
-IDS = {name: new_id() for name in ("job_id", "batch_id", "dataset_id", "image_id", "worker_id", "key_id", "tenant_id")}
+NOUNS = ("job_id", "batch_id", "dataset_id", "image_id", "worker_id", "key_id", "tenant_id")
+IDS = {name: str(new_id()) for name in NOUNS}
 IDS |= {"action": "cancel", "name": "mini-zh", "ticket": "none", "path:path": "x"}
 
 
@@ -85,7 +86,7 @@ def verdict(visitor: Visitor, token: str, route: str) -> str:
     """`allowed`, `forbidden`, or `signed out`. An action comes from a page that is open."""
     method, path = route.split()
     for name, value in IDS.items():
-        path = path.replace(f"{{{name}}}", str(value))
+        path = path.replace(f"{{{name}}}", value)
     headers = visitor.origin | {"X-CSRF-Token": token}
     if method == "POST" and path != "/sign-in":
         headers["HX-Request"] = "true"
