@@ -27,6 +27,7 @@ from api.metrics import FarmMetrics, RequestMetrics
 from api.middleware import RequestMiddleware
 from api.queries.jobs import JobVersion, find_changed, with_progress
 from api.routes import (
+    audit,
     batches,
     datasets,
     documentation,
@@ -37,6 +38,7 @@ from api.routes import (
     keys,
     models,
     queue,
+    tenants,
     uploads,
     workers,
 )
@@ -143,7 +145,9 @@ def create_app(settings: Settings) -> FastAPI:
         RequestMiddleware, metrics=metrics, lookups=state.lookups, memory=app.state.body_memory, rules=rules
     )
     add_handlers(app)
-    for noun in (jobs, events, uploads, batches, datasets, images, models, queue, workers, keys, health, documentation):
+    for noun in (jobs, events, uploads, batches, datasets, images, models, queue, workers):
+        app.include_router(noun.router)
+    for noun in (tenants, keys, audit, health, documentation):
         app.include_router(noun.router)
     app.mount(documentation.ASSETS, documentation.assets)
     app.state.dashboard = create_dashboard(state)

@@ -1,6 +1,7 @@
-"""Tenants and their API keys: who may do what. Knows nothing of HTTP.
+"""The API keys of tenants: who may do what. Knows nothing of HTTP. `lifecycle` creates and changes tenants.
 
-A key is `huaf_` and 43 characters; the database holds only its HMAC-SHA256 under the farm's pepper.
+A key is `huaf_` and 43 characters; the database holds only its HMAC-SHA256 under the farm's pepper. It is valid until
+it is revoked or has expired, and refused while its tenant is suspended.
 """
 
 import hashlib
@@ -8,32 +9,52 @@ import hmac
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, func, insert, select, text, update
+from sqlalchemy import Connection, Row, func, insert, select, text, update
 
 from common.accounts import sentence
 from common.db import new_id
 from common.enums import Scope, Via
-from common.errors import NotFound, Unauthorized
+from common.errors import NotFound, OperatorNeeded, TenantSuspended, Unauthorized
 from common.schema import api_keys, tenants
 
 PREFIX = "huaf_"
-OPERATOR = "default"  # the tenant that `huafang admin bootstrap` makes: its admins run the farm
+OPERATOR = "default"  # the tenant that `huafang admin bootstrap` makes
 
 
 @dataclass(frozen=True)
 class Caller:
-    """The key that a request was made with: whose it is, by which way it came, and in which request."""
+    """The key that a request was made with: whose it is, by which way and from which address it came, in which request.
+
+    `all_tenants`: an operator asks for what is any tenant's.
+    """
 
     tenant_id: UUID
     key_id: UUID
     scopes: frozenset[str]
     via: Via = Via.API
     request_id: str | None = None
+    address: str | None = None
+    all_tenants: bool = False
 
     def may(self, scope: Scope) -> bool:
-        return scope in self.scopes or (Scope.ADMIN in self.scopes and scope != Scope.OPERATOR)
+        """`admin` implies all but `operator`, which implies `viewer`."""
+        if scope in self.scopes or (scope == Scope.VIEWER and Scope.OPERATOR in self.scopes):
+            return True
+        return Scope.ADMIN in self.scopes and scope != Scope.OPERATOR
+
+    def require_operator(self) -> None:
+        """Raises OperatorNeeded."""
+        if not self.may(Scope.OPERATOR):
+            raise OperatorNeeded(sentence("operator_needed"))
+
+    @property
+    def reach(self) -> UUID | None:
+        """The tenant whose rows it may name; None: any tenant's."""
+        return None if self.all_tenants else self.tenant_id
 
 
 @dataclass(frozen=True)
@@ -53,35 +74,50 @@ def ensure_tenant(connection: Connection, name: str) -> UUID:
     return UUID(str(found))
 
 
-def is_operator(connection: Connection, caller: Caller) -> bool:
-    """Whether the caller runs the farm: only then it may see what no tenant does."""
-    if Scope.ADMIN not in caller.scopes:
-        return False
-    return connection.execute(select(tenants.c.name).where(tenants.c.id == caller.tenant_id)).scalar() == OPERATOR
-
-
-def create_key(connection: Connection, tenant_id: UUID, name: str, scopes: Sequence[Scope], pepper: str) -> NewKey:
+def create_key(
+    connection: Connection,
+    tenant_id: UUID,
+    name: str,
+    scopes: Sequence[Scope],
+    pepper: str,
+    expires_at: datetime | None = None,
+) -> NewKey:
+    """`expires_at`: from then on it is refused; None: never."""
     key = NewKey(new_id(), PREFIX + secrets.token_urlsafe(32))
     connection.execute(
         insert(api_keys).values(
-            id=key.id, tenant_id=tenant_id, name=name, digest=_digest(key.secret, pepper), scopes=list(scopes)
+            id=key.id,
+            tenant_id=tenant_id,
+            name=name,
+            digest=_digest(key.secret, pepper),
+            scopes=list(scopes),
+            expires_at=expires_at,
         )
     )
     return key
 
 
 def authenticate(connection: Connection, secret: str, pepper: str) -> Caller:
-    """The caller with this secret. Raises Unauthorized if no key has it, or if the key was revoked."""
-    row = connection.execute(OWNER, {"digest": _digest(secret, pepper)}).first()
+    """The caller with this secret.
+
+    Raises Unauthorized if no key has it, or if the key was revoked or has expired; TenantSuspended.
+    """
+    return _caller(connection.execute(OWNER, {"digest": _digest(secret, pepper)}).first())
+
+
+def find_key(connection: Connection, key_id: UUID) -> Caller:
+    """The caller with this key, without its secret: only for sessions. Raises as `authenticate`."""
+    return _caller(connection.execute(OWNER_BY_ID, {"key": key_id}).first())
+
+
+def _caller(row: Row[Any] | None) -> Caller:
     if row is None:
         raise Unauthorized(sentence("key_unknown"))
+    if row.has_expired:
+        raise Unauthorized(sentence("key_expired", at=row.expires_at.astimezone(UTC)))
+    if row.is_suspended:
+        raise TenantSuspended(sentence("tenant_suspended"))
     return Caller(row.tenant_id, row.id, frozenset(row.scopes))
-
-
-def find_key(connection: Connection, key_id: UUID) -> Caller | None:
-    """The caller with this key, without its secret: only for sessions. None if it was revoked."""
-    row = connection.execute(OWNER_BY_ID, {"key": key_id}).first()
-    return Caller(row.tenant_id, row.id, frozenset(row.scopes)) if row else None
 
 
 def revoke_key(connection: Connection, tenant_id: UUID, key_id: UUID) -> None:
@@ -96,10 +132,16 @@ def revoke_key(connection: Connection, tenant_id: UUID, key_id: UUID) -> None:
 
 # Every request executes these, so they are built once.
 
+_KEYS = """
+    SELECT api_keys.id, tenant_id, scopes, expires_at, expires_at <= now() AS has_expired,
+           tenants.suspended_at IS NOT NULL AS is_suspended
+    FROM api_keys JOIN tenants ON tenants.id = api_keys.tenant_id WHERE revoked_at IS NULL"""
+
 # Find a key by its digest.
-OWNER = text("SELECT id, tenant_id, scopes FROM api_keys WHERE digest = :digest AND revoked_at IS NULL")
+OWNER = text(f"{_KEYS} AND api_keys.digest = :digest")
+
 # Find a key by its id.
-OWNER_BY_ID = text("SELECT id, tenant_id, scopes FROM api_keys WHERE id = :key AND revoked_at IS NULL")
+OWNER_BY_ID = text(f"{_KEYS} AND api_keys.id = :key")
 
 
 def _digest(secret: str, pepper: str) -> bytes:
