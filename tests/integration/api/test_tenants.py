@@ -51,6 +51,25 @@ def test_by_http_alone(api: Api, operator: httpx.Client, story: Story, settings:
         assert story.claim().images[0].job_id == UUID(held)
 
 
+def test_what_a_suspended_tenant_has_waiting_is_ahead_of_nobody(
+    client: httpx.Client, operator: httpx.Client, story: Story
+) -> None:
+    story.submit("shop", count=5)
+    story.started(capacity=2)
+    late = story.submit(count=1)
+
+    def seen() -> tuple[int, int, int]:
+        queue, job = operator.get("/v1/queue").json(), client.get(f"/v1/jobs/{late}").json()
+        return queue["waiting"], queue["running"], job["position"]
+
+    assert seen() == (4, 2, 3)
+    path = f"/v1/tenants/{story.tenant('shop')}"
+    operator.post(f"{path}/suspend").raise_for_status()
+    assert seen() == (1, 2, 0)
+    operator.post(f"{path}/resume").raise_for_status()
+    assert seen() == (4, 2, 3)
+
+
 def test_a_tenant_is_changed_in_part(operator: httpx.Client) -> None:
     shop = operator.post("/v1/tenants", json={"name": "shop", **SHOP}).json()
     path = f"/v1/tenants/{shop['id']}"
