@@ -70,6 +70,16 @@ class Settings(BaseSettings):
     audit_days: float = 365  # how long audit records are kept
     sweep: bool = True  # off only to test that messages alone render everything
 
+    # Of a tenant that has no limits of its own; None: unlimited. What each means: `common.accounts.limits`
+    limit_waiting_images: int | None = Field(None, ge=0)
+    limit_waiting_interactive: int | None = Field(None, ge=0)
+    limit_images_a_day: int | None = Field(None, ge=0)
+    limit_preparing_batches: int | None = Field(None, ge=0)
+    limit_stored_bytes: ByteSize | None = None
+    limit_requests_a_minute: int | None = Field(None, ge=0)
+    limit_open_streams: int | None = Field(None, ge=0)
+    limit_keys: int | None = Field(None, ge=0)
+
     # How long a phase of a worker may take before the process aborts. On a CPU the first three are ten times as long.
     load_limit_s: float = 600  # while a model is imported: from one sign of progress to the next
     step_limit_s: float = 120
