@@ -8,7 +8,7 @@
     │   └── IdempotencyMismatch
     ├── Unauthorized / NotFound / Conflict / PictureDamaged
     ├── Forbidden
-    │   └── LicenceNotAccepted
+    │   └── LicenceNotAccepted / TierNotAllowed
     ├── LimitReached          429: the tenant takes more than its share for now
     ├── Unavailable           503: a service of the farm is down for now
     │   ├── NoRoom            507: a disk of the farm is full
@@ -125,6 +125,12 @@ class LicenceNotAccepted(Forbidden):
     code = "licence_not_accepted"
 
 
+class TierNotAllowed(Forbidden):
+    """The tenant may not use this tier."""
+
+    code = "tier_not_allowed"
+
+
 class NotFound(Error):
     code = "not_found"
     status = 404
@@ -136,9 +142,28 @@ class Conflict(Error):
 
 
 class LimitReached(Error):
+    """`limit`: its name, if it is one of the tenant's own; `used` and `allowed` are of that one. `retry_after_s`: when
+    trying again may help; None: only once the tenant gives something up.
+    """
+
     code = "limit_reached"
     status = 429
     retryable = True
+
+    def __init__(
+        self,
+        message: Sentence,
+        *,
+        limit: str | None = None,
+        used: int = 0,
+        allowed: int = 0,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.used = used
+        self.allowed = allowed
+        self.retry_after_s = retry_after_s
 
 
 class PictureDamaged(Error):

@@ -9,7 +9,7 @@ from api.queries.fleet import Quarantine, Worker, find_quarantines, find_worker,
 from api.queries.keys import Key, find_keys
 from api.queries.models import Model, find_models
 from api.schemas import KeyRequest
-from common.accounts import audit, licences, tenants
+from common.accounts import admission, audit, licences, tenants
 from common.accounts.audit import Action
 from common.accounts.tenants import Caller, NewKey
 from common.db import transaction
@@ -19,9 +19,10 @@ from common.queue import quarantines, workers
 
 
 def create_key(state: AppState, caller: Caller, request: KeyRequest) -> NewKey:
-    """The key with its secret, which is not stored."""
+    """The key with its secret, which is not stored. Raises LimitReached."""
     pepper, scopes = state.settings.key_pepper.get_secret_value(), list(dict.fromkeys(request.scopes))
     with transaction(state.engine) as connection:
+        admission.admit(connection, caller.tenant_id, state.limits_of(caller), keys=1)
         key = tenants.create_key(connection, caller.tenant_id, request.name, scopes, pepper)
         audit.record(connection, caller, Action.CREATE_KEY, key.id, name=request.name, scopes=scopes)
     return key

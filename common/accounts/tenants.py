@@ -6,16 +6,17 @@ A key is `huaf_` and 43 characters; the database holds only its HMAC-SHA256 unde
 import hashlib
 import hmac
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, func, insert, select, text, update
+from sqlalchemy import Connection, Row, func, insert, select, text, update
 
 from common.accounts import sentence
 from common.db import new_id
-from common.enums import Scope, Via
-from common.errors import NotFound, Unauthorized
+from common.enums import Scope, Tier, Via
+from common.errors import NotFound, TierNotAllowed, Unauthorized
 from common.schema import api_keys, tenants
 
 PREFIX = "huaf_"
@@ -24,16 +25,27 @@ OPERATOR = "default"  # the tenant that `huafang admin bootstrap` makes: its adm
 
 @dataclass(frozen=True)
 class Caller:
-    """The key that a request was made with: whose it is, by which way it came, and in which request."""
+    """The key that a request was made with: whose it is, by which way it came, and in which request.
+
+    `own_limits`: those of its tenant, by name. `tiers`: that its tenant may use.
+    """
 
     tenant_id: UUID
     key_id: UUID
     scopes: frozenset[str]
     via: Via = Via.API
     request_id: str | None = None
+    own_limits: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    tiers: tuple[Tier, ...] = tuple(Tier)
 
     def may(self, scope: Scope) -> bool:
         return scope in self.scopes or (Scope.ADMIN in self.scopes and scope != Scope.OPERATOR)
+
+    def require_tier(self, tier: Tier) -> None:
+        """Raises TierNotAllowed."""
+        if tier not in self.tiers:
+            allowed = ", ".join(self.tiers) or "none"
+            raise TierNotAllowed(sentence("tier_not_allowed", tier=tier, allowed=allowed))
 
 
 @dataclass(frozen=True)
@@ -75,13 +87,13 @@ def authenticate(connection: Connection, secret: str, pepper: str) -> Caller:
     row = connection.execute(OWNER, {"digest": _digest(secret, pepper)}).first()
     if row is None:
         raise Unauthorized(sentence("key_unknown"))
-    return Caller(row.tenant_id, row.id, frozenset(row.scopes))
+    return _caller(row)
 
 
 def find_key(connection: Connection, key_id: UUID) -> Caller | None:
     """The caller with this key, without its secret: only for sessions. None if it was revoked."""
     row = connection.execute(OWNER_BY_ID, {"key": key_id}).first()
-    return Caller(row.tenant_id, row.id, frozenset(row.scopes)) if row else None
+    return _caller(row) if row else None
 
 
 def revoke_key(connection: Connection, tenant_id: UUID, key_id: UUID) -> None:
@@ -96,10 +108,19 @@ def revoke_key(connection: Connection, tenant_id: UUID, key_id: UUID) -> None:
 
 # Every request executes these, so they are built once.
 
+CALLER = """
+    SELECT api_keys.id, tenant_id, scopes, limits, cast(tiers AS text[]) AS tiers
+    FROM api_keys JOIN tenants ON tenants.id = tenant_id
+"""
 # Find a key by its digest.
-OWNER = text("SELECT id, tenant_id, scopes FROM api_keys WHERE digest = :digest AND revoked_at IS NULL")
+OWNER = text(f"{CALLER} WHERE digest = :digest AND revoked_at IS NULL")
 # Find a key by its id.
-OWNER_BY_ID = text("SELECT id, tenant_id, scopes FROM api_keys WHERE id = :key AND revoked_at IS NULL")
+OWNER_BY_ID = text(f"{CALLER} WHERE api_keys.id = :key AND revoked_at IS NULL")
+
+
+def _caller(row: Row[Any]) -> Caller:
+    tiers = tuple(Tier) if row.tiers is None else tuple(tier for tier in Tier if tier in row.tiers)
+    return Caller(row.tenant_id, row.id, frozenset(row.scopes), own_limits=row.limits, tiers=tiers)
 
 
 def _digest(secret: str, pepper: str) -> bytes:
