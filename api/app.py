@@ -36,6 +36,7 @@ from api.routes import (
     images,
     jobs,
     keys,
+    limits,
     models,
     queue,
     uploads,
@@ -151,7 +152,21 @@ def create_app(settings: Settings) -> FastAPI:
         limits=state.limits,
     )
     add_handlers(app)
-    for noun in (jobs, events, uploads, batches, datasets, images, models, queue, workers, keys, health, documentation):
+    for noun in (
+        jobs,
+        events,
+        uploads,
+        batches,
+        datasets,
+        images,
+        models,
+        queue,
+        workers,
+        keys,
+        limits,
+        health,
+        documentation,
+    ):
         app.include_router(noun.router)
     app.mount(documentation.ASSETS, documentation.assets)
     app.state.dashboard = create_dashboard(state)

@@ -76,7 +76,14 @@ def count_matching(request: Request, filters: FilterQuery, visitor: CurrentVisit
     """The number of jobs that match, and the bulk actions on them."""
     with transaction(state.autocommit) as connection:
         matching = preview(connection, visitor.caller.tenant_id, filters.job_filter)
-    return render_notice(request, "jobs_matching.html", may_act=visitor.may_act, filters=filters, preview=matching)
+    return render_notice(
+        request,
+        "jobs_matching.html",
+        may_act=visitor.may_act,
+        filters=filters,
+        preview=matching,
+        tiers=visitor.caller.tiers,
+    )
 
 
 class BulkProgress(BaseModel):
