@@ -28,6 +28,7 @@ from api.metrics import FarmMetrics, RequestMetrics
 from api.middleware import RequestMiddleware
 from api.queries.jobs import JobVersion, find_changed, with_progress
 from api.routes import (
+    audit,
     batches,
     datasets,
     documentation,
@@ -39,6 +40,7 @@ from api.routes import (
     limits,
     models,
     queue,
+    tenants,
     uploads,
     workers,
 )
@@ -152,21 +154,9 @@ def create_app(settings: Settings) -> FastAPI:
         limits=state.limits,
     )
     add_handlers(app)
-    for noun in (
-        jobs,
-        events,
-        uploads,
-        batches,
-        datasets,
-        images,
-        models,
-        queue,
-        workers,
-        keys,
-        limits,
-        health,
-        documentation,
-    ):
+    for noun in (jobs, events, uploads, batches, datasets, images, models, queue, workers):
+        app.include_router(noun.router)
+    for noun in (tenants, keys, limits, audit, health, documentation):
         app.include_router(noun.router)
     app.mount(documentation.ASSETS, documentation.assets)
     app.state.dashboard = create_dashboard(state)

@@ -19,11 +19,11 @@ from prometheus_client import Counter
 from sqlalchemy import Connection, Engine
 
 from api import sentence
-from common.accounts import sentence as of_accounts
 from common.accounts.tenants import Caller, authenticate
 from common.db import transaction
 from common.errors import Unauthorized, Unavailable
 from common.log import log_event
+from common.sentences import Sentence
 
 QUEUE_S = 0.5
 ANSWER_S = 0.9  # until who waits for a lookup is refused, though it has begun
@@ -75,13 +75,18 @@ class Failures:
             return
         log_event(
             "authentication_failed",
-            client=request.client.host if request.client else None,
+            client=address_of(request),
             reason=reason,
             path=request.url.path[:200],
             request=request.state.request_id,
             unlogged=self._unlogged or None,
         )
         self._unlogged = 0
+
+
+def address_of(request: Request) -> str | None:
+    """The client's, as HUAFANG_TRUSTED_PROXIES says whose headers tell it."""
+    return request.client.host if request.client else None
 
 
 class Lookups:
@@ -93,8 +98,8 @@ class Lookups:
         self._pepper = pepper
         self._regulars = ThreadPoolExecutor(REGULARS, "lookup")
         self._strangers = ThreadPoolExecutor(STRANGERS, "lookup-stranger")
-        self._valid: OrderedDict[bytes, float] = OrderedDict()  # hashes of keys, and when they were looked up
-        self._refused: OrderedDict[bytes, float] = OrderedDict()
+        self._valid: OrderedDict[bytes, None] = OrderedDict()  # hashes of keys
+        self._refused: OrderedDict[bytes, tuple[float, Sentence]] = OrderedDict()  # when, and why
         self._lookups: dict[bytes, asyncio.Task[Caller]] = {}
 
     async def by_header(self, request: Request) -> Caller:
@@ -113,7 +118,7 @@ class Lookups:
         except Unauthorized:
             self.failures.note(request, "unknown_key")
             raise
-        return replace(caller, request_id=request.state.request_id)
+        return replace(caller, request_id=request.state.request_id, address=address_of(request))
 
     async def run(self, find: Callable[[Connection], Found]) -> Found:
         """What `find` reads, for who is no stranger: the owner of a signed session."""
@@ -125,8 +130,9 @@ class Lookups:
 
     async def _by_hash(self, hashed: bytes, secret: str) -> Caller:
         """Requests of one key that come at once share a lookup."""
-        if time.monotonic() - self._refused.get(hashed, -REFUSED_S) < REFUSED_S:
-            raise Unauthorized(of_accounts("key_unknown"))
+        refused = self._refused.get(hashed)
+        if refused and time.monotonic() - refused[0] < REFUSED_S:
+            raise Unauthorized(refused[1])
         lookup = self._lookups.get(hashed)
         if lookup is None:
             lookup = self._lookups[hashed] = asyncio.create_task(self._look_up(hashed, secret))
@@ -146,11 +152,11 @@ class Lookups:
         threads = self._regulars if hashed in self._valid else self._strangers
         try:
             found = await self._in_thread(threads, lambda connection: authenticate(connection, secret, self._pepper))
-        except Unauthorized:
+        except Unauthorized as error:
             self._valid.pop(hashed, None)
-            _remember(self._refused, hashed)
+            _remember(self._refused, hashed, (time.monotonic(), error.message))
             raise
-        _remember(self._valid, hashed)
+        _remember(self._valid, hashed, None)
         return found
 
     async def _in_thread(self, threads: ThreadPoolExecutor, find: Callable[[Connection], Found]) -> Found:
@@ -169,8 +175,8 @@ class Lookups:
         return await found  # it has begun
 
 
-def _remember(times: OrderedDict[bytes, float], hashed: bytes) -> None:
-    times[hashed] = time.monotonic()
-    times.move_to_end(hashed)
-    if len(times) > REMEMBERED:
-        times.popitem(last=False)
+def _remember(keys: OrderedDict[bytes, Found], hashed: bytes, value: Found) -> None:
+    keys[hashed] = value
+    keys.move_to_end(hashed)
+    if len(keys) > REMEMBERED:
+        keys.popitem(last=False)

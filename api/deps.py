@@ -1,11 +1,11 @@
 """The dependencies of routes: the application's state, and the caller of the request."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from anyio import CapacityLimiter
-from fastapi import Depends, Request
+from fastapi import Depends, Query, Request
 from fastapi.security import HTTPBearer
 from sqlalchemy import Engine
 
@@ -99,6 +99,44 @@ Viewer = Annotated[Caller, Depends(require_scope(Scope.VIEWER))]
 Admin = Annotated[Caller, Depends(require_scope(Scope.ADMIN))]
 
 
+async def operator(caller: AnyCaller) -> Caller:
+    """The caller, if its key concerns the whole farm. Raises OperatorNeeded."""
+    caller.require_operator()
+    return caller
+
+
+Operator = Annotated[Caller, Depends(operator)]
+
+AllTenants = Annotated[bool, Query(description="Of all tenants: needs the scope `operator`.")]
+
+
+def among_all(scope: Scope) -> Callable[[Caller, bool], Awaitable[Caller]]:
+    """A dependency: the caller, if its key has this scope, and also `operator` where it asks for any tenant's."""
+
+    async def allowed(
+        caller: Annotated[Caller, Depends(require_scope(scope))], all_tenants: AllTenants = False
+    ) -> Caller:
+        if all_tenants:
+            caller.require_operator()
+        return replace(caller, all_tenants=all_tenants)
+
+    return allowed
+
+
+async def audit_reader(caller: AnyCaller, all_tenants: AllTenants = False) -> Caller:
+    """The caller, if it administers its tenant; an operator, where it asks for all of them. Raises Forbidden."""
+    if all_tenants:
+        caller.require_operator()
+    elif not caller.may(Scope.ADMIN):
+        raise Forbidden(sentence("scope_missing", scope=Scope.ADMIN))
+    return replace(caller, all_tenants=all_tenants)
+
+
+AuditReader = Annotated[Caller, Depends(audit_reader)]
+AnyJobsReader = Annotated[Caller, Depends(among_all(Scope.JOBS_READ))]
+AnyJobsWriter = Annotated[Caller, Depends(among_all(Scope.JOBS_WRITE))]
+
+
 async def is_public(request: Request, state: State, part: PublicPart) -> bool:
     """Whether this request may read that part of the farm: anyone may, or it has a key with the scope `viewer`."""
     if part in state.settings.public_parts:
@@ -107,7 +145,7 @@ async def is_public(request: Request, state: State, part: PublicPart) -> bool:
         return False
     try:
         caller: Caller = await request.state.caller()
-    except (Unauthorized, Unavailable):
+    except (Unauthorized, Forbidden, Unavailable):
         return False
     return caller.may(Scope.VIEWER)
 

@@ -14,7 +14,7 @@ from api import sentence
 from api.pagination import NEXT_CURSOR, Paging
 from common.catalog.loras import LoraUse
 from common.datasets.layout import DatasetPlan
-from common.enums import ImageState, JobState, Scope, Tier
+from common.enums import ImageState, JobState, Tier
 from common.recipes import recipe
 
 
@@ -177,6 +177,7 @@ class WaitingFor(BaseModel):
         "draining",
         "batch_paused",
         "batch_cancelled",
+        "tenant_suspended",
     ]
     message: str
 
@@ -212,6 +213,11 @@ class Job(BaseModel):
     finished_at: datetime | None
     timings: Timings
     worker: str | None = Field(description="The worker that rendered, or renders, its latest image.")
+    tenant: str | None = Field(
+        default=None,
+        exclude_if=lambda name: name is None,
+        description="Only where the jobs of all tenants are asked for.",
+    )
 
     @property
     def has_ended(self) -> bool:
@@ -297,12 +303,3 @@ class DatasetRequest(DatasetPlan):
     @property
     def plan(self) -> DatasetPlan:
         return DatasetPlan(layout=self.layout, splits=self.splits)
-
-
-class KeyRequest(BaseModel):
-    """The name of a key, and what it may do; `admin` may do everything."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str = Field(min_length=1, max_length=100, pattern=r"^[^\x00]*$", examples=["the web shop"])
-    scopes: list[Scope] = Field(min_length=1, max_length=len(Scope), examples=[["jobs:read", "jobs:write"]])

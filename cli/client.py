@@ -63,6 +63,9 @@ class Client:
     def post(self, path: str, body: Any = None) -> Any:
         return self._json("POST", path, json=body)
 
+    def patch(self, path: str, body: Any) -> Any:
+        return self._json("PATCH", path, json=body)
+
     def delete(self, path: str) -> None:
         self._send("DELETE", path)
 
@@ -77,6 +80,19 @@ class Client:
                 break
             cursor = {"cursor": page["next_cursor"]}
         return found
+
+    def csv_pages(self, path: str, limit: int, **params: Any) -> Iterator[str]:
+        """The same as CSV: tables of up to `limit` lines together; only the first one has the heading."""
+        cursor, found = None, 0
+        while found < limit:
+            size = min(limit - found, 200)
+            answer = self._send("GET", path, params={**params, "format": "csv", "limit": size, **(cursor or {})})
+            table = answer.text.replace("\r\n", "\n").rstrip("\n")
+            yield table.partition("\n")[2] if cursor else table
+            found += size
+            if "next" not in answer.links:
+                break
+            cursor = {"cursor": httpx.URL(answer.links["next"]["url"]).params["cursor"]}
 
     def dry_run(self, draft: Json, path: str = "/v1/jobs") -> Json:
         """The resolved recipe or batch and an estimate; nothing is submitted."""

@@ -38,6 +38,8 @@ COMMANDS = {
     "workers": ("cli.commands.workers", "List, drain and resume render workers."),
     "limits": ("cli.commands.limits", "Show the limits of your tenant, and how full each is."),
     "keys": ("cli.commands.keys", "Create, list and revoke API keys."),
+    "tenants": ("cli.commands.tenants", "Create, list, change, suspend and resume tenants."),
+    "audit": ("cli.commands.audit", "List who did what."),
     "admin": ("cli.commands.serve", "Prepare a farm's database: migrate, bootstrap."),
     "doctor": ("cli.commands.doctor", "Check this machine and the farm; say how to fix what is wrong."),
     "serve": ("cli.commands.serve", "Run one process of a farm: api, worker or control."),

@@ -3,6 +3,7 @@
 import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -123,6 +124,34 @@ class StopRule(click.ParamType):
         if not found:
             self.fail(sentence("stop_rule_invalid", value=value), param, ctx)
         return {"percent": float(found[1]), "of_last": int(found[2])}
+
+
+class Limit(click.ParamType):
+    """`waiting_images=1000` → ("waiting_images", 1000); `waiting_images=` → ("waiting_images", None)"""
+
+    name = "NAME=N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int | None]:
+        found = re.fullmatch(r"([a-z_]+)=([0-9]*)", str(value))
+        if not found:
+            self.fail(sentence("limit_invalid", value=value), param, ctx)
+        return found[1], int(found[2]) if found[2] else None
+
+
+class Expiry(click.ParamType):
+    """`30d` or `12h` → that time from now, `2027-01-31` → the begin of that day in UTC; in the form of ISO 8601."""
+
+    name = "30d|DATE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            if span := re.fullmatch(r"([0-9]{1,6})([dh])", str(value)):
+                unit = {"d": "days", "h": "hours"}[span[2]]
+                return (datetime.now(UTC) + timedelta(**{unit: int(span[1])})).isoformat(timespec="seconds")
+            moment = datetime.fromisoformat(str(value))
+            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).isoformat()
+        except (ValueError, OverflowError):
+            self.fail(sentence("expiry_invalid", value=value), param, ctx)
 
 
 class SplitShare(click.ParamType):

@@ -8,7 +8,9 @@
     │   └── IdempotencyMismatch
     ├── Unauthorized / NotFound / Conflict / PictureDamaged
     ├── Forbidden
-    │   └── LicenceNotAccepted / TierNotAllowed
+    │   ├── LicenceNotAccepted / TierNotAllowed
+    │   ├── OperatorNeeded                  the farm is not the tenant's
+    │   └── TenantSuspended
     ├── LimitReached          429: the tenant takes more than its share for now
     ├── Unavailable           503: a service of the farm is down for now
     │   ├── NoRoom            507: a disk of the farm is full
@@ -129,6 +131,18 @@ class TierNotAllowed(Forbidden):
     """The tenant may not use this tier."""
 
     code = "tier_not_allowed"
+
+
+class OperatorNeeded(Forbidden):
+    """It concerns the farm, or another tenant: the key lacks the scope `operator`."""
+
+    code = "operator_needed"
+
+
+class TenantSuspended(Forbidden):
+    """An operator has suspended the tenant of the key."""
+
+    code = "tenant_suspended"
 
 
 class NotFound(Error):

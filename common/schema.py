@@ -136,6 +136,13 @@ api_keys = Table(
     Column("expires_at", Moment),  # null: never
 )
 
+ended_sessions = Table(
+    "ended_sessions",
+    metadata,
+    Column("key_id", Uuid, ForeignKey("api_keys.id"), primary_key=True),
+    Column("signed_in_at", Moment, primary_key=True),
+)
+
 licence_acceptances = Table(
     "licence_acceptances",
     metadata,

@@ -1,4 +1,4 @@
-"""What needs an operator's attention, as sentences. Of batches and datasets, only those of the caller's tenant."""
+"""What needs attention, as sentences: an operator's, what is wrong with the farm; a tenant's, its batches, datasets."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -64,8 +64,10 @@ def find_alerts(
     silence_s: float,
     home: Path,
 ) -> Sequence[Alert]:
-    """The most severe first. `backlog`, `fleet` and `tallies`: as the view has read them. A worker is silent after
-    `silence_s` seconds without a heartbeat. `home`: of the local farm, if this is one.
+    """What is wrong with the farm, and with the tenant's own batches, the most severe first.
+
+    `backlog`, `fleet` and `tallies`: as the view has read them. A worker is silent after `silence_s` seconds without a
+    heartbeat. `home`: of the local farm, if this is one.
     """
     backlog = list(backlog)
     found = [
@@ -80,6 +82,15 @@ def find_alerts(
         *_of_interactive(backlog),
         *_of_batches(connection, tenant_id),
     ]
+    return by_severity(found)
+
+
+def find_own_alerts(connection: Connection, tenant_id: UUID) -> Sequence[Alert]:
+    """What a tenant can do something about, the most severe first."""
+    return by_severity(_of_batches(connection, tenant_id))
+
+
+def by_severity(found: Iterable[Alert]) -> Sequence[Alert]:
     return sorted(found, key=lambda alert: SEVERITY.index(alert.sentence.code))
 
 

@@ -1,22 +1,24 @@
 """Sessions: an API key is exchanged once for a signed cookie of this browser.
 
-The cookie holds the id of the key, never its secret. Every request reads the key again, so revoking a key ends its
-sessions. An action must come from a page of the dashboard: its `Origin` is this farm's, and it has the CSRF token of
-the page. Knows no view.
+The cookie holds the id of the key, never its secret, and when it was signed: that is the session. Every request reads
+the key again, so revoking a key ends its sessions, and so does signing out, wherever else the cookie is. An action must
+come from a page of the dashboard: its `Origin` is this farm's, and it has the CSRF token of the page. Knows no view.
 """
 
 import hmac
 from dataclasses import dataclass, replace
-from functools import partial
+from datetime import datetime
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import Depends, Request, Response
 from itsdangerous import BadSignature, URLSafeTimedSerializer
+from sqlalchemy import Connection
 
+from api.authentication import address_of
 from api.dashboard import sentence
 from api.deps import AppState
-from common.accounts import audit
+from common.accounts import audit, ended_sessions
 from common.accounts.audit import Action
 from common.accounts.tenants import Caller, find_key
 from common.db import transaction
@@ -34,14 +36,20 @@ class SignedOut(Unauthorized):
 
 @dataclass(frozen=True)
 class Visitor:
-    """Who is signed in, and the CSRF token that the pages send with every action."""
+    """Who is signed in, since when, and the CSRF token that the pages send with every action."""
 
     caller: Caller
     token: str
+    signed_in_at: datetime
 
     @property
     def may_act(self) -> bool:
+        """Within its tenant."""
         return self.caller.may(Scope.ADMIN)
+
+    @property
+    def runs_farm(self) -> bool:
+        return self.caller.may(Scope.OPERATOR)
 
 
 async def sign_in(state: AppState, request: Request, secret: str) -> Caller:
@@ -51,9 +59,8 @@ async def sign_in(state: AppState, request: Request, secret: str) -> Caller:
 
 
 def open_session(state: AppState, request: Request, response: Response, caller: Caller) -> None:
-    signing_in = replace(caller, via=Via.DASHBOARD, request_id=request.state.request_id)
     with transaction(state.engine) as connection:
-        audit.record(connection, signing_in, Action.SIGN_IN)
+        audit.record(connection, at_dashboard(request, caller), Action.SIGN_IN)
     response.set_cookie(
         COOKIE,
         _serializer(state).dumps(str(caller.key_id)),
@@ -65,7 +72,11 @@ def open_session(state: AppState, request: Request, response: Response, caller: 
     )
 
 
-def close_session(request: Request, response: Response) -> None:
+def close_session(state: AppState, request: Request, response: Response, visitor: Visitor) -> None:
+    """For good: the cookie is refused from now on, also where somebody else has it."""
+    with transaction(state.engine) as connection:
+        ended_sessions.end(connection, visitor.caller.key_id, visitor.signed_in_at, SESSION_S)
+        audit.record(connection, visitor.caller, Action.SIGN_OUT)
     response.delete_cookie(COOKIE, path=_path(request), httponly=True, samesite="strict")
 
 
@@ -73,17 +84,31 @@ async def find_visitor(state: AppState, request: Request) -> Visitor:
     """Who is signed in. Raises SignedOut."""
     cookie = request.cookies.get(COOKIE, "")
     try:
-        key_id = UUID(_serializer(state).loads(cookie, max_age=SESSION_S))
+        key, signed_in_at = _serializer(state).loads(cookie, max_age=SESSION_S, return_timestamp=True)
+        key_id = UUID(key)
     except (BadSignature, ValueError):
         if cookie:
             state.lookups.failures.note(request, "bad_session")
         raise SignedOut(sentence("not_signed_in")) from None
-    caller = await state.lookups.run(partial(find_key, key_id=key_id))
-    if caller is None:
+
+    def find(connection: Connection) -> Caller:
+        if ended_sessions.has_ended(connection, key_id, signed_in_at):
+            raise SignedOut(sentence("not_signed_in"))
+        return find_key(connection, key_id)
+
+    try:
+        caller = _require_viewer(await state.lookups.run(find))
+    except SignedOut:
         state.lookups.failures.note(request, "bad_session")
-        raise SignedOut(sentence("session_key_revoked"))
-    caller = replace(_require_viewer(caller), via=Via.DASHBOARD, request_id=request.state.request_id)
-    return Visitor(caller, _csrf_token(state, cookie))
+        raise
+    except Unauthorized as error:
+        state.lookups.failures.note(request, "bad_session")
+        raise SignedOut(error.message) from None
+    return Visitor(at_dashboard(request, caller), _csrf_token(state, cookie), signed_in_at)
+
+
+def at_dashboard(request: Request, caller: Caller) -> Caller:
+    return replace(caller, via=Via.DASHBOARD, request_id=request.state.request_id, address=address_of(request))
 
 
 async def get_visitor(request: Request) -> Visitor:
@@ -104,16 +129,31 @@ async def require_same_origin(request: Request) -> None:
 SameOrigin = Annotated[None, Depends(require_same_origin)]
 
 
-async def get_actor(request: Request, visitor: CurrentVisitor, _: SameOrigin) -> Visitor:
-    """The visitor, for an action. Raises Forbidden without the page's CSRF token, or for a read-only key."""
+async def on_page(request: Request, visitor: CurrentVisitor, _: SameOrigin) -> Visitor:
+    """The visitor, for an action. Raises Forbidden without the page's CSRF token."""
     if not hmac.compare_digest(request.headers.get(TOKEN_HEADER, "").encode(), visitor.token.encode()):
         raise Forbidden(sentence("stale_page"))
+    return visitor
+
+
+OnPage = Annotated[Visitor, Depends(on_page)]
+
+
+async def get_actor(visitor: OnPage) -> Visitor:
+    """The visitor, for an action within its tenant. Raises Forbidden for a read-only key."""
     if not visitor.may_act:
         raise Forbidden(sentence("read_only_key"))
     return visitor
 
 
+async def get_operator(visitor: OnPage) -> Visitor:
+    """The visitor, for an action that concerns the farm. Raises OperatorNeeded."""
+    visitor.caller.require_operator()
+    return visitor
+
+
 CurrentActor = Annotated[Visitor, Depends(get_actor)]
+CurrentOperator = Annotated[Visitor, Depends(get_operator)]
 
 
 def ticket_digest(state: AppState, ticket: str) -> str:

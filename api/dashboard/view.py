@@ -7,8 +7,8 @@
 
 The function is a FastAPI dependency: it parses the request once and returns `read`, which reads the database and
 returns the values of the template. The page calls `read` once; the page's event stream calls it again and again, and
-sends the block `live` when that has changed. The values must depend on nothing but the URL, the tenant and whether the
-visitor may act.
+sends the block `live` when that has changed. The values must depend on nothing but the URL, the tenant, and whether the
+visitor may act and runs the farm.
 """
 
 from collections.abc import Callable
@@ -33,15 +33,17 @@ def view(router: APIRouter, path: str, template: str) -> Callable[[Callable[...,
 
         @router.get(path, name=prepare.__name__)
         def show(request: Request, visitor: CurrentVisitor, read: Prepared) -> Response:
-            return render_page(request, template, visitor, may_act=visitor.may_act, **read())
+            may = {"may_act": visitor.may_act, "runs_farm": visitor.runs_farm}
+            return render_page(request, template, visitor, **may, **read())
 
         @router.get(f"/live{path}", name=f"{prepare.__name__} live")
         async def follow(request: Request, visitor: CurrentVisitor, read: Prepared) -> EventStream:
             def render() -> str:
-                return render_live(request, template, {"may_act": visitor.may_act, **read()})
+                may = {"may_act": visitor.may_act, "runs_farm": visitor.runs_farm}
+                return render_live(request, template, {**may, **read()})
 
             streams: PageStreams = request.app.state.page_streams
-            shown_to = (visitor.caller.tenant_id, visitor.may_act, language_of(request))
+            shown_to = (visitor.caller.tenant_id, visitor.may_act, visitor.runs_farm, language_of(request))
             return EventStream(streams.watch((str(request.url), *shown_to), render))
 
         return prepare

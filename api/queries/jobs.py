@@ -26,21 +26,28 @@ JobVersion = tuple[JobState, int]  # the state of a job, and how many of its ima
 RETRYABLE = {error.code: error.retryable for error in RenderFailed.__subclasses__()}
 
 
-def find_job(connection: Connection, tenant_id: UUID, job_id: UUID, base_url: str) -> Job:
-    """Raises NotFound when the tenant has no such job."""
-    found = _read(
-        connection, base_url, "tenant_id = :tenant AND id = :job", {"tenant": tenant_id, "job": job_id, "limit": 1}
-    )
+def find_job(connection: Connection, tenant_id: UUID | None, job_id: UUID, base_url: str) -> Job:
+    """Raises NotFound when the tenant has no such job. No tenant: any job, which then names its tenant."""
+    filters = "tenant_id = :tenant AND id = :job" if tenant_id else "id = :job"
+    parameters = {"tenant": tenant_id, "job": job_id, "limit": 1}
+    found = _read(connection, base_url, filters, parameters, names_tenant=tenant_id is None)
     if not found:
         raise NotFound(sentence("job_not_found", job=job_id))
     return found[0]
 
 
-def find_jobs(connection: Connection, tenant_id: UUID, search: Search, base_url: str) -> tuple[list[Job], UUID | None]:
-    """A page of jobs, newest first, and where to resume a search that ended early: see `common.queue.search`."""
+def find_jobs(
+    connection: Connection, tenant_id: UUID | None, search: Search, base_url: str
+) -> tuple[list[Job], UUID | None]:
+    """A page of jobs, newest first, and where to resume a search that ended early: see `common.queue.search`.
+
+    No tenant: jobs of all, each with the name of its tenant.
+    """
     found = find(connection, tenant_id, search)
-    parameters = {"jobs": list(found.ids), "limit": len(found.ids)}
-    return (_read(connection, base_url, "id = ANY(:jobs)", parameters, search.order) if found.ids else []), found.resume
+    if not found.ids:
+        return [], found.resume
+    parameters, names_tenant = {"jobs": list(found.ids), "limit": len(found.ids)}, tenant_id is None
+    return _read(connection, base_url, "id = ANY(:jobs)", parameters, search.order, names_tenant), found.resume
 
 
 def find_image(
@@ -69,6 +76,11 @@ def is_terminal(connection: Connection, tenant_id: UUID, job_id: UUID) -> bool:
     return state in TERMINAL_JOB
 
 
+def owner_of(connection: Connection, job_id: UUID) -> UUID:
+    """The tenant of a job that there is."""
+    return UUID(str(connection.execute(READ_OWNER, {"job": job_id}).scalar_one()))
+
+
 def with_progress(broker: Broker, found: Iterable[Job]) -> list[Job]:
     """The same jobs; running ones get their progress, if Redis has it. Not for use inside a transaction."""
     jobs = list(found)
@@ -79,7 +91,12 @@ def with_progress(broker: Broker, found: Iterable[Job]) -> list[Job]:
 
 
 def _read(
-    connection: Connection, base_url: str, filters: str, parameters: Mapping[str, Any], order: str = "id"
+    connection: Connection,
+    base_url: str,
+    filters: str,
+    parameters: Mapping[str, Any],
+    order: str = "id",
+    names_tenant: bool = False,
 ) -> list[Job]:
     rows = connection.execute(_statement(filters, order), parameters).all()
     jobs = [_job(row, base_url) for row in rows]
@@ -87,6 +104,8 @@ def _read(
     for job, row in zip(jobs, rows, strict=True):
         if row.waits:
             _set_waiting(job, row, fleet)
+        if names_tenant:
+            job.tenant = row.tenant
     return jobs
 
 
@@ -96,6 +115,9 @@ def _statement(filters: str, order: str) -> TextClause:
 
 
 def _set_waiting(job: Job, row: Row[Any], fleet: Fleet) -> None:
+    if row.suspended_at:
+        job.waiting_for = TENANT_SUSPENDED
+        return
     if row.batch_cancelled_at or row.batch_paused_at:
         job.waiting_for = BATCH_CANCELLED if row.batch_cancelled_at else BATCH_PAUSED
         return
@@ -165,6 +187,7 @@ def _seconds(milliseconds: Iterable[int | None]) -> float | None:
 
 
 BATCH_PAUSED = WaitingFor(code="batch_paused", message=sentence("batch_paused"))
+TENANT_SUSPENDED = WaitingFor(code="tenant_suspended", message=sentence("tenant_suspended"))
 BATCH_CANCELLED = WaitingFor(code="batch_cancelled", message=sentence("batch_cancelled"))
 
 # An image as JSON.
@@ -196,6 +219,7 @@ AHEAD = f"""
 READ_JOBS = f"""
     SELECT {columns_of(jobs, "page")}, own.*, place.ahead,
            batches.paused_at AS batch_paused_at, batches.cancelled_at AS batch_cancelled_at,
+           tenants.name AS tenant, tenants.suspended_at,
            CASE WHEN own.waits AND row_number() OVER (PARTITION BY own.waits) = 1 THEN ({WORKERS_JSON}) END AS fleet
     FROM (
         SELECT * FROM jobs WHERE {{filters}} ORDER BY {{order}} DESC LIMIT :limit) AS page
@@ -208,6 +232,7 @@ READ_JOBS = f"""
         FROM images {WORKER} WHERE images.job_id = page.id) AS own
     LEFT JOIN LATERAL ({AHEAD}) AS place ON own.waits
     LEFT JOIN batches ON batches.id = page.batch_id
+    JOIN tenants ON tenants.id = page.tenant_id
     ORDER BY page.{{order}} DESC
 """
 
@@ -220,6 +245,9 @@ READ_IMAGE = text(f"""
 
 # The versions of jobs.
 READ_VERSIONS = text("SELECT id, state, open FROM jobs WHERE id = ANY(:jobs)")
+
+# The tenant of a job.
+READ_OWNER = text("SELECT tenant_id FROM jobs WHERE id = :job")
 
 # The state of a job of a tenant.
 READ_STATE = text("SELECT state FROM jobs WHERE id = :job AND tenant_id = :tenant")

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
-from api.deps import BaseUrl, JobsReader, JobsWriter, RequestId, State
+from api.deps import AnyJobsReader, AnyJobsWriter, BaseUrl, JobsWriter, RequestId, State
 from api.headers import CancelAfter, IdempotencyKeyHeader, Prefer, seconds_to_live, seconds_to_wait, with_etag
 from api.pagination import next_link
 from api.schemas import DryRun, Job, JobPage, JobQuery, JobRequest
@@ -121,14 +121,14 @@ async def submit_job(
     response_model=Job,
     responses={304: {"description": "It is as `If-None-Match` says."}},
 )
-def read_job(job_id: UUID, caller: JobsReader, state: State, base_url: BaseUrl, request: Request) -> Response:
+def read_job(job_id: UUID, caller: AnyJobsReader, state: State, base_url: BaseUrl, request: Request) -> Response:
     return with_etag(request, jobs.get_with_progress(state, caller, job_id, base_url))
 
 
 @router.get("/v1/jobs", operation_id="listJobs", summary="List jobs, newest first", response_model=JobPage)
 def list_jobs(
     query: Annotated[JobQuery, Query()],
-    caller: JobsReader,
+    caller: AnyJobsReader,
     state: State,
     base_url: BaseUrl,
     request: Request,
@@ -141,7 +141,7 @@ def list_jobs(
 
 
 @router.post("/v1/jobs/{job_id}/cancel", operation_id="cancelJob", summary="Cancel a job", response_model=Job)
-def cancel_job(job_id: UUID, caller: JobsWriter, state: State, base_url: BaseUrl) -> Response:
+def cancel_job(job_id: UUID, caller: AnyJobsWriter, state: State, base_url: BaseUrl) -> Response:
     """A job that has ended stays as it is."""
     jobs.cancel(state, caller, job_id)
     return respond(jobs.get(state, caller, job_id, base_url), 200)

@@ -6,7 +6,7 @@ from uuid import UUID
 from fastapi import APIRouter, Path, Response
 from pydantic import BaseModel, Field
 
-from api.deps import Admin, State, Viewer
+from api.deps import Operator, State, Viewer
 from api.queries.fleet import QUARANTINE, WORKER, Quarantine, Worker
 from api.schemas import example
 from api.services import admin
@@ -31,13 +31,13 @@ def list_workers(caller: Viewer, state: State) -> Workers:
 
 
 @router.post("/v1/workers/{worker_id}/drain", operation_id="drainWorker", summary="Drain a worker")
-def drain_worker(worker_id: UUID, caller: Admin, state: State) -> Worker:
+def drain_worker(worker_id: UUID, caller: Operator, state: State) -> Worker:
     """It finishes what it holds and claims nothing more."""
     return admin.drain_worker(state, caller, worker_id)
 
 
 @router.post("/v1/workers/{worker_id}/resume", operation_id="resumeWorker", summary="Resume a worker")
-def resume_worker(worker_id: UUID, caller: Admin, state: State) -> Worker:
+def resume_worker(worker_id: UUID, caller: Operator, state: State) -> Worker:
     """Ends its drain, and the quarantine of its name."""
     return admin.resume_worker(state, caller, worker_id)
 
@@ -45,7 +45,7 @@ def resume_worker(worker_id: UUID, caller: Admin, state: State) -> Worker:
 @router.delete(
     "/v1/quarantines/{name:path}", operation_id="liftQuarantine", summary="Lift a quarantine", status_code=204
 )
-def lift_quarantine(name: WorkerName, caller: Admin, state: State) -> Response:
+def lift_quarantine(name: WorkerName, caller: Operator, state: State) -> Response:
     """The workers of this name claim again; one that is gone, when it starts again."""
     admin.lift_quarantine(state, caller, name)
     return Response(status_code=204)

@@ -1,31 +1,66 @@
 """What administrators do: keys, workers, licences; and the lists of them. Each change is recorded in the audit."""
 
 from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Connection
 
 from api import sentence
 from api.deps import AppState
 from api.queries.fleet import Quarantine, Worker, find_quarantines, find_worker, find_workers
-from api.queries.keys import Key, find_keys
+from api.queries.keys import Key, KeyWithSecret, find_key, find_keys
 from api.queries.models import Model, find_models
-from api.schemas import KeyRequest
+from api.schemas import Moment
 from common.accounts import admission, audit, licences, tenants
 from common.accounts.audit import Action
-from common.accounts.tenants import Caller, NewKey
+from common.accounts.tenants import Caller
 from common.db import transaction
-from common.enums import WorkerState
-from common.errors import Conflict, NotFound
+from common.enums import Scope, WorkerState
+from common.errors import Conflict, Invalid, NotFound
 from common.queue import quarantines, workers
 
 
-def create_key(state: AppState, caller: Caller, request: KeyRequest) -> NewKey:
-    """The key with its secret, which is not stored. Raises LimitReached."""
-    pepper, scopes = state.settings.key_pepper.get_secret_value(), list(dict.fromkeys(request.scopes))
+class KeyRequest(BaseModel):
+    """The name of a key, what it may do, and until when: `admin` everything within its tenant, `operator` what concerns
+    the farm.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1, max_length=100, pattern=r"^[^\x00]*$", examples=["the web shop"])
+    scopes: list[Scope] = Field(min_length=1, max_length=len(Scope), examples=[["jobs:read", "jobs:write"]])
+    expires_at: Moment | None = Field(
+        default=None, description="From then on it is refused; null: never.", examples=["2027-01-31T00:00:00Z"]
+    )
+
+
+def create_key(state: AppState, caller: Caller, request: KeyRequest) -> KeyWithSecret:
+    """The key with its secret, which is not stored.
+
+    Raises OperatorNeeded for a scope that the caller may not give, and LimitReached.
+    """
     with transaction(state.engine) as connection:
-        admission.admit(connection, caller.tenant_id, state.limits_of(caller), keys=1)
-        key = tenants.create_key(connection, caller.tenant_id, request.name, scopes, pepper)
-        audit.record(connection, caller, Action.CREATE_KEY, key.id, name=request.name, scopes=scopes)
-    return key
+        return insert_key(state, connection, caller, request, caller.tenant_id)
+
+
+def insert_key(
+    state: AppState, connection: Connection, caller: Caller, request: KeyRequest, tenant_id: UUID
+) -> KeyWithSecret:
+    """See `create_key`; of this tenant."""
+    if Scope.OPERATOR in request.scopes:
+        caller.require_operator()
+    if request.expires_at and request.expires_at <= datetime.now(UTC):
+        raise Invalid.field("expires_at", sentence("expires_in_past"))
+    if tenant_id == caller.tenant_id:  # an operator may give another tenant more
+        admission.admit(connection, tenant_id, state.limits_of(caller), keys=1)
+    pepper, scopes = state.settings.key_pepper.get_secret_value(), list(dict.fromkeys(request.scopes))
+    key = tenants.create_key(connection, tenant_id, request.name, scopes, pepper, request.expires_at)
+    until = {"expires_at": request.expires_at} if request.expires_at else {}
+    audit.record(connection, caller, Action.CREATE_KEY, key.id, tenant_id, name=request.name, scopes=scopes, **until)
+    return KeyWithSecret(**vars(find_key(connection, key.id)), secret=key.secret)
 
 
 def list_keys(state: AppState, caller: Caller) -> list[Key]:
@@ -82,7 +117,7 @@ def resume_worker(state: AppState, caller: Caller, worker_id: UUID) -> Worker:
                 quarantines.resume(connection, worker.name)
         if worker.state == WorkerState.DRAINING or not is_quarantined:
             workers.resume(connection, worker_id)
-        detail = {"quarantined": worker.quarantine_reason} if is_quarantined else {}
+        detail: dict[str, Any] = {"quarantined": worker.quarantine_reason} if is_quarantined else {}
         audit.record(connection, caller, Action.RESUME_WORKER, worker_id, **detail)
         return find_worker(connection, worker_id)
 

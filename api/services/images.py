@@ -10,9 +10,9 @@ from api.deps import AppState
 from api.queries.jobs import find_image
 from api.queries.safety import find_safety
 from api.schemas import ImageWithJob, JudgedImage
-from common.accounts.tenants import Caller, is_operator
+from common.accounts.tenants import Caller
 from common.db import transaction
-from common.enums import TERMINAL_IMAGE, ImageState
+from common.enums import TERMINAL_IMAGE, ImageState, Scope
 from common.errors import Conflict, NotFound, PictureDamaged
 from common.log import log_event
 from common.storage import sha256
@@ -30,7 +30,7 @@ def describe(state: AppState, caller: Caller, image_id: UUID, base_url: str) -> 
     """An image; an operator also sees what the safety checker said of it. Raises NotFound."""
     with transaction(state.autocommit) as connection:
         image, _ = find_image(connection, caller.tenant_id, image_id, base_url)
-        if not is_operator(connection, caller):
+        if not caller.may(Scope.OPERATOR):
             return image
         return JudgedImage(**image.model_dump(), safety=find_safety(connection, image_id))
 

@@ -9,7 +9,7 @@ from uuid import UUID
 from api.deps import AppState
 from api.headers import idempotency_key
 from api.queries.fleet import read_fleet
-from api.queries.jobs import find_job, find_jobs, is_terminal, with_progress
+from api.queries.jobs import find_job, find_jobs, is_terminal, owner_of, with_progress
 from api.schemas import DryRun, Estimate, Job, JobPage, JobQuery, JobRequest, Recipe
 from common import uploads
 from common.accounts import audit
@@ -112,7 +112,7 @@ def image_finder(state: AppState, caller: Caller) -> FindImage:
 def get(state: AppState, caller: Caller, job_id: UUID, base_url: str) -> Job:
     """Raises NotFound."""
     with transaction(state.autocommit) as connection:
-        return find_job(connection, caller.tenant_id, job_id, base_url)
+        return find_job(connection, caller.reach, job_id, base_url)
 
 
 def get_with_progress(state: AppState, caller: Caller, job_id: UUID, base_url: str) -> Job:
@@ -138,16 +138,17 @@ def get_page(state: AppState, caller: Caller, query: JobQuery, base_url: str) ->
     filters = query.model_dump(exclude={"cursor", "limit"})
     search = Search(limit=query.limit + 1, before=query.before, **filters)
     with transaction(state.autocommit) as connection:
-        found, cursor = query.cut(*find_jobs(connection, caller.tenant_id, search, base_url))
+        found, cursor = query.cut(*find_jobs(connection, caller.reach, search, base_url))
     return JobPage(items=with_progress(state.broker, found), next_cursor=cursor)
 
 
 def cancel(state: AppState, caller: Caller, job_id: UUID) -> None:
     """Does nothing to a job that has ended. Raises NotFound."""
     with transaction(state.engine) as connection:
-        is_cancelled_now = jobs.cancel(connection, job_id, caller.tenant_id)
+        is_cancelled_now = jobs.cancel(connection, job_id, caller.reach)
         if is_cancelled_now:
-            audit.record(connection, caller, Action.CANCEL_JOB, job_id)
+            owner = owner_of(connection, job_id) if caller.all_tenants else None
+            audit.record(connection, caller, Action.CANCEL_JOB, job_id, acted_on=owner)
     if is_cancelled_now:
         state.broker.announce_cancelled([job_id])
         log_event("job_cancelled", job=job_id, tenant=caller.tenant_id)

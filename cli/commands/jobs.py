@@ -55,6 +55,7 @@ RECORD: Columns = {
     "steps": lambda job: f"{job['recipe']['steps']} of {job['recipe']['scheduler']}",
     "guidance": lambda job: job["recipe"]["guidance"],
     "pictures": stored,
+    "tenant": lambda job: job.get("tenant"),
     "batch": lambda job: job.get("batch_id"),
     "retry of": lambda job: job.get("parent_id"),
     "position": lambda job: job.get("position"),
@@ -72,6 +73,9 @@ IMAGE: Columns = {
 }
 
 
+ALL_TENANTS = click.option("--all-tenants", is_flag=True, help="Of any tenant: needs a key with the scope operator.")
+
+
 @click.group(cls=Group)
 def jobs() -> None:
     """Jobs of your tenant."""
@@ -83,19 +87,22 @@ def jobs() -> None:
 @click.option("--tier", type=click.Choice([tier.value for tier in Tier]), help="Only jobs of this tier.")
 @click.option("--batch", help="Only jobs of this batch, the last prompt first.")
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="The most jobs to list.")
+@ALL_TENANTS
 @click.pass_obj
-def ls(shell: Shell, /, limit: int, **filters: str | None) -> None:
+def ls(shell: Shell, /, limit: int, all_tenants: bool, **filters: str | None) -> None:
     """List jobs, the newest first."""
-    wanted = {name: value for name, value in filters.items() if value}
-    shell.print_rows(shell.client.pages("/v1/jobs", limit, **wanted), ROW)
+    wanted = {name: value for name, value in filters.items() if value} | among(all_tenants)
+    columns = {**ROW, "tenant": lambda job: job["tenant"]} if all_tenants else ROW
+    shell.print_rows(shell.client.pages("/v1/jobs", limit, **wanted), columns)
 
 
 @jobs.command()
 @click.argument("job_id", metavar="ID")
+@ALL_TENANTS
 @click.pass_obj
-def show(shell: Shell, job_id: str) -> None:
+def show(shell: Shell, job_id: str, all_tenants: bool) -> None:
     """Show a job and its pictures."""
-    print_job(shell, shell.client.get(api_path("jobs", job_id)))
+    print_job(shell, shell.client.get(api_path("jobs", job_id), **among(all_tenants)))
 
 
 @jobs.command("watch")
@@ -112,10 +119,11 @@ def watch_(shell: Shell, job_id: str, timeout: float | None) -> None:
 
 @jobs.command()
 @IDS
+@ALL_TENANTS
 @click.pass_obj
-def cancel(shell: Shell, ids: tuple[str, ...]) -> None:
+def cancel(shell: Shell, ids: tuple[str, ...], all_tenants: bool) -> None:
     """Cancel jobs. A job that has ended does not change."""
-    post_each(shell, ids, "cancel")
+    post_each(shell, ids, "cancel", "?all_tenants=true" if all_tenants else "")
 
 
 @jobs.command()
@@ -126,13 +134,18 @@ def retry(shell: Shell, ids: tuple[str, ...]) -> None:
     post_each(shell, ids, "retry")
 
 
-def post_each(shell: Shell, ids: tuple[str, ...], verb: str) -> None:
+def among(all_tenants: bool) -> dict[str, str]:
+    """The query of a request for jobs of any tenant."""
+    return {"all_tenants": "true"} if all_tenants else {}
+
+
+def post_each(shell: Shell, ids: tuple[str, ...], verb: str, query: str = "") -> None:
     """Apply a verb to each job; a failure does not stop the others. Raises Failure where one failed."""
     done: list[Any] = []
     failures: list[Failure] = []
     for job_id in ids:
         try:
-            done.append(shell.client.post(api_path("jobs", job_id, verb)))
+            done.append(shell.client.post(api_path("jobs", job_id, verb) + query))
         except Failure as failure:
             failures.append(failure)
             if len(ids) > 1:

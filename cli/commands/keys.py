@@ -3,6 +3,8 @@
 import click
 
 from cli.client import api_path
+from cli.commands.tenants import find_tenant
+from cli.options import Expiry
 from cli.shell import Group, Shell
 from cli.terminal import Columns
 from common.enums import Scope
@@ -12,6 +14,7 @@ ROW: Columns = {
     "name": lambda key: key["name"],
     "scopes": lambda key: ", ".join(key["scopes"]),
     "created": lambda key: key["created_at"],
+    "expires": lambda key: key.get("expires_at"),
     "revoked": lambda key: key.get("revoked_at"),
 }
 
@@ -32,16 +35,21 @@ def keys() -> None:
     show_default=True,
     help="A permission; repeat it for more.",
 )
+@click.option("--expires", type=Expiry(), help="When it expires.  [default: never]")
+@click.option("--tenant", help="Of this tenant, not of yours: needs a key with the scope operator.")
 @click.pass_obj
-def create(shell: Shell, name: str, scopes: tuple[str, ...]) -> None:
+def create(shell: Shell, name: str, scopes: tuple[str, ...], expires: str | None, tenant: str | None) -> None:
     """Create a key and show its secret: the only time."""
-    key = shell.client.post("/v1/keys", {"name": name, "scopes": list(scopes)})
+    path = api_path("tenants", find_tenant(shell, tenant), "keys") if tenant else "/v1/keys"
+    until = {"expires_at": expires} if expires else {}
+    key = shell.client.post(path, {"name": name, "scopes": list(scopes), **until})
     shell.print_record(
         key,
         {
             "id": lambda key: key["id"],
             "name": lambda key: key["name"],
             "scopes": lambda key: ", ".join(key["scopes"]),
+            "expires": lambda key: key.get("expires_at"),
             "secret": lambda key: key["secret"],
         },
         name="secret",

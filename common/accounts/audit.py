@@ -1,4 +1,4 @@
-"""The audit: who did what, by which key and way, in which request. Records are kept for a year.
+"""The audit: who did what to whose, by which key and way, from which address, in which request. Kept for a year.
 
 A record is written in the transaction of its action, so neither exists without the other. Submitted jobs have no
 record: they are rows themselves.
@@ -36,12 +36,24 @@ class Action(StrEnum):
     REVOKE_KEY = "key.revoke"
     ACCEPT_LICENCE = "licence.accept"
     SIGN_IN = "dashboard.sign_in"
+    SIGN_OUT = "dashboard.sign_out"
+    CREATE_TENANT = "tenant.create"
+    CHANGE_TENANT = "tenant.change"
+    SUSPEND_TENANT = "tenant.suspend"
+    RESUME_TENANT = "tenant.resume"
 
 
 def record(
-    connection: Connection, caller: Caller, action: Action, subject: UUID | str | None = None, **detail: Any
+    connection: Connection,
+    caller: Caller,
+    action: Action,
+    subject: UUID | str | None = None,
+    acted_on: UUID | None = None,
+    **detail: Any,
 ) -> UUID:
-    """Record an action; the id of the record. `detail` must be small and fit JSON."""
+    """Record an action; the id of the record. `detail` must be small and fit JSON. `acted_on`: the tenant whose the
+    subject is; None: the caller's own.
+    """
     record_id = new_id()
     connection.execute(
         RECORD,
@@ -54,6 +66,8 @@ def record(
             "subject": None if subject is None else str(subject),
             "detail": json.dumps(detail, ensure_ascii=False, default=str),
             "request": caller.request_id,
+            "address": caller.address,
+            "acted_on": acted_on if acted_on != caller.tenant_id else None,
         },
     )
     return record_id
@@ -71,8 +85,9 @@ def delete_old(connection: Connection, days: float) -> int:
 
 # Insert a record.
 RECORD = text("""
-    INSERT INTO audit (id, tenant_id, key_id, via, action, subject, detail, request_id)
-    VALUES (:id, :tenant, :key, cast(:via AS via), :action, :subject, cast(:detail AS jsonb), :request)
+    INSERT INTO audit (id, tenant_id, key_id, via, action, subject, detail, request_id, address, acted_on_id)
+    VALUES (:id, :tenant, :key, cast(:via AS via), :action, :subject, cast(:detail AS jsonb), :request, :address,
+            :acted_on)
 """)
 
 # Merge more detail into a record.

@@ -182,7 +182,8 @@ CLAIM = text(f"""
     unpaid AS (
         SELECT * FROM unnest(cast(:tenants AS uuid[]), cast(:bases AS float8[]), cast(:owed AS int[]))
             AS unpaid(tenant_id, base, images)),
-    tenant AS MATERIALIZED (SELECT id AS tenant_id, weight, virtual_time, virtual_start FROM tenants),
+    tenant AS MATERIALIZED (
+        SELECT id AS tenant_id, weight, virtual_time, virtual_start, suspended_at FROM tenants),
     clock AS (SELECT greatest(max(virtual_start), :clock) AS time FROM tenant),
     waiting AS MATERIALIZED (
         SELECT lanes.*, offer.capacity, head.id AS head, head.suspect, owner.base, owner.base + owner.owed AS share,
@@ -200,7 +201,7 @@ CLAIM = text(f"""
                 AND NOT {_avoids(":name")}
             ORDER BY images.lane_id, images.id LIMIT 1) AS head
         JOIN jobs ON jobs.id = head.job_id
-        WHERE lanes.open > 0 AND NOT lanes.closed AND lanes.needs_code <= :code),
+        WHERE lanes.open > 0 AND NOT lanes.closed AND lanes.needs_code <= :code AND tenant.suspended_at IS NULL),
     turn AS (SELECT id, :lower AND tier > (SELECT min(tier) FROM waiting) AS is_lower FROM waiting),
     first AS MATERIALIZED (
         SELECT waiting.* FROM waiting JOIN turn USING (id)
@@ -242,6 +243,7 @@ CLAIM = text(f"""
 IDLE_MODELS = text(f"""
     WITH {ABLE}
     SELECT DISTINCT lanes.model FROM lanes JOIN workers ON lanes.model = ANY(workers.models)
+    JOIN tenants ON tenants.id = lanes.tenant_id AND tenants.suspended_at IS NULL
     WHERE lanes.open > 0 AND NOT lanes.closed AND workers.state IN ('starting', 'ready')
         AND workers.seen_at > now() - make_interval(secs => :alive_s)
         AND NOT EXISTS (SELECT FROM quarantines WHERE quarantines.name = workers.name)

@@ -1,4 +1,4 @@
-"""Search: the jobs of a tenant by state, batch, time, model, tier, and words in their prompts.
+"""Search: the jobs of a tenant, or of all, by state, batch, time, model, tier, and words in their prompts.
 
 A query scans a window of jobs at most, however many there are. Filters that an index holds (state, batch, time) narrow
 the window; the others are checked inside it, newest first, and the result names the job after which to continue. Words
@@ -80,15 +80,15 @@ class Preview:
         return sum(self.states.values())
 
 
-def find(connection: Connection, tenant_id: UUID, search: Search) -> Page:
-    """A page of the matching jobs."""
+def find(connection: Connection, tenant_id: UUID | None, search: Search) -> Page:
+    """A page of the matching jobs. No tenant: of all."""
     if not search.q:
         return _scan(connection, tenant_id, search, window_of(search))
     found = _scan(connection, tenant_id, search, FIRST_WINDOW)
     if found.resume is None:
         return found
     older = replace(search, before=found.resume, limit=search.limit - len(found.ids))
-    hits = connection.execute(_statement(HITS, older), parameters(tenant_id, older)).one()
+    hits = connection.execute(_statement(HITS, older, _owned(tenant_id)), parameters(tenant_id, older)).one()
     if hits.candidates < CANDIDATES:
         return Page([*found.ids, *hits.ids], None)
     return _scan(connection, tenant_id, search, WINDOW)
@@ -105,11 +105,11 @@ def preview(connection: Connection, tenant_id: UUID, selection: JobFilter) -> Pr
 
 
 def where(selection: JobFilter) -> str:
-    """A condition on `jobs`, whose parameters are those of `parameters`."""
-    return f"{_index_filter(selection)} AND {_row_filter(selection)}"
+    """A condition on the `jobs` of a tenant, whose parameters are those of `parameters`."""
+    return f"{_index_filter(selection, MINE)} AND {_row_filter(selection, MINE)}"
 
 
-def parameters(tenant_id: UUID, selection: JobFilter) -> dict[str, Any]:
+def parameters(tenant_id: UUID | None, selection: JobFilter) -> dict[str, Any]:
     bounds: dict[str, Any] = {"window": WINDOW, "candidates": CANDIDATES}
     if selection.created_after:
         bounds["first"] = id_of_time(selection.created_after.timestamp() - SKEW_S)
@@ -123,35 +123,41 @@ def index_prompts(connection: Connection) -> None:
     connection.execute(INDEX_PROMPTS)
 
 
-def _scan(connection: Connection, tenant_id: UUID, search: Search, window: int) -> Page:
+def _scan(connection: Connection, tenant_id: UUID | None, search: Search, window: int) -> Page:
     question = parameters(tenant_id, search) | {"window": window}
-    row = connection.execute(_statement(SCAN, search), question).one()
+    row = connection.execute(_statement(SCAN, search, _owned(tenant_id)), question).one()
     return Page(row.ids, row.resume)
 
 
 def _count(connection: Connection, template: str, tenant_id: UUID, every: Search, most: int) -> Preview:
-    rows = connection.execute(_statement(template, every), parameters(tenant_id, every)).all()
+    rows = connection.execute(_statement(template, every, MINE), parameters(tenant_id, every)).all()
     states = {JobState(row.state): row.jobs for row in rows if row.state and row.jobs}
     return Preview(rows[0].at, states, rows[0].looked_at < most)
 
 
-def _statement(template: str, search: Search) -> TextClause:
-    narrowed = _index_filter(search) + (f" AND {BEFORE[search.order]}" if search.before else "")
-    return _text(template, narrowed, _row_filter(search), search.order)
+def _owned(tenant_id: UUID | None) -> str:
+    return MINE if tenant_id else ANY_TENANT
+
+
+def _statement(template: str, search: Search, owned: str) -> TextClause:
+    narrowed = _index_filter(search, owned) + (f" AND {BEFORE[search.order]}" if search.before else "")
+    return _text(template, narrowed, _row_filter(search, owned), search.order, owned)
 
 
 @lru_cache
-def _text(template: str, narrowed: str, wanted: str, order: str) -> TextClause:
-    return text(template.format(narrowed=narrowed, wanted=wanted, order=order))
+def _text(template: str, narrowed: str, wanted: str, order: str, owned: str) -> TextClause:
+    return text(template.format(narrowed=narrowed, wanted=wanted, order=order, owned=owned))
 
 
-def _index_filter(selection: JobFilter) -> str:
-    """The conditions that one index holds. A batch narrows more than a frequent state does."""
-    if selection.batch and selection.state not in RARE:
+def _index_filter(selection: JobFilter, owned: str) -> str:
+    """The conditions that one index holds. A batch narrows more than a frequent state does. The jobs of all tenants
+    have no index by state.
+    """
+    if selection.batch and (selection.state not in RARE or owned == ANY_TENANT):
         known = ["batch_id = :batch"]
     else:
-        known = ["tenant_id = :tenant"]
-        if selection.state:
+        known = [owned]
+        if selection.state and owned == MINE:
             known.append(STATES[selection.state])
     if selection.created_after:
         known.append("id >= :first")
@@ -170,9 +176,11 @@ def window_of(search: Search) -> int:
     return search.limit if is_known else WINDOW
 
 
-def _row_filter(selection: JobFilter) -> str:
-    return " AND ".join(["tenant_id = :tenant", *(FILTERS[name] for name in selection.chosen() if name in FILTERS)])
+def _row_filter(selection: JobFilter, owned: str) -> str:
+    return " AND ".join([owned, *(FILTERS[name] for name in selection.chosen() if name in FILTERS)])
 
+
+MINE, ANY_TENANT = "tenant_id = :tenant", "TRUE"
 
 RARE = (JobState.RUNNING, JobState.FAILED, JobState.CANCELLED)
 
@@ -214,7 +222,7 @@ SCAN = f"""
            CASE WHEN (SELECT count(*) FROM page) < :limit
                 THEN (SELECT id FROM (SELECT id, tenant_id FROM jobs WHERE {{narrowed}}
                                       ORDER BY {{order}} DESC OFFSET :window - 1 LIMIT 1) AS last
-                      WHERE tenant_id = :tenant)
+                      WHERE {{owned}})
            END AS resume
 """
 

@@ -36,7 +36,7 @@ def test_signing_in_leads_to_the_requested_page_and_signing_out_back(visiting: V
 
 @pytest.mark.parametrize(
     ("scope", "sentence"),
-    [(None, "unknown or was revoked"), ("jobs:read", "neither the scope viewer nor admin")],
+    [(None, "unknown, was revoked or has expired"), ("jobs:read", "none of the scopes viewer, admin and operator")],
     ids=["unknown", "of another scope"],
 )
 def test_a_key_without_access_is_refused(

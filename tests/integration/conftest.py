@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import Engine
 
 from common.config import Settings
-from tests.support.serving import Api, serving
+from tests.support.serving import EVERYTHING, Api, serving
 from tests.support.stories import CATALOG, Story
 from tests.support.workers import MakeWorker
 from worker.render.worker import RenderWorker
@@ -28,8 +28,15 @@ def api(settings: Settings, database: Engine) -> Iterator[Api]:
 
 @pytest.fixture
 def client(api: Api) -> Iterator[httpx.Client]:
-    """A client of the tenant `somebody`, who may do everything."""
+    """A client of the tenant `somebody`, who may do everything within it."""
     with api.client() as client:
+        yield client
+
+
+@pytest.fixture
+def operator(api: Api) -> Iterator[httpx.Client]:
+    """A client of the tenant `somebody`, who also runs the farm."""
+    with api.client(scopes=EVERYTHING) as client:
         yield client
 
 

@@ -19,6 +19,7 @@ from common.db import transaction
 from common.enums import Scope
 
 PROMPT = {"prompt": "红色的圆形"}
+EVERYTHING = (Scope.ADMIN, Scope.OPERATOR)
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,29 @@
 """Administration: the models and their licences, the API keys, and the audit of who did what."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Form, Query, Request, Response
-from sqlalchemy import Connection, text
+from pydantic import field_validator
+from sqlalchemy import Connection
 
 from api.dashboard import sentence
 from api.dashboard.rendering import render_notice
-from api.dashboard.sessions import CurrentActor, CurrentVisitor, Visitor
+from api.dashboard.sessions import CurrentActor, CurrentVisitor
 from api.dashboard.view import Read, view
-from api.deps import State
+from api.deps import AllTenants, State
 from api.pagination import Paging
+from api.queries.audit import find_audit_records
 from api.queries.keys import Key, find_keys
 from api.queries.models import find_models
 from api.queries.safety import DAYS, find_flagged
-from api.schemas import KeyRequest
 from api.services import admin as service
-from common.accounts.tenants import is_operator
+from api.services.admin import KeyRequest
+from api.services.audit import get_page
+from common.accounts.tenants import Caller
 from common.db import transaction
 from common.errors import Forbidden
 
@@ -39,42 +42,50 @@ def admin(state: State, visitor: CurrentVisitor) -> Read:
 
     def read() -> dict[str, Any]:
         with transaction(state.autocommit) as connection:
-            runs_farm = is_operator(connection, visitor.caller)
             return {
-                "runs_farm": runs_farm,
-                "flagged": find_flagged(connection) if runs_farm else [],
+                "flagged": find_flagged(connection) if visitor.runs_farm else [],
                 "days": DAYS,
                 "models": find_models(connection, tenant_id, state.catalog, state.default_model),
                 "keys": valid_keys_first(connection, tenant_id) if may_act else [],
+                "all_tenants": False,
                 "records": find_audit_records(connection, tenant_id, None, SHOWN_RECORDS) if may_act else [],
             }
 
     return read
 
 
-def require_admin(visitor: CurrentVisitor) -> Visitor:
-    if not visitor.may_act:
+def audit_reader(visitor: CurrentVisitor, all_tenants: AllTenants = False) -> Caller:
+    """As `api.deps.audit_reader`."""
+    if all_tenants:
+        visitor.caller.require_operator()
+    elif not visitor.may_act:
         raise Forbidden(sentence("scope_admin_missing"))
-    return visitor
+    return replace(visitor.caller, all_tenants=all_tenants)
 
 
 @view(router, "/admin/audit", "audit.html")
-def audit(
-    paging: Annotated[Paging, Query()], state: State, visitor: Annotated[Visitor, Depends(require_admin)]
-) -> Read:
-    tenant_id = visitor.caller.tenant_id
-
+def audit(paging: Annotated[Paging, Query()], state: State, caller: Annotated[Caller, Depends(audit_reader)]) -> Read:
     def read() -> dict[str, Any]:
-        with transaction(state.autocommit) as connection:
-            found = find_audit_records(connection, tenant_id, paging.before, paging.limit + 1)
-        records, cursor = paging.cut(found)
-        return {"records": records, "cursor": cursor, "paging": paging}
+        records, cursor = get_page(state, caller, paging)
+        return {"records": records, "cursor": cursor, "paging": paging, "all_tenants": caller.all_tenants}
 
     return read
 
 
+class KeyForm(KeyRequest):
+    """A key as a form sends it: an empty field is none, a day begins in UTC."""
+
+    @field_validator("expires_at", mode="before")
+    @classmethod
+    def _in_utc(cls, value: Any) -> Any:
+        try:
+            return datetime.fromisoformat(value).replace(tzinfo=UTC) if value else None
+        except (TypeError, ValueError):
+            return value
+
+
 @router.post("/admin/keys")
-def create_key(request: Request, new: Annotated[KeyRequest, Form()], visitor: CurrentActor, state: State) -> Response:
+def create_key(request: Request, new: Annotated[KeyForm, Form()], visitor: CurrentActor, state: State) -> Response:
     """The only response with the secret. No stream of pages has it."""
     key = service.create_key(state, visitor.caller, new)
     return render_notice(request, "new_key.html", name=new.name, secret=key.secret)
@@ -98,35 +109,3 @@ def valid_keys_first(connection: Connection, tenant_id: UUID) -> Sequence[Key]:
     """Valid keys, then revoked ones; each newest first."""
     newest_first = find_keys(connection, tenant_id)[::-1]
     return sorted(newest_first, key=lambda key: key.revoked_at is not None)
-
-
-@dataclass(frozen=True)
-class AuditRecord:
-    """`action`: a `common.accounts.audit.Action`. `subject`: an id or a name; None for all jobs of a filter."""
-
-    id: UUID
-    at: datetime
-    key_id: UUID
-    key: str  # its name
-    via: str
-    action: str
-    subject: str | None
-    detail: dict[str, Any]
-    request_id: str | None
-
-
-def find_audit_records(
-    connection: Connection, tenant_id: UUID, before: UUID | None, limit: int
-) -> Sequence[AuditRecord]:
-    """The newest first: those older than `before`."""
-    page = {"tenant": tenant_id, "before": before or UUID(int=2**128 - 1), "limit": limit}
-    return [AuditRecord(**row._mapping) for row in connection.execute(AUDIT_RECORDS, page)]
-
-
-# Read a page of a tenant's audit, with the names of the keys.
-AUDIT_RECORDS = text("""
-    SELECT record.id, record.at, record.key_id, api_keys.name AS key, record.via, record.action, record.subject,
-           record.detail, record.request_id
-    FROM audit AS record JOIN api_keys ON api_keys.id = record.key_id
-    WHERE record.tenant_id = :tenant AND record.id < :before ORDER BY record.id DESC LIMIT :limit
-""")

@@ -2,6 +2,7 @@
 
 import secrets
 from typing import Annotated
+from uuid import UUID
 
 from fastapi import APIRouter, Depends, Form, Request, Response
 from starlette.responses import RedirectResponse
@@ -9,7 +10,7 @@ from starlette.responses import RedirectResponse
 from api.dashboard import i18n, sentence, sessions
 from api.dashboard.rendering import render_page
 from api.dashboard.sessions import CurrentVisitor, SameOrigin
-from api.deps import Admin, State
+from api.deps import Admin, AppState, State
 from common.accounts.tenants import Caller, find_key
 from common.db import transaction
 from common.errors import Error, Forbidden, Unauthorized, Unavailable
@@ -48,9 +49,9 @@ def sign_in(
 
 
 @router.post("/sign-out")
-def sign_out(request: Request, visitor: CurrentVisitor, _: SameOrigin) -> Response:
+def sign_out(request: Request, visitor: CurrentVisitor, state: State, _: SameOrigin) -> Response:
     response = RedirectResponse(request.url_for("login_page"), 303)
-    sessions.close_session(request, response)
+    sessions.close_session(state, request, response, visitor)
     return response
 
 
@@ -66,14 +67,21 @@ def make_link(caller: Admin, state: State, request: Request) -> dict[str, str]:
 @router.get("/enter/{ticket}")
 def use_link(ticket: str, state: State, request: Request) -> Response:
     key_id = state.broker.take_ticket(sessions.ticket_digest(state, ticket))
-    with transaction(state.autocommit) as connection:
-        caller = find_key(connection, key_id) if key_id else None
+    caller = _owner(state, key_id) if key_id else None
     if caller is None:
         state.lookups.failures.note(request, "used_link")
         return render_page(request, "login.html", status=401, to="/", code="link_used")
     response = _redirect(request, "/")
     sessions.open_session(state, request, response, caller)
     return response
+
+
+def _owner(state: AppState, key_id: UUID) -> Caller | None:
+    try:
+        with transaction(state.autocommit) as connection:
+            return find_key(connection, key_id)
+    except Unauthorized:
+        return None
 
 
 @router.post("/language")

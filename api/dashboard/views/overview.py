@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from sqlalchemy import Row
 
 from api.dashboard import charts
-from api.dashboard.alerts import find_alerts, moment_before
+from api.dashboard.alerts import find_alerts, find_own_alerts, moment_before
 from api.dashboard.sessions import CurrentVisitor
 from api.dashboard.view import Read, view
 from api.dashboard.views.workers import find_workers
@@ -40,19 +40,24 @@ class Load:
 
 @view(router, "/", "overview.html")
 def overview(state: State, visitor: CurrentVisitor) -> Read:
+    """Everybody sees the load of the farm; what is wrong with it, only who runs it."""
     tenant_id, silence_s, home = visitor.caller.tenant_id, state.settings.lease_s, state.settings.home
 
     def read() -> dict[str, Any]:
         with transaction(state.autocommit) as connection:
             backlog, tallies = read_backlog(connection), read_tallies(connection)
             loads = merge_loads(backlog, tallies)
-            workers = find_workers(connection, tenant_id)
+            workers, fleet = find_workers(connection, tenant_id), read_fleet(connection)
+            if visitor.runs_farm:
+                alerts = find_alerts(connection, tenant_id, backlog, fleet, tallies, silence_s, home)
+            else:
+                alerts = find_own_alerts(connection, tenant_id)
             return {
                 "loads": loads,
                 "total": total_load(loads),
                 "workers": [worker for worker in workers if worker.state != WorkerState.STOPPED],
                 "charts": [charts.build_chart(read_chart(connection, span), span) for span in (HOUR, DAY)],
-                "alerts": find_alerts(connection, tenant_id, backlog, read_fleet(connection), tallies, silence_s, home),
+                "alerts": alerts,
                 "silence_s": silence_s,
                 "minutes": RECENT_MINUTES,
                 "limits": limits.read_limited(state, visitor.caller),

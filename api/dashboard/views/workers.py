@@ -10,7 +10,7 @@ from fastapi import APIRouter, Form, Request, Response
 from sqlalchemy import Connection, text
 
 from api.dashboard.rendering import render_notice
-from api.dashboard.sessions import CurrentActor, CurrentVisitor
+from api.dashboard.sessions import CurrentOperator, CurrentVisitor
 from api.dashboard.view import Read, view
 from api.deps import State
 from api.queries.fleet import find_quarantines
@@ -44,20 +44,20 @@ def list_workers(state: State, visitor: CurrentVisitor) -> Read:
 
 
 @router.post("/workers/{worker_id}/drain")
-def drain_worker(request: Request, worker_id: UUID, visitor: CurrentActor, state: State) -> Response:
+def drain_worker(request: Request, worker_id: UUID, visitor: CurrentOperator, state: State) -> Response:
     admin.drain_worker(state, visitor.caller, worker_id)
     return render_notice(request, "farm_notice.html", action="drain-worker")
 
 
 @router.post("/workers/{worker_id}/resume")
-def resume_worker(request: Request, worker_id: UUID, visitor: CurrentActor, state: State) -> Response:
+def resume_worker(request: Request, worker_id: UUID, visitor: CurrentOperator, state: State) -> Response:
     admin.resume_worker(state, visitor.caller, worker_id)
     return render_notice(request, "farm_notice.html", action="resume-worker")
 
 
 @router.post("/quarantines/lift")
 def lift_quarantine(
-    request: Request, visitor: CurrentActor, state: State, name: Annotated[str, Form(pattern=r"^[^\x00]*$")]
+    request: Request, visitor: CurrentOperator, state: State, name: Annotated[str, Form(pattern=r"^[^\x00]*$")]
 ) -> Response:
     """Of a worker that is gone, which has no id."""
     admin.lift_quarantine(state, visitor.caller, name)

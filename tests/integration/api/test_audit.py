@@ -8,7 +8,7 @@ import httpx
 import pytest
 from redis import Redis
 
-from api.dashboard.views.admin import find_audit_records
+from api.queries.audit import find_audit_records
 from api.services import bulk
 from common import bootstrap
 from common.accounts import audit, tenants
@@ -61,7 +61,7 @@ def test_a_change_to_a_job_is_recorded_once(client: httpx.Client, story: Story, 
     assert (first.via, first.request_id) == ("api", "mine")
 
 
-def test_a_refused_change_is_not_recorded(api: Api, client: httpx.Client, story: Story) -> None:
+def test_a_refused_change_is_not_recorded(api: Api, client: httpx.Client, operator: httpx.Client, story: Story) -> None:
     job = submit(client)
     with api.client("another tenant") as other:
         assert other.post(f"/v1/jobs/{job}/tier", json={"tier": "bulk"}).status_code == 404
@@ -71,15 +71,17 @@ def test_a_refused_change_is_not_recorded(api: Api, client: httpx.Client, story:
     late = client.post(f"/v1/jobs/{job}/tier", json={"tier": "bulk"})
     assert (late.status_code, late.json()["code"]) == (409, "conflict")
     assert client.post(f"/v1/jobs/{job}/tier", json={"tier": "soon"}).status_code == 422
-    assert client.post(f"/v1/workers/{new_id()}/drain").status_code == 404
+    assert client.post(f"/v1/workers/{new_id()}/drain").status_code == 403
+    assert operator.post(f"/v1/workers/{new_id()}/drain").status_code == 404
     assert client.post(f"/v1/batches/{new_id()}/cancel").status_code == 404
     assert client.delete(f"/v1/keys/{new_id()}").status_code == 404
     assert noted(story) == []
 
 
 def test_changes_to_batches_workers_keys_and_licences_are_recorded(
-    api: Api, client: httpx.Client, story: Story
+    api: Api, operator: httpx.Client, story: Story
 ) -> None:
+    client = operator
     look = {"model": "mini-zh", "steps": 2}
     batch = client.post("/v1/batches", json={"prompts": ["猫"], "defaults": look, "name": "cats"}).json()["id"]
     client.post(f"/v1/batches/{batch}/pause")
@@ -154,7 +156,7 @@ def test_a_model_whose_licence_is_not_accepted_is_not_retried(api: Api, story: S
 
 def test_the_first_key_was_made_in_the_shell(story: Story, settings: Settings) -> None:
     made = bootstrap.bootstrap(settings, another=True)
-    assert noted(story) == [("key.create", made["id"], {"name": "admin", "scopes": ["admin"]})]
+    assert noted(story) == [("key.create", made["id"], {"name": "admin", "scopes": ["admin", "operator"]})]
     (row,) = story.rows(NOTES)
     assert (row.via, row.key_id) == ("shell", UUID(made["id"]))
 

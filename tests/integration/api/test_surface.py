@@ -17,7 +17,8 @@ SAFE = {"x-content-type-options": "nosniff", "x-frame-options": "DENY"}
 
 
 def paths_to_read(client: httpx.Client, job: dict) -> list[str]:
-    ids = {"job_id": job["id"], "image_id": job["images"][0]["id"], "batch_id": new_id(), "dataset_id": new_id()}
+    ids = {"job_id": job["id"], "image_id": job["images"][0]["id"]}
+    ids |= {noun: new_id() for noun in ("batch_id", "dataset_id", "tenant_id")}
     paths = client.get("/openapi.json").json()["paths"]
     return [path.format(**ids) for path, operations in paths.items() if "get" in operations]
 

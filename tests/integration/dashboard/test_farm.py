@@ -20,7 +20,7 @@ from common.db import new_id, transaction
 from common.enums import ImageState, Scope, Tier
 from common.queue import workers
 from common.queue.claim import Microbatch
-from tests.support.serving import Api
+from tests.support.serving import EVERYTHING, Api
 from tests.support.stories import CATALOG, Story
 from tests.support.workers import quarantine, quarantined
 
@@ -58,6 +58,13 @@ class Visitor:
 @pytest.fixture
 def admin(api: Api) -> Iterator[Visitor]:
     with closing(Visitor(api, Scope.ADMIN)) as visitor:
+        yield visitor
+
+
+@pytest.fixture
+def operator(api: Api) -> Iterator[Visitor]:
+    """An administrator who also runs the farm."""
+    with closing(Visitor(api, *EVERYTHING)) as visitor:
         yield visitor
 
 
@@ -104,17 +111,17 @@ def test_the_template_has_a_text_for_every_code(template: str, codes: Iterable[s
     assert [code for code in codes if f'"{code}"' not in text] == []
 
 
-def test_an_empty_farm_shows_what_to_do(admin: Visitor) -> None:
-    page = admin.page("/")
+def test_an_empty_farm_shows_what_to_do(operator: Visitor) -> None:
+    page = operator.page("/")
     assert "Nothing needs attention." in page
     assert "No image waits, and none ended in the last 15 minutes." in page
     assert "huafang serve worker" in page
-    assert "没有运行中的工作进程" in admin.page("/", **ZH)
-    assert "huafang serve worker" in admin.page("/workers")
-    assert "The audit is empty." not in admin.page("/admin")  # it has the sign-in
+    assert "没有运行中的工作进程" in operator.page("/", **ZH)
+    assert "huafang serve worker" in operator.page("/workers")
+    assert "The audit is empty." not in operator.page("/admin")  # it has the sign-in
 
 
-def test_the_overview_shows_load_failures_and_alerts(admin: Visitor, story: Story) -> None:
+def test_the_overview_shows_load_failures_and_alerts(operator: Visitor, story: Story) -> None:
     register_worker(story, HOSTILE, refusals={"zh-v0": "It is gated."})
     story.submit(count=5)
     fail(story, story.started(capacity=5))
@@ -124,7 +131,7 @@ def test_the_overview_shows_load_failures_and_alerts(admin: Visitor, story: Stor
     story.submit(count=3, tier=Tier.INTERACTIVE, model="zh-v1")
     keeps_failing(story, "expire", HOSTILE)
     held = story.started(capacity=1)
-    page = admin.page("/")
+    page = operator.page("/")
     assert row_of(page, "load-mini-zh-standard")[2] == "1"
     assert row_of(page, "load-mini-zh-standard")[4:] == ["1", "1", "1", "0", "5"]
     assert row_of(page, "load-zh-v1-interactive")[1:3] == ["interactive", "3"]
@@ -140,7 +147,7 @@ def test_the_overview_shows_load_failures_and_alerts(admin: Visitor, story: Stor
     ]  # fmt: skip
     assert 'class="failed" d="M59.1' in page  # in the last minute
     assert "stored 1, flagged 0, failed 5, peak 6" in page
-    chinese = admin.page("/", **ZH)
+    chinese = operator.page("/", **ZH)
     assert "没有工作进程提供 zh-v1（等待的图像：3）。" in chinese
     assert "已存储 1, 被拦下 0, 失败 5, 最多 6" in chinese
     assert re.search(r"步骤 expire 在处理 .* 时因意外错误一再失败", chinese)
@@ -184,32 +191,32 @@ def test_a_worker_shows_its_microbatches_but_no_job_of_another_tenant(admin: Vis
     assert stopped[:3] == ["gpu-1", "AVX512 · cpu · fp32", "收到停止信号"]
 
 
-def test_a_worker_is_drained_and_resumed(admin: Visitor, viewer: Visitor, story: Story) -> None:
+def test_a_worker_is_drained_and_resumed(operator: Visitor, viewer: Visitor, story: Story) -> None:
     worker = register_worker(story, about={"device": "stub"})
     drain, resume = f"/workers/{worker}/drain", f"/workers/{worker}/resume"
-    assert drain in admin.page("/workers")
+    assert drain in operator.page("/workers")
     assert drain not in viewer.page("/workers")
     assert viewer.do(drain).status_code == 403
-    assert admin.browser.post(f"/dashboard{drain}", headers=admin.origin).status_code == 403  # without the token
+    assert operator.browser.post(f"/dashboard{drain}", headers=operator.origin).status_code == 403  # without the token
     assert "gpu-1" in viewer.page("/workers")
-    assert "an operator asked for it" not in admin.page("/workers")
+    assert "an operator asked for it" not in operator.page("/workers")
 
-    assert "claims nothing more" in admin.do(drain).raise_for_status().text
-    page = admin.page("/workers")
+    assert "claims nothing more" in operator.do(drain).raise_for_status().text
+    page = operator.page("/workers")
     assert "an operator asked for it" in page
     assert resume in page
-    assert "claims work again" in admin.do(resume).raise_for_status().text
-    assert drain in admin.page("/workers")
-    assert admin.do(f"/workers/{new_id()}/drain").status_code == 404
+    assert "claims work again" in operator.do(resume).raise_for_status().text
+    assert drain in operator.page("/workers")
+    assert operator.do(f"/workers/{new_id()}/drain").status_code == 404
     recorded = story.rows("SELECT action, via::text FROM audit WHERE action LIKE 'worker.%' ORDER BY id")
     assert recorded == [("worker.drain", "dashboard"), ("worker.resume", "dashboard")]
 
 
-def test_a_quarantined_worker_says_why_and_is_resumed(admin: Visitor, viewer: Visitor, story: Story) -> None:
+def test_a_quarantined_worker_says_why_and_is_resumed(operator: Visitor, viewer: Visitor, story: Story) -> None:
     worker = register_worker(story)
     quarantine(story, "gpu-1", HOSTILE)
     resume = f"/workers/{worker}/resume"
-    page = admin.page("/workers")
+    page = operator.page("/workers")
     assert 'class="state ready"' in page
     assert 'class="state quarantined"' in page
     assert "Quarantined <time" in page
@@ -218,26 +225,26 @@ def test_a_quarantined_worker_says_why_and_is_resumed(admin: Visitor, viewer: Vi
     assert resume in page
     assert f"/workers/{worker}/drain" in page
     assert resume not in viewer.page("/workers")
-    assert row_of(admin.page("/"), f"worker-{worker}")[1] == "ready quarantined"
-    assert "Worker gpu-1 was quarantined" in admin.page("/")
-    assert "工作进程 gpu-1 于" in admin.page("/", **ZH)
-    assert "已隔离" in admin.page("/workers", **ZH)
-    assert "claims work again" in admin.do(resume).raise_for_status().text
+    assert row_of(operator.page("/"), f"worker-{worker}")[1] == "ready quarantined"
+    assert "Worker gpu-1 was quarantined" in operator.page("/")
+    assert "工作进程 gpu-1 于" in operator.page("/", **ZH)
+    assert "已隔离" in operator.page("/workers", **ZH)
+    assert "claims work again" in operator.do(resume).raise_for_status().text
     assert quarantined(story) == []
 
 
-def test_the_quarantine_of_a_worker_that_is_gone_is_lifted(admin: Visitor, viewer: Visitor, story: Story) -> None:
+def test_the_quarantine_of_a_worker_that_is_gone_is_lifted(operator: Visitor, viewer: Visitor, story: Story) -> None:
     register_worker(story)
     quarantine(story, HOSTILE, "its calls fail")
-    page = admin.page("/workers")
+    page = operator.page("/workers")
     assert "Quarantined, and not running" in page
     assert row_of(page, "quarantine-1")[2] == "its calls fail"
     assert HOSTILE not in page
     assert viewer.do("/quarantines/lift", name=HOSTILE).status_code == 403
-    assert "is lifted" in admin.do("/quarantines/lift", name=HOSTILE).raise_for_status().text
-    assert admin.do("/quarantines/lift", name=HOSTILE).status_code == 404
-    assert "Quarantined, and not running" not in admin.page("/workers")
-    assert "resumed" in admin.page("/admin/audit")
+    assert "is lifted" in operator.do("/quarantines/lift", name=HOSTILE).raise_for_status().text
+    assert operator.do("/quarantines/lift", name=HOSTILE).status_code == 404
+    assert "Quarantined, and not running" not in operator.page("/workers")
+    assert "resumed" in operator.page("/admin/audit")
 
 
 def test_a_worker_shows_how_its_device_does(admin: Visitor, story: Story) -> None:
@@ -289,7 +296,7 @@ def test_a_key_is_created_shown_once_and_revoked(api: Api, admin: Visitor, viewe
         assert client.get("/v1/jobs").status_code == 200
         assert admin.do(f"/admin/keys/{keys[0]}/revoke").status_code == 200
         assert client.get("/v1/jobs").status_code == 401
-    assert row_of(admin.page("/admin"), f"key-{keys[0]}")[3].startswith("revoked")
+    assert row_of(admin.page("/admin"), f"key-{keys[0]}")[4].startswith("revoked")
 
 
 def test_keys_and_the_audit_are_for_administrators(admin: Visitor, viewer: Visitor) -> None:

@@ -51,13 +51,13 @@ def test_a_key_of_another_scope_is_refused(api: Api, browser: httpx.Client, scop
     answer = sign_in(api, browser, key_of(api, *scopes).secret)
     assert answer.status_code == 403
     assert "set-cookie" not in answer.headers
-    assert "neither the scope viewer nor admin" in answer.text
+    assert "none of the scopes viewer, admin and operator" in answer.text
 
 
 def test_an_unknown_key_is_refused(api: Api, browser: httpx.Client) -> None:
     answer = sign_in(api, browser, "huaf_nonsense")
     assert answer.status_code == 401
-    assert "unknown or was revoked" in answer.text
+    assert "unknown, was revoked or has expired" in answer.text
 
 
 def test_revoking_the_key_ends_its_sessions(api: Api, browser: httpx.Client) -> None:

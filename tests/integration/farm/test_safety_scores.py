@@ -15,7 +15,7 @@ from common.enums import ImageState, Scope
 from common.queue import leases
 from common.queue.leases import Outcome
 from tests.integration.dashboard.test_farm import Visitor, row_of
-from tests.support.serving import Api
+from tests.support.serving import EVERYTHING, Api
 from tests.support.stories import Story
 from tests.support.workers import MakeWorker, until_published
 
@@ -68,7 +68,7 @@ def rendered(story: Story, make_worker: MakeWorker) -> dict[str, tuple[str, str]
 def test_an_operator_reads_the_score_of_an_image(api: Api, story: Story, rendered: dict[str, tuple[str, str]]) -> None:
     _, image = rendered[OPERATOR]
     state, score, concept = scores(story)[0]
-    with api.client(OPERATOR) as operator:
+    with api.client(OPERATOR, EVERYTHING) as operator:
         shown = operator.get(f"/v1/images/{image}").raise_for_status().json()
         assert (shown["state"], shown["safety"]) == (state, {"score": pytest.approx(score), "concept": concept})
         assert operator.get(f"/v1/images/{rendered['somebody'][1]}").status_code == 404
@@ -82,7 +82,7 @@ def test_an_operator_reads_the_score_of_an_image(api: Api, story: Story, rendere
     [
         ("somebody", [Scope.ADMIN]),
         ("somebody", [Scope.VIEWER, Scope.JOBS_READ]),
-        (OPERATOR, [scope for scope in Scope if scope != Scope.ADMIN]),
+        (OPERATOR, [scope for scope in Scope if scope != Scope.OPERATOR]),
     ],
 )
 def test_nobody_else_is_told_any_score(
@@ -118,7 +118,7 @@ def test_the_page_of_the_farm_counts_flagged_images_by_concept(
     render(make_worker)
     with transaction(story.database) as connection:
         connection.execute(text("UPDATE images SET safety_concept = 5, safety_score = 0.004 WHERE safety_score > 0"))
-    with closing(Visitor(api, Scope.ADMIN, tenant=OPERATOR)) as operator:
+    with closing(Visitor(api, *EVERYTHING, tenant=OPERATOR)) as operator:
         page = operator.page("/admin")
         assert row_of(page, "flagged-mini-zh-5") == ["mini-zh", "5", "2", "0.004"]
         assert row_of(page, "flagged-mini-zh-None") == ["mini-zh", "–", "2", "–"]

@@ -7,6 +7,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
+from common.accounts import lifecycle
 from common.db import new_id, transaction
 from common.enums import ImageState, JobState, Tier
 from common.queue import claim as claims
@@ -89,6 +90,19 @@ def test_a_tenant_that_comes_back_does_not_catch_up(story: Story) -> None:
     story.submit(tenant="idle", count=40)
     owners = [story.owner(story.claim(capacity=4)) for _ in range(10)]
     assert owners.count("busy") >= 4
+
+
+def test_a_suspended_tenant_gives_nothing_and_catches_up_on_nothing(story: Story) -> None:
+    for tenant, steps in (("away", 2), ("busy", 3)):
+        for _ in range(4):
+            story.submit(tenant=tenant, count=40, steps=steps)
+    with transaction(story.database) as connection:
+        lifecycle.suspend(connection, story.tenant("away"))
+    assert {story.owner(story.claim(capacity=4)) for _ in range(20)} == {"busy"}
+    with transaction(story.database) as connection:
+        lifecycle.resume(connection, story.tenant("away"))
+    owners = [story.owner(story.claim(capacity=4)) for _ in range(10)]
+    assert owners.count("away") == pytest.approx(5, abs=1)
 
 
 def test_a_resident_model_is_kept_until_another_has_waited_too_long(story: Story) -> None:

@@ -42,6 +42,16 @@ def test_a_claim_steps_over_nothing_that_backs_off(database: Engine) -> None:
     assert sum(node.get("Rows Removed by Filter", 0) * node["Actual Loops"] for node in plan_of_a_claim(database)) < 100
 
 
+def test_a_claim_reads_nothing_of_a_suspended_tenant(database: Engine) -> None:
+    for tenant in "ab":
+        backlog.fill(database, tenant, MANY)
+    with database.begin() as connection:
+        connection.execute(text("UPDATE tenants SET suspended_at = now()"))
+    backlog.vacuum(database)
+    assert sum(node["Actual Rows"] * node["Actual Loops"] for node in plan_of_a_claim(database)) == 0
+    assert sum(node["Shared Hit Blocks"] + node["Shared Read Blocks"] for node in plan_of_a_claim(database)) == 0
+
+
 def test_a_claim_behind_an_old_snapshot_begins_where_images_wait(database: Engine) -> None:
     """What was claimed meanwhile stays in the index, and a full read steps over it."""
     backlog.fill(database, "a", MANY)

@@ -3,6 +3,7 @@
 import pytest
 from sqlalchemy import text
 
+from common.accounts import lifecycle
 from common.config import Settings
 from common.db import transaction
 from common.enums import ImageState
@@ -51,6 +52,12 @@ def test_a_worker_that_is_silent_or_does_not_take_work_is_not_idle(farm: BatchSt
 
 def test_work_that_cannot_be_claimed_wakes_nobody(farm: BatchStory) -> None:
     batch_id = farm.expanded()
+    assert to_wake(farm) == ["mini-zh"]
+    with transaction(farm.database) as connection:
+        lifecycle.suspend(connection, farm.tenant())
+    assert to_wake(farm) == []
+    with transaction(farm.database) as connection:
+        lifecycle.resume(connection, farm.tenant())
     assert to_wake(farm) == ["mini-zh"]
     farm.pause(batch_id)
     assert to_wake(farm) == []

@@ -173,7 +173,7 @@ def test_a_page_of_a_batch_without_statistics_is_no_sort_of_all_its_jobs(story: 
     with story.database.begin() as connection:
         for statement in FILL:
             connection.execute(text(statement), known)
-        question = text(f"EXPLAIN {search._statement(search.SCAN, page)}")
+        question = text(f"EXPLAIN {search._statement(search.SCAN, page, search.MINE)}")
         plan = "\n".join(connection.execute(question, known).scalars())
     assert "Index Scan Backward using jobs_batch_id_idx" in plan
     assert "Bitmap" not in plan

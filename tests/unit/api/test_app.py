@@ -15,9 +15,13 @@ from api.app import create_app
 from api.headers import seconds_to_wait
 from api.pagination import write_cursor
 from api.queries import batches, fleet
+from api.queries.keys import KeyWithSecret
 from api.routes import health, jobs, keys, models, queue, uploads, workers
+from api.routes.audit import AuditPage
 from api.routes.batches import BatchPage
+from api.routes.tenants import Tenants
 from api.services.batches import EXAMPLES, BatchRequest
+from api.services.tenants import CreatedTenant
 from common.config import Settings
 from common.errors import Invalid
 
@@ -80,7 +84,10 @@ def shown(document: dict[str, Any], schema: dict[str, Any]) -> bool:
         fleet.Worker,
         workers.Workers,
         keys.Keys,
-        keys.KeyWithSecret,
+        KeyWithSecret,
+        Tenants,
+        CreatedTenant,
+        AuditPage,
     ],
 )
 def test_examples_are_of_their_shape(shape: type[Any]) -> None:

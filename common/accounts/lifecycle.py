@@ -1,0 +1,105 @@
+"""The lifecycle of tenants: created, changed, suspended, resumed. Each change is one statement. Knows no key.
+
+create ──► suspend ──► resume
+              └──── its keys are refused, what waits is kept and not claimed, what is being rendered is finished
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import IntegrityError
+
+from common.accounts import sentence
+from common.db import new_id
+from common.errors import Conflict, Invalid, NotFound
+
+MOST = 2**53 - 1  # of a limit: what every JSON reader keeps
+
+
+def check_limits(limits: Mapping[str, int | None]) -> None:
+    """Raises Invalid for a name or a number that is no limit."""
+    for name, value in limits.items():
+        if not re.fullmatch("[a-z_]{1,50}", name):
+            raise Invalid.field("limits", sentence("limit_unknown"))
+        if value is not None and not 0 <= value <= MOST:
+            raise Invalid.field(f"limits.{name}", sentence("limit_out_of_range", most=MOST))
+
+
+def create(connection: Connection, name: str, settings: Mapping[str, Any]) -> UUID:
+    """Create a tenant. `settings`: as in `change`. Raises Conflict if there is one of that name, Invalid."""
+    tenant_id = connection.execute(CREATE, {"id": new_id(), "name": name}).scalar()
+    if tenant_id is None:
+        raise Conflict(sentence("tenant_exists", name=name))
+    change(connection, UUID(str(tenant_id)), settings)
+    return UUID(str(tenant_id))
+
+
+def change(connection: Connection, tenant_id: UUID, settings: Mapping[str, Any]) -> None:
+    """Change these of its settings: those of SETTINGS. Limits by name: the others stay, null is that of the farm.
+
+    Raises NotFound, Conflict if another tenant has the new name, Invalid.
+    """
+    check_limits(settings.get("limits", {}))
+    given = {**settings, **({"limits": json.dumps(settings["limits"])} if "limits" in settings else {})}
+    changes = ", ".join(SETTINGS[name] for name in given) or "id = id"
+    try:
+        done = connection.execute(
+            text(f"UPDATE tenants SET {changes} WHERE id = :tenant"), {**given, "tenant": tenant_id}
+        )
+    except IntegrityError as error:
+        raise Conflict(sentence("tenant_exists", name=settings.get("name"))) from error
+    if not done.rowcount:
+        raise NotFound(sentence("tenant_missing", tenant=tenant_id))
+
+
+def suspend(connection: Connection, tenant_id: UUID) -> bool:
+    """Whether this call did it. Raises NotFound."""
+    return _switch(connection, SUSPEND, tenant_id)
+
+
+def resume(connection: Connection, tenant_id: UUID) -> bool:
+    """Whether this call did it. Raises NotFound."""
+    return _switch(connection, RESUME, tenant_id)
+
+
+def models_waiting(connection: Connection, tenant_id: UUID) -> list[str]:
+    """The models that it has images to render of."""
+    return list(connection.execute(MODELS_WAITING, {"tenant": tenant_id}).scalars())
+
+
+def _switch(connection: Connection, statement: Any, tenant_id: UUID) -> bool:
+    if connection.execute(statement, {"tenant": tenant_id}).rowcount:
+        return True
+    if connection.execute(EXISTS, {"tenant": tenant_id}).first() is None:
+        raise NotFound(sentence("tenant_missing", tenant=tenant_id))
+    return False
+
+
+# How each setting is set, by its name.
+SETTINGS = {
+    "name": "name = :name",
+    "weight": "weight = :weight",
+    "limits": "limits = jsonb_strip_nulls(limits || cast(:limits AS jsonb))",
+    "tiers": "tiers = cast(:tiers AS tier[])",
+    "keep_pictures_days": "keep_pictures_days = :keep_pictures_days",
+    "keep_rows_days": "keep_rows_days = :keep_rows_days",
+}
+
+# Creates a tenant, unless there is one of that name.
+CREATE = text("INSERT INTO tenants (id, name) VALUES (:id, :name) ON CONFLICT (name) DO NOTHING RETURNING id")
+
+# Suspends a tenant that is not.
+SUSPEND = text("UPDATE tenants SET suspended_at = now() WHERE id = :tenant AND suspended_at IS NULL")
+
+# Resumes a tenant that is suspended.
+RESUME = text("UPDATE tenants SET suspended_at = NULL WHERE id = :tenant AND suspended_at IS NOT NULL")
+
+# Finds out whether there is a tenant.
+EXISTS = text("SELECT FROM tenants WHERE id = :tenant")
+
+# Finds the models of its lanes with open images.
+MODELS_WAITING = text("SELECT DISTINCT model FROM lanes WHERE tenant_id = :tenant AND open > 0 AND NOT closed")
