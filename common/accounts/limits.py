@@ -5,58 +5,23 @@ A tenant has its own limits by name (`tenants.limits`); what they leave out is a
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any
 
 from common.config import Settings
-
-MOST = 2**53 - 1  # JSON readers keep it exact
-Limit = Annotated[int, Field(strict=True, ge=0, le=MOST)]
-
-
-class TenantLimits(BaseModel):
-    """The limits of one tenant. What is left out is as in the settings of the farm; null: unlimited."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    waiting_images: Limit | None = Field(
-        None, description="Images that have not ended, with those that batches still expand to.", examples=[100_000]
-    )
-    waiting_interactive: Limit | None = Field(
-        None, description="Those of them in the tier `interactive`.", examples=[200]
-    )
-    images_a_day: Limit | None = Field(None, description="Images submitted in a day (UTC).", examples=[50_000])
-    preparing_batches: Limit | None = Field(None, description="Batches that are checked or expanded.", examples=[10])
-    stored_bytes: Limit | None = Field(
-        None, description="Bytes of stored images, uploads and datasets.", examples=[500_000_000_000]
-    )
-    requests_a_minute: Limit | None = Field(
-        None, description="Requests in a minute, of each process of the API.", examples=[6_000]
-    )
-    open_streams: Limit | None = Field(
-        None, description="Event streams and waits at once, of each process of the API.", examples=[100]
-    )
-    keys: Limit | None = Field(None, description="API keys that are neither revoked nor expired.", examples=[50])
-
-    @property
-    def stored(self) -> dict[str, int | None]:
-        """As `tenants.limits` holds them: without what was left out."""
-        return self.model_dump(exclude_unset=True)
 
 
 @dataclass(frozen=True)
 class Limits:
     """The limits that hold for a tenant, each a number from 0; None: unlimited."""
 
-    waiting_images: int | None = None
-    waiting_interactive: int | None = None
-    images_a_day: int | None = None
-    preparing_batches: int | None = None
-    stored_bytes: int | None = None
-    requests_a_minute: int | None = None
-    open_streams: int | None = None
-    keys: int | None = None
+    waiting_images: int | None = None  # that have not ended, with those that batches still expand to
+    waiting_interactive: int | None = None  # of them, in the tier `interactive`
+    images_a_day: int | None = None  # submitted in a day (UTC)
+    preparing_batches: int | None = None  # that are checked or expanded
+    stored_bytes: int | None = None  # of images, uploads and datasets
+    requests_a_minute: int | None = None  # of each process of the API
+    open_streams: int | None = None  # and waits, of each process of the API
+    keys: int | None = None  # that are neither revoked nor expired
 
     @classmethod
     def in_settings(cls, settings: Settings) -> "Limits":
