@@ -94,6 +94,8 @@ tenants = Table(
     # Fair queueing: the virtual time at which the tenant's last microbatch started, and at which its next one would.
     Column("virtual_start", Float, nullable=False, server_default="0"),
     Column("virtual_time", Float, nullable=False, server_default="0"),
+    Column("lower_start", Float, nullable=False, server_default="0"),  # the same of the lower tiers' turns alone
+    Column("lower_time", Float, nullable=False, server_default="0"),
     Column("created_at", Moment, nullable=False, server_default=func.now()),
     Column("limits", JSONB, nullable=False, server_default="{}"),  # by name; what is missing is as in the settings
     Column("tiers", ARRAY(tier_enum)),  # it may use; null: all

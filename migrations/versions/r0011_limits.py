@@ -1,4 +1,4 @@
-"""Limits count the images of a tenant's day, those that a batch will have, and the bytes that a tenant stores"""
+"""Limits count the images of days and batches, and stored bytes; the lower tiers' turns have times of their own"""
 
 from alembic import op
 
@@ -30,9 +30,15 @@ def upgrade() -> None:
                 ADD COLUMN IF NOT EXISTS expected bigint,
                 ADD COLUMN IF NOT EXISTS counted bigint NOT NULL DEFAULT 0
         """)
+        op.execute("""
+            ALTER TABLE tenants
+                ADD COLUMN IF NOT EXISTS lower_start double precision NOT NULL DEFAULT 0,
+                ADD COLUMN IF NOT EXISTS lower_time double precision NOT NULL DEFAULT 0
+        """)
 
 
 def downgrade() -> None:
+    op.execute("ALTER TABLE tenants DROP COLUMN lower_start, DROP COLUMN lower_time")
     op.execute("ALTER TABLE batches DROP COLUMN expected, DROP COLUMN counted")
     op.execute("DROP TABLE stored_bytes")
     op.execute("DROP TABLE image_days")
