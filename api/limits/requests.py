@@ -37,7 +37,7 @@ class Requests:
         self._clock = clock
         self._minutes: OrderedDict[UUID, Minute] = OrderedDict()
         self._streams = Counter[UUID]()
-        self._lock = Lock()  # a route that opens a stream runs in a thread
+        self._lock = Lock()  # some routes run in threads
 
     def count(self, tenant_id: UUID, limits: Limits) -> Quota:
         """Count a request. Raises LimitReached, and does not count it, beyond the limit."""
@@ -81,8 +81,9 @@ class Requests:
 
     def used(self, tenant_id: UUID) -> tuple[int, int, int]:
         """Requests in the current minute, in how many seconds it ends, and open streams."""
-        minute = self._minute(tenant_id)
-        return minute.requests, math.ceil(minute.began + MINUTE_S - self._clock()), self._streams[tenant_id]
+        with self._lock:
+            minute = self._minute(tenant_id)
+            return minute.requests, math.ceil(minute.began + MINUTE_S - self._clock()), self._streams[tenant_id]
 
     def _close_stream(self, tenant_id: UUID) -> None:
         with self._lock:

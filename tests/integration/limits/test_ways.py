@@ -222,6 +222,7 @@ def act(route: str, **body: Any) -> Callable[[httpx.Client, str], httpx.Response
         act("/v1/jobs", **JOB, tier="interactive"),
         act("/v1/jobs?dry_run=true", **JOB, tier="interactive"),
         act("/v1/batches", **BATCH, tier="interactive"),
+        act("/v1/batches?dry_run=true", **BATCH, tier="interactive"),
         act("/v1/jobs/{job}/tier", tier="interactive"),
         act("/v1/jobs/{job}/retry"),
     ],
