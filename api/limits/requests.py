@@ -44,19 +44,13 @@ class Requests:
         quota, allowed = Quota(limits), limits.requests_a_minute
         if allowed is None:
             return quota
-        minute, now = self._minute(tenant_id), self._clock()
-        resets_s = math.ceil(minute.began + MINUTE_S - now)
-        if minute.requests >= allowed:
-            words = sentence("limit_requests_a_minute", allowed=allowed)
-            used = minute.requests
-            raise LimitReached(
-                words,
-                limit="requests_a_minute",
-                used=used,
-                allowed=allowed,
-                retry_after_s=resets_s if allowed else None,
-            )
-        minute.requests += 1
+        with self._lock:
+            minute, now = self._minute(tenant_id), self._clock()
+            resets_s = math.ceil(minute.began + MINUTE_S - now)
+            if minute.requests >= allowed:
+                words = sentence("limit_requests_a_minute", allowed=allowed)
+                raise _reached(words, "requests_a_minute", minute.requests, allowed, resets_s)
+            minute.requests += 1
         quota.remaining["requests_a_minute"] = allowed - minute.requests, resets_s
         return quota
 
