@@ -21,6 +21,7 @@ from api.bodies import Memory
 from api.dashboard.app import OPEN_FORMS, create_dashboard
 from api.deps import AppState
 from api.errors import MEDIA_TYPE, Problem, add_handlers
+from api.limits.requests import Requests
 from api.live.job_watcher import JobWatcher
 from api.live.turns import Turns
 from api.metrics import FarmMetrics, RequestMetrics
@@ -36,6 +37,7 @@ from api.routes import (
     images,
     jobs,
     keys,
+    limits,
     models,
     queue,
     tenants,
@@ -46,6 +48,7 @@ from api.schemas import Job, JobRequest
 from api.services.batches import BatchRequest
 from common.accounts.farm import Farm
 from common.accounts.licences import Acceptances
+from common.accounts.limits import Limits
 from common.broker import Broker
 from common.catalog import catalog
 from common.config import Settings
@@ -142,12 +145,18 @@ def create_app(settings: Settings) -> FastAPI:
     metrics = RequestMetrics(app.state.registry)
     app.state.body_memory = Memory(BODY_MEMORY)
     app.add_middleware(
-        RequestMiddleware, metrics=metrics, lookups=state.lookups, memory=app.state.body_memory, rules=rules
+        RequestMiddleware,
+        metrics=metrics,
+        lookups=state.lookups,
+        memory=app.state.body_memory,
+        rules=rules,
+        requests=state.requests,
+        limits=state.limits,
     )
     add_handlers(app)
     for noun in (jobs, events, uploads, batches, datasets, images, models, queue, workers):
         app.include_router(noun.router)
-    for noun in (tenants, keys, audit, health, documentation):
+    for noun in (tenants, keys, limits, audit, health, documentation):
         app.include_router(noun.router)
     app.mount(documentation.ASSETS, documentation.assets)
     app.state.dashboard = create_dashboard(state)
@@ -178,6 +187,8 @@ def make_state(settings: Settings) -> AppState:
             settings.redis_url.get_secret_value(), read_changed=partial(read_changed, autocommit, broker)
         ),
         acceptances=Acceptances(autocommit),
+        limits=Limits.in_settings(settings),
+        requests=Requests(),
         upload_limiter=CapacityLimiter(UPLOAD_THREADS),
         inline_limiter=CapacityLimiter(INLINE_THREADS),
         dry_run_limiter=CapacityLimiter(DRY_RUN_THREADS),

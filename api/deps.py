@@ -11,10 +11,12 @@ from sqlalchemy import Engine
 
 from api import sentence
 from api.authentication import Lookups
+from api.limits.requests import Requests
 from api.live.job_watcher import JobWatcher
 from api.live.turns import Turns
 from common.accounts.farm import Farm
 from common.accounts.licences import Acceptances
+from common.accounts.limits import Limits
 from common.accounts.tenants import Caller
 from common.broker import Broker
 from common.catalog.catalog import Catalog
@@ -39,6 +41,8 @@ class AppState:
     lookups: Lookups
     job_watcher: JobWatcher
     acceptances: Acceptances
+    limits: Limits  # of tenants that have none of their own
+    requests: Requests
     # Threads of their own for work that takes long: while S3 is slow or a file is large, other requests stay fast.
     upload_limiter: CapacityLimiter
     inline_limiter: CapacityLimiter  # batches whose prompts are in the request
@@ -51,6 +55,10 @@ class AppState:
     @property
     def default_model(self) -> str:
         return self.settings.default_model or self.catalog.default
+
+    def limits_of(self, caller: Caller) -> Limits:
+        """The limits of the caller's tenant."""
+        return self.limits.with_own(caller.own_limits)
 
 
 async def get_state(request: Request) -> AppState:

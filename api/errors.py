@@ -48,6 +48,9 @@ class Problem(BaseModel):
     code: str = Field(description="The same for programs.", examples=["invalid"])
     errors: list[WrongField] = Field(description="The fields that are wrong.")
     request_id: str | None = Field(examples=["019c2f6e-7d53-7c1e-a0f2-5b8f0d6d1c11"])
+    limit: str | None = Field(None, description="The limit of the tenant that is reached.", examples=["images_a_day"])
+    used: int | None = Field(None, description="How much of it is used.", examples=[50000])
+    allowed: int | None = Field(None, description="How much of it may be used.", examples=[50000])
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -64,11 +67,23 @@ async def render_error(request: Request, error: Exception) -> Response:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, EncodingUnsupported):
         headers["Accept-Encoding"] = "identity"
+    if isinstance(error, LimitReached) and error.limit:
+        return limit_reached(request, error)
     if isinstance(error, Unavailable | LimitReached):
         headers["Retry-After"] = str(RETRY_AFTER_S)
     if isinstance(error, Unavailable):
         log_event("request_unavailable", request=request_id(request), path=request.url.path, reason=error.message)
     return problem(request, error.status, error.code, error.message, error.fields, headers)
+
+
+def limit_reached(request: Request, error: LimitReached) -> Response:
+    """A limit of the tenant: which, how full it is, and when trying again may help."""
+    quota = getattr(request.state, "quota", None)
+    if quota:
+        quota.note(error)
+    headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
+    about: dict[str, Any] = {"limit": error.limit, "used": error.used, "allowed": error.allowed}
+    return problem(request, error.status, error.code, error.message, headers=headers, **about)
 
 
 async def render_invalid(request: Request, error: Exception) -> Response:

@@ -15,24 +15,38 @@ from api import sentence
 from api.authentication import Lookups, Once
 from api.bodies import Body, Memory, Rule
 from api.errors import problem, render_server_error
+from api.limits.quota import Quota
+from api.limits.requests import Requests
 from api.metrics import RequestMetrics
+from common.accounts.limits import Limits
+from common.accounts.tenants import Caller
 from common.db import new_id
 
 MAX_HEAD_BYTES, MAX_HEADERS = 32_768, 100
+COUNTED = "/v1/"  # what counts as a request of a tenant
 REQUEST_ID = re.compile(r"[A-Za-z0-9._~:/+=@-]{1,128}")
 
 
 class RequestMiddleware:
-    """`rules`: what bodies may be, by path."""
+    """`rules`: what bodies may be, by path. `limits`: of tenants that have none of their own."""
 
     def __init__(
-        self, app: ASGIApp, metrics: RequestMetrics, lookups: Lookups, memory: Memory, rules: Mapping[str, Rule]
+        self,
+        app: ASGIApp,
+        metrics: RequestMetrics,
+        lookups: Lookups,
+        memory: Memory,
+        rules: Mapping[str, Rule],
+        requests: Requests,
+        limits: Limits,
     ) -> None:
         self.app = app
         self.metrics = metrics
         self.lookups = lookups
         self.memory = memory
         self.rules = rules
+        self.requests = requests
+        self.limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -41,7 +55,7 @@ class RequestMiddleware:
         request = Request(scope)
         request.state.request_id = given_or_new_id(request)
         # `sender`: who must be known before the body is read. The dashboard puts its visitor there.
-        request.state.caller = request.state.sender = Once(partial(self.lookups.by_header, request))
+        request.state.caller = request.state.sender = Once(partial(self._identify, request))
         body = Body(request, receive, self.rules, self.memory)
         inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         started, status = time.perf_counter(), 0
@@ -51,6 +65,8 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request.state.request_id.encode())]
+                if quota := getattr(request.state, "quota", None):
+                    message["headers"].extend(quota.headers)
                 if body.leaves_bytes:
                     message["headers"].append((b"connection", b"close"))
             await send(message)
@@ -67,6 +83,15 @@ class RequestMiddleware:
         finally:
             body.release()
             self.metrics.observe(inner, scope["method"], status, time.perf_counter() - started)
+
+    async def _identify(self, request: Request) -> Caller:
+        """The holder of the request's key; of /v1, the request is counted. Raises Unauthorized and LimitReached."""
+        caller = await self.lookups.by_header(request)
+        if request.url.path.startswith(COUNTED):
+            limits = self.limits.with_own(caller.own_limits)
+            request.state.quota = Quota(limits)
+            request.state.quota = self.requests.count(caller.tenant_id, limits)
+        return caller
 
 
 def given_or_new_id(request: Request) -> str:

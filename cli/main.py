@@ -36,6 +36,7 @@ COMMANDS = {
     "dataset": ("cli.commands.dataset", "Export batches as datasets, list and verify them."),
     "models": ("cli.commands.models", "List, show, accept, import and verify models."),
     "workers": ("cli.commands.workers", "List, drain and resume render workers."),
+    "limits": ("cli.commands.limits", "Show the limits of your tenant, and how full each is."),
     "keys": ("cli.commands.keys", "Create, list and revoke API keys."),
     "tenants": ("cli.commands.tenants", "Create, list, change, suspend and resume tenants."),
     "audit": ("cli.commands.audit", "List who did what."),

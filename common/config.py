@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
 
-from pydantic import ByteSize, Field, SecretStr, field_validator
+from pydantic import ByteSize, Field, NonNegativeInt, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PublicPart = Literal["metrics", "docs", "readiness"]
@@ -69,6 +69,16 @@ class Settings(BaseSettings):
     upload_days: float = 30  # how long an upload is kept after its last use
     audit_days: float = 365  # how long audit records are kept
     sweep: bool = True  # off only to test that messages alone render everything
+
+    # Of a tenant that has no limits of its own; None: unlimited. What each means: `common.accounts.limits`
+    limit_waiting_images: NonNegativeInt | None = None
+    limit_waiting_interactive: NonNegativeInt | None = None
+    limit_images_a_day: NonNegativeInt | None = None
+    limit_preparing_batches: NonNegativeInt | None = None
+    limit_stored_bytes: ByteSize | None = None
+    limit_requests_a_minute: NonNegativeInt | None = None
+    limit_open_streams: NonNegativeInt | None = None
+    limit_keys: NonNegativeInt | None = None
 
     # How long a phase of a worker may take before the process aborts. On a CPU the first three are ten times as long.
     load_limit_s: float = 600  # while a model is imported: from one sign of progress to the next

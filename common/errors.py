@@ -8,7 +8,7 @@
     │   └── IdempotencyMismatch
     ├── Unauthorized / NotFound / Conflict / PictureDamaged
     ├── Forbidden
-    │   ├── LicenceNotAccepted
+    │   ├── LicenceNotAccepted / TierNotAllowed
     │   ├── OperatorNeeded                  the farm is not the tenant's
     │   └── TenantSuspended
     ├── LimitReached          429: the tenant takes more than its share for now
@@ -127,6 +127,12 @@ class LicenceNotAccepted(Forbidden):
     code = "licence_not_accepted"
 
 
+class TierNotAllowed(Forbidden):
+    """The tenant may not use this tier."""
+
+    code = "tier_not_allowed"
+
+
 class OperatorNeeded(Forbidden):
     """It concerns the farm, or another tenant: the key lacks the scope `operator`."""
 
@@ -150,9 +156,28 @@ class Conflict(Error):
 
 
 class LimitReached(Error):
+    """`limit`: its name, if it is one of the tenant's own; `used` and `allowed` are of that one. `retry_after_s`: when
+    trying again may help; None: only once the tenant gives something up.
+    """
+
     code = "limit_reached"
     status = 429
     retryable = True
+
+    def __init__(
+        self,
+        message: Sentence,
+        *,
+        limit: str | None = None,
+        used: int = 0,
+        allowed: int = 0,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.used = used
+        self.allowed = allowed
+        self.retry_after_s = retry_after_s
 
 
 class PictureDamaged(Error):

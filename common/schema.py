@@ -12,6 +12,7 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     Computed,
+    Date,
     DateTime,
     Enum,
     Float,
@@ -93,6 +94,8 @@ tenants = Table(
     # Fair queueing: the virtual time at which the tenant's last microbatch started, and at which its next one would.
     Column("virtual_start", Float, nullable=False, server_default="0"),
     Column("virtual_time", Float, nullable=False, server_default="0"),
+    Column("lower_start", Float, nullable=False, server_default="0"),  # the same of the lower tiers' turns alone
+    Column("lower_time", Float, nullable=False, server_default="0"),
     Column("created_at", Moment, nullable=False, server_default=func.now()),
     Column("limits", JSONB, nullable=False, server_default="{}"),  # by name; what is missing is as in the settings
     Column("tiers", ARRAY(tier_enum)),  # it may use; null: all
@@ -102,6 +105,24 @@ tenants = Table(
     CheckConstraint("weight > 0", name="weight"),
     CheckConstraint("keep_pictures_days > 0", name="keep_pictures_days"),
     CheckConstraint("keep_rows_days > 0", name="keep_rows_days"),
+)
+
+# The images that a tenant submitted on its last day (UTC), and the bytes that it stores: see
+# `common.accounts.admission`.
+image_days = Table(
+    "image_days",
+    metadata,
+    Column("tenant_id", Uuid, ForeignKey("tenants.id"), primary_key=True),
+    Column("day", Date, nullable=False),
+    Column("images", BigInteger, nullable=False),
+)
+stored_bytes = Table(
+    "stored_bytes",
+    metadata,
+    Column("tenant_id", Uuid, ForeignKey("tenants.id"), primary_key=True),
+    Column("bytes", BigInteger, nullable=False),
+    Column("counted_at", Moment, nullable=False, server_default=func.now()),
+    Column("seconds", REAL, nullable=False, server_default="0"),  # that the count took
 )
 
 api_keys = Table(
@@ -181,6 +202,8 @@ batches = Table(
     Column("line", BigInteger, nullable=False, server_default="0"),
     Column("jobs", BigInteger, nullable=False, server_default="0"),
     Column("images", BigInteger, nullable=False, server_default="0"),
+    Column("expected", BigInteger),  # images, if that was known at the submission
+    Column("counted", BigInteger, nullable=False, server_default="0"),  # images of the lines that were checked
     Column("settled", BigInteger, nullable=False, server_default="0"),  # of a cancelled batch: positions below are done
     Column("warned", BigInteger, nullable=False, server_default="0"),  # prompts with a warning
     Column("warnings", ARRAY(Text), nullable=False, server_default="{}"),  # the first of them

@@ -65,4 +65,6 @@ def follow_job(
     """
     if jobs.has_ended(state, caller, job_id) and last_event_id == END:
         return Response(status_code=204)
-    return EventStream(follow(state.job_watcher, job_id, read_event_id(last_event_id), base_url))
+    event_id = read_event_id(last_event_id)
+    close = state.requests.open_stream(caller.tenant_id, state.limits_of(caller))
+    return EventStream(follow(state.job_watcher, job_id, event_id, base_url), close)

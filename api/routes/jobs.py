@@ -1,5 +1,6 @@
 """Jobs over HTTP: submit, read, list, cancel, change tier, retry. `api.services.jobs` does it."""
 
+from contextlib import nullcontext
 from typing import Annotated
 from uuid import UUID
 
@@ -100,10 +101,11 @@ async def submit_job(
             expires_after_s=expires_after_s,
         )
 
-    job, is_new = await run_in_threadpool(submit)
-    if wait_s and not job.has_ended:
-        ended = await state.job_watcher.wait(job.id, wait_s)
-        job = ended.at(base_url) if ended else await run_in_threadpool(jobs.refresh, state, caller, job, base_url)
+    with state.requests.streaming(caller.tenant_id, state.limits_of(caller)) if wait_s else nullcontext():
+        job, is_new = await run_in_threadpool(submit)
+        if wait_s and not job.has_ended:
+            ended = await state.job_watcher.wait(job.id, wait_s)
+            job = ended.at(base_url) if ended else await run_in_threadpool(jobs.refresh, state, caller, job, base_url)
     headers = {"Location": f"{base_url}v1/jobs/{job.id}"}
     if not is_new:
         headers["Idempotency-Replayed"] = "true"

@@ -14,7 +14,7 @@ from api.queries.fleet import Quarantine, Worker, find_quarantines, find_worker,
 from api.queries.keys import Key, KeyWithSecret, find_key, find_keys
 from api.queries.models import Model, find_models
 from api.schemas import Moment
-from common.accounts import audit, licences, tenants
+from common.accounts import admission, audit, licences, tenants
 from common.accounts.audit import Action
 from common.accounts.tenants import Caller
 from common.db import transaction
@@ -38,7 +38,10 @@ class KeyRequest(BaseModel):
 
 
 def create_key(state: AppState, caller: Caller, request: KeyRequest) -> KeyWithSecret:
-    """The key with its secret, which is not stored. Raises OperatorNeeded for a scope that the caller may not give."""
+    """The key with its secret, which is not stored.
+
+    Raises OperatorNeeded for a scope that the caller may not give, and LimitReached.
+    """
     with transaction(state.engine) as connection:
         return insert_key(state, connection, caller, request, caller.tenant_id)
 
@@ -51,6 +54,8 @@ def insert_key(
         caller.require_operator()
     if request.expires_at and request.expires_at <= datetime.now(UTC):
         raise Invalid.field("expires_at", sentence("expires_in_past"))
+    if tenant_id == caller.tenant_id:  # an operator may give another tenant more
+        admission.admit(connection, tenant_id, state.limits_of(caller), keys=1)
     pepper, scopes = state.settings.key_pepper.get_secret_value(), list(dict.fromkeys(request.scopes))
     key = tenants.create_key(connection, tenant_id, request.name, scopes, pepper, request.expires_at)
     until = {"expires_at": request.expires_at} if request.expires_at else {}

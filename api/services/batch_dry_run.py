@@ -120,7 +120,10 @@ class Tally:
 
 
 def dry_run(state: AppState, caller: Caller, request: BatchRequest) -> BatchDryRun:
-    """Raises NotFound without the upload, Invalid for an unreadable file or a request that fits no prompt."""
+    """Raises NotFound without the upload, Invalid for an unreadable file or a request that fits no prompt, and
+    TierNotAllowed.
+    """
+    caller.require_tier(request.tier)
     plan = plan_of(state, caller, request)
     with _open_prompts(state, caller, request) as (file, format):
         variants = planners(plan, state.catalog, image_finder(state, caller))

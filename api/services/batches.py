@@ -18,8 +18,8 @@ from api.headers import idempotency_key
 from api.pagination import Paging
 from api.queries.batches import Batch, find_batch, find_batches
 from api.services.jobs import image_finder, random_seed
-from api.services.uploads import HashingFile, save
-from common.accounts import audit
+from api.services.uploads import HashingFile, discard, save
+from common.accounts import admission, audit
 from common.accounts.audit import Action
 from common.accounts.idempotency import find_result, submit_idempotent
 from common.accounts.tenants import Caller
@@ -30,7 +30,7 @@ from common.batches.throughput import StopRule
 from common.catalog.catalog import Catalog, Model
 from common.db import transaction
 from common.enums import Tier
-from common.errors import FieldError, Invalid, UnknownModel
+from common.errors import FieldError, Invalid, LimitReached, UnknownModel
 from common.log import log_event
 from common.recipes import token_counter
 from common.recipes.img2img import FindImage
@@ -125,7 +125,11 @@ class BatchRequest(BaseModel):
 def submit(
     state: AppState, caller: Caller, request: BatchRequest, key: str | None, request_id: str
 ) -> tuple[Batch, bool]:
-    """The batch of this request, and whether it is new. `key` is an Idempotency-Key. Raises Invalid."""
+    """The batch of this request, and whether it is new. `key` is an Idempotency-Key.
+
+    Raises Invalid, TierNotAllowed and LimitReached; then nothing is stored.
+    """
+    caller.require_tier(request.tier)
     plan = plan_of(state, caller, request)
     once = idempotency_key(ROUTE, key, request.model_dump(mode="json", exclude_unset=True))
     if once:  # its prompts may be stored already
@@ -134,6 +138,11 @@ def submit(
         if earlier:
             return get(state, caller, earlier), False
     state.acceptances.require(caller.tenant_id, map(state.catalog.get, plan.models))
+    limits, images = state.limits_of(caller), None
+    if request.prompts:
+        images = len(request.prompts) * len(variants(request.matrix)) * request.images_per_prompt
+        with transaction(state.engine) as connection:  # what cannot fit is not even stored
+            admission.admit_batch(connection, caller.tenant_id, limits, request.tier, images)
     upload_id = _store_prompts(state, caller, request.prompts) if request.prompts else request.upload
     assert upload_id  # the request has one of the two
 
@@ -148,11 +157,18 @@ def submit(
             stop_rule=request.stop_rule,
             request_id=request_id,
             batch_id=batch_id,
+            images=images,
+            limits=limits,
         )
         audit.record(connection, caller, Action.SUBMIT_BATCH, batch_id, name=request.name)
 
-    with transaction(state.engine) as connection:
-        batch_id, is_new = submit_idempotent(connection, caller.tenant_id, once, insert)
+    try:
+        with transaction(state.engine) as connection:
+            batch_id, is_new = submit_idempotent(connection, caller.tenant_id, once, insert)
+    except LimitReached:
+        if request.prompts:
+            discard(state, upload_id, INLINE)
+        raise
     if is_new:
         state.broker.advance(batch_id)
         log_event("batch_submitted", batch=batch_id, tenant=caller.tenant_id, request=request_id)
@@ -202,12 +218,18 @@ def cancel(state: AppState, caller: Caller, batch_id: UUID) -> None:
 
 
 def retry_failed(state: AppState, caller: Caller, batch_id: UUID) -> tuple[UUID, bool]:
-    """The batch that retries the failed images of this one, and whether it is new. Raises Conflict if none failed."""
+    """The batch that retries the failed images of this one, and whether it is new.
+
+    Raises NotFound, TierNotAllowed, LimitReached, or Conflict if none failed.
+    """
     with transaction(state.autocommit) as connection:
         models = retries.models(connection, caller.tenant_id, batch_id)
+        caller.require_tier(find_batch(connection, caller.tenant_id, batch_id).tier)
     state.acceptances.require(caller.tenant_id, map(state.catalog.get, models))
     with transaction(state.engine) as connection:
-        retry_id, is_new = retries.submit(connection, caller.tenant_id, batch_id, request_id=caller.request_id)
+        retry_id, is_new = retries.submit(
+            connection, caller.tenant_id, batch_id, request_id=caller.request_id, limits=state.limits_of(caller)
+        )
         if is_new:
             audit.record(connection, caller, Action.RETRY_FAILED, batch_id, batch=retry_id)
     if is_new:

@@ -21,7 +21,7 @@ from common.accounts.audit import Action
 from common.accounts.tenants import Caller
 from common.db import transaction
 from common.enums import Tier
-from common.errors import LicenceNotAccepted, UnknownModel
+from common.errors import LicenceNotAccepted, LimitReached, UnknownModel
 from common.log import log_event
 from common.queue import bulk
 from common.queue.bulk import Step
@@ -37,9 +37,9 @@ TakeStep = Callable[[Connection, UUID | None], Step]  # the next step after a jo
 class Report:
     """How many jobs a request changed, how many it left alone by reason, and after which job the next one goes on.
 
-    The reasons: `changed_meanwhile`; of a retry also `retried_before` and `model_not_allowed`. Jobs that the change
-    does not apply to, such as ended ones when cancelling, are not counted: the preview counts them by state. `after` is
-    None when all is done.
+    The reasons: `changed_meanwhile`; of a retry also `retried_before`, `model_not_allowed` and `tier_not_allowed`. Jobs
+    that the change does not apply to, such as ended ones when cancelling, are not counted: the preview counts them by
+    state. `after` is None when all is done.
     """
 
     changed: int
@@ -62,22 +62,38 @@ def cancel(state: AppState, caller: Caller, chosen: JobFilter, until: datetime, 
 def change_tier(
     state: AppState, caller: Caller, chosen: JobFilter, until: datetime, tier: Tier, after: UUID | None = None
 ) -> Report:
-    """Change the tier of matching jobs that existed at the preview (`until`) and have not ended."""
+    """Change the tier of matching jobs that existed at the preview (`until`) and have not ended.
+
+    Raises TierNotAllowed, and LimitReached as `retry` does.
+    """
+    caller.require_tier(tier)
+    limits = state.limits_of(caller)
 
     def take(connection: Connection, after: UUID | None) -> Step:
-        return bulk.change_tier(connection, caller.tenant_id, chosen, until, after, tier=tier)
+        return bulk.change_tier(connection, caller.tenant_id, chosen, until, after, tier=tier, limits=limits)
 
     record = _record(Action.CHANGE_TIERS, chosen, until, tier=tier)
     return _run_steps(state, caller, record, take, partial(_wake, state), after)
 
 
 def retry(state: AppState, caller: Caller, chosen: JobFilter, until: datetime, after: UUID | None = None) -> Report:
-    """Retry, once, matching jobs that existed at the preview (`until`) and failed or were cancelled."""
-    models = usable_models(state, caller)
+    """Retry, once, matching jobs that existed at the preview (`until`) and failed or were cancelled.
+
+    Raises LimitReached if its first step is over a limit; a later one ends the request.
+    """
+    models, limits = usable_models(state, caller), state.limits_of(caller)
 
     def take(connection: Connection, after: UUID | None) -> Step:
         return bulk.retry(
-            connection, caller.tenant_id, chosen, until, after, models=models, request_id=caller.request_id
+            connection,
+            caller.tenant_id,
+            chosen,
+            until,
+            after,
+            models=models,
+            tiers_allowed=caller.tiers,
+            request_id=caller.request_id,
+            limits=limits,
         )
 
     record = _record(Action.RETRY_JOBS, chosen, until)
@@ -113,15 +129,20 @@ def _run_steps(
     changed, left_alone, record_id = 0, Counter[str](), None
     ends_at = time.monotonic() + MAX_S
     while True:
-        with transaction(state.engine) as connection:
-            step = take(connection, after)
-            changed += len(step.changed)
-            left_alone.update(step.left_alone)
-            counts = {"changed": changed, "left_alone": left_alone}
-            if record_id:
-                audit.extend(connection, record_id, **counts)
-            elif changed:
-                record_id = record(connection, caller, **counts)
+        try:
+            with transaction(state.engine) as connection:
+                step = take(connection, after)
+                changed += len(step.changed)
+                left_alone.update(step.left_alone)
+                counts = {"changed": changed, "left_alone": left_alone}
+                if record_id:
+                    audit.extend(connection, record_id, **counts)
+                elif changed:
+                    record_id = record(connection, caller, **counts)
+        except LimitReached:
+            if not changed:
+                raise
+            break
         if step.changed:
             send(step)
         after = step.after

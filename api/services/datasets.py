@@ -8,7 +8,7 @@ from api.headers import idempotency_key
 from api.pagination import Paging
 from api.queries.datasets import Dataset, DatasetFile, find_dataset, find_datasets, find_files
 from api.schemas import DatasetRequest
-from common.accounts import audit
+from common.accounts import admission, audit
 from common.accounts.audit import Action
 from common.accounts.idempotency import submit_idempotent
 from common.accounts.tenants import Caller
@@ -25,10 +25,14 @@ ROUTE = "POST /v1/datasets"  # of an Idempotency-Key
 def submit(
     state: AppState, caller: Caller, request: DatasetRequest, key: str | None, request_id: str
 ) -> tuple[Dataset, bool]:
-    """The dataset of this request, and whether it is new. `key` is an Idempotency-Key. Raises NotFound, Conflict."""
+    """The dataset of this request, and whether it is new. `key` is an Idempotency-Key.
+
+    Raises NotFound, Conflict and LimitReached.
+    """
     once = idempotency_key(ROUTE, key, request.model_dump(mode="json", exclude_unset=True))
 
     def insert(dataset_id: UUID) -> None:
+        admission.admit(connection, caller.tenant_id, state.limits_of(caller), uploads=1)
         lifecycle.submit(
             connection, caller.tenant_id, request.batch, request.plan, request_id=request_id, dataset_id=dataset_id
         )

@@ -39,10 +39,15 @@ def submit(
     base_url: str,
     expires_after_s: int | None = None,
 ) -> tuple[Job, bool]:
-    """The job of this request, and whether it is new. `key` is an Idempotency-Key. Raises Invalid."""
+    """The job of this request, and whether it is new. `key` is an Idempotency-Key.
+
+    Raises Invalid, TierNotAllowed and LimitReached.
+    """
+    caller.require_tier(request.tier)
     complete, warnings = resolve(state, caller, request)
     state.acceptances.require(caller.tenant_id, [state.catalog.get(complete.model)])
     once = idempotency_key(ROUTE, key, request.model_dump(mode="json", exclude_unset=True))
+    limits = state.limits_of(caller)
 
     def insert(job_id: UUID) -> None:
         jobs.submit(
@@ -54,10 +59,11 @@ def submit(
             request_id=request_id,
             job_id=job_id,
             expires_after_s=expires_after_s,
+            limits=limits,
         )
 
-    # Without a key it is one statement, which needs no BEGIN and COMMIT.
-    with transaction(state.engine if once else state.autocommit) as connection:
+    # Without a key and a limit it is one statement, which needs no BEGIN and COMMIT.
+    with transaction(state.engine if once or limits.count_images else state.autocommit) as connection:
         job_id, is_new = submit_idempotent(connection, caller.tenant_id, once, insert)
     if is_new:
         state.broker.wake_soon(complete.model, job_id, request.tier)
@@ -67,7 +73,8 @@ def submit(
 
 
 def dry_run(state: AppState, caller: Caller, request: JobRequest) -> DryRun:
-    """The job that this request would make. Raises Invalid."""
+    """The job that this request would make. Raises Invalid and TierNotAllowed."""
+    caller.require_tier(request.tier)
     complete, warnings = resolve(state, caller, request)
     with transaction(state.autocommit) as connection:
         rate = read_fleet(connection).images_per_second(complete.model)
@@ -148,9 +155,10 @@ def cancel(state: AppState, caller: Caller, job_id: UUID) -> None:
 
 
 def change_tier(state: AppState, caller: Caller, job_id: UUID, tier: Tier) -> None:
-    """Raises NotFound, or Conflict when the job has ended."""
+    """Raises NotFound, TierNotAllowed, LimitReached, or Conflict when the job has ended."""
+    caller.require_tier(tier)
     with transaction(state.engine) as connection:
-        moved = tiers.change(connection, job_id, caller.tenant_id, tier)
+        moved = tiers.change(connection, job_id, caller.tenant_id, tier, state.limits_of(caller))
         if moved.jobs:
             audit.record(connection, caller, Action.CHANGE_TIER, job_id, tier=tier)
     for model in moved.models:
@@ -160,11 +168,15 @@ def change_tier(state: AppState, caller: Caller, job_id: UUID, tier: Tier) -> No
 
 
 def retry(state: AppState, caller: Caller, job_id: UUID) -> UUID:
-    """The id of the new job. Raises NotFound, or Conflict while the old job has not ended."""
+    """The id of the new job.
+
+    Raises NotFound, TierNotAllowed, LimitReached, or Conflict while the old job has not ended.
+    """
     parent = get(state, caller, job_id, "")
+    caller.require_tier(parent.tier)
     state.acceptances.require(caller.tenant_id, [state.catalog.get(parent.recipe.model)])
     with transaction(state.engine) as connection:
-        retried = jobs.retry(connection, job_id, caller.tenant_id, caller.request_id)
+        retried = jobs.retry(connection, job_id, caller.tenant_id, caller.request_id, state.limits_of(caller))
         audit.record(connection, caller, Action.RETRY_JOB, job_id, job=retried.id)
     state.broker.wake_soon(retried.model, retried.id, retried.tier)
     log_event(

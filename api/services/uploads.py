@@ -19,6 +19,7 @@ from uuid import UUID
 from api import sentence
 from api.deps import AppState
 from common import uploads
+from common.accounts import admission
 from common.accounts.tenants import Caller
 from common.db import new_id, transaction
 from common.disks import NO_ROOM
@@ -84,7 +85,11 @@ def _room_or_error() -> Iterator[None]:
 def save_prompts(
     state: AppState, caller: Caller, file: HashingFile, format: str, charset: str | None
 ) -> tuple[Upload, datetime]:
-    """Store a file of prompts, and when it was recorded. Raises Invalid, which names the encodings that were tried."""
+    """Store a file of prompts, and when it was recorded.
+
+    Raises Invalid, which names the encodings that were tried, and LimitReached.
+    """
+    _require_room(state, caller)
     if format == "parquet":
         check_parquet(file.file)
     encoding = encoding_of(file.file, charset) if format == "csv" else None
@@ -92,7 +97,8 @@ def save_prompts(
 
 
 def save_image(state: AppState, caller: Caller, file: HashingFile) -> tuple[Upload, datetime]:
-    """Store an image as a plain PNG, and when it was recorded. Raises PictureRefused."""
+    """Store an image as a plain PNG, and when it was recorded. Raises PictureRefused and LimitReached."""
+    _require_room(state, caller)
     from api.services.image_upload import normalise  # loads Pillow, which other requests do not need
 
     file.file.seek(0)
@@ -124,6 +130,14 @@ def save(
     return upload, recorded_at
 
 
+def discard(state: AppState, upload_id: UUID, format: str) -> None:
+    """Delete a file that nothing has referred to, as far as the services are up. Else the sweep does, in some weeks."""
+    with suppress(Error):
+        state.storage.delete([upload_key(upload_id, format)])
+        with transaction(state.engine) as connection:
+            uploads.forget(connection, upload_id)
+
+
 def encoding_of(file: BinaryIO, charset: str | None) -> str:
     """The encoding of a whole CSV file. Raises Invalid, which names the encodings that were tried."""
     file.seek(0)
@@ -151,6 +165,12 @@ def check_parquet(file: BinaryIO) -> None:
         ends.append(file.read(len(PARQUET_MAGIC)))
     if ends != [PARQUET_MAGIC, PARQUET_MAGIC]:
         raise Invalid(sentence("not_parquet"))
+
+
+def _require_room(state: AppState, caller: Caller) -> None:
+    """Raises LimitReached if the tenant stores as many bytes as it may."""
+    with transaction(state.autocommit) as connection:
+        admission.admit(connection, caller.tenant_id, state.limits_of(caller), uploads=1)
 
 
 def _supported(charset: str) -> str:

@@ -3,7 +3,9 @@ s for a microbatch of 8, and an instant store. `three tenants`: weights 1, 1 and
 before the others submit; of the images claimed while all three have work, the share of each beside its weight, and the
 wait of the second tenant's first image. `two models`: one worker, both models always with work; how often it changes.
 `interactive`: one job after the other behind a bulk batch of a million images; how many microbatches are started
-between its submission and its own start. One is allowed: it was claimed already.
+between its submission and its own start. One is allowed: it was claimed already. `all interactive`: a tenant has 9,600
+images waiting in the tier interactive, two others of weights 1 and 2 have standard ones; the part of the claimed images
+that those two get (one microbatch in twenty is theirs), and how they share it.
 """
 
 import time
@@ -30,9 +32,13 @@ from common.recipes.recipe import Draft, resolve
 
 WEIGHTS = {"a": 1, "b": 1, "c": 2}
 GPU = "stub:0.005"  # a step: 0.1 s a microbatch
+FAST_GPU = "stub:0.001"
+OTHERS = {"b": 1, "c": 2}
 GOALS = (
     Goal("three tenants", measure="largest deviation from the weights", at_most=0.05),
     Goal("interactive behind 1M", measure="microbatches before it, worst", at_most=1),
+    Goal("all interactive", measure="part of the others", at_least=0.045),
+    Goal("all interactive", measure="largest deviation from the weights", at_most=0.1),
     Goal("two models", measure="microbatches a change of model"),
 )
 
@@ -50,6 +56,7 @@ def sides(options: Options) -> Iterator[Sides]:
             "three tenants": lambda: three_tenants(
                 the_farm, store, next(names), 100_000 // scale, 250 if options.quick else 1600
             ),
+            "all interactive": lambda: all_interactive(the_farm, store, next(names), 6 if options.quick else 60),
             "two models": lambda: two_models(the_farm, store, next(names), 4 if options.quick else 40),
             "interactive behind 1M": lambda: interactive(
                 the_farm, store, million, database, 3 if options.quick else 15
@@ -80,6 +87,29 @@ def three_tenants(the_farm: Farm, store: str, name: str, many: int, images: int)
         "largest deviation from the weights": max(off),
         **{f"images of {tenant}": float(served[tenant]) for tenant in WEIGHTS},
         "first image of b waited, s": float(waited.seconds),
+    }
+
+
+def all_interactive(the_farm: Farm, store: str, name: str, turns: int) -> Figures:
+    """Until the lower tiers have had so many turns."""
+    settings = the_farm.new_database(name)
+    database = connect(settings, pool=1, statement_timeout_s=600)
+    images = 160 * turns  # 20 microbatches of 8 a turn
+    for tenant, weight in OTHERS.items():
+        backlog.fill(database, tenant, images // 4, Tier.STANDARD)
+        with transaction(database) as connection:
+            connection.execute(WEIGH, {"tenant": tenants.ensure_tenant(connection, tenant), "weight": weight})
+    backlog.fill(database, "all interactive", images, Tier.INTERACTIVE)
+    with the_farm.worker(settings, FAST_GPU, "--models", backlog.MODEL, S3_ENDPOINT_URL=store):
+        wait_until(lambda: count(database, PUBLISHED) >= images, seconds=600)
+        served = {row.name: row.images for row in rows(database, SERVED_FIRST, images=images)}
+    database.dispose()
+    others = sum(served[tenant] for tenant in OTHERS)
+    parts = {tenant: weight / sum(OTHERS.values()) for tenant, weight in OTHERS.items()}
+    return {
+        "part of the others": others / sum(served.values()),
+        "largest deviation from the weights": max(abs(served[one] / others / part - 1) for one, part in parts.items()),
+        **{f"images of {tenant}": float(served[tenant]) for tenant in OTHERS},
     }
 
 
@@ -148,6 +178,14 @@ SERVED = text("""
     WHERE leases.claimed_at > (
         SELECT max(first.at) FROM (SELECT min(created_at) AS at FROM jobs GROUP BY tenant_id) AS first)
     GROUP BY tenants.name
+""")
+
+# The first so many claimed images by tenant.
+SERVED_FIRST = text("""
+    SELECT tenants.name, count(*) AS images FROM (
+        SELECT images.job_id FROM images JOIN leases ON leases.id = images.lease_id
+        ORDER BY leases.claimed_at, leases.id LIMIT :images) AS image
+    JOIN jobs ON jobs.id = job_id JOIN tenants ON tenants.id = jobs.tenant_id GROUP BY tenants.name
 """)
 
 FIRST_WAIT = text("""

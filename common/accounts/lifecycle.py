@@ -5,7 +5,6 @@ create ──► suspend ──► resume
 """
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
@@ -14,6 +13,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import IntegrityError
 
 from common.accounts import sentence
+from common.accounts.limits import NAMES
 from common.db import new_id
 from common.errors import Conflict, Invalid, NotFound
 
@@ -23,7 +23,7 @@ MOST = 2**53 - 1  # of a limit: what every JSON reader keeps
 def check_limits(limits: Mapping[str, int | None]) -> None:
     """Raises Invalid for a name or a number that is no limit."""
     for name, value in limits.items():
-        if not re.fullmatch("[a-z_]{1,50}", name):
+        if name not in NAMES:
             raise Invalid.field("limits", sentence("limit_unknown"))
         if value is not None and not 0 <= value <= MOST:
             raise Invalid.field(f"limits.{name}", sentence("limit_out_of_range", most=MOST))

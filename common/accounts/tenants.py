@@ -7,8 +7,8 @@ it is revoked or has expired, and refused while its tenant is suspended.
 import hashlib
 import hmac
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -17,8 +17,8 @@ from sqlalchemy import Connection, Row, func, insert, select, text, update
 
 from common.accounts import sentence
 from common.db import new_id
-from common.enums import Scope, Via
-from common.errors import NotFound, OperatorNeeded, TenantSuspended, Unauthorized
+from common.enums import Scope, Tier, Via
+from common.errors import NotFound, OperatorNeeded, TenantSuspended, TierNotAllowed, Unauthorized
 from common.schema import api_keys, tenants
 
 PREFIX = "huaf_"
@@ -29,7 +29,8 @@ OPERATOR = "default"  # the tenant that `huafang admin bootstrap` makes
 class Caller:
     """The key that a request was made with: whose it is, by which way and from which address it came, in which request.
 
-    `all_tenants`: an operator asks for what is any tenant's.
+    `all_tenants`: an operator asks for what is any tenant's. `own_limits`: those of its tenant, by name. `tiers`: that
+    its tenant may use.
     """
 
     tenant_id: UUID
@@ -39,6 +40,8 @@ class Caller:
     request_id: str | None = None
     address: str | None = None
     all_tenants: bool = False
+    own_limits: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    tiers: tuple[Tier, ...] = tuple(Tier)
 
     def may(self, scope: Scope) -> bool:
         """`admin` implies all but `operator`, which implies `viewer`."""
@@ -55,6 +58,12 @@ class Caller:
     def reach(self) -> UUID | None:
         """The tenant whose rows it may name; None: any tenant's."""
         return None if self.all_tenants else self.tenant_id
+
+    def require_tier(self, tier: Tier) -> None:
+        """Raises TierNotAllowed."""
+        if tier not in self.tiers:
+            allowed = ", ".join(self.tiers) or "none"
+            raise TierNotAllowed(sentence("tier_not_allowed", tier=tier, allowed=allowed))
 
 
 @dataclass(frozen=True)
@@ -117,7 +126,8 @@ def _caller(row: Row[Any] | None) -> Caller:
         raise Unauthorized(sentence("key_expired", at=row.expires_at.astimezone(UTC)))
     if row.is_suspended:
         raise TenantSuspended(sentence("tenant_suspended"))
-    return Caller(row.tenant_id, row.id, frozenset(row.scopes))
+    tiers = tuple(Tier) if row.tiers is None else tuple(tier for tier in Tier if tier in row.tiers)
+    return Caller(row.tenant_id, row.id, frozenset(row.scopes), own_limits=row.limits, tiers=tiers)
 
 
 def revoke_key(connection: Connection, tenant_id: UUID, key_id: UUID) -> None:
@@ -134,7 +144,7 @@ def revoke_key(connection: Connection, tenant_id: UUID, key_id: UUID) -> None:
 
 _KEYS = """
     SELECT api_keys.id, tenant_id, scopes, expires_at, expires_at <= now() AS has_expired,
-           tenants.suspended_at IS NOT NULL AS is_suspended
+           tenants.suspended_at IS NOT NULL AS is_suspended, limits, cast(tiers AS text[]) AS tiers
     FROM api_keys JOIN tenants ON tenants.id = api_keys.tenant_id WHERE revoked_at IS NULL"""
 
 # Find a key by its digest.

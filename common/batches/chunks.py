@@ -11,6 +11,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
 
+from common.accounts.admission import UNLIMITED, admit
+from common.accounts.limits import Limits
 from common.batches import skipped_lines
 from common.batches.plan import Plan
 from common.db import CODE
@@ -45,6 +47,9 @@ class Batch:
     variants: int
     request_id: str | None
     parent_id: UUID | None = None
+    expected: int | None = None  # images, if that was known at the submission
+    counted: int = 0  # images of the lines that were checked
+    own_limits: Mapping[str, Any] = field(default_factory=dict)  # of its tenant
 
     @property
     def position(self) -> int:
@@ -56,14 +61,19 @@ class Batch:
         moved = replace(self, offset=chunk.offset, line=chunk.line)
         if self.is_checked:
             return replace(moved, jobs=self.jobs + chunk.prompts * self.variants)
-        return replace(moved, prompts=self.prompts + chunk.prompts, skipped=self.skipped + len(chunk.skipped))
+        moved = replace(moved, skipped=self.skipped + len(chunk.skipped), counted=self.counted + chunk.images)
+        return replace(moved, prompts=self.prompts + chunk.prompts)
+
+    def more(self, chunk: "Chunk") -> int:
+        """By how many images this chunk of the check raises what is known of the batch."""
+        return max(0, self.counted + chunk.images - max(self.counted, self.expected or 0))
 
 
 @dataclass(frozen=True)
 class Chunk:
     """A part of the file: its end, its number of prompts and, if it was checked, its warnings and skipped lines.
 
-    `needs_code`: the least CODE that can expand it.
+    `needs_code`: the least CODE that can expand it. `images`: of its prompts, if it was checked.
     """
 
     offset: int
@@ -73,6 +83,7 @@ class Chunk:
     warnings: Sequence[str] = ()
     skipped: Mapping[int, str] = field(default_factory=dict)
     needs_code: int = 1
+    images: int = 0
 
 
 def read_batch(connection: Connection, batch_id: UUID) -> Batch | None:
@@ -81,14 +92,25 @@ def read_batch(connection: Connection, batch_id: UUID) -> Batch | None:
     return _batch(row) if row else None
 
 
-def record_checked(connection: Connection, batch: Batch, chunk: Chunk) -> bool:
-    """Record that a chunk was checked; after the last one the batch is checked. False if another worker was first."""
+def record_checked(connection: Connection, batch: Batch, chunk: Chunk, limits: Limits = UNLIMITED) -> bool:
+    """Record that a chunk was checked; after the last one the batch is checked. False if another worker was first.
+
+    Raises LimitReached if the images of the chunk do not fit.
+    """
     found = {"skipped": len(chunk.skipped), "needs_code": chunk.needs_code}
     parameters = fence_params(batch) | progress_params(chunk) | found
     is_first = connection.execute(CHECKED, parameters).rowcount > 0
     if is_first:
         skipped_lines.add(connection, batch.id, chunk.skipped)
+        _count(connection, batch, chunk, limits)
     return is_first
+
+
+def _count(connection: Connection, batch: Batch, chunk: Chunk, limits: Limits) -> None:
+    if more := batch.more(chunk):
+        interactive = more if batch.tier is Tier.INTERACTIVE else 0
+        admit(connection, batch.tenant_id, limits, images=more, interactive=interactive)
+    connection.execute(COUNTED, {"batch": batch.id, "images": chunk.images})
 
 
 def fence_params(batch: Batch) -> dict[str, Any]:
@@ -126,6 +148,9 @@ def _batch(row: Row[Any]) -> Batch:
         variants=row.variants,
         request_id=row.request_id,
         parent_id=row.parent_id,
+        expected=row.expected,
+        counted=row.counted,
+        own_limits=row.own_limits,
     )
 
 
@@ -149,8 +174,9 @@ UNDERSTOOD = "(needs_code <= :code OR cancelled_at IS NOT NULL)"
 
 # Read a batch that has not ended and whose back-off is over, with its file.
 READ = text(f"""
-    SELECT {columns_of(batches)}, uploads.format, uploads.bytes, uploads.sha256, uploads.encoding
-    FROM batches JOIN uploads ON uploads.id = upload_id
+    SELECT {columns_of(batches)}, uploads.format, uploads.bytes, uploads.sha256, uploads.encoding,
+           tenants.limits AS own_limits
+    FROM batches JOIN uploads ON uploads.id = upload_id JOIN tenants ON tenants.id = batches.tenant_id
     WHERE batches.id = :batch AND finished_at IS NULL AND {RESTED} AND {UNDERSTOOD}
 """)
 
@@ -164,3 +190,6 @@ CHECKED = text(f"""
         checked_at = CASE WHEN :is_last THEN now() END, touched_at = now(), {CHUNK_PROGRESS}
     WHERE {FENCE} AND checked_at IS NULL
 """)
+
+# Count the images of a checked chunk, once they are admitted.
+COUNTED = text("UPDATE batches SET counted = counted + :images WHERE id = :batch")

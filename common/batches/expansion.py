@@ -11,6 +11,8 @@ from typing import Any
 from sqlalchemy import Connection, text
 from uuid_utils import uuid7
 
+from common.accounts.admission import UNLIMITED, count_day
+from common.accounts.limits import Limits
 from common.batches.chunks import CHUNK_PROGRESS, FENCE, Batch, Chunk, fence_params, progress_params
 from common.batches.plan import PlannedJob
 from common.queue.jobs import Lane, make_lanes
@@ -45,7 +47,7 @@ def build_rows(batch: Batch, planned: Iterable[PlannedJob], position: int) -> Jo
     return JobRows(models, lanes, "".join(jobs), "".join(images))
 
 
-def expand(connection: Connection, batch: Batch, chunk: Chunk, rows: JobRows) -> bool:
+def expand(connection: Connection, batch: Batch, chunk: Chunk, rows: JobRows, limits: Limits = UNLIMITED) -> bool:
     """Insert the jobs of a chunk. False if another worker was first, or the batch was cancelled."""
     locked = connection.execute(LOCK_TO_EXPAND, fence_params(batch)).first()
     if locked is None:
@@ -62,7 +64,8 @@ def expand(connection: Connection, batch: Batch, chunk: Chunk, rows: JobRows) ->
         images = images.replace(_placeholder(index), str(lane_id))
     _copy(connection, COPY_JOBS, rows.jobs)
     _copy(connection, COPY_IMAGES, images)
-    # Last: until the COMMIT, the locks of these lanes stop every submission in them, and publishes are counted later.
+    # Last: until the COMMIT, these locks stop other submissions of the tenant, and publishes are counted later.
+    count_day(connection, batch.tenant_id, limits, sum(rows.lanes.values()))
     connection.execute(OPEN_LANES, {"lanes": lanes, "images": list(rows.lanes.values())})
     added = {"jobs": sum(rows.models.values()), "images": sum(rows.lanes.values())}
     connection.execute(EXPANDED, fence_params(batch) | progress_params(chunk) | added)

@@ -12,6 +12,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection, TextClause, text
 
+from common.accounts.admission import UNLIMITED, admit_batch
+from common.accounts.limits import Limits
 from common.batches import sentence
 from common.batches.chunks import FENCE, UNDERSTOOD, Batch, fence_params
 from common.batches.matrix import variants
@@ -50,8 +52,14 @@ def submit(
     stop_rule: StopRule | None = None,
     request_id: str | None = None,
     batch_id: UUID | None = None,
+    images: int | None = None,
+    limits: Limits = UNLIMITED,
 ) -> UUID:
-    """Insert a batch and return its id. Raises NotFound if the tenant has no such file of prompts."""
+    """Insert a batch and return its id. `images`: that it will have, if that is known.
+
+    Raises NotFound if the tenant has no such file of prompts, and LimitReached.
+    """
+    admit_batch(connection, tenant_id, limits, tier, images or 0)
     batch_id = batch_id or new_id()
     parameters = {
         "batch": batch_id,
@@ -64,6 +72,7 @@ def submit(
         "stop_rule": stop_rule.model_dump_json() if stop_rule else None,
         "request": request_id,
         "needs_code": plan.needs_code,
+        "expected": images,
     }
     if connection.execute(INSERT_BATCH, parameters).rowcount == 0:
         raise NotFound(sentence("upload_unknown", upload=upload_id))
@@ -172,9 +181,10 @@ def _change(connection: Connection, statement: TextClause, batch_id: UUID, tenan
 
 # Insert a batch, if the upload is of the tenant and has prompts.
 INSERT_BATCH = text(f"""
-    INSERT INTO batches (id, tenant_id, upload_id, name, tier, plan, variants, stop_rule, request_id, needs_code)
+    INSERT INTO batches (
+        id, tenant_id, upload_id, name, tier, plan, variants, stop_rule, request_id, needs_code, expected)
     SELECT :batch, tenant_id, id, :name, cast(:tier AS tier), cast(:plan AS jsonb), :variants,
-           cast(:stop_rule AS jsonb), :request, :needs_code
+           cast(:stop_rule AS jsonb), :request, :needs_code, cast(:expected AS bigint)
     FROM uploads WHERE id = :upload AND tenant_id = :tenant AND format <> '{PICTURE}'
 """)
 

@@ -15,26 +15,39 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from common.accounts.admission import UNLIMITED, admit_batch, count_day
+from common.accounts.limits import Limits
 from common.batches import sentence
 from common.batches.chunks import FENCE, Batch, fence_params
 from common.batches.expansion import LOCK_TO_EXPAND, OPEN_LANES
 from common.db import new_id
+from common.enums import Tier
 from common.errors import Conflict, NotFound
 from common.failures import PROGRESS
 from common.queue.jobs import Lane, make_lanes
+from common.queue.lanes import EXACT
 
 CHUNK_IMAGES = 8000  # of the parent, failed or not
 
 
 def submit(
-    connection: Connection, tenant_id: UUID, parent_id: UUID, *, request_id: str | None = None
+    connection: Connection,
+    tenant_id: UUID,
+    parent_id: UUID,
+    *,
+    request_id: str | None = None,
+    limits: Limits = UNLIMITED,
 ) -> tuple[UUID, bool]:
     """Insert a retry of a batch, or find the one that has not ended. Returns its id, and whether it is new.
 
-    Raises NotFound, or Conflict if the batch has not ended, if nothing failed, or if its retry has ended.
+    Raises NotFound, LimitReached, or Conflict if the batch has not ended, if nothing failed, or if its retry has ended.
     """
     named = {"parent": parent_id, "tenant": tenant_id}
-    retry_id = connection.execute(INSERT, named | {"batch": new_id(), "request": request_id}).scalar()
+    failed = connection.execute(COUNT_FAILED, named).first()
+    if failed:
+        admit_batch(connection, tenant_id, limits, Tier(failed.tier), failed.images)
+    new = {"batch": new_id(), "request": request_id, "expected": failed.images if failed else None}
+    retry_id = connection.execute(INSERT, named | new).scalar()
     if retry_id:
         return retry_id, True
     parent = connection.execute(READ_PARENT, named).first()
@@ -56,7 +69,7 @@ def models(connection: Connection, tenant_id: UUID, parent_id: UUID) -> list[str
     return list(connection.execute(MODELS, {"parent": parent_id, "tenant": tenant_id}).scalars())
 
 
-def expand(connection: Connection, batch: Batch) -> Mapping[str, int] | None:
+def expand(connection: Connection, batch: Batch, limits: Limits = UNLIMITED) -> Mapping[str, int] | None:
     """Insert the next retry jobs; returns their number by model.
 
     None if another worker was first, or the batch was cancelled.
@@ -70,6 +83,7 @@ def expand(connection: Connection, batch: Batch) -> Mapping[str, int] | None:
     images = Counter[UUID](row.job_id for row in failed)  # in the order of their positions
     if images:
         _insert(connection, batch, failed, images, is_paused=locked.paused_at is not None)
+        count_day(connection, batch.tenant_id, limits, len(failed))
     moved = {"until": until, "is_last": until >= parent.jobs, "jobs": len(images), "images": len(failed)}
     connection.execute(EXPANDED, fence_params(batch) | moved)
     return Counter({row.job_id: row.model for row in failed}.values())
@@ -103,12 +117,22 @@ def _insert(connection: Connection, batch: Batch, failed: Any, images: Counter[U
     connection.execute(OPEN_LANES, {"lanes": list(added), "images": list(added.values())})
 
 
+# Count the failed images of a batch that has ended and has no retry, other than cancelled ones.
+COUNT_FAILED = text(f"""
+    SELECT tier, (
+        SELECT coalesce(sum(failed), 0)::bigint FROM {EXACT} AS lanes WHERE lanes.batch_id = batches.id) AS images
+    FROM batches
+    WHERE id = :parent AND tenant_id = :tenant AND finished_at IS NOT NULL AND NOT EXISTS (
+        SELECT FROM batches AS retry WHERE retry.parent_id = batches.id AND retry.cancelled_at IS NULL)
+""")
+
 # Insert the retry of a batch that has ended and has failed images, unless it has one that was not cancelled.
 INSERT = text("""
     INSERT INTO batches (
         id, tenant_id, upload_id, parent_id, name, tier, plan, stop_rule, request_id, needs_code, prompts,
-        checked_at)
-    SELECT :batch, tenant_id, upload_id, id, name, tier, plan, stop_rule, :request, needs_code, 0, now() FROM batches
+        expected, checked_at)
+    SELECT :batch, tenant_id, upload_id, id, name, tier, plan, stop_rule, :request, needs_code, 0,
+           cast(:expected AS bigint), now() FROM batches
     WHERE id = :parent AND tenant_id = :tenant AND finished_at IS NOT NULL
         AND EXISTS (SELECT FROM lanes WHERE lanes.batch_id = batches.id AND lanes.failed > 0)
     ON CONFLICT (parent_id, cancelled_at) WHERE parent_id IS NOT NULL DO NOTHING

@@ -14,6 +14,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from common.accounts.admission import UNLIMITED, admit_images
+from common.accounts.limits import Limits
 from common.enums import Tier
 from common.queue import jobs, tiers
 from common.queue.jobs import Lane, make_lanes
@@ -54,13 +56,14 @@ def change_tier(
     after: UUID | None = None,
     *,
     tier: Tier,
+    limits: Limits = UNLIMITED,
 ) -> Step:
-    """Change the tier of the next matching jobs that have not ended and have another one."""
+    """Change the tier of the next matching jobs that have not ended and have another one. Raises LimitReached."""
     matching = _Matching(tenant_id, selection, until, f"{IS_OPEN} AND tier <> '{tier.value}'")
     found = matching.find(connection, after)
     tiers.lock_batches(connection, found, tenant_id)
     locked = matching.lock(connection, found)
-    moved = tiers.change_locked(connection, locked, tier)
+    moved = tiers.change_locked(connection, tenant_id, locked, tier, limits)
     return _step(found, moved.jobs, {"changed_meanwhile": len(found) - len(locked)}, moved.models)
 
 
@@ -72,24 +75,30 @@ def retry(
     after: UUID | None = None,
     *,
     models: Collection[str],
+    tiers_allowed: Collection[Tier] = tuple(Tier),
     request_id: str | None = None,
+    limits: Limits = UNLIMITED,
 ) -> Step:
-    """Retry the next matching jobs that failed or were cancelled, if their model is one of `models`.
+    """Retry the next matching jobs that failed or were cancelled, if their model and tier are allowed.
 
-    Skips jobs that have a retry already: if that one failed too, it may match itself.
+    Skips jobs that have a retry already: if that one failed too, it may match itself. Raises LimitReached if not all of
+    them fit.
     """
     matching = _Matching(tenant_id, selection, until, CAN_BE_RETRIED)
     found = matching.find(connection, after)
     locked = matching.lock(connection, found)
     parents = connection.execute(FIND_UNRETRIED, {"jobs": locked}).all()
-    allowed = [parent for parent in parents if parent.model in models]
+    known = [parent for parent in parents if parent.model in models]
+    allowed = [parent for parent in known if parent.tier in tiers_allowed]
+    admit_images(connection, tenant_id, limits, jobs.tiers_of(allowed))
     lanes = jobs.retry_lanes(connection, allowed, tenant_id)
     _lock_lanes(connection, set(lanes.values()))
     changed = [job.id for job in jobs.retry_locked(connection, allowed, lanes, request_id)]
     left_alone = {
         "changed_meanwhile": len(found) - len(locked),
         "retried_before": len(locked) - len(parents),
-        "model_not_allowed": len(parents) - len(allowed),
+        "model_not_allowed": len(parents) - len(known),
+        "tier_not_allowed": len(known) - len(allowed),
     }
     return _step(found, changed, left_alone, {parent.model for parent in allowed})
 

@@ -1,7 +1,8 @@
 """Claims: the choice of the next microbatch for a worker. What happens to it then is in `leases`.
 
 A claim takes waiting images that one pipeline call can render together and gives them a lease. It chooses by tier, then
-by models that are resident, then by fair share among tenants, then by age. An image whose started lease was lost is
+by models that are resident, then by fair share among tenants, then by age; when it is the turn of the lower tiers, by
+fair share in such turns, then by age. An image whose started lease was lost is
 *suspect*: it may have killed the worker, so it is claimed alone from then on. So is one of a microbatch that failed for
 an unforeseen reason. A worker that failed at an image leaves it to the others that can render it, while there are any.
 """
@@ -26,7 +27,7 @@ class Offer:
     """What a worker can render now.
 
     `capacity`: images of one pipeline call, by model. `patience_s`: a job that waits longer comes before those of
-    resident models. `lower_tier`: take the oldest image of the lower tiers this time, so that no tier starves. `name`:
+    resident models. `lower_tier`: serve a lower tier this time, so that none starves. `name`:
     the worker's; images that it failed are left to other workers, as long as one is heard of every `alive_s` seconds.
     """
 
@@ -110,6 +111,7 @@ def claim(
 
 def parameters_of(offer: Offer, lease_id: UUID, lease_s: float, memory: Memory) -> dict[str, Any]:
     """The parameters of CLAIM."""
+    clock, lower_clock = charges.latest_starts(memory.unpaid)
     return {
         "models": list(offer.capacity),
         "capacities": list(offer.capacity.values()),
@@ -122,7 +124,8 @@ def parameters_of(offer: Offer, lease_id: UUID, lease_s: float, memory: Memory) 
         "alive_s": offer.alive_s,
         "seconds": lease_s,
         "code": CODE,
-        "clock": max((charge.start or 0.0 for charge in memory.unpaid.values()), default=0.0),
+        "clock": clock,
+        "lower_clock": lower_clock,
         **charges.by_tenant(memory.unpaid),
         "lanes": list(memory.heads),
         "heads": list(memory.heads.values()),
@@ -138,7 +141,8 @@ def models_with_idle_workers(connection: Connection, beat_s: float) -> list[str]
 def _charges(rows: Sequence[Row[Any]]) -> Charges:
     owed: Charges = {}
     for row in rows:
-        owed = charges.add(owed, {row.tenant_id: Charge(row.base, 1, row.start)})
+        lower = Charge(row.lower_base, 1, row.lower_start) if row.is_lower else None
+        owed = charges.add(owed, {row.tenant_id: Charge(row.base, 1, row.start, lower)})
     return owed
 
 
@@ -180,20 +184,31 @@ CLAIM = text(f"""
     known AS (
         SELECT * FROM unnest(cast(:lanes AS bigint[]), cast(:heads AS uuid[])) AS known(lane_id, head)),
     unpaid AS (
-        SELECT * FROM unnest(cast(:tenants AS uuid[]), cast(:bases AS float8[]), cast(:owed AS int[]))
-            AS unpaid(tenant_id, base, images)),
+        SELECT * FROM unnest(
+            cast(:tenants AS uuid[]), cast(:bases AS float8[]), cast(:owed AS int[]),
+            cast(:lower_bases AS float8[]), cast(:lower_owed AS int[])
+        ) AS unpaid(tenant_id, base, images, lower_base, lower_images)),
     tenant AS MATERIALIZED (
-        SELECT id AS tenant_id, weight, virtual_time, virtual_start, suspended_at FROM tenants),
-    clock AS (SELECT greatest(max(virtual_start), :clock) AS time FROM tenant),
+        SELECT id AS tenant_id, weight, virtual_time, virtual_start, lower_time, lower_start, suspended_at
+        FROM tenants),
+    clock AS (
+        SELECT greatest(max(virtual_start), :clock) AS time, greatest(max(lower_start), :lower_clock) AS lower_time
+        FROM tenant),
     waiting AS MATERIALIZED (
         SELECT lanes.*, offer.capacity, head.id AS head, head.suspect, owner.base, owner.base + owner.owed AS share,
+               lower.base AS lower_base, lower.base + lower.owed AS lower_share,
                CASE WHEN lanes.model = ANY(cast(:resident AS text[])) THEN 1
                     WHEN jobs.created_at < now() - make_interval(secs => :patience) THEN 0
                     ELSE 2 END AS preference
         FROM lanes JOIN offer USING (model) JOIN tenant USING (tenant_id) CROSS JOIN clock
         LEFT JOIN known ON known.lane_id = lanes.id LEFT JOIN unpaid ON unpaid.tenant_id = lanes.tenant_id
         CROSS JOIN LATERAL (SELECT coalesce(unpaid.images / weight, 0) AS owed) AS debt
-        CROSS JOIN LATERAL (SELECT owed, greatest(virtual_time, unpaid.base, clock.time - owed) AS base) AS owner
+        CROSS JOIN LATERAL (
+            SELECT debt.owed, greatest(virtual_time, unpaid.base, clock.time - debt.owed) AS base) AS owner
+        CROSS JOIN LATERAL (SELECT coalesce(unpaid.lower_images / weight, 0) AS owed) AS lower_debt
+        CROSS JOIN LATERAL (
+            SELECT lower_debt.owed, greatest(
+                tenant.lower_time, unpaid.lower_base, clock.lower_time - lower_debt.owed) AS base) AS lower
         CROSS JOIN LATERAL (
             SELECT images.id, images.job_id, {SUSPECT} AS suspect FROM images
             WHERE (images.lane_id, images.id) >= (lanes.id, coalesce(known.head, '{FIRST}'))
@@ -204,8 +219,9 @@ CLAIM = text(f"""
         WHERE lanes.open > 0 AND NOT lanes.closed AND lanes.needs_code <= :code AND tenant.suspended_at IS NULL),
     turn AS (SELECT id, :lower AND tier > (SELECT min(tier) FROM waiting) AS is_lower FROM waiting),
     first AS MATERIALIZED (
-        SELECT waiting.* FROM waiting JOIN turn USING (id)
-        ORDER BY is_lower DESC, CASE WHEN is_lower THEN head END, tier, preference, share, head LIMIT 1),
+        SELECT waiting.*, is_lower FROM waiting JOIN turn USING (id)
+        ORDER BY is_lower DESC, CASE WHEN is_lower THEN lower_share END, CASE WHEN is_lower THEN head END,
+            tier, preference, share, head LIMIT 1),
     batch_mates AS MATERIALIZED (
         SELECT waiting.id, waiting.head, first.capacity FROM waiting JOIN first USING (compatibility)
         ORDER BY waiting.id = first.id DESC, waiting.tier, waiting.share, waiting.head),
@@ -231,11 +247,14 @@ CLAIM = text(f"""
         FROM taken HAVING count(*) > 0)
     SELECT taken.*, jobs.recipe, jobs.request_id, waiting.tenant_id, waiting.model, waiting.base,
            CASE WHEN waiting.tenant_id = first.tenant_id THEN first.share END AS start,
+           waiting.lower_base, first.is_lower AND turn.is_lower AS is_lower,
+           CASE WHEN waiting.tenant_id = first.tenant_id THEN first.lower_share END AS lower_start,
            CASE WHEN row_number() OVER (ORDER BY taken.id) = 1 THEN (
                SELECT json_agg(json_build_array(id, head, batch_id)) FROM waiting
                WHERE :full OR id IN (SELECT lane_id FROM taken))
            END AS heads
-    FROM taken JOIN jobs ON jobs.id = taken.job_id JOIN waiting ON waiting.id = taken.lane_id CROSS JOIN first
+    FROM taken JOIN jobs ON jobs.id = taken.job_id JOIN waiting ON waiting.id = taken.lane_id
+    JOIN turn ON turn.id = waiting.id CROSS JOIN first
     ORDER BY taken.id
 """)
 

@@ -17,6 +17,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
 
+from common.accounts.admission import UNLIMITED, admit_images
+from common.accounts.limits import Limits
 from common.db import new_id
 from common.enums import JobState, Tier
 from common.errors import Conflict, NotFound
@@ -63,11 +65,13 @@ def submit(
     request_id: str | None = None,
     job_id: UUID | None = None,
     expires_after_s: float | None = None,
+    limits: Limits = UNLIMITED,
 ) -> Job:
-    """Insert a job and its images, queued in the lane of its tenant, tier and compatibility.
+    """Insert a job and its images, queued in the lane of its tenant, tier and compatibility. Raises LimitReached.
 
     The job fails if it has not ended after `expires_after_s` seconds: see `expire`.
     """
+    admit_images(connection, tenant_id, limits, [tier] * recipe.count)
     lane = Lane(tenant_id, tier, recipe.model, recipe.compatibility, needs_code=recipe.needs_code)
     job_id = job_id or new_id()
     row = _row(job_id, lane, recipe.model_dump(mode="json"), warnings, parent_id, request_id)
@@ -91,17 +95,29 @@ def cancel_locked(connection: Connection, job_ids: Sequence[UUID]) -> list[UUID]
     return list(connection.execute(CANCEL, {"jobs": list(job_ids)}).scalars())
 
 
-def retry(connection: Connection, job_id: UUID, tenant_id: UUID, request_id: str | None = None) -> Job:
+def retry(
+    connection: Connection,
+    job_id: UUID,
+    tenant_id: UUID,
+    request_id: str | None = None,
+    limits: Limits = UNLIMITED,
+) -> Job:
     """Submit the recipe of a job that has ended as a new job that names its parent. It has no deadline.
 
-    Raises NotFound, or Conflict while the job has not ended.
+    Raises NotFound, LimitReached, or Conflict while the job has not ended.
     """
     parent = connection.execute(LOCK_JOB, {"job": job_id, "tenant": tenant_id}).first()
     if parent is None:
         raise NotFound(sentence("job_unknown", job=job_id))
     if parent.finished_at is None:
         raise Conflict(sentence("job_not_ended", job=job_id, state=parent.state))
+    admit_images(connection, tenant_id, limits, tiers_of([parent]))
     return retry_locked(connection, [parent], retry_lanes(connection, [parent], tenant_id), request_id)[0]
+
+
+def tiers_of(parents: Iterable[Row[Any]]) -> list[Tier]:
+    """The tier of each image of the retries of these jobs (tier, recipe)."""
+    return [Tier(parent.tier) for parent in parents for _ in parent.recipe["seeds"]]
 
 
 def retry_lanes(connection: Connection, parents: Iterable[Row[Any]], tenant_id: UUID) -> dict[UUID, Lane]:

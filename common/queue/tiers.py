@@ -13,6 +13,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from common.accounts.admission import UNLIMITED, admit
+from common.accounts.limits import Limits
 from common.enums import Tier
 from common.errors import Conflict, NotFound
 from common.queue import sentence
@@ -27,15 +29,15 @@ class Moved:
     models: frozenset[str]
 
 
-def change(connection: Connection, job_id: UUID, tenant_id: UUID, tier: Tier) -> Moved:
-    """Change the tier of a job. Raises NotFound, or Conflict when the job has ended."""
+def change(connection: Connection, job_id: UUID, tenant_id: UUID, tier: Tier, limits: Limits = UNLIMITED) -> Moved:
+    """Change the tier of a job. Raises NotFound, LimitReached, or Conflict when the job has ended."""
     lock_batches(connection, [job_id], tenant_id)
     job = connection.execute(LOCK_JOB, {"job": job_id, "tenant": tenant_id}).first()
     if job is None:
         raise NotFound(sentence("job_unknown", job=job_id))
     if job.finished_at is not None:
         raise Conflict(sentence("job_ended", job=job_id, state=job.state))
-    return change_locked(connection, [job_id], tier)
+    return change_locked(connection, tenant_id, [job_id], tier, limits)
 
 
 def lock_batches(connection: Connection, job_ids: Sequence[UUID], tenant_id: UUID) -> None:
@@ -43,9 +45,17 @@ def lock_batches(connection: Connection, job_ids: Sequence[UUID], tenant_id: UUI
     connection.execute(LOCK_BATCHES, {"jobs": list(job_ids), "tenant": tenant_id})
 
 
-def change_locked(connection: Connection, job_ids: Sequence[UUID], tier: Tier) -> Moved:
-    """Change the tier of jobs. The caller has locked them and their batches. Skips jobs that have the tier already."""
+def change_locked(
+    connection: Connection, tenant_id: UUID, job_ids: Sequence[UUID], tier: Tier, limits: Limits = UNLIMITED
+) -> Moved:
+    """Change the tier of jobs. The caller has locked them and their batches. Skips jobs that have the tier already.
+
+    Raises LimitReached.
+    """
     target = {"jobs": list(job_ids), "tier": tier.value}
+    if tier is Tier.INTERACTIVE and limits.waiting_interactive is not None:
+        moving = connection.execute(COUNT_MISPLACED, target).scalar_one()
+        admit(connection, tenant_id, limits, interactive=moving)
     rows = connection.execute(FIND_SOURCES, target)
     make_lanes(
         connection,
@@ -70,6 +80,9 @@ LOCK_BATCHES = text("""
     WHERE id = ANY(ARRAY(SELECT batch_id FROM jobs WHERE id = ANY(:jobs) AND tenant_id = :tenant))
     ORDER BY id FOR SHARE
 """)
+
+# Counts the images that would move.
+COUNT_MISPLACED = text(f"SELECT count(*) FROM images JOIN lanes ON lanes.id = images.lane_id WHERE {MISPLACED}")
 
 # Finds the lanes that images have to leave.
 FIND_SOURCES = text(f"""

@@ -17,7 +17,9 @@ from uuid import UUID
 from sqlalchemy import Engine as Database
 
 from common import uploads
+from common.accounts.admission import UNLIMITED
 from common.accounts.licences import Acceptances
+from common.accounts.limits import Limits
 from common.batches import check, expansion, retries, skipped_lines
 from common.batches import lifecycle as batches
 from common.batches.check import CheckedLines
@@ -27,7 +29,7 @@ from common.batches.plan import Planner, planners
 from common.broker import Broker
 from common.catalog.catalog import Catalog
 from common.db import transaction
-from common.errors import Error, Invalid, LicenceNotAccepted, NotFound, Unavailable
+from common.errors import Error, Invalid, LicenceNotAccepted, LimitReached, NotFound, Unavailable
 from common.failures import BACKOFF_S, new_reference
 from common.log import log_event
 from common.prompt_files.lines import Gap, Line, Step, at_line, steps
@@ -78,13 +80,15 @@ class Expander:
         catalog: Catalog,
         *,
         backoff_s: float = BACKOFF_S,
+        limits: Limits = UNLIMITED,
     ) -> None:
-        """`backoff_s`: after the first unforeseen failure of a batch."""
+        """`backoff_s`: after the first unforeseen failure of a batch. `limits`: of tenants without own ones."""
         self._database = database
         self._storage = storage
         self._broker = broker
         self._catalog = catalog
         self._backoff_s = backoff_s
+        self._limits = limits
         self._acceptances = Acceptances(database)
         self._turns = BatchTurns(database)
         self._leaving = Event()
@@ -138,7 +142,7 @@ class Expander:
     def _expand_retry(self, batch: Batch) -> bool:
         """Insert the next jobs of a retry. False when another process does it."""
         with transaction(self._database) as connection:
-            models = retries.expand(connection, batch)
+            models = retries.expand(connection, batch, self._limits.with_own(batch.own_limits))
         if models:
             self._wake(models)
             log_event("batch_expanded", batch=batch.id, jobs=sum(models.values()))
@@ -166,16 +170,16 @@ class Expander:
             return True  # this process is asked to end
         except NotFound:
             return self._refuse(batch, Invalid(sentence("file_missing")))
-        except (Invalid, LicenceNotAccepted) as error:
+        except (Invalid, LicenceNotAccepted, LimitReached) as error:
             return self._refuse(batch, error)
 
     def _check(self, batch: Batch, chunk: Chunk) -> bool:
         with transaction(self._database) as connection:
-            return record_checked(connection, batch, chunk)
+            return record_checked(connection, batch, chunk, self._limits.with_own(batch.own_limits))
 
     def _expand(self, batch: Batch, chunk: Chunk, rows: JobRows) -> bool:
         with transaction(self._database) as connection:
-            is_first = expansion.expand(connection, batch, chunk, rows)
+            is_first = expansion.expand(connection, batch, chunk, rows, self._limits.with_own(batch.own_limits))
         if is_first and rows.models:
             self._wake(rows.models)
             log_event("batch_expanded", batch=batch.id, jobs=sum(rows.models.values()), line=chunk.line)
@@ -250,7 +254,8 @@ class Expander:
         format = batch.upload.format
         warnings = [at_line(format, number, warning) for number, warning in lines.warnings.items()]
         code = max((code for _, _, code in {job.template.lane for job in lines.jobs}), default=1)
-        return Chunk(step.end, step.last, step.is_last, len(lines.planned), warnings, lines.errors, code)
+        images = sum(len(job.seeds) for job in lines.jobs)
+        return Chunk(step.end, step.last, step.is_last, len(lines.planned), warnings, lines.errors, code, images)
 
     def _rows(self, batch: Batch, lines: CheckedLines, position: int) -> JobRows | None:
         return expansion.build_rows(batch, lines.jobs, position * batch.variants) if batch.is_checked else None

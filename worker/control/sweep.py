@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Row
 from sqlalchemy import Engine as Database
 
 from common import failures, uploads
-from common.accounts import audit, idempotency
+from common.accounts import audit, idempotency, stored_bytes
 from common.batches import lifecycle as batches
 from common.batches import progress
 from common.broker import Broker
@@ -81,6 +81,7 @@ class Sweep:
             self.delete_expired,
             self.take_samples,
             self.index_prompts,
+            self.count_bytes,
         ):
             self._attempt(step)
 
@@ -194,6 +195,16 @@ class Sweep:
         """Flush the pending list of the prompts' GIN index, so that no job update has to."""
         with self._transaction() as connection:
             search.index_prompts(connection)
+
+    def count_bytes(self) -> None:
+        """Count what the tenants store whose bytes are limited."""
+        with self._transaction() as connection:
+            due = stored_bytes.due(connection, by_default=self._settings.limit_stored_bytes is not None)
+        for tenant_id in due:
+            began = self._clock()
+            with self._transaction() as connection:
+                counted = stored_bytes.count(connection, tenant_id)
+                stored_bytes.record(connection, tenant_id, counted, self._clock() - began)
 
     def delete_leftovers(self) -> None:
         """Delete the objects that expired leases may have stored and no image uses, lease by lease."""

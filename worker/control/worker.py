@@ -8,6 +8,7 @@ exporter   writes datasets
 import threading
 
 from common.accounts.farm import Farm
+from common.accounts.limits import Limits
 from common.broker import Broker
 from common.catalog.catalog import Catalog
 from common.config import Settings
@@ -29,7 +30,7 @@ class ControlWorker:
         self.farm = Farm(self.database, storage, settings.key_pepper.get_secret_value())
         self.farm.guard(self.database, storage, of_exports)
         self.sweep = Sweep(settings, self.database, self.broker, storage)
-        self.expander = Expander(self.database, storage, self.broker, catalog)
+        self.expander = Expander(self.database, storage, self.broker, catalog, limits=Limits.in_settings(settings))
         self.exporter = Exporter(self.database, of_exports, catalog)
         self._sweeps = settings.sweep
         self._stopping = threading.Event()

@@ -22,7 +22,7 @@ from common.queue.claim import Memory, Microbatch, Offer
 COLLECT_EVERY_S = 1.0
 FULL_READ_EVERY_S = 3.0
 FULL_READ_SHARE = 0.05  # of the time: one takes long when an old snapshot has been open for hours
-LOWER_TIER_EVERY = 20  # one microbatch in so many goes to the oldest lower tier
+LOWER_TIER_EVERY = 20  # one microbatch in so many goes to a lower tier
 LONGEST_REST_S = 10.0  # between two full reads nevertheless
 
 

@@ -36,7 +36,7 @@ def show_job(job_id: UUID, visitor: CurrentVisitor, state: State, base_url: Base
             "job": with_progress(state.broker, [job])[0],
             "leases": leases,
             "retries": retries,
-            "tiers": [tier for tier in Tier if tier != job.tier],
+            "tiers": [tier for tier in visitor.caller.tiers if tier != job.tier],
             "curl": curl(draft, base_url),
             "command_line": command_line(draft, base_url),
         }

@@ -76,7 +76,14 @@ def count_matching(request: Request, filters: FilterQuery, visitor: CurrentVisit
     """The number of jobs that match, and the bulk actions on them."""
     with transaction(state.autocommit) as connection:
         matching = preview(connection, visitor.caller.tenant_id, filters.job_filter)
-    return render_notice(request, "jobs_matching.html", may_act=visitor.may_act, filters=filters, preview=matching)
+    return render_notice(
+        request,
+        "jobs_matching.html",
+        may_act=visitor.may_act,
+        filters=filters,
+        preview=matching,
+        tiers=visitor.caller.tiers,
+    )
 
 
 class BulkProgress(BaseModel):
@@ -90,11 +97,13 @@ class BulkProgress(BaseModel):
     changed_meanwhile: int = 0
     retried_before: int = 0
     model_not_allowed: int = 0
+    tier_not_allowed: int = 0
 
     @property
     def unchanged(self) -> dict[str, int]:
         """The number of jobs by reason. Jobs in an unfit state are known only at the end: the action skips them."""
-        refused = {name: getattr(self, name) for name in ("changed_meanwhile", "retried_before", "model_not_allowed")}
+        reasons = ("changed_meanwhile", "retried_before", "model_not_allowed", "tier_not_allowed")
+        refused = {name: getattr(self, name) for name in reasons}
         unfit = 0 if self.after else max(0, self.matched - self.changed - sum(refused.values()))
         return {name: count for name, count in {"unfit": unfit, **refused}.items() if count}
 

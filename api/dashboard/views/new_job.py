@@ -15,7 +15,7 @@ from api.dashboard.views.job import show_job
 from api.deps import AppState, BaseUrl, RequestId, State
 from api.queries.jobs import find_job
 from api.schemas import JobRequest
-from api.services import admin, jobs
+from api.services import admin, jobs, limits
 from common.db import transaction
 from common.enums import Tier
 from common.errors import Error, Invalid, wrong_fields
@@ -65,7 +65,8 @@ def new_job(
     """An empty form, or one with the recipe of a job (`from`) and an input image (`source`)."""
     form = form_of_job(state, visitor, parent) if parent else JobForm(model=state.default_model)
     form = form.model_copy(update={"source": source}) if source else form
-    return render_page(request, "new_job.html", visitor, **form_values(state, visitor, form))
+    limited = limits.read_limited(state, visitor.caller)
+    return render_page(request, "new_job.html", visitor, limits=limited, **form_values(state, visitor, form))
 
 
 @router.post("/new/model")
@@ -103,7 +104,7 @@ def form_values(state: AppState, visitor: Visitor, form: JobForm, error: Error |
         "form": form,
         "models": models,
         "model": model,
-        "tiers": list(Tier),
+        "tiers": visitor.caller.tiers,
         "idempotency_key": secrets.token_urlsafe(16),
         "code": error.code if error else None,
         **error_values(error),

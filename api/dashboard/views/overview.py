@@ -15,6 +15,7 @@ from api.dashboard.view import Read, view
 from api.dashboard.views.workers import find_workers
 from api.deps import State
 from api.queries.fleet import read_fleet
+from api.services import limits
 from common.db import transaction
 from common.enums import WorkerState
 from common.queue.stats import DAY, HOUR, RECENT_MINUTES, Tally, read_backlog, read_chart, read_tallies
@@ -59,6 +60,7 @@ def overview(state: State, visitor: CurrentVisitor) -> Read:
                 "alerts": alerts,
                 "silence_s": silence_s,
                 "minutes": RECENT_MINUTES,
+                "limits": limits.read_limited(state, visitor.caller),
             }
 
     return read

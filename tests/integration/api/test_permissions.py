@@ -61,6 +61,7 @@ NEEDED: dict[str, Needed] = {
     "listKeys": Scope.ADMIN,
     "revokeKey": Scope.ADMIN,
     "readAudit": Scope.ADMIN,
+    "readLimits": "a key",
     "readHealth": "open",
     "readMetrics": "open",
     "readReadiness": "open",
