@@ -148,6 +148,7 @@ def submit(
             stop_rule=request.stop_rule,
             request_id=request_id,
             batch_id=batch_id,
+            key_id=caller.key_id,
         )
         audit.record(connection, caller, Action.SUBMIT_BATCH, batch_id, name=request.name)
 
@@ -207,7 +208,9 @@ def retry_failed(state: AppState, caller: Caller, batch_id: UUID) -> tuple[UUID,
         models = retries.models(connection, caller.tenant_id, batch_id)
     state.acceptances.require(caller.tenant_id, map(state.catalog.get, models))
     with transaction(state.engine) as connection:
-        retry_id, is_new = retries.submit(connection, caller.tenant_id, batch_id, request_id=caller.request_id)
+        retry_id, is_new = retries.submit(
+            connection, caller.tenant_id, batch_id, request_id=caller.request_id, key_id=caller.key_id
+        )
         if is_new:
             audit.record(connection, caller, Action.RETRY_FAILED, batch_id, batch=retry_id)
     if is_new:

@@ -77,7 +77,14 @@ def retry(state: AppState, caller: Caller, chosen: JobFilter, until: datetime, a
 
     def take(connection: Connection, after: UUID | None) -> Step:
         return bulk.retry(
-            connection, caller.tenant_id, chosen, until, after, models=models, request_id=caller.request_id
+            connection,
+            caller.tenant_id,
+            chosen,
+            until,
+            after,
+            models=models,
+            request_id=caller.request_id,
+            key_id=caller.key_id,
         )
 
     record = _record(Action.RETRY_JOBS, chosen, until)

@@ -54,6 +54,7 @@ def submit(
             request_id=request_id,
             job_id=job_id,
             expires_after_s=expires_after_s,
+            key_id=caller.key_id,
         )
 
     # Without a key it is one statement, which needs no BEGIN and COMMIT.
@@ -163,7 +164,7 @@ def retry(state: AppState, caller: Caller, job_id: UUID) -> UUID:
     parent = get(state, caller, job_id, "")
     state.acceptances.require(caller.tenant_id, [state.catalog.get(parent.recipe.model)])
     with transaction(state.engine) as connection:
-        retried = jobs.retry(connection, job_id, caller.tenant_id, caller.request_id)
+        retried = jobs.retry(connection, job_id, caller.tenant_id, caller.request_id, caller.key_id)
         audit.record(connection, caller, Action.RETRY_JOB, job_id, job=retried.id)
     state.broker.wake_soon(retried.model, retried.id, retried.tier)
     log_event(

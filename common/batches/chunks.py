@@ -45,6 +45,7 @@ class Batch:
     variants: int
     request_id: str | None
     parent_id: UUID | None = None
+    key_id: UUID | None = None
 
     @property
     def position(self) -> int:
@@ -126,6 +127,7 @@ def _batch(row: Row[Any]) -> Batch:
         variants=row.variants,
         request_id=row.request_id,
         parent_id=row.parent_id,
+        key_id=row.key_id,
     )
 
 

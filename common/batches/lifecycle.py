@@ -50,8 +50,12 @@ def submit(
     stop_rule: StopRule | None = None,
     request_id: str | None = None,
     batch_id: UUID | None = None,
+    key_id: UUID | None = None,
 ) -> UUID:
-    """Insert a batch and return its id. Raises NotFound if the tenant has no such file of prompts."""
+    """Insert a batch and return its id. `key_id`: who submits it.
+
+    Raises NotFound if the tenant has no such file of prompts.
+    """
     batch_id = batch_id or new_id()
     parameters = {
         "batch": batch_id,
@@ -63,6 +67,7 @@ def submit(
         "name": name,
         "stop_rule": stop_rule.model_dump_json() if stop_rule else None,
         "request": request_id,
+        "key": key_id,
         "needs_code": plan.needs_code,
     }
     if connection.execute(INSERT_BATCH, parameters).rowcount == 0:
@@ -172,9 +177,10 @@ def _change(connection: Connection, statement: TextClause, batch_id: UUID, tenan
 
 # Insert a batch, if the upload is of the tenant and has prompts.
 INSERT_BATCH = text(f"""
-    INSERT INTO batches (id, tenant_id, upload_id, name, tier, plan, variants, stop_rule, request_id, needs_code)
+    INSERT INTO batches (
+        id, tenant_id, upload_id, name, tier, plan, variants, stop_rule, request_id, key_id, needs_code)
     SELECT :batch, tenant_id, id, :name, cast(:tier AS tier), cast(:plan AS jsonb), :variants,
-           cast(:stop_rule AS jsonb), :request, :needs_code
+           cast(:stop_rule AS jsonb), :request, :key, :needs_code
     FROM uploads WHERE id = :upload AND tenant_id = :tenant AND format <> '{PICTURE}'
 """)
 

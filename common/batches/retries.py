@@ -27,14 +27,20 @@ CHUNK_IMAGES = 8000  # of the parent, failed or not
 
 
 def submit(
-    connection: Connection, tenant_id: UUID, parent_id: UUID, *, request_id: str | None = None
+    connection: Connection,
+    tenant_id: UUID,
+    parent_id: UUID,
+    *,
+    request_id: str | None = None,
+    key_id: UUID | None = None,
 ) -> tuple[UUID, bool]:
     """Insert a retry of a batch, or find the one that has not ended. Returns its id, and whether it is new.
 
     Raises NotFound, or Conflict if the batch has not ended, if nothing failed, or if its retry has ended.
     """
     named = {"parent": parent_id, "tenant": tenant_id}
-    retry_id = connection.execute(INSERT, named | {"batch": new_id(), "request": request_id}).scalar()
+    new = {"batch": new_id(), "request": request_id, "key": key_id}
+    retry_id = connection.execute(INSERT, named | new).scalar()
     if retry_id:
         return retry_id, True
     parent = connection.execute(READ_PARENT, named).first()
@@ -76,7 +82,13 @@ def expand(connection: Connection, batch: Batch) -> Mapping[str, int] | None:
 
 
 def _insert(connection: Connection, batch: Batch, failed: Any, images: Counter[UUID], *, is_paused: bool) -> None:
-    common = {"tenant": batch.tenant_id, "batch": batch.id, "tier": batch.tier.value, "request": batch.request_id}
+    common = {
+        "tenant": batch.tenant_id,
+        "batch": batch.id,
+        "tier": batch.tier.value,
+        "request": batch.request_id,
+        "key": batch.key_id,
+    }
     wanted = {
         row.lane_id: Lane(
             batch.tenant_id, batch.tier, row.model, row.compatibility, batch.id, is_paused, row.needs_code
@@ -106,9 +118,10 @@ def _insert(connection: Connection, batch: Batch, failed: Any, images: Counter[U
 # Insert the retry of a batch that has ended and has failed images, unless it has one that was not cancelled.
 INSERT = text("""
     INSERT INTO batches (
-        id, tenant_id, upload_id, parent_id, name, tier, plan, stop_rule, request_id, needs_code, prompts,
+        id, tenant_id, upload_id, parent_id, name, tier, plan, stop_rule, request_id, key_id, needs_code, prompts,
         checked_at)
-    SELECT :batch, tenant_id, upload_id, id, name, tier, plan, stop_rule, :request, needs_code, 0, now() FROM batches
+    SELECT :batch, tenant_id, upload_id, id, name, tier, plan, stop_rule, :request, :key, needs_code, 0, now()
+    FROM batches
     WHERE id = :parent AND tenant_id = :tenant AND finished_at IS NOT NULL
         AND EXISTS (SELECT FROM lanes WHERE lanes.batch_id = batches.id AND lanes.failed > 0)
     ON CONFLICT (parent_id, cancelled_at) WHERE parent_id IS NOT NULL DO NOTHING
@@ -147,9 +160,9 @@ FAILED = text("""
 
 # Insert the retry jobs, with the recipes of their parents.
 INSERT_JOBS = text("""
-    INSERT INTO jobs (id, tenant_id, parent_id, batch_id, position, tier, recipe, count, open, request_id)
+    INSERT INTO jobs (id, tenant_id, parent_id, batch_id, position, tier, recipe, count, open, request_id, key_id)
     SELECT retry_job.id, :tenant, jobs.id, :batch, retry_job.position, cast(:tier AS tier), recipe,
-           retry_job.images, retry_job.images, :request
+           retry_job.images, retry_job.images, :request, :key
     FROM unnest(cast(:retry_jobs AS uuid[]), cast(:parents AS uuid[]), cast(:positions AS bigint[]),
                 cast(:images AS int[])) AS retry_job(id, parent_id, position, images)
     JOIN jobs ON jobs.id = retry_job.parent_id

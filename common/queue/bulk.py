@@ -73,6 +73,7 @@ def retry(
     *,
     models: Collection[str],
     request_id: str | None = None,
+    key_id: UUID | None = None,
 ) -> Step:
     """Retry the next matching jobs that failed or were cancelled, if their model is one of `models`.
 
@@ -85,7 +86,7 @@ def retry(
     allowed = [parent for parent in parents if parent.model in models]
     lanes = jobs.retry_lanes(connection, allowed, tenant_id)
     _lock_lanes(connection, set(lanes.values()))
-    changed = [job.id for job in jobs.retry_locked(connection, allowed, lanes, request_id)]
+    changed = [job.id for job in jobs.retry_locked(connection, allowed, lanes, request_id, key_id)]
     left_alone = {
         "changed_meanwhile": len(found) - len(locked),
         "retried_before": len(locked) - len(parents),
