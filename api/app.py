@@ -38,6 +38,7 @@ from api.routes import (
     models,
     queue,
     uploads,
+    usage,
     workers,
 )
 from api.schemas import Job, JobRequest
@@ -143,7 +144,8 @@ def create_app(settings: Settings) -> FastAPI:
         RequestMiddleware, metrics=metrics, lookups=state.lookups, memory=app.state.body_memory, rules=rules
     )
     add_handlers(app)
-    for noun in (jobs, events, uploads, batches, datasets, images, models, queue, workers, keys, health, documentation):
+    nouns = (jobs, events, uploads, batches, datasets, images, models, queue, workers, keys, usage, health)
+    for noun in (*nouns, documentation):
         app.include_router(noun.router)
     app.mount(documentation.ASSETS, documentation.assets)
     app.state.dashboard = create_dashboard(state)

@@ -37,6 +37,7 @@ COMMANDS = {
     "models": ("cli.commands.models", "List, show, accept, import and verify models."),
     "workers": ("cli.commands.workers", "List, drain and resume render workers."),
     "keys": ("cli.commands.keys", "Create, list and revoke API keys."),
+    "usage": ("cli.commands.usage", "Show what was stored, by day, key, model or tier, and what it cost."),
     "admin": ("cli.commands.serve", "Prepare a farm's database: migrate, bootstrap."),
     "doctor": ("cli.commands.doctor", "Check this machine and the farm; say how to fix what is wrong."),
     "serve": ("cli.commands.serve", "Run one process of a farm: api, worker or control."),

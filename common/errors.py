@@ -8,7 +8,8 @@
     │   └── IdempotencyMismatch
     ├── Unauthorized / NotFound / Conflict / PictureDamaged
     ├── Forbidden
-    │   └── LicenceNotAccepted
+    │   ├── LicenceNotAccepted
+    │   └── OperatorNeeded                  the farm is not the tenant's
     ├── LimitReached          429: the tenant takes more than its share for now
     ├── Unavailable           503: a service of the farm is down for now
     │   ├── NoRoom            507: a disk of the farm is full
@@ -123,6 +124,12 @@ class LicenceNotAccepted(Forbidden):
     """The tenant has not accepted the licence of the model yet, in the version that the catalogue has now."""
 
     code = "licence_not_accepted"
+
+
+class OperatorNeeded(Forbidden):
+    """It concerns the farm, or another tenant: the key lacks the scope `operator`."""
+
+    code = "operator_needed"
 
 
 class NotFound(Error):

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, func, insert, select, text, update
 from common.accounts import sentence
 from common.db import new_id
 from common.enums import Scope, Via
-from common.errors import NotFound, Unauthorized
+from common.errors import NotFound, OperatorNeeded, Unauthorized
 from common.schema import api_keys, tenants
 
 PREFIX = "huaf_"
@@ -34,6 +34,11 @@ class Caller:
 
     def may(self, scope: Scope) -> bool:
         return scope in self.scopes or (Scope.ADMIN in self.scopes and scope != Scope.OPERATOR)
+
+    def require_operator(self) -> None:
+        """Raises OperatorNeeded."""
+        if not self.may(Scope.OPERATOR):
+            raise OperatorNeeded(sentence("operator_needed"))
 
 
 @dataclass(frozen=True)
