@@ -29,6 +29,7 @@ from api.dashboard.views import (
     login,
     new_job,
     overview,
+    usage,
     workers,
 )
 from api.deps import AppState
@@ -38,7 +39,7 @@ from common import failures
 from common.errors import Error
 
 OPEN_FORMS = {"/sign-in": Rule(10_000), "/language": Rule(10_000)}  # that need no session
-VIEWS = (login, overview, jobs, job, new_job, batches, datasets, images, image_files, workers, admin)
+VIEWS = (login, overview, jobs, job, new_job, batches, datasets, images, image_files, workers, usage, admin)
 
 
 def create_dashboard(state: AppState) -> FastAPI:
