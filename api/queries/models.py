@@ -179,7 +179,7 @@ def _model(entry: Entry, fleet: Fleet, accepted: Mapping[LicenceVersion, datetim
         licence_accepted_at=accepted.get(version_of(entry.licence)),
         is_default=entry.name == default,
         safety_checker=bool(entry.safety_checker),
-        price=entry.price and Price.model_validate(entry.price, from_attributes=True),
+        price=Price.model_validate(entry.price, from_attributes=True) if entry.price else None,
         defaults=Defaults(
             width=entry.width,
             height=entry.height,

@@ -97,7 +97,8 @@ def find_usage(
     No tenant: of all of them. None if there are more than MOST_ROWS rows to add up.
     """
     asked = [dimension for dimension in COLUMNS if dimension in by]
-    statement = text(_statement([*asked, *(["model"] if "model" not in asked else [])], own=tenant_id is not None))
+    priced: list[Dimension] = [] if "model" in asked else ["model"]
+    statement = text(_statement([*asked, *priced], own=tenant_id is not None))
     parameters = {"first": first, "last": last, "tenant": tenant_id, "limit": MOST_ROWS + 1}
     rows = connection.execute(statement, parameters).all()
     if len(rows) > MOST_ROWS:

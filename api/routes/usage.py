@@ -4,10 +4,11 @@ from datetime import date
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from api.deps import State, UsageReader
 from api.queries.usage import COLUMNS, Dimension, Sums, Usage
+from api.schemas import example
 from api.services import usage
 
 router = APIRouter(tags=["usage"])
@@ -42,10 +43,10 @@ class UsageQuery(BaseModel):
 
 
 class UsageReport(BaseModel):
-    model_config = ConfigDict(populate_by_name=True, json_schema_extra={"examples": [USAGE]})
+    model_config = example(USAGE)
 
-    first: date = Field(alias="from")
-    last: date = Field(alias="to")
+    first: date = Field(serialization_alias="from")
+    last: date = Field(serialization_alias="to")
     by: list[Dimension]
     currency: str | None = Field(description="Of every cost; null if the catalogue has no prices.")
     items: list[Usage] = Field(description="Sorted by what they are grouped by; nothing where nothing was stored.")

@@ -58,7 +58,7 @@ def usage(
     if shell.output_format == "json":
         return print_json(report)
     grouped = report["by"]
-    rows, columns = report["items"], {name: label(name) for name in grouped} | SUMS | costs(report["currency"])
+    rows, columns = report["items"], {**{name: label(name) for name in grouped}, **SUMS, **costs(report["currency"])}
     if shell.output_format == "human":
         rows = [*rows, dict.fromkeys(grouped, "") | {grouped[0]: "total"} | report["total"]]
     shell.print_rows(rows, columns, name=grouped[0])

@@ -31,7 +31,7 @@ class JobRows:
 
 def build_rows(batch: Batch, planned: Iterable[PlannedJob], position: int) -> JobRows:
     """The rows of these jobs, the first one at this position. Needs no connection."""
-    key_id = _copy_field(batch.key_id and str(batch.key_id))
+    key_id = _copy_field(None if batch.key_id is None else str(batch.key_id))
     common = f"{batch.tenant_id}\t{batch.id}\t{batch.tier.value}\t{_copy_field(batch.request_id)}\t{key_id}"
     models, lanes = Counter[str](), Counter[tuple[str, str, int]]()
     placeholders: dict[tuple[str, str, int], str] = {}

@@ -148,7 +148,7 @@ def judge_usage(farm: Farm, found: Findings) -> None:
         if told != expected:
             found.add("USE", [f"{tenant} is told {told}, and stored was {expected}"])
         by_key = {item["key"]: item["images"] for item in usage(farm, tenant, "key")}
-        if by_key != {"storm": sum(sums["images"] for sums in expected.values())}:
+        if by_key != {"storm": sum(sums["images"] for sums in seen[tenant].values())}:
             found.add("USE", [f"{tenant} is told {by_key} of its keys"])
 
 
