@@ -5,15 +5,21 @@ import io
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
 from sqlalchemy import Engine, text
 
+from api.services import bulk
+from common.accounts import tenants
+from common.accounts.tenants import Caller
 from common.config import SHIPPED_CATALOG, Settings
 from common.db import transaction
-from common.enums import Scope, Tier
+from common.enums import ImageState, Scope, Tier
+from common.queue.search import JobFilter
 from common.usage import ledger
+from tests.support.batch_stories import BatchStory
 from tests.support.serving import PROMPT, Api, serving
 from tests.support.stories import Story
 
@@ -81,19 +87,51 @@ def test_what_is_stored_is_there_at_once_and_after_it_is_folded(client: httpx.Cl
     assert story.count("usage_entries") == 0
 
 
-def test_each_way_to_submit_names_its_key(api: Api, client: httpx.Client, story: Story) -> None:
-    """A job, a retry of it and of all, a batch."""
+def test_every_way_to_submit_names_its_key(api: Api, client: httpx.Client, story: Story, settings: Settings) -> None:
+    """A job and its retry, a retry of all, a batch and the retry of what failed in it: by the one key or the other."""
+    farm = BatchStory(story, settings)
     with api.client() as other:
-        parent = submit(client)
-        for one in (client, other):
-            one.post(f"/v1/jobs/{parent}/cancel")
-            parent = one.post(f"/v1/jobs/{parent}/retry").raise_for_status().json()["id"]
+        first, second = caller_of(api, client), caller_of(api, other)
+
+        def key_of(table: str, row_id: object) -> UUID:
+            return UUID(str(story.rows(f"SELECT key_id FROM {table} WHERE id = :id", id=row_id)[0].key_id))
+
+        job = submit(client)
+        assert key_of("jobs", job) == first.key_id
+        other.post(f"/v1/jobs/{job}/cancel")
+        job = other.post(f"/v1/jobs/{job}/retry").raise_for_status().json()["id"]
+        assert key_of("jobs", job) == second.key_id
+        other.post(f"/v1/jobs/{job}/cancel")
+        assert bulk.retry(api.app.state.shared, first, JobFilter(), datetime.now(UTC) + timedelta(hours=1)).changed == 1
+        newest = story.rows("SELECT id FROM jobs ORDER BY id DESC LIMIT 1")[0].id
+        assert key_of("jobs", newest) == first.key_id
+        client.post(f"/v1/jobs/{newest}/cancel")
+
+        batch = other.post("/v1/batches", json={"prompts": ["红色的圆形"]}).raise_for_status().json()["id"]
+        assert key_of("batches", batch) == second.key_id
+        farm.expander.work(UUID(batch), 60)
+        assert [row.key_id for row in farm.jobs_of(batch)] == [second.key_id]
+        story.publish(story.started(), ImageState.FAILED, error_code="prompt_too_long", error_message="No.")
+        farm.end()
+        retry = client.post(f"/v1/batches/{batch}/retry-failed").raise_for_status().json()["id"]
+        assert key_of("batches", retry) == first.key_id
+
+
+def caller_of(api: Api, client: httpx.Client) -> Caller:
+    """Whoever has the key of this client."""
+    secret = client.headers["Authorization"].removeprefix("Bearer ")
+    with transaction(api.database) as connection:
+        return tenants.authenticate(connection, secret, api.settings.key_pepper.get_secret_value())
+
+
+def test_each_key_has_its_name(api: Api, client: httpx.Client, story: Story) -> None:
+    with api.client() as other:
+        submit(client, count=2)
+        submit(other)
         render(story)
         by_key = images(usage(client, by="key"), "key_id", "key")
-        assert list(by_key.values()) == [1], "that of the last retry"
-        batch = other.post("/v1/batches", json={"prompts": ["红色的圆形"]}).raise_for_status().json()["id"]
-        [of_batch] = story.rows("SELECT key_id FROM batches WHERE id = :batch", batch=batch)
-        assert [(str(of_batch.key_id), "a key of the tests")] == list(by_key)
+        expected = {caller_of(api, client).key_id: 2, caller_of(api, other).key_id: 1}
+        assert by_key == {(str(key), "a key of the tests"): count for key, count in expected.items()}
 
 
 def test_days_are_grouped_and_chosen(client: httpx.Client, story: Story) -> None:
