@@ -42,6 +42,7 @@ from api.routes import (
     queue,
     tenants,
     uploads,
+    usage,
     workers,
 )
 from api.schemas import Job, JobRequest
@@ -156,7 +157,7 @@ def create_app(settings: Settings) -> FastAPI:
     add_handlers(app)
     for noun in (jobs, events, uploads, batches, datasets, images, models, queue, workers):
         app.include_router(noun.router)
-    for noun in (tenants, keys, limits, audit, health, documentation):
+    for noun in (tenants, keys, limits, usage, audit, health, documentation):
         app.include_router(noun.router)
     app.mount(documentation.ASSETS, documentation.assets)
     app.state.dashboard = create_dashboard(state)

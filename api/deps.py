@@ -137,6 +137,16 @@ AnyJobsReader = Annotated[Caller, Depends(among_all(Scope.JOBS_READ))]
 AnyJobsWriter = Annotated[Caller, Depends(among_all(Scope.JOBS_WRITE))]
 
 
+async def usage_reader(caller: AnyCaller) -> Caller:
+    """The caller, if its key may look at the farm or read jobs. Raises Forbidden."""
+    if not caller.may(Scope.VIEWER) and not caller.may(Scope.JOBS_READ):
+        raise Forbidden(sentence("scope_missing", scope=Scope.VIEWER))
+    return caller
+
+
+UsageReader = Annotated[Caller, Depends(usage_reader)]
+
+
 async def is_public(request: Request, state: State, part: PublicPart) -> bool:
     """Whether this request may read that part of the farm: anyone may, or it has a key with the scope `viewer`."""
     if part in state.settings.public_parts:

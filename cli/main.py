@@ -40,6 +40,7 @@ COMMANDS = {
     "keys": ("cli.commands.keys", "Create, list and revoke API keys."),
     "tenants": ("cli.commands.tenants", "Create, list, change, suspend and resume tenants."),
     "audit": ("cli.commands.audit", "List who did what."),
+    "usage": ("cli.commands.usage", "Show what was stored, by day, key, model or tier, and what it cost."),
     "admin": ("cli.commands.serve", "Prepare a farm's database: migrate, bootstrap."),
     "doctor": ("cli.commands.doctor", "Check this machine and the farm; say how to fix what is wrong."),
     "serve": ("cli.commands.serve", "Run one process of a farm: api, worker or control."),

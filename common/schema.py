@@ -4,6 +4,8 @@ Every change of a state is a statement of `common.queue`, `common.batches` or `c
 refuse a statement that is wrong. Lock order: leases, batches, jobs, images, lanes, tenants, each by id.
 """
 
+from typing import Any
+
 from sqlalchemy import (
     ARRAY,
     REAL,
@@ -225,6 +227,7 @@ batches = Table(
     Column("cancelled_at", Moment),
     Column("finished_at", Moment),
     Column("needs_code", Integer, nullable=False, server_default="1"),  # the least CODE that may work on it
+    Column("key_id", Uuid),  # as of jobs
     CheckConstraint("expanded_at IS NULL OR (checked_at IS NOT NULL AND jobs = prompts * variants)", name="expanded"),
     Index("batches_tenant_id_idx", "tenant_id", "id"),
     Index("batches_open_idx", "id", postgresql_where=text("finished_at IS NULL")),
@@ -359,6 +362,8 @@ jobs = Table(
     Column("started_at", Moment),
     Column("finished_at", Moment),
     Column("deadline", Moment),  # then an unfinished job fails with `expired`
+    # The API key that submitted it; null: nobody knows. Not a foreign key, whose check would lock the row of the key.
+    Column("key_id", Uuid),
     CheckConstraint("count > 0", name="count"),
     CheckConstraint("open BETWEEN 0 AND count", name="open"),
     CheckConstraint("(finished_at IS NOT NULL) = (state IN ('succeeded', 'failed', 'cancelled'))", name="finished"),
@@ -558,6 +563,33 @@ lane_samples = Table(
     Column("flagged", BigInteger, nullable=False),
     Column("failed", BigInteger, nullable=False),
     Column("cancelled", BigInteger, nullable=False),
+)
+
+
+def _used() -> tuple[Column[Any], ...]:
+    """What a tenant took. Without foreign keys: usage outlives the rows of jobs, keys and tenants."""
+    return (
+        Column("day", Date, nullable=False),  # in UTC
+        Column("tenant_id", Uuid, nullable=False),
+        Column("key_id", Uuid),  # null: nobody knows
+        Column("model", Text, nullable=False),
+        Column("tier", tier_enum, nullable=False),
+        Column("images", BigInteger, nullable=False),
+        Column("gpu_ms", BigInteger, nullable=False),
+        Column("pixels", BigInteger, nullable=False),
+        Column("bytes", BigInteger, nullable=False),
+    )
+
+
+# What leases have stored, until it is folded into its day: see `common.usage.ledger`.
+usage_entries = Table("usage_entries", metadata, *_used())
+
+usage_days = Table(
+    "usage_days",
+    metadata,
+    *_used(),
+    UniqueConstraint("tenant_id", "day", "key_id", "model", "tier", postgresql_nulls_not_distinct=True),
+    Index("usage_days_day_idx", "day"),
 )
 
 # What fails for an unforeseen reason again and again, by step and, if it was one row, its id: see `common.failures`.

@@ -30,6 +30,7 @@ from api.dashboard.views import (
     new_job,
     overview,
     tenants,
+    usage,
     workers,
 )
 from api.deps import AppState
@@ -39,7 +40,7 @@ from common import failures
 from common.errors import Error
 
 OPEN_FORMS = {"/sign-in": Rule(10_000), "/language": Rule(10_000)}  # that need no session
-VIEWS = (login, overview, jobs, job, new_job, batches, datasets, images, image_files, workers, admin, tenants)
+VIEWS = (login, overview, jobs, job, new_job, batches, datasets, images, image_files, workers, usage, admin, tenants)
 
 
 def create_dashboard(state: AppState) -> FastAPI:

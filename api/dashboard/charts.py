@@ -1,4 +1,4 @@
-"""A bar chart of the images that ended in an hour or a day: an SVG path of bars for each outcome.
+"""Bar charts as SVG paths: the images that ended in an hour or a day, by outcome, and those that were stored each day.
 
 The unit of x is a step of the chart, the unit of y an image. A few paths instead of some hundred rectangles: the chart
 is sent again whenever it changes.
@@ -23,6 +23,16 @@ class Chart:
     paths: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Bars:
+    """A chart of one number for each step."""
+
+    columns: int
+    top: int
+    peak: int
+    path: str
+
+
 def build_chart(points: Sequence[Point], span: Span) -> Chart:
     peak = max((_height(point) for point in points), default=0)
     top = round_up(peak)
@@ -34,6 +44,13 @@ def build_chart(points: Sequence[Point], span: Span) -> Chart:
         totals={outcome: sum(getattr(point, outcome) for point in points) for outcome in OUTCOMES},
         paths={outcome: _bars(points, outcome, top) for outcome in OUTCOMES},
     )
+
+
+def build_bars(heights: Sequence[int]) -> Bars:
+    peak = max(heights, default=0)
+    top = round_up(peak)
+    path = "".join(_bar(column, top, height) for column, height in enumerate(heights) if height)
+    return Bars(max(len(heights), 1), top, peak, path)
 
 
 def round_up(peak: int) -> int:
@@ -52,9 +69,12 @@ def _bars(points: Sequence[Point], outcome: str, top: int) -> str:
     bars = []
     for column, point in enumerate(points):
         if height := getattr(point, outcome):
-            bottom = top - sum(getattr(point, other) for other in below)
-            bars.append(f"M{column + MARGIN:g} {bottom}v-{height}h{WIDTH}v{height}z")
+            bars.append(_bar(column, top - sum(getattr(point, other) for other in below), height))
     return "".join(bars)
+
+
+def _bar(column: int, bottom: int, height: int) -> str:
+    return f"M{column + MARGIN:g} {bottom}v-{height}h{WIDTH}v{height}z"
 
 
 def _height(point: Point) -> int:

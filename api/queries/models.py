@@ -48,6 +48,14 @@ class Reads(BaseModel):
     weights: bool = Field(description="Whether parts of a prompt can have weights, as (red:1.5).")
 
 
+class Price(BaseModel):
+    """What images cost: the amounts by image and by megapixel add up."""
+
+    image: float
+    megapixel: float = Field(description="Of 1,000,000 pixels.")
+    currency: str
+
+
 class Refusal(BaseModel):
     worker: str
     reason: str
@@ -84,6 +92,7 @@ MODEL: dict[str, Any] = {
     "licence_accepted_at": "2026-11-22T07:00:00Z",
     "is_default": True,
     "safety_checker": True,
+    "price": {"image": 0.02, "megapixel": 0, "currency": "CNY"},
     "defaults": {
         "width": 512,
         "height": 512,
@@ -141,6 +150,7 @@ class Model(BaseModel):
     licence_accepted_at: datetime | None = Field(description="When your tenant accepted this version of its licence.")
     is_default: bool
     safety_checker: bool
+    price: Price | None = Field(description="Null if the catalogue names none.")
     defaults: Defaults
     limits: Limits
     reads: Reads
@@ -169,6 +179,7 @@ def _model(entry: Entry, fleet: Fleet, accepted: Mapping[LicenceVersion, datetim
         licence_accepted_at=accepted.get(version_of(entry.licence)),
         is_default=entry.name == default,
         safety_checker=bool(entry.safety_checker),
+        price=Price.model_validate(entry.price, from_attributes=True) if entry.price else None,
         defaults=Defaults(
             width=entry.width,
             height=entry.height,

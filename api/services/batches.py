@@ -159,6 +159,7 @@ def submit(
             batch_id=batch_id,
             images=images,
             limits=limits,
+            key_id=caller.key_id,
         )
         audit.record(connection, caller, Action.SUBMIT_BATCH, batch_id, name=request.name)
 
@@ -228,7 +229,12 @@ def retry_failed(state: AppState, caller: Caller, batch_id: UUID) -> tuple[UUID,
     state.acceptances.require(caller.tenant_id, map(state.catalog.get, models))
     with transaction(state.engine) as connection:
         retry_id, is_new = retries.submit(
-            connection, caller.tenant_id, batch_id, request_id=caller.request_id, limits=state.limits_of(caller)
+            connection,
+            caller.tenant_id,
+            batch_id,
+            request_id=caller.request_id,
+            limits=state.limits_of(caller),
+            key_id=caller.key_id,
         )
         if is_new:
             audit.record(connection, caller, Action.RETRY_FAILED, batch_id, batch=retry_id)

@@ -94,6 +94,7 @@ def retry(state: AppState, caller: Caller, chosen: JobFilter, until: datetime, a
             tiers_allowed=caller.tiers,
             request_id=caller.request_id,
             limits=limits,
+            key_id=caller.key_id,
         )
 
     record = _record(Action.RETRY_JOBS, chosen, until)

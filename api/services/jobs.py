@@ -60,6 +60,7 @@ def submit(
             job_id=job_id,
             expires_after_s=expires_after_s,
             limits=limits,
+            key_id=caller.key_id,
         )
 
     # Without a key and a limit it is one statement, which needs no BEGIN and COMMIT.
@@ -176,7 +177,8 @@ def retry(state: AppState, caller: Caller, job_id: UUID) -> UUID:
     caller.require_tier(parent.tier)
     state.acceptances.require(caller.tenant_id, [state.catalog.get(parent.recipe.model)])
     with transaction(state.engine) as connection:
-        retried = jobs.retry(connection, job_id, caller.tenant_id, caller.request_id, state.limits_of(caller))
+        limits = state.limits_of(caller)
+        retried = jobs.retry(connection, job_id, caller.tenant_id, caller.request_id, limits, caller.key_id)
         audit.record(connection, caller, Action.RETRY_JOB, job_id, job=retried.id)
     state.broker.wake_soon(retried.model, retried.id, retried.tier)
     log_event(

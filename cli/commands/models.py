@@ -24,6 +24,16 @@ def licence(model: Row) -> str:
     return " ".join(filter(None, (model["licence"], model["licence_version"])))
 
 
+def price(model: Row) -> str | None:
+    """An older farm has no prices."""
+    known = model.get("price")
+    if not known:
+        return None
+    units = {"image": "an image", "megapixel": "a megapixel"}
+    amounts = [f"{known[name]:g} {known['currency']} {unit}" for name, unit in units.items() if known[name]]
+    return " and ".join(amounts) or "free"
+
+
 def must_accept(model: Row) -> bool:
     return binds(model) and not model["licence_accepted_at"]
 
@@ -62,6 +72,7 @@ MODEL: Columns = {  # an older farm says less
         if "reads" in model
         else ""
     ),
+    "price": price,
     "licence": licence,
     "full text": lambda model: model["licence_url"],
     "accepted": lambda model: model["licence_accepted_at"] or ("not yet" if binds(model) else "needs not be"),

@@ -50,6 +50,7 @@ class Batch:
     expected: int | None = None  # images, if that was known at the submission
     counted: int = 0  # images of the lines that were checked
     own_limits: Mapping[str, Any] = field(default_factory=dict)  # of its tenant
+    key_id: UUID | None = None
 
     @property
     def position(self) -> int:
@@ -151,6 +152,7 @@ def _batch(row: Row[Any]) -> Batch:
         expected=row.expected,
         counted=row.counted,
         own_limits=row.own_limits,
+        key_id=row.key_id,
     )
 
 

@@ -33,7 +33,8 @@ class JobRows:
 
 def build_rows(batch: Batch, planned: Iterable[PlannedJob], position: int) -> JobRows:
     """The rows of these jobs, the first one at this position. Needs no connection."""
-    common = f"{batch.tenant_id}\t{batch.id}\t{batch.tier.value}\t{_copy_field(batch.request_id)}"
+    key_id = _copy_field(None if batch.key_id is None else str(batch.key_id))
+    common = f"{batch.tenant_id}\t{batch.id}\t{batch.tier.value}\t{_copy_field(batch.request_id)}\t{key_id}"
     models, lanes = Counter[str](), Counter[tuple[str, str, int]]()
     placeholders: dict[tuple[str, str, int], str] = {}
     jobs, images = list[str](), list[str]()
@@ -94,7 +95,7 @@ def _copy(connection: Connection, statement: str, rows: str) -> None:
 
 # Insert jobs.
 COPY_JOBS = """
-    COPY jobs (id, tenant_id, batch_id, tier, request_id, position, recipe, count, open) FROM STDIN
+    COPY jobs (id, tenant_id, batch_id, tier, request_id, key_id, position, recipe, count, open) FROM STDIN
 """
 
 # Insert images.

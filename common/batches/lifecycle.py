@@ -54,8 +54,9 @@ def submit(
     batch_id: UUID | None = None,
     images: int | None = None,
     limits: Limits = UNLIMITED,
+    key_id: UUID | None = None,
 ) -> UUID:
-    """Insert a batch and return its id. `images`: that it will have, if that is known.
+    """Insert a batch and return its id. `images`: that it will have, if that is known. `key_id`: who submits it.
 
     Raises NotFound if the tenant has no such file of prompts, and LimitReached.
     """
@@ -71,6 +72,7 @@ def submit(
         "name": name,
         "stop_rule": stop_rule.model_dump_json() if stop_rule else None,
         "request": request_id,
+        "key": key_id,
         "needs_code": plan.needs_code,
         "expected": images,
     }
@@ -182,9 +184,10 @@ def _change(connection: Connection, statement: TextClause, batch_id: UUID, tenan
 # Insert a batch, if the upload is of the tenant and has prompts.
 INSERT_BATCH = text(f"""
     INSERT INTO batches (
-        id, tenant_id, upload_id, name, tier, plan, variants, stop_rule, request_id, needs_code, expected)
+        id, tenant_id, upload_id, name, tier, plan, variants, stop_rule, request_id, key_id, needs_code,
+        expected)
     SELECT :batch, tenant_id, id, :name, cast(:tier AS tier), cast(:plan AS jsonb), :variants,
-           cast(:stop_rule AS jsonb), :request, :needs_code, cast(:expected AS bigint)
+           cast(:stop_rule AS jsonb), :request, :key, :needs_code, cast(:expected AS bigint)
     FROM uploads WHERE id = :upload AND tenant_id = :tenant AND format <> '{PICTURE}'
 """)
 

@@ -37,6 +37,7 @@ def submit(
     *,
     request_id: str | None = None,
     limits: Limits = UNLIMITED,
+    key_id: UUID | None = None,
 ) -> tuple[UUID, bool]:
     """Insert a retry of a batch, or find the one that has not ended. Returns its id, and whether it is new.
 
@@ -46,7 +47,12 @@ def submit(
     failed = connection.execute(COUNT_FAILED, named).first()
     if failed:
         admit_batch(connection, tenant_id, limits, Tier(failed.tier), failed.images)
-    new = {"batch": new_id(), "request": request_id, "expected": failed.images if failed else None}
+    new = {
+        "batch": new_id(),
+        "request": request_id,
+        "key": key_id,
+        "expected": failed.images if failed else None,
+    }
     retry_id = connection.execute(INSERT, named | new).scalar()
     if retry_id:
         return retry_id, True
@@ -90,7 +96,13 @@ def expand(connection: Connection, batch: Batch, limits: Limits = UNLIMITED) -> 
 
 
 def _insert(connection: Connection, batch: Batch, failed: Any, images: Counter[UUID], *, is_paused: bool) -> None:
-    common = {"tenant": batch.tenant_id, "batch": batch.id, "tier": batch.tier.value, "request": batch.request_id}
+    common = {
+        "tenant": batch.tenant_id,
+        "batch": batch.id,
+        "tier": batch.tier.value,
+        "request": batch.request_id,
+        "key": batch.key_id,
+    }
     wanted = {
         row.lane_id: Lane(
             batch.tenant_id, batch.tier, row.model, row.compatibility, batch.id, is_paused, row.needs_code
@@ -129,9 +141,9 @@ COUNT_FAILED = text(f"""
 # Insert the retry of a batch that has ended and has failed images, unless it has one that was not cancelled.
 INSERT = text("""
     INSERT INTO batches (
-        id, tenant_id, upload_id, parent_id, name, tier, plan, stop_rule, request_id, needs_code, prompts,
+        id, tenant_id, upload_id, parent_id, name, tier, plan, stop_rule, request_id, key_id, needs_code, prompts,
         expected, checked_at)
-    SELECT :batch, tenant_id, upload_id, id, name, tier, plan, stop_rule, :request, needs_code, 0,
+    SELECT :batch, tenant_id, upload_id, id, name, tier, plan, stop_rule, :request, :key, needs_code, 0,
            cast(:expected AS bigint), now() FROM batches
     WHERE id = :parent AND tenant_id = :tenant AND finished_at IS NOT NULL
         AND EXISTS (SELECT FROM lanes WHERE lanes.batch_id = batches.id AND lanes.failed > 0)
@@ -171,9 +183,9 @@ FAILED = text("""
 
 # Insert the retry jobs, with the recipes of their parents.
 INSERT_JOBS = text("""
-    INSERT INTO jobs (id, tenant_id, parent_id, batch_id, position, tier, recipe, count, open, request_id)
+    INSERT INTO jobs (id, tenant_id, parent_id, batch_id, position, tier, recipe, count, open, request_id, key_id)
     SELECT retry_job.id, :tenant, jobs.id, :batch, retry_job.position, cast(:tier AS tier), recipe,
-           retry_job.images, retry_job.images, :request
+           retry_job.images, retry_job.images, :request, :key
     FROM unnest(cast(:retry_jobs AS uuid[]), cast(:parents AS uuid[]), cast(:positions AS bigint[]),
                 cast(:images AS int[])) AS retry_job(id, parent_id, position, images)
     JOIN jobs ON jobs.id = retry_job.parent_id

@@ -13,6 +13,7 @@ from typing import Any
 from common.catalog import checkers, manifest, sentence
 from common.catalog.families import Family, families
 from common.catalog.loras import Lora, read_lora
+from common.catalog.prices import Price, currency_of, read_price
 from common.catalog.vocabulary import Vocabulary
 from common.errors import Invalid, UnknownModel
 
@@ -114,6 +115,7 @@ class Model:
     vocabulary: Vocabulary | None = None
     guided: bool = True
     loras: dict[str, Lora] = field(default_factory=dict)  # those that fit this model
+    price: Price | None = None
 
     @property
     def facts(self) -> Family:
@@ -145,6 +147,7 @@ class Catalog:
     default_gpu: str  # the same, on hosts with one
     loras: dict[str, Lora] = field(default_factory=dict)
     checkers: dict[str, Model] = field(default_factory=dict)  # the farm's own, read as models are
+    currency: str | None = None  # of all prices
 
     def get(self, name: str) -> Model:
         """The entry of that name. Raises UnknownModel, which lists the models."""
@@ -171,7 +174,8 @@ def read(path: Path, store: Path | None = None) -> Catalog:
         for name, model in _models(_document(file), licences, file, store).items():
             models.setdefault(name, replace(model, source_path=None))  # its files are in the store
     models = {name: with_checker(_with_loras(model, loras), own_checkers) for name, model in models.items()}
-    catalog = Catalog(models, default, document.get("default_gpu", default), loras, own_checkers)
+    currency = currency_of(model.price for model in models.values())
+    catalog = Catalog(models, default, document.get("default_gpu", default), loras, own_checkers, currency)
     for name in (catalog.default, catalog.default_gpu):
         catalog.get(name)
     return catalog
@@ -268,6 +272,7 @@ def _model(
     values["licence"] = known or _licence(licence, {"url": url}, base)
     if words := values.pop("vocabulary", None):
         values["vocabulary"] = Vocabulary(tuple(words["words"]), words["advice"], tuple(words.get("other_words", ())))
+    values["price"] = read_price(name, values.get("price"))
     known_families = known_families or families()
     if values["family"] not in known_families:
         names = ", ".join(known_families)

@@ -78,6 +78,7 @@ def retry(
     tiers_allowed: Collection[Tier] = tuple(Tier),
     request_id: str | None = None,
     limits: Limits = UNLIMITED,
+    key_id: UUID | None = None,
 ) -> Step:
     """Retry the next matching jobs that failed or were cancelled, if their model and tier are allowed.
 
@@ -93,7 +94,7 @@ def retry(
     admit_images(connection, tenant_id, limits, jobs.tiers_of(allowed))
     lanes = jobs.retry_lanes(connection, allowed, tenant_id)
     _lock_lanes(connection, set(lanes.values()))
-    changed = [job.id for job in jobs.retry_locked(connection, allowed, lanes, request_id)]
+    changed = [job.id for job in jobs.retry_locked(connection, allowed, lanes, request_id, key_id)]
     left_alone = {
         "changed_meanwhile": len(found) - len(locked),
         "retried_before": len(locked) - len(parents),

@@ -66,15 +66,16 @@ def submit(
     job_id: UUID | None = None,
     expires_after_s: float | None = None,
     limits: Limits = UNLIMITED,
+    key_id: UUID | None = None,
 ) -> Job:
     """Insert a job and its images, queued in the lane of its tenant, tier and compatibility. Raises LimitReached.
 
-    The job fails if it has not ended after `expires_after_s` seconds: see `expire`.
+    The job fails if it has not ended after `expires_after_s` seconds: see `expire`. `key_id`: who submits it.
     """
     admit_images(connection, tenant_id, limits, [tier] * recipe.count)
     lane = Lane(tenant_id, tier, recipe.model, recipe.compatibility, needs_code=recipe.needs_code)
     job_id = job_id or new_id()
-    row = _row(job_id, lane, recipe.model_dump(mode="json"), warnings, parent_id, request_id)
+    row = _row(job_id, lane, recipe.model_dump(mode="json"), warnings, parent_id, request_id, key_id)
     connection.execute(INSERT_JOB, row | {"expires": expires_after_s})
     return Job(job_id, tenant_id, recipe.model, tier)
 
@@ -101,6 +102,7 @@ def retry(
     tenant_id: UUID,
     request_id: str | None = None,
     limits: Limits = UNLIMITED,
+    key_id: UUID | None = None,
 ) -> Job:
     """Submit the recipe of a job that has ended as a new job that names its parent. It has no deadline.
 
@@ -112,7 +114,7 @@ def retry(
     if parent.finished_at is None:
         raise Conflict(sentence("job_not_ended", job=job_id, state=parent.state))
     admit_images(connection, tenant_id, limits, tiers_of([parent]))
-    return retry_locked(connection, [parent], retry_lanes(connection, [parent], tenant_id), request_id)[0]
+    return retry_locked(connection, [parent], retry_lanes(connection, [parent], tenant_id), request_id, key_id)[0]
 
 
 def tiers_of(parents: Iterable[Row[Any]]) -> list[Tier]:
@@ -131,7 +133,11 @@ def retry_lanes(connection: Connection, parents: Iterable[Row[Any]], tenant_id: 
 
 
 def retry_locked(
-    connection: Connection, parents: Iterable[Row[Any]], lanes: Mapping[UUID, Lane], request_id: str | None = None
+    connection: Connection,
+    parents: Iterable[Row[Any]],
+    lanes: Mapping[UUID, Lane],
+    request_id: str | None = None,
+    key_id: UUID | None = None,
 ) -> list[Job]:
     """Retry these jobs (id, recipe, warnings), which have ended and are locked, in one round trip.
 
@@ -141,7 +147,7 @@ def retry_locked(
     for parent in parents:
         lane = lanes[parent.id]
         retries.append(Job(new_id(), lane.tenant_id, lane.model, lane.tier))
-        row = _row(retries[-1].id, lane, parent.recipe, parent.warnings, parent.id, request_id)
+        row = _row(retries[-1].id, lane, parent.recipe, parent.warnings, parent.id, request_id, key_id)
         rows.append(row | {"expires": None})
     if rows:
         connection.execute(INSERT_JOB, rows)
@@ -183,6 +189,7 @@ def _row(
     warnings: Iterable[str],
     parent_id: UUID | None,
     request_id: str | None,
+    key_id: UUID | None,
 ) -> dict[str, Any]:
     return {
         "job": job_id,
@@ -193,6 +200,7 @@ def _row(
         "warnings": list(warnings),
         "count": len(recipe["seeds"]),
         "request": request_id,
+        "key": key_id,
         "model": lane.model,
         "compatibility": lane.compatibility,
         "needs_code": lane.needs_code,
@@ -231,9 +239,9 @@ INSERT_JOB = text("""
         ON CONFLICT (tenant_id, tier, compatibility, batch_id) DO UPDATE SET open = lanes.open + excluded.open
         RETURNING id),
     job AS (
-        INSERT INTO jobs (id, tenant_id, parent_id, tier, recipe, warnings, count, open, request_id, deadline)
+        INSERT INTO jobs (id, tenant_id, parent_id, tier, recipe, warnings, count, open, request_id, key_id, deadline)
         VALUES (:job, :tenant, :parent, cast(:tier AS tier), cast(:recipe AS jsonb), cast(:warnings AS text[]),
-                :count, :count, :request, now() + make_interval(secs => cast(:expires AS double precision)))
+                :count, :count, :request, :key, now() + make_interval(secs => cast(:expires AS double precision)))
         RETURNING id)
     INSERT INTO images (id, job_id, lane_id, index)
     SELECT image.id, job.id, lane.id, image.position - 1

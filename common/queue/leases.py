@@ -21,6 +21,7 @@ from common.failures import INTERNAL_ERROR, rests
 from common.queue import sentence
 from common.queue.claim import Microbatch
 from common.queue.jobs import SETTLE, lock_jobs_of_images
+from common.usage.ledger import ENTER
 
 MAX_ATTEMPTS = 3
 BACKOFF_S = 2.0  # before the second attempt; doubled for each further one, with jitter
@@ -210,7 +211,8 @@ START_IMAGES = text("""
     SELECT id FROM started
 """)
 
-# Ends the running images of the lease with their outcomes, or sends them back to wait; then settles their jobs.
+# Ends the running images of the lease with their outcomes, or sends them back to wait; then enters the stored ones in
+# the ledger of usage, and settles their jobs.
 PUBLISH = text(f"""
     WITH outcome AS (
         SELECT * FROM jsonb_to_recordset(cast(:outcomes AS jsonb)) AS outcome(
@@ -232,8 +234,10 @@ PUBLISH = text(f"""
             failed_by = {_appended("verdict.failed_by")}
         FROM verdict
         WHERE images.id = verdict.image_id AND images.lease_id = :lease AND images.state = 'running'
-        RETURNING images.id, job_id, lane_id, images.state, images.error_code, images.error_message),
+        RETURNING images.id, job_id, lane_id, images.state, images.error_code, images.error_message, images.bytes,
+                  images.render_ms),
     ended AS (SELECT * FROM changed WHERE state <> 'queued'),
+    {ENTER},
     {SETTLE}
     SELECT id FROM settled WHERE finished_at IS NOT NULL
 """)

@@ -12,6 +12,7 @@ VIEWS = {
     "images": "/dashboard/images",
     "image": "/dashboard/images/{image}",
     "workers": "/dashboard/workers",
+    "usage": "/dashboard/usage",
     "admin": "/dashboard/admin",
     "audit": "/dashboard/admin/audit",
     "tenants": "/dashboard/tenants",

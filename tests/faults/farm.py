@@ -292,7 +292,16 @@ class Farm:
 
     def save_tables(self) -> None:
         """What a violation is understood by, afterwards."""
-        for table in ("images", "jobs", "leases", "workers", "storm_changes"):
+        for table in (
+            "images",
+            "jobs",
+            "leases",
+            "workers",
+            "usage_entries",
+            "usage_days",
+            "storm_changes",
+            "storm_stored",
+        ):
             write_json(self.home / f"{table}.json", self.query(f"SELECT * FROM {table}"))
         write_json(self.home / "harms.json", [vars(harm) for harm in self.harms])
 
@@ -351,16 +360,25 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, default=str, ensure_ascii=False))
 
 
-# A witness in the database: every change of state, of the fence or of the bytes, by whichever way it was made.
+# A witness in the database: every change of state, of the fence or of the bytes, by whichever way it was made; and what
+# was stored for whom, which is known when the rows of jobs are gone.
 WITNESS = """
     CREATE TABLE storm_changes (
         at timestamptz NOT NULL DEFAULT clock_timestamp(), noun text NOT NULL, id uuid NOT NULL, job_id uuid,
         old_state text, new_state text NOT NULL, old_lease uuid, new_lease uuid, attempts int, key text, sha256 text);
     CREATE INDEX ON storm_changes (id);
     CREATE INDEX ON storm_changes (at) WHERE new_state = 'stored';
+    CREATE TABLE storm_stored (
+        id uuid NOT NULL, tenant_id uuid NOT NULL, model text NOT NULL, render_ms int, pixels int, bytes int);
     CREATE FUNCTION storm_note_image() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         INSERT INTO storm_changes VALUES (DEFAULT, 'image', NEW.id, NEW.job_id, OLD.state, NEW.state,
             OLD.lease_id, NEW.lease_id, NEW.attempts, NEW.key, NEW.sha256);
+        IF NEW.state = 'stored' AND OLD.state <> 'stored' THEN
+            INSERT INTO storm_stored
+            SELECT NEW.id, tenant_id, recipe ->> 'model', NEW.render_ms,
+                   (recipe ->> 'width')::int * (recipe ->> 'height')::int, NEW.bytes
+            FROM jobs WHERE id = NEW.job_id;
+        END IF;
         RETURN NULL; END $$;
     CREATE FUNCTION storm_note_job() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         INSERT INTO storm_changes (noun, id, job_id, old_state, new_state)

@@ -70,6 +70,7 @@ class Witness:
     ended: dict[str, Seen] = field(default_factory=dict)
     contradictions: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # by promise
     counts: Counter[str] = field(default_factory=Counter)
+    used: dict[str, tuple[float, int]] = field(default_factory=dict)  # by tenant: when the answer had come, images
 
     def answered(self, job: Json, tenant: str, key: str | None, kind: str) -> None:
         accepted = Accepted(job["id"], tenant, kind, job["recipe"]["prompt"], len(job["images"]), time.time())
@@ -97,6 +98,14 @@ class Witness:
         elif asked_at > seen.at and (job["state"], images) != (seen.state, seen.images):
             promise = "P7" if seen.state == "cancelled" else "P5"
             self.contradictions[promise].append(f"job {job['id']} was {seen.state}, then {job['state']}: {images}")
+
+    def told_usage(self, tenant: str, images: int, asked_at: float) -> None:
+        """What a tenant has used never becomes less."""
+        answered_at, before = self.used.get(tenant, (0.0, 0))
+        if asked_at > answered_at and images < before:
+            self.contradictions["USE"].append(f"{tenant} had used {before} images, then {images}")
+        if images >= before:
+            self.used[tenant] = time.monotonic(), images
 
 
 def due_s(submitted: int, jobs: int, seconds: float) -> float:
@@ -323,6 +332,10 @@ class Load:
             page = await self._request("GET", "/v1/jobs?limit=60", tenant, again=False)
             for job in page.json()["items"] if page is not None and page.status_code == 200 else ():
                 self.witness.saw(job, asked_at)
+            asked_at = time.monotonic()
+            answer = await self._request("GET", "/v1/usage", tenant, again=False)
+            if answer is not None and answer.status_code == 200:
+                self.witness.told_usage(tenant, answer.json()["total"]["images"], asked_at)
             ended = list(self.witness.ended)
             for job_id in self._random.sample(ended, min(3, len(ended))):
                 if accepted := self.witness.jobs.get(job_id):

@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
+
 from common.queue.lanes import EXACT
 from common.queue.leases import MAX_ATTEMPTS
 from common.storage import MARK, TRIAL, sha256, upload_key
@@ -21,6 +23,7 @@ PROMISES = {
     "P6": "at most 3 attempts, and poison takes no neighbour along",
     "P7": "cancelled shows at once, and no image appears later",
     "P8": "same Idempotency-Key, same job",
+    "USE": "what tenants are told they used is what was stored for them",
     "P13": "a failure of a host ends no image, and a host that is well again comes back",
     "API": "no answer is a 500",
     "S3": "nothing lies in the bucket that no image shows",
@@ -49,6 +52,7 @@ def judge(farm: Farm, witness: Witness, stuck: Sequence[str], postgres_away: Seq
         found.add(promise, (dict(row) for row in farm.query(statement)))
     judge_batches(farm, witness, found)
     read_back(farm, found)
+    judge_usage(farm, found)
     judge_failures(farm, witness, found, postgres_away)
     keyed = farm.query("SELECT key, made_id, tenants.name FROM idempotency_keys JOIN tenants ON tenants.id = tenant_id")
     for row in keyed:
@@ -129,6 +133,35 @@ BATCHES = """
         SELECT count(DISTINCT jobs.id) AS jobs, count(images.id) AS images,
                count(*) FILTER (WHERE images.state = 'stored') AS stored
         FROM jobs LEFT JOIN images ON images.job_id = jobs.id WHERE jobs.batch_id = batches.id) AS made
+"""
+
+
+def judge_usage(farm: Farm, found: Findings) -> None:
+    """By tenant and model, as the API answers; and the images of its key, which has submitted all."""
+    seen = defaultdict[str, dict[str, dict[str, float]]](dict)
+    for row in farm.query(STORED):
+        sums = {name: float(row[name]) for name in ("images", "gpu_seconds", "megapixels", "bytes")}
+        seen[row["name"]][row["model"]] = sums
+    for tenant in farm.keys:
+        told = {item.pop("model"): {**item, "cost": None} for item in usage(farm, tenant, "model")}
+        expected = {model: {**sums, "cost": None} for model, sums in seen[tenant].items()}
+        if told != expected:
+            found.add("USE", [f"{tenant} is told {told}, and stored was {expected}"])
+        by_key = {item["key"]: item["images"] for item in usage(farm, tenant, "key")}
+        if by_key != {"storm": sum(sums["images"] for sums in seen[tenant].values())}:
+            found.add("USE", [f"{tenant} is told {by_key} of its keys"])
+
+
+def usage(farm: Farm, tenant: str, by: str) -> list[dict[str, Any]]:
+    headers = {"Authorization": f"Bearer {farm.keys[tenant]}"}
+    answer = httpx.get(f"{farm.urls[0]}/v1/usage?by={by}", headers=headers, timeout=30, trust_env=False)
+    return list(answer.raise_for_status().json()["items"])
+
+
+STORED = """
+    SELECT name, model, count(*) AS images, sum(render_ms) / 1000.0 AS gpu_seconds, sum(pixels) / 1e6 AS megapixels,
+           sum(storm_stored.bytes) AS bytes
+    FROM storm_stored JOIN tenants ON tenants.id = tenant_id GROUP BY name, model
 """
 
 

@@ -26,7 +26,7 @@ from tests.faults.promises import judge
 from tests.faults.report import describe, say
 from worker.control.sweep import CLEAN_AFTER_LEASES
 
-SABOTAGES = ("cancel", "fence", "heartbeat", "keys", "order", "sweep")  # what `sabotaged` can do
+SABOTAGES = ("cancel", "fence", "heartbeat", "keys", "order", "sweep", "usage")  # what `sabotaged` can do
 GAP_S = (0.3, 2.0)  # between two faults of a kind
 EXTENSION_S = 90.0  # for faults that have not hit yet
 STILL_S = 45.0  # without any change, a farm with open jobs is stuck

@@ -21,6 +21,7 @@ KILLING = "worker_killed,worker_killed_while_rendering,redis_emptied"
         ("cancel", "cancelled_while_running", "P7"),  # the images of a cancelled job go on
         ("keys", "fifty_duplicates,worker_frozen", "P8"),  # each duplicate makes a job of its own
         ("order", "s3_errors,worker_killed", "P3"),  # what was published has no bytes
+        ("usage", "worker_killed", "USE"),  # a microbatch costs no more than one image
     ],
 )
 def test_a_sabotaged_farm_breaks_its_promises(tmp_path: Path, sabotage: str, faults: str, promise: str) -> None:

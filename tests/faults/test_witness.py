@@ -49,5 +49,16 @@ def test_two_jobs_under_one_key_break_a_promise() -> None:
     assert list(witness.contradictions) == ["P8"]
 
 
+def test_usage_that_falls_breaks_a_promise() -> None:
+    witness, before = Witness(), time.monotonic()
+    for images in (3, 3, 7):
+        witness.told_usage("红", images, time.monotonic())
+    witness.told_usage("红", 5, before)  # an answer to an older question
+    witness.told_usage("黄", 1, time.monotonic())
+    assert not witness.contradictions
+    witness.told_usage("红", 6, time.monotonic())
+    assert list(witness.contradictions) == ["USE"]
+
+
 def test_submissions_go_on_for_faults_that_have_met_nobody_yet() -> None:
     assert [due_s(submitted, jobs=10, seconds=5) for submitted in (0, 5, 10, 11, 12)] == [0, 2.5, 5, 6, 7]

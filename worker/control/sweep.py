@@ -3,7 +3,7 @@
 Each step is a transaction of its own and safe in many copies at once; a step that fails does not stop the others, and
 a row at which a step fails does not stop the other rows: `step_failures` counts both. A second thread deletes leftover
 bytes, so that a slow image store does not delay a rescue. Decides nothing: the statements are in `common.queue`,
-`common.batches`, `common.datasets`, `common.accounts` and `common.uploads`.
+`common.batches`, `common.datasets`, `common.accounts`, `common.uploads` and `common.usage`.
 """
 
 import random
@@ -31,6 +31,7 @@ from common.log import log_event
 from common.queue import claim as claims
 from common.queue import jobs, lanes, leases, orphans, search, stats, workers
 from common.storage import Storage, upload_key
+from common.usage import ledger
 from worker.availability import Availability
 from worker.control.step_failures import StepFailures
 
@@ -75,6 +76,7 @@ class Sweep:
             self.advance,
             self.export,
             self.count_ended,
+            self.fold_usage,
             self.note_progress,
             self.end_batches,
             self.prune,
@@ -148,6 +150,11 @@ class Sweep:
         """Count in the lanes what has ended since the last sweep; then batches have their progress, and end."""
         with self._transaction() as connection:
             lanes.count(connection)
+
+    def fold_usage(self) -> None:
+        """Add what leases have stored up by day."""
+        with self._transaction() as connection:
+            ledger.fold(connection)
 
     def note_progress(self) -> None:
         """Record the progress of the batches, and pause those whose stop rule applies."""

@@ -5,6 +5,7 @@ that had ended has, and the books balance. A *hand* is a microbatch as its worke
 lease is still held or long lost, so that any of them may come back and act again. `bucket` stands for the image store.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from common.queue import jobs, lanes, leases, orphans, tiers
 from common.queue.claim import Microbatch
 from common.queue.lanes import EXACT
 from common.queue.leases import MAX_ATTEMPTS, Outcome
+from common.usage import ledger
+from common.usage.ledger import USED
 from tests.support.stories import Story
 
 Row = dict[str, Any]
@@ -52,9 +55,13 @@ outcomes = st.lists(
 )
 
 ALL = text(f"""
-    SELECT (SELECT json_agg(r) FROM (SELECT id, state, count, open, failed, error_code, finished_at FROM jobs) AS r),
+    SELECT (SELECT json_agg(r) FROM (
+               SELECT id, tenant_id, state, count, open, failed, error_code, finished_at FROM jobs) AS r),
            (SELECT json_agg(images) FROM images), (SELECT json_agg(leases) FROM leases),
-           (SELECT json_agg(lanes) FROM {EXACT} AS lanes)
+           (SELECT json_agg(lanes) FROM {EXACT} AS lanes),
+           (SELECT json_agg(used) FROM (
+               SELECT tenant_id AS id, sum(images) AS images, sum(gpu_ms) AS gpu_ms, sum(bytes) AS bytes
+               FROM {USED} AS used GROUP BY tenant_id) AS used)
 """)
 
 
@@ -63,7 +70,7 @@ class Seen:
 
     def __init__(self, connection: Connection) -> None:
         tables = [{row["id"]: row for row in rows or []} for rows in connection.execute(ALL).one()]
-        self.jobs, self.images, self.leases, self.lanes = tables
+        self.jobs, self.images, self.leases, self.lanes, self.used = tables
 
     def of(self, hand: Microbatch) -> Row:
         return self.leases[str(hand.lease_id)]
@@ -106,7 +113,7 @@ class Farm(RuleBasedStateMachine):
         self.submitted: list[UUID] = []
         self.bucket: set[str] = set()
         with transaction(story.database) as connection:
-            connection.execute(text("TRUNCATE images, jobs, leases, lanes, lane_changes"))
+            connection.execute(text("TRUNCATE images, jobs, leases, lanes, lane_changes, usage_entries, usage_days"))
             connection.execute(text("UPDATE tenants SET virtual_time = 0, virtual_start = 0"))
         self.seen = Seen(observer)
 
@@ -324,6 +331,8 @@ class Farm(RuleBasedStateMachine):
     def count(self) -> None:
         with self.permitted(nothing):
             self.story.count_ended()
+            with transaction(self.story.database) as connection:
+                ledger.fold(connection)
 
     @rule()
     def clean(self) -> None:
@@ -413,6 +422,18 @@ class Farm(RuleBasedStateMachine):
         held = [i for lease in self.seen.leases.values() if lease["ended_at"] is None for i in lease["image_ids"]]
         assert len(held) == len(set(held)), "an image in two hands"
         assert self.seen.visible() <= self.bucket
+        self.check_usage()
+
+    def check_usage(self) -> None:
+        """Each tenant has used what is stored of it; an image here takes a millisecond and has a byte."""
+        stored = Counter(
+            self.seen.jobs[image["job_id"]]["tenant_id"]
+            for image in self.seen.images.values()
+            if image["state"] == ImageState.STORED
+        )
+        assert {row["id"]: (row["images"], row["gpu_ms"], row["bytes"]) for row in self.seen.used.values()} == {
+            tenant: (images,) * 3 for tenant, images in stored.items()
+        }
 
 
 def counted(old: Row, new: Row) -> int:
@@ -474,6 +495,8 @@ GUARDS = [
     pytest.param(leases, "PUBLISH", "lanes.open - lane_tally.ended", "lanes.open - 1", id="what a lane counts"),
     pytest.param(leases, "PUBLISH", "SELECT lane_id, ended,", "SELECT lane_id, 1,", id="what a lane counts later"),
     pytest.param(lanes, "COUNT", "lanes.open - tally.ended", "lanes.open - 1", id="what a lane has counted"),
+    pytest.param(leases, "PUBLISH", "WHERE changed.state = 'stored'", "", id="what costs nothing"),
+    pytest.param(ledger, "FOLD", "days.images + excluded.images", "excluded.images", id="what a day has counted"),
     pytest.param(leases, "PUBLISH", "attempts < :attempts", "attempts <= :attempts", id="three attempts"),
     pytest.param(leases, "RELEASE", "AND lease_id = :lease AND", "AND", id="the fence of release"),
     pytest.param(leases, "START_LEASE", " AND ended_at IS NULL", "", id="the end of a lease"),

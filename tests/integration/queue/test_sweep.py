@@ -65,6 +65,16 @@ def use_up_attempts(story: Story) -> None:
         connection.execute(text("UPDATE images SET attempts = 3 WHERE state = 'running'"))
 
 
+def test_what_was_used_is_folded_into_days(sweep: Sweep, story: Story) -> None:
+    story.submit(count=2)
+    for _ in range(2):
+        story.publish(story.started(capacity=1))
+    assert (story.count("usage_entries"), story.count("usage_days")) == (2, 0)
+    for _ in range(2):
+        sweep.once()
+        assert (story.count("usage_entries"), story.rows("SELECT images FROM usage_days")[0].images) == (0, 2)
+
+
 def open_leases(story: Story) -> int:
     with story.database.connect() as connection:
         return int(connection.execute(text("SELECT count(*) FROM leases WHERE ended_at IS NULL")).scalar_one())

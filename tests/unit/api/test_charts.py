@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from api.dashboard.charts import build_chart, round_up
+from api.dashboard.charts import build_bars, build_chart, round_up
 from common.queue.stats import HOUR, Point
 
 NOW = datetime(2026, 11, 26, tzinfo=UTC)
@@ -23,6 +23,13 @@ def test_the_bars_of_a_step_are_stacked() -> None:
 
 def test_a_step_without_images_has_no_bars() -> None:
     assert set(build_chart([Point(NOW, 0, 0, 0, 0)], HOUR).paths.values()) == {""}
+
+
+def test_days_have_bars_of_one_number() -> None:
+    bars = build_bars([0, 3, 8])
+    assert (bars.columns, bars.top, bars.peak) == (3, 10, 8)
+    assert bars.path == "M1.1 10v-3h0.8v3zM2.1 10v-8h0.8v8z"
+    assert build_bars([0]).path == build_bars([]).path == ""
 
 
 @pytest.mark.parametrize(("peak", "top"), [(0, 4), (4, 4), (5, 10), (11, 20), (21, 40), (101, 200), (4321, 10_000)])

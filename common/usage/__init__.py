@@ -1,0 +1,1 @@
+"""What tenants took: a ledger that settling writes, and its sums by day."""
