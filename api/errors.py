@@ -4,18 +4,35 @@ Maps each kind of exception to a status, a code and a sentence. No answer contai
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
+from uuid import UUID
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, TypeAdapter
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from api import sentence
 from common import failures
-from common.errors import EncodingUnsupported, Error, FieldError, Invalid, LimitReached, Unavailable, pydantic_sentence
+from common.accounts.tenants import Caller
+from common.db import transaction
+from common.deletion import tombstones
+from common.deletion.tombstones import Tombstone
+from common.errors import (
+    EncodingUnsupported,
+    Error,
+    FieldError,
+    Gone,
+    Invalid,
+    LimitReached,
+    NotFound,
+    Unavailable,
+    pydantic_sentence,
+)
 from common.log import log_event
 from common.sentences import Sentence
 
@@ -38,6 +55,9 @@ class WrongField(BaseModel):
     message: str = Field(examples=["is 1000; it must be 1 to 150"])
 
 
+TOMBSTONE = TypeAdapter(Tombstone)
+
+
 class Problem(BaseModel):
     """Why a request failed."""
 
@@ -47,6 +67,7 @@ class Problem(BaseModel):
     detail: str = Field(description="One sentence for people.", examples=["steps is 1000; it must be 1 to 150."])
     code: str = Field(description="The same for programs.", examples=["invalid"])
     errors: list[WrongField] = Field(description="The fields that are wrong.")
+    tombstone: Tombstone | None = Field(None, description="What is known of a thing that was deleted (410).")
     request_id: str | None = Field(examples=["019c2f6e-7d53-7c1e-a0f2-5b8f0d6d1c11"])
 
 
@@ -59,6 +80,8 @@ def add_handlers(app: FastAPI) -> None:
 async def render_error(request: Request, error: Exception) -> Response:
     """An error of the domain."""
     assert isinstance(error, Error)
+    if isinstance(error, NotFound) and (tombstone := await find_tombstone(request, error, request.state.caller)):
+        return problem(request, Gone.status, Gone.code, describe_tombstone(tombstone), **tombstone_content(tombstone))
     headers = {}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
@@ -69,6 +92,35 @@ async def render_error(request: Request, error: Exception) -> Response:
     if isinstance(error, Unavailable):
         log_event("request_unavailable", request=request_id(request), path=request.url.path, reason=error.message)
     return problem(request, error.status, error.code, error.message, error.fields, headers)
+
+
+async def find_tombstone(
+    request: Request, error: NotFound, caller: Callable[[], Awaitable[Caller]]
+) -> Tombstone | None:
+    """What was deleted of the ids that the error names, if the caller's tenant deleted one of them."""
+    ids = [value for value in error.message.params.values() if isinstance(value, UUID)]
+    if not ids:
+        return None
+
+    def find(tenant_id: UUID) -> Tombstone | None:
+        with transaction(request.app.state.shared.autocommit) as connection:
+            return tombstones.find(connection, tenant_id, ids)
+
+    with suppress(Error):  # no caller, or the database is down: it is not found, as far as one knows
+        return await run_in_threadpool(find, (await caller()).tenant_id)
+    return None
+
+
+def describe_tombstone(tombstone: Tombstone) -> Sentence:
+    kind, at, left = tombstone.kind.value, f"{tombstone.deleted_at:%Y-%m-%d %H:%M}", tombstone.pictures_left
+    if left:
+        return sentence("deleted_with_pictures_left", kind=kind, id=tombstone.id, at=at, left=left)
+    return sentence("deleted", kind=kind, id=tombstone.id, at=at)
+
+
+def tombstone_content(tombstone: Tombstone) -> dict[str, Any]:
+    """What an answer says of it beside the problem."""
+    return {"tombstone": json.loads(TOMBSTONE.dump_json(tombstone))}
 
 
 async def render_invalid(request: Request, error: Exception) -> Response:

@@ -131,6 +131,9 @@ class Image(BaseModel):
     sha256: str | None = Field(description="Of the stored bytes.")
     url: str | None = Field(description="Redirects to the bytes, once they are stored.")
     error: ImageError | None
+    picture_deleted_at: datetime | None = Field(
+        default=None, description="When its picture was deleted: its tenant keeps pictures for some days."
+    )
 
     def at(self, base_url: str) -> "Image":
         """The same, with a link that starts with `base_url`."""

@@ -6,7 +6,8 @@
     │   ├── EncodingUnsupported
     │   ├── UnknownModel
     │   └── IdempotencyMismatch
-    ├── Unauthorized / NotFound / Conflict / PictureDamaged
+    ├── Unauthorized / NotFound / Conflict
+    ├── Gone / PictureDamaged 410: it was there
     ├── Forbidden
     │   └── LicenceNotAccepted
     ├── LimitReached          429: the tenant takes more than its share for now
@@ -128,6 +129,13 @@ class LicenceNotAccepted(Forbidden):
 class NotFound(Error):
     code = "not_found"
     status = 404
+
+
+class Gone(Error):
+    """It was deleted."""
+
+    code = "gone"
+    status = 410
 
 
 class Conflict(Error):

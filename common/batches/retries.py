@@ -109,8 +109,8 @@ INSERT = text("""
         id, tenant_id, upload_id, parent_id, name, tier, plan, stop_rule, request_id, needs_code, prompts,
         checked_at)
     SELECT :batch, tenant_id, upload_id, id, name, tier, plan, stop_rule, :request, needs_code, 0, now() FROM batches
-    WHERE id = :parent AND tenant_id = :tenant AND finished_at IS NOT NULL
-        AND EXISTS (SELECT FROM lanes WHERE lanes.batch_id = batches.id AND lanes.failed > 0)
+    WHERE id = :parent AND tenant_id = :tenant AND finished_at IS NOT NULL AND deleted_at IS NULL
+        AND EXISTS (SELECT FROM lanes WHERE lanes.batch_id = batches.id AND lanes.failed > lanes.deleted_failed)
     ON CONFLICT (parent_id, cancelled_at) WHERE parent_id IS NOT NULL DO NOTHING
     RETURNING id
 """)
@@ -121,13 +121,13 @@ READ_PARENT = text("""
            retry.finished_at IS NOT NULL AS has_retry_ended
     FROM batches AS parent
     LEFT JOIN batches AS retry ON retry.parent_id = parent.id AND retry.cancelled_at IS NULL
-    WHERE parent.id = :parent AND parent.tenant_id = :tenant
+    WHERE parent.id = :parent AND parent.tenant_id = :tenant AND parent.deleted_at IS NULL
 """)
 
 # List the models of the failed images of a batch.
 MODELS = text("""
     SELECT DISTINCT model FROM lanes
-    WHERE batch_id = :parent AND tenant_id = :tenant AND failed > 0 ORDER BY model
+    WHERE batch_id = :parent AND tenant_id = :tenant AND failed > deleted_failed ORDER BY model
 """)
 
 # Read how many jobs and images a batch has.

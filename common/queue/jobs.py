@@ -24,6 +24,7 @@ from common.failures import rests
 from common.queue import sentence
 from common.queue.lanes import LOWER_LANES
 from common.recipes.recipe import Recipe, canonical_json
+from common.schema import shown
 
 
 @dataclass(frozen=True)
@@ -225,9 +226,9 @@ INSERT_JOB = text("""
 """)
 
 # Locks a job. No tenant: any tenant's.
-LOCK_JOB = text("""
+LOCK_JOB = text(f"""
     SELECT id, state, tier, recipe, warnings, finished_at FROM jobs
-    WHERE id = :job AND (tenant_id = :tenant OR cast(:tenant AS uuid) IS NULL) FOR NO KEY UPDATE
+    WHERE id = :job AND (tenant_id = :tenant OR cast(:tenant AS uuid) IS NULL) AND {shown()} FOR NO KEY UPDATE
 """)
 
 # Finds the lanes of jobs; those of one job differ in their tier at most.

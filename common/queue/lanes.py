@@ -50,7 +50,9 @@ EXACT = f"""
             lanes.open - coalesce(uncounted.ended, 0) AS open, lanes.stored + coalesce(uncounted.stored, 0) AS stored,
             lanes.flagged + coalesce(uncounted.flagged, 0) AS flagged,
             lanes.failed + coalesce(uncounted.failed, 0) AS failed,
-            lanes.cancelled + coalesce(uncounted.cancelled, 0) AS cancelled
+            lanes.cancelled + coalesce(uncounted.cancelled, 0) AS cancelled,
+            lanes.deleted_stored, lanes.deleted_flagged, lanes.deleted_failed, lanes.deleted_cancelled,
+            lanes.pictures_kept_from
      FROM lanes LEFT JOIN ({UNCOUNTED}) AS uncounted ON uncounted.lane_id = lanes.id)"""
 
 # Adds the changes up in their lanes.
