@@ -16,7 +16,7 @@ from urllib.parse import quote
 import httpx
 
 from cli import sentence
-from cli.errors import AUTH, TIMED_OUT, USAGE, Failure, exit_code_of, program_name
+from cli.errors import AUTH, NOT_FOUND, TIMED_OUT, USAGE, Failure, exit_code_of, program_name
 from cli.proxy import ProxyTransport
 
 Json = dict[str, Any]
@@ -36,6 +36,14 @@ class FarmUnavailable(Failure):
 
 class LinkExpired(Failure):
     """A presigned link is no longer valid, or its object is gone."""
+
+
+class Deleted(Failure):
+    """It was deleted; `tombstone` is what the farm says of it."""
+
+    def __init__(self, message: str, tombstone: Json) -> None:
+        super().__init__(message, NOT_FOUND)
+        self.tombstone = tombstone
 
 
 class Client:
@@ -65,6 +73,14 @@ class Client:
 
     def delete(self, path: str) -> None:
         self._send("DELETE", path)
+
+    def tombstone(self, path: str) -> Json:
+        """What the farm says of a thing that was deleted."""
+        try:
+            self._send("GET", path)
+        except Deleted as deleted:
+            return deleted.tombstone
+        raise Failure(sentence("not_deleted", path=path))
 
     def pages(self, path: str, limit: int, **params: Any) -> list[Json]:
         """Up to `limit` entries of a list, from as many pages as that takes."""
@@ -288,6 +304,8 @@ def failure_of(answer: httpx.Response) -> Failure:
     try:
         problem = answer.json()
         message = problem.get("detail") or problem["title"]
+        if problem.get("tombstone"):
+            return Deleted(message, problem["tombstone"])
     except (ValueError, KeyError, AttributeError):
         message = sentence("farm_error", status=answer.status_code, phrase=answer.reason_phrase)
     if answer.status_code == 401:

@@ -12,6 +12,7 @@ OF_STATUS = {
     404: NOT_FOUND,
     408: TIMED_OUT,
     409: CONFLICT,
+    410: NOT_FOUND,
     413: USAGE,
     415: USAGE,
     422: USAGE,
