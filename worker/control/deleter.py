@@ -37,7 +37,7 @@ class Deleter:
 
     @property
     def steps(self) -> tuple[Callable[[], None], ...]:
-        return self.delete_batch_rows, self.delete_old_rows, self.delete_old_pictures, self.delete_bytes, self.finish
+        return self.delete_old_rows, self.delete_batch_rows, self.delete_old_pictures, self.delete_bytes, self.finish
 
     def delete_batch_rows(self) -> None:
         """Delete the rows of batches that were deleted and have ended."""

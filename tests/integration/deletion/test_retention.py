@@ -1,6 +1,5 @@
 """What is older than a tenant keeps it is deleted: pictures, whose images say so, and rows with all they contain."""
 
-from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
@@ -21,8 +20,8 @@ from worker.control.sweep import Sweep
 
 
 @pytest.fixture
-def sweep(settings: Settings, story: Story) -> Iterator[Sweep]:
-    yield Sweep(settings, story.database, Broker(settings), Storage(settings))
+def sweep(settings: Settings, story: Story) -> Sweep:
+    return Sweep(settings, story.database, Broker(settings), Storage(settings))
 
 
 @pytest.fixture
