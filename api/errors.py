@@ -5,7 +5,6 @@ Maps each kind of exception to a status, a code and a sentence. No answer contai
 
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from http import HTTPStatus
 from typing import Any
 from uuid import UUID
@@ -80,8 +79,14 @@ def add_handlers(app: FastAPI) -> None:
 async def render_error(request: Request, error: Exception) -> Response:
     """An error of the domain."""
     assert isinstance(error, Error)
-    if isinstance(error, NotFound) and (tombstone := await find_tombstone(request, error, request.state.caller)):
-        return problem(request, Gone.status, Gone.code, describe_tombstone(tombstone), **tombstone_content(tombstone))
+    if isinstance(error, NotFound):
+        try:
+            tombstone = await find_tombstone(request, error, request.state.caller)
+        except Error as reason:  # the database is down by now
+            return await render_error(request, reason)
+        if tombstone:
+            gone = describe_tombstone(tombstone)
+            return problem(request, Gone.status, Gone.code, gone, **tombstone_content(tombstone))
     headers = {}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
@@ -106,9 +111,7 @@ async def find_tombstone(
         with transaction(request.app.state.shared.autocommit) as connection:
             return tombstones.find(connection, tenant_id, ids)
 
-    with suppress(Error):  # no caller, or the database is down: it is not found, as far as one knows
-        return await run_in_threadpool(find, (await caller()).tenant_id)
-    return None
+    return await run_in_threadpool(find, (await caller()).tenant_id)
 
 
 def describe_tombstone(tombstone: Tombstone) -> Sentence:

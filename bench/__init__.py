@@ -6,6 +6,7 @@ BENCHES = (
     "claim",
     "submit",
     "million",
+    "deletion",
     "dataset",
     "fairness",
     "fanout",

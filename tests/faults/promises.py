@@ -1,4 +1,4 @@
-"""The promises P1–P8, P13 and P14 as questions that must have no answer: to the database, the bucket and the witness."""
+"""The promises P1–P8, P13, P14 as questions that must have no answer: to the database, the bucket and the witness."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence

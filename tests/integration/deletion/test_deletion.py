@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -12,11 +13,15 @@ from sqlalchemy import text
 from common.broker import Broker
 from common.config import Settings
 from common.enums import Scope
+from common.errors import Unavailable
+from common.sentences import Sentence
 from common.storage import Storage
 from tests.support.serving import Api
 from tests.support.stories import CATALOG, Story
 from tests.support.workers import MakeWorker, bucket_of, until
+from worker.control import deleter
 from worker.control.batch_expander import Expander
+from worker.control.deleter import Deleter
 from worker.control.sweep import Sweep
 from worker.datasets.exporter import Exporter
 
@@ -439,6 +444,30 @@ def test_an_outage_of_the_store_delays_the_bytes_and_loses_none(
     Sweep(quick, story.database, Broker(quick), away).delete()
     assert gone(client, f"/v1/jobs/{job['id']}")["pictures_left"] == 2
     sweep.delete()
+    assert pictures(settings) == set()
+
+
+def test_a_request_to_the_store_is_as_long_as_it_answers_in_time(
+    client: httpx.Client, settings: Settings, sweep: Sweep, batch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, delete_many = [], Storage.delete_many
+
+    def slow(storage: Storage, keys: list[str]) -> list[str]:
+        sizes.append(len(keys))
+        if len(keys) > 3:
+            raise Unavailable(Sentence("too slow", "too_slow", {}))
+        return delete_many(storage, keys)
+
+    monkeypatch.setattr(Storage, "delete_many", slow)
+    monkeypatch.setattr(deleter, "FIRST_KEYS", 8)
+    monkeypatch.setattr(deleter, "LEAST_KEYS", 1)
+    client.delete(f"/v1/batches/{batch['id']}")
+    working = Deleter(settings, sweep._database, Storage(settings))
+    working.delete_batch_rows()
+    for _ in range(20):
+        with suppress(Unavailable):
+            working.delete_bytes()
+    assert sizes[:3] == [8, 4, 2]
     assert pictures(settings) == set()
 
 
