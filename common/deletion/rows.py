@@ -57,7 +57,7 @@ def _delete(connection: Connection, found: Sequence[Row[Any]], tombstone_id: UUI
 def _count(connection: Connection, found: Sequence[Row[Any]]) -> None:
     counted = Counter((image.lane_id, ImageState(image.state)) for image in found)
     lanes = sorted({lane_id for lane_id, _ in counted})
-    by_state = {state: [counted[lane_id, state] for lane_id in lanes] for state in ENDED}
+    by_state = {state.value: [counted[lane_id, state] for lane_id in lanes] for state in ENDED}
     connection.execute(LOCK_LANES, {"lanes": lanes})
     connection.execute(COUNT_DELETED, {"lanes": lanes, **by_state})
 
