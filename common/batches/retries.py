@@ -22,6 +22,7 @@ from common.db import new_id
 from common.errors import Conflict, NotFound
 from common.failures import PROGRESS
 from common.queue.jobs import Lane, make_lanes
+from common.schema import shown
 
 CHUNK_IMAGES = 8000  # of the parent, failed or not
 
@@ -134,12 +135,13 @@ MODELS = text("""
 SIZE = text("SELECT jobs, images FROM batches WHERE id = :parent")
 
 # Read the failed images of a chunk of jobs that have no retry job in a batch, other than cancelled ones.
-FAILED = text("""
+FAILED = text(f"""
     SELECT images.job_id, images.index, images.lane_id, lanes.model, lanes.compatibility, lanes.needs_code
     FROM (SELECT id, position FROM jobs
           WHERE batch_id = :parent AND position >= :start AND position < :until AND state = 'failed'
               AND NOT EXISTS (SELECT FROM jobs AS retry_job WHERE retry_job.parent_id = jobs.id
-                              AND retry_job.batch_id IS NOT NULL AND retry_job.state <> 'cancelled')) AS job
+                              AND retry_job.batch_id IS NOT NULL AND retry_job.state <> 'cancelled'
+                              AND {shown("retry_job")})) AS job
     JOIN images ON images.job_id = job.id AND images.state = 'failed'
     JOIN lanes ON lanes.id = images.lane_id
     ORDER BY job.position, images.index

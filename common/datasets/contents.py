@@ -10,6 +10,7 @@ from sqlalchemy import Connection, text
 
 from common.datasets.lifecycle import Dataset
 from common.enums import ImageState
+from common.schema import shown
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,9 @@ FINISHED_JOBS = text(f"""
 """)
 
 # The jobs of the dataset's retries whose parents these are.
-RETRY_JOBS = text("""
-    SELECT id, parent_id FROM jobs WHERE parent_id = ANY(:parents) AND ARRAY[batch_id] <@ cast(:retries AS uuid[])
+RETRY_JOBS = text(f"""
+    SELECT id, parent_id FROM jobs
+    WHERE parent_id = ANY(:parents) AND ARRAY[batch_id] <@ cast(:retries AS uuid[]) AND {shown()}
 """)
 
 # The rendered images of these jobs, the stored ones first.

@@ -56,8 +56,10 @@ def _delete_rest(connection: Connection, batch_id: UUID) -> None:
         connection.execute(statement, named)
 
 
-# Mark batches.
-HIDE = text("UPDATE batches SET deleted_at = now() WHERE id = ANY(:batches) AND deleted_at IS NULL")
+# Mark batches. One that was a retry is none any more: its parent may get another one.
+HIDE = text("""
+    UPDATE batches SET deleted_at = now(), parent_id = NULL WHERE id = ANY(:batches) AND deleted_at IS NULL
+""")
 
 # End the expansion of retries that read the rows of their parents.
 STOP_RETRIES = text("""

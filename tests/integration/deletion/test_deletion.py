@@ -346,6 +346,25 @@ def test_the_retry_of_a_deleted_batch_stays(
     assert story.count("jobs") == 1
 
 
+def test_what_failed_is_retried_anew_once_its_retry_is_deleted(
+    client: httpx.Client, story: Story, sweep: Sweep, submit: Submit, render: Render, expand: Callable[[str], None]
+) -> None:
+    parent = submit(["心形 #nan", "星形"])
+    render()
+    sweep.once()
+    first = client.post(f"/v1/batches/{parent['id']}/retry-failed").json()
+    expand(first["id"])
+    render()
+    sweep.once()
+    assert client.post(f"/v1/batches/{parent['id']}/retry-failed").status_code == 409
+    client.delete(f"/v1/batches/{first['id']}")
+    assert client.get(f"/v1/batches/{parent['id']}").json()["retry_id"] is None
+    second = client.post(f"/v1/batches/{parent['id']}/retry-failed")
+    assert second.status_code == 201
+    expand(second.json()["id"])
+    assert client.get(f"/v1/batches/{second.json()['id']}").json()["jobs"] == 1
+
+
 def test_the_counts_of_a_batch_leave_out_what_was_deleted_of_it(client: httpx.Client, batch: Any) -> None:
     jobs = client.get("/v1/jobs", params={"batch": batch["id"]}).json()["items"]
     client.delete(f"/v1/jobs/{jobs[0]['id']}")
