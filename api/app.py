@@ -204,11 +204,11 @@ def make_state(settings: Settings) -> AppState:
 
 def read_changed(
     autocommit: Engine, broker: Broker, known: Mapping[UUID, JobVersion | None]
-) -> dict[UUID, tuple[JobVersion, Job]]:
-    """Those of these jobs whose version is another one than is known."""
+) -> dict[UUID, tuple[JobVersion, Job] | None]:
+    """Those of these jobs whose version is another one than is known; None for one that was deleted."""
     with transaction(autocommit) as connection:
         found = find_changed(connection, known)
-    with_progress(broker, [job for _, job in found.values()])
+    with_progress(broker, [change[1] for change in found.values() if change])
     return found
 
 

@@ -4,18 +4,34 @@ Maps each kind of exception to a status, a code and a sentence. No answer contai
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
+from uuid import UUID
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, TypeAdapter
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from api import sentence
 from common import failures
-from common.errors import EncodingUnsupported, Error, FieldError, Invalid, LimitReached, Unavailable, pydantic_sentence
+from common.accounts.tenants import Caller
+from common.db import transaction
+from common.deletion import tombstones
+from common.deletion.tombstones import Tombstone
+from common.errors import (
+    EncodingUnsupported,
+    Error,
+    FieldError,
+    Gone,
+    Invalid,
+    LimitReached,
+    NotFound,
+    Unavailable,
+    pydantic_sentence,
+)
 from common.log import log_event
 from common.sentences import Sentence
 
@@ -38,6 +54,9 @@ class WrongField(BaseModel):
     message: str = Field(examples=["is 1000; it must be 1 to 150"])
 
 
+TOMBSTONE = TypeAdapter(Tombstone)
+
+
 class Problem(BaseModel):
     """Why a request failed."""
 
@@ -47,6 +66,7 @@ class Problem(BaseModel):
     detail: str = Field(description="One sentence for people.", examples=["steps is 1000; it must be 1 to 150."])
     code: str = Field(description="The same for programs.", examples=["invalid"])
     errors: list[WrongField] = Field(description="The fields that are wrong.")
+    tombstone: Tombstone | None = Field(None, description="What is known of a thing that was deleted (410).")
     request_id: str | None = Field(examples=["019c2f6e-7d53-7c1e-a0f2-5b8f0d6d1c11"])
     limit: str | None = Field(None, description="The limit of the tenant that is reached.", examples=["images_a_day"])
     used: int | None = Field(None, description="How much of it is used.", examples=[50000])
@@ -62,6 +82,14 @@ def add_handlers(app: FastAPI) -> None:
 async def render_error(request: Request, error: Exception) -> Response:
     """An error of the domain."""
     assert isinstance(error, Error)
+    if isinstance(error, NotFound):
+        try:
+            tombstone = await find_tombstone(request, error, request.state.caller)
+        except Error as reason:  # the database is down by now
+            return await render_error(request, reason)
+        if tombstone:
+            gone = describe_tombstone(tombstone)
+            return problem(request, Gone.status, Gone.code, gone, **tombstone_content(tombstone))
     headers = {}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
@@ -84,6 +112,33 @@ def limit_reached(request: Request, error: LimitReached) -> Response:
     headers = {} if error.retry_after_s is None else {"Retry-After": str(error.retry_after_s)}
     about: dict[str, Any] = {"limit": error.limit, "used": error.used, "allowed": error.allowed}
     return problem(request, error.status, error.code, error.message, headers=headers, **about)
+
+
+async def find_tombstone(
+    request: Request, error: NotFound, caller: Callable[[], Awaitable[Caller]]
+) -> Tombstone | None:
+    """What was deleted of the ids that the error names, if the caller's tenant deleted one of them."""
+    ids = [value for value in error.message.params.values() if isinstance(value, UUID)]
+    if not ids:
+        return None
+
+    def find(tenant_id: UUID) -> Tombstone | None:
+        with transaction(request.app.state.shared.autocommit) as connection:
+            return tombstones.find(connection, tenant_id, ids)
+
+    return await run_in_threadpool(find, (await caller()).tenant_id)
+
+
+def describe_tombstone(tombstone: Tombstone) -> Sentence:
+    kind, at, left = tombstone.kind.value, f"{tombstone.deleted_at:%Y-%m-%d %H:%M}", tombstone.pictures_left
+    if left:
+        return sentence("deleted_with_pictures_left", kind=kind, id=tombstone.id, at=at, left=left)
+    return sentence("deleted", kind=kind, id=tombstone.id, at=at)
+
+
+def tombstone_content(tombstone: Tombstone) -> dict[str, Any]:
+    """What an answer says of it beside the problem."""
+    return {"tombstone": json.loads(TOMBSTONE.dump_json(tombstone))}
 
 
 async def render_invalid(request: Request, error: Exception) -> Response:

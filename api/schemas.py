@@ -42,6 +42,7 @@ IMAGE: dict[str, Any] = {
     "sha256": "5f0c3d6d8f1e0a7a4b2f8f6f4b1d9f3c0e6a7b8c9d0e1f2a3b4c5d6e7f8091a2",
     "url": "http://127.0.0.1:8000/v1/images/019c2f6e-7d53-7c1e-a0f2-5b8f0d6d1c11/content",
     "error": None,
+    "picture_deleted_at": None,
 }
 RECIPE: dict[str, Any] = {
     "prompt": "女孩们打开了另一世界的大门",
@@ -131,6 +132,9 @@ class Image(BaseModel):
     sha256: str | None = Field(description="Of the stored bytes.")
     url: str | None = Field(description="Redirects to the bytes, once they are stored.")
     error: ImageError | None
+    picture_deleted_at: datetime | None = Field(
+        default=None, description="When its picture was deleted: its tenant keeps pictures for some days."
+    )
 
     def at(self, base_url: str) -> "Image":
         """The same, with a link that starts with `base_url`."""

@@ -16,7 +16,17 @@ from urllib.parse import quote
 import httpx
 
 from cli import sentence
-from cli.errors import AUTH, TIMED_OUT, USAGE, Failure, exit_code_of, program_name
+from cli.errors import (
+    AUTH,
+    TIMED_OUT,
+    USAGE,
+    Deleted,
+    Failure,
+    FarmUnavailable,
+    LinkExpired,
+    exit_code_of,
+    program_name,
+)
 from cli.proxy import ProxyTransport
 
 Json = dict[str, Any]
@@ -28,14 +38,6 @@ UPLOAD_TIMEOUT_S = 600  # for the farm to read a block, or to store the whole fi
 MAX_OUTAGE_S = 60  # a watch ends when the farm has not answered for so long
 STREAM_TIMEOUT_S = 20  # a stream of events without a ping for so long is broken: there is one every 15 s
 UNAVAILABLE = (429, 502, 503, 504)  # a proxy answers 502 while the API restarts
-
-
-class FarmUnavailable(Failure):
-    """The farm does not answer, or answers that it cannot for now: a retry may succeed."""
-
-
-class LinkExpired(Failure):
-    """A presigned link is no longer valid, or its object is gone."""
 
 
 class Client:
@@ -68,6 +70,14 @@ class Client:
 
     def delete(self, path: str) -> None:
         self._send("DELETE", path)
+
+    def tombstone(self, path: str) -> Json:
+        """What the farm says of a thing that was deleted."""
+        try:
+            self._send("GET", path)
+        except Deleted as deleted:
+            return deleted.tombstone
+        raise Failure(sentence("not_deleted", path=path))
 
     def pages(self, path: str, limit: int, **params: Any) -> list[Json]:
         """Up to `limit` entries of a list, from as many pages as that takes."""
@@ -304,6 +314,8 @@ def failure_of(answer: httpx.Response) -> Failure:
     try:
         problem = answer.json()
         message = problem.get("detail") or problem["title"]
+        if problem.get("tombstone"):
+            return Deleted(message, problem["tombstone"])
     except (ValueError, KeyError, AttributeError):
         message = sentence("farm_error", status=answer.status_code, phrase=answer.reason_phrase)
     if answer.status_code == 401:

@@ -16,8 +16,8 @@ from itertools import islice
 from pathlib import Path
 
 from cli import sentence
-from cli.client import RETRY_DELAYS_S, Client, FarmUnavailable, Json, LinkExpired, api_path
-from cli.errors import CONFLICT, Failure
+from cli.client import RETRY_DELAYS_S, Client, Json, api_path
+from cli.errors import CONFLICT, Failure, FarmUnavailable, LinkExpired
 from cli.shell import format_bytes
 from common.datasets.layout import FOLDERS, MANIFEST, SUMS, TOP_LEVEL_FILES
 from common.disks import NO_ROOM

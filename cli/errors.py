@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 ERROR, USAGE, AUTH, NOT_FOUND, CONFLICT, PARTLY, TIMED_OUT, INTERRUPTED = 1, 2, 3, 4, 5, 6, 7, 130
@@ -12,6 +13,7 @@ OF_STATUS = {
     404: NOT_FOUND,
     408: TIMED_OUT,
     409: CONFLICT,
+    410: NOT_FOUND,
     413: USAGE,
     415: USAGE,
     422: USAGE,
@@ -26,6 +28,22 @@ class Failure(Exception):
         super().__init__(message)
         self.message = message
         self.exit_code = exit_code
+
+
+class FarmUnavailable(Failure):
+    """The farm does not answer, or answers that it cannot for now: a retry may succeed."""
+
+
+class LinkExpired(Failure):
+    """A presigned link is no longer valid, or its object is gone."""
+
+
+class Deleted(Failure):
+    """It was deleted; `tombstone` is what the farm says of it."""
+
+    def __init__(self, message: str, tombstone: dict[str, Any]) -> None:
+        super().__init__(message, NOT_FOUND)
+        self.tombstone = tombstone
 
 
 def exit_code_of(status: int) -> int:

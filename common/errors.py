@@ -6,7 +6,8 @@
     │   ├── EncodingUnsupported
     │   ├── UnknownModel
     │   └── IdempotencyMismatch
-    ├── Unauthorized / NotFound / Conflict / PictureDamaged
+    ├── Unauthorized / NotFound / Conflict
+    ├── Gone / PictureDamaged 410: it was there
     ├── Forbidden
     │   ├── LicenceNotAccepted / TierNotAllowed
     │   ├── OperatorNeeded                  the farm is not the tenant's
@@ -148,6 +149,13 @@ class TenantSuspended(Forbidden):
 class NotFound(Error):
     code = "not_found"
     status = 404
+
+
+class Gone(Error):
+    """It was deleted."""
+
+    code = "gone"
+    status = 410
 
 
 class Conflict(Error):

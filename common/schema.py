@@ -65,6 +65,13 @@ def columns_of(table: Table, alias: str = "") -> str:
     return ", ".join(f'{alias or table.name}."{column.name}"' for column in table.columns)
 
 
+def shown(table: str = "jobs") -> str:
+    """The condition that a row of jobs or lanes is not of a batch that is being deleted: see `common.deletion`."""
+    batch_id = f"{table}.batch_id" if table else "batch_id"
+    deleted = "SELECT id FROM batches WHERE batches.deleted_at IS NOT NULL"
+    return f"({batch_id} IS NULL OR {batch_id} NOT IN ({deleted}))"
+
+
 # Which code works with these tables: see `common.db`. `revision` is the number of the newest migration.
 schema_version = Table(
     "schema_version",
@@ -228,9 +235,11 @@ batches = Table(
     Column("finished_at", Moment),
     Column("needs_code", Integer, nullable=False, server_default="1"),  # the least CODE that may work on it
     Column("key_id", Uuid),  # as of jobs
+    Column("deleted_at", Moment),  # since then nobody sees it, its jobs and its images; their rows go step by step
     CheckConstraint("expanded_at IS NULL OR (checked_at IS NOT NULL AND jobs = prompts * variants)", name="expanded"),
     Index("batches_tenant_id_idx", "tenant_id", "id"),
     Index("batches_open_idx", "id", postgresql_where=text("finished_at IS NULL")),
+    Index("batches_deleted_at_idx", "id", postgresql_where=text("deleted_at IS NOT NULL")),
     Index("batches_internal_error_idx", "tenant_id", postgresql_where=text("error_code = 'internal_error'")),
     Index(  # one retry of a batch at a time; cancelled ones do not count
         "batches_parent_id_idx",
@@ -259,7 +268,7 @@ datasets = Table(
     metadata,
     Column("id", Uuid, primary_key=True),
     Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False),
-    Column("batch_id", Uuid, ForeignKey("batches.id"), nullable=False),
+    Column("batch_id", Uuid, nullable=False),  # which may be deleted
     Column("retries", ARRAY(Uuid), nullable=False, server_default="{}"),  # of the batch; their images count too
     Column("plan", JSONB, nullable=False),  # layout and splits
     Column(
@@ -295,6 +304,7 @@ datasets = Table(
     Column("begun_at", Moment),
     Column("finished_at", Moment),
     Column("needs_code", Integer, nullable=False, server_default="1"),  # the least CODE that may work on it
+    Column("stale_at", Moment),  # since then a picture that it may show is deleted
     CheckConstraint("error_code IS NULL OR finished_at IS NOT NULL", name="failed"),
     CheckConstraint("finished_at IS NULL OR owner_id IS NULL", name="finished"),
     CheckConstraint("(digest IS NOT NULL) = (finished_at IS NOT NULL AND error_code IS NULL)", name="ready"),
@@ -320,6 +330,12 @@ lanes = Table(
     Column("cancelled", BigInteger, nullable=False, server_default="0"),
     Column("needs_code", Integer, nullable=False, server_default="1"),  # the least CODE that may render its images
     Column("counted_at", Moment),  # when ended images were last counted here
+    # Of the ended images, those whose rows are deleted: the counters go on counting them.
+    Column("deleted_stored", BigInteger, nullable=False, server_default="0"),
+    Column("deleted_flagged", BigInteger, nullable=False, server_default="0"),
+    Column("deleted_failed", BigInteger, nullable=False, server_default="0"),
+    Column("deleted_cancelled", BigInteger, nullable=False, server_default="0"),
+    Column("pictures_kept_from", Moment),  # those that were stored before are deleted; null: none is
     CheckConstraint("open >= 0", name="open"),
     UniqueConstraint("tenant_id", "tier", "compatibility", "batch_id", postgresql_nulls_not_distinct=True),
     Index("lanes_open_idx", "model", postgresql_where=text("open > 0")),
@@ -387,7 +403,7 @@ images = Table(
     metadata,
     Column("id", Uuid, primary_key=True),
     Column("job_id", Uuid, ForeignKey("jobs.id"), nullable=False),
-    Column("lane_id", BigInteger, ForeignKey("lanes.id"), nullable=False),
+    Column("lane_id", BigInteger, nullable=False),  # without a key: its check would read all images to delete a lane
     Column("index", SmallInteger, nullable=False),
     Column("state", image_state_enum, nullable=False, server_default=ImageState.QUEUED),
     Column("attempts", SmallInteger, nullable=False, server_default="0"),
@@ -404,6 +420,7 @@ images = Table(
     Column("finished_at", Moment),
     Column("safety_score", REAL),  # of the safety checker: above 0 if it flagged the image; for operators only
     Column("safety_concept", SmallInteger),  # the number of the concept with that score
+    Column("picture_deleted_at", Moment),  # of a stored image: its tenant keeps pictures no longer
     Column("failed_by", ARRAY(Text)),  # names of the workers at which an attempt of its own failed, or that it ended
     UniqueConstraint("job_id", "index"),
     CheckConstraint(
@@ -532,6 +549,35 @@ idempotency_keys = Table(
     Column("fingerprint", Text, nullable=False),
     Column("made_id", Uuid, nullable=False),  # the job, batch or dataset of the request
     Column("created_at", Moment, nullable=False, server_default=func.now(), index=True),
+)
+
+# What was deleted by its id: see `common.deletion`.
+tombstones = Table(
+    "tombstones",
+    metadata,
+    Column("id", Uuid, primary_key=True),  # of the job, batch, image, dataset or upload
+    Column("kind", Text, nullable=False),
+    Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False),
+    Column("key_id", Uuid, nullable=False),  # who did it
+    Column("deleted_at", Moment, nullable=False, server_default=func.now()),
+    Column("pictures_left", BigInteger, nullable=False, server_default="0"),  # in storage
+    Column("finished_at", Moment),  # when nothing of it was left, neither rows nor bytes
+    CheckConstraint("kind IN ('job', 'batch', 'image', 'dataset', 'upload')", name="kind"),
+    Index("tombstones_unfinished_idx", "id", postgresql_where=text("finished_at IS NULL")),
+)
+
+# Bytes that nothing names any more, until they are deleted.
+objects_to_delete = Table(
+    "objects_to_delete",
+    metadata,
+    Column("key", Text, primary_key=True),  # that ends with / names all objects below
+    Column("tombstone_id", Uuid),  # null: nobody asked, its time was over
+    Column("is_picture", Boolean, nullable=False, server_default="false"),  # that was stored, and counted as left
+    Column("lease_id", Uuid),  # which may store it yet; null: nothing does
+    Column("due_at", Moment, nullable=False, server_default=func.now()),  # not before
+    Column("again_at", Moment),  # and once more then: what was writing below a prefix has noticed by that time
+    Index("objects_to_delete_due_at_idx", "due_at"),
+    Index("objects_to_delete_tombstone_id_idx", "tombstone_id", postgresql_where=text("tombstone_id IS NOT NULL")),
 )
 
 # Who did what. `common.accounts.audit` writes it in the transaction of the change.

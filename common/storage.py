@@ -3,7 +3,7 @@
 import hashlib
 import io
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any, BinaryIO, TypeVar
@@ -164,6 +164,19 @@ class Storage:
         """Delete the bytes under these keys. A key without bytes is no error."""
         for key in keys:
             self._do(partial(self._client.delete_object, Bucket=self.bucket, Key=key))
+
+    def delete_many(self, keys: Sequence[str]) -> list[str]:
+        """Delete the bytes under at most 1,000 keys in one request; those that the store refused to delete."""
+        if not keys:
+            return []
+        wanted = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+        answer = self._do(partial(self._client.delete_objects, Bucket=self.bucket, Delete=wanted))
+        return [error["Key"] for error in answer.get("Errors", ()) if error.get("Code") != "NoSuchKey"]
+
+    def list(self, prefix: str, limit: int = 1000) -> list[str]:
+        """The first keys, at most 1,000, that start with this prefix."""
+        answer = self._do(partial(self._client.list_objects_v2, Bucket=self.bucket, Prefix=prefix, MaxKeys=limit))
+        return [found["Key"] for found in answer.get("Contents", ())]
 
     def link(self, key: str, *, seconds: int = LINK_S, save_as: str | None = None) -> str:
         """A presigned link to the bytes under a key. With `save_as` (ASCII) a browser saves them under that name.

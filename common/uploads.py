@@ -13,6 +13,7 @@ from sqlalchemy import Connection, text
 
 from common.failures import rests
 from common.recipes.img2img import InputImage
+from common.schema import shown
 from common.storage import upload_key
 
 PICTURE = "png"  # the format of pictures; the others are of prompt files
@@ -103,6 +104,7 @@ FIND_IMAGE = text(f"""
         cast(jobs.recipe ->> 'width' AS int), cast(jobs.recipe ->> 'height' AS int)
     FROM images JOIN jobs ON jobs.id = images.job_id
     WHERE images.id = :image AND jobs.tenant_id = :tenant AND images.state = 'stored'
+        AND images.picture_deleted_at IS NULL AND {shown()}
 """)
 
 # Whether an upload is old and no batch refers to it.

@@ -214,7 +214,8 @@ QUARANTINED_WORKERS = text("""
 # Find a tenant's batches that a stop rule has paused.
 PAUSED_BATCHES = text("""
     SELECT id, name, paused_because FROM batches
-    WHERE tenant_id = :tenant AND finished_at IS NULL AND state = 'paused' AND paused_because IS NOT NULL
+    WHERE tenant_id = :tenant AND finished_at IS NULL AND deleted_at IS NULL AND state = 'paused'
+        AND paused_because IS NOT NULL
     ORDER BY id
 """)
 
@@ -222,7 +223,7 @@ PAUSED_BATCHES = text("""
 # The condition of a partial index.
 BATCHES_GIVEN_UP = text(f"""
     SELECT id, name, error_message FROM batches
-    WHERE tenant_id = :tenant AND error_code = '{failures.INTERNAL_ERROR}'
+    WHERE tenant_id = :tenant AND error_code = '{failures.INTERNAL_ERROR}' AND deleted_at IS NULL
         AND (finished_at IS NULL OR coalesce(cancelled_at, finished_at) > now() - interval '1 day')
     ORDER BY id DESC LIMIT {SHOWN_GIVEN_UP}
 """)

@@ -17,11 +17,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.authentication import Once
 from api.bodies import Rule
 from api.dashboard.rendering import STATIC, is_htmx, render_notice, render_page, security_headers, static
-from api.dashboard.sessions import SignedOut, find_visitor
+from api.dashboard.sessions import SignedOut, find_visitor, get_visitor
 from api.dashboard.views import (
     admin,
     batches,
     datasets,
+    deletion,
     image_files,
     images,
     job,
@@ -34,13 +35,29 @@ from api.dashboard.views import (
     workers,
 )
 from api.deps import AppState
-from api.errors import Refused, problem, render_server_error, request_id
+from api.errors import Refused, describe_tombstone, find_tombstone, problem, render_server_error, request_id
 from api.live.page_streams import PageStreams
 from common import failures
-from common.errors import Error
+from common.accounts.tenants import Caller
+from common.errors import Error, Gone, NotFound
 
 OPEN_FORMS = {"/sign-in": Rule(10_000), "/language": Rule(10_000)}  # that need no session
-VIEWS = (login, overview, jobs, job, new_job, batches, datasets, images, image_files, workers, usage, admin, tenants)
+VIEWS = (
+    login,
+    overview,
+    deletion,
+    jobs,
+    job,
+    new_job,
+    batches,
+    datasets,
+    images,
+    image_files,
+    workers,
+    usage,
+    admin,
+    tenants,
+)
 
 
 def create_dashboard(state: AppState) -> FastAPI:
@@ -120,11 +137,17 @@ async def render_error(request: Request, error: Exception) -> Response:
         here = request.url.path.removeprefix(root) + (f"?{request.url.query}" if request.url.query else "")
         return RedirectResponse(request.url_for("login_page").include_query_params(to=here or "/"), 303)
     status, code, sentence = describe_error(request, error)
+    if isinstance(error, NotFound) and (tombstone := await find_tombstone(request, error, partial(visiting, request))):
+        status, code, sentence = Gone.status, Gone.code, describe_tombstone(tombstone)
     if "authorization" in request.headers:  # the command line asks for a link
         return problem(request, status, code, sentence)
     if is_htmx(request):
         return render_notice(request, "error_notice.html", status, code=code, sentence=sentence)
     return render_page(request, "error.html", status=status, code=code, sentence=sentence)
+
+
+async def visiting(request: Request) -> Caller:
+    return (await get_visitor(request)).caller
 
 
 def describe_error(request: Request, error: Exception) -> tuple[int, str, str]:

@@ -29,7 +29,7 @@ WAKE_AT_ONCE = 10  # subscribers; a millisecond
 RECONNECT_S = 1.0
 STEP = re.compile(r"([0-9]{1,6})/([0-9]{1,6})")
 
-ReadChanged = Callable[[Mapping[UUID, JobVersion | None]], Mapping[UUID, tuple[JobVersion, Job]]]
+ReadChanged = Callable[[Mapping[UUID, JobVersion | None]], Mapping[UUID, tuple[JobVersion, Job] | None]]
 
 
 class WatchedJob:
@@ -67,13 +67,18 @@ class WatchedJob:
     def notify(self) -> None:
         wake(list(self.subscriptions))
 
+    def close(self) -> None:
+        for subscription in self.subscriptions:
+            subscription.closed = True
+        self.notify()
+
     def _notify_progress(self) -> None:
         self._progress_timer, self._progress_sent_at = None, asyncio.get_running_loop().time()
         self.notify()
 
 
 class Subscription:
-    """One waiting request. `closed`: the server stops, so nothing more comes."""
+    """One waiting request. `closed`: the server stops or the job is deleted, so nothing more comes."""
 
     def __init__(self, watched: WatchedJob) -> None:
         self.watched = watched
@@ -95,7 +100,9 @@ class Subscription:
 
 
 class JobWatcher:
-    """`read_changed` reads those of some jobs whose version is not the known one. It may block: it runs in a thread."""
+    """`read_changed` reads those of some jobs whose version is not the known one; None for one that was deleted. It may
+    block: it runs in a thread.
+    """
 
     def __init__(self, redis_url: str, read_changed: ReadChanged) -> None:
         self._redis_url = redis_url
@@ -142,9 +149,7 @@ class JobWatcher:
         """Close all subscriptions: a server that stops does not wait for them."""
         self._closed = True
         for watched in self._watched.values():
-            for subscription in watched.subscriptions:
-                subscription.closed = True
-            watched.notify()
+            watched.close()
         pending = set(self._tasks)
         while pending:  # more than once: redis-py swallows a cancellation while it connects
             for task in pending:
@@ -208,9 +213,12 @@ class JobWatcher:
             return  # the next poll reads again
         except Exception:
             return log_event("request_failed", exc_info=True, path="the poll of the job watcher")
-        for job_id, (version, job) in found.items():
-            if watched := self._watched.get(job_id):
+        for job_id, change in found.items():
+            if (watched := self._watched.get(job_id)) and change:
+                version, job = change
                 watched.update(job, version)
+            elif watched:
+                watched.close()
 
 
 def wake(subscriptions: Sequence[Subscription]) -> None:

@@ -170,7 +170,7 @@ def _batch(row: Row[Any], fleet: Fleet) -> Batch:
         prompts=row.prompts,
         jobs=row.jobs,
         images=BatchImages(
-            total=row.images if row.expanded_at or state == BatchState.ENDED else None,
+            total=row.images - row.deleted if row.expanded_at or state == BatchState.ENDED else None,
             open=shown_open,
             stored=row.stored,
             flagged=row.flagged,
@@ -212,10 +212,12 @@ SKIPS = f"""
         FROM (SELECT * FROM skipped_lines WHERE batch_id = page.id ORDER BY line LIMIT {SHOWN_SKIPS}) AS first)
     END AS skips"""
 
-# A page of batches: what their lanes count, how many of their images are running, who retries them, and the workers.
+# A page of batches: what their lanes count and is not deleted, how many of their images are running, who retries them,
+# and the workers.
 READ_BATCHES = f"""
     WITH page AS MATERIALIZED (
-        SELECT * FROM batches WHERE tenant_id = :tenant AND {{filter}} ORDER BY id DESC LIMIT :limit),
+        SELECT * FROM batches WHERE tenant_id = :tenant AND deleted_at IS NULL AND {{filter}}
+        ORDER BY id DESC LIMIT :limit),
     busy AS MATERIALIZED (
         SELECT lanes.batch_id, count(*) AS running
         FROM leases
@@ -225,14 +227,18 @@ READ_BATCHES = f"""
         GROUP BY lanes.batch_id),
     exact AS MATERIALIZED (SELECT * FROM {EXACT} AS lanes WHERE batch_id = ANY(ARRAY(SELECT id FROM page)))
     SELECT {columns_of(batches, "page")}, counted.*, coalesce(busy.running, 0) AS running,
-           (SELECT id FROM batches AS retry WHERE retry.parent_id = page.id AND retry.cancelled_at IS NULL) AS retry_id,
+           (SELECT id FROM batches AS retry WHERE retry.parent_id = page.id AND retry.cancelled_at IS NULL
+                AND retry.deleted_at IS NULL) AS retry_id,
            {SKIPS},
            CASE WHEN row_number() OVER (ORDER BY page.id DESC) = 1 THEN ({WORKERS_JSON}) END AS fleet
     FROM page
     CROSS JOIN LATERAL (
-        SELECT coalesce(sum(open), 0)::bigint AS open, coalesce(sum(stored), 0)::bigint AS stored,
-               coalesce(sum(flagged), 0)::bigint AS flagged, coalesce(sum(failed), 0)::bigint AS failed,
-               coalesce(sum(cancelled), 0)::bigint AS cancelled
+        SELECT coalesce(sum(open), 0)::bigint AS open, coalesce(sum(stored - deleted_stored), 0)::bigint AS stored,
+               coalesce(sum(flagged - deleted_flagged), 0)::bigint AS flagged,
+               coalesce(sum(failed - deleted_failed), 0)::bigint AS failed,
+               coalesce(sum(cancelled - deleted_cancelled), 0)::bigint AS cancelled,
+               coalesce(sum(deleted_stored + deleted_flagged + deleted_failed + deleted_cancelled), 0)::bigint
+                   AS deleted
         FROM exact WHERE exact.batch_id = page.id) AS counted
     LEFT JOIN busy ON busy.batch_id = page.id
     ORDER BY page.id DESC

@@ -37,6 +37,7 @@ DATASET: dict[str, Any] = {
     "created_at": "2026-11-22T09:00:00Z",
     "begun_at": "2026-11-22T09:00:01Z",
     "finished_at": None,
+    "stale": False,
 }
 FILE: dict[str, Any] = {
     "path": "data/train-00000.tar",
@@ -79,6 +80,7 @@ class Dataset(BaseModel):
     created_at: datetime
     begun_at: datetime | None
     finished_at: datetime | None
+    stale: bool = Field(description="Whether a picture that it may show was deleted since.")
 
 
 class DatasetFile(BaseModel):
@@ -153,6 +155,7 @@ def _dataset(row: Row[Any]) -> Dataset:
         created_at=row.created_at,
         begun_at=row.begun_at,
         finished_at=row.finished_at,
+        stale=row.stale_at is not None,
     )
 
 
@@ -160,7 +163,7 @@ def _dataset(row: Row[Any]) -> Dataset:
 READ = f"""
     SELECT {columns_of(datasets)},
            CASE WHEN batches.expanded_at IS NOT NULL OR batches.finished_at IS NOT NULL THEN batches.images END AS total
-    FROM datasets JOIN batches ON batches.id = batch_id
+    FROM datasets LEFT JOIN batches ON batches.id = batch_id
     WHERE datasets.tenant_id = :tenant AND
 """
 # One dataset of a tenant.

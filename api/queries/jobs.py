@@ -19,7 +19,7 @@ from common.enums import TERMINAL_JOB, ImageState, JobState
 from common.errors import NotFound, RenderFailed
 from common.queue.claim import WAITING
 from common.queue.search import Search, find
-from common.schema import columns_of, jobs
+from common.schema import columns_of, jobs, shown
 
 MAX_POSITION = 1000  # images ahead are counted up to here
 JobVersion = tuple[JobState, int]  # the state of a job, and how many of its images are open
@@ -28,7 +28,7 @@ RETRYABLE = {error.code: error.retryable for error in RenderFailed.__subclasses_
 
 def find_job(connection: Connection, tenant_id: UUID | None, job_id: UUID, base_url: str) -> Job:
     """Raises NotFound when the tenant has no such job. No tenant: any job, which then names its tenant."""
-    filters = "tenant_id = :tenant AND id = :job" if tenant_id else "id = :job"
+    filters = f"id = :job AND {shown()}" + (" AND tenant_id = :tenant" if tenant_id else "")
     parameters = {"tenant": tenant_id, "job": job_id, "limit": 1}
     found = _read(connection, base_url, filters, parameters, names_tenant=tenant_id is None)
     if not found:
@@ -60,12 +60,17 @@ def find_image(
     return ImageWithJob(job_id=row.job_id, **_image(row.image, row.recipe, base_url)), row.key
 
 
-def find_changed(connection: Connection, known: Mapping[UUID, JobVersion | None]) -> dict[UUID, tuple[JobVersion, Job]]:
-    """Those of these jobs whose version is not the known one, of any tenant; their links have no address yet."""
+def find_changed(
+    connection: Connection, known: Mapping[UUID, JobVersion | None]
+) -> dict[UUID, tuple[JobVersion, Job] | None]:
+    """Those of these jobs whose version is not the known one, of any tenant; their links have no address yet. None for
+    a job that was deleted.
+    """
     versions = {row.id: (row.state, row.open) for row in connection.execute(READ_VERSIONS, {"jobs": list(known)})}
     changed = [job_id for job_id, version in versions.items() if version != known[job_id]]
     jobs = _read(connection, "", "id = ANY(:jobs)", {"jobs": changed, "limit": len(changed)}) if changed else []
-    return {job.id: (versions[job.id], job) for job in jobs}
+    deleted = dict.fromkeys(known.keys() - versions.keys())
+    return deleted | {job.id: (versions[job.id], job) for job in jobs}
 
 
 def is_terminal(connection: Connection, tenant_id: UUID, job_id: UUID) -> bool:
@@ -157,7 +162,7 @@ def _job(row: Row[Any], base_url: str) -> Job:
 
 
 def _image(image: Mapping[str, Any], recipe: Mapping[str, Any], base_url: str) -> dict[str, Any]:
-    is_stored = image["state"] == ImageState.STORED
+    is_stored = image["state"] == ImageState.STORED and image["picture_deleted_at"] is None
     code = image["error_code"] if image["state"] in (ImageState.FAILED, ImageState.FLAGGED) else None
     return {
         "id": image["id"],
@@ -172,6 +177,7 @@ def _image(image: Mapping[str, Any], recipe: Mapping[str, Any], base_url: str) -
         "sha256": image["sha256"],
         "url": f"{base_url}v1/images/{image['id']}/content" if is_stored else None,
         "error": ImageError(code=code, message=image["error_message"] or "") if code else None,
+        "picture_deleted_at": image["picture_deleted_at"],
     }
 
 
@@ -195,7 +201,7 @@ IMAGE_JSON = """json_build_object(
     'id', images.id, 'index', images.index, 'state', images.state, 'attempts', images.attempts, 'bytes', images.bytes,
     'sha256', images.sha256, 'error_code', images.error_code, 'error_message', images.error_message,
     'render_ms', images.render_ms, 'store_ms', images.store_ms, 'started_at', images.started_at,
-    'worker', workers.name)"""
+    'worker', workers.name, 'picture_deleted_at', images.picture_deleted_at)"""
 
 # The worker of an image. None for one that is claimed but not started, since its lease may still release it.
 WORKER = """
@@ -225,7 +231,7 @@ READ_JOBS = f"""
     FROM (
         SELECT * FROM jobs WHERE {{filters}} ORDER BY {{order}} DESC LIMIT :limit) AS page
     CROSS JOIN LATERAL (
-        SELECT json_agg({IMAGE_JSON} ORDER BY images.index) AS images,
+        SELECT coalesce(json_agg({IMAGE_JSON} ORDER BY images.index), '[]') AS images,
                coalesce(min(images.lane_id) FILTER (WHERE {WAITING}), min(images.lane_id)) AS lane_id,
                page.finished_at IS NULL AND NOT bool_or(images.state = 'running') AS waits,
                bool_or(images.not_before IS NOT NULL) AS backs_off,
@@ -241,14 +247,14 @@ READ_JOBS = f"""
 READ_IMAGE = text(f"""
     SELECT jobs.id AS job_id, jobs.recipe, images.key, {IMAGE_JSON} AS image
     FROM images JOIN jobs ON jobs.id = images.job_id {WORKER}
-    WHERE images.id = :image AND jobs.tenant_id = :tenant
+    WHERE images.id = :image AND jobs.tenant_id = :tenant AND {shown()}
 """)
 
 # The versions of jobs.
-READ_VERSIONS = text("SELECT id, state, open FROM jobs WHERE id = ANY(:jobs)")
+READ_VERSIONS = text(f"SELECT id, state, open FROM jobs WHERE id = ANY(:jobs) AND {shown()}")
 
 # The tenant of a job.
 READ_OWNER = text("SELECT tenant_id FROM jobs WHERE id = :job")
 
 # The state of a job of a tenant.
-READ_STATE = text("SELECT state FROM jobs WHERE id = :job AND tenant_id = :tenant")
+READ_STATE = text(f"SELECT state FROM jobs WHERE id = :job AND tenant_id = :tenant AND {shown()}")

@@ -19,7 +19,7 @@ from api.headers import IdempotencyKeyHeader, with_etag
 from api.pagination import NEXT_CURSOR, Paging, next_link
 from api.queries.batches import BATCH, Batch
 from api.schemas import example, request_body
-from api.services import batch_dry_run, batches
+from api.services import batch_dry_run, batches, deletion
 from api.services.batch_dry_run import BatchDryRun
 from api.services.batches import EXAMPLES, BatchRequest
 from common.enums import Scope
@@ -176,3 +176,18 @@ def retry_failed(batch_id: UUID, caller: BatchesWriter, state: State, base_url: 
     if not is_new:
         response.headers["Idempotency-Replayed"] = "true"
     return batches.get(state, caller, retry_id)
+
+
+@router.delete(
+    "/v1/batches/{batch_id}",
+    operation_id="deleteBatch",
+    summary="Delete a batch, its jobs and their pictures",
+    status_code=204,
+)
+def delete_batch(batch_id: UUID, caller: BatchesWriter, state: State) -> None:
+    """Hidden at once with all its jobs, and cancelled before if it has not ended. Up to 5,000 pictures are gone within
+    a minute. Its retries, its datasets (then `stale`) and its upload stay; a dataset that is still written fails. A
+    `GET` of its id is answered with 410 and the tombstone: when it was deleted, by which key, and how many of its
+    pictures are still in the image store. To delete it again changes nothing.
+    """
+    deletion.delete_batch(state, caller, batch_id)

@@ -11,7 +11,7 @@ from api.headers import IdempotencyKeyHeader, with_etag
 from api.pagination import NEXT_CURSOR, Paging, next_link
 from api.queries.datasets import DATASET, FILE, Dataset, DatasetFile
 from api.schemas import DatasetRequest, example
-from api.services import datasets
+from api.services import datasets, deletion
 
 router = APIRouter(tags=["datasets"])
 
@@ -110,3 +110,14 @@ def list_files(
     cursor = None if further is None else str(further)
     response.headers.update(next_link(request, cursor))
     return FilePage(items=files, next_cursor=cursor)
+
+
+@router.delete(
+    "/v1/datasets/{dataset_id}", operation_id="deleteDataset", summary="Delete a dataset and its files", status_code=204
+)
+def delete_dataset(dataset_id: UUID, caller: DatasetsWriter, state: State) -> None:
+    """Hidden at once; the files are gone within a minute. The images that it was made of stay.
+    A `GET` of its id is answered with 410 and the tombstone: when it was deleted, and by which key. To delete it again
+    changes nothing.
+    """
+    deletion.delete_dataset(state, caller, dataset_id)

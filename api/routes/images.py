@@ -6,10 +6,10 @@ from uuid import UUID
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from api.deps import BaseUrl, JobsReader, State
+from api.deps import BaseUrl, JobsReader, JobsWriter, State
 from api.headers import with_content, with_etag
 from api.schemas import ImageWithJob
-from api.services import images
+from api.services import deletion, images
 from api.services.images import THUMBNAIL_SIDE
 
 router = APIRouter(tags=["images"])
@@ -54,3 +54,14 @@ async def read_content(found: Found, state: State) -> Response:
 async def read_thumbnail(found: Found, state: State, request: Request) -> Response:
     read = partial(images.thumbnail, state, found[0], images.require_key(*found))
     return await with_content(request, found[0].sha256, "image/webp", read)
+
+
+@router.delete(
+    "/v1/images/{image_id}", operation_id="deleteImage", summary="Delete an image and its picture", status_code=204
+)
+def delete_image(image_id: UUID, caller: JobsWriter, state: State) -> None:
+    """Hidden at once, and cancelled before if it has not ended; the picture is gone within a minute. Its job stays, and
+    a dataset that shows it is `stale`. A `GET` of its id is answered with 410 and the tombstone: when it was deleted,
+    and by which key. To delete it again changes nothing.
+    """
+    deletion.delete_image(state, caller, image_id)

@@ -12,7 +12,7 @@ from api.deps import AnyJobsReader, AnyJobsWriter, BaseUrl, JobsWriter, RequestI
 from api.headers import CancelAfter, IdempotencyKeyHeader, Prefer, seconds_to_live, seconds_to_wait, with_etag
 from api.pagination import next_link
 from api.schemas import DryRun, Job, JobPage, JobQuery, JobRequest
-from api.services import jobs
+from api.services import deletion, jobs
 from common.enums import Tier
 
 router = APIRouter(tags=["jobs"])
@@ -173,3 +173,18 @@ def retry_job(job_id: UUID, caller: JobsWriter, state: State, base_url: BaseUrl)
 
 def respond(body: BaseModel, status: int, headers: dict[str, str] | None = None) -> Response:
     return Response(body.model_dump_json(), status, headers, "application/json")
+
+
+@router.delete(
+    "/v1/jobs/{job_id}",
+    operation_id="deleteJob",
+    summary="Delete a job, its images and their pictures",
+    status_code=204,
+)
+def delete_job(job_id: UUID, caller: JobsWriter, state: State) -> None:
+    """Hidden at once, and cancelled before if it has not ended; its pictures are gone within a minute. Its retries
+    stay, and a dataset that shows it is `stale`. A `GET` of its id is answered with 410 and the tombstone: when it was
+    deleted, by which key, and how many of its pictures are still in the image store. To delete it again changes
+    nothing.
+    """
+    deletion.delete_job(state, caller, job_id)

@@ -20,6 +20,7 @@ from api import sentence
 from api.bodies import Rule
 from api.deps import AnyCaller, State
 from api.schemas import example
+from api.services import deletion
 from api.services.uploads import HashingFile, save_image, save_prompts, temporary_file
 from common.enums import Scope
 from common.errors import Forbidden, Invalid
@@ -144,3 +145,11 @@ async def receive(request: Request, file: HashingFile, limit: int, limiter: Capa
     file.write(bytes(block))
     if not file.bytes:
         raise Invalid(sentence("file_empty"))
+
+
+@router.delete("/v1/uploads/{upload_id}", operation_id="deleteUpload", summary="Delete an upload", status_code=204)
+def delete_upload(upload_id: UUID, caller: AnyCaller, state: State) -> None:
+    """409 while there is a batch of it. A job that waits and starts from it fails with `source_gone`. To delete it
+    again changes nothing.
+    """
+    deletion.delete_upload(state, caller, upload_id)

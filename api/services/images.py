@@ -13,7 +13,7 @@ from api.schemas import ImageWithJob, JudgedImage
 from common.accounts.tenants import Caller
 from common.db import transaction
 from common.enums import TERMINAL_IMAGE, ImageState, Scope
-from common.errors import Conflict, NotFound, PictureDamaged
+from common.errors import Conflict, Gone, NotFound, PictureDamaged
 from common.log import log_event
 from common.storage import sha256
 
@@ -36,7 +36,11 @@ def describe(state: AppState, caller: Caller, image_id: UUID, base_url: str) -> 
 
 
 def require_key(image: ImageWithJob, key: str | None) -> str:
-    """The key of a stored image. Raises Conflict while it may still be stored, NotFound when it never will be."""
+    """The key of a stored image. Raises Conflict while it may still be stored, NotFound when it never will be, and Gone
+    when its tenant keeps it no longer.
+    """
+    if image.picture_deleted_at:
+        raise Gone(sentence("picture_deleted", image=image.id, at=f"{image.picture_deleted_at:%Y-%m-%d %H:%M}"))
     if key is not None:
         return key
     if image.state not in TERMINAL_IMAGE:

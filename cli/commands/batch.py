@@ -1,4 +1,4 @@
-"""`huafang batch`: submit a file of prompts, list, watch, pause, resume, cancel, retry what failed."""
+"""`huafang batch`: submit a file of prompts, list, watch, pause, resume, cancel, retry what failed, delete."""
 
 from typing import Any, BinaryIO
 
@@ -7,6 +7,7 @@ import click
 from cli import sentence
 from cli.client import Json, api_path
 from cli.commands.generate import check_text
+from cli.commands.rm import WAIT, confirm, remove
 from cli.options import FieldValueList, FieldValues, PromptFile, Size, StopRule, build_matrix
 from cli.prompt_upload import dry_run_batch, upload_prompts
 from cli.shell import Group, Shell, format_duration
@@ -190,6 +191,21 @@ def retry_failed(shell: Shell, batch_id: str, is_watched: bool) -> None:
         shell.print_message(f"{made['id']} retries the failed images.")
         return print_ended(shell, watch_batch(shell, made["id"]))
     shell.print_record(made, RECORD)
+
+
+@batch.command()
+@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@WAIT
+@click.pass_obj
+def rm(shell: Shell, ids: tuple[str, ...], yes: bool, wait: bool) -> None:
+    """Delete batches with their jobs and pictures, for good. One that has not ended is cancelled first."""
+    if not yes:
+        found = [shell.client.get(api_path("batches", batch_id)) for batch_id in ids]
+        for one in found:
+            shell.print_message(f"{one['id']} {one['name']}: {one['jobs']} jobs, {one['images']['stored']} pictures")
+    confirm("Delete them for good?" if len(ids) > 1 else "Delete it for good?", yes)
+    remove(shell, "batches", ids, wait)
 
 
 def change(shell: Shell, batch_id: str, verb: str) -> None:

@@ -1,4 +1,4 @@
-"""`huafang dataset`: export batches, list and verify datasets."""
+"""`huafang dataset`: export batches, list, verify and delete datasets."""
 
 import sys
 import tempfile
@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from cli import sentence
 from cli.client import Json, api_path
+from cli.commands.rm import WAIT, remove
 from cli.download import download, prepare_folder
 from cli.errors import CONFLICT, INTERRUPTED, USAGE, Failure, program_name
 from cli.options import SplitShare
@@ -45,6 +46,7 @@ RECORD: Columns = {
     "splits": lambda dataset: ", ".join(f"{name} {share:g}" for name, share in dataset["splits"].items()),
     "files": lambda dataset: dataset["files"],
     "why": lambda dataset: dataset["error"] and dataset["error"]["message"],
+    "stale": lambda dataset: "yes: pictures of it were deleted since" if dataset.get("stale") else None,
     "folder": lambda dataset: dataset.get("folder"),
 }
 VERIFIED: Columns = {
@@ -119,6 +121,8 @@ def find_or_submit(shell: Shell, batch: Json, plan: DatasetPlan) -> Json:
     for found in shell.client.pages("/v1/datasets", 50, batch=batch["id"]):
         is_unfinished = found["state"] in ("waiting", "writing")
         has_all = found["state"] == "ready" and has_ended and found["images"]["stored"] >= batch["images"]["stored"]
+        if found.get("stale"):  # it shows pictures that were deleted since
+            continue
         if found["plan"] == digest and retries <= set(found["retries"]) and (is_unfinished or has_all):
             return found
     return shell.client.submit({"batch": batch["id"], **plan.model_dump()}, "/v1/datasets")
@@ -183,6 +187,15 @@ def verify_(shell: Shell, what: str) -> None:
         with byte_progress(shell, "downloading", found["bytes"]) as advance:
             download(shell.client, found, Path(folder), advance)
         verify_folder(shell, Path(folder), name=what)
+
+
+@dataset.command()
+@click.argument("ids", metavar="ID...", nargs=-1, required=True)
+@WAIT
+@click.pass_obj
+def rm(shell: Shell, ids: tuple[str, ...], wait: bool) -> None:
+    """Delete datasets with their files, for good. The pictures of their batches stay."""
+    remove(shell, "datasets", ids, wait)
 
 
 def is_id(what: str) -> bool:

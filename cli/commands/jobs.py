@@ -1,14 +1,11 @@
-"""`huafang jobs`: list, show, watch, cancel, retry."""
-
-from typing import Any
+"""`huafang jobs`: list, show, watch, cancel, retry, delete."""
 
 import click
 
-from cli import sentence
 from cli.client import Json, api_path
-from cli.errors import PARTLY, Failure
+from cli.commands.rm import WAIT, for_each, remove
 from cli.shell import Group, Shell
-from cli.terminal import Columns, Row, print_line
+from cli.terminal import Columns, Row
 from cli.watch import job_failure, watch_job
 from common.enums import JobState, Tier
 
@@ -141,22 +138,20 @@ def among(all_tenants: bool) -> dict[str, str]:
 
 def post_each(shell: Shell, ids: tuple[str, ...], verb: str, query: str = "") -> None:
     """Apply a verb to each job; a failure does not stop the others. Raises Failure where one failed."""
-    done: list[Any] = []
-    failures: list[Failure] = []
-    for job_id in ids:
-        try:
-            done.append(shell.client.post(api_path("jobs", job_id, verb) + query))
-        except Failure as failure:
-            failures.append(failure)
-            if len(ids) > 1:
-                print_line(f"huafang: {job_id}: {failure.message}", err=True)
+    done, failure = for_each(ids, lambda job_id: shell.client.post(api_path("jobs", job_id, verb) + query))
     if done:
         shell.print_rows(done, ROW)
-    if failures and len(ids) > 1:
-        message = sentence("some_failed", failed=len(failures), total=len(ids))
-        raise Failure(message, PARTLY if done else failures[0].exit_code)
-    if failures:
-        raise failures[0]
+    if failure:
+        raise failure
+
+
+@jobs.command()
+@IDS
+@WAIT
+@click.pass_obj
+def rm(shell: Shell, ids: tuple[str, ...], wait: bool) -> None:
+    """Delete jobs with their pictures, for good. A job that has not ended is cancelled first."""
+    remove(shell, "jobs", ids, wait)
 
 
 def print_job(shell: Shell, job: Json) -> None:

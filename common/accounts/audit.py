@@ -19,6 +19,11 @@ class Action(StrEnum):
     """What was done; the subject of a record is what it was done to."""
 
     CANCEL_JOB = "job.cancel"
+    DELETE_JOB = "job.delete"
+    DELETE_BATCH = "batch.delete"
+    DELETE_IMAGE = "image.delete"
+    DELETE_DATASET = "dataset.delete"
+    DELETE_UPLOAD = "upload.delete"
     RETRY_JOB = "job.retry"
     CHANGE_TIER = "job.tier"
     CANCEL_JOBS = "jobs.cancel"  # all that match a filter

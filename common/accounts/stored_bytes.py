@@ -37,7 +37,7 @@ DUE = text("""
 # Count the bytes of a tenant.
 COUNT = text("""
     SELECT coalesce((SELECT sum(images.bytes) FROM images JOIN jobs ON jobs.id = job_id
-                     WHERE tenant_id = :tenant AND images.state = 'stored'), 0)
+                     WHERE tenant_id = :tenant AND images.state = 'stored' AND picture_deleted_at IS NULL), 0)
          + coalesce((SELECT sum(bytes) FROM uploads WHERE tenant_id = :tenant), 0)
          + coalesce((SELECT sum(bytes) FROM datasets WHERE tenant_id = :tenant), 0)
 """)

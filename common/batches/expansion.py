@@ -15,7 +15,7 @@ from common.accounts.admission import UNLIMITED, count_day
 from common.accounts.limits import Limits
 from common.batches.chunks import CHUNK_PROGRESS, FENCE, Batch, Chunk, fence_params, progress_params
 from common.batches.plan import PlannedJob
-from common.queue.jobs import Lane, make_lanes
+from common.queue.lanes import Lane, make_lanes
 
 
 @dataclass(frozen=True)

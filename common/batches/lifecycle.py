@@ -192,12 +192,14 @@ INSERT_BATCH = text(f"""
 """)
 
 # Read whether a batch of a tenant is there, and cancelled.
-STATE = text("SELECT cancelled_at FROM batches WHERE id = :batch AND tenant_id = :tenant")
+STATE = text("""
+    SELECT cancelled_at FROM batches WHERE id = :batch AND tenant_id = :tenant AND deleted_at IS NULL
+""")
 
 # Pause a batch that has not ended.
 PAUSE = text("""
     UPDATE batches SET paused_at = coalesce(paused_at, now())
-    WHERE id = :batch AND tenant_id = :tenant AND cancelled_at IS NULL AND finished_at IS NULL
+    WHERE id = :batch AND tenant_id = :tenant AND cancelled_at IS NULL AND finished_at IS NULL AND deleted_at IS NULL
 """)
 
 # Resume a batch. One that was paused gets one new sample, so that old failures do not pause it again.
@@ -208,13 +210,14 @@ RESUME = text(f"""
                 round(extract(epoch FROM now()), 1), coalesce(sum(stored + flagged + failed), 0),
                 coalesce(sum(failed), 0), coalesce(sum(flagged), 0)))
             FROM {EXACT} AS lanes WHERE lanes.batch_id = batches.id) END
-    WHERE id = :batch AND tenant_id = :tenant AND cancelled_at IS NULL AND finished_at IS NULL
+    WHERE id = :batch AND tenant_id = :tenant AND cancelled_at IS NULL AND finished_at IS NULL AND deleted_at IS NULL
 """)
 
 # Cancel a batch that has not ended.
 CLOSE = text("""
     UPDATE batches SET cancelled_at = coalesce(cancelled_at, now()), paused_at = NULL
     WHERE id = :batch AND tenant_id = :tenant AND (finished_at IS NULL OR cancelled_at IS NOT NULL)
+        AND deleted_at IS NULL
 """)
 
 # Close or open the lanes of a batch.

@@ -24,8 +24,8 @@ from common.db import new_id
 from common.enums import Tier
 from common.errors import Conflict, NotFound
 from common.failures import PROGRESS
-from common.queue.jobs import Lane, make_lanes
-from common.queue.lanes import EXACT
+from common.queue.lanes import EXACT, Lane, make_lanes
+from common.schema import shown
 
 CHUNK_IMAGES = 8000  # of the parent, failed or not
 
@@ -132,9 +132,10 @@ def _insert(connection: Connection, batch: Batch, failed: Any, images: Counter[U
 # Count the failed images of a batch that has ended and has no retry, other than cancelled ones.
 COUNT_FAILED = text(f"""
     SELECT tier, (
-        SELECT coalesce(sum(failed), 0)::bigint FROM {EXACT} AS lanes WHERE lanes.batch_id = batches.id) AS images
+        SELECT coalesce(sum(failed - deleted_failed), 0)::bigint FROM {EXACT} AS lanes
+        WHERE lanes.batch_id = batches.id) AS images
     FROM batches
-    WHERE id = :parent AND tenant_id = :tenant AND finished_at IS NOT NULL AND NOT EXISTS (
+    WHERE id = :parent AND tenant_id = :tenant AND finished_at IS NOT NULL AND deleted_at IS NULL AND NOT EXISTS (
         SELECT FROM batches AS retry WHERE retry.parent_id = batches.id AND retry.cancelled_at IS NULL)
 """)
 
@@ -145,8 +146,8 @@ INSERT = text("""
         expected, checked_at)
     SELECT :batch, tenant_id, upload_id, id, name, tier, plan, stop_rule, :request, :key, needs_code, 0,
            cast(:expected AS bigint), now() FROM batches
-    WHERE id = :parent AND tenant_id = :tenant AND finished_at IS NOT NULL
-        AND EXISTS (SELECT FROM lanes WHERE lanes.batch_id = batches.id AND lanes.failed > 0)
+    WHERE id = :parent AND tenant_id = :tenant AND finished_at IS NOT NULL AND deleted_at IS NULL
+        AND EXISTS (SELECT FROM lanes WHERE lanes.batch_id = batches.id AND lanes.failed > lanes.deleted_failed)
     ON CONFLICT (parent_id, cancelled_at) WHERE parent_id IS NOT NULL DO NOTHING
     RETURNING id
 """)
@@ -157,25 +158,26 @@ READ_PARENT = text("""
            retry.finished_at IS NOT NULL AS has_retry_ended
     FROM batches AS parent
     LEFT JOIN batches AS retry ON retry.parent_id = parent.id AND retry.cancelled_at IS NULL
-    WHERE parent.id = :parent AND parent.tenant_id = :tenant
+    WHERE parent.id = :parent AND parent.tenant_id = :tenant AND parent.deleted_at IS NULL
 """)
 
 # List the models of the failed images of a batch.
 MODELS = text("""
     SELECT DISTINCT model FROM lanes
-    WHERE batch_id = :parent AND tenant_id = :tenant AND failed > 0 ORDER BY model
+    WHERE batch_id = :parent AND tenant_id = :tenant AND failed > deleted_failed ORDER BY model
 """)
 
 # Read how many jobs and images a batch has.
 SIZE = text("SELECT jobs, images FROM batches WHERE id = :parent")
 
 # Read the failed images of a chunk of jobs that have no retry job in a batch, other than cancelled ones.
-FAILED = text("""
+FAILED = text(f"""
     SELECT images.job_id, images.index, images.lane_id, lanes.model, lanes.compatibility, lanes.needs_code
     FROM (SELECT id, position FROM jobs
           WHERE batch_id = :parent AND position >= :start AND position < :until AND state = 'failed'
               AND NOT EXISTS (SELECT FROM jobs AS retry_job WHERE retry_job.parent_id = jobs.id
-                              AND retry_job.batch_id IS NOT NULL AND retry_job.state <> 'cancelled')) AS job
+                              AND retry_job.batch_id IS NOT NULL AND retry_job.state <> 'cancelled'
+                              AND {shown("retry_job")})) AS job
     JOIN images ON images.job_id = job.id AND images.state = 'failed'
     JOIN lanes ON lanes.id = images.lane_id
     ORDER BY job.position, images.index

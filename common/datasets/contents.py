@@ -10,6 +10,7 @@ from sqlalchemy import Connection, text
 
 from common.datasets.lifecycle import Dataset
 from common.enums import ImageState
+from common.schema import shown
 
 
 @dataclass(frozen=True)
@@ -85,15 +86,19 @@ FINISHED_PREFIX = text("""
     WHERE id = :batch
 """)
 
+# One whose picture is deleted is in the tables, as the failed ones are.
 IMAGE = """
     jsonb_build_object(
-        'id', id, 'job_id', job_id, 'index', index, 'state', state, 'key', key, 'sha256', sha256, 'bytes', bytes,
-        'error_code', error_code, 'render_ms', render_ms)
+        'id', id, 'job_id', job_id, 'index', index,
+        'state', CASE WHEN picture_deleted_at IS NULL THEN state ELSE 'failed' END,
+        'key', CASE WHEN picture_deleted_at IS NULL THEN key END, 'sha256', sha256, 'bytes', bytes,
+        'error_code', CASE WHEN picture_deleted_at IS NULL THEN error_code ELSE 'picture_deleted' END,
+        'render_ms', render_ms)
 """
 
 # A page of the batch's jobs in the order of their positions, each with its images as JSON.
 FINISHED_JOBS = text(f"""
-    SELECT page.id, page.position, page.recipe, page.created_at, images.all AS images
+    SELECT page.id, page.position, page.recipe, page.created_at, coalesce(images.all, '[]') AS images
     FROM (SELECT id, position, recipe, created_at FROM jobs
           WHERE batch_id = :batch AND position >= :start AND position < :until ORDER BY position LIMIT :limit) AS page
     CROSS JOIN LATERAL (SELECT jsonb_agg({IMAGE} ORDER BY index) AS all FROM images WHERE job_id = page.id) AS images
@@ -101,8 +106,9 @@ FINISHED_JOBS = text(f"""
 """)
 
 # The jobs of the dataset's retries whose parents these are.
-RETRY_JOBS = text("""
-    SELECT id, parent_id FROM jobs WHERE parent_id = ANY(:parents) AND ARRAY[batch_id] <@ cast(:retries AS uuid[])
+RETRY_JOBS = text(f"""
+    SELECT id, parent_id FROM jobs
+    WHERE parent_id = ANY(:parents) AND ARRAY[batch_id] <@ cast(:retries AS uuid[]) AND {shown()}
 """)
 
 # The rendered images of these jobs, the stored ones first.

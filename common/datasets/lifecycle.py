@@ -184,12 +184,13 @@ OWNED = "id = :dataset AND owner_id = :owner AND finished_at IS NULL"
 # Insert a dataset of a batch of this tenant, with the retries that the batch has now.
 INSERT = text("""
     WITH RECURSIVE retries AS (
-        SELECT id FROM batches WHERE parent_id = :batch
-        UNION ALL SELECT batches.id FROM batches JOIN retries ON batches.parent_id = retries.id)
+        SELECT id FROM batches WHERE parent_id = :batch AND deleted_at IS NULL
+        UNION ALL SELECT batches.id FROM batches JOIN retries ON batches.parent_id = retries.id
+        WHERE deleted_at IS NULL)
     INSERT INTO datasets (id, tenant_id, batch_id, retries, plan, request_id, needs_code)
     SELECT :dataset, tenant_id, id, ARRAY(SELECT id FROM retries ORDER BY id), cast(:plan AS jsonb), :request,
            :needs_code
-    FROM batches WHERE id = :batch AND tenant_id = :tenant
+    FROM batches WHERE id = :batch AND tenant_id = :tenant AND deleted_at IS NULL
 """)
 
 # Neither the plan nor a recipe of the batch needs newer code.

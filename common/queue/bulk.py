@@ -18,7 +18,7 @@ from common.accounts.admission import UNLIMITED, admit_images
 from common.accounts.limits import Limits
 from common.enums import Tier
 from common.queue import jobs, tiers
-from common.queue.jobs import Lane, make_lanes
+from common.queue.lanes import Lane, make_lanes
 from common.queue.search import JobFilter, parameters, where
 
 STEP_JOBS = 500

@@ -1,5 +1,4 @@
-"""Jobs: submit, cancel, retry, expire, settle; and the lanes in which their images wait. `leases` ends images, and
-`lanes` counts them.
+"""Jobs: submit, cancel, retry, expire, settle. `leases` ends their images; `lanes` is where those wait.
 
     submit ──► queued ──► running ──► succeeded | failed        (an image starts; its last image ends)
                   ├──────────┴──────► failed                    (expire: its deadline has passed)
@@ -9,9 +8,8 @@ Every function takes an open connection. The caller commits, and sends to Redis 
 jobs, images, lanes, each by id.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -24,8 +22,9 @@ from common.enums import JobState, Tier
 from common.errors import Conflict, NotFound
 from common.failures import rests
 from common.queue import sentence
-from common.queue.lanes import LOWER_LANES
+from common.queue.lanes import LOWER_LANES, Lane
 from common.recipes.recipe import Recipe, canonical_json
+from common.schema import shown
 
 
 @dataclass(frozen=True)
@@ -36,22 +35,6 @@ class Job:
     tenant_id: UUID
     model: str
     tier: Tier
-
-
-@dataclass(frozen=True)
-class Lane:
-    """Where images wait that one pipeline call can render together, of one tenant and tier, and of one batch or none.
-
-    Nothing in a closed lane is claimed or started. Code older than `needs_code` claims nothing in it.
-    """
-
-    tenant_id: UUID
-    tier: Tier
-    model: str
-    compatibility: str
-    batch_id: UUID | None = None
-    closed: bool = False
-    needs_code: int = 1
 
 
 def submit(
@@ -174,14 +157,6 @@ def lock_jobs_of_images(connection: Connection, image_ids: list[UUID]) -> None:
     connection.execute(LOCK_JOBS_OF_IMAGES, {"images": image_ids})
 
 
-def make_lanes(connection: Connection, lanes: Iterable[Lane]) -> list[int]:
-    """The ids of these lanes, in their order. Those that do not exist are made, empty; `closed` is of those only."""
-    rows = [{"number": number, **asdict(lane)} for number, lane in enumerate(lanes)]
-    wanted = {"lanes": json.dumps(rows, default=str)}
-    connection.execute(MAKE_LANES, wanted)
-    return list(connection.execute(FIND_LANES, wanted).scalars())
-
-
 def _row(
     job_id: UUID,
     lane: Lane,
@@ -249,9 +224,9 @@ INSERT_JOB = text("""
 """)
 
 # Locks a job. No tenant: any tenant's.
-LOCK_JOB = text("""
+LOCK_JOB = text(f"""
     SELECT id, state, tier, recipe, warnings, finished_at FROM jobs
-    WHERE id = :job AND (tenant_id = :tenant OR cast(:tenant AS uuid) IS NULL) FOR NO KEY UPDATE
+    WHERE id = :job AND (tenant_id = :tenant OR cast(:tenant AS uuid) IS NULL) AND {shown()} FOR NO KEY UPDATE
 """)
 
 # Finds the lanes of jobs; those of one job differ in their tier at most.
@@ -299,30 +274,4 @@ EXPIRE = text(f"""
         RETURNING job_id, lane_id, state, error_code, error_message),
     {SETTLE}
     SELECT id FROM settled
-""")
-
-LANES = """
-    jsonb_to_recordset(cast(:lanes AS jsonb)) AS wanted(
-        number int, tenant_id uuid, tier tier, model text, compatibility text, batch_id uuid, closed boolean,
-        needs_code int)
-"""
-
-# Makes the lanes that do not exist. Ordered, so that two transactions that make the same lanes cannot deadlock.
-MAKE_LANES = text(f"""
-    INSERT INTO lanes (tenant_id, tier, model, compatibility, batch_id, closed, needs_code, open)
-    SELECT DISTINCT tenant_id, tier, model, compatibility, batch_id, closed, needs_code, 0 FROM {LANES}
-    ORDER BY tenant_id, compatibility, tier, batch_id
-    ON CONFLICT (tenant_id, tier, compatibility, batch_id) DO NOTHING
-""")
-
-# Finds lanes, in the order of the list. By batch, or by the unique index: a tenant has old lanes of many batches.
-FIND_LANES = text(f"""
-    SELECT found.id FROM {LANES} CROSS JOIN LATERAL (
-        SELECT id FROM lanes
-        WHERE batch_id = wanted.batch_id AND tier = wanted.tier AND compatibility = wanted.compatibility
-        UNION ALL
-        SELECT id FROM lanes
-        WHERE tenant_id = wanted.tenant_id AND tier = wanted.tier AND compatibility = wanted.compatibility
-            AND batch_id IS NULL AND wanted.batch_id IS NULL) AS found
-    ORDER BY number
 """)

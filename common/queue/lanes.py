@@ -1,4 +1,4 @@
-"""The counters of lanes: how many images of each are open, and how many have ended, by state.
+"""Lanes: the queues that images wait in, and their counters: how many are open, and how many have ended, by state.
 
     an image ends ──► lanes                      if the row of its lane was not written within the last second
               └─────► lane_changes ──► lanes     otherwise, or if the row is locked; the sweep adds them up (`count`)
@@ -8,7 +8,38 @@ publish: while an old snapshot is open (`pg_dump`), no claim steps over a dead v
 both tables is exact at any time. `open` alone is never too low, because whatever raises it writes the lane at once.
 """
 
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from uuid import UUID
+
 from sqlalchemy import Connection, text
+
+from common.enums import Tier
+
+
+@dataclass(frozen=True)
+class Lane:
+    """Where images wait that one pipeline call can render together, of one tenant and tier, and of one batch or none.
+
+    Nothing in a closed lane is claimed or started. Code older than `needs_code` claims nothing in it.
+    """
+
+    tenant_id: UUID
+    tier: Tier
+    model: str
+    compatibility: str
+    batch_id: UUID | None = None
+    closed: bool = False
+    needs_code: int = 1
+
+
+def make_lanes(connection: Connection, lanes: Iterable[Lane]) -> list[int]:
+    """The ids of these lanes, in their order. Those that do not exist are made, empty; `closed` is of those only."""
+    rows = [{"number": number, **asdict(lane)} for number, lane in enumerate(lanes)]
+    wanted = {"lanes": json.dumps(rows, default=str)}
+    connection.execute(MAKE_LANES, wanted)
+    return list(connection.execute(FIND_LANES, wanted).scalars())
 
 
 def count(connection: Connection) -> None:
@@ -50,7 +81,9 @@ EXACT = f"""
             lanes.open - coalesce(uncounted.ended, 0) AS open, lanes.stored + coalesce(uncounted.stored, 0) AS stored,
             lanes.flagged + coalesce(uncounted.flagged, 0) AS flagged,
             lanes.failed + coalesce(uncounted.failed, 0) AS failed,
-            lanes.cancelled + coalesce(uncounted.cancelled, 0) AS cancelled
+            lanes.cancelled + coalesce(uncounted.cancelled, 0) AS cancelled,
+            lanes.deleted_stored, lanes.deleted_flagged, lanes.deleted_failed, lanes.deleted_cancelled,
+            lanes.pictures_kept_from
      FROM lanes LEFT JOIN ({UNCOUNTED}) AS uncounted ON uncounted.lane_id = lanes.id)"""
 
 # Adds the changes up in their lanes.
@@ -68,4 +101,30 @@ COUNT = text("""
         flagged = lanes.flagged + tally.flagged, failed = lanes.failed + tally.failed,
         cancelled = lanes.cancelled + tally.cancelled, counted_at = now()
     FROM tally WHERE lanes.id = tally.lane_id
+""")
+
+LANES = """
+    jsonb_to_recordset(cast(:lanes AS jsonb)) AS wanted(
+        number int, tenant_id uuid, tier tier, model text, compatibility text, batch_id uuid, closed boolean,
+        needs_code int)
+"""
+
+# Makes the lanes that do not exist. Ordered, so that two transactions that make the same lanes cannot deadlock.
+MAKE_LANES = text(f"""
+    INSERT INTO lanes (tenant_id, tier, model, compatibility, batch_id, closed, needs_code, open)
+    SELECT DISTINCT tenant_id, tier, model, compatibility, batch_id, closed, needs_code, 0 FROM {LANES}
+    ORDER BY tenant_id, compatibility, tier, batch_id
+    ON CONFLICT (tenant_id, tier, compatibility, batch_id) DO NOTHING
+""")
+
+# Finds lanes, in the order of the list. By batch, or by the unique index: a tenant has old lanes of many batches.
+FIND_LANES = text(f"""
+    SELECT found.id FROM {LANES} CROSS JOIN LATERAL (
+        SELECT id FROM lanes
+        WHERE batch_id = wanted.batch_id AND tier = wanted.tier AND compatibility = wanted.compatibility
+        UNION ALL
+        SELECT id FROM lanes
+        WHERE tenant_id = wanted.tenant_id AND tier = wanted.tier AND compatibility = wanted.compatibility
+            AND batch_id IS NULL AND wanted.batch_id IS NULL) AS found
+    ORDER BY number
 """)

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, TextClause, text
 
 from common.db import id_of_time
 from common.enums import JobState, Tier
+from common.schema import shown
 
 WINDOW = 50_000  # jobs that one query scans
 FIRST_WINDOW = 5_000  # jobs that suffice for words of every hundredth prompt
@@ -163,7 +164,7 @@ def _index_filter(selection: JobFilter, owned: str) -> str:
         known.append("id >= :first")
     if selection.created_before:
         known.append("id < :last")
-    return " AND ".join(known)
+    return " AND ".join([*known, shown("")])
 
 
 def window_of(search: Search) -> int:
@@ -202,7 +203,8 @@ FILTERS = {
     "created_after": "created_at > :created_after",
     "created_before": "created_at < :created_before",
     "q": "strpos(lower(recipe ->> 'prompt'), lower(:q)) > 0",
-    "has_pictures": "EXISTS (SELECT FROM images WHERE images.job_id = job.id AND images.state = 'stored')",
+    "has_pictures": "EXISTS (SELECT FROM images WHERE images.job_id = job.id AND images.state = 'stored'"
+    " AND images.picture_deleted_at IS NULL)",
 }
 
 # Answered by `jobs_prompt_idx`.

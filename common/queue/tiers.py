@@ -18,7 +18,8 @@ from common.accounts.limits import Limits
 from common.enums import Tier
 from common.errors import Conflict, NotFound
 from common.queue import sentence
-from common.queue.jobs import LOCK_JOB, Lane, make_lanes
+from common.queue.jobs import LOCK_JOB
+from common.queue.lanes import Lane, make_lanes
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,29 @@ def test_deleting_is_final_and_may_be_repeated(store: Storage) -> None:
         store.get(here)
 
 
+def test_many_are_deleted_in_one_request(store: Storage) -> None:
+    here, there = [key() for _ in range(3)], key()
+    for one in (*here, there):
+        store.put(one, PNG, "image/png")
+    for _ in range(2):
+        assert store.delete_many([*here, key()]) == []
+    assert store.delete_many([]) == []
+    for one in here:
+        with pytest.raises(NotFound):
+            store.get(one)
+    assert store.get(there) == PNG
+
+
+def test_what_lies_below_a_prefix_is_listed(store: Storage) -> None:
+    ours, others = f"datasets/{uuid4()}/", f"datasets/{uuid4()}/"
+    keys = [f"{ours}{name}" for name in ("README.md", "data/红.tar", "manifest.json")]
+    for one in (*keys, f"{others}README.md"):
+        store.put(one, b"x", "text/plain")
+    assert sorted(store.list(ours)) == sorted(keys)
+    assert len(store.list(ours, 2)) == 2
+    assert store.list(f"datasets/{uuid4()}/") == []
+
+
 def test_a_link_gives_the_bytes_and_their_media_type_to_anyone(store: Storage) -> None:
     here = key()
     store.put(here, PNG, "image/webp")

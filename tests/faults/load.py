@@ -29,7 +29,7 @@ POISON, OUT_OF_MEMORY = "#deadly", "#oom"  # in a prompt: what `sabotaged` dies 
 PROMPTS = ("红色的圆形", "蓝色的三角形", "黄色的星形", "绿色的房子", "白色的月亮", "紫色的心形")
 REQUEST_S = 10.0
 BATCH_EVERY = 40  # jobs
-CANCELLED_SHARE, KEYLESS_SHARE, MISMATCH_SHARE, SLOW_SHARE = 0.06, 0.05, 0.03, 0.04
+CANCELLED_SHARE, KEYLESS_SHARE, MISMATCH_SHARE, SLOW_SHARE, DELETED_SHARE = 0.06, 0.05, 0.03, 0.04, 0.12
 
 
 @dataclass
@@ -68,6 +68,8 @@ class Witness:
     batches: dict[str, AcceptedBatch] = field(default_factory=dict)
     keys: defaultdict[tuple[str, str], set[str]] = field(default_factory=lambda: defaultdict(set))
     ended: dict[str, Seen] = field(default_factory=dict)
+    deleting: set[str] = field(default_factory=set)  # asked for
+    deleted: dict[str, float] = field(default_factory=dict)  # when the deletion was answered, monotonic
     contradictions: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # by promise
     counts: Counter[str] = field(default_factory=Counter)
     used: dict[str, tuple[float, int]] = field(default_factory=dict)  # by tenant: when the answer had come, images
@@ -90,6 +92,10 @@ class Witness:
 
     def saw(self, job: Json, asked_at: float) -> None:
         """Compare with what was seen before; `asked_at` is when the question left."""
+        if asked_at > self.deleted.get(job["id"], float("inf")) or asked_at > self.deleted.get(
+            job.get("batch_id") or "", float("inf")
+        ):
+            self.contradictions["P14"].append(f"job {job['id']} was deleted, or its batch was, and is shown")
         images = [(image["id"], image["state"], image["sha256"]) for image in job["images"]]
         seen = self.ended.get(job["id"])
         if seen is None:
@@ -189,6 +195,7 @@ class Load:
         chance = self._random.random
         body, tenant, kind = self.recipe(), self._random.choice(TENANTS), "plain"
         is_cancelled, pause, mismatch = chance() < CANCELLED_SHARE, 2 * chance() ** 2, chance() < MISMATCH_SHARE
+        is_deleted = chance() < DELETED_SHARE
         if chance() < SLOW_SHARE:
             kind, body = "slow", {**body, "model": "zh-v0", "steps": 150, "count": 1}  # longer than a lease
         key = None if chance() < KEYLESS_SHARE else str(uuid4())
@@ -198,6 +205,9 @@ class Load:
         if job and is_cancelled:
             await asyncio.sleep(pause)
             await self.cancel(job["id"], tenant)
+        if job and is_deleted:
+            await asyncio.sleep(3 * pause)
+            await self.delete("jobs", job["id"], tenant)
 
     async def _one_batch(self) -> None:
         """Some are paused for a moment, some cancelled; a change is tried again until it is answered."""
@@ -224,6 +234,9 @@ class Load:
                 self.witness.batches[batch_id].stored = batch["images"]["stored"]
                 if (batch["state"], batch["running"]) != ("ended", 0):
                     self.witness.contradictions["P7"].append(f"batch {batch_id} is cancelled and {batch}")
+        elif fate < 0.85:
+            await asyncio.sleep(3 * pause)
+            await self.delete("batches", batch_id, tenant)
 
     async def _change_batch(self, batch_id: str, tenant: str, verb: str) -> Json | None:
         """None when it had ended before."""
@@ -280,9 +293,23 @@ class Load:
         self.witness.counts["cancelled"] += job["state"] == "cancelled"
         return bool(job["state"] == "cancelled")
 
+    async def delete(self, noun: str, id: str, tenant: str) -> None:
+        """Delete a job or a batch. A look right afterwards, and a second deletion, must show it."""
+        self.witness.deleting.add(id)
+        path = f"/v1/{noun}/{id}"
+        for expected, method in ((204, "DELETE"), (410, "GET"), (204, "DELETE")):
+            answer = await self._request(method, path, tenant)
+            if answer is None or answer.status_code != expected:
+                self.witness.contradictions["P14"].append(f"{method} {path}: {answer and answer.text[:300]}")
+                return
+            self.witness.deleted.setdefault(id, time.monotonic())
+        self.witness.counts[f"{noun} deleted"] += 1
+
     async def look(self, job_id: str, tenant: str) -> Json | None:
         asked_at = time.monotonic()
         answer = await self._request("GET", f"/v1/jobs/{job_id}", tenant)
+        if answer is not None and answer.status_code == 410 and job_id in self.witness.deleting:
+            return None
         if answer is None or answer.status_code != 200:
             self.witness.contradictions["P1"].append(f"job {job_id}: {answer and answer.text[:300]}")
             return None

@@ -1,4 +1,4 @@
-"""The promises P1–P8 and P13 as questions that must have no answer: to the database, the bucket and the witness."""
+"""The promises P1–P8, P13, P14 as questions that must have no answer: to the database, the bucket and the witness."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -25,6 +25,7 @@ PROMISES = {
     "P8": "same Idempotency-Key, same job",
     "USE": "what tenants are told they used is what was stored for them",
     "P13": "a failure of a host ends no image, and a host that is well again comes back",
+    "P14": "what was deleted is never seen again, and nothing of it is left",
     "API": "no answer is a 500",
     "S3": "nothing lies in the bucket that no image shows",
 }
@@ -44,8 +45,9 @@ def judge(farm: Farm, witness: Witness, stuck: Sequence[str], postgres_away: Seq
     for promise, lines in witness.contradictions.items():
         found.add(promise, lines)
     jobs = {str(row["id"]): row for row in farm.query("SELECT id, state, finished_at FROM jobs")}
-    told = witness.jobs
+    told = witness.jobs.keys() - witness.deleted.keys()
     found.add("P1", (f"job {id} is not there" for id in told if id not in jobs))
+    judge_deletions(farm, witness, found)
     found.add("P1", (f"job {id} is {job['state']}" for id, job in jobs.items() if job["finished_at"] is None))
     found.add("P2", stuck)
     for promise, statement in MUST_BE_EMPTY:
@@ -60,6 +62,18 @@ def judge(farm: Farm, witness: Witness, stuck: Sequence[str], postgres_away: Seq
         if ids != {str(row["made_id"])}:
             found.add("P8", [f"key {row['key']} has job {row['made_id']}, and its users were answered {sorted(ids)}"])
     return found
+
+
+def judge_deletions(farm: Farm, witness: Witness, found: Findings) -> None:
+    """Of what was deleted there is a tombstone and nothing else: no row, and no bytes, which `read_back` would find."""
+    finished = {str(row["id"]) for row in farm.query("SELECT id FROM tombstones WHERE finished_at IS NOT NULL")}
+    rows = {
+        str(row["id"])
+        for row in farm.query("SELECT id FROM jobs UNION SELECT batch_id FROM jobs UNION SELECT id FROM batches")
+    }
+    found.add("P14", (f"{id} was deleted, and is not gone" for id in witness.deleted if id not in finished))
+    found.add("P14", (f"{id} was deleted, and is there" for id in witness.deleted if id in rows))
+    found.add("P14", (dict(row) for row in farm.query("SELECT * FROM objects_to_delete")))
 
 
 MUST_BE_EMPTY = (
@@ -96,7 +110,8 @@ MUST_BE_EMPTY = (
         " count(*) FILTER (WHERE state = 'stored'), count(*) FILTER (WHERE state = 'flagged'),"
         " count(*) FILTER (WHERE state = 'failed'), count(*) FILTER (WHERE state = 'cancelled')] AS counted"
         " FROM images WHERE lane_id = lanes.id) AS truth"
-        " WHERE counted <> array[open, stored, flagged, failed, cancelled]",
+        " WHERE counted <> array[open, stored - deleted_stored, flagged - deleted_flagged, failed - deleted_failed,"
+        " cancelled - deleted_cancelled]",
     ),
     ("P6", f"SELECT id, attempts FROM images WHERE attempts > {MAX_ATTEMPTS}"),
     ("P6", "SELECT id FROM images WHERE state = 'failed' AND (error_code IS NULL OR error_message IS NULL)"),
@@ -112,7 +127,7 @@ MUST_BE_EMPTY = (
 def judge_batches(farm: Farm, witness: Witness, found: Findings) -> None:
     """Each has ended, with a job for each prompt if nobody cancelled it; what was cancelled got no image afterwards."""
     rows = {str(row["id"]): row for row in farm.query(BATCHES)}
-    found.add("P1", (f"batch {id} is not there" for id in witness.batches if id not in rows))
+    found.add("P1", (f"batch {id} is not there" for id in witness.batches if id not in {*rows, *witness.deleted}))
     for id, row in rows.items():
         told = witness.batches.get(id)
         if row["finished_at"] is None or row["error_code"]:

@@ -264,7 +264,15 @@ def without_count() -> None:
     replace(leases, "PUBLISH", changed(leases.PUBLISH, "jobs.tier, count(*),", "jobs.tier, 1,"))
 
 
+def without_deletion() -> None:
+    """Deletes the rows of what is deleted, and forgets which bytes a lease may store yet."""
+    from common.deletion import rows
+
+    replace(rows, "HELD", changed(rows.HELD, "WHERE held.id", "WHERE false AND held.id"))
+
+
 SABOTAGES: dict[str, Callable[[], None]] = {
+    "deletion": without_deletion,
     "fence": without_fence,
     "cancel": without_cancel,
     "keys": without_keys,

@@ -24,9 +24,9 @@ from tests.faults.faults import PROCESSES, SERVICES, Fault, Scene, Tally
 from tests.faults.load import Load, Witness
 from tests.faults.promises import judge
 from tests.faults.report import describe, say
-from worker.control.sweep import CLEAN_AFTER_LEASES
+from worker.control.deleter import CLEAN_AFTER_LEASES
 
-SABOTAGES = ("cancel", "fence", "heartbeat", "keys", "order", "sweep", "usage")  # what `sabotaged` can do
+SABOTAGES = ("cancel", "deletion", "fence", "heartbeat", "keys", "order", "sweep", "usage")  # what `sabotaged` can do
 GAP_S = (0.3, 2.0)  # between two faults of a kind
 EXTENSION_S = 90.0  # for faults that have not hit yet
 STILL_S = 45.0  # without any change, a farm with open jobs is stuck
@@ -115,10 +115,10 @@ class Storm:
         return [f"{row['name']} is still quarantined: {row['code']}, {row['reason']}" for row in left]
 
     def wait_for_cleaning(self) -> None:
-        """Until the sweep has deleted what dead leases left, or has had the time for it twice."""
+        """Until the sweep has deleted what dead leases and deletions left, or has had the time for it twice."""
         patience = 2 * CLEAN_AFTER_LEASES * self.farm.rhythm.lease_s + 10
         deadline = time.monotonic() + patience
-        while self.farm.query("SELECT id FROM leases WHERE needs_cleanup LIMIT 1") and time.monotonic() < deadline:
+        while self.farm.query(TO_CLEAN) and time.monotonic() < deadline:
             time.sleep(0.3)
 
 
@@ -135,6 +135,10 @@ IDLE_BESIDE_WORK = """
         AND workers.state = 'ready' AND workers.seen_at > now() - interval '5 s'
         AND NOT EXISTS (SELECT FROM quarantines WHERE quarantines.name = workers.name)
         AND NOT EXISTS (SELECT FROM leases WHERE worker_id = workers.id AND ended_at IS NULL)
+"""
+
+TO_CLEAN = """
+    SELECT id FROM leases WHERE needs_cleanup UNION SELECT id FROM tombstones WHERE finished_at IS NULL LIMIT 1
 """
 
 OVERDUE = "SELECT id FROM leases WHERE ended_at IS NULL AND expires_at < now() - interval '10 s'"

@@ -60,5 +60,16 @@ def test_usage_that_falls_breaks_a_promise() -> None:
     assert list(witness.contradictions) == ["USE"]
 
 
+def test_a_deleted_job_that_is_shown_breaks_a_promise() -> None:
+    witness = Witness()
+    asked_before = time.monotonic()
+    witness.deleted["j"] = witness.deleted["b"] = time.monotonic()
+    witness.saw(job("queued"), asked_before)
+    assert not witness.contradictions
+    witness.saw(job("queued") | {"id": "other", "batch_id": "b"}, time.monotonic() + 1)
+    witness.saw(job("queued"), time.monotonic() + 1)
+    assert {promise: len(lines) for promise, lines in witness.contradictions.items()} == {"P14": 2}
+
+
 def test_submissions_go_on_for_faults_that_have_met_nobody_yet() -> None:
     assert [due_s(submitted, jobs=10, seconds=5) for submitted in (0, 5, 10, 11, 12)] == [0, 2.5, 5, 6, 7]

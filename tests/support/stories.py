@@ -168,7 +168,8 @@ class Story:
         self.count_ended()
         return not self.rows("""
             SELECT lanes.id FROM lanes LEFT JOIN images ON images.lane_id = lanes.id GROUP BY lanes.id
-            HAVING (open, stored, flagged, failed, cancelled) IS DISTINCT FROM (
+            HAVING (open, stored - deleted_stored, flagged - deleted_flagged, failed - deleted_failed,
+                    cancelled - deleted_cancelled) IS DISTINCT FROM (
                 count(*) FILTER (WHERE state IN ('queued', 'running')), count(*) FILTER (WHERE state = 'stored'),
                 count(*) FILTER (WHERE state = 'flagged'), count(*) FILTER (WHERE state = 'failed'),
                 count(*) FILTER (WHERE state = 'cancelled'))

@@ -2,8 +2,9 @@
 
 Each step is a transaction of its own and safe in many copies at once; a step that fails does not stop the others, and
 a row at which a step fails does not stop the other rows: `step_failures` counts both. A second thread deletes leftover
-bytes, so that a slow image store does not delay a rescue. Decides nothing: the statements are in `common.queue`,
-`common.batches`, `common.datasets`, `common.accounts`, `common.uploads` and `common.usage`.
+bytes, and a third what was deleted (`deleter`), so that a slow image store does not delay a rescue. Decides nothing:
+the statements are in `common.queue`, `common.batches`, `common.datasets`, `common.accounts`,
+`common.uploads` and `common.usage`.
 """
 
 import random
@@ -33,13 +34,13 @@ from common.queue import jobs, lanes, leases, orphans, search, stats, workers
 from common.storage import Storage, upload_key
 from common.usage import ledger
 from worker.availability import Availability
+from worker.control.deleter import CLEAN_AFTER_LEASES, Deleter
 from worker.control.step_failures import StepFailures
 
 T = TypeVar("T")
 
 BATCH_SILENCE_S = 10.0  # longer than a chunk takes
 EXPORT_REST_S = 10.0  # between two checks whether the batch of a dataset has progressed
-CLEAN_AFTER_LEASES = 4  # lease times after its end; a worker that lost its connection may upload until then
 
 
 class Sweep:
@@ -59,11 +60,13 @@ class Sweep:
         self._outage = Availability("database_away", "database_back")
         self._storage_outage = Availability("storage_away", "storage_back")
         self._failures = StepFailures(database, clock)
+        self._deleter = Deleter(settings, database, storage)
         self._rescued_at = clock()
         self._no_rescue_before = 0.0
 
     def run(self, stopping: threading.Event) -> None:
-        threading.Thread(target=self._repeat, args=(stopping, self.clean), name="clean", daemon=True).start()
+        for act in (self.clean, self.delete):
+            threading.Thread(target=self._repeat, args=(stopping, act), name=act.__name__, daemon=True).start()
         self._repeat(stopping, self.once)
         self._attempt(self.count_ended)  # for an older release, which knows the lanes' counters alone
 
@@ -90,6 +93,10 @@ class Sweep:
     def clean(self) -> None:
         self._attempt(self.delete_leftovers)
         self._attempt(self.delete_uploads)
+
+    def delete(self) -> None:
+        for step in self._deleter.steps:
+            self._attempt(step)
 
     def rescue(self) -> None:
         """Take back the images of expired leases, but not soon after a gap of this process.

@@ -151,9 +151,10 @@ THUMBNAILS = text(f"""
         SELECT newest.* FROM unnest(cast(:batches AS uuid[])) AS batch(id) CROSS JOIN LATERAL (
             SELECT image.* FROM {EXACT} AS lanes CROSS JOIN LATERAL (
                 SELECT id, job_id, index, bytes, finished_at FROM images
-                WHERE images.lane_id = lanes.id AND images.state = 'stored'
+                WHERE images.lane_id = lanes.id AND images.state = 'stored' AND images.picture_deleted_at IS NULL
+                    AND images.finished_at >= coalesce(lanes.pictures_kept_from, '-infinity')
                 ORDER BY finished_at DESC, id DESC LIMIT :limit) AS image
-            WHERE lanes.batch_id = batch.id AND lanes.tenant_id = :tenant AND lanes.stored > 0
+            WHERE lanes.batch_id = batch.id AND lanes.tenant_id = :tenant AND lanes.stored > lanes.deleted_stored
             ORDER BY finished_at DESC, id DESC LIMIT :limit) AS newest)
     SELECT {IMAGE_COLUMNS} FROM images JOIN jobs ON jobs.id = images.job_id
     ORDER BY images.finished_at DESC, images.id DESC

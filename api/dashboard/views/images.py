@@ -16,10 +16,12 @@ from api.dashboard.sessions import CurrentVisitor
 from api.dashboard.view import Read, view
 from api.deps import State
 from api.pagination import read_cursor, write_cursor
+from api.services import images
 from common.db import transaction
 from common.errors import NotFound
 from common.queue.lanes import EXACT
 from common.queue.search import CANDIDATES, THE_HITS, Search, find
+from common.schema import shown
 
 router = APIRouter()
 
@@ -65,6 +67,7 @@ def show_image(image_id: UUID, visitor: CurrentVisitor, state: State) -> Read:
         with transaction(state.autocommit) as connection:
             found = find_same_prompt_and_seed(connection, visitor.caller.tenant_id, image_id)
         if not found:
+            images.require_key(*images.get(state, visitor.caller, image_id, ""))  # says why it has no picture
             raise NotFound(sentence("no_image", image=image_id))
         recipes = [image.recipe for image in found]
         varied = [name for name in DIFFERENCES if len({str(recipe.get(name)) for recipe in recipes}) > 1]
@@ -179,11 +182,13 @@ IMAGE_COLUMNS = "images.id, images.job_id, jobs.batch_id, images.index, jobs.rec
 # Find a tenant's newest stored images: the newest of each lane by index, then the newest of these.
 NEWEST = f"""
     WITH mine AS MATERIALIZED (
-        SELECT id FROM {EXACT} AS lanes WHERE tenant_id = :tenant AND stored > 0{{lanes}}),
+        SELECT id, pictures_kept_from FROM {EXACT} AS lanes
+        WHERE tenant_id = :tenant AND stored > deleted_stored AND {shown("lanes")}{{lanes}}),
     images AS MATERIALIZED (
         SELECT image.* FROM mine CROSS JOIN LATERAL (
             SELECT id, job_id, index, bytes, finished_at FROM images
-            WHERE images.lane_id = mine.id AND images.state = 'stored' {{before}}
+            WHERE images.lane_id = mine.id AND images.state = 'stored' AND images.picture_deleted_at IS NULL
+                AND images.finished_at >= coalesce(mine.pictures_kept_from, '-infinity') {{before}}
             ORDER BY finished_at DESC, id DESC LIMIT :limit) AS image
         ORDER BY finished_at DESC, id DESC LIMIT :limit)
     SELECT {IMAGE_COLUMNS} FROM images JOIN jobs ON jobs.id = images.job_id
@@ -193,14 +198,15 @@ NEWEST = f"""
 # Read the stored images of these jobs, in the order of the jobs.
 IMAGES_OF_JOBS = text(f"""
     SELECT {IMAGE_COLUMNS} FROM images JOIN jobs ON jobs.id = images.job_id
-    WHERE jobs.id = ANY(:jobs) AND images.state = 'stored'
+    WHERE jobs.id = ANY(:jobs) AND images.state = 'stored' AND images.picture_deleted_at IS NULL
     ORDER BY array_position(cast(:jobs AS uuid[]), jobs.id), images.index
 """)
 
 # Read one stored image of a tenant.
 ONE_IMAGE = text(f"""
     SELECT {IMAGE_COLUMNS} FROM images JOIN jobs ON jobs.id = images.job_id
-    WHERE images.id = :image AND images.state = 'stored' AND jobs.tenant_id = :tenant
+    WHERE images.id = :image AND images.state = 'stored' AND images.picture_deleted_at IS NULL
+        AND jobs.tenant_id = :tenant AND {shown()}
 """)
 
 # Find a tenant's newest other images of this prompt and seed, by the index of prompts.
@@ -208,7 +214,8 @@ SAME_PROMPT_AND_SEED = text(f"""
     WITH hit AS MATERIALIZED ({THE_HITS})
     SELECT {IMAGE_COLUMNS}
     FROM hit AS jobs JOIN images ON images.job_id = jobs.id AND images.state = 'stored'
-    WHERE jobs.tenant_id = :tenant AND jobs.recipe ->> 'prompt' = :q
+        AND images.picture_deleted_at IS NULL
+    WHERE {shown()} AND jobs.tenant_id = :tenant AND jobs.recipe ->> 'prompt' = :q
         AND jobs.recipe -> 'seeds' ->> images.index = :seed AND images.id <> :image
     ORDER BY images.finished_at DESC, images.id DESC LIMIT :limit
 """)

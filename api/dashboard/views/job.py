@@ -18,6 +18,7 @@ from api.queries.jobs import find_job, with_progress
 from api.services import jobs
 from common.db import transaction
 from common.enums import JobState, Tier
+from common.schema import shown
 
 router = APIRouter()
 
@@ -115,6 +116,7 @@ LEASES = text("""
 """)
 
 # Read the newest jobs that name a job as their parent.
-RETRIES = text("""
-    SELECT id, state FROM jobs WHERE parent_id = :job AND tenant_id = :tenant ORDER BY id DESC LIMIT :limit
+RETRIES = text(f"""
+    SELECT id, state FROM jobs WHERE parent_id = :job AND tenant_id = :tenant AND {shown()}
+    ORDER BY id DESC LIMIT :limit
 """)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cli.client import Client, FarmUnavailable
+from cli.client import Client
 from cli.commands.demo import wait_for_worker
 from cli.download import RemoteFile, download_file
-from cli.errors import Failure
+from cli.errors import Failure, FarmUnavailable
 from cli.shell import Shell
 from tests.support.command_line import DROP_CONNECTION, CommandLine, Request, Response, fake_farm
 

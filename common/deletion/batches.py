@@ -1,0 +1,122 @@
+"""The rows of deleted batches: jobs and images step by step, then what counts them, then the batch itself.
+
+    hide ──► settled and ended, as any cancelled batch ──► step, step, … ──► gone
+
+A step is one transaction of about STEP_IMAGES images. It locks its batch, so several control workers delete several
+batches, and any of them can end at any moment: the next step finds what is left. The last jobs go first, so that a list
+of the newest jobs soon has nothing to skip.
+"""
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from sqlalchemy import Connection, text
+
+from common.deletion import rows, sentence
+from common.queue.lanes import EXACT
+
+STEP_IMAGES = 1000
+
+
+def hide(connection: Connection, batch_ids: Sequence[UUID]) -> None:
+    """Mark batches as deleted: from the COMMIT on nobody sees them, nor their jobs and images.
+
+    A retry of one stays, with the jobs that it has. A dataset that is still written from one fails.
+    """
+    ids = list(batch_ids)
+    connection.execute(HIDE, {"batches": ids})
+    connection.execute(STOP_RETRIES, {"batches": ids})
+    connection.execute(FAIL_DATASETS, {"batches": ids, "message": sentence("batch_deleted")})
+    rows.mark_stale(connection, set(ids))
+
+
+def pictures(connection: Connection, batch_id: UUID) -> int:
+    """How many pictures a batch has, as its lanes count them."""
+    return int(connection.execute(PICTURES, {"batch": batch_id}).scalar() or 0)
+
+
+def step(connection: Connection) -> int | None:
+    """Delete the next rows of a deleted batch that has ended; how many jobs. None when there is none to work on."""
+    batch = connection.execute(LOCK_NEXT).first()
+    if batch is None:
+        return None
+    limit = max(1, STEP_IMAGES * batch.jobs // max(batch.images, 1))
+    found = list(connection.execute(LOCK_JOBS, {"batch": batch.id, "limit": limit}).scalars())
+    if found:
+        rows.delete_jobs(connection, found, batch.id if batch.has_tombstone else None)
+    else:
+        _delete_rest(connection, batch.id)
+    return len(found)
+
+
+def _delete_rest(connection: Connection, batch_id: UUID) -> None:
+    """What counts the jobs, and the batch. Its counters are added to those of the same lane of no batch, for charts."""
+    named = {"batch": batch_id}
+    for statement in (DETACH_RETRIES, DELETE_SKIPPED_LINES, COUNT_WITHOUT_BATCH, DELETE_LANES, DELETE_BATCH):
+        connection.execute(statement, named)
+
+
+# Mark batches. One that was a retry is none any more: its parent may get another one.
+HIDE = text("""
+    UPDATE batches SET deleted_at = now(), parent_id = NULL WHERE id = ANY(:batches) AND deleted_at IS NULL
+""")
+
+# End the expansion of retries that read the rows of their parents.
+STOP_RETRIES = text("""
+    UPDATE batches SET expanded_at = now()
+    WHERE parent_id = ANY(:batches) AND expanded_at IS NULL AND cancelled_at IS NULL AND finished_at IS NULL
+""")
+
+# End the datasets that are still written.
+FAIL_DATASETS = text("""
+    UPDATE datasets SET error_code = 'batch_deleted', error_message = :message, finished_at = now(), touched_at = now(),
+        owner_id = NULL
+    WHERE batch_id = ANY(:batches) AND finished_at IS NULL
+""")
+
+# Count the pictures of a batch.
+PICTURES = text(f"""
+    SELECT sum(stored - deleted_stored) FROM {EXACT} AS lanes WHERE batch_id = :batch
+""")
+
+# Lock a deleted batch all of whose images have ended; none that another control worker has.
+LOCK_NEXT = text("""
+    SELECT id, jobs, images, EXISTS (SELECT FROM tombstones WHERE tombstones.id = batches.id) AS has_tombstone
+    FROM batches WHERE deleted_at IS NOT NULL AND finished_at IS NOT NULL
+    ORDER BY deleted_at LIMIT 1 FOR UPDATE SKIP LOCKED
+""")
+
+# Lock the last jobs of a batch.
+LOCK_JOBS = text("""
+    SELECT id FROM jobs WHERE id = ANY(ARRAY(
+        SELECT id FROM jobs WHERE batch_id = :batch ORDER BY position DESC LIMIT :limit)) ORDER BY id FOR UPDATE
+""")
+
+# Take the parent from the retries of a batch.
+DETACH_RETRIES = text("UPDATE batches SET parent_id = NULL WHERE parent_id = :batch")
+
+# Delete the notes about the lines of its file.
+DELETE_SKIPPED_LINES = text("DELETE FROM skipped_lines WHERE batch_id = :batch")
+
+# Add the counters of its lanes to those of the lanes of no batch.
+COUNT_WITHOUT_BATCH = text("""
+    INSERT INTO lanes (tenant_id, tier, model, compatibility, needs_code, open, stored, flagged, failed, cancelled,
+        deleted_stored, deleted_flagged, deleted_failed, deleted_cancelled)
+    SELECT tenant_id, tier, min(model), compatibility, max(needs_code), 0, sum(stored), sum(flagged), sum(failed),
+           sum(cancelled), sum(stored), sum(flagged), sum(failed), sum(cancelled)
+    FROM lanes WHERE batch_id = :batch GROUP BY tenant_id, tier, compatibility
+    ORDER BY tenant_id, compatibility, tier
+    ON CONFLICT (tenant_id, tier, compatibility, batch_id) DO UPDATE SET
+        stored = lanes.stored + excluded.stored, flagged = lanes.flagged + excluded.flagged,
+        failed = lanes.failed + excluded.failed, cancelled = lanes.cancelled + excluded.cancelled,
+        deleted_stored = lanes.deleted_stored + excluded.deleted_stored,
+        deleted_flagged = lanes.deleted_flagged + excluded.deleted_flagged,
+        deleted_failed = lanes.deleted_failed + excluded.deleted_failed,
+        deleted_cancelled = lanes.deleted_cancelled + excluded.deleted_cancelled
+""")
+
+# Delete its lanes.
+DELETE_LANES = text("DELETE FROM lanes WHERE batch_id = :batch")
+
+# Delete the batch.
+DELETE_BATCH = text("DELETE FROM batches WHERE id = :batch")
