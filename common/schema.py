@@ -352,7 +352,7 @@ images = Table(
     metadata,
     Column("id", Uuid, primary_key=True),
     Column("job_id", Uuid, ForeignKey("jobs.id"), nullable=False),
-    Column("lane_id", BigInteger, ForeignKey("lanes.id"), nullable=False),
+    Column("lane_id", BigInteger, nullable=False),  # no key: to delete a lane would read all images
     Column("index", SmallInteger, nullable=False),
     Column("state", image_state_enum, nullable=False, server_default=ImageState.QUEUED),
     Column("attempts", SmallInteger, nullable=False, server_default="0"),
@@ -369,6 +369,7 @@ images = Table(
     Column("finished_at", Moment),
     Column("safety_score", REAL),  # of the safety checker: above 0 if it flagged the image; for operators only
     Column("safety_concept", SmallInteger),  # the number of the concept with that score
+    Column("earlier_leases", ARRAY(Uuid)),  # that gave it back: the last 20
     Column("failed_by", ARRAY(Text)),  # names of the workers at which an attempt of its own failed, or that it ended
     UniqueConstraint("job_id", "index"),
     CheckConstraint(
@@ -419,7 +420,6 @@ leases = Table(
     CheckConstraint("(ended_at IS NULL) = (outcome IS NULL)", name="ended"),
     Index("leases_open_idx", "worker_id", postgresql_where=text("ended_at IS NULL")),
     Index("leases_needs_cleanup_idx", "ended_at", postgresql_where=text("needs_cleanup AND ended_at IS NOT NULL")),
-    Index("leases_image_ids_idx", "image_ids", postgresql_using="gin"),
     postgresql_with={"fillfactor": "70"},
 )
 

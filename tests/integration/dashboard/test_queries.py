@@ -312,6 +312,31 @@ def test_the_leases_of_a_job_are_its_timeline(story: Story, reader: Reader) -> N
     assert Reader(story, "somebody else").ask(job.find_leases, job_id) == []
 
 
+def test_the_timeline_shows_the_leases_of_attempts_that_failed_or_were_lost(story: Story, reader: Reader) -> None:
+    job_id = story.submit()
+    failed = story.started()
+    story.publish(failed, ImageState.FAILED, error_code="out_of_memory", retryable=True)
+    story.skip_backoff()
+    lost = story.started()
+    story.die(lost)
+    story.skip_backoff()
+    stored = story.started()
+    story.publish(stored)
+    timeline = reader.ask(job.find_leases, job_id)
+    assert [lease.id for lease in timeline] == [failed.lease_id, lost.lease_id, stored.lease_id]
+    assert [lease.outcome for lease in timeline] == ["published", "lost", "published"]
+
+
+def test_of_an_image_that_is_given_back_again_and_again_the_last_leases_are_known(story: Story, reader: Reader) -> None:
+    job_id = story.submit()
+    given_back = []
+    for _ in range(23):
+        given_back.append(story.started())
+        story.release(given_back[-1])
+    timeline = reader.ask(job.find_leases, job_id)
+    assert [lease.id for lease in timeline] == [microbatch.lease_id for microbatch in given_back[-20:]]
+
+
 # Images
 
 

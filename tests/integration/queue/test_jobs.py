@@ -225,6 +225,32 @@ def test_migrations_go_down_and_up_again_and_agree_with_the_tables(database: Eng
         assert revision >= NEEDS
 
 
+def test_leases_of_before_are_found_after_the_migration(story: Story) -> None:
+    """The release before found them by an index, and knew no column for them."""
+    from alembic import command
+
+    from api.dashboard.views.job import find_leases
+    from common.db import migration_config
+
+    job_id = story.submit()
+    microbatches = [story.started()]
+    story.release(microbatches[0])
+    microbatches.append(story.started())
+    story.die(microbatches[1])
+    story.skip_backoff()
+    microbatches.append(story.started())
+    story.publish(microbatches[2])
+    story.submit()
+    story.publish(story.started())
+    with story.database.connect() as connection:
+        command.downgrade(migration_config(connection), "r0010")
+        connection.rollback()
+        command.upgrade(migration_config(connection), "head")
+    with transaction(story.database) as connection:
+        timeline = find_leases(connection, story.tenant(), job_id)
+    assert [lease.id for lease in timeline] == [microbatch.lease_id for microbatch in microbatches]
+
+
 def test_every_check_of_the_tables_is_in_the_database(database: Engine) -> None:
     """`alembic check` does not compare them."""
     from sqlalchemy import CheckConstraint
