@@ -79,6 +79,7 @@ EVENTS: dict[str, tuple[int, str]] = {
     "jobs_expired": (logging.INFO, "Jobs failed because their deadline has passed."),
     "leftovers_deleted": (logging.INFO, "Objects that expired leases may have stored were deleted."),
     "uploads_deleted": (logging.INFO, "Unused uploads were deleted."),
+    "rows_pruned": (logging.INFO, "Rows that nothing needs any more were deleted."),
     "workers_pruned": (logging.WARNING, "Workers have stopped reporting."),
     "models_woken": (logging.INFO, "Images were waiting although workers were idle; the workers were woken."),
     "batch_expanded": (logging.INFO, "Jobs of a batch were inserted."),
