@@ -1,7 +1,7 @@
-"""Prepares a farm: `python -m common.bootstrap migrate | bootstrap`. The only command line in `common`.
+"""Prepares a farm and keeps it in order: `python -m common.bootstrap migrate | bootstrap | prune`.
 
-`huafang admin` starts it and compose runs it once. It needs no API. Prints JSON on stdout; an error is one sentence on
-stderr and exit code 1, or 5 if there is an admin key already.
+The only command line in `common`. `huafang admin` starts it and compose runs it once. It needs no API. Prints JSON on
+stdout; an error is one sentence on stderr and exit code 1, or 5 if there is an admin key already.
 """
 
 import argparse
@@ -25,26 +25,32 @@ from common.config import Settings
 from common.db import connect, migrate, transaction
 from common.enums import Scope, Via
 from common.errors import Conflict, Error, Invalid, Unavailable, WrongFarm
+from common.maintenance import pruning
 from common.sentences import Sentence, printable
 from common.storage import Storage
 
 T = TypeVar("T")
 
+COUNT_TIMEOUT_S = 600  # of one statement that counts the rows of a large table
+
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m common.bootstrap", description=__doc__)
-    parser.add_argument("command", choices=("migrate", "bootstrap"))
+    parser.add_argument("command", choices=("migrate", "bootstrap", "prune"))
     parser.add_argument("--adopt", choices=("bucket", "pepper"), help="migrate: what becomes the farm's")
     parser.add_argument("--wait", type=float, default=0, help="seconds to wait for Postgres")
     parser.add_argument("--another", action="store_true", help="bootstrap: make a key even if there is one")
+    parser.add_argument("--dry-run", action="store_true", help="prune: only count")
     given = parser.parse_args()
     settings = Settings()
     try:
         with as_errors_of_ours():
             if given.command == "migrate":
                 done = retry_until(given.wait, lambda: migrate_to_newest(settings, given.adopt))
-            else:
+            elif given.command == "bootstrap":
                 done = retry_until(given.wait, lambda: bootstrap(settings, another=given.another))
+            else:
+                done = retry_until(given.wait, lambda: prune(settings, dry_run=given.dry_run))
             print(json.dumps(done))
     except Error as error:
         print(f"huafang: {printable(error.message)}", file=sys.stderr)
@@ -83,9 +89,28 @@ def bootstrap(settings: Settings, *, another: bool) -> dict[str, str]:
     return {"tenant": OPERATOR, "id": str(key.id), "secret": key.secret}
 
 
+def prune(settings: Settings, *, dry_run: bool) -> dict[str, int]:
+    """Delete the rows that nothing needs any more, or only count them: how many, by table."""
+    with farm_of(settings, statement_timeout_s=COUNT_TIMEOUT_S) as (engine, farm):
+        refuse_another_farm(farm)
+        if dry_run:
+            with transaction(engine) as connection:
+                return pruning.count(connection, settings)
+        return {rule.table: prune_table(engine, rule, settings) for rule in pruning.RULES}
+
+
+def prune_table(engine: Engine, rule: pruning.Rule, settings: Settings) -> int:
+    deleted, rows = 0, pruning.STEP_ROWS
+    while rows == pruning.STEP_ROWS:
+        with transaction(engine) as connection:
+            rows = pruning.step(connection, rule, settings)
+        deleted += rows
+    return deleted
+
+
 @contextmanager
-def farm_of(settings: Settings) -> Iterator[tuple[Engine, Farm]]:
-    engine = connect(settings, pool=1)
+def farm_of(settings: Settings, *, statement_timeout_s: float = 30) -> Iterator[tuple[Engine, Farm]]:
+    engine = connect(settings, pool=1, statement_timeout_s=statement_timeout_s)
     try:
         yield engine, Farm(engine, Storage(settings, attempts=1), settings.key_pepper.get_secret_value())
     finally:

@@ -2,10 +2,13 @@
 
 import os
 import sys
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NoReturn
 
 import click
 
+from cli.local import local_url, run_embedded
 from cli.shell import Group, Shell
 
 PASS_ON = {"ignore_unknown_options": True}
@@ -45,7 +48,7 @@ def control(shell: Shell, options: tuple[str, ...]) -> None:
 
 @click.group(cls=Group)
 def admin() -> None:
-    """Prepare a farm's database (HUAFANG_DATABASE_URL)."""
+    """Prepare a farm and keep it in order (HUAFANG_DATABASE_URL)."""
 
 
 @admin.command()
@@ -70,9 +73,34 @@ def bootstrap(shell: Shell, another: bool, wait: int) -> None:
     exec_module(shell, "common.bootstrap", "bootstrap", f"--wait={wait}", *(["--another"] if another else []))
 
 
-def exec_module(shell: Shell, module: str, *arguments: str) -> NoReturn:
+@admin.command()
+@click.option("--dry-run", is_flag=True, help="Only count them.")
+@WAIT
+@click.pass_obj
+def prune(shell: Shell, dry_run: bool, wait: int) -> None:
+    """Delete the rows that nothing needs any more, and print how many as JSON, by table.
+
+    Control workers do so once a minute. What tenants own is not touched. Without HUAFANG_DATABASE_URL it is the local
+    farm's database.
+    """
+    options = ["--dry-run"] if dry_run else []
+    exec_module(shell, "common.bootstrap", "prune", f"--wait={wait}", *options, environment=local_environment(shell))
+
+
+def local_environment(shell: Shell) -> dict[str, str]:
+    """The variables of the local farm, if it runs and no database is named."""
+    if "database_url" in shell.settings.model_fields_set or local_url(shell.settings.home) is None:
+        return {}
+    farm = run_embedded("status")
+    return dict(farm["environment"]) if farm else {}
+
+
+def exec_module(
+    shell: Shell, module: str, *arguments: str, environment: Mapping[str, str] = MappingProxyType({})
+) -> NoReturn:
     """Replace this process by a module's, so that signals reach it and its exit code is this command's."""
     _ = shell.settings  # raises Failure where a setting is invalid
     sys.stdout.flush()
     # -P: never import from the current folder.
-    os.execv(sys.executable, [sys.executable, "-P", "-m", module, *arguments])
+    command = [sys.executable, "-P", "-m", module, *arguments]
+    os.execve(sys.executable, command, {**os.environ, **environment})
