@@ -37,7 +37,7 @@ COMMANDS = {
     "models": ("cli.commands.models", "List, show, accept, import and verify models."),
     "workers": ("cli.commands.workers", "List, drain and resume render workers."),
     "keys": ("cli.commands.keys", "Create, list and revoke API keys."),
-    "admin": ("cli.commands.serve", "Prepare a farm and keep it in order: migrate, bootstrap, prune."),
+    "admin": ("cli.commands.serve", "Prepare a farm and keep it in order: migrate, bootstrap, prune, scrub."),
     "doctor": ("cli.commands.doctor", "Check this machine and the farm; say how to fix what is wrong."),
     "serve": ("cli.commands.serve", "Run one process of a farm: api, worker or control."),
 }

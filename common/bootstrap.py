@@ -1,7 +1,8 @@
-"""Prepares a farm and keeps it in order: `python -m common.bootstrap migrate | bootstrap | prune`.
+"""Prepares a farm and keeps it in order: `python -m common.bootstrap migrate | bootstrap | prune | scrub`.
 
 The only command line in `common`. `huafang admin` starts it and compose runs it once. It needs no API. Prints JSON on
-stdout; an error is one sentence on stderr and exit code 1, or 5 if there is an admin key already.
+stdout; an error is one sentence on stderr and exit code 1, or 5 if there is an admin key already. A scrub prints a line
+for each thing it finds and a last one with the numbers; its exit code is 6 where something is left to repair.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 from psycopg.errors import UndefinedTable
@@ -26,21 +28,28 @@ from common.db import connect, migrate, transaction
 from common.enums import Scope, Via
 from common.errors import Conflict, Error, Invalid, Unavailable, WrongFarm
 from common.maintenance import pruning
+from common.maintenance.scrub import YOUNG_S, Cursor, Options, Scrub, described, is_clean
 from common.sentences import Sentence, printable
 from common.storage import Storage
 
 T = TypeVar("T")
 
+LEFT_TO_REPAIR = 6  # an exit code
 COUNT_TIMEOUT_S = 600  # of one statement that counts the rows of a large table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser("python -m common.bootstrap", description=__doc__)
-    parser.add_argument("command", choices=("migrate", "bootstrap", "prune"))
+    parser.add_argument("command", choices=("migrate", "bootstrap", "prune", "scrub"))
     parser.add_argument("--adopt", choices=("bucket", "pepper"), help="migrate: what becomes the farm's")
     parser.add_argument("--wait", type=float, default=0, help="seconds to wait for Postgres")
     parser.add_argument("--another", action="store_true", help="bootstrap: make a key even if there is one")
     parser.add_argument("--dry-run", action="store_true", help="prune: only count")
+    parser.add_argument("--digests", action="store_true", help="scrub: read all bytes")
+    parser.add_argument("--repair", action="store_true", help="scrub: delete orphans, mark what is gone")
+    parser.add_argument("--rate", type=float, help="scrub: objects a second")
+    parser.add_argument("--young", type=float, default=YOUNG_S / 3600, help="scrub: hours; younger orphans are left")
+    parser.add_argument("--cursor", type=Path, help="scrub: a file that says how far it came")
     given = parser.parse_args()
     settings = Settings()
     try:
@@ -49,8 +58,11 @@ def main() -> None:
                 done = retry_until(given.wait, lambda: migrate_to_newest(settings, given.adopt))
             elif given.command == "bootstrap":
                 done = retry_until(given.wait, lambda: bootstrap(settings, another=given.another))
-            else:
+            elif given.command == "prune":
                 done = retry_until(given.wait, lambda: prune(settings, dry_run=given.dry_run))
+            else:
+                options = Options(given.digests, given.repair, given.rate, 3600 * given.young)
+                sys.exit(0 if scrub(settings, options, given.cursor, given.wait) else LEFT_TO_REPAIR)
             print(json.dumps(done))
     except Error as error:
         print(f"huafang: {printable(error.message)}", file=sys.stderr)
@@ -106,6 +118,27 @@ def prune_table(engine: Engine, rule: pruning.Rule, settings: Settings) -> int:
             rows = pruning.step(connection, rule, settings)
         deleted += rows
     return deleted
+
+
+def scrub(settings: Settings, options: Options, path: Path | None, wait_s: float) -> bool:
+    """Compare rows with objects, and print what differs; whether nothing is left to repair.
+
+    `path`: the cursor's file. It is written after each window, read where there is one, and deleted at the end.
+    """
+    cursor = Cursor.load(path) if path else Cursor()
+    with farm_of(settings) as (engine, farm):
+        retry_until(wait_s, farm.compare)
+        storage = Storage(settings)
+        farm.guard(engine, storage)
+        for findings in Scrub(engine, storage, options, cursor).run():
+            for finding in findings:
+                print(json.dumps(described(finding)), flush=True)
+            if path:
+                cursor.save(path)
+    print(json.dumps({"objects": cursor.objects, "rows": cursor.rows, **cursor.found, "repaired": cursor.repaired}))
+    if path:
+        path.unlink(missing_ok=True)
+    return is_clean(cursor)
 
 
 @contextmanager

@@ -36,8 +36,13 @@ def describe(state: AppState, caller: Caller, image_id: UUID, base_url: str) -> 
 
 
 def require_key(image: ImageWithJob, key: str | None) -> str:
-    """The key of a stored image. Raises Conflict while it may still be stored, NotFound when it never will be."""
+    """The key of a stored image. Raises Conflict while it may still be stored, NotFound when it never will be.
+
+    Raises PictureDamaged when a scrub has found that its bytes are gone.
+    """
     if key is not None:
+        if image.error is not None:
+            raise PictureDamaged(sentence("picture_gone", image=image.id))
         return key
     if image.state not in TERMINAL_IMAGE:
         raise Conflict(sentence("image_not_stored", image=image.id, state=image.state))

@@ -87,6 +87,28 @@ def prune(shell: Shell, dry_run: bool, wait: int) -> None:
     exec_module(shell, "common.bootstrap", "prune", f"--wait={wait}", *options, environment=local_environment(shell))
 
 
+@admin.command()
+@click.option("--repair", is_flag=True, help="Delete orphans, and mark images and datasets whose files are gone.")
+@click.option("--digests", is_flag=True, help="Read all bytes and compare their sha256; else sizes are compared.")
+@click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="At most so many objects a second.")
+@click.option("--cursor", type=click.Path(dir_okay=False), help="A file that says how far it came, to go on from.")
+@click.option("--young", type=click.FloatRange(min=0), help="Hours; younger orphans are left alone.  [default: 24]")
+@WAIT
+@click.pass_obj
+def scrub(
+    shell: Shell, repair: bool, digests: bool, rate: float | None, cursor: str | None, young: float | None, wait: int
+) -> None:
+    """Compare the rows of images, uploads and datasets with the objects in the image store, both ways.
+
+    Prints a line of JSON for each object that is missing, damaged or orphaned, and the numbers at the end. Exit code 6
+    where something is left to repair.
+    """
+    given = {"--rate": rate, "--cursor": cursor, "--young": young}
+    options = [f"{name}={value}" for name, value in given.items() if value is not None]
+    options += [name for name, is_given in {"--repair": repair, "--digests": digests}.items() if is_given]
+    exec_module(shell, "common.bootstrap", "scrub", f"--wait={wait}", *options, environment=local_environment(shell))
+
+
 def local_environment(shell: Shell) -> dict[str, str]:
     """The variables of the local farm, if it runs and no database is named."""
     if "database_url" in shell.settings.model_fields_set or local_url(shell.settings.home) is None:
