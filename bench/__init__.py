@@ -6,6 +6,7 @@ BENCHES = (
     "claim",
     "submit",
     "million",
+    "footprint",
     "dataset",
     "fairness",
     "fanout",

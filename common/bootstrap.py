@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from psycopg.errors import UndefinedTable
 from sqlalchemy import Connection, Engine, text
@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--cursor", type=Path, help="scrub: a file that says how far it came")
     given = parser.parse_args()
     settings = Settings()
+    done: dict[str, Any]
     try:
         with as_errors_of_ours():
             if given.command == "migrate":

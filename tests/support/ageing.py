@@ -13,10 +13,9 @@ def age(database: Engine, days: float) -> None:
             for column in table.columns:
                 if isinstance(column.type, DateTime):
                     _move(connection, column, days * DAY_S)
-        for table, name in (("leases", "id"), ("images", "lease_id")):
-            connection.execute(
-                text(f"UPDATE {table} SET {name} = {EARLIER.format(id=name)}"), {"ms": days * DAY_S * 1000}
-            )
+        for name, lease_id in (("leases", "id"), ("images", "lease_id")):
+            statement = text(f"UPDATE {name} SET {lease_id} = {EARLIER.format(id=lease_id)}")
+            connection.execute(statement, {"ms": days * DAY_S * 1000})
 
 
 def _move(connection: Connection, column: Column, seconds: float) -> None:

@@ -185,7 +185,7 @@ class Sweep:
         """Once a minute, delete the rows that nothing needs any more, in small steps."""
         if self._clock() < self._no_pruning_before:
             return
-        deleted = {rule.table: rows for rule in pruning.RULES if (rows := self._prune_table(rule))}
+        deleted: dict[str, Any] = {rule.table: rows for rule in pruning.RULES if (rows := self._prune_table(rule))}
         if deleted:
             log_event("rows_pruned", **deleted)
         self._no_pruning_before = self._clock() + PRUNE_S

@@ -121,6 +121,14 @@ def test_what_a_lease_may_publish_still_is_left_alone(bucket: Bucket) -> None:
     assert bucket.all_keys() >= {key}
 
 
+def test_what_is_stored_and_published_after_the_listing_is_not_missing(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.images(2)
+    monkeypatch.setattr(bucket.storage, "list_objects", lambda prefix, after: [])
+    assert bucket.scrub(REPAIR) == {}
+
+
 def test_the_owner_of_a_lost_picture_sees_it_until_it_is_back(bucket: Bucket) -> None:
     lost, intact = bucket.images(2)
     bucket.storage.delete([lost.key])

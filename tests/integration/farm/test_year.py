@@ -1,5 +1,7 @@
 """A year in fast motion: the farm works every day, its tenants delete what is old, and its tables stay as they are."""
 
+from uuid import UUID
+
 import pytest
 from sqlalchemy import text
 
@@ -60,7 +62,7 @@ class Year:
         age(story.database, 1)
         self.clock.now += DAY_S
 
-    def _worker(self) -> object:
+    def _worker(self) -> UUID:
         worker = Worker(new_id(), "gpu-1", {}, ["mini-zh"])
         with transaction(self.story.database) as connection:
             workers.heartbeat(connection, worker, ready=True)
