@@ -6,7 +6,7 @@ BENCHES = (
     "claim",
     "submit",
     "million",
-    "deletion",
+    "footprint",
     "dataset",
     "deletion",
     "fairness",

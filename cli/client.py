@@ -24,7 +24,7 @@ from cli.errors import (
     Failure,
     FarmUnavailable,
     LinkExpired,
-    exit_code_of,
+    failure_of,
     program_name,
 )
 from cli.proxy import ProxyTransport
@@ -37,7 +37,6 @@ BLOCK_BYTES = 256_000
 UPLOAD_TIMEOUT_S = 600  # for the farm to read a block, or to store the whole file at the end
 MAX_OUTAGE_S = 60  # a watch ends when the farm has not answered for so long
 STREAM_TIMEOUT_S = 20  # a stream of events without a ping for so long is broken: there is one every 15 s
-UNAVAILABLE = (429, 502, 503, 504)  # a proxy answers 502 while the API restarts
 
 
 class Client:
@@ -307,18 +306,3 @@ def apply_event(job: Json, event: str, data: Json) -> Json:
 def api_path(*parts: str) -> str:
     """`/v1/…` with each part quoted: a user may give anything as an id."""
     return "/v1/" + "/".join(quote(part, safe="") for part in parts)
-
-
-def failure_of(answer: httpx.Response) -> Failure:
-    """The Failure for an error response of the farm."""
-    try:
-        problem = answer.json()
-        message = problem.get("detail") or problem["title"]
-        if problem.get("tombstone"):
-            return Deleted(message, problem["tombstone"])
-    except (ValueError, KeyError, AttributeError):
-        message = sentence("farm_error", status=answer.status_code, phrase=answer.reason_phrase)
-    if answer.status_code == 401:
-        message = sentence("key_needed", message=message)
-    kind = FarmUnavailable if answer.status_code in UNAVAILABLE else Failure
-    return kind(message, exit_code_of(answer.status_code))

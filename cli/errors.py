@@ -1,8 +1,15 @@
-"""What ends a command: a Failure with a sentence and an exit code. Knows neither commands nor HTTP clients."""
+"""What ends a command: a Failure with a sentence and an exit code, also for an answer of the farm. Knows no command."""
+
+from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from cli import sentence
+
+if TYPE_CHECKING:
+    import httpx
 
 ROOT = Path(__file__).resolve().parent.parent
 ERROR, USAGE, AUTH, NOT_FOUND, CONFLICT, PARTLY, TIMED_OUT, INTERRUPTED = 1, 2, 3, 4, 5, 6, 7, 130
@@ -19,6 +26,8 @@ OF_STATUS = {
     422: USAGE,
     504: TIMED_OUT,
 }
+
+UNAVAILABLE = (429, 502, 503, 504)  # a proxy answers 502 while the API restarts
 
 
 class Failure(Exception):
@@ -57,3 +66,18 @@ def program_name() -> str:
     if shutil.which("huafang") or not script.is_file():
         return "huafang"
     return "./huafang" if Path.cwd() == ROOT else str(script)
+
+
+def failure_of(answer: httpx.Response) -> Failure:
+    """The Failure for an error response of the farm."""
+    try:
+        problem = answer.json()
+        message = problem.get("detail") or problem["title"]
+        if problem.get("tombstone"):
+            return Deleted(message, problem["tombstone"])
+    except (ValueError, KeyError, AttributeError):
+        message = sentence("farm_error", status=answer.status_code, phrase=answer.reason_phrase)
+    if answer.status_code == 401:
+        message = sentence("key_needed", message=message)
+    kind = FarmUnavailable if answer.status_code in UNAVAILABLE else Failure
+    return kind(message, exit_code_of(answer.status_code))

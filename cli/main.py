@@ -41,7 +41,7 @@ COMMANDS = {
     "tenants": ("cli.commands.tenants", "Create, list, change, suspend and resume tenants."),
     "audit": ("cli.commands.audit", "List who did what."),
     "usage": ("cli.commands.usage", "Show what was stored, by day, key, model or tier, and what it cost."),
-    "admin": ("cli.commands.serve", "Prepare a farm's database: migrate, bootstrap."),
+    "admin": ("cli.commands.serve", "Prepare a farm and keep it in order: migrate, bootstrap, prune, scrub."),
     "doctor": ("cli.commands.doctor", "Check this machine and the farm; say how to fix what is wrong."),
     "serve": ("cli.commands.serve", "Run one process of a farm: api, worker or control."),
 }

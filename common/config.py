@@ -67,6 +67,7 @@ class Settings(BaseSettings):
     trial_s: float = 60  # until the first trial of a quarantined worker; then 5 times, and 15 times as long
     cannot_store_s: float = 60  # of a worker; then others that can store get what it holds
     upload_days: float = 30  # how long an upload is kept after its last use
+    lease_days: float = 30  # how long ended leases are kept, for the timelines of jobs
     audit_days: float = 365  # how long audit records are kept
     sweep: bool = True  # off only to test that messages alone render everything
 

@@ -50,11 +50,6 @@ def forget(connection: Connection, step: str, subject: str) -> None:
     connection.execute(FORGET, {"step": step, "subject": subject})
 
 
-def forget_old(connection: Connection) -> None:
-    """Delete what has not failed for long: its row is gone, or another process succeeded."""
-    connection.execute(FORGET_OLD)
-
-
 def lasting(connection: Connection) -> list[Row[Any]]:
     """What has failed MAX_FAILURES times or more and fails still: (step, subject, failures, reference, since)."""
     return list(connection.execute(LASTING))
@@ -89,9 +84,6 @@ RECORD = text(f"""
 
 # Delete the count of a step.
 FORGET = text("DELETE FROM step_failures WHERE step = :step AND subject = :subject")
-
-# Delete counts that are old.
-FORGET_OLD = text(f"DELETE FROM step_failures WHERE failed_at < now() - interval '{FORGOTTEN_S} s'")
 
 # Read what keeps failing.
 LASTING = text(f"""

@@ -84,6 +84,7 @@ EVENTS: dict[str, tuple[int, str]] = {
     "bytes_deleted": (logging.INFO, "Bytes of what was deleted, or is kept no longer, were deleted."),
     "bytes_not_deleted": (logging.WARNING, "The image store did not delete some objects; they are tried again."),
     "uploads_deleted": (logging.INFO, "Unused uploads were deleted."),
+    "rows_pruned": (logging.INFO, "Rows that nothing needs any more were deleted."),
     "workers_pruned": (logging.WARNING, "Workers have stopped reporting."),
     "models_woken": (logging.INFO, "Images were waiting although workers were idle; the workers were woken."),
     "batch_expanded": (logging.INFO, "Jobs of a batch were inserted."),

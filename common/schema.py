@@ -421,6 +421,7 @@ images = Table(
     Column("safety_score", REAL),  # of the safety checker: above 0 if it flagged the image; for operators only
     Column("safety_concept", SmallInteger),  # the number of the concept with that score
     Column("picture_deleted_at", Moment),  # of a stored image: its tenant keeps pictures no longer
+    Column("earlier_leases", ARRAY(Uuid)),  # that gave it back: the last 20
     Column("failed_by", ARRAY(Text)),  # names of the workers at which an attempt of its own failed, or that it ended
     UniqueConstraint("job_id", "index"),
     CheckConstraint(
@@ -471,7 +472,6 @@ leases = Table(
     CheckConstraint("(ended_at IS NULL) = (outcome IS NULL)", name="ended"),
     Index("leases_open_idx", "worker_id", postgresql_where=text("ended_at IS NULL")),
     Index("leases_needs_cleanup_idx", "ended_at", postgresql_where=text("needs_cleanup AND ended_at IS NOT NULL")),
-    Index("leases_image_ids_idx", "image_ids", postgresql_using="gin"),
     postgresql_with={"fillfactor": "70"},
 )
 

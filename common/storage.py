@@ -5,6 +5,8 @@ import io
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from typing import Any, BinaryIO, TypeVar
 from uuid import UUID
@@ -24,6 +26,7 @@ MEDIA_TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
 BLOCK_BYTES = 1_000_000
 IN_PARTS = TransferConfig(multipart_chunksize=8_000_000, max_concurrency=2)
 IN_PARTS.max_in_memory_upload_chunks = 2  # 10 by default, and boto3 has no argument for it
+LISTED = 1000  # objects that a store lists at once
 LINK_S = 900  # how long a presigned link is good for
 MARK = "farm-id.json"  # says whose the bucket is
 TRIAL = "images/trial"  # what a worker stores and deletes to find out whether it can
@@ -50,6 +53,15 @@ def dataset_key(dataset_id: UUID, path: str) -> str:
 
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """What a listing says of an object."""
+
+    key: str
+    bytes: int
+    stored_at: datetime
 
 
 class EndOfFile(Error):
@@ -159,6 +171,27 @@ class Storage:
             return
         with closing(body):
             yield iter(lambda: bytes(self._do(lambda: body.read(BLOCK_BYTES))), b"")
+
+    def list_objects(self, prefix: str, after: str) -> list[StoredObject]:
+        """At most LISTED objects whose keys begin so and come after that key, in the order of their keys."""
+        given = {"Bucket": self.bucket, "Prefix": prefix, "StartAfter": after, "MaxKeys": LISTED}
+        answer = self._do(lambda: self._client.list_objects_v2(**given))
+        return [StoredObject(o["Key"], o["Size"], o["LastModified"]) for o in answer.get("Contents", ())]
+
+    def exists(self, key: str) -> bool:
+        try:
+            self._do(lambda: self._client.head_object(Bucket=self.bucket, Key=key))
+        except NotFound:
+            return False
+        return True
+
+    def digest(self, key: str) -> str:
+        """The sha256 of the bytes under a key, in hex. Raises NotFound when there are none."""
+        found = hashlib.sha256()
+        with self.open(key) as blocks:
+            for block in blocks:
+                found.update(block)
+        return found.hexdigest()
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete the bytes under these keys. A key without bytes is no error."""

@@ -43,6 +43,11 @@ def forget(connection: Connection, upload_id: UUID) -> None:
     connection.execute(DELETE_UPLOAD, {"upload": upload_id})
 
 
+def forget_unused(connection: Connection, upload_id: UUID) -> bool:
+    """Delete the row of an upload whose bytes are gone; False if a batch refers to it."""
+    return connection.execute(DELETE_UNUSED, {"upload": upload_id}).rowcount > 0
+
+
 def find_prompts(connection: Connection, tenant_id: UUID, upload_id: UUID) -> Upload | None:
     """A prompt file of the tenant."""
     row = connection.execute(FIND_PROMPTS, {"tenant": tenant_id, "upload": upload_id}).first()
@@ -81,6 +86,12 @@ INSERT_UPLOAD = text("""
 
 # Deletes an upload.
 DELETE_UPLOAD = text("DELETE FROM uploads WHERE id = :upload")
+
+# Deletes an upload that no batch refers to.
+DELETE_UNUSED = text("""
+    DELETE FROM uploads
+    WHERE id = :upload AND NOT EXISTS (SELECT FROM batches WHERE batches.upload_id = uploads.id)
+""")
 
 # Finds a prompt file.
 FIND_PROMPTS = text(f"""

@@ -163,7 +163,8 @@ def _job(row: Row[Any], base_url: str) -> Job:
 
 def _image(image: Mapping[str, Any], recipe: Mapping[str, Any], base_url: str) -> dict[str, Any]:
     is_stored = image["state"] == ImageState.STORED and image["picture_deleted_at"] is None
-    code = image["error_code"] if image["state"] in (ImageState.FAILED, ImageState.FLAGGED) else None
+    shows_error = image["state"] in (ImageState.STORED, ImageState.FAILED, ImageState.FLAGGED)
+    code = image["error_code"] if shows_error else None
     return {
         "id": image["id"],
         "index": image["index"],

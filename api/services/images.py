@@ -37,11 +37,13 @@ def describe(state: AppState, caller: Caller, image_id: UUID, base_url: str) -> 
 
 def require_key(image: ImageWithJob, key: str | None) -> str:
     """The key of a stored image. Raises Conflict while it may still be stored, NotFound when it never will be, and Gone
-    when its tenant keeps it no longer.
+    when its tenant keeps it no longer. Raises PictureDamaged when a scrub has found that its bytes are gone.
     """
     if image.picture_deleted_at:
         raise Gone(sentence("picture_deleted", image=image.id, at=f"{image.picture_deleted_at:%Y-%m-%d %H:%M}"))
     if key is not None:
+        if image.error is not None:
+            raise PictureDamaged(sentence("picture_gone", image=image.id))
         return key
     if image.state not in TERMINAL_IMAGE:
         raise Conflict(sentence("image_not_stored", image=image.id, state=image.state))

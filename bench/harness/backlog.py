@@ -23,10 +23,12 @@ CHUNK_JOBS = 5000
 MODEL = "zh-v0"
 
 
-def fill(database: Engine, tenant: str, images: int, tier: Tier = Tier.BULK, steps: int = 20) -> UUID:
-    """Insert a batch of so many queued images, 4 to a job; all are compatible."""
+def fill(
+    database: Engine, tenant: str, images: int, tier: Tier = Tier.BULK, steps: int = 20, per_job: int = PER_JOB
+) -> UUID:
+    """Insert a batch of so many queued images; all are compatible."""
     plan = Plan(
-        defaults={"model": MODEL, "steps": steps, "width": 512, "height": 512}, images_per_prompt=PER_JOB, seed=0
+        defaults={"model": MODEL, "steps": steps, "width": 512, "height": 512}, images_per_prompt=per_job, seed=0
     )
     with transaction(database) as connection:
         tenant_id = tenants.ensure_tenant(connection, tenant)
@@ -35,16 +37,16 @@ def fill(database: Engine, tenant: str, images: int, tier: Tier = Tier.BULK, ste
         batch_id = batches.submit(connection, tenant_id, upload.id, plan, tier=tier)
         batch = chunks.read_batch(connection, batch_id)
         assert batch
-        drawn = planned(plan, images // PER_JOB)
+        drawn = planned(plan, images // per_job)
         chunks.record_checked(connection, batch, Chunk(0, 0, True, 0))
-        connection.execute(PROMPTS, {"batch": batch_id, "prompts": images // PER_JOB})
+        connection.execute(PROMPTS, {"batch": batch_id, "prompts": images // per_job})
     while True:
         with transaction(database) as connection:
             batch = chunks.read_batch(connection, batch_id)
             assert batch
             chunk = list(islice(drawn, CHUNK_JOBS))
             end = batch.jobs + len(chunk)
-            is_last = end >= images // PER_JOB
+            is_last = end >= images // per_job
             rows = expansion.build_rows(batch, chunk, batch.jobs)
             expansion.expand(connection, batch, Chunk(end, end, is_last, len(chunk)), rows)
         if is_last:

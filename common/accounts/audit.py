@@ -83,11 +83,6 @@ def extend(connection: Connection, record_id: UUID, **detail: Any) -> None:
     connection.execute(EXTEND, {"id": record_id, "detail": json.dumps(detail, ensure_ascii=False, default=str)})
 
 
-def delete_old(connection: Connection, days: float) -> int:
-    """Delete records older than that; how many."""
-    return connection.execute(DELETE_OLD, {"days": days}).rowcount
-
-
 # Insert a record.
 RECORD = text("""
     INSERT INTO audit (id, tenant_id, key_id, via, action, subject, detail, request_id, address, acted_on_id)
@@ -97,6 +92,3 @@ RECORD = text("""
 
 # Merge more detail into a record.
 EXTEND = text("UPDATE audit SET detail = detail || cast(:detail AS jsonb) WHERE id = :id")
-
-# Delete old records.
-DELETE_OLD = text("DELETE FROM audit WHERE at < now() - make_interval(secs => 86400 * cast(:days AS double precision))")

@@ -58,11 +58,6 @@ def find_result(connection: Connection, tenant_id: UUID, key: IdempotencyKey) ->
     return UUID(str(earlier.made_id))
 
 
-def delete_expired_keys(connection: Connection) -> int:
-    """Delete keys older than 24 hours; how many."""
-    return connection.execute(DELETE_EXPIRED_KEYS, {"hours": KEY_HOURS}).rowcount
-
-
 # Inserts a key, or replaces one that is older than 24 hours.
 TAKE_KEY = text("""
     INSERT INTO idempotency_keys AS old (tenant_id, route, key, fingerprint, made_id)
@@ -79,6 +74,3 @@ READ_KEY = text("""
     WHERE tenant_id = :tenant AND route = :route AND key = :key
         AND created_at >= now() - make_interval(hours => :hours)
 """)
-
-# Deletes old keys.
-DELETE_EXPIRED_KEYS = text("DELETE FROM idempotency_keys WHERE created_at < now() - make_interval(hours => :hours)")

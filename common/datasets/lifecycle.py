@@ -1,7 +1,7 @@
 """Datasets: exports of batches, which control workers write one shard after the other.
 
     submit ──► waiting ──► writing ──► ready       all its files are in storage
-                  └───────────┴──────► failed      its batch has no stored image
+                  └───────────┴──────► failed      its batch has no stored image; or, once ready, files of it are gone
 
 A control worker owns the dataset for a turn while it writes: every change but the first names the owner, so a worker
 that has lost its ownership changes nothing. `open_turns` counts the turns since the dataset last came further that have
@@ -140,6 +140,11 @@ def fail(connection: Connection, dataset: Dataset, code: str, message: str) -> b
     return _update(connection, FAIL, dataset, code=code, message=message)
 
 
+def lose(connection: Connection, dataset_id: UUID, code: str, message: str) -> None:
+    """Fail a ready dataset whose files are not all in storage any more."""
+    connection.execute(LOSE, {"dataset": dataset_id, "code": code, "message": message})
+
+
 def count_failure(
     connection: Connection, dataset_id: UUID, owner_id: UUID | None, reference: str, backoff_s: float = BACKOFF_S
 ) -> bool:
@@ -262,6 +267,12 @@ FAIL = text(f"""
     UPDATE datasets SET error_code = :code, error_message = :message,
         finished_at = now(), touched_at = now(), owner_id = NULL
     WHERE {OWNED}
+""")
+
+# Fail a ready dataset.
+LOSE = text("""
+    UPDATE datasets SET error_code = :code, error_message = :message, digest = NULL
+    WHERE id = :dataset AND digest IS NOT NULL
 """)
 
 # Count a failure, and give the ownership up. The last one ends the dataset as failed.

@@ -6,6 +6,9 @@
 So what ends never waits for the row of a lane, and a busy lane is written about once a second instead of at every
 publish: while an old snapshot is open (`pg_dump`), no claim steps over a dead version for each microbatch. The sum of
 both tables is exact at any time. `open` alone is never too low, because whatever raises it writes the lane at once.
+
+The lanes of a batch that has ended are its counters while it has jobs. After that their sum is kept in one closed lane
+of the tenant, tier and model, so that what charts and metrics count never decreases.
 """
 
 import json
@@ -127,4 +130,36 @@ FIND_LANES = text(f"""
         WHERE tenant_id = wanted.tenant_id AND tier = wanted.tier AND compatibility = wanted.compatibility
             AND batch_id IS NULL AND wanted.batch_id IS NULL) AS found
     ORDER BY number
+""")
+
+# Whether nothing needs a lane any more: its batch ended so many days ago, and its jobs were deleted.
+IS_OVER = """
+    lanes.batch_id IS NOT NULL AND lanes.open = 0
+    AND EXISTS (
+        SELECT FROM batches WHERE batches.id = lanes.batch_id
+            AND batches.finished_at < now() - make_interval(secs => 86400 * cast(:lease_days AS double precision)))
+    AND NOT EXISTS (SELECT FROM jobs WHERE jobs.batch_id = lanes.batch_id)
+    AND NOT EXISTS (SELECT FROM lane_changes WHERE lane_changes.lane_id = lanes.id)"""
+
+# Deletes lanes that nothing needs, and adds their counters to those of the closed lane of their tenant, tier and model.
+ARCHIVE = text(f"""
+    WITH past AS MATERIALIZED (
+        SELECT id FROM lanes WHERE {IS_OVER} ORDER BY id LIMIT :rows FOR UPDATE SKIP LOCKED),
+    deleted AS (
+        DELETE FROM lanes USING past WHERE lanes.id = past.id
+        RETURNING tenant_id, tier, model, stored, flagged, failed, cancelled),
+    archived AS (
+        INSERT INTO lanes (tenant_id, tier, model, compatibility, closed, open, stored, flagged, failed, cancelled,
+            deleted_stored, deleted_flagged, deleted_failed, deleted_cancelled)
+        SELECT tenant_id, tier, model, 'archive of ' || model, true, 0, sum(stored), sum(flagged), sum(failed),
+               sum(cancelled), sum(stored), sum(flagged), sum(failed), sum(cancelled)
+        FROM deleted GROUP BY tenant_id, tier, model ORDER BY tenant_id, tier, model
+        ON CONFLICT (tenant_id, tier, compatibility, batch_id) DO UPDATE SET
+            stored = lanes.stored + excluded.stored, flagged = lanes.flagged + excluded.flagged,
+            failed = lanes.failed + excluded.failed, cancelled = lanes.cancelled + excluded.cancelled,
+            deleted_stored = lanes.deleted_stored + excluded.deleted_stored,
+            deleted_flagged = lanes.deleted_flagged + excluded.deleted_flagged,
+            deleted_failed = lanes.deleted_failed + excluded.deleted_failed,
+            deleted_cancelled = lanes.deleted_cancelled + excluded.deleted_cancelled)
+    SELECT FROM deleted
 """)

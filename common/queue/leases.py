@@ -178,11 +178,13 @@ def _appended(name: str) -> str:
         ELSE array_append(images.failed_by, {name}) END"""
 
 
+# The leases that have held an image, of which one gives it back now: the last 20.
+GAVE_BACK = "(images.earlier_leases || images.lease_id)[greatest(cardinality(images.earlier_leases) - 18, 1):]"
+
 # Locks a lease.
 LOCK_LEASE = text("SELECT image_ids FROM leases WHERE id = :lease FOR NO KEY UPDATE")
 
-# Ends a lease. It needs cleanup if it started and not all of its images are stored by it, also when a worker returns
-# late.
+# Ends a lease. It needs cleanup if it started and not all its images are stored by it, also if a worker returns late.
 END_LEASE = text("""
     UPDATE leases SET
         ended_at = coalesce(ended_at, now()), outcome = coalesce(outcome, cast(:outcome AS lease_outcome)),
@@ -211,8 +213,7 @@ START_IMAGES = text("""
     SELECT id FROM started
 """)
 
-# Ends the running images of the lease with their outcomes, or sends them back to wait; then enters the stored ones in
-# the ledger of usage, and settles their jobs.
+# Ends the running images of the lease with their outcomes, or sends them back; enters what is stored, and settles jobs.
 PUBLISH = text(f"""
     WITH outcome AS (
         SELECT * FROM jsonb_to_recordset(cast(:outcomes AS jsonb)) AS outcome(
@@ -226,6 +227,7 @@ PUBLISH = text(f"""
         UPDATE images SET
             state = CASE WHEN again THEN 'queued'::image_state ELSE verdict.state END,
             lease_id = CASE WHEN again THEN NULL ELSE lease_id END,
+            earlier_leases = CASE WHEN again THEN {GAVE_BACK} ELSE earlier_leases END,
             not_before = CASE WHEN again THEN {BACKOFF} END,
             finished_at = CASE WHEN again THEN NULL ELSE now() END,
             key = verdict.key, sha256 = verdict.sha256, bytes = verdict.bytes, render_ms = verdict.render_ms,
@@ -248,8 +250,8 @@ VISIBLE = text("""
 """)
 
 # Gives back all images that the lease still holds.
-RELEASE = text("""
-    UPDATE images SET state = 'queued', lease_id = NULL,
+RELEASE = text(f"""
+    UPDATE images SET state = 'queued', lease_id = NULL, earlier_leases = {GAVE_BACK},
         attempts = attempts - CASE WHEN state = 'running' THEN 1 ELSE 0 END
     WHERE id = ANY(ARRAY(SELECT unnest(image_ids) FROM leases WHERE id = :lease))
         AND lease_id = :lease AND state IN ('queued', 'running')
@@ -294,6 +296,7 @@ RESCUE = text(f"""
             state = CASE WHEN is_last THEN 'failed'::image_state ELSE 'queued'::image_state END,
             failed_by = {_appended("verdict.failed_by")},
             lease_id = CASE WHEN is_last THEN lease_id END,
+            earlier_leases = CASE WHEN is_last THEN earlier_leases ELSE {GAVE_BACK} END,
             not_before = CASE WHEN state = 'running' AND NOT is_last THEN {BACKOFF} END,
             finished_at = CASE WHEN is_last THEN now() END,
             error_code = CASE WHEN state = 'running' THEN 'worker_lost' ELSE error_code END,

@@ -19,7 +19,7 @@ from common.enums import Tier
 from common.queue.lanes import EXACT
 
 LONGEST_LEASE_S = 900  # a lease that ended in the last minute was claimed no longer ago than this
-KEPT_DAYS = 8
+KEPT_DAYS = 8  # samples: see `common.maintenance.pruning`
 RECENT_MINUTES = 15
 
 
@@ -67,9 +67,8 @@ def read_backlog(connection: Connection) -> Sequence[Row[Any]]:
 
 
 def take_sample(connection: Connection) -> None:
-    """Take the sample of this minute if there is none yet, and delete old ones."""
-    if connection.execute(TAKE_SAMPLE).rowcount:
-        connection.execute(DELETE_OLD_SAMPLES, {"days": KEPT_DAYS})
+    """Take the sample of this minute if there is none yet."""
+    connection.execute(TAKE_SAMPLE)
 
 
 def read_chart(connection: Connection, span: Span) -> Sequence[Point]:
@@ -114,9 +113,6 @@ TAKE_SAMPLE = text(f"""
     GROUP BY model, tier
     ON CONFLICT DO NOTHING
 """)
-
-# Deletes the samples that no chart needs.
-DELETE_OLD_SAMPLES = text("DELETE FROM lane_samples WHERE minute < now() - make_interval(days => :days)")
 
 # The counters as of now, shaped like a sample.
 COUNTERS = f"""

@@ -95,8 +95,7 @@ def stop(connection: Connection, worker_id: UUID, reason: str) -> None:
 
 
 def prune(connection: Connection, silence_s: float) -> list[UUID]:
-    """Mark workers as stopped that have been silent for that long; their ids. Delete those that stopped a day ago."""
-    connection.execute(DELETE_STOPPED)
+    """Mark workers as stopped that have been silent for that long; their ids."""
     return list(connection.execute(PRUNE, {"silence": silence_s}).scalars())
 
 
@@ -177,9 +176,6 @@ PRUNE = text(f"""
     UPDATE workers SET state = 'stopped', reason = '{IS_SILENT}'
     WHERE state <> 'stopped' AND seen_at < now() - make_interval(secs => :silence) RETURNING id
 """)
-
-# Deletes workers that stopped a day ago.
-DELETE_STOPPED = text("DELETE FROM workers WHERE state = 'stopped' AND seen_at < now() - interval '1 day'")
 
 # Inserts the revision of a model, or replaces that of another source.
 RECORD_REVISION = text("""

@@ -3,7 +3,7 @@
 from alembic import op
 
 revision = "r0016"
-down_revision = "r0013"
+down_revision = "r0014"
 branch_labels = None
 depends_on = None
 

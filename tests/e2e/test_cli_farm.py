@@ -210,6 +210,12 @@ def test_bootstrap_prints_one_key_once(call: Call, environment: dict[str, str]) 
     assert "HUAFANG_KEY_PEPPER" in without.err
 
 
+def test_the_local_farm_is_pruned_without_naming_its_database(environment: dict[str, str]) -> None:
+    counted = run_process("admin", "prune", "--dry-run", environment=environment)
+    assert counted.code == 0, counted.err
+    assert counted.json["leases"] == 0
+
+
 def test_migrating_without_a_database_is_one_sentence() -> None:
     nowhere = {"HUAFANG_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/nothing"}
     done = run_process("admin", "migrate", "--wait=0", environment=nowhere)

@@ -4,7 +4,7 @@ Each step is a transaction of its own and safe in many copies at once; a step th
 a row at which a step fails does not stop the other rows: `step_failures` counts both. A second thread deletes leftover
 bytes, and a third what was deleted (`deleter`), so that a slow image store does not delay a rescue. Decides nothing:
 the statements are in `common.queue`, `common.batches`, `common.datasets`, `common.accounts`,
-`common.uploads` and `common.usage`.
+`common.maintenance`, `common.uploads` and `common.usage`.
 """
 
 import random
@@ -18,8 +18,8 @@ from uuid import UUID
 from sqlalchemy import Connection, Row
 from sqlalchemy import Engine as Database
 
-from common import failures, uploads
-from common.accounts import audit, idempotency, stored_bytes
+from common import uploads
+from common.accounts import stored_bytes
 from common.batches import lifecycle as batches
 from common.batches import progress
 from common.broker import Broker
@@ -29,6 +29,7 @@ from common.datasets.lifecycle import EXPORT_SILENCE_S
 from common.db import transaction
 from common.errors import Unavailable
 from common.log import log_event
+from common.maintenance import pruning
 from common.queue import claim as claims
 from common.queue import jobs, lanes, leases, orphans, search, stats, workers
 from common.storage import Storage, upload_key
@@ -41,6 +42,8 @@ T = TypeVar("T")
 
 BATCH_SILENCE_S = 10.0  # longer than a chunk takes
 EXPORT_REST_S = 10.0  # between two checks whether the batch of a dataset has progressed
+PRUNE_S = 60.0  # from one pruning to the next
+PRUNE_STEPS = 20  # of one table in one pruning: others of the sweep wait meanwhile
 
 
 class Sweep:
@@ -63,6 +66,7 @@ class Sweep:
         self._deleter = Deleter(settings, database, storage)
         self._rescued_at = clock()
         self._no_rescue_before = 0.0
+        self._no_pruning_before = 0.0
 
     def run(self, stopping: threading.Event) -> None:
         for act in (self.clean, self.delete):
@@ -186,7 +190,7 @@ class Sweep:
             self._broker.export(dataset_id)
 
     def prune(self) -> None:
-        """Mark workers as stopped that have stopped reporting, and delete those that stopped long ago."""
+        """Mark workers as stopped that have stopped reporting."""
         silence = 3 * max(self._settings.lease_s, self._settings.beat_s)
         with self._transaction() as connection:
             pruned = workers.prune(connection, silence)
@@ -194,11 +198,23 @@ class Sweep:
             log_event("workers_pruned", workers=",".join(map(str, pruned)))
 
     def delete_expired(self) -> None:
-        """Delete idempotency keys, audit records and failures of the sweep that are old enough."""
-        with self._transaction() as connection:
-            idempotency.delete_expired_keys(connection)
-            audit.delete_old(connection, self._settings.audit_days)
-            failures.forget_old(connection)
+        """Once a minute, delete the rows that nothing needs any more, in small steps."""
+        if self._clock() < self._no_pruning_before:
+            return
+        deleted: dict[str, Any] = {rule.table: rows for rule in pruning.RULES if (rows := self._prune_table(rule))}
+        if deleted:
+            log_event("rows_pruned", **deleted)
+        self._no_pruning_before = self._clock() + PRUNE_S
+
+    def _prune_table(self, rule: pruning.Rule) -> int:
+        deleted = 0
+        for _ in range(PRUNE_STEPS):
+            with self._transaction() as connection:
+                rows = pruning.step(connection, rule, self._settings)
+            deleted += rows
+            if rows < pruning.STEP_ROWS:
+                break
+        return deleted
 
     def take_samples(self) -> None:
         """Once a minute, copy the counters of the lanes for the charts."""

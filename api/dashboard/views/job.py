@@ -104,14 +104,14 @@ def find_retries(connection: Connection, tenant_id: UUID, job_id: UUID, limit: i
 # Read the newest leases that held images of a job.
 LEASES = text("""
     WITH mine AS MATERIALIZED (
-        SELECT images.id, images.index FROM images JOIN jobs ON jobs.id = images.job_id
-        WHERE jobs.id = :job AND jobs.tenant_id = :tenant)
+        SELECT images.id, images.index, array_append(images.earlier_leases, images.lease_id) AS leases
+        FROM images JOIN jobs ON jobs.id = images.job_id WHERE jobs.id = :job AND jobs.tenant_id = :tenant)
     SELECT leases.id, leases.worker_id, workers.name AS worker, workers.class AS worker_class,
            ARRAY(SELECT index FROM mine WHERE mine.id = ANY(leases.image_ids) ORDER BY index) AS images,
            cardinality(leases.image_ids) AS microbatch_size,
            leases.claimed_at, leases.started_at, leases.ended_at, leases.outcome
     FROM leases LEFT JOIN workers ON workers.id = leases.worker_id
-    WHERE leases.image_ids && ARRAY(SELECT id FROM mine)
+    WHERE leases.id = ANY(ARRAY(SELECT unnest(leases) FROM mine))
     ORDER BY leases.claimed_at DESC, leases.id DESC LIMIT :limit
 """)
 

@@ -11,7 +11,7 @@ from redis import Redis
 from api.queries.audit import find_audit_records
 from api.services import bulk
 from common import bootstrap
-from common.accounts import audit, tenants
+from common.accounts import tenants
 from common.accounts.tenants import Caller
 from common.broker import CANCELLED_CHANNEL
 from common.config import Settings
@@ -174,12 +174,3 @@ def test_records_are_read_newest_first_page_by_page_and_only_the_tenants_own(
         second = find_audit_records(connection, caller.tenant_id, first[-1].id, 2)
     assert [note.subject for note in (*first, *second)] == jobs[::-1]
     assert {(note.key, note.via, note.action) for note in first} == {("a key of the tests", "api", "job.cancel")}
-
-
-def test_records_are_kept_for_so_many_days(story: Story, caller: Caller) -> None:
-    with transaction(story.database) as connection:
-        audit.record(connection, caller, audit.Action.SIGN_IN)
-        assert audit.delete_old(connection, 365) == 0
-        assert audit.delete_old(connection, 0) == 0
-    with transaction(story.database) as connection:
-        assert audit.delete_old(connection, 0) == 1

@@ -128,9 +128,8 @@ def test_a_chart_shows_what_the_lanes_counted_between_samples(story: Story, read
     ]
 
 
-def test_there_is_one_sample_a_minute_and_old_ones_are_deleted(story: Story, reader: Reader) -> None:
+def test_there_is_one_sample_a_minute(story: Story, reader: Reader) -> None:
     ended_images(story)
-    take_sample(story, minutes_ago=9 * 24 * 60)
     with transaction(story.database) as connection:  # the clock of a transaction stands still
         stats.take_sample(connection)
         connection.execute(text("UPDATE lanes SET stored = 2"))
@@ -310,6 +309,31 @@ def test_the_leases_of_a_job_are_its_timeline(story: Story, reader: Reader) -> N
     assert second.worker_class == {"device": "L4"}
     assert [lease.id for lease in reader.ask(job.find_leases, job_id, limit=1)] == [held.lease_id]
     assert Reader(story, "somebody else").ask(job.find_leases, job_id) == []
+
+
+def test_the_timeline_shows_the_leases_of_attempts_that_failed_or_were_lost(story: Story, reader: Reader) -> None:
+    job_id = story.submit()
+    failed = story.started()
+    story.publish(failed, ImageState.FAILED, error_code="out_of_memory", retryable=True)
+    story.skip_backoff()
+    lost = story.started()
+    story.die(lost)
+    story.skip_backoff()
+    stored = story.started()
+    story.publish(stored)
+    timeline = reader.ask(job.find_leases, job_id)
+    assert [lease.id for lease in timeline] == [failed.lease_id, lost.lease_id, stored.lease_id]
+    assert [lease.outcome for lease in timeline] == ["published", "lost", "published"]
+
+
+def test_of_an_image_that_is_given_back_again_and_again_the_last_leases_are_known(story: Story, reader: Reader) -> None:
+    job_id = story.submit()
+    given_back = []
+    for _ in range(23):
+        given_back.append(story.started())
+        story.release(given_back[-1])
+    timeline = reader.ask(job.find_leases, job_id)
+    assert [lease.id for lease in timeline] == [microbatch.lease_id for microbatch in given_back[-20:]]
 
 
 # Images

@@ -195,7 +195,7 @@ def test_a_worker_that_stopped_is_shown_for_a_day(story: Story, sweep: Sweep) ->
         with transaction(story.database) as connection:
             workers.stop(connection, worker, "the day is over")
         silent_for(story, worker, 3600 * hours)
-    sweep.prune()
+    sweep.delete_expired()
     assert [row.id for row in story.rows("SELECT id FROM workers")] == [shown]
 
 
