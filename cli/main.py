@@ -37,6 +37,7 @@ COMMANDS = {
     "models": ("cli.commands.models", "List, show, accept, import and verify models."),
     "workers": ("cli.commands.workers", "List, drain and resume render workers."),
     "label": ("cli.commands.label", "Read the AI labels of picture files."),
+    "policy": ("cli.commands.policy", "Try the rules that refuse prompts."),
     "keys": ("cli.commands.keys", "Create, list and revoke API keys."),
     "admin": ("cli.commands.serve", "Prepare a farm's database: migrate, bootstrap."),
     "doctor": ("cli.commands.doctor", "Check this machine and the farm; say how to fix what is wrong."),

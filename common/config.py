@@ -57,6 +57,9 @@ class Settings(BaseSettings):
     ai_label: LabelMode = "off"  # implicit: in the metadata; visible: in a corner of the picture too
     ai_label_producer: str = Field(default="", validate_default=True)  # the provider's code; needed where labels are on
 
+    # Prompts
+    policy: Path | None = None  # the operator's file of rules that refuse prompts, for the API and control workers
+
     # The API
     key_pepper: SecretStr = SecretStr("")  # mixed into the HMAC of every API key; never change it
     trusted_proxies: str = "127.0.0.1"  # whose X-Forwarded-* headers are believed; * for all

@@ -19,6 +19,7 @@ from api.deps import AppState
 from common.accounts import audit
 from common.accounts.audit import Action
 from common.accounts.tenants import Caller
+from common.batches import check
 from common.db import transaction
 from common.enums import Tier
 from common.errors import LicenceNotAccepted, UnknownModel
@@ -37,9 +38,9 @@ TakeStep = Callable[[Connection, UUID | None], Step]  # the next step after a jo
 class Report:
     """How many jobs a request changed, how many it left alone by reason, and after which job the next one goes on.
 
-    The reasons: `changed_meanwhile`; of a retry also `retried_before` and `model_not_allowed`. Jobs that the change
-    does not apply to, such as ended ones when cancelling, are not counted: the preview counts them by state. `after` is
-    None when all is done.
+    The reasons: `changed_meanwhile`; of a retry also `retried_before`, `model_not_allowed`, `prompt_refused`. Jobs that
+    the change does not apply to, such as ended ones when cancelling, are not counted: the preview counts them by state.
+    `after` is None when all is done.
     """
 
     changed: int
@@ -74,10 +75,18 @@ def change_tier(
 def retry(state: AppState, caller: Caller, chosen: JobFilter, until: datetime, after: UUID | None = None) -> Report:
     """Retry, once, matching jobs that existed at the preview (`until`) and failed or were cancelled."""
     models = usable_models(state, caller)
+    refusal = partial(check.refusal_of_stored, catalog=state.catalog, policy=state.policy)
 
     def take(connection: Connection, after: UUID | None) -> Step:
         return bulk.retry(
-            connection, caller.tenant_id, chosen, until, after, models=models, request_id=caller.request_id
+            connection,
+            caller.tenant_id,
+            chosen,
+            until,
+            after,
+            models=models,
+            refusal=refusal,
+            request_id=caller.request_id,
         )
 
     record = _record(Action.RETRY_JOBS, chosen, until)

@@ -28,8 +28,8 @@ ROW: Columns = {
 
 def element(found: Row, name: str) -> str:
     """That of the first label."""
-    elements = (one["elements"] for one in found["labels"] if one["elements"])
-    return str(next(elements, {}).get(name, ""))
+    elements: Row = next((one["elements"] for one in found["labels"] if one["elements"]), {})
+    return str(elements.get(name, ""))
 
 
 @click.group(cls=Group)

@@ -6,7 +6,7 @@ A step continues after the job where the one before ended, by id. It changes onl
 none twice: any step may be repeated, and the caller may stop after any. `search` defines which jobs match.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -18,6 +18,8 @@ from common.enums import Tier
 from common.queue import jobs, tiers
 from common.queue.jobs import Lane, make_lanes
 from common.queue.search import JobFilter, parameters, where
+
+FindRefusal = Callable[[Mapping[str, Any]], str | None]  # why a stored recipe is refused
 
 STEP_JOBS = 500
 FIRST = UUID(int=0)
@@ -72,9 +74,11 @@ def retry(
     after: UUID | None = None,
     *,
     models: Collection[str],
+    refusal: FindRefusal = lambda recipe: None,
     request_id: str | None = None,
 ) -> Step:
-    """Retry the next matching jobs that failed or were cancelled, if their model is one of `models`.
+    """Retry the next matching jobs that failed or were cancelled, if their model is one of `models` and `refusal` of
+    their recipe is None.
 
     Skips jobs that have a retry already: if that one failed too, it may match itself.
     """
@@ -82,14 +86,16 @@ def retry(
     found = matching.find(connection, after)
     locked = matching.lock(connection, found)
     parents = connection.execute(FIND_UNRETRIED, {"jobs": locked}).all()
-    allowed = [parent for parent in parents if parent.model in models]
+    usable = [parent for parent in parents if parent.model in models]
+    allowed = [parent for parent in usable if refusal(parent.recipe) is None]
     lanes = jobs.retry_lanes(connection, allowed, tenant_id)
     _lock_lanes(connection, set(lanes.values()))
     changed = [job.id for job in jobs.retry_locked(connection, allowed, lanes, request_id)]
     left_alone = {
         "changed_meanwhile": len(found) - len(locked),
         "retried_before": len(locked) - len(parents),
-        "model_not_allowed": len(parents) - len(allowed),
+        "model_not_allowed": len(parents) - len(usable),
+        "prompt_refused": len(usable) - len(allowed),
     }
     return _step(found, changed, left_alone, {parent.model for parent in allowed})
 
