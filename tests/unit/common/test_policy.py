@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,6 +107,16 @@ def test_hanzi_are_found_within_words_and_latin_terms_are_words(loaded: Loaded) 
         policy.refusing_rule("prompt", text) for text in ("手枪", "一支gun", "begun", "guns", "ＡＶ 女優", "rav女优")
     ]
     assert refused == ["a", "a", None, None, "a", None]
+
+
+def test_letters_that_are_written_in_parts_are_put_together(loaded: Loaded) -> None:
+    policy = loaded('[[rules]]\nname = "a"\nterms = ["권총"]')
+    assert policy.refusing_rule("prompt", unicodedata.normalize("NFD", "권총 사진")) == "a"
+
+
+@pytest.mark.parametrize("prompt", ["a semi-nude", "nude/cat", "cat_nude.jpg"])
+def test_a_sign_may_also_divide_words(corpus_policy: Policy, prompt: str) -> None:
+    assert corpus_policy.refusing_rule("prompt", prompt) == "adult"
 
 
 # Off
