@@ -15,7 +15,16 @@ from starlette.exceptions import HTTPException
 
 from api import sentence
 from common import failures
-from common.errors import EncodingUnsupported, Error, FieldError, Invalid, LimitReached, Unavailable, pydantic_sentence
+from common.errors import (
+    EncodingUnsupported,
+    Error,
+    FieldError,
+    Invalid,
+    LimitReached,
+    RefusedByPolicy,
+    Unavailable,
+    pydantic_sentence,
+)
 from common.log import log_event
 from common.sentences import Sentence
 
@@ -68,7 +77,8 @@ async def render_error(request: Request, error: Exception) -> Response:
         headers["Retry-After"] = str(RETRY_AFTER_S)
     if isinstance(error, Unavailable):
         log_event("request_unavailable", request=request_id(request), path=request.url.path, reason=error.message)
-    return problem(request, error.status, error.code, error.message, error.fields, headers)
+    more = {"rule": error.rule, "policy": error.policy} if isinstance(error, RefusedByPolicy) else {}
+    return problem(request, error.status, error.code, error.message, error.fields, headers, **more)
 
 
 async def render_invalid(request: Request, error: Exception) -> Response:

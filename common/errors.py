@@ -89,9 +89,11 @@ class PromptTooLong(Invalid):
 
 
 class RefusedByPolicy(Invalid):
-    """A rule of the operator's refuses the prompt."""
+    """A rule of the operator's refuses the prompt: its name, and the version of the policy."""
 
     code = "prompt_refused"
+    rule = ""
+    policy = ""
 
 
 class PictureRefused(Invalid):

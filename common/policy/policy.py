@@ -79,7 +79,9 @@ class Policy:
 
     def refusal(self, name: PromptField, rule: str) -> RefusedByPolicy:
         """What is said of a prompt or negative prompt that the rule of this name refuses."""
-        return RefusedByPolicy.of([FieldError(name, sentence("refused", rule=rule, version=self.version))])
+        error = RefusedByPolicy.of([FieldError(name, sentence("refused", rule=rule, version=self.version))])
+        error.rule, error.policy = rule, self.version
+        return error
 
     def refusing_rule(self, name: PromptField, text: str) -> str | None:
         """The first rule that refuses this text in that field; None if all accept it. Takes time linear in the text."""

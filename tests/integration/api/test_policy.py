@@ -66,6 +66,7 @@ def test_a_job_is_refused_and_nothing_is_stored(strict: httpx.Client, story: Sto
     answer = strict.post(f"/v1/jobs{dry_run}", json={"prompt": INNOCENT, **LOOK, field: REFUSED})
     assert (answer.status_code, answer.json()["code"]) == (422, "prompt_refused")
     assert answer.json()["errors"] == [{"field": field, "message": SAID}]
+    assert (answer.json()["rule"], answer.json()["policy"]) == ("weapons", "7")
     assert "枪" not in answer.text
     assert "槍" not in answer.text
     assert count_jobs(story) == 0
