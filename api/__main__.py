@@ -32,7 +32,8 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             host, port, *_ = self.servers[0].sockets[0].getsockname()
-            log.log_event("api_started", host=host, port=port)
+            policy = self.config.app.state.shared.policy.version or None  # type: ignore[union-attr]
+            log.log_event("api_started", host=host, port=port, policy=policy)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         state = self.config.app.state  # type: ignore[union-attr]

@@ -55,6 +55,7 @@ from common.catalog import catalog
 from common.config import Settings
 from common.db import connect, transaction
 from common.errors import Unavailable
+from common.policy.policy import load
 from common.storage import Storage
 
 DASHBOARD = "/dashboard"
@@ -183,6 +184,7 @@ def make_state(settings: Settings) -> AppState:
         storage=storage,
         farm=farm,
         catalog=models,
+        policy=load(settings.policy),
         lookups=Lookups(autocommit, settings.key_pepper.get_secret_value()),
         job_watcher=JobWatcher(
             settings.redis_url.get_secret_value(), read_changed=partial(read_changed, autocommit, broker)

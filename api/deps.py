@@ -23,6 +23,7 @@ from common.catalog.catalog import Catalog
 from common.config import PublicPart, Settings
 from common.enums import Scope
 from common.errors import Forbidden, Unauthorized, Unavailable
+from common.policy.policy import Policy
 from common.storage import Storage
 
 
@@ -38,6 +39,7 @@ class AppState:
     storage: Storage
     farm: Farm
     catalog: Catalog
+    policy: Policy
     lookups: Lookups
     job_watcher: JobWatcher
     acceptances: Acceptances

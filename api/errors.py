@@ -29,6 +29,7 @@ from common.errors import (
     Invalid,
     LimitReached,
     NotFound,
+    RefusedByPolicy,
     Unavailable,
     pydantic_sentence,
 )
@@ -101,7 +102,8 @@ async def render_error(request: Request, error: Exception) -> Response:
         headers["Retry-After"] = str(RETRY_AFTER_S)
     if isinstance(error, Unavailable):
         log_event("request_unavailable", request=request_id(request), path=request.url.path, reason=error.message)
-    return problem(request, error.status, error.code, error.message, error.fields, headers)
+    more = {"rule": error.rule, "policy": error.policy} if isinstance(error, RefusedByPolicy) else {}
+    return problem(request, error.status, error.code, error.message, error.fields, headers, **more)
 
 
 def limit_reached(request: Request, error: LimitReached) -> Response:

@@ -37,6 +37,8 @@ COMMANDS = {
     "models": ("cli.commands.models", "List, show, accept, import and verify models."),
     "workers": ("cli.commands.workers", "List, drain and resume render workers."),
     "limits": ("cli.commands.limits", "Show the limits of your tenant, and how full each is."),
+    "label": ("cli.commands.label", "Read the AI labels of picture files."),
+    "policy": ("cli.commands.policy", "Try the rules that refuse prompts."),
     "keys": ("cli.commands.keys", "Create, list and revoke API keys."),
     "tenants": ("cli.commands.tenants", "Create, list, change, suspend and resume tenants."),
     "audit": ("cli.commands.audit", "List who did what."),

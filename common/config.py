@@ -5,8 +5,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
 
-from pydantic import ByteSize, Field, NonNegativeInt, SecretStr, field_validator
+from pydantic import ByteSize, Field, NonNegativeInt, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from common.labels.label import LabelMode, check_producer
 
 PublicPart = Literal["metrics", "docs", "readiness"]
 SHIPPED_CATALOG = Path(__file__).resolve().parent.parent / "models" / "catalog.toml"
@@ -50,6 +52,13 @@ class Settings(BaseSettings):
     worker_name: str | None = None  # shown to people; None: host and device
     torch_threads: int | None = None  # None: torch decides
     model_memory: ByteSize | None = None  # for all models, as 10GB; None: half of a GPU's, 1/4 of the RAM
+
+    # AI labels (GB 45438-2025) of what is rendered
+    ai_label: LabelMode = "off"  # implicit: in the metadata; visible: in a corner of the picture too
+    ai_label_producer: str = Field(default="", validate_default=True)  # the provider's code; needed where labels are on
+
+    # Prompts
+    policy: Path | None = None  # the operator's file of rules that refuse prompts, for the API and control workers
 
     # The API
     key_pepper: SecretStr = SecretStr("")  # mixed into the HMAC of every API key; never change it
@@ -99,6 +108,11 @@ class Settings(BaseSettings):
         if unknown := set(_names(value)) - set(get_args(PublicPart)):
             raise ValueError(f"{', '.join(sorted(unknown))}: known are {', '.join(get_args(PublicPart))}")
         return value
+
+    @field_validator("ai_label_producer")
+    @classmethod
+    def _producer_if_labelled(cls, value: str, info: ValidationInfo) -> str:
+        return value if info.data.get("ai_label", "off") == "off" else check_producer(value)
 
     @cached_property
     def public_parts(self) -> frozenset[str]:

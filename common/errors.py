@@ -2,7 +2,7 @@
 
     Error
     ├── Invalid               400/422: the request cannot be carried out as it is
-    │   ├── PromptTooLong / PictureRefused
+    │   ├── PromptTooLong / PictureRefused / RefusedByPolicy
     │   ├── EncodingUnsupported
     │   ├── UnknownModel
     │   └── IdempotencyMismatch
@@ -28,7 +28,7 @@ no knowledge of HTTP beyond the status number.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from common import sentence
 from common.sentences import Sentence
@@ -79,7 +79,7 @@ class Invalid(Error):
         return cls(sentence("field_wrong", field=field, reason=message), fields=(FieldError(field, message),))
 
     @classmethod
-    def of(cls, wrong: Sequence[FieldError]) -> "Invalid":
+    def of(cls, wrong: Sequence[FieldError]) -> Self:
         """One sentence about all the fields that are wrong."""
         reasons = "; ".join(f"{error.field} {error.message}" for error in wrong[:MOST_REASONS])
         if len(wrong) > MOST_REASONS:
@@ -89,6 +89,14 @@ class Invalid(Error):
 
 class PromptTooLong(Invalid):
     code = "prompt_too_long"
+
+
+class RefusedByPolicy(Invalid):
+    """A rule of the operator's refuses the prompt: its name, and the version of the policy."""
+
+    code = "prompt_refused"
+    rule = ""
+    policy = ""
 
 
 class PictureRefused(Invalid):

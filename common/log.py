@@ -18,6 +18,7 @@ EVENTS: dict[str, tuple[int, str]] = {
     # the API
     "api_started": (logging.INFO, "The API listens."),
     "job_submitted": (logging.INFO, "A job was submitted."),
+    "prompt_refused": (logging.INFO, "A prompt was refused by a rule of the operator's policy."),
     "batch_submitted": (logging.INFO, "A batch was submitted."),
     "dataset_submitted": (logging.INFO, "A dataset was asked for."),
     "batch_changed": (logging.INFO, "A batch was paused, resumed or cancelled."),

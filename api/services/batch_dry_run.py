@@ -29,6 +29,7 @@ from common.batches.plan import PlannedJob, Planner, planners
 from common.catalog.catalog import Catalog
 from common.db import transaction
 from common.errors import Invalid, NotFound, Unavailable
+from common.policy.policy import Policy
 from common.prompt_files.lines import Step, at_line, lines, steps
 from common.prompt_files.reader import PromptFile, open_prompts
 
@@ -127,7 +128,7 @@ def dry_run(state: AppState, caller: Caller, request: BatchRequest) -> BatchDryR
     plan = plan_of(state, caller, request)
     with _open_prompts(state, caller, request) as (file, format):
         variants = planners(plan, state.catalog, image_finder(state, caller))
-        tally = _read(file, format, variants, state.catalog)
+        tally = _read(file, format, variants, state.catalog, state.policy)
         length = file.length()
     if not tally.prompts:
         raise Invalid(sentence("no_prompts") if tally.is_whole else sentence("no_prompts_yet", line=tally.line))
@@ -166,13 +167,13 @@ def _open_prompts(state: AppState, caller: Caller, request: BatchRequest) -> Ite
         yield file, upload.format
 
 
-def _read(file: PromptFile, format: str, variants: list[Planner], catalog: Catalog) -> Tally:
+def _read(file: PromptFile, format: str, variants: list[Planner], catalog: Catalog, policy: Policy) -> Tally:
     """Check lines from the first one on, until MAX_PROMPTS or MAX_S. Raises Unavailable if reading does not begin."""
     tally, has_begun, until = Tally(), False, time.monotonic() + START_S
     for step in steps(file.lines, max(1, STEP_JOBS // len(variants))):
         if not has_begun and file.length():
             has_begun, until = True, time.monotonic() + MAX_S
-        checked = check.check_lines(step.lines, variants, tally.prompts - tally.bad, catalog)
+        checked = check.check_lines(step.lines, variants, tally.prompts - tally.bad, catalog, policy)
         if len(tally.first) < SHOWN_RECIPES:
             right = [line for line in step.lines if line.number in checked.planned][:SHOWN_RECIPES]
             # Planned again without the wrong lines: a wrong line takes no seeds.

@@ -19,6 +19,7 @@ from api.deps import AppState
 from common.accounts import audit
 from common.accounts.audit import Action
 from common.accounts.tenants import Caller
+from common.batches import check
 from common.db import transaction
 from common.enums import Tier
 from common.errors import LicenceNotAccepted, LimitReached, UnknownModel
@@ -37,9 +38,9 @@ TakeStep = Callable[[Connection, UUID | None], Step]  # the next step after a jo
 class Report:
     """How many jobs a request changed, how many it left alone by reason, and after which job the next one goes on.
 
-    The reasons: `changed_meanwhile`; of a retry also `retried_before`, `model_not_allowed` and `tier_not_allowed`. Jobs
-    that the change does not apply to, such as ended ones when cancelling, are not counted: the preview counts them by
-    state. `after` is None when all is done.
+    The reasons: `changed_meanwhile`; of a retry also `retried_before`, `model_not_allowed`, `tier_not_allowed` and
+    `prompt_refused`. Jobs that the change does not apply to, such as ended ones when cancelling, are not counted: the
+    preview counts them by state. `after` is None when all is done.
     """
 
     changed: int
@@ -82,6 +83,7 @@ def retry(state: AppState, caller: Caller, chosen: JobFilter, until: datetime, a
     Raises LimitReached if its first step is over a limit; a later one ends the request.
     """
     models, limits = usable_models(state, caller), state.limits_of(caller)
+    refusal = partial(check.refusal_of_stored, catalog=state.catalog, policy=state.policy)
 
     def take(connection: Connection, after: UUID | None) -> Step:
         return bulk.retry(
@@ -95,6 +97,7 @@ def retry(state: AppState, caller: Caller, chosen: JobFilter, until: datetime, a
             request_id=caller.request_id,
             limits=limits,
             key_id=caller.key_id,
+            refusal=refusal,
         )
 
     record = _record(Action.RETRY_JOBS, chosen, until)

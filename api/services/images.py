@@ -14,6 +14,7 @@ from common.accounts.tenants import Caller
 from common.db import transaction
 from common.enums import TERMINAL_IMAGE, ImageState, Scope
 from common.errors import Conflict, Gone, NotFound, PictureDamaged
+from common.labels.reader import labelled_xmp
 from common.log import log_event
 from common.storage import sha256
 
@@ -55,7 +56,7 @@ def require_key(image: ImageWithJob, key: str | None) -> str:
 
 
 async def thumbnail(state: AppState, image: ImageWithJob, key: str) -> bytes:
-    """The stored image as WebP, at most THUMBNAIL_SIDE pixels a side. Raises PictureDamaged."""
+    """The stored image as WebP, at most THUMBNAIL_SIDE pixels a side, with its AI label. Raises PictureDamaged."""
     return await anyio.to_thread.run_sync(_thumbnail, state, image, key, limiter=state.thumbnail_limiter)
 
 
@@ -69,5 +70,5 @@ def _thumbnail(state: AppState, stored: ImageWithJob, key: str) -> bytes:
     with Image.open(io.BytesIO(data), formats=("PNG", "WEBP", "JPEG")) as image:
         image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
         buffer = io.BytesIO()
-        image.convert("RGB").save(buffer, "WEBP", quality=80)
+        image.convert("RGB").save(buffer, "WEBP", quality=80, xmp=labelled_xmp(data) or b"")
     return buffer.getvalue()

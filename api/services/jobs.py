@@ -16,9 +16,10 @@ from common.accounts import audit
 from common.accounts.audit import Action
 from common.accounts.idempotency import submit_idempotent
 from common.accounts.tenants import Caller
+from common.batches.check import own_negative_prompt
 from common.db import transaction
 from common.enums import Tier
-from common.errors import Unavailable
+from common.errors import RefusedByPolicy, Unavailable
 from common.log import log_event
 from common.queue import jobs, tiers
 from common.queue.search import Search
@@ -88,12 +89,22 @@ def dry_run(state: AppState, caller: Caller, request: JobRequest) -> DryRun:
 
 
 def resolve(state: AppState, caller: Caller, request: JobRequest) -> tuple[recipe.Recipe, tuple[str, ...]]:
-    """The complete recipe and its warnings. Raises Invalid for what no worker could render."""
+    """The complete recipe and its warnings. Raises Invalid for what no worker could render or the policy refuses."""
     find = image_finder(state, caller)
     complete = recipe.resolve(request, state.catalog, state.default_model, random_seed(), find)
     model = state.catalog.get(complete.model)
+    require_accepted(state, caller, complete)
     token_counter.check(complete, model)
     return complete, token_counter.warnings(complete, model)
+
+
+def require_accepted(state: AppState, caller: Caller, complete: recipe.Recipe) -> None:
+    """Raises RefusedByPolicy."""
+    try:
+        state.policy.require(complete.prompt, own_negative_prompt(complete, state.catalog))
+    except RefusedByPolicy as error:
+        log_event("prompt_refused", tenant=caller.tenant_id, request=caller.request_id, reason=error.message)
+        raise
 
 
 def random_seed() -> int:
@@ -176,6 +187,7 @@ def retry(state: AppState, caller: Caller, job_id: UUID) -> UUID:
     parent = get(state, caller, job_id, "")
     caller.require_tier(parent.tier)
     state.acceptances.require(caller.tenant_id, [state.catalog.get(parent.recipe.model)])
+    require_accepted(state, caller, parent.recipe)
     with transaction(state.engine) as connection:
         limits = state.limits_of(caller)
         retried = jobs.retry(connection, job_id, caller.tenant_id, caller.request_id, limits, caller.key_id)

@@ -2,7 +2,7 @@
 
 import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from itertools import chain
@@ -195,6 +195,18 @@ def check_workers(client: Client) -> Iterator[Finding]:
         yield Finding("warn", "worker", sentence("worker_quarantined", worker=one["name"], quarantine=quarantined))
     for worker in alive:
         yield from check_worker(worker)
+    yield from check_labels(alive)
+
+
+def check_labels(alive: Sequence[dict[str, Any]]) -> Iterator[Finding]:
+    """Whether what these workers render has AI labels. An older worker says nothing, and writes none."""
+    modes = sorted({worker.get("class", {}).get("ai_label", "off") for worker in alive})
+    if len(modes) > 1:
+        yield Finding("warn", "ai label", sentence("ai_labels_differ", modes=", ".join(modes)))
+    elif modes == ["off"]:
+        yield Finding("ok", "ai label", sentence("ai_label_off"))
+    elif modes:
+        yield Finding("ok", "ai label", sentence("ai_label_on", mode=modes[0]))
 
 
 def check_worker(worker: dict[str, Any]) -> Iterator[Finding]:

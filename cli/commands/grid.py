@@ -5,7 +5,6 @@
 Its batch holds all that a grid is made of, so an interrupted grid is resumed by the id of its batch.
 """
 
-import io
 import shlex
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -21,7 +20,7 @@ from cli.download import write_file
 from cli.errors import USAGE, Failure, program_name
 from cli.options import Size, ValueList
 from cli.sheets.comparison import compare, grid_axes
-from cli.sheets.contact_sheet import render_sheet
+from cli.sheets.contact_sheet import png_of, render_sheet
 from cli.sheets.grid_page import render_page
 from cli.shell import Command, Shell
 from cli.terminal import Columns
@@ -151,8 +150,7 @@ def make(shell: Shell, batch: Json, out: Path) -> Json:
     page, sheet, legend = out / "grid.html", out / "grid.png", out / "legend.txt"
     picture, numbered = render_sheet(comparison)
     write_file(page, render_page(comparison, f"画坊 grid, {len(comparison.cells)} pictures"))
-    picture.save(png := io.BytesIO(), "PNG")
-    write_file(sheet, png.getvalue())
+    write_file(sheet, png_of(picture, comparison))
     legend.unlink(missing_ok=True)
     if numbered:
         write_file(legend, "".join(f"({n}) {printable(text)}\n" for n, text in enumerate(numbered, 1)).encode())

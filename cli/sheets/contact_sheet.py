@@ -4,6 +4,7 @@ Text needs a font of this machine that has hanzi: none is shipped, since the sma
 title with hanzi becomes a number, and the legend holds the titles.
 """
 
+import io
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -11,8 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from cli.sheets.comparison import Cell, Comparison, Table
+from common.labels.reader import labelled_xmp
 
 MAX_SIDE, MIN_SIDE = 256, 128  # pixels of a square cell
 GAP, MARGIN = 10, 24
@@ -89,6 +92,16 @@ def render_sheet(comparison: Comparison) -> tuple[Image.Image, list[str]]:
         y += table.height + 3 * GAP
     text.draw(sheet, (MARGIN, y), about, SUBTITLE, FAINT)
     return sheet, text.legend
+
+
+def png_of(sheet: Image.Image, comparison: Comparison) -> bytes:
+    """The sheet with the first AI label of its pictures."""
+    labels = (labelled_xmp(cell.picture.read_bytes()) for cell in comparison.cells if cell.picture)
+    texts = PngInfo()
+    if label := next(filter(None, labels), None):
+        texts.add_itxt("XML:com.adobe.xmp", label.decode())
+    sheet.save(file := io.BytesIO(), "PNG", pnginfo=texts)
+    return file.getvalue()
 
 
 def cell_side(comparison: Comparison) -> int:

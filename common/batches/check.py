@@ -6,11 +6,13 @@ Whether a line is wrong does not depend on its position; its seeds do.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import Any
 
 from common.batches import sentence
 from common.batches.plan import PlannedJob, Planner
 from common.catalog.catalog import Catalog, Model
-from common.errors import Invalid
+from common.errors import Invalid, RefusedByPolicy
+from common.policy.policy import NO_POLICY, Policy
 from common.prompt_files.lines import Line, at_line
 from common.recipes import token_counter
 from common.recipes.recipe import Recipe
@@ -57,10 +59,13 @@ def plan_lines(lines: Iterable[Line], variants: Sequence[Planner], position: int
     return CheckedLines(planned, errors)
 
 
-def check_lines(lines: Iterable[Line], variants: Sequence[Planner], position: int, catalog: Catalog) -> CheckedLines:
-    """The same, and the tokens of the prompts are counted. A line has at most one warning."""
+def check_lines(
+    lines: Iterable[Line], variants: Sequence[Planner], position: int, catalog: Catalog, policy: Policy = NO_POLICY
+) -> CheckedLines:
+    """The same, and the policy judges the prompts, and their tokens are counted. A line has at most one warning."""
     found = plan_lines(lines, variants, position)
     errors, warnings = dict(found.errors), dict[int, str]()
+    errors.update((number, _reason(refusal)) for number, refusal in _refused(found.planned, catalog, policy))
     for number, recipe, model in _suspects(found.planned, catalog):
         try:
             token_counter.check(recipe, model)
@@ -96,6 +101,42 @@ def _reason(error: Invalid) -> str:
     """The message, cut short and without characters that cannot be stored: it may quote the line."""
     stored = error.message[:MAX_REASON].replace("\0", "\ufffd").encode("utf-8", "replace").decode("utf-8")
     return error.message if stored == error.message else stored
+
+
+def _refused(planned: PlannedLines, catalog: Catalog, policy: Policy) -> Iterator[tuple[int, RefusedByPolicy]]:
+    """The lines that the policy refuses. A negative prompt is that of many lines, so it is judged once."""
+    if not policy.rules:
+        return
+    rules: dict[str, str | None] = {}
+    for number, variants in planned.items():
+        if rule := policy.refusing_rule("prompt", variants[0].prompt):
+            yield number, policy.refusal("prompt", rule)
+            continue
+        for negative in {own_negative_prompt(job.template.recipe, catalog) for job in variants}:
+            if negative not in rules:
+                rules[negative] = policy.refusing_rule("negative_prompt", negative)
+            if found := rules[negative]:
+                yield number, policy.refusal("negative_prompt", found)
+
+
+def own_negative_prompt(recipe: Recipe, catalog: Catalog) -> str:
+    """The negative prompt, unless it is the model's."""
+    is_default = recipe.negative_prompt == catalog.get(recipe.model).negative_prompt
+    return "" if is_default else recipe.negative_prompt
+
+
+def refusal_of_stored(recipe: Mapping[str, Any], catalog: Catalog, policy: Policy) -> str | None:
+    """Why the policy refuses a stored recipe, some of whose fields this code may not know; None if it accepts it."""
+    if not policy.rules:
+        return None
+    model, negative = catalog.models.get(recipe["model"]), recipe.get("negative_prompt") or ""
+    if model and negative == model.negative_prompt:
+        negative = ""
+    try:
+        policy.require(recipe["prompt"], negative)
+    except RefusedByPolicy as error:
+        return error.message
+    return None
 
 
 def _suspects(planned: PlannedLines, catalog: Catalog) -> Iterator[tuple[int, Recipe, Model]]:

@@ -18,12 +18,13 @@ from sqlalchemy import Connection, text
 from common.accounts.admission import UNLIMITED, admit_batch, count_day
 from common.accounts.limits import Limits
 from common.batches import sentence
-from common.batches.chunks import FENCE, Batch, fence_params
+from common.batches.chunks import FENCE, SHOWN_WARNINGS, Batch, fence_params
 from common.batches.expansion import LOCK_TO_EXPAND, OPEN_LANES
 from common.db import new_id
 from common.enums import Tier
 from common.errors import Conflict, NotFound
 from common.failures import PROGRESS
+from common.queue.bulk import FindRefusal
 from common.queue.lanes import EXACT, Lane, make_lanes
 from common.schema import shown
 
@@ -75,10 +76,13 @@ def models(connection: Connection, tenant_id: UUID, parent_id: UUID) -> list[str
     return list(connection.execute(MODELS, {"parent": parent_id, "tenant": tenant_id}).scalars())
 
 
-def expand(connection: Connection, batch: Batch, limits: Limits = UNLIMITED) -> Mapping[str, int] | None:
+def expand(
+    connection: Connection, batch: Batch, limits: Limits = UNLIMITED, refusal: FindRefusal | None = None
+) -> Mapping[str, int] | None:
     """Insert the next retry jobs; returns their number by model.
 
-    None if another worker was first, or the batch was cancelled.
+    Jobs whose recipes have a `refusal` are left out, and a warning says so. None if another worker was first, or the
+    batch was cancelled.
     """
     locked = connection.execute(LOCK_TO_EXPAND, fence_params(batch)).first()
     if locked is None:
@@ -86,13 +90,23 @@ def expand(connection: Connection, batch: Batch, limits: Limits = UNLIMITED) -> 
     parent = connection.execute(SIZE, {"parent": batch.parent_id}).one()
     until = batch.offset + max(1, CHUNK_IMAGES * parent.jobs // max(parent.images, 1))
     failed = connection.execute(FAILED, {"parent": batch.parent_id, "start": batch.offset, "until": until}).all()
+    refused = _refused(connection, {row.job_id for row in failed}, refusal) if refusal else {}
+    failed = [row for row in failed if row.job_id not in refused]
     images = Counter[UUID](row.job_id for row in failed)  # in the order of their positions
     if images:
         _insert(connection, batch, failed, images, is_paused=locked.paused_at is not None)
         count_day(connection, batch.tenant_id, limits, len(failed))
     moved = {"until": until, "is_last": until >= parent.jobs, "jobs": len(images), "images": len(failed)}
-    connection.execute(EXPANDED, fence_params(batch) | moved)
+    reasons = Counter(refused.values())
+    warnings = [sentence("not_retried", count=count, reason=reason) for reason, count in reasons.items()]
+    connection.execute(EXPANDED, fence_params(batch) | moved | {"warned": len(refused), "warnings": warnings})
     return Counter({row.job_id: row.model for row in failed}.values())
+
+
+def _refused(connection: Connection, job_ids: set[UUID], refusal: FindRefusal) -> dict[UUID, str]:
+    """Why jobs are refused, by their ids."""
+    rows = connection.execute(RECIPES, {"jobs": list(job_ids)})
+    return {row.id: reason for row in rows if (reason := refusal(row.recipe))}
 
 
 def _insert(connection: Connection, batch: Batch, failed: Any, images: Counter[UUID], *, is_paused: bool) -> None:
@@ -183,6 +197,9 @@ FAILED = text(f"""
     ORDER BY job.position, images.index
 """)
 
+# Read the recipes of jobs.
+RECIPES = text("SELECT id, recipe FROM jobs WHERE id = ANY(:jobs)")
+
 # Insert the retry jobs, with the recipes of their parents.
 INSERT_JOBS = text("""
     INSERT INTO jobs (id, tenant_id, parent_id, batch_id, position, tier, recipe, count, open, request_id, key_id)
@@ -203,6 +220,7 @@ INSERT_IMAGES = text("""
 # Move a retry behind a chunk of its parent; behind the last one it is expanded.
 EXPANDED = text(f"""
     UPDATE batches SET "offset" = :until, prompts = prompts + :jobs, jobs = jobs + :jobs, images = images + :images,
+        warned = warned + :warned, warnings = (warnings || cast(:warnings AS text[]))[1 : {SHOWN_WARNINGS}],
         expanded_at = CASE WHEN :is_last THEN now() END, touched_at = now(), {PROGRESS}
     WHERE {FENCE}
 """)

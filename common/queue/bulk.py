@@ -6,7 +6,7 @@ A step continues after the job where the one before ended, by id. It changes onl
 none twice: any step may be repeated, and the caller may stop after any. `search` defines which jobs match.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -20,6 +20,8 @@ from common.enums import Tier
 from common.queue import jobs, tiers
 from common.queue.lanes import Lane, make_lanes
 from common.queue.search import JobFilter, parameters, where
+
+FindRefusal = Callable[[Mapping[str, Any]], str | None]  # why a stored recipe is refused
 
 STEP_JOBS = 500
 FIRST = UUID(int=0)
@@ -76,11 +78,13 @@ def retry(
     *,
     models: Collection[str],
     tiers_allowed: Collection[Tier] = tuple(Tier),
+    refusal: FindRefusal = lambda recipe: None,
     request_id: str | None = None,
     limits: Limits = UNLIMITED,
     key_id: UUID | None = None,
 ) -> Step:
-    """Retry the next matching jobs that failed or were cancelled, if their model and tier are allowed.
+    """Retry the next matching jobs that failed or were cancelled, if their model and tier are allowed and `refusal` of
+    their recipe is None.
 
     Skips jobs that have a retry already: if that one failed too, it may match itself. Raises LimitReached if not all of
     them fit.
@@ -90,7 +94,8 @@ def retry(
     locked = matching.lock(connection, found)
     parents = connection.execute(FIND_UNRETRIED, {"jobs": locked}).all()
     known = [parent for parent in parents if parent.model in models]
-    allowed = [parent for parent in known if parent.tier in tiers_allowed]
+    of_tier = [parent for parent in known if parent.tier in tiers_allowed]
+    allowed = [parent for parent in of_tier if refusal(parent.recipe) is None]
     admit_images(connection, tenant_id, limits, jobs.tiers_of(allowed))
     lanes = jobs.retry_lanes(connection, allowed, tenant_id)
     _lock_lanes(connection, set(lanes.values()))
@@ -99,7 +104,8 @@ def retry(
         "changed_meanwhile": len(found) - len(locked),
         "retried_before": len(locked) - len(parents),
         "model_not_allowed": len(parents) - len(known),
-        "tier_not_allowed": len(known) - len(allowed),
+        "tier_not_allowed": len(known) - len(of_tier),
+        "prompt_refused": len(of_tier) - len(allowed),
     }
     return _step(found, changed, left_alone, {parent.model for parent in allowed})
 

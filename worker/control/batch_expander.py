@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from threading import Event
 from uuid import UUID
 
@@ -32,6 +32,7 @@ from common.db import transaction
 from common.errors import Error, Invalid, LicenceNotAccepted, LimitReached, NotFound, Unavailable
 from common.failures import BACKOFF_S, new_reference
 from common.log import log_event
+from common.policy.policy import NO_POLICY, Policy
 from common.prompt_files.lines import Gap, Line, Step, at_line, steps
 from common.prompt_files.reader import open_prompts
 from common.recipes.img2img import FindImage, InputImage
@@ -78,6 +79,7 @@ class Expander:
         storage: Storage,
         broker: Broker,
         catalog: Catalog,
+        policy: Policy = NO_POLICY,
         *,
         backoff_s: float = BACKOFF_S,
         limits: Limits = UNLIMITED,
@@ -87,6 +89,7 @@ class Expander:
         self._storage = storage
         self._broker = broker
         self._catalog = catalog
+        self._policy = policy
         self._backoff_s = backoff_s
         self._limits = limits
         self._acceptances = Acceptances(database)
@@ -142,7 +145,9 @@ class Expander:
     def _expand_retry(self, batch: Batch) -> bool:
         """Insert the next jobs of a retry. False when another process does it."""
         with transaction(self._database) as connection:
-            models = retries.expand(connection, batch, self._limits.with_own(batch.own_limits))
+            limits = self._limits.with_own(batch.own_limits)
+            refusal = partial(check.refusal_of_stored, catalog=self._catalog, policy=self._policy)
+            models = retries.expand(connection, batch, limits, refusal if self._policy.rules else None)
         if models:
             self._wake(models)
             log_event("batch_expanded", batch=batch.id, jobs=sum(models.values()))
@@ -248,7 +253,7 @@ class Expander:
     def _check_step(self, batch: Batch, here: list[Line], variants: list[Planner], position: int) -> CheckedLines:
         if batch.is_checked:
             return check.plan_lines(self._without_skipped(batch, here), variants, position)
-        return check.check_lines(here, variants, position, self._catalog)
+        return check.check_lines(here, variants, position, self._catalog, self._policy)
 
     def _chunk(self, batch: Batch, step: Step, lines: CheckedLines) -> Chunk:
         format = batch.upload.format

@@ -14,6 +14,7 @@ from common.catalog.catalog import Catalog
 from common.config import Settings
 from common.db import connect
 from common.log import log_event
+from common.policy.policy import load
 from common.storage import Storage
 from worker.control.batch_expander import Expander
 from worker.control.sweep import Sweep
@@ -30,7 +31,10 @@ class ControlWorker:
         self.farm = Farm(self.database, storage, settings.key_pepper.get_secret_value())
         self.farm.guard(self.database, storage, of_exports)
         self.sweep = Sweep(settings, self.database, self.broker, storage)
-        self.expander = Expander(self.database, storage, self.broker, catalog, limits=Limits.in_settings(settings))
+        self.policy = load(settings.policy)
+        self.expander = Expander(
+            self.database, storage, self.broker, catalog, self.policy, limits=Limits.in_settings(settings)
+        )
         self.exporter = Exporter(self.database, of_exports, catalog)
         self._sweeps = settings.sweep
         self._stopping = threading.Event()
@@ -39,7 +43,7 @@ class ControlWorker:
     def start(self) -> None:
         if self._sweeps:
             self._thread.start()
-        log_event("control_started", sweeps=self._sweeps)
+        log_event("control_started", sweeps=self._sweeps, policy=self.policy.version or None)
 
     def leave(self) -> None:
         """Let the tasks in progress return soon."""

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from common.catalog.catalog import Catalog, Licence
 from common.datasets import layout
 from common.datasets.layout import DatasetPlan
+from common.labels.reader import labelled_xmp
 from worker.datasets.shard import ShardManifest
 
 SAMPLES, COLUMNS, TILE = 12, 4, 192  # of the grid: images, images a row, pixels
@@ -236,7 +237,7 @@ class DatasetCard:
 
 
 def grid(images: Sequence[bytes]) -> bytes:
-    """A JPEG with these image files side by side. The place of a damaged one stays empty."""
+    """A JPEG with these image files side by side, and their first label. The place of a damaged one stays empty."""
     columns = min(COLUMNS, len(images))
     sheet = Image.new("RGB", (columns * TILE, -(-len(images) // columns) * TILE), "white")
     for number, data in enumerate(images):
@@ -244,7 +245,7 @@ def grid(images: Sequence[bytes]) -> bytes:
             tile = ImageOps.contain(opened.convert("RGB"), (TILE, TILE))
             sheet.paste(tile, (number % columns * TILE, number // columns * TILE))
     file = io.BytesIO()
-    sheet.save(file, "JPEG", quality=85)
+    sheet.save(file, "JPEG", quality=85, xmp=next(filter(None, map(labelled_xmp, images)), None))
     return file.getvalue()
 
 

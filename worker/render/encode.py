@@ -23,18 +23,23 @@ except ImportError:  # a platform without its wheel: the same pixels, in three t
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 RGB, UP = 2, 2  # PNG's colour type, and its filter that stores each row as the difference from the row above
 QUALITY = 95
+XMP_KEYWORD = "XML:com.adobe.xmp"  # of a PNG's text chunk
 
 
-def encode(pixels: NDArray[np.uint8], format: str, metadata: Mapping[str, str]) -> bytes:
-    """The file of a height × width × RGB image. Keys of the metadata are short and ASCII; values are any Unicode."""
-    return {"png": _png, "webp": _webp, "jpeg": _jpeg}[format](pixels, metadata)
+def encode(pixels: NDArray[np.uint8], format: str, metadata: Mapping[str, str], xmp: bytes | None = None) -> bytes:
+    """The file of a height × width × RGB image. Keys of the metadata are short and ASCII; values are any Unicode.
+
+    `xmp`: a packet of less than 65,000 bytes.
+    """
+    return {"png": _png, "webp": _webp, "jpeg": _jpeg}[format](pixels, metadata, xmp)
 
 
-def _png(pixels: NDArray[np.uint8], metadata: Mapping[str, str]) -> bytes:
+def _png(pixels: NDArray[np.uint8], metadata: Mapping[str, str], xmp: bytes | None) -> bytes:
     height, width = pixels.shape[:2]
+    texts = {**metadata, XMP_KEYWORD: xmp.decode()} if xmp else metadata
     chunks = [
         _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, RGB, 0, 0, 0)),
-        *(_chunk(b"iTXt", key.encode("ascii") + b"\0\0\0\0\0" + text.encode()) for key, text in metadata.items()),
+        *(_chunk(b"iTXt", key.encode("ascii") + b"\0\0\0\0\0" + text.encode()) for key, text in texts.items()),
         _chunk(b"IDAT", _deflate(_filtered(pixels))),
         _chunk(b"IEND", b""),
     ]
@@ -63,9 +68,9 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(data, zlib.crc32(kind)))
 
 
-def _jpeg(pixels: NDArray[np.uint8], metadata: Mapping[str, str]) -> bytes:
+def _jpeg(pixels: NDArray[np.uint8], metadata: Mapping[str, str], xmp: bytes | None) -> bytes:
     """The metadata is one JSON object in comment segments of at most 65,533 bytes each."""
-    file = _encode_with_pillow(pixels, "JPEG", quality=QUALITY)
+    file = _encode_with_pillow(pixels, "JPEG", quality=QUALITY, xmp=xmp)
     data = _json(metadata)
     parts = [data[at : at + 65_533] for at in range(0, len(data), 65_533)]
     comments = [b"\xff\xfe" + struct.pack(">H", len(part) + 2) + part for part in parts]
@@ -73,12 +78,13 @@ def _jpeg(pixels: NDArray[np.uint8], metadata: Mapping[str, str]) -> bytes:
     return b"".join((file[:head], *comments, file[head:]))
 
 
-def _webp(pixels: NDArray[np.uint8], metadata: Mapping[str, str]) -> bytes:
+def _webp(pixels: NDArray[np.uint8], metadata: Mapping[str, str], xmp: bytes | None) -> bytes:
     """The metadata is one JSON object in the EXIF tag ImageDescription: WebP has no comments.
 
     Method 0 takes 0.4 of the time of the usual one, for 1.6% more bytes at the same quality.
     """
-    return _encode_with_pillow(pixels, "WEBP", quality=QUALITY, method=0, exif=_exif(_json(metadata)))
+    exif = _exif(_json(metadata))
+    return _encode_with_pillow(pixels, "WEBP", quality=QUALITY, method=0, exif=exif, xmp=xmp or b"")
 
 
 def _exif(description: bytes) -> bytes:

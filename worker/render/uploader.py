@@ -24,6 +24,7 @@ from common.queue.leases import Outcome, Published
 from common.recipes.recipe import canonical_json
 from common.storage import MEDIA_TYPES, Storage, image_key, sha256
 from worker.availability import Availability
+from worker.labels.labeller import Labeller
 from worker.pipelines.base import RenderedImage
 from worker.quarantine.quarantine import Quarantine
 from worker.quarantine.store_watch import StoreWatch
@@ -49,6 +50,7 @@ class Uploader:
         watchdog: Watchdog,
         store_watch: StoreWatch,
         quarantine: Quarantine,
+        labeller: Labeller,
     ) -> None:
         """`announce` gets the ids of the jobs whose images were published; it must not block."""
         self._worker_id = worker_id
@@ -62,6 +64,7 @@ class Uploader:
         self._store_watch = store_watch
         self._submitted: dict[UUID, Microbatch] = {}  # by lease; not published yet
         self._quarantine = quarantine
+        self._labeller = labeller
         self._uploads = ThreadPoolExecutor(UPLOADS, "upload")
         self._encoders = Semaphore(ENCODERS)
         self._publisher = ThreadPoolExecutor(1, "publish")
@@ -170,7 +173,8 @@ class Uploader:
         # Nothing of the job: the same recipe and seed give the same bytes on the same worker.
         own = {"recipe": canonical_json(image.recipe.content), "index": str(image.index), "seed": str(image.seed)}
         with self._encoders, self._watchdog.watch("store"):
-            return encode(result.pixels, image.recipe.format, {**own, **rendered.metadata})
+            pixels, xmp = self._labeller.label(result.pixels, image.recipe, image.index)
+            return encode(pixels, image.recipe.format, {**own, **rendered.metadata}, xmp)
 
     def _store(self, rendered: RenderedMicrobatch, image: Image, data: bytes) -> tuple[str, str, int]:
         """The key, the sha256 and the bytes of the stored image. Raises Unavailable when it is too late for it."""

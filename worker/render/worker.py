@@ -24,6 +24,7 @@ from common.storage import Storage
 from worker.availability import Availability
 from worker.devices.processes import name_of
 from worker.devices.readings import DeviceMonitor
+from worker.labels.labeller import Labeller
 from worker.models.manager import ModelManager, models_to_serve
 from worker.pipelines import registry
 from worker.quarantine.quarantine import Quarantine
@@ -68,7 +69,9 @@ class RenderWorker:
         of_trials = Storage(settings, connections=1, attempts=1)
         self.farm.guard(self.database, own_connection, storage, of_trials)
         self.inputs = InputImageLoader(storage, s3, self.watchdog)
-        self.render_thread = RenderThread(self.models, self.watchdog, self.worker_class, self.quarantine)
+        labeller = Labeller(settings)
+        self.labelled_class = {**self.worker_class, **labeller.facts}  # not for trial pictures: they have no label
+        self.render_thread = RenderThread(self.models, self.watchdog, self.labelled_class, self.quarantine)
         self.notifications = Notifications(settings, self.broker, self.held_leases, lambda: self.render_thread.current)
         self.store_watch = StoreWatch(
             self.id,
@@ -90,6 +93,7 @@ class RenderWorker:
             self.watchdog,
             self.store_watch,
             self.quarantine,
+            labeller,
         )
         claimer = Claimer(self.id, self.database, name=self.name, alive_s=3 * settings.beat_s)
         drain = Drain(settings.drain_s, self.quarantine)
@@ -122,7 +126,7 @@ class RenderWorker:
         worker = Worker(
             self.id,
             self.name,
-            self.worker_class,
+            self.labelled_class,
             served,
             self.models.resident,
             self.models.refusals(),

@@ -98,11 +98,12 @@ class BulkProgress(BaseModel):
     retried_before: int = 0
     model_not_allowed: int = 0
     tier_not_allowed: int = 0
+    prompt_refused: int = 0
 
     @property
     def unchanged(self) -> dict[str, int]:
         """The number of jobs by reason. Jobs in an unfit state are known only at the end: the action skips them."""
-        reasons = ("changed_meanwhile", "retried_before", "model_not_allowed", "tier_not_allowed")
+        reasons = ("changed_meanwhile", "retried_before", "model_not_allowed", "tier_not_allowed", "prompt_refused")
         refused = {name: getattr(self, name) for name in reasons}
         unfit = 0 if self.after else max(0, self.matched - self.changed - sum(refused.values()))
         return {name: count for name, count in {"unfit": unfit, **refused}.items() if count}

@@ -24,6 +24,7 @@ from common.config import Settings
 from common.datasets.layout import COLUMNS
 from common.db import new_id
 from common.enums import ImageState, Scope
+from common.labels.reader import read_labels
 from common.storage import Storage
 from tests.support.serving import Api
 from tests.support.stories import CATALOG, Story
@@ -93,8 +94,8 @@ def submitted(client: httpx.Client, expander: Expander, prompts: list[str] = PRO
     return str(batch_id)
 
 
-def render(story: Story, make_worker: MakeWorker) -> None:
-    worker = make_worker()
+def render(story: Story, make_worker: MakeWorker, **settings: Any) -> None:
+    worker = make_worker(**settings)
     worker.loop.start()
     while not ended(story):
         worker.loop.run()
@@ -534,3 +535,43 @@ def test_the_images_of_a_retry_replace_those_that_failed(
     assert {job["id"] for job in jobs} == {row["job_id"] for row in rows_of(files)[:3]}
     assert json.loads(files["manifest.json"])["batch"]["retries"] == [retry]
     assert ready(client, exporter, batch_id)["digest"] == made["digest"]
+
+
+@pytest.mark.parametrize("format", ["png", "webp", "jpeg"])
+def test_pictures_keep_their_ai_label(
+    client: httpx.Client,
+    story: Story,
+    expander: Expander,
+    exporter: Exporter,
+    make_worker: MakeWorker,
+    settings: Settings,
+    format: str,
+) -> None:
+    """In the store, as thumbnails, in each layout of a dataset and in its sheet of samples; the key is its number."""
+    batch_id = submitted(client, expander, PROMPTS[:2], defaults=LOOK | {"format": format})
+    render(story, make_worker, ai_label="implicit", ai_label_producer="0011")
+    for layout in LAYOUTS:
+        files = files_of(settings, ready(client, exporter, batch_id, layout=layout)["id"])
+        rows = rows_of(files)
+        assert len(rows) == 4
+        assert sorted(map(number_of, pictures_of(files, layout))) == sorted(row["key"] for row in rows)
+        assert {row["worker_class"] for row in rows} == {'{"ai_label": "implicit", "device": "stub"}'}
+        assert number_of(files["samples.jpg"]) in {row["key"] for row in rows}
+    thumbnail = client.get(f"/v1/images/{rows[0]['image_id']}/thumbnail").raise_for_status().content
+    assert number_of(thumbnail) == rows[0]["key"]
+
+
+def pictures_of(files: Files, layout: str) -> list[bytes]:
+    if layout == "imagefolder":
+        return [data for path, data in files.items() if path.endswith((".png", ".webp", ".jpg")) and "/" in path]
+    (shard,) = (BytesIO(data) for path, data in files.items() if path.startswith("data/"))
+    if layout == "parquet":
+        return [row["image"]["bytes"] for row in pq.read_table(shard).to_pylist()]
+    with tarfile.open(fileobj=shard) as tar:
+        names = [name for name in tar.getnames() if not name.endswith((".txt", ".json"))]
+        return [tar.extractfile(name).read() for name in names]
+
+
+def number_of(data: bytes) -> str:
+    (label,) = read_labels(data)
+    return str((label.elements or {})["ProduceID"])

@@ -7,6 +7,7 @@ from cli.commands.doctor import check_workers
 from tests.support.command_line import Response, fake_farm
 
 READY: dict[str, Any] = {"name": "gpu-1", "state": "ready", "models": ["mini-zh"], "refusals": {}, "devices": []}
+UNLABELLED = ("ok", "off: pictures say nothing of AI (HUAFANG_AI_LABEL)")
 QUARANTINE = {"quarantined_at": "2026-11-29T07:40:00Z", "next_trial_at": "2026-11-29T08:00:00Z"}
 
 
@@ -23,9 +24,10 @@ def test_a_quarantined_worker_is_named_with_its_reason() -> None:
         ("warn", because),
         ("ok", "gpu-1 is ready"),
         ("ok", "gpu-2 is ready"),
+        UNLABELLED,
     ]
     verdicts = [verdict for verdict, _ in found(sick, quarantined="gpu-2")]
-    assert verdicts == ["fail", "warn", "ok"]  # nobody renders
+    assert verdicts == ["fail", "warn", "ok", "ok"]  # nobody renders
 
 
 def test_a_worker_that_did_not_start_and_a_sick_device_are_named() -> None:
@@ -35,10 +37,19 @@ def test_a_worker_that_did_not_start_and_a_sick_device_are_named() -> None:
         ("warn", "gpu-3 did not start: This machine has an NVIDIA GPU."),
         ("ok", "gpu-1 is ready"),
         ("warn", "gpu-1, device cuda:0: its driver does not answer"),
+        UNLABELLED,
     ]
 
 
 def test_a_farm_of_an_older_version_is_read() -> None:
     older = {name: value for name, value in READY.items() if name != "devices"}
     with fake_farm(lambda request: Response(body={"items": [older]})) as farm:
-        assert [finding.verdict for finding in check_workers(Client(farm.url, "k"))] == ["ok"]
+        assert [finding.verdict for finding in check_workers(Client(farm.url, "k"))] == ["ok", "ok"]
+
+
+def test_it_says_whether_pictures_are_labelled() -> None:
+    labelled = READY | {"class": {"device": "cpu", "ai_label": "visible"}}
+    on = "visible: pictures have the AI label of GB 45438-2025 (HUAFANG_AI_LABEL)"
+    assert found(labelled)[-1] == ("ok", on)
+    mixed = "workers differ (off, visible): give them all the same HUAFANG_AI_LABEL"
+    assert found(labelled, READY)[-1] == ("warn", mixed)
