@@ -186,6 +186,11 @@ def test_an_operator_finds_and_cancels_the_job_of_another_tenant(
     ):
         page = operator.get(f"/v1/jobs?all_tenants=true&{query}").json()["items"]
         assert [one["id"] for one in page] == list(map(str, found)), query
+    standard = operator.get("/v1/jobs?all_tenants=true&limit=1&state=queued&tier=standard").json()
+    assert [one["id"] for one in standard["items"]] == [str(mine)]
+    story.cancel(mine)
+    cancelled = operator.get("/v1/jobs?all_tenants=true&limit=1&state=cancelled").json()
+    assert ([one["id"] for one in cancelled["items"]], cancelled["next_cursor"]) == ([str(mine)], None)
     first = operator.get("/v1/jobs?all_tenants=true&limit=1").json()
     second = operator.get("/v1/jobs?all_tenants=true&limit=1", params={"cursor": first["next_cursor"]}).json()
     assert [page["items"][0]["id"] for page in (first, second)] == [str(theirs), str(mine)]
