@@ -105,24 +105,24 @@ def _lock(tenant_id: UUID) -> int:
 def _reached(name: str, used: int, allowed: int, more: int, seconds_to_midnight: int) -> LimitReached:
     helps = used > 0 and more <= allowed
     retry_after_s = {"images_a_day": seconds_to_midnight, "keys": None, "stored_bytes": None}.get(name, SOON_S)
-    message = _words(name, used=used, allowed=allowed, more=more)
+    message = _words(name, used, allowed, more)
     return LimitReached(message, limit=name, used=used, allowed=allowed, retry_after_s=retry_after_s if helps else None)
 
 
-def _words(name: str, **numbers: int) -> Sentence:
+def _words(name: str, used: int, allowed: int, more: int) -> Sentence:
     match name:
         case "waiting_images":
-            return sentence("limit_waiting_images", **numbers)
+            return sentence("limit_waiting_images", used=used, allowed=allowed, more=more)
         case "waiting_interactive":
-            return sentence("limit_waiting_interactive", **numbers)
+            return sentence("limit_waiting_interactive", used=used, allowed=allowed, more=more)
         case "images_a_day":
-            return sentence("limit_images_a_day", **numbers)
+            return sentence("limit_images_a_day", used=used, allowed=allowed, more=more)
         case "preparing_batches":
-            return sentence("limit_preparing_batches", **numbers)
+            return sentence("limit_preparing_batches", used=used, allowed=allowed)
         case "stored_bytes":
-            return sentence("limit_stored_bytes", **numbers)
+            return sentence("limit_stored_bytes", used=used, allowed=allowed)
         case _:
-            return sentence("limit_keys", **numbers)
+            return sentence("limit_keys", used=used, allowed=allowed)
 
 
 # What a tenant uses of its limits. `open`: images of a lane that have not ended.
