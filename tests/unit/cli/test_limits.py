@@ -22,7 +22,7 @@ ITEMS = [
 
 def test_each_limit_has_a_bar_that_is_as_full_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     with fake_farm(lambda request: Response(body={"items": ITEMS, "tiers": []})) as farm:
-        done = CommandLine(capsys)("--url", farm.url, "--key=k", "limits")
+        done = CommandLine(capsys)("--url", farm.url, "--key=k", "--format=human", "limits")
     assert (done.code, farm.requests[0].path) == (0, "/v1/limits")
     lines = [line.split() for line in done.out.splitlines()[2:]]
     assert lines == [
