@@ -293,6 +293,7 @@ def test_a_batch_is_hidden_at_once_with_all_it_contains_and_then_is_gone(
     assert gone(client, path)["finished_at"]
     assert has_nothing_left(story, "jobs", "images", "batches")
     assert story.balances()
+    assert story.rows("SELECT stored, deleted_stored, closed, batch_id FROM lanes") == [(12, 12, True, None)]
     assert client.delete(path).status_code == 204
 
 
