@@ -410,6 +410,7 @@ def test_a_dataset_goes_with_all_its_files(
     assert client.delete(path).status_code == 204
     assert gone(client, path)["kind"] == gone(client, f"{path}/files")["kind"] == "dataset"
     assert client.get("/v1/datasets").json()["items"] == []
+    sweep._deleter._keys = 2  # its files take several requests
     sweep.delete()
     assert not [key for key in bucket_of(settings) if key.startswith("datasets/")]
     assert gone(client, path)["finished_at"]
