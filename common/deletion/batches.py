@@ -50,9 +50,9 @@ def step(connection: Connection) -> int | None:
 
 
 def _delete_rest(connection: Connection, batch_id: UUID) -> None:
-    """What counts the jobs, and the batch. Its counters are added to those of the same lane of no batch, for charts."""
+    """What counts the jobs, and the batch. The counters are kept in a closed lane, so that charts never decrease."""
     named = {"batch": batch_id}
-    for statement in (DETACH_RETRIES, DELETE_SKIPPED_LINES, COUNT_WITHOUT_BATCH, DELETE_LANES, DELETE_BATCH):
+    for statement in (DETACH_RETRIES, DELETE_SKIPPED_LINES, ARCHIVE_LANES, DELETE_LANES, DELETE_BATCH):
         connection.execute(statement, named)
 
 
@@ -98,14 +98,13 @@ DETACH_RETRIES = text("UPDATE batches SET parent_id = NULL WHERE parent_id = :ba
 # Delete the notes about the lines of its file.
 DELETE_SKIPPED_LINES = text("DELETE FROM skipped_lines WHERE batch_id = :batch")
 
-# Add the counters of its lanes to those of the lanes of no batch.
-COUNT_WITHOUT_BATCH = text("""
-    INSERT INTO lanes (tenant_id, tier, model, compatibility, needs_code, open, stored, flagged, failed, cancelled,
+# Add the counters of its lanes to those of a closed lane of their tenant, tier and model.
+ARCHIVE_LANES = text("""
+    INSERT INTO lanes (tenant_id, tier, model, compatibility, closed, open, stored, flagged, failed, cancelled,
         deleted_stored, deleted_flagged, deleted_failed, deleted_cancelled)
-    SELECT tenant_id, tier, min(model), compatibility, max(needs_code), 0, sum(stored), sum(flagged), sum(failed),
+    SELECT tenant_id, tier, model, 'archive of ' || model, true, 0, sum(stored), sum(flagged), sum(failed),
            sum(cancelled), sum(stored), sum(flagged), sum(failed), sum(cancelled)
-    FROM lanes WHERE batch_id = :batch GROUP BY tenant_id, tier, compatibility
-    ORDER BY tenant_id, compatibility, tier
+    FROM lanes WHERE batch_id = :batch GROUP BY tenant_id, tier, model ORDER BY tenant_id, tier, model
     ON CONFLICT (tenant_id, tier, compatibility, batch_id) DO UPDATE SET
         stored = lanes.stored + excluded.stored, flagged = lanes.flagged + excluded.flagged,
         failed = lanes.failed + excluded.failed, cancelled = lanes.cancelled + excluded.cancelled,

@@ -20,7 +20,7 @@ KILLING = "worker_killed,worker_killed_while_rendering,redis_emptied"
         ("heartbeat", "redis_emptied", "P6"),  # what takes longer than a lease is lost, by workers that are well
         ("cancel", "cancelled_while_running", "P7"),  # the images of a cancelled job go on
         ("keys", "fifty_duplicates,worker_frozen", "P8"),  # each duplicate makes a job of its own
-        ("deletion", FREEZING, "S3"),  # bytes that are stored after their rows were deleted
+        ("deletion", "worker_killed", "S3"),  # the rows of what is deleted go, and its bytes stay
         ("order", "s3_errors,worker_killed", "P3"),  # what was published has no bytes
         ("usage", "worker_killed", "USE"),  # a microbatch costs no more than one image
     ],

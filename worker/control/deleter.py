@@ -12,6 +12,7 @@ request to storage has as many keys as that deletes in REQUEST_S. Decides nothin
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from sqlalchemy import Connection
 from sqlalchemy import Engine as Database
@@ -29,8 +30,18 @@ ROWS_REST, BYTES_REST = 1.0, 0.25  # after a step, as a share of the time that i
 LONGEST_REST_S = 2.0
 FIRST_KEYS, LEAST_KEYS, MOST_KEYS = 100, 5, 1000  # in one request to storage
 REQUEST_S = 2.0
+PREFIXES_S = 5.0  # on prefixes in one transaction
 MANY_KEYS = 20_000
 CLEAN_AFTER_LEASES = 4  # lease times after its end; a worker that lost its connection may upload until then
+
+
+@dataclass
+class Work:
+    """The keys that storage refused to delete, the prefixes that have more objects, and how many objects were seen."""
+
+    refused: set[str]
+    unfinished: set[str]
+    objects: int
 
 
 class Deleter:
@@ -88,26 +99,42 @@ class Deleter:
         return objects.are_many(connection, MANY_KEYS)
 
     def _delete_bytes(self) -> int | None:
-        """The next keys; how many. None when there is none."""
+        """The next keys; how many objects. None when there is none."""
         with transaction(self._database) as connection:
             due = objects.take_due(connection, CLEAN_AFTER_LEASES * self._settings.lease_s, self._keys)
             if not due:
                 return None
-            with self._outage.tracked(), self._adapted(len(due)):
-                left = self._delete_in_storage(due)
-            objects.deleted(connection, [key for key in due if key not in left])
-            objects.postpone(connection, sorted(left))
-        return len(due) - len(left)
+            with self._outage.tracked():
+                work = self._delete_in_storage(due)
+            objects.deleted(connection, [key for key in due if key not in work.refused | work.unfinished])
+            objects.postpone(connection, sorted(work.refused))
+        if work.refused:
+            log_event("bytes_not_deleted", keys=len(work.refused))
+        return work.objects
 
-    def _delete_in_storage(self, due: list[str]) -> set[str]:
-        """Delete these; the keys of which something is left. Of a prefix with many objects it deletes the next ones."""
-        left = set(self._storage.delete_many([key for key in due if not key.endswith("/")]))
+    def _delete_in_storage(self, due: list[str]) -> Work:
+        """Delete these, of each prefix the next objects; within a few seconds, for a transaction is open."""
+        keys, until = [key for key in due if not key.endswith("/")], time.monotonic() + PREFIXES_S
+        work = Work(set(self._delete(keys)), set(), len(keys))
         for prefix in (key for key in due if key.endswith("/")):
-            found = self._storage.list(prefix)
-            left |= {prefix} if self._storage.delete_many(found) or len(found) == 1000 else set()
-        if left:
-            log_event("bytes_not_deleted", keys=len(left))
-        return left
+            if time.monotonic() > until:
+                work.unfinished.add(prefix)
+                continue
+            most = self._keys
+            found = self._storage.list(prefix, most)
+            if self._delete(found):
+                work.refused.add(prefix)
+            elif len(found) == most:
+                work.unfinished.add(prefix)
+            work.objects += len(found)
+        return work
+
+    def _delete(self, keys: list[str]) -> list[str]:
+        """Delete these objects; those that storage refused to delete."""
+        if not keys:
+            return []
+        with self._adapted(len(keys)):
+            return self._storage.delete_many(keys)
 
     @contextmanager
     def _adapted(self, keys: int) -> Iterator[None]:

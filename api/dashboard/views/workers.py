@@ -18,6 +18,7 @@ from api.services import admin
 from common.db import transaction
 from common.enums import WorkerState
 from common.queue.lanes import EXACT
+from common.schema import shown
 
 router = APIRouter()
 
@@ -161,7 +162,7 @@ ERRORS = text(f"""
             SELECT id, job_id, lease_id, error_code, error_message, finished_at FROM images
             WHERE images.lane_id = lanes.id AND images.state = 'failed'
             ORDER BY finished_at DESC, id DESC LIMIT :limit) AS image
-        WHERE lanes.failed > 0 ORDER BY finished_at DESC, id DESC LIMIT :limit),
+        WHERE lanes.failed > 0 AND {shown("lanes")} ORDER BY finished_at DESC, id DESC LIMIT :limit),
     failed AS (
         SELECT leases.worker_id, error_code AS code, coalesce(error_message, '') AS message, finished_at AS at, model,
                CASE WHEN tenant_id = :tenant THEN job_id END AS job_id,
