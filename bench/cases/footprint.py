@@ -20,12 +20,12 @@ from common.schema import metadata
 
 MEASURE = "bytes an image"
 LARGE = ("images", "jobs", "leases")
-GOALS = (Goal("4 images a job", measure=MEASURE, at_most=800), Goal("1 image a job", measure=MEASURE))
+GOALS = (Goal("4 images a job", measure=MEASURE, at_most=950), Goal("1 image a job", measure=MEASURE))
 
 
 @contextmanager
 def sides(options: Options) -> Iterator[Sides]:
-    images = 2400 if options.quick else 24_000
+    images = 2400 if options.quick else 16_000
     names = iter(f"footprint_{number}" for number in range(1000))
     with farm() as the_farm:
         yield {

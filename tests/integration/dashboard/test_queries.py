@@ -326,6 +326,23 @@ def test_the_timeline_shows_the_leases_of_attempts_that_failed_or_were_lost(stor
     assert [lease.outcome for lease in timeline] == ["published", "lost", "published"]
 
 
+def test_the_timeline_reads_the_leases_of_its_job_alone(story: Story, reader: Reader) -> None:
+    job_id = story.submit(count=4)
+    story.publish(story.started())
+    change(
+        story,
+        """
+        INSERT INTO leases (id, worker_id, image_ids, expires_at, ended_at, outcome)
+        SELECT uuidv7(), uuidv7(), ARRAY[uuidv7()], now(), now(), 'published' FROM generate_series(1, 5000)""",
+    )
+    change(story, "ANALYZE leases")
+    wanted = {"tenant": reader.tenant_id, "job": job_id, "limit": 100}
+    with transaction(story.database) as connection:
+        plan = "\n".join(connection.execute(text(f"EXPLAIN {job.LEASES.text}"), wanted).scalars())
+    assert "leases_pkey" in plan
+    assert "Seq Scan on leases" not in plan
+
+
 def test_of_an_image_that_is_given_back_again_and_again_the_last_leases_are_known(story: Story, reader: Reader) -> None:
     job_id = story.submit()
     given_back = []
