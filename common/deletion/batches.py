@@ -13,7 +13,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from common.deletion import rows, sentence
-from common.queue.lanes import EXACT
+from common.queue.lanes import EXACT, archive
 
 STEP_IMAGES = 1000
 
@@ -99,20 +99,7 @@ DETACH_RETRIES = text("UPDATE batches SET parent_id = NULL WHERE parent_id = :ba
 DELETE_SKIPPED_LINES = text("DELETE FROM skipped_lines WHERE batch_id = :batch")
 
 # Add the counters of its lanes to those of a closed lane of their tenant, tier and model.
-ARCHIVE_LANES = text("""
-    INSERT INTO lanes (tenant_id, tier, model, compatibility, closed, open, stored, flagged, failed, cancelled,
-        deleted_stored, deleted_flagged, deleted_failed, deleted_cancelled)
-    SELECT tenant_id, tier, model, 'archive of ' || model, true, 0, sum(stored), sum(flagged), sum(failed),
-           sum(cancelled), sum(stored), sum(flagged), sum(failed), sum(cancelled)
-    FROM lanes WHERE batch_id = :batch GROUP BY tenant_id, tier, model ORDER BY tenant_id, tier, model
-    ON CONFLICT (tenant_id, tier, compatibility, batch_id) DO UPDATE SET
-        stored = lanes.stored + excluded.stored, flagged = lanes.flagged + excluded.flagged,
-        failed = lanes.failed + excluded.failed, cancelled = lanes.cancelled + excluded.cancelled,
-        deleted_stored = lanes.deleted_stored + excluded.deleted_stored,
-        deleted_flagged = lanes.deleted_flagged + excluded.deleted_flagged,
-        deleted_failed = lanes.deleted_failed + excluded.deleted_failed,
-        deleted_cancelled = lanes.deleted_cancelled + excluded.deleted_cancelled
-""")
+ARCHIVE_LANES = text(archive("(SELECT * FROM lanes WHERE batch_id = :batch) AS deleted"))
 
 # Delete its lanes.
 DELETE_LANES = text("DELETE FROM lanes WHERE batch_id = :batch")

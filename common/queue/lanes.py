@@ -132,6 +132,27 @@ FIND_LANES = text(f"""
     ORDER BY number
 """)
 
+
+def archive(source: str) -> str:
+    """SQL that adds counters (SQL of lanes) to those of the closed lane of their tenant, tier and model.
+
+    So the counters of a model never decrease. What they count has no row.
+    """
+    return f"""
+        INSERT INTO lanes (tenant_id, tier, model, compatibility, closed, open, stored, flagged, failed, cancelled,
+            deleted_stored, deleted_flagged, deleted_failed, deleted_cancelled)
+        SELECT tenant_id, tier, model, 'archive of ' || model, true, 0, sum(stored), sum(flagged), sum(failed),
+               sum(cancelled), sum(stored), sum(flagged), sum(failed), sum(cancelled)
+        FROM {source} GROUP BY tenant_id, tier, model ORDER BY tenant_id, tier, model
+        ON CONFLICT (tenant_id, tier, compatibility, batch_id) DO UPDATE SET
+            stored = lanes.stored + excluded.stored, flagged = lanes.flagged + excluded.flagged,
+            failed = lanes.failed + excluded.failed, cancelled = lanes.cancelled + excluded.cancelled,
+            deleted_stored = lanes.deleted_stored + excluded.deleted_stored,
+            deleted_flagged = lanes.deleted_flagged + excluded.deleted_flagged,
+            deleted_failed = lanes.deleted_failed + excluded.deleted_failed,
+            deleted_cancelled = lanes.deleted_cancelled + excluded.deleted_cancelled"""
+
+
 # Whether nothing needs a lane any more: its batch ended so many days ago, and its jobs were deleted.
 IS_OVER = """
     lanes.batch_id IS NOT NULL AND lanes.open = 0
@@ -148,18 +169,6 @@ ARCHIVE = text(f"""
     deleted AS (
         DELETE FROM lanes USING past WHERE lanes.id = past.id
         RETURNING tenant_id, tier, model, stored, flagged, failed, cancelled),
-    archived AS (
-        INSERT INTO lanes (tenant_id, tier, model, compatibility, closed, open, stored, flagged, failed, cancelled,
-            deleted_stored, deleted_flagged, deleted_failed, deleted_cancelled)
-        SELECT tenant_id, tier, model, 'archive of ' || model, true, 0, sum(stored), sum(flagged), sum(failed),
-               sum(cancelled), sum(stored), sum(flagged), sum(failed), sum(cancelled)
-        FROM deleted GROUP BY tenant_id, tier, model ORDER BY tenant_id, tier, model
-        ON CONFLICT (tenant_id, tier, compatibility, batch_id) DO UPDATE SET
-            stored = lanes.stored + excluded.stored, flagged = lanes.flagged + excluded.flagged,
-            failed = lanes.failed + excluded.failed, cancelled = lanes.cancelled + excluded.cancelled,
-            deleted_stored = lanes.deleted_stored + excluded.deleted_stored,
-            deleted_flagged = lanes.deleted_flagged + excluded.deleted_flagged,
-            deleted_failed = lanes.deleted_failed + excluded.deleted_failed,
-            deleted_cancelled = lanes.deleted_cancelled + excluded.deleted_cancelled)
+    archived AS ({archive("deleted")})
     SELECT FROM deleted
 """)
