@@ -48,6 +48,7 @@ def connect(
         pool_size=pool,
         max_overflow=0,
         pool_timeout=pool_timeout_s,
+        hide_parameters=True,  # of a statement that fails: a traceback in a log has no prompt
         pool_recycle=1800 if pool > 1 else -1,  # a pool of one is reserved: a new connection may be refused
         connect_args={
             "connect_timeout": 5,

@@ -6,6 +6,7 @@ escaped, and a traceback is indented. What finds no room on a full disk is lost,
 
 import io
 import logging
+import re
 import sys
 from typing import Any
 
@@ -111,6 +112,9 @@ EVENTS: dict[str, tuple[int, str]] = {
 }
 
 
+ROW_OF_POSTGRES = re.compile("^(DETAIL: ).*", re.MULTILINE)  # the row that a constraint refuses
+
+
 class LineFormatter(logging.Formatter):
     """One line for each record, whatever is in its message; below it the traceback, indented."""
 
@@ -121,7 +125,7 @@ class LineFormatter(logging.Formatter):
         return printable(super().formatMessage(record))
 
     def formatException(self, ei: Any) -> str:
-        return _indent(super().formatException(ei))
+        return _indent(ROW_OF_POSTGRES.sub(r"\1 (left out: it may have a prompt)", super().formatException(ei)))
 
     def formatStack(self, stack_info: str) -> str:
         return _indent(stack_info)

@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 
 from api.authentication import address_of
 from api.dashboard import sentence
-from api.deps import AppState
+from api.deps import AllTenants, AppState
 from common.accounts import audit, ended_sessions
 from common.accounts.audit import Action
 from common.accounts.tenants import Caller, find_key
@@ -120,6 +120,16 @@ async def get_visitor(request: Request) -> Visitor:
 CurrentVisitor = Annotated[Visitor, Depends(get_visitor)]
 
 
+async def get_reader(visitor: CurrentVisitor, all_tenants: AllTenants = False) -> Caller:
+    """Who reads what is its tenant's; an operator, where it asks for any tenant's. Raises OperatorNeeded."""
+    if all_tenants:
+        visitor.caller.require_operator()
+    return replace(visitor.caller, all_tenants=all_tenants)
+
+
+Reader = Annotated[Caller, Depends(get_reader)]
+
+
 async def require_same_origin(request: Request) -> None:
     """Raises Forbidden for a request that another site may have caused."""
     if request.headers.get("origin") != f"{request.url.scheme}://{request.url.netloc}":
@@ -146,6 +156,15 @@ async def get_actor(visitor: OnPage) -> Visitor:
     return visitor
 
 
+async def get_actor_among_all(visitor: OnPage, all_tenants: AllTenants = False) -> Caller:
+    """Who acts on what is its tenant's; an operator, where it asks for any tenant's. Raises Forbidden."""
+    if all_tenants:
+        visitor.caller.require_operator()
+    elif not visitor.may_act:
+        raise Forbidden(sentence("read_only_key"))
+    return replace(visitor.caller, all_tenants=all_tenants)
+
+
 async def get_operator(visitor: OnPage) -> Visitor:
     """The visitor, for an action that concerns the farm. Raises OperatorNeeded."""
     visitor.caller.require_operator()
@@ -153,6 +172,7 @@ async def get_operator(visitor: OnPage) -> Visitor:
 
 
 CurrentActor = Annotated[Visitor, Depends(get_actor)]
+ActorAmongAll = Annotated[Caller, Depends(get_actor_among_all)]
 CurrentOperator = Annotated[Visitor, Depends(get_operator)]
 
 

@@ -208,6 +208,7 @@ AHEAD = f"""
         SELECT FROM lanes AS mine
         JOIN lanes ON lanes.model = mine.model AND lanes.tier <= mine.tier AND lanes.open > 0
             AND NOT lanes.closed
+        JOIN tenants ON tenants.id = lanes.tenant_id AND tenants.suspended_at IS NULL
         CROSS JOIN LATERAL (
             SELECT FROM images WHERE images.lane_id = lanes.id AND {WAITING}
                 AND images.id < CASE WHEN lanes.tier < mine.tier THEN 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid

@@ -83,7 +83,7 @@ class Preview:
 def find(connection: Connection, tenant_id: UUID | None, search: Search) -> Page:
     """A page of the matching jobs. No tenant: of all."""
     if not search.q:
-        return _scan(connection, tenant_id, search, window_of(search))
+        return _scan(connection, tenant_id, search, window_of(search, _owned(tenant_id)))
     found = _scan(connection, tenant_id, search, FIRST_WINDOW)
     if found.resume is None:
         return found
@@ -166,13 +166,13 @@ def _index_filter(selection: JobFilter, owned: str) -> str:
     return " AND ".join(known)
 
 
-def window_of(search: Search) -> int:
+def window_of(search: Search, owned: str) -> int:
     """How many jobs to scan: as many as the page has where an index holds all conditions.
 
     With a larger window the planner may sort all jobs of a batch, while it has no statistics of it.
     """
     asked = search.chosen().keys() - {"limit", "before"}
-    is_known = asked <= {"batch"} or (asked == {"state"} and search.state != JobState.QUEUED)
+    is_known = asked <= {"batch"} or (asked == {"state"} and search.state != JobState.QUEUED and owned == MINE)
     return search.limit if is_known else WINDOW
 
 

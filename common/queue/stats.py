@@ -61,7 +61,7 @@ class Tally:
 def read_backlog(connection: Connection) -> Sequence[Row[Any]]:
     """Rows of model, tier, waiting, running, oldest_s (null: nothing waits), images_per_minute.
 
-    Images of a paused or cancelled batch do not count as waiting.
+    Images of a paused or cancelled batch, and of a suspended tenant, do not count as waiting.
     """
     return connection.execute(BACKLOG, {"since": id_of_time(time.time() - LONGEST_LEASE_S)}).all()
 
@@ -87,19 +87,19 @@ def read_tallies(connection: Connection, minutes: int = RECENT_MINUTES) -> Seque
 BACKLOG = text(f"""
     WITH facts AS (
         SELECT model, tier, open, 0 AS running, 0 AS stored, 0 AS taken, head.created_at
-        FROM {EXACT} AS lanes LEFT JOIN LATERAL (
+        FROM {EXACT} AS lanes JOIN tenants ON tenants.id = lanes.tenant_id LEFT JOIN LATERAL (
             SELECT jobs.created_at FROM images JOIN jobs ON jobs.id = images.job_id
             WHERE images.lane_id = lanes.id AND images.state = 'queued' AND images.lease_id IS NULL
                 AND images.not_before IS NULL
             ORDER BY images.id LIMIT 1) AS head ON true
-        WHERE lanes.open > 0 AND NOT lanes.closed
+        WHERE lanes.open > 0 AND NOT lanes.closed AND tenants.suspended_at IS NULL
         UNION ALL
         SELECT model, tier, 0, (images.state = 'running')::int,
                (images.state = 'stored' AND images.finished_at > now() - interval '1 minute')::int,
-               (images.state = 'running' AND NOT lanes.closed)::int, NULL
+               (images.state = 'running' AND NOT lanes.closed AND tenants.suspended_at IS NULL)::int, NULL
         FROM leases CROSS JOIN LATERAL unnest(leases.image_ids) AS held(id)
         JOIN images ON images.id = held.id AND images.lease_id = leases.id
-        JOIN lanes ON lanes.id = images.lane_id
+        JOIN lanes ON lanes.id = images.lane_id JOIN tenants ON tenants.id = lanes.tenant_id
         WHERE leases.ended_at IS NULL OR (leases.id > :since AND leases.ended_at > now() - interval '1 minute'))
     SELECT model, tier, greatest(sum(open) - sum(taken), 0)::bigint AS waiting, sum(running)::bigint AS running,
            extract(epoch FROM now() - min(created_at))::float AS oldest_s, sum(stored)::bigint AS images_per_minute

@@ -61,7 +61,7 @@ class DashboardFarm:
     api: Api
     story: Story
     client: httpx.Client
-    secrets: Mapping[str, str]  # of the keys, by scope
+    secrets: Mapping[str, str]  # of the keys, by scope; `admin` also runs the farm
     jobs: dict[str, str] = field(default_factory=dict)  # ids by what became of the job
     batches: dict[str, str] = field(default_factory=dict)
     dataset: str = ""
@@ -71,10 +71,11 @@ class DashboardFarm:
         return self.api.url
 
     def address(self, path: str) -> str:
-        """The path of a view, with the ids of a job, an image, a batch and a dataset of this farm."""
+        """The path of a view, with the ids of a job, an image, a batch, a dataset and the tenant of this farm."""
         image = self.job(self.jobs["of 5 steps"])["images"][0]["id"]
         batch = self.batches["with failures"]
-        return path.format(job=self.jobs["succeeded"], image=image, batch=batch, dataset=self.dataset)
+        ids = {"job": self.jobs["succeeded"], "image": image, "batch": batch, "dataset": self.dataset}
+        return path.format(**ids, tenant=self.story.tenant(TENANT))
 
     @cached_property
     def names(self) -> list[str]:
@@ -114,7 +115,8 @@ def dashboard_farm(settings: Settings) -> Iterator[DashboardFarm]:
         database = connect(settings, pool=8)
         stack.callback(database.dispose)
         api = stack.enter_context(serving(settings, database))
-        secrets = {scope.value: make_key(api, scope) for scope in (Scope.ADMIN, Scope.VIEWER, Scope.JOBS_READ)}
+        secrets = {scope.value: make_key(api, scope) for scope in (Scope.VIEWER, Scope.JOBS_READ)}
+        secrets["admin"] = make_key(api, Scope.ADMIN, Scope.OPERATOR)
         client = stack.enter_context(api.stranger(headers={"Authorization": f"Bearer {secrets['admin']}"}))
         farm = DashboardFarm(api, Story(database), client, secrets)
         for model in CATALOG.models.values():
@@ -131,11 +133,11 @@ def dashboard_farm(settings: Settings) -> Iterator[DashboardFarm]:
         yield farm
 
 
-def make_key(api: Api, scope: Scope) -> str:
+def make_key(api: Api, *scopes: Scope) -> str:
     with transaction(api.database) as connection:
         tenant_id = tenants.ensure_tenant(connection, TENANT)
         pepper = api.settings.key_pepper.get_secret_value()
-        return tenants.create_key(connection, tenant_id, f"{scope} {HOSTILE['script']}", [scope], pepper).secret
+        return tenants.create_key(connection, tenant_id, f"{scopes[0]} {HOSTILE['script']}", scopes, pepper).secret
 
 
 @contextmanager

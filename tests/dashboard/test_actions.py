@@ -8,7 +8,7 @@ import re
 import pytest
 from playwright.sync_api import Dialog, Locator, Page, expect
 
-from tests.dashboard.conftest import Sessions, Visiting
+from tests.dashboard.conftest import Sessions, Visiting, submit_key
 from tests.dashboard.farm import DashboardFarm
 from tests.dashboard.views import VIEWS
 from tests.support.workers import quarantine, until
@@ -215,11 +215,53 @@ def test_a_key_is_created_shown_once_and_revoked(page: Page, farm: DashboardFarm
     expect(page.get_by_role("region", name="Audit")).to_contain_text("revoked an API key")
 
 
+# Tenants
+
+
+def test_a_second_tenant_is_made_limited_used_suspended_and_resumed(
+    page: Page, visiting: Visiting, farm: DashboardFarm
+) -> None:
+    page.goto("/dashboard/tenants")
+    page.get_by_text("New tenant").click()
+    page.get_by_label("Name").fill("隔壁的画坊")
+    page.get_by_label("Limits").fill("waiting_images=1000")
+    page.get_by_label("standard").check()
+    press(page, "Create tenant")
+    secret = page.get_by_label("Secret").inner_text()
+    page.get_by_role("link", name="隔壁的画坊").click()
+    expect(page.get_by_label("Limits")).to_have_value("waiting_images=1000\n")
+    page.get_by_label("Keep pictures").fill("30")
+    press(page, "Save")
+    expect(notice(page)).to_contain_text("The tenant is changed")
+    assert farm.story.rows("SELECT limits, tiers::text, keep_pictures_days FROM tenants WHERE name = '隔壁的画坊'") == [
+        ({"waiting_images": 1000}, "{standard}", 30)
+    ]
+
+    with visiting(refusals=[403]) as theirs:
+        submit_key(theirs, secret)
+        theirs.wait_for_url("**/dashboard/")
+        theirs.goto("/dashboard/new")
+        theirs.get_by_label("Prompt", exact=True).fill("红色的圆形")
+        theirs.get_by_label("Tier", exact=True).select_option(label="standard")
+        press(theirs, "Submit")
+        expect(theirs.get_by_role("region", name="Result")).to_contain_text("Submitted")
+        theirs.goto("/dashboard/jobs")
+        expect(theirs.get_by_role("row").filter(has_text="succeeded")).to_have_count(1)
+        press(page, "Suspend", confirms="隔壁的画坊")
+        expect(notice(page)).to_contain_text("The tenant is suspended")
+        theirs.goto("/dashboard/jobs")
+        expect(theirs.get_by_role("main")).to_contain_text("Your tenant is suspended")
+        press(page, "Resume")
+        expect(notice(page)).to_contain_text("The tenant is resumed")
+        theirs.goto("/dashboard/jobs")
+        expect(theirs.get_by_role("row")).to_have_count(2)
+
+
 # Without permission
 
 
 def test_a_viewer_finds_no_action(viewers_page: Page, farm: DashboardFarm) -> None:
-    for view in VIEWS.keys() - {"audit"}:
+    for view in VIEWS.keys() - {"audit", "tenants", "tenant"}:
         viewers_page.goto(farm.address(VIEWS[view]))
         expect(viewers_page.locator("[hx-post], [hx-put], [hx-delete], [hx-patch]")).to_have_count(0)
 

@@ -14,4 +14,6 @@ VIEWS = {
     "workers": "/dashboard/workers",
     "admin": "/dashboard/admin",
     "audit": "/dashboard/admin/audit",
+    "tenants": "/dashboard/tenants",
+    "tenant": "/dashboard/tenants/{tenant}",
 }

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Form, Request, Response
 from sqlalchemy import Connection, text
 
 from api.dashboard.rendering import render_notice
-from api.dashboard.sessions import CurrentActor, CurrentVisitor
+from api.dashboard.sessions import ActorAmongAll, CurrentActor, CurrentVisitor
 from api.dashboard.snippets import command_line, curl, draft_of
 from api.dashboard.view import Read, view
 from api.deps import BaseUrl, State
@@ -45,8 +45,8 @@ def show_job(job_id: UUID, visitor: CurrentVisitor, state: State, base_url: Base
 
 
 @router.post("/jobs/{job_id}/cancel")
-def cancel_job(request: Request, job_id: UUID, visitor: CurrentActor, state: State) -> Response:
-    jobs.cancel(state, visitor.caller, job_id)
+def cancel_job(request: Request, job_id: UUID, actor: ActorAmongAll, state: State) -> Response:
+    jobs.cancel(state, actor, job_id)
     return render_notice(request, "job_notice.html", action="cancel")
 
 

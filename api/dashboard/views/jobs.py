@@ -10,7 +10,7 @@ from pydantic import AwareDatetime, BaseModel, field_validator
 
 from api.dashboard import sentence
 from api.dashboard.rendering import render_notice
-from api.dashboard.sessions import CurrentActor, CurrentVisitor
+from api.dashboard.sessions import CurrentActor, CurrentVisitor, Reader
 from api.dashboard.view import Read, view
 from api.deps import AppState, State
 from api.schemas import JobQuery
@@ -62,11 +62,15 @@ FilterQuery = Annotated[Filters, Query()]
 
 
 @view(router, "/jobs", "jobs.html")
-def list_jobs(filters: FilterQuery, visitor: CurrentVisitor, state: State) -> Read:
+def list_jobs(filters: FilterQuery, reader: Reader, state: State) -> Read:
+    """Of all tenants, an operator sees no pictures."""
+    switch = {"all_tenants": "true"} if reader.all_tenants else {}
+
     def read() -> dict[str, Any]:
-        page = jobs.get_page(state, visitor.caller, filters, "")
-        older = urlencode({**filters.chosen, "cursor": page.next_cursor}) if page.next_cursor else None
-        return {"jobs": page.items, "older": older, "filters": filters, "models": sorted(state.catalog.models)}
+        page = jobs.get_page(state, reader, filters, "")
+        older = urlencode({**filters.chosen, **switch, "cursor": page.next_cursor}) if page.next_cursor else None
+        shown = {"jobs": page.items, "older": older, "filters": filters, "models": sorted(state.catalog.models)}
+        return {**shown, "all_tenants": reader.all_tenants, "query": urlencode({**filters.chosen, **switch})}
 
     return read
 

@@ -51,6 +51,25 @@ def test_by_http_alone(api: Api, operator: httpx.Client, story: Story, settings:
         assert story.claim().images[0].job_id == UUID(held)
 
 
+def test_what_a_suspended_tenant_has_waiting_is_ahead_of_nobody(
+    client: httpx.Client, operator: httpx.Client, story: Story
+) -> None:
+    story.submit("shop", count=5)
+    story.started(capacity=2)
+    late = story.submit(count=1)
+
+    def seen() -> tuple[int, int, int]:
+        queue, job = operator.get("/v1/queue").json(), client.get(f"/v1/jobs/{late}").json()
+        return queue["waiting"], queue["running"], job["position"]
+
+    assert seen() == (4, 2, 3)
+    path = f"/v1/tenants/{story.tenant('shop')}"
+    operator.post(f"{path}/suspend").raise_for_status()
+    assert seen() == (1, 2, 0)
+    operator.post(f"{path}/resume").raise_for_status()
+    assert seen() == (4, 2, 3)
+
+
 def test_a_tenant_is_changed_in_part(operator: httpx.Client) -> None:
     shop = operator.post("/v1/tenants", json={"name": "shop", **SHOP}).json()
     path = f"/v1/tenants/{shop['id']}"
@@ -167,6 +186,11 @@ def test_an_operator_finds_and_cancels_the_job_of_another_tenant(
     ):
         page = operator.get(f"/v1/jobs?all_tenants=true&{query}").json()["items"]
         assert [one["id"] for one in page] == list(map(str, found)), query
+    standard = operator.get("/v1/jobs?all_tenants=true&limit=1&state=queued&tier=standard").json()
+    assert [one["id"] for one in standard["items"]] == [str(mine)]
+    story.cancel(mine)
+    cancelled = operator.get("/v1/jobs?all_tenants=true&limit=1&state=cancelled").json()
+    assert ([one["id"] for one in cancelled["items"]], cancelled["next_cursor"]) == ([str(mine)], None)
     first = operator.get("/v1/jobs?all_tenants=true&limit=1").json()
     second = operator.get("/v1/jobs?all_tenants=true&limit=1", params={"cursor": first["next_cursor"]}).json()
     assert [page["items"][0]["id"] for page in (first, second)] == [str(theirs), str(mine)]

@@ -108,6 +108,31 @@ def first_event(lines: Iterator[str]) -> str:
     return text
 
 
+def test_the_jobs_of_all_tenants(api: Api, operator: Visitor, admin: Visitor, story: Story) -> None:
+    mine, theirs = story.submit(), story.submit("another", count=2)
+    story.publish(story.started())
+    late = story.submit("another")
+    assert str(theirs) not in operator.page("/jobs")
+    page = operator.page("/jobs?all_tenants=true")
+    assert row_of(page, f"job-{theirs}")[-2:] == ["another", ""]
+    assert row_of(page, f"job-{late}")[-2:] == ["another", "Cancel"]
+    assert row_of(page, f"job-{mine}")[-2] == "somebody"
+    assert "/thumbnail" not in page
+    assert re.findall(r'href="[^"]*/jobs/[^"]*"', page) == []
+    assert str(mine) not in operator.page("/jobs?all_tenants=true&limit=2")
+    assert "all_tenants=true&amp;cursor=" in operator.page("/jobs?all_tenants=true&limit=2")
+    assert admin.browser.get("/dashboard/jobs?all_tenants=true").status_code == 403
+
+    assert admin.do(f"/jobs/{late}/cancel?all_tenants=true").status_code == 403
+    assert operator.do(f"/jobs/{late}/cancel").status_code == 404
+    assert operator.do(f"/jobs/{late}/cancel?all_tenants=true").status_code == 200
+    assert story.job(late).state == "cancelled"
+    with closing(Visitor(api, Scope.OPERATOR)) as only_operator:
+        last = story.submit("another")
+        assert only_operator.do(f"/jobs/{last}/cancel").status_code == 403
+        assert only_operator.do(f"/jobs/{last}/cancel?all_tenants=true").status_code == 200
+
+
 def test_the_audit_of_all_tenants(api: Api, operator: Visitor, story: Story) -> None:
     with api.client("another") as other:
         key = other.post("/v1/keys", json={"name": "theirs", "scopes": ["viewer"]}).json()["id"]
