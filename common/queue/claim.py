@@ -196,19 +196,19 @@ CLAIM = text(f"""
         FROM tenant),
     waiting AS MATERIALIZED (
         SELECT lanes.*, offer.capacity, head.id AS head, head.suspect, owner.base, owner.base + owner.owed AS share,
-               lower.base AS lower_base, lower.base + lower.owed AS lower_share,
+               lower.base AS lower_base, lower.base + debt.lower_owed AS lower_share,
                CASE WHEN lanes.model = ANY(cast(:resident AS text[])) THEN 1
                     WHEN jobs.created_at < now() - make_interval(secs => :patience) THEN 0
                     ELSE 2 END AS preference
         FROM lanes JOIN offer USING (model) JOIN tenant USING (tenant_id) CROSS JOIN clock
         LEFT JOIN known ON known.lane_id = lanes.id LEFT JOIN unpaid ON unpaid.tenant_id = lanes.tenant_id
-        CROSS JOIN LATERAL (SELECT coalesce(unpaid.images / weight, 0) AS owed) AS debt
         CROSS JOIN LATERAL (
-            SELECT debt.owed, greatest(virtual_time, unpaid.base, clock.time - debt.owed) AS base) AS owner
-        CROSS JOIN LATERAL (SELECT coalesce(unpaid.lower_images / weight, 0) AS owed) AS lower_debt
+            SELECT coalesce(unpaid.images / weight, 0) AS owed,
+                   coalesce(unpaid.lower_images / weight, 0) AS lower_owed) AS debt
         CROSS JOIN LATERAL (
-            SELECT lower_debt.owed, greatest(
-                tenant.lower_time, unpaid.lower_base, clock.lower_time - lower_debt.owed) AS base) AS lower
+            SELECT owed, greatest(virtual_time, unpaid.base, clock.time - owed) AS base) AS owner
+        CROSS JOIN LATERAL (
+            SELECT greatest(tenant.lower_time, unpaid.lower_base, clock.lower_time - lower_owed) AS base) AS lower
         CROSS JOIN LATERAL (
             SELECT images.id, images.job_id, {SUSPECT} AS suspect FROM images
             WHERE (images.lane_id, images.id) >= (lanes.id, coalesce(known.head, '{FIRST}'))
@@ -247,14 +247,13 @@ CLAIM = text(f"""
         FROM taken HAVING count(*) > 0)
     SELECT taken.*, jobs.recipe, jobs.request_id, waiting.tenant_id, waiting.model, waiting.base,
            CASE WHEN waiting.tenant_id = first.tenant_id THEN first.share END AS start,
-           waiting.lower_base, first.is_lower AND turn.is_lower AS is_lower,
+           waiting.lower_base, first.is_lower AND waiting.tier >= first.tier AS is_lower,
            CASE WHEN waiting.tenant_id = first.tenant_id THEN first.lower_share END AS lower_start,
            CASE WHEN row_number() OVER (ORDER BY taken.id) = 1 THEN (
                SELECT json_agg(json_build_array(id, head, batch_id)) FROM waiting
                WHERE :full OR id IN (SELECT lane_id FROM taken))
            END AS heads
-    FROM taken JOIN jobs ON jobs.id = taken.job_id JOIN waiting ON waiting.id = taken.lane_id
-    JOIN turn ON turn.id = waiting.id CROSS JOIN first
+    FROM taken JOIN jobs ON jobs.id = taken.job_id JOIN waiting ON waiting.id = taken.lane_id CROSS JOIN first
     ORDER BY taken.id
 """)
 
