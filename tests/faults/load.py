@@ -206,7 +206,7 @@ class Load:
             await asyncio.sleep(pause)
             await self.cancel(job["id"], tenant)
         if job and is_deleted:
-            await asyncio.sleep(3 * pause)
+            await (self._until_ended(job["id"], tenant) if pause < 0.7 else asyncio.sleep(pause))
             await self.delete("jobs", job["id"], tenant)
 
     async def _one_batch(self) -> None:
@@ -292,6 +292,14 @@ class Load:
         await self.look(job_id, tenant)
         self.witness.counts["cancelled"] += job["state"] == "cancelled"
         return bool(job["state"] == "cancelled")
+
+    async def _until_ended(self, job_id: str, tenant: str) -> None:
+        """Or for a minute."""
+        for _ in range(60):
+            job = await self.look(job_id, tenant)
+            if job and job["state"] in TERMINAL_JOB:
+                return
+            await asyncio.sleep(1)
 
     async def delete(self, noun: str, id: str, tenant: str) -> None:
         """Delete a job or a batch. A look right afterwards, and a second deletion, must show it."""
