@@ -169,7 +169,10 @@ def test_the_index_of_prompts_is_asked_and_kept_in_order(story: Story) -> None:
 
 def test_a_page_of_a_batch_without_statistics_is_no_sort_of_all_its_jobs(story: Story) -> None:
     page = search.Search(limit=5, batch=new_id())
-    known = search.parameters(story.tenant(), page) | {"window": search.window_of(page, search.MINE), "upload": new_id()}
+    known = search.parameters(story.tenant(), page) | {
+        "window": search.window_of(page, search.MINE),
+        "upload": new_id(),
+    }
     with story.database.begin() as connection:
         for statement in FILL:
             connection.execute(text(statement), known)
