@@ -172,9 +172,9 @@ class Storage:
         with closing(body):
             yield iter(lambda: bytes(self._do(lambda: body.read(BLOCK_BYTES))), b"")
 
-    def list_objects(self, prefix: str, after: str) -> list[StoredObject]:
-        """At most LISTED objects whose keys begin so and come after that key, in the order of their keys."""
-        given = {"Bucket": self.bucket, "Prefix": prefix, "StartAfter": after, "MaxKeys": LISTED}
+    def list_objects(self, prefix: str, after: str = "", limit: int = LISTED) -> list[StoredObject]:
+        """At most `limit` (LISTED) objects whose keys begin so and come after that key, in the order of their keys."""
+        given = {"Bucket": self.bucket, "Prefix": prefix, "StartAfter": after, "MaxKeys": limit}
         answer = self._do(lambda: self._client.list_objects_v2(**given))
         return [StoredObject(o["Key"], o["Size"], o["LastModified"]) for o in answer.get("Contents", ())]
 
@@ -205,11 +205,6 @@ class Storage:
         wanted = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
         answer = self._do(partial(self._client.delete_objects, Bucket=self.bucket, Delete=wanted))
         return [error["Key"] for error in answer.get("Errors", ()) if error.get("Code") != "NoSuchKey"]
-
-    def list(self, prefix: str, limit: int = 1000) -> list[str]:
-        """The first keys, at most 1,000, that start with this prefix."""
-        answer = self._do(partial(self._client.list_objects_v2, Bucket=self.bucket, Prefix=prefix, MaxKeys=limit))
-        return [found["Key"] for found in answer.get("Contents", ())]
 
     def link(self, key: str, *, seconds: int = LINK_S, save_as: str | None = None) -> str:
         """A presigned link to the bytes under a key. With `save_as` (ASCII) a browser saves them under that name.

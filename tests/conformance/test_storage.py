@@ -114,9 +114,9 @@ def test_what_lies_below_a_prefix_is_listed(store: Storage) -> None:
     keys = [f"{ours}{name}" for name in ("README.md", "data/红.tar", "manifest.json")]
     for one in (*keys, f"{others}README.md"):
         store.put(one, b"x", "text/plain")
-    assert sorted(store.list(ours)) == sorted(keys)
-    assert len(store.list(ours, 2)) == 2
-    assert store.list(f"datasets/{uuid4()}/") == []
+    assert [one.key for one in store.list_objects(ours)] == sorted(keys)
+    assert len(store.list_objects(ours, limit=2)) == 2
+    assert store.list_objects(f"datasets/{uuid4()}/") == []
 
 
 def test_a_link_gives_the_bytes_and_their_media_type_to_anyone(store: Storage) -> None:

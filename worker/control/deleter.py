@@ -121,7 +121,7 @@ class Deleter:
                 work.unfinished.add(prefix)
                 continue
             most = self._keys
-            found = self._storage.list(prefix, most)
+            found = [one.key for one in self._storage.list_objects(prefix, limit=most)]
             if self._delete(found):
                 work.refused.add(prefix)
             elif len(found) == most:

@@ -91,6 +91,7 @@ def verdict(visitor: Visitor, token: str, route: str) -> str:
     if method == "POST" and path != "/sign-in":
         headers["HX-Request"] = "true"
     with visitor.browser.stream(method, f"/dashboard{path}", headers=headers) as answer:
+        assert answer.status_code != 503, route  # too busy: it says nothing about the session
         if "sign-in?to=" in answer.headers.get("location", "") or answer.status_code == 401:
             return "signed out"
         if path.startswith("/live/") and answer.status_code == 204:  # see `render_error`
