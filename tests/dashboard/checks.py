@@ -50,7 +50,7 @@ def _sentence(violation: dict[str, Any], node: dict[str, Any]) -> str:
 def untranslated(page: Page, known: Iterable[str]) -> list[str]:
     """`known`: texts that are the same in both languages. Elements with a `lang` of their own are skipped."""
     language = page.locator("html").get_attribute("lang")
-    names = sorted(filter(None, known), key=len, reverse=True)
+    names = sorted({name for name in known if name} - NAMES, key=len, reverse=True)  # those may be parts of words
     found = []
     for text in page.evaluate(TEXTS):
         rest = _without(text, names)

@@ -219,6 +219,7 @@ def test_every_route_but_the_open_ones_needs_a_key(api: Api) -> None:
                     name="zh-v0",
                     dataset_id=new_id(),
                     tenant_id=new_id(),
+                    upload_id=new_id(),
                 )
                 if stranger.request(method, url).status_code != 401:
                     unlocked.add(path)

@@ -23,7 +23,7 @@ JOB_KEYS = """
     id state tier batch_id parent_id recipe images progress position eta_seconds waiting_for warnings error
     created_at started_at finished_at timings worker
 """
-IMAGE_KEYS = "id index state attempts seed width height format bytes sha256 url error"
+IMAGE_KEYS = "id index state attempts seed width height format bytes sha256 url error picture_deleted_at"
 RECIPE_KEYS = """prompt negative_prompt model width height steps scheduler guidance seeds mode format source mask
 strength lora count"""
 

@@ -26,6 +26,7 @@ NEEDED: dict[str, Scope | Literal["open", "a key"]] = {
     "GET /enter/{ticket}": "open",
     "POST /links": "a key",
     "GET /": Scope.VIEWER,
+    "GET /usage": Scope.VIEWER,
     "GET /jobs": Scope.VIEWER,
     "GET /jobs/matching": Scope.VIEWER,
     "POST /jobs/matching/{action}": Scope.ADMIN,
@@ -63,10 +64,12 @@ NEEDED: dict[str, Scope | Literal["open", "a key"]] = {
     "POST /tenants/{tenant_id}": Scope.OPERATOR,
     "POST /tenants/{tenant_id}/suspend": Scope.OPERATOR,
     "POST /tenants/{tenant_id}/resume": Scope.OPERATOR,
+    "POST /{noun}/{subject}/delete": Scope.ADMIN,
     "POST /sign-out": Scope.VIEWER,  # the last one: it ends the session
 }
 NOUNS = ("job_id", "batch_id", "dataset_id", "image_id", "worker_id", "key_id", "tenant_id")
 IDS = {name: str(new_id()) for name in NOUNS}
+IDS |= {"noun": "jobs", "subject": str(new_id())}
 IDS |= {"action": "cancel", "name": "mini-zh", "ticket": "none", "path:path": "x"}
 
 
