@@ -10,6 +10,7 @@ BENCHES = (
     "dataset",
     "deletion",
     "fairness",
+    "neighbours",
     "fanout",
     "dashboards",
     "screens",
