@@ -70,7 +70,7 @@ def delete(the_farm: Farm, settings: Settings, images: int, *, has_bytes: bool) 
     with transaction(database) as connection:
         left = int(connection.execute(LEFT).scalar_one())
     if has_bytes:
-        left += len(Storage(settings).list("images/"))
+        left += len(Storage(settings).list_objects("images/"))
     database.dispose()
     return {
         "gone, s": gone,
