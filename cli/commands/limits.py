@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import click
 
-from cli.shell import Shell, format_bytes
+from cli.shell import Command, Shell, format_bytes
 from cli.terminal import Columns, Row
 
 BAR = 20  # characters
@@ -40,7 +40,7 @@ ROW: Columns = {
 }
 
 
-@click.command()
+@click.command(cls=Command)
 @click.pass_obj
 def limits(shell: Shell) -> None:
     """Show the limits of your tenant, and how full each is."""

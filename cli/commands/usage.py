@@ -17,7 +17,7 @@ DIMENSIONS = ("day", "tenant", "key", "model", "tier")
 SUMS: Columns = {
     "pictures": lambda sums: f"{sums['images']:,}",
     "GPU time": lambda sums: format_duration(sums["gpu_seconds"]),
-    "megapixels": lambda sums: f"{sums['megapixels']:,.1f}",
+    "megapixels": lambda sums: f"{sums['megapixels']:,.{1 if sums['megapixels'] >= 1 else 3}f}",
     "stored": lambda sums: format_bytes(sums["bytes"]),
 }
 

@@ -36,6 +36,12 @@ def test_every_command_has_help(call: CommandLine, path: tuple[str, ...]) -> Non
     assert " ".join(["Usage: huafang", *path]) in done.out
 
 
+@pytest.mark.parametrize("path", every_command(huafang), ids=" ".join)
+def test_every_command_takes_the_global_options(call: CommandLine, path: tuple[str, ...]) -> None:
+    is_group = len([one for one in every_command(huafang) if one[: len(path)] == path]) > 1
+    assert is_group or call(*path, "--format", "json", "--help").code == 0
+
+
 def test_there_are_at_most_60_commands() -> None:
     groups = (
         "serve",
