@@ -69,5 +69,5 @@ def test_beside_a_tenant_at_all_its_limits_nothing_of_another_is_refused_and_it_
         accepted(quiet, "/v1/batches", prompts=["蓝色的三角形"], defaults=JOB)
         urgent = accepted(quiet, "/v1/jobs", prompt="绿色的心形", tier="interactive", **JOB)
         usual = accepted(quiet, "/v1/jobs", prompt="绿色的心形", **JOB | {"width": 96})  # no call can render both
-    turns = [story.started() for _ in range(4)]
+    turns = [story.started(resident=("mini-zh",)) for _ in range(4)]
     assert {urgent, usual} <= {str(image.job_id) for turn in turns for image in turn.images}
