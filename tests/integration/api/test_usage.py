@@ -150,6 +150,19 @@ def test_days_are_grouped_and_chosen(client: httpx.Client, story: Story) -> None
     assert [item["day"] for item in whole["items"]] == sorted(item["day"] for item in whole["items"])
 
 
+def test_unless_days_are_chosen_they_are_the_last_thirty_and_most_are_a_leap_year(
+    client: httpx.Client, story: Story
+) -> None:
+    for days in (1, 29):
+        submit(client)
+        render(story)
+        age(story, days)
+    day = datetime.now(UTC).date()
+    assert images(usage(client), "day") == {(str(day - timedelta(29)),): 1}
+    assert usage(client, **{"from": day - timedelta(365)})["total"]["images"] == 2
+    assert client.get("/v1/usage", params={"from": str(day - timedelta(366))}).status_code == 422
+
+
 def test_a_tenant_sees_its_own_and_an_operator_all(api: Api, client: httpx.Client, story: Story) -> None:
     with (
         api.client("another", [Scope.VIEWER]) as viewer,
