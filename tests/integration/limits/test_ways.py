@@ -91,6 +91,7 @@ def test_images_a_day_are_counted_when_they_come_and_anew_each_day(story: Story,
     with story.database.begin() as connection:
         connection.exec_driver_sql("UPDATE image_days SET day = day - 1")
     submitted(client, count=4)
+    assert reached(client.post("/v1/jobs", json=JOB)) == ("images_a_day", 4, 4)
 
 
 def test_another_tenant_has_its_own(story: Story, api: Any, client: httpx.Client) -> None:
