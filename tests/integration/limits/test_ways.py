@@ -180,6 +180,9 @@ def test_a_file_is_counted_as_it_is_checked(farm: BatchStory, client: httpx.Clie
     assert (images(farm), farm.count("image_days")) == (0, 0)
     limit(farm, **{name: 5})
     answer = client.post("/v1/batches", json=look)
+    assert farm.expander.work(answer.json()["id"], 0)  # a chunk: the file is checked, nothing of it is expanded
+    assert (farm.batch(answer.json()["id"]).counted, images(farm)) == (5, 0)
+    assert reached(client.post("/v1/jobs", json=JOB)) == (name, 5, 5)
     farm.expander.work(answer.json()["id"], 60)
     assert images(farm) == 5
     assert reached(client.post("/v1/jobs", json=JOB)) == (name, 5, 5)
