@@ -50,10 +50,11 @@ def images(report: Json, *names: str) -> dict[Any, int]:
 
 
 def age(story: Story, days: int) -> None:
-    """What was used is so much older."""
+    """What was used is so much older. By a detour: no day may become one that another row has yet."""
     with transaction(story.database) as connection:
         for table in ("usage_days", "usage_entries"):
-            connection.execute(text(f"UPDATE {table} SET day = day - :days"), {"days": days})
+            for less in (100_000, days - 100_000):
+                connection.execute(text(f"UPDATE {table} SET day = day - :less"), {"less": less})
 
 
 def fold(story: Story) -> None:
@@ -148,6 +149,19 @@ def test_days_are_grouped_and_chosen(client: httpx.Client, story: Story) -> None
     assert images(whole, "day") == {(str(day - timedelta(days)),): 1 for days in (60, 40, 20)}
     assert whole["total"]["images"] == 3
     assert [item["day"] for item in whole["items"]] == sorted(item["day"] for item in whole["items"])
+
+
+def test_unless_days_are_chosen_they_are_the_last_thirty_and_most_are_a_leap_year(
+    client: httpx.Client, story: Story
+) -> None:
+    for days in (1, 29):
+        submit(client)
+        render(story)
+        age(story, days)
+    day = datetime.now(UTC).date()
+    assert images(usage(client), "day") == {(str(day - timedelta(29)),): 1}
+    assert usage(client, **{"from": day - timedelta(365)})["total"]["images"] == 2
+    assert client.get("/v1/usage", params={"from": str(day - timedelta(366))}).status_code == 422
 
 
 def test_a_tenant_sees_its_own_and_an_operator_all(api: Api, client: httpx.Client, story: Story) -> None:

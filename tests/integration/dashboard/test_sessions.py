@@ -131,6 +131,21 @@ def test_signing_out_ends_the_session(api: Api, browser: httpx.Client) -> None:
     assert browser.get("/dashboard/").status_code == 303
 
 
+def test_signing_out_ends_neither_an_earlier_nor_a_later_session_of_the_key(
+    api: Api, browser: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = int(time.time()) - 3
+    monkeypatch.setattr(TimestampSigner, "get_timestamp", lambda signer: now)
+    key, sessions = key_of(api, Scope.ADMIN), []
+    for _ in range(3):
+        now += 1
+        sign_in(api, browser, key.secret)
+        sessions.append({"Cookie": f"huafang_session={browser.cookies['huafang_session']}"})
+    with api.stranger() as elsewhere:
+        elsewhere.post("/dashboard/sign-out", headers={"Origin": api.url, **sessions[1]})
+        assert [elsewhere.get("/dashboard/", headers=one).status_code for one in sessions] == [200, 303, 200]
+
+
 def test_every_response_has_the_security_headers(api: Api, browser: httpx.Client) -> None:
     for path in ("/dashboard/sign-in", "/dashboard/nothing", "/dashboard/static/farm.js"):
         headers = browser.get(path).headers

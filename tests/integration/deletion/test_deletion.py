@@ -223,17 +223,19 @@ def test_a_retry_of_a_deleted_job_stays(client: httpx.Client, job: Any) -> None:
 def test_an_image_that_is_rendered_while_its_job_is_deleted_leaves_no_bytes(
     client: httpx.Client, story: Story, settings: Settings, sweep: Sweep
 ) -> None:
-    """One of its leases was lost before, and may have stored it as well."""
+    """One of its leases was lost before, and may have stored it as well; the other one stores it after the deletion."""
     job = client.post("/v1/jobs", json={"prompt": "红色的圆形", **LOOK}).json()
     storage, held = Storage(settings), []
     for is_lost in (True, False):
         held.append(story.started())
-        storage.put(story.outcome(held[-1].images[0], held[-1].lease_id).key or "", b"x", "image/png")
         if is_lost:
             until(lambda: story.die(held[0]).leases)
             story.skip_backoff()
+    lost_key, late_key = (story.outcome(lease.images[0], lease.lease_id).key or "" for lease in held)
+    storage.put(lost_key, b"x", "image/png")
     client.delete(f"/v1/jobs/{job['id']}")
     sweep.delete()
+    storage.put(late_key, b"x", "image/png")
     assert story.renew(held[1]) == {held[1].lease_id: frozenset()}
     assert not story.publish(held[1]).images
 

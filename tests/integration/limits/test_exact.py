@@ -23,6 +23,7 @@ from tests.faults.farm import free_ports
 from tests.support.limits import images, limit, reached
 from tests.support.serving import Api
 from tests.support.stories import Story
+from tests.support.workers import until_blocked
 
 CLIENTS = 50
 ALLOWED = 120
@@ -143,6 +144,7 @@ def test_near_a_limit_one_waits_for_those_that_began_far_from_it(
         for _ in range(3):
             submit(1)
         late = aside.submit(submit, 5)  # fits beside what is committed
+        until_blocked(story)
     with pytest.raises(LimitReached):
         late.result(60)
     assert images(story) == 4

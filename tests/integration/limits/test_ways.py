@@ -91,6 +91,7 @@ def test_images_a_day_are_counted_when_they_come_and_anew_each_day(story: Story,
     with story.database.begin() as connection:
         connection.exec_driver_sql("UPDATE image_days SET day = day - 1")
     submitted(client, count=4)
+    assert reached(client.post("/v1/jobs", json=JOB)) == ("images_a_day", 4, 4)
 
 
 def test_another_tenant_has_its_own(story: Story, api: Any, client: httpx.Client) -> None:
@@ -179,6 +180,9 @@ def test_a_file_is_counted_as_it_is_checked(farm: BatchStory, client: httpx.Clie
     assert (images(farm), farm.count("image_days")) == (0, 0)
     limit(farm, **{name: 5})
     answer = client.post("/v1/batches", json=look)
+    assert farm.expander.work(answer.json()["id"], 0)  # a chunk: the file is checked, nothing of it is expanded
+    assert (farm.batch(answer.json()["id"]).counted, images(farm)) == (5, 0)
+    assert reached(client.post("/v1/jobs", json=JOB)) == (name, 5, 5)
     farm.expander.work(answer.json()["id"], 60)
     assert images(farm) == 5
     assert reached(client.post("/v1/jobs", json=JOB)) == (name, 5, 5)

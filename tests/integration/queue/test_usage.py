@@ -144,7 +144,7 @@ def test_a_batch_and_its_retry_pass_their_keys_on_to_their_jobs(settings: Settin
 
 
 def test_usage_is_folded_into_days_and_stays_when_the_jobs_are_gone(story: Story) -> None:
-    story.submit(count=3)
+    story.submit(count=3, width=64, height=64)
     for _ in range(3):
         microbatch = story.started(capacity=1)
         publish(story, microbatch, stored(story, microbatch))
@@ -152,7 +152,7 @@ def test_usage_is_folded_into_days_and_stays_when_the_jobs_are_gone(story: Story
     assert fold(story) == 0
     assert story.count("usage_days") == 1
     before = used(story)
-    assert before["somebody"][:2] == (3, 300)
+    assert before["somebody"] == (3, 300, 3 * 64 * 64, 3000)
     with transaction(story.database) as connection:
         connection.execute(text("DELETE FROM images"))
         connection.execute(text("DELETE FROM jobs"))

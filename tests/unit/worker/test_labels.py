@@ -101,7 +101,8 @@ def test_a_visible_label_is_in_the_corner_and_as_high_as_the_standard_wants(side
     before = np.full((*side, 3), 200, np.uint8)
     after = draw_mark(before)
     rows, columns = np.nonzero((after == 255).all(axis=2))  # the strokes
-    assert rows.max() - rows.min() + 1 >= 0.05 * min(side)
+    height = rows.max() - rows.min() + 1
+    assert 0.05 * min(side) <= height <= max(0.065 * min(side), 14), "of the shorter side"
     assert rows.min() > side[0] * 0.6
     assert columns.max() < side[1] - 1
     assert (before == 200).all()
