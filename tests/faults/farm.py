@@ -24,6 +24,7 @@ import httpx
 import psycopg
 import redis
 from psycopg.rows import dict_row
+from sqlalchemy import text
 
 from common.accounts import licences
 from common.accounts.tenants import create_key, ensure_tenant
@@ -134,6 +135,7 @@ class Farm:
         with transaction(database) as connection:
             for name in TENANTS:
                 tenant = ensure_tenant(connection, name)
+                connection.execute(LIMIT, {"tenant": tenant})
                 key = create_key(connection, tenant, "storm", [Scope.ADMIN], self.site.secrets["pepper"])
                 self.keys[name] = key.secret
                 for model in read(SHIPPED_CATALOG).models.values():
@@ -362,6 +364,11 @@ def write_json(path: Path, value: Any) -> None:
 
 # A witness in the database: every change of state, of the fence or of the bytes, by whichever way it was made; and what
 # was stored for whom, which is known when the rows of jobs are gone.
+# Limits that are never reached, but counted.
+LIMIT = text("""
+    UPDATE tenants SET limits = '{"waiting_images": 1000000, "images_a_day": 1000000}' WHERE id = :tenant
+""")
+
 WITNESS = """
     CREATE TABLE storm_changes (
         at timestamptz NOT NULL DEFAULT clock_timestamp(), noun text NOT NULL, id uuid NOT NULL, job_id uuid,
@@ -370,6 +377,7 @@ WITNESS = """
     CREATE INDEX ON storm_changes (at) WHERE new_state = 'stored';
     CREATE TABLE storm_stored (
         id uuid NOT NULL, tenant_id uuid NOT NULL, model text NOT NULL, render_ms int, pixels int, bytes int);
+    CREATE TABLE storm_submitted (at timestamptz NOT NULL DEFAULT now(), tenant_id uuid NOT NULL, images int NOT NULL);
     CREATE FUNCTION storm_note_image() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         INSERT INTO storm_changes VALUES (DEFAULT, 'image', NEW.id, NEW.job_id, OLD.state, NEW.state,
             OLD.lease_id, NEW.lease_id, NEW.attempts, NEW.key, NEW.sha256);
@@ -384,6 +392,10 @@ WITNESS = """
         INSERT INTO storm_changes (noun, id, job_id, old_state, new_state)
         VALUES ('job', NEW.id, NEW.id, OLD.state, NEW.state);
         RETURN NULL; END $$;
+    CREATE FUNCTION storm_note_submission() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        INSERT INTO storm_submitted (tenant_id, images) VALUES (NEW.tenant_id, NEW.count);
+        RETURN NULL; END $$;
+    CREATE TRIGGER storm_submission AFTER INSERT ON jobs FOR EACH ROW EXECUTE FUNCTION storm_note_submission();
     CREATE TRIGGER storm_image AFTER UPDATE ON images FOR EACH ROW
         WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION storm_note_image();
     CREATE TRIGGER storm_job AFTER UPDATE ON jobs FOR EACH ROW

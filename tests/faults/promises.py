@@ -24,6 +24,7 @@ PROMISES = {
     "P7": "cancelled shows at once, and no image appears later",
     "P8": "same Idempotency-Key, same job",
     "USE": "what tenants are told they used is what was stored for them",
+    "LIM": "what counts for a limit is what was submitted",
     "P13": "a failure of a host ends no image, and a host that is well again comes back",
     "P14": "what was deleted is never seen again, and nothing of it is left",
     "API": "no answer is a 500",
@@ -55,6 +56,7 @@ def judge(farm: Farm, witness: Witness, stuck: Sequence[str], postgres_away: Seq
     judge_batches(farm, witness, found)
     read_back(farm, found)
     judge_usage(farm, found)
+    judge_limits(farm, found)
     judge_failures(farm, witness, found, postgres_away)
     keyed = farm.query("SELECT key, made_id, tenants.name FROM idempotency_keys JOIN tenants ON tenants.id = tenant_id")
     for row in keyed:
@@ -165,6 +167,34 @@ def judge_usage(farm: Farm, found: Findings) -> None:
         by_key = {item["key"]: item["images"] for item in usage(farm, tenant, "key")}
         if by_key != {"storm": sum(sums["images"] for sums in seen[tenant].values())}:
             found.add("USE", [f"{tenant} is told {by_key} of its keys"])
+
+
+def judge_limits(farm: Farm, found: Findings) -> None:
+    """The images of the day, and those that wait: none once all has ended."""
+    for row in farm.query(COUNTED):
+        if row["counted"] != row["submitted"]:
+            found.add("LIM", [f"{row['name']} has {row['counted']} images of today, and submitted {row['submitted']}"])
+    for tenant in farm.keys:
+        waiting = next(one for one in read_limits(farm, tenant) if one["limit"] == "waiting_images")
+        if waiting["used"]:
+            found.add("LIM", [f"{tenant} is told that {waiting['used']} images wait, and all have ended"])
+
+
+def read_limits(farm: Farm, tenant: str) -> list[dict[str, Any]]:
+    headers = {"Authorization": f"Bearer {farm.keys[tenant]}"}
+    answer = httpx.get(f"{farm.urls[0]}/v1/limits", headers=headers, timeout=30, trust_env=False)
+    return list(answer.raise_for_status().json()["items"])
+
+
+# Of today (UTC), as the limit counts it, and as a trigger saw it.
+COUNTED = """
+    SELECT name, (SELECT coalesce(sum(images), 0) FROM image_days
+                  WHERE image_days.tenant_id = tenants.id AND day = (now() AT TIME ZONE 'UTC')::date) AS counted,
+           (SELECT coalesce(sum(images), 0) FROM storm_submitted
+            WHERE storm_submitted.tenant_id = tenants.id
+                AND (at AT TIME ZONE 'UTC')::date = (now() AT TIME ZONE 'UTC')::date) AS submitted
+    FROM tenants
+"""
 
 
 def usage(farm: Farm, tenant: str, by: str) -> list[dict[str, Any]]:
