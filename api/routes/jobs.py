@@ -171,10 +171,6 @@ def retry_job(job_id: UUID, caller: JobsWriter, state: State, base_url: BaseUrl)
     return respond(job, 201, {"Location": f"{base_url}v1/jobs/{job.id}"})
 
 
-def respond(body: BaseModel, status: int, headers: dict[str, str] | None = None) -> Response:
-    return Response(body.model_dump_json(), status, headers, "application/json")
-
-
 @router.delete(
     "/v1/jobs/{job_id}",
     operation_id="deleteJob",
@@ -188,3 +184,7 @@ def delete_job(job_id: UUID, caller: JobsWriter, state: State) -> None:
     nothing.
     """
     deletion.delete_job(state, caller, job_id)
+
+
+def respond(body: BaseModel, status: int, headers: dict[str, str] | None = None) -> Response:
+    return Response(body.model_dump_json(), status, headers, "application/json")

@@ -93,12 +93,12 @@ def resolve(state: AppState, caller: Caller, request: JobRequest) -> tuple[recip
     find = image_finder(state, caller)
     complete = recipe.resolve(request, state.catalog, state.default_model, random_seed(), find)
     model = state.catalog.get(complete.model)
-    require_accepted(state, caller, complete)
+    require_allowed_prompt(state, caller, complete)
     token_counter.check(complete, model)
     return complete, token_counter.warnings(complete, model)
 
 
-def require_accepted(state: AppState, caller: Caller, complete: recipe.Recipe) -> None:
+def require_allowed_prompt(state: AppState, caller: Caller, complete: recipe.Recipe) -> None:
     """Raises RefusedByPolicy."""
     try:
         state.policy.require(complete.prompt, own_negative_prompt(complete, state.catalog))
@@ -187,7 +187,7 @@ def retry(state: AppState, caller: Caller, job_id: UUID) -> UUID:
     parent = get(state, caller, job_id, "")
     caller.require_tier(parent.tier)
     state.acceptances.require(caller.tenant_id, [state.catalog.get(parent.recipe.model)])
-    require_accepted(state, caller, parent.recipe)
+    require_allowed_prompt(state, caller, parent.recipe)
     with transaction(state.engine) as connection:
         limits = state.limits_of(caller)
         retried = jobs.retry(connection, job_id, caller.tenant_id, caller.request_id, limits, caller.key_id)

@@ -1,20 +1,17 @@
 """What callers read of usage: their own; operators that of all tenants. Also as CSV."""
 
-import csv
-import io
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
-from typing import Any
 
 from api import sentence
 from api.deps import AppState
 from api.queries.usage import MOST_ROWS, Dimension, Sums, Usage, find_usage, labels_of
+from api.services import csv_table
 from common.accounts.tenants import Caller
 from common.db import transaction
 from common.errors import Invalid
 
 DAYS, MOST_DAYS = 30, 366
-FORMULAS = ("=", "+", "-", "@", "\t", "\r")  # how a spreadsheet's formulas begin
 
 
 def days_of(first: date | None, last: date | None) -> tuple[date, date]:
@@ -43,16 +40,7 @@ def read(
 
 
 def as_csv(items: Sequence[Usage], by: Sequence[Dimension], currency: str | None) -> str:
-    """A heading, and a line for each group. No cell is a formula of a spreadsheet: `=1` is written as `'=1`."""
+    """A line for each group."""
     columns = [*labels_of(by), *Sums.model_fields, "currency"]
-    table = io.StringIO()
-    writer = csv.writer(table)
-    writer.writerow(columns)
-    for item in items:
-        values = item.model_dump(mode="json") | {"currency": None if item.cost is None else currency}
-        writer.writerow([_cell(values[column]) for column in columns])
-    return table.getvalue()
-
-
-def _cell(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULAS) else value
+    lines = (item.model_dump(mode="json") | {"currency": None if item.cost is None else currency} for item in items)
+    return csv_table.write(columns, ([line[column] for column in columns] for line in lines))
