@@ -19,7 +19,7 @@ from prometheus_client import Counter
 from sqlalchemy import Connection, Engine
 
 from api import sentence
-from common.accounts.tenants import Caller, authenticate
+from common.accounts.keys import Caller, authenticate
 from common.db import transaction
 from common.errors import Unauthorized, Unavailable
 from common.log import log_event

@@ -13,7 +13,7 @@ from starlette.types import Message, Receive
 
 from api import sentence
 from api.errors import Refused
-from common.accounts.tenants import Caller
+from common.accounts.keys import Caller
 from common.enums import Scope
 from common.errors import EncodingUnsupported, Error, Forbidden, Invalid, LimitReached, Unavailable
 

@@ -15,9 +15,9 @@ from api.limits.requests import Requests
 from api.live.job_watcher import JobWatcher
 from api.live.turns import Turns
 from common.accounts.farm import Farm
+from common.accounts.keys import Caller
 from common.accounts.licences import Acceptances
 from common.accounts.limits import Limits
-from common.accounts.tenants import Caller
 from common.broker import Broker
 from common.catalog.catalog import Catalog
 from common.config import PublicPart, Settings

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from api import sentence
 from common import failures
-from common.accounts.tenants import Caller
+from common.accounts.keys import Caller
 from common.db import transaction
 from common.deletion import tombstones
 from common.deletion.tombstones import Tombstone

@@ -18,8 +18,8 @@ from api.errors import problem, render_server_error
 from api.limits.quota import Quota
 from api.limits.requests import Requests
 from api.metrics import RequestMetrics
+from common.accounts.keys import Caller
 from common.accounts.limits import Limits
-from common.accounts.tenants import Caller
 from common.db import new_id
 
 MAX_HEAD_BYTES, MAX_HEADERS = 32_768, 100
@@ -88,9 +88,8 @@ class RequestMiddleware:
         """The holder of the request's key; of /v1, the request is counted. Raises Unauthorized and LimitReached."""
         caller = await self.lookups.by_header(request)
         if request.url.path.startswith(COUNTED):
-            limits = self.limits.with_own(caller.own_limits)
-            request.state.quota = Quota(limits)
-            request.state.quota = self.requests.count(caller.tenant_id, limits)
+            request.state.quota = Quota(self.limits.with_own(caller.own_limits))
+            self.requests.count(caller.tenant_id, request.state.quota)
         return caller
 
 

@@ -22,7 +22,8 @@ from common import sentence
 from common.accounts import audit
 from common.accounts.audit import Action
 from common.accounts.farm import Farm
-from common.accounts.tenants import OPERATOR, Caller, create_key, ensure_tenant
+from common.accounts.keys import Caller, create_key
+from common.accounts.tenants import OPERATOR, ensure_tenant
 from common.config import Settings
 from common.db import connect, migrate, transaction
 from common.enums import Scope, Via

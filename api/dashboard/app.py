@@ -38,7 +38,7 @@ from api.deps import AppState
 from api.errors import Refused, describe_tombstone, find_tombstone, problem, render_server_error, request_id
 from api.live.page_streams import PageStreams
 from common import failures
-from common.accounts.tenants import Caller
+from common.accounts.keys import Caller
 from common.errors import Error, Gone, NotFound
 
 OPEN_FORMS = {"/sign-in": Rule(10_000), "/language": Rule(10_000)}  # that need no session

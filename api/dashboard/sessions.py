@@ -20,7 +20,7 @@ from api.dashboard import sentence
 from api.deps import AllTenants, AppState
 from common.accounts import audit, ended_sessions
 from common.accounts.audit import Action
-from common.accounts.tenants import Caller, find_key
+from common.accounts.keys import Caller, find_key
 from common.db import transaction
 from common.enums import Scope, Via
 from common.errors import Forbidden, Unauthorized, Unavailable

@@ -39,11 +39,11 @@ class Requests:
         self._streams = Counter[UUID]()
         self._lock = Lock()  # some routes run in threads
 
-    def count(self, tenant_id: UUID, limits: Limits) -> Quota:
-        """Count a request. Raises LimitReached, and does not count it, beyond the limit."""
-        quota, allowed = Quota(limits), limits.requests_a_minute
+    def count(self, tenant_id: UUID, quota: Quota) -> None:
+        """Count a request, and note what remains. Raises LimitReached, and does not count it, beyond the limit."""
+        allowed = quota.limits.requests_a_minute
         if allowed is None:
-            return quota
+            return
         with self._lock:
             minute, now = self._minute(tenant_id), self._clock()
             resets_s = math.ceil(minute.began + MINUTE_S - now)
@@ -52,7 +52,6 @@ class Requests:
                 raise _reached(words, "requests_a_minute", minute.requests, allowed, resets_s)
             minute.requests += 1
         quota.remaining["requests_a_minute"] = allowed - minute.requests, resets_s
-        return quota
 
     @contextmanager
     def streaming(self, tenant_id: UUID, limits: Limits) -> Iterator[None]:

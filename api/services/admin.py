@@ -14,9 +14,9 @@ from api.queries.fleet import Quarantine, Worker, find_quarantines, find_worker,
 from api.queries.keys import Key, KeyWithSecret, find_key, find_keys
 from api.queries.models import Model, find_models
 from api.schemas import Moment
-from common.accounts import admission, audit, licences, tenants
+from common.accounts import admission, audit, keys, licences
 from common.accounts.audit import Action
-from common.accounts.tenants import Caller
+from common.accounts.keys import Caller
 from common.db import transaction
 from common.enums import Scope, WorkerState
 from common.errors import Conflict, Invalid, NotFound
@@ -57,7 +57,7 @@ def insert_key(
     if tenant_id == caller.tenant_id:  # an operator may give another tenant more
         admission.admit(connection, tenant_id, state.limits_of(caller), keys=1)
     pepper, scopes = state.settings.key_pepper.get_secret_value(), list(dict.fromkeys(request.scopes))
-    key = tenants.create_key(connection, tenant_id, request.name, scopes, pepper, request.expires_at)
+    key = keys.create_key(connection, tenant_id, request.name, scopes, pepper, request.expires_at)
     until = {"expires_at": request.expires_at} if request.expires_at else {}
     audit.record(connection, caller, Action.CREATE_KEY, key.id, tenant_id, name=request.name, scopes=scopes, **until)
     return KeyWithSecret(**vars(find_key(connection, key.id)), secret=key.secret)
@@ -71,7 +71,7 @@ def list_keys(state: AppState, caller: Caller) -> list[Key]:
 def revoke_key(state: AppState, caller: Caller, key_id: UUID) -> None:
     """Raises NotFound."""
     with transaction(state.engine) as connection:
-        tenants.revoke_key(connection, caller.tenant_id, key_id)
+        keys.revoke_key(connection, caller.tenant_id, key_id)
         audit.record(connection, caller, Action.REVOKE_KEY, key_id)
 
 

@@ -6,7 +6,7 @@ from api.deps import AppState
 from api.pagination import Paging
 from api.queries.audit import AuditRecord, find_audit_records
 from api.services import csv_table
-from common.accounts.tenants import Caller
+from common.accounts.keys import Caller
 from common.db import transaction
 
 

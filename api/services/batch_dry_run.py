@@ -22,7 +22,7 @@ from api.schemas import RECIPE, Recipe, example
 from api.services.batches import INLINE, BatchRequest, as_lines, plan_of
 from api.services.jobs import image_finder
 from common import uploads
-from common.accounts.tenants import Caller
+from common.accounts.keys import Caller
 from common.batches import check
 from common.batches.check import CheckedLines
 from common.batches.plan import PlannedJob, Planner, planners

@@ -22,7 +22,7 @@ from api.services.uploads import HashingFile, discard, save
 from common.accounts import admission, audit
 from common.accounts.audit import Action
 from common.accounts.idempotency import find_result, submit_idempotent
-from common.accounts.tenants import Caller
+from common.accounts.keys import Caller
 from common.batches import lifecycle, retries
 from common.batches.matrix import FIELDS, MAX_VARIANTS, OF_EACH_PROMPT, Variant, axes, variants
 from common.batches.plan import PLACEHOLDER, Plan, Planner

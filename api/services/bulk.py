@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 from api.deps import AppState
 from common.accounts import audit
 from common.accounts.audit import Action
-from common.accounts.tenants import Caller
+from common.accounts.keys import Caller
 from common.batches import check
 from common.db import transaction
 from common.enums import Tier

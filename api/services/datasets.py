@@ -11,7 +11,7 @@ from api.schemas import DatasetRequest
 from common.accounts import admission, audit
 from common.accounts.audit import Action
 from common.accounts.idempotency import submit_idempotent
-from common.accounts.tenants import Caller
+from common.accounts.keys import Caller
 from common.datasets import lifecycle
 from common.db import transaction
 from common.enums import DatasetState

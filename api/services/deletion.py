@@ -9,7 +9,7 @@ from api import sentence
 from api.deps import AppState
 from common.accounts import audit
 from common.accounts.audit import Action
-from common.accounts.tenants import Caller
+from common.accounts.keys import Caller
 from common.batches import lifecycle
 from common.db import transaction
 from common.deletion import deletions

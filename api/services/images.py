@@ -10,7 +10,7 @@ from api.deps import AppState
 from api.queries.jobs import find_image
 from api.queries.safety import find_safety
 from api.schemas import ImageWithJob, JudgedImage
-from common.accounts.tenants import Caller
+from common.accounts.keys import Caller
 from common.db import transaction
 from common.enums import TERMINAL_IMAGE, ImageState, Scope
 from common.errors import Conflict, Gone, NotFound, PictureDamaged

@@ -15,7 +15,7 @@ from common import uploads
 from common.accounts import audit
 from common.accounts.audit import Action
 from common.accounts.idempotency import submit_idempotent
-from common.accounts.tenants import Caller
+from common.accounts.keys import Caller
 from common.batches.check import own_negative_prompt
 from common.db import transaction
 from common.enums import Tier

@@ -9,8 +9,8 @@ from api.deps import AppState
 from api.schemas import example
 from common.accounts import admission
 from common.accounts.admission import UNLIMITED
+from common.accounts.keys import Caller
 from common.accounts.limits import NAMES
-from common.accounts.tenants import Caller
 from common.db import transaction
 from common.enums import Tier
 

@@ -12,9 +12,9 @@ from api.queries.keys import KeyWithSecret
 from api.queries.tenants import TENANT, Tenant, find_tenant, find_tenants
 from api.schemas import example
 from api.services.admin import KeyRequest, insert_key
-from common.accounts import audit, lifecycle
+from common.accounts import audit, tenants
 from common.accounts.audit import Action
-from common.accounts.tenants import Caller
+from common.accounts.keys import Caller
 from common.db import transaction
 from common.enums import Scope, Tier
 from common.errors import Conflict
@@ -80,7 +80,7 @@ def create(state: AppState, caller: Caller, new: NewTenant) -> CreatedTenant:
     chosen = new.chosen
     name = chosen.pop("name")
     with transaction(state.engine) as connection:
-        tenant_id = lifecycle.create(connection, name, chosen)
+        tenant_id = tenants.create(connection, name, chosen)
         audit.record(connection, caller, Action.CREATE_TENANT, tenant_id, tenant_id, name=name, **chosen)
         key = None
         if new.key:
@@ -104,7 +104,7 @@ def get_page(state: AppState, paging: Paging, name: str | None = None) -> tuple[
 def change(state: AppState, caller: Caller, tenant_id: UUID, wanted: TenantChange) -> Tenant:
     """Raises NotFound, Conflict if another tenant has the new name, Invalid."""
     with transaction(state.engine) as connection:
-        lifecycle.change(connection, tenant_id, wanted.chosen)
+        tenants.change(connection, tenant_id, wanted.chosen)
         if wanted.chosen:
             audit.record(connection, caller, Action.CHANGE_TENANT, tenant_id, tenant_id, **wanted.chosen)
         return find_tenant(connection, tenant_id)
@@ -115,7 +115,7 @@ def suspend(state: AppState, caller: Caller, tenant_id: UUID) -> Tenant:
     if tenant_id == caller.tenant_id:
         raise Conflict(sentence("own_tenant"))
     with transaction(state.engine) as connection:
-        if lifecycle.suspend(connection, tenant_id):
+        if tenants.suspend(connection, tenant_id):
             audit.record(connection, caller, Action.SUSPEND_TENANT, tenant_id, tenant_id)
         return find_tenant(connection, tenant_id)
 
@@ -123,9 +123,9 @@ def suspend(state: AppState, caller: Caller, tenant_id: UUID) -> Tenant:
 def resume(state: AppState, caller: Caller, tenant_id: UUID) -> Tenant:
     """Raises NotFound. Wakes the workers of what waits."""
     with transaction(state.engine) as connection:
-        if is_resumed := lifecycle.resume(connection, tenant_id):
+        if is_resumed := tenants.resume(connection, tenant_id):
             audit.record(connection, caller, Action.RESUME_TENANT, tenant_id, tenant_id)
-        models = lifecycle.models_waiting(connection, tenant_id) if is_resumed else []
+        models = tenants.models_waiting(connection, tenant_id) if is_resumed else []
         tenant = find_tenant(connection, tenant_id)
     for model in models:
         state.broker.wake(model)

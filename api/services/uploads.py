@@ -20,7 +20,7 @@ from api import sentence
 from api.deps import AppState
 from common import uploads
 from common.accounts import admission
-from common.accounts.tenants import Caller
+from common.accounts.keys import Caller
 from common.db import new_id, transaction
 from common.disks import NO_ROOM
 from common.errors import Error, Invalid, NoRoom

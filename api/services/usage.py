@@ -7,7 +7,7 @@ from api import sentence
 from api.deps import AppState
 from api.queries.usage import MOST_ROWS, Dimension, Sums, Usage, find_usage, labels_of
 from api.services import csv_table
-from common.accounts.tenants import Caller
+from common.accounts.keys import Caller
 from common.db import transaction
 from common.errors import Invalid
 

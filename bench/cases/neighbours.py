@@ -28,7 +28,7 @@ from bench.harness import load
 from bench.harness.farm import Farm, farm, wait_until
 from bench.harness.greedy import KINDS
 from bench.harness.measurement import Figures, Goal, Options, Sides
-from common.accounts import lifecycle, tenants
+from common.accounts import tenants
 from common.db import connect, transaction
 from common.enums import Tier
 
@@ -71,7 +71,7 @@ def sides(options: Options) -> Iterator[Sides]:
         database = connect(settings, pool=1)
         quiet, greedy = [the_farm.key(database, tenant) for tenant in (QUIET, GREEDY)]
         with transaction(database) as connection:
-            lifecycle.change(connection, tenants.ensure_tenant(connection, GREEDY), {"limits": LIMITS})
+            tenants.change(connection, tenants.ensure_tenant(connection, GREEDY), {"limits": LIMITS})
         Quiet(url, quiet, database).figures(5)  # what only the first requests need is in memory then
         yield {
             "alone": lambda: Quiet(url, quiet, database).figures(seconds),

@@ -19,7 +19,7 @@ import httpx
 import psycopg
 from sqlalchemy import Engine, text
 
-from common.accounts import licences, tenants
+from common.accounts import keys, licences, tenants
 from common.catalog.catalog import read
 from common.config import Settings
 from common.db import connect, migrate, transaction
@@ -70,7 +70,7 @@ class Farm:
         """The secret of a new key of this tenant, which is created if it does not exist."""
         with transaction(database) as connection:
             tenant_id = tenants.ensure_tenant(connection, tenant)
-            key = tenants.create_key(connection, tenant_id, "bench", [Scope.ADMIN], self.site.secrets["pepper"])
+            key = keys.create_key(connection, tenant_id, "bench", [Scope.ADMIN], self.site.secrets["pepper"])
             for model in read(self.settings.catalog).models.values():
                 licences.accept(connection, tenant_id, key.id, model.licence)
             return key.secret

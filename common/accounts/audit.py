@@ -11,7 +11,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from common.accounts.tenants import Caller
+from common.accounts.keys import Caller
 from common.db import new_id
 
 

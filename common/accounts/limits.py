@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from common.accounts import sentence
 from common.config import Settings
+from common.errors import Invalid
 
 
 @dataclass(frozen=True)
@@ -40,3 +42,13 @@ class Limits:
 
 
 NAMES = tuple(field.name for field in fields(Limits))
+LARGEST = 2**53 - 1  # what every JSON reader keeps
+
+
+def check(limits: Mapping[str, int | None]) -> None:
+    """Raises Invalid for a name or a number that is no limit."""
+    for name, value in limits.items():
+        if name not in NAMES:
+            raise Invalid.field("limits", sentence("limit_unknown"))
+        if value is not None and not 0 <= value <= LARGEST:
+            raise Invalid.field(f"limits.{name}", sentence("limit_out_of_range", most=LARGEST))

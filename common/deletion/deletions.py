@@ -14,7 +14,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from common.accounts.tenants import Caller
+from common.accounts.keys import Caller
 from common.batches import lifecycle
 from common.datasets.lifecycle import EXPORT_SILENCE_S
 from common.deletion import batches, objects, rows, sentence, tombstones

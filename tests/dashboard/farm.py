@@ -19,7 +19,7 @@ from uuid import UUID
 import httpx
 from sqlalchemy import Engine
 
-from common.accounts import tenants
+from common.accounts import keys, tenants
 from common.batches import lifecycle as batches
 from common.broker import Broker
 from common.catalog.catalog import SCHEDULERS
@@ -137,7 +137,7 @@ def make_key(api: Api, *scopes: Scope) -> str:
     with transaction(api.database) as connection:
         tenant_id = tenants.ensure_tenant(connection, TENANT)
         pepper = api.settings.key_pepper.get_secret_value()
-        return tenants.create_key(connection, tenant_id, f"{scopes[0]} {HOSTILE['script']}", scopes, pepper).secret
+        return keys.create_key(connection, tenant_id, f"{scopes[0]} {HOSTILE['script']}", scopes, pepper).secret
 
 
 @contextmanager

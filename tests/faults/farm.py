@@ -27,7 +27,8 @@ from psycopg.rows import dict_row
 from sqlalchemy import text
 
 from common.accounts import licences
-from common.accounts.tenants import create_key, ensure_tenant
+from common.accounts.keys import create_key
+from common.accounts.tenants import ensure_tenant
 from common.catalog.catalog import read
 from common.config import SHIPPED_CATALOG, Settings
 from common.db import connect, migrate, transaction

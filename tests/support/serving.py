@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 
 from api.__main__ import Server, make_server
 from api.app import create_app
-from common.accounts import tenants
+from common.accounts import keys, tenants
 from common.config import Settings
 from common.db import transaction
 from common.enums import Scope
@@ -35,7 +35,7 @@ class Api:
         with transaction(self.database) as connection:
             tenant_id = tenants.ensure_tenant(connection, tenant)
             pepper = self.settings.key_pepper.get_secret_value()
-            key = tenants.create_key(connection, tenant_id, "a key of the tests", scopes, pepper)
+            key = keys.create_key(connection, tenant_id, "a key of the tests", scopes, pepper)
         return self.stranger(headers={"Authorization": f"Bearer {key.secret}"})
 
     def stranger(self, **options: Any) -> httpx.Client:

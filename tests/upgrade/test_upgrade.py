@@ -17,7 +17,8 @@ from sqlalchemy import Engine, text
 
 from common import db, uploads
 from common.accounts import licences
-from common.accounts.tenants import PREFIX, ensure_tenant
+from common.accounts.keys import PREFIX
+from common.accounts.tenants import ensure_tenant
 from common.batches import lifecycle as batches
 from common.batches.plan import Plan
 from common.config import Settings

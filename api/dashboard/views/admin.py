@@ -23,7 +23,7 @@ from api.queries.safety import DAYS, find_flagged
 from api.services import admin as service
 from api.services.admin import KeyRequest
 from api.services.audit import get_page
-from common.accounts.tenants import Caller
+from common.accounts.keys import Caller
 from common.db import transaction
 from common.errors import Forbidden
 

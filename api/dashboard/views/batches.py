@@ -18,7 +18,7 @@ from api.queries.batches import find_batch, find_batches
 from api.queries.datasets import find_datasets
 from api.schemas import DatasetRequest
 from api.services import batches, datasets
-from common.accounts.tenants import Caller
+from common.accounts.keys import Caller
 from common.datasets.layout import Layout
 from common.db import transaction
 from common.queue.lanes import EXACT

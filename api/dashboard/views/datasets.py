@@ -13,7 +13,7 @@ from api.dashboard.sessions import CurrentVisitor
 from api.dashboard.view import Read, view
 from api.deps import AppState, State
 from api.queries.datasets import Dataset, DatasetFile, find_dataset, find_files
-from common.accounts.tenants import Caller
+from common.accounts.keys import Caller
 from common.db import transaction
 from common.enums import DatasetState
 from common.errors import NotFound

@@ -10,7 +10,7 @@ from api.dashboard.rendering import render_notice
 from api.dashboard.sessions import CurrentActor
 from api.deps import AppState, State
 from api.services import deletion
-from common.accounts.tenants import Caller
+from common.accounts.keys import Caller
 
 router = APIRouter()
 

@@ -16,7 +16,7 @@ from api.deps import AppState, State
 from api.schemas import JobQuery
 from api.services import bulk, jobs
 from api.services.bulk import Report
-from common.accounts.tenants import Caller
+from common.accounts.keys import Caller
 from common.db import transaction
 from common.enums import Tier
 from common.errors import Invalid

@@ -11,7 +11,7 @@ from api.dashboard import i18n, sentence, sessions
 from api.dashboard.rendering import render_page
 from api.dashboard.sessions import CurrentVisitor, SameOrigin
 from api.deps import Admin, AppState, State
-from common.accounts.tenants import Caller, find_key
+from common.accounts.keys import Caller, find_key
 from common.db import transaction
 from common.errors import Error, Forbidden, Unauthorized, Unavailable
 

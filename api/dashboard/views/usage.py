@@ -16,7 +16,7 @@ from api.dashboard.view import Read, view
 from api.deps import State
 from api.queries.usage import Dimension, Usage
 from api.services import usage as service
-from common.accounts.tenants import Caller
+from common.accounts.keys import Caller
 
 router = APIRouter()
 

@@ -11,8 +11,8 @@ from redis import Redis
 from api.queries.audit import find_audit_records
 from api.services import bulk
 from common import bootstrap
-from common.accounts import tenants
-from common.accounts.tenants import Caller
+from common.accounts import keys
+from common.accounts.keys import Caller
 from common.broker import CANCELLED_CHANNEL
 from common.config import Settings
 from common.db import new_id, transaction
@@ -35,7 +35,7 @@ def caller(api: Api, client: httpx.Client) -> Caller:
     """Whoever has the key of `client`, at the dashboard."""
     secret = client.headers["Authorization"].removeprefix("Bearer ")
     with transaction(api.database) as connection:
-        found = tenants.authenticate(connection, secret, api.settings.key_pepper.get_secret_value())
+        found = keys.authenticate(connection, secret, api.settings.key_pepper.get_secret_value())
     return replace(found, via=Via.DASHBOARD, request_id="r1")
 
 

@@ -19,7 +19,7 @@ from api.live.job_events import read_event_id
 from api.live.job_watcher import WAKE_AT_ONCE, JobWatcher, Subscription, WatchedJob
 from api.queries.jobs import JobVersion, find_changed
 from api.schemas import Job
-from common.accounts import tenants
+from common.accounts import keys, tenants
 from common.broker import Broker
 from common.config import Settings
 from common.db import new_id, transaction
@@ -216,7 +216,7 @@ def test_a_server_that_stops_ends_waiting_requests(farm_env: dict[str, str], set
     with transaction(story.database) as connection:
         tenant = tenants.ensure_tenant(connection, "somebody")
         pepper = settings.key_pepper.get_secret_value()
-        key = tenants.create_key(connection, tenant, "k", [Scope.ADMIN], pepper)
+        key = keys.create_key(connection, tenant, "k", [Scope.ADMIN], pepper)
     process = subprocess.Popen(
         [sys.executable, "-m", "api", "--port", "0"], env=farm_env, stderr=subprocess.PIPE, text=True
     )

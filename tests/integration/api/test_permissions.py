@@ -11,7 +11,7 @@ from typing import Any, Literal
 import httpx
 import pytest
 
-from common.accounts import lifecycle, tenants
+from common.accounts import keys, tenants
 from common.db import new_id, transaction
 from common.enums import Scope
 from tests.support.serving import EVERYTHING, PROMPT, Api
@@ -193,8 +193,8 @@ def test_a_key_of_one_scope(api: Api, operations: Operations, scope: Scope) -> N
 def test_no_key_an_expired_one_and_that_of_a_suspended_tenant(api: Api, operations: Operations, story: Story) -> None:
     with transaction(api.database) as connection:
         an_hour_ago, pepper = datetime.now(UTC) - timedelta(hours=1), api.settings.key_pepper.get_secret_value()
-        old = tenants.create_key(connection, story.tenant(), "an old key", EVERYTHING, pepper, an_hour_ago)
-        lifecycle.suspend(connection, story.tenant("suspended"))
+        old = keys.create_key(connection, story.tenant(), "an old key", EVERYTHING, pepper, an_hour_ago)
+        tenants.suspend(connection, story.tenant("suspended"))
     wrong = []
     with (
         api.stranger() as stranger,

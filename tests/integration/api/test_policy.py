@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from api.services import bulk
-from common.accounts import tenants
+from common.accounts import keys
 from common.broker import Broker
 from common.config import Settings
 from common.db import transaction
@@ -121,7 +121,7 @@ def test_a_retry_of_all_that_match_leaves_refused_jobs_alone(
         client.post(f"/v1/jobs/{job}/cancel").raise_for_status()
     secret = strict.headers["Authorization"].removeprefix("Bearer ")
     with transaction(story.database) as connection:
-        caller = tenants.authenticate(connection, secret, strict_api.settings.key_pepper.get_secret_value())
+        caller = keys.authenticate(connection, secret, strict_api.settings.key_pepper.get_secret_value())
         seen = preview(connection, caller.tenant_id, JobFilter())
     report = bulk.retry(strict_api.app.state.shared, caller, JobFilter(), seen.at)
     assert (report.changed, report.left_alone) == (1, {"prompt_refused": 1})

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from api.authentication import LINES_A_SECOND, Lookups
-from common.accounts import tenants
+from common.accounts import keys
 from common.enums import Scope
 from tests.support.raw_http import JSON, RawConnection, authorization
 from tests.support.serving import PROMPT, Api
@@ -60,9 +60,9 @@ def test_a_key_without_the_scope_is_refused_before_the_body_is_read(api: Api, ra
 def test_a_wrong_key_is_looked_up_once_a_second(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     looked_up = []
 
-    def count(*given: Any) -> tenants.Caller:
+    def count(*given: Any) -> keys.Caller:
         looked_up.append(given)
-        return tenants.authenticate(*given)
+        return keys.authenticate(*given)
 
     monkeypatch.setattr("api.authentication.authenticate", count)
     with api.stranger(headers={"Authorization": "Bearer huaf_wrong"}) as stranger:

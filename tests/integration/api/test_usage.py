@@ -12,8 +12,8 @@ import pytest
 from sqlalchemy import Engine, text
 
 from api.services import bulk
-from common.accounts import tenants
-from common.accounts.tenants import Caller
+from common.accounts import keys
+from common.accounts.keys import Caller
 from common.config import SHIPPED_CATALOG, Settings
 from common.db import transaction
 from common.enums import ImageState, Scope, Tier
@@ -122,7 +122,7 @@ def caller_of(api: Api, client: httpx.Client) -> Caller:
     """Whoever has the key of this client."""
     secret = client.headers["Authorization"].removeprefix("Bearer ")
     with transaction(api.database) as connection:
-        return tenants.authenticate(connection, secret, api.settings.key_pepper.get_secret_value())
+        return keys.authenticate(connection, secret, api.settings.key_pepper.get_secret_value())
 
 
 def test_each_key_has_its_name(api: Api, client: httpx.Client, story: Story) -> None:

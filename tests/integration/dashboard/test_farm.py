@@ -14,7 +14,7 @@ from sqlalchemy import text
 from api.dashboard.alerts import SEVERITY
 from api.dashboard.i18n import LOCALE
 from common import failures
-from common.accounts import audit, tenants
+from common.accounts import audit, keys, tenants
 from common.accounts.audit import Action
 from common.db import new_id, transaction
 from common.enums import ImageState, Scope, Tier
@@ -39,7 +39,7 @@ class Visitor:
         with transaction(api.database) as connection:
             tenant_id = tenants.ensure_tenant(connection, tenant)
             pepper = api.settings.key_pepper.get_secret_value()
-            self.key = tenants.create_key(connection, tenant_id, "a key of the tests", scopes, pepper)
+            self.key = keys.create_key(connection, tenant_id, "a key of the tests", scopes, pepper)
         self.browser.post("/dashboard/sign-in", data={"key": self.key.secret}, headers=self.origin)
 
     def close(self) -> None:
@@ -309,7 +309,7 @@ def test_keys_and_the_audit_are_for_administrators(admin: Visitor, viewer: Visit
 
 
 def test_the_audit_is_paged_newest_first_and_of_the_own_tenant(admin: Visitor, stranger: Visitor, story: Story) -> None:
-    caller = tenants.Caller(story.tenant(), admin.key.id, frozenset())
+    caller = keys.Caller(story.tenant(), admin.key.id, frozenset())
     with transaction(story.database) as connection:
         for number in range(3):
             audit.record(connection, caller, Action.REVOKE_KEY, f"key {number}", why=HOSTILE)

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import text
 
 from api.dashboard.app import VIEWS
-from common.accounts import lifecycle
+from common.accounts import tenants
 from common.db import new_id, transaction
 from common.enums import Scope
 from tests.integration.dashboard.test_farm import Visitor
@@ -126,7 +126,7 @@ def test_a_session_that_is_none_any_more(api: Api, story: Story, kind: str) -> N
         token = token_of(visitor)
         with transaction(api.database) as connection:
             if kind == "suspended":
-                lifecycle.suspend(connection, story.tenant())
+                tenants.suspend(connection, story.tenant())
             elif kind != "none":
                 column = {"expired": "expires_at", "revoked": "revoked_at"}[kind]
                 connection.execute(text(f"UPDATE api_keys SET {column} = now()"))

@@ -17,7 +17,7 @@ from api.queries.fleet import read_fleet
 from api.queries.models import find_models
 from bench.harness import backlog
 from common import failures
-from common.accounts.tenants import create_key, revoke_key
+from common.accounts.keys import create_key, revoke_key
 from common.datasets import lifecycle as datasets
 from common.datasets.layout import DatasetPlan
 from common.db import new_id, transaction

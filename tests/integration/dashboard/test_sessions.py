@@ -9,7 +9,7 @@ import pytest
 from itsdangerous import TimestampSigner
 
 from api.dashboard.sessions import SESSION_S
-from common.accounts import tenants
+from common.accounts import keys, tenants
 from common.db import transaction
 from common.enums import Scope
 from tests.support.serving import Api
@@ -23,11 +23,11 @@ def browser(api: Api) -> Iterator[httpx.Client]:
         yield client
 
 
-def key_of(api: Api, *scopes: Scope) -> tenants.NewKey:
+def key_of(api: Api, *scopes: Scope) -> keys.NewKey:
     with transaction(api.database) as connection:
         tenant_id = tenants.ensure_tenant(connection, "somebody")
         pepper = api.settings.key_pepper.get_secret_value()
-        return tenants.create_key(connection, tenant_id, "a key of the tests", scopes, pepper)
+        return keys.create_key(connection, tenant_id, "a key of the tests", scopes, pepper)
 
 
 def sign_in(api: Api, browser: httpx.Client, key: str, **more: str) -> httpx.Response:
@@ -64,7 +64,7 @@ def test_revoking_the_key_ends_its_sessions(api: Api, browser: httpx.Client) -> 
     key = key_of(api, Scope.ADMIN)
     sign_in(api, browser, key.secret)
     with transaction(api.database) as connection:
-        tenants.revoke_key(connection, tenants.ensure_tenant(connection, "somebody"), key.id)
+        keys.revoke_key(connection, tenants.ensure_tenant(connection, "somebody"), key.id)
     assert browser.get("/dashboard/").status_code == 303
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import psycopg
 import pytest
 
-from common.accounts.tenants import authenticate
+from common.accounts.keys import authenticate
 from common.config import Settings
 from common.db import connect, transaction
 from embedded.instance import Instance

@@ -7,7 +7,7 @@ from sqlalchemy import text
 
 from common import failures
 from common.accounts import audit, idempotency
-from common.accounts.tenants import Caller, create_key
+from common.accounts.keys import Caller, create_key
 from common.broker import Broker
 from common.config import Settings
 from common.db import new_id, transaction

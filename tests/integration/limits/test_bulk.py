@@ -8,8 +8,8 @@ import pytest
 
 from api.deps import AppState
 from api.services import bulk
-from common.accounts import tenants
-from common.accounts.tenants import Caller
+from common.accounts import keys, tenants
+from common.accounts.keys import Caller
 from common.db import transaction
 from common.enums import Scope, Tier
 from common.errors import LimitReached, TierNotAllowed
@@ -33,8 +33,8 @@ def state(api: Api, monkeypatch: pytest.MonkeyPatch) -> AppState:
 def caller(story: Story) -> Caller:
     with transaction(story.database) as connection:
         tenant_id = tenants.ensure_tenant(connection, "somebody")
-        key = tenants.create_key(connection, tenant_id, "a key", [Scope.ADMIN], "")
-        return tenants.find_key(connection, key.id)
+        key = keys.create_key(connection, tenant_id, "a key", [Scope.ADMIN], "")
+        return keys.find_key(connection, key.id)
 
 
 def seen_at(story: Story, caller: Caller) -> datetime:

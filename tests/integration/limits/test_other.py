@@ -8,6 +8,7 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from api.limits.quota import Quota
 from api.limits.requests import Requests
 from common.accounts.limits import Limits
 from common.broker import Broker
@@ -60,16 +61,18 @@ def test_a_limit_that_a_submission_has_reached_is_in_the_fields(story: Story, cl
 
 def test_the_next_minute_begins_with_the_first_request_after_it() -> None:
     clock, tenant = Clock(), uuid4()
-    requests, limits = Requests(clock), Limits(requests_a_minute=2)
+    requests, quota = Requests(clock), Quota(Limits(requests_a_minute=2))
     for left in (1, 0):
-        assert requests.count(tenant, limits).remaining == {"requests_a_minute": (left, 60)}
+        requests.count(tenant, quota)
+        assert quota.remaining == {"requests_a_minute": (left, 60)}
     clock.now += 59.5
     with pytest.raises(LimitReached) as refused:
-        requests.count(tenant, limits)
+        requests.count(tenant, quota)
     assert refused.value.retry_after_s == 1
-    requests.count(uuid4(), limits)  # another tenant has its own
+    requests.count(uuid4(), quota)  # another tenant has its own
     clock.now += 0.5
-    assert requests.count(tenant, limits).remaining == {"requests_a_minute": (1, 60)}
+    requests.count(tenant, quota)
+    assert quota.remaining == {"requests_a_minute": (1, 60)}
 
 
 def test_streams_and_waits_are_open_until_they_end(story: Story, client: httpx.Client, api: Api) -> None:

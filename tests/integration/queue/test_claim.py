@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
-from common.accounts import lifecycle
+from common.accounts import tenants
 from common.db import new_id, transaction
 from common.enums import ImageState, JobState, Tier
 from common.queue import claim as claims
@@ -97,10 +97,10 @@ def test_a_suspended_tenant_gives_nothing_and_catches_up_on_nothing(story: Story
         for _ in range(4):
             story.submit(tenant=tenant, count=40, steps=steps)
     with transaction(story.database) as connection:
-        lifecycle.suspend(connection, story.tenant("away"))
+        tenants.suspend(connection, story.tenant("away"))
     assert {story.owner(story.claim(capacity=4)) for _ in range(20)} == {"busy"}
     with transaction(story.database) as connection:
-        lifecycle.resume(connection, story.tenant("away"))
+        tenants.resume(connection, story.tenant("away"))
     owners = [story.owner(story.claim(capacity=4)) for _ in range(10)]
     assert owners.count("away") == pytest.approx(5, abs=1)
 

@@ -3,7 +3,7 @@
 import pytest
 from sqlalchemy import text
 
-from common.accounts import lifecycle
+from common.accounts import tenants
 from common.config import Settings
 from common.db import transaction
 from common.enums import ImageState
@@ -54,10 +54,10 @@ def test_work_that_cannot_be_claimed_wakes_nobody(farm: BatchStory) -> None:
     batch_id = farm.expanded()
     assert to_wake(farm) == ["mini-zh"]
     with transaction(farm.database) as connection:
-        lifecycle.suspend(connection, farm.tenant())
+        tenants.suspend(connection, farm.tenant())
     assert to_wake(farm) == []
     with transaction(farm.database) as connection:
-        lifecycle.resume(connection, farm.tenant())
+        tenants.resume(connection, farm.tenant())
     assert to_wake(farm) == ["mini-zh"]
     farm.pause(batch_id)
     assert to_wake(farm) == []
