@@ -1,6 +1,6 @@
-"""What it costs to submit. `no-op` is an endpoint of the same API with the same key check, body and validation that stores
-nothing; `POST /v1/jobs` is the real one: a job in Postgres, a message in Redis, the job in the answer; both with 16
-clients of one key, whose lookup those that come at once share. `1,000 in a request` is one batch of 1,000 prompts,
+"""What it costs to submit. `no-op` is an endpoint of the same API with the same key check, body and validation that
+stores nothing; `POST /v1/jobs` is the real one: a job in Postgres, a message in Redis, the job in the answer; both with
+16 clients of one key, whose lookup those that come at once share. `1,000 in a request` is one batch of 1,000 prompts,
 until all its jobs can be claimed. `bulk` is a batch from a file in the store, until its last prompt is expanded: read
 twice, every prompt validated and its tokens counted, by one control worker. `bare COPY` copies the same rows, made
 before, into the same tables with the same indexes and constraints, and does nothing else.

@@ -9,7 +9,7 @@ one takes what the first one did not reach.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -101,6 +101,11 @@ def expand(
     warnings = [sentence("not_retried", count=count, reason=reason) for reason, count in reasons.items()]
     connection.execute(EXPANDED, fence_params(batch) | moved | {"warned": len(refused), "warnings": warnings})
     return Counter({row.job_id: row.model for row in failed}.values())
+
+
+def stop_expanding(connection: Connection, parent_ids: Sequence[UUID]) -> None:
+    """Let the retries of these batches, which are deleted, have the jobs that they have now."""
+    connection.execute(STOP_EXPANDING, {"parents": list(parent_ids)})
 
 
 def _refused(connection: Connection, job_ids: set[UUID], refusal: FindRefusal) -> dict[UUID, str]:
@@ -223,4 +228,10 @@ EXPANDED = text(f"""
         warned = warned + :warned, warnings = (warnings || cast(:warnings AS text[]))[1 : {SHOWN_WARNINGS}],
         expanded_at = CASE WHEN :is_last THEN now() END, touched_at = now(), {PROGRESS}
     WHERE {FENCE}
+""")
+
+# Ends the expansion of retries.
+STOP_EXPANDING = text("""
+    UPDATE batches SET expanded_at = now()
+    WHERE parent_id = ANY(:parents) AND expanded_at IS NULL AND cancelled_at IS NULL AND finished_at IS NULL
 """)

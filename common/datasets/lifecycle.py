@@ -145,6 +145,11 @@ def lose(connection: Connection, dataset_id: UUID, code: str, message: str) -> N
     connection.execute(LOSE, {"dataset": dataset_id, "code": code, "message": message})
 
 
+def fail_of_batches(connection: Connection, batch_ids: Sequence[UUID], code: str, message: str) -> None:
+    """Fail the datasets of these batches that are not written yet, whoever owns them."""
+    connection.execute(FAIL_OF_BATCHES, {"batches": list(batch_ids), "code": code, "message": message})
+
+
 def count_failure(
     connection: Connection, dataset_id: UUID, owner_id: UUID | None, reference: str, backoff_s: float = BACKOFF_S
 ) -> bool:
@@ -273,6 +278,13 @@ FAIL = text(f"""
 LOSE = text("""
     UPDATE datasets SET error_code = :code, error_message = :message, digest = NULL
     WHERE id = :dataset AND digest IS NOT NULL
+""")
+
+# Fail the unfinished datasets of batches.
+FAIL_OF_BATCHES = text("""
+    UPDATE datasets SET error_code = :code, error_message = :message, finished_at = now(), touched_at = now(),
+        owner_id = NULL
+    WHERE batch_id = ANY(:batches) AND finished_at IS NULL
 """)
 
 # Count a failure, and give the ownership up. The last one ends the dataset as failed.

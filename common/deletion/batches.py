@@ -12,6 +12,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from common.batches import retries
+from common.datasets import lifecycle as datasets
 from common.deletion import rows, sentence
 from common.queue.lanes import EXACT, archive
 
@@ -25,8 +27,8 @@ def hide(connection: Connection, batch_ids: Sequence[UUID]) -> None:
     """
     ids = list(batch_ids)
     connection.execute(HIDE, {"batches": ids})
-    connection.execute(STOP_RETRIES, {"batches": ids})
-    connection.execute(FAIL_DATASETS, {"batches": ids, "message": sentence("batch_deleted")})
+    retries.stop_expanding(connection, ids)
+    datasets.fail_of_batches(connection, ids, "batch_deleted", sentence("batch_deleted"))
     rows.mark_stale(connection, set(ids))
 
 
@@ -59,19 +61,6 @@ def _delete_rest(connection: Connection, batch_id: UUID) -> None:
 # Mark batches. One that was a retry is none any more: its parent may get another one.
 HIDE = text("""
     UPDATE batches SET deleted_at = now(), parent_id = NULL WHERE id = ANY(:batches) AND deleted_at IS NULL
-""")
-
-# End the expansion of retries that read the rows of their parents.
-STOP_RETRIES = text("""
-    UPDATE batches SET expanded_at = now()
-    WHERE parent_id = ANY(:batches) AND expanded_at IS NULL AND cancelled_at IS NULL AND finished_at IS NULL
-""")
-
-# End the datasets that are still written.
-FAIL_DATASETS = text("""
-    UPDATE datasets SET error_code = 'batch_deleted', error_message = :message, finished_at = now(), touched_at = now(),
-        owner_id = NULL
-    WHERE batch_id = ANY(:batches) AND finished_at IS NULL
 """)
 
 # Count the pictures of a batch.

@@ -22,7 +22,6 @@ from common.deletion.objects import DeletedObject
 from common.deletion.tombstones import Kind
 from common.errors import Conflict, NotFound
 from common.queue import jobs
-from common.queue.jobs import SETTLE
 from common.schema import shown
 from common.sentences import Sentence
 from common.storage import dataset_key, upload_key
@@ -48,7 +47,7 @@ def delete_image(connection: Connection, caller: Caller, image_id: UUID) -> UUID
         return None
     if connection.execute(JOB_OF_IMAGE, named).scalar() is None:  # another call was first
         return None
-    connection.execute(CANCEL_IMAGE, {"image": image_id})
+    jobs.cancel_image(connection, image_id)
     tombstones.record(connection, caller, Kind.IMAGE, image_id)
     _set_left(connection, image_id, rows.delete_images(connection, [image_id], image_id))
     return UUID(str(job_id))
@@ -117,16 +116,6 @@ def _set_left(connection: Connection, tombstone_id: UUID, pictures: int) -> None
 JOB_OF_IMAGE = text(f"""
     SELECT jobs.id FROM images JOIN jobs ON jobs.id = images.job_id
     WHERE images.id = :image AND jobs.tenant_id = :tenant AND {shown()}
-""")
-
-# Cancel an image that has not ended, and settle its job.
-CANCEL_IMAGE = text(f"""
-    WITH ended AS (
-        UPDATE images SET state = 'cancelled', finished_at = now(), not_before = NULL
-        WHERE id = :image AND state IN ('queued', 'running')
-        RETURNING job_id, lane_id, state, error_code, error_message),
-    {SETTLE}
-    SELECT id FROM settled
 """)
 
 # Lock a batch of a tenant.

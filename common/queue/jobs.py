@@ -79,6 +79,11 @@ def cancel_locked(connection: Connection, job_ids: Sequence[UUID]) -> list[UUID]
     return list(connection.execute(CANCEL, {"jobs": list(job_ids)}).scalars())
 
 
+def cancel_image(connection: Connection, image_id: UUID) -> None:
+    """Cancel an image of a locked job, if it has not ended; the job ends if this was its last one."""
+    connection.execute(CANCEL_IMAGE, {"image": image_id})
+
+
 def retry(
     connection: Connection,
     job_id: UUID,
@@ -251,6 +256,16 @@ CANCEL = text(f"""
         WHERE images.job_id = job.id AND images.state IN ('queued', 'running') RETURNING images.lane_id, images.state),
     {LOWER_LANES}
     SELECT id FROM job
+""")
+
+# Cancels an image that has not ended, and settles its job.
+CANCEL_IMAGE = text(f"""
+    WITH ended AS (
+        UPDATE images SET state = 'cancelled', finished_at = now(), not_before = NULL
+        WHERE id = :image AND state IN ('queued', 'running')
+        RETURNING job_id, lane_id, state, error_code, error_message),
+    {SETTLE}
+    SELECT id FROM settled
 """)
 
 # Finds jobs whose deadline has passed.
