@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from ahocorasick_rs import AhoCorasick
 
 from common.errors import Invalid, RefusedByPolicy
-from common.policy.automaton import Automaton
-from common.policy.policy import NO_POLICY, Policy, load
+from common.policy.policy import NO_POLICY, Policy, find_terms, load
 from tests.support import prompt_corpus
 from tests.support.command_line import CommandLine
 from tests.support.prompt_corpus import HANZI, INNOCENT, LATIN, NOT_UNDONE, TAKEN_FOR_A_TERM, UNDONE, refused_share
@@ -215,7 +215,7 @@ def seconds(policy: Policy, text: str) -> float:
 def test_the_automaton_finds_what_a_search_for_each_term_finds() -> None:
     terms = ["a", "ab", "bab", "bc", "bca", "caa", "手枪", "枪"]
     text = "abccab bcaab手枪枪abab"
-    found = sorted((terms[hit.term], hit.start) for hit in Automaton(terms).find(text))
+    found = sorted((terms[hit.term], hit.start) for hit in find_terms(AhoCorasick(terms), text))
     assert found == sorted((t, at) for t in terms for at in range(len(text)) if text.startswith(t, at))
 
 
