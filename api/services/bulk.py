@@ -19,7 +19,6 @@ from api.deps import AppState
 from common.accounts import audit
 from common.accounts.audit import Action
 from common.accounts.keys import Caller
-from common.batches import check
 from common.db import transaction
 from common.enums import Tier
 from common.errors import LicenceNotAccepted, LimitReached, UnknownModel
@@ -27,6 +26,7 @@ from common.log import log_event
 from common.queue import bulk
 from common.queue.bulk import Step
 from common.queue.search import JobFilter
+from common.recipes import judged
 
 MAX_JOBS = 10_000
 MAX_S = 5.0
@@ -83,7 +83,7 @@ def retry(state: AppState, caller: Caller, chosen: JobFilter, until: datetime, a
     Raises LimitReached if its first step is over a limit; a later one ends the request.
     """
     models, limits = usable_models(state, caller), state.limits_of(caller)
-    refusal = partial(check.refusal_of_stored, catalog=state.catalog, policy=state.policy)
+    refusal = partial(judged.refusal_of_stored, catalog=state.catalog, policy=state.policy)
 
     def take(connection: Connection, after: UUID | None) -> Step:
         return bulk.retry(

@@ -16,14 +16,13 @@ from common.accounts import audit
 from common.accounts.audit import Action
 from common.accounts.idempotency import submit_idempotent
 from common.accounts.keys import Caller
-from common.batches.check import own_negative_prompt
 from common.db import transaction
 from common.enums import Tier
 from common.errors import RefusedByPolicy, Unavailable
 from common.log import log_event
 from common.queue import jobs, tiers
 from common.queue.search import Search
-from common.recipes import recipe, token_counter
+from common.recipes import judged, recipe, token_counter
 from common.recipes.img2img import FindImage, InputImage
 
 ROUTE = "POST /v1/jobs"  # of an Idempotency-Key
@@ -101,7 +100,7 @@ def resolve(state: AppState, caller: Caller, request: JobRequest) -> tuple[recip
 def require_allowed_prompt(state: AppState, caller: Caller, complete: recipe.Recipe) -> None:
     """Raises RefusedByPolicy."""
     try:
-        state.policy.require(complete.prompt, own_negative_prompt(complete, state.catalog))
+        judged.require(state.policy, complete, state.catalog)
     except RefusedByPolicy as error:
         log_event("prompt_refused", tenant=caller.tenant_id, request=caller.request_id, reason=error.message)
         raise

@@ -6,7 +6,6 @@ Whether a line is wrong does not depend on its position; its seeds do.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
 
 from common.batches import sentence
 from common.batches.plan import PlannedJob, Planner
@@ -15,6 +14,7 @@ from common.errors import Invalid, RefusedByPolicy
 from common.policy.policy import NO_POLICY, Policy
 from common.prompt_files.lines import Line, at_line
 from common.recipes import token_counter
+from common.recipes.judged import own_negative_prompt
 from common.recipes.recipe import Recipe
 from common.sentences import Sentence
 
@@ -117,26 +117,6 @@ def _refused(planned: PlannedLines, catalog: Catalog, policy: Policy) -> Iterato
                 rules[negative] = policy.refusing_rule("negative_prompt", negative)
             if found := rules[negative]:
                 yield number, policy.refusal("negative_prompt", found)
-
-
-def own_negative_prompt(recipe: Recipe, catalog: Catalog) -> str:
-    """The negative prompt, unless it is the model's."""
-    is_default = recipe.negative_prompt == catalog.get(recipe.model).negative_prompt
-    return "" if is_default else recipe.negative_prompt
-
-
-def refusal_of_stored(recipe: Mapping[str, Any], catalog: Catalog, policy: Policy) -> str | None:
-    """Why the policy refuses a stored recipe, some of whose fields this code may not know; None if it accepts it."""
-    if not policy.rules:
-        return None
-    model, negative = catalog.models.get(recipe["model"]), recipe.get("negative_prompt") or ""
-    if model and negative == model.negative_prompt:
-        negative = ""
-    try:
-        policy.require(recipe["prompt"], negative)
-    except RefusedByPolicy as error:
-        return error.message
-    return None
 
 
 def _suspects(planned: PlannedLines, catalog: Catalog) -> Iterator[tuple[int, Recipe, Model]]:

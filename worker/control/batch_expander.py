@@ -35,6 +35,7 @@ from common.log import log_event
 from common.policy.policy import NO_POLICY, Policy
 from common.prompt_files.lines import Gap, Line, Step, at_line, steps
 from common.prompt_files.reader import open_prompts
+from common.recipes import judged
 from common.recipes.img2img import FindImage, InputImage
 from common.sentences import Sentence
 from common.storage import Storage
@@ -146,7 +147,7 @@ class Expander:
         """Insert the next jobs of a retry. False when another process does it."""
         with transaction(self._database) as connection:
             limits = self._limits.with_own(batch.own_limits)
-            refusal = partial(check.refusal_of_stored, catalog=self._catalog, policy=self._policy)
+            refusal = partial(judged.refusal_of_stored, catalog=self._catalog, policy=self._policy)
             models = retries.expand(connection, batch, limits, refusal if self._policy.rules else None)
         if models:
             self._wake(models)

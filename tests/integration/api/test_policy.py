@@ -143,7 +143,7 @@ def test_a_retry_of_a_batch_leaves_refused_jobs_out_and_says_so(
     retry = farm.batch(retry_id)
     assert [job.recipe["prompt"] for job in farm.jobs_of(retry_id)] == [INNOCENT, INNOCENT]
     assert (retry.jobs, retry.images, retry.warned) == (2, 4, 1)
-    assert retry.warnings == [f"1 failed jobs are not drawn again: prompt {SAID}."]
+    assert retry.warnings == [f"1 failed jobs are not rendered again: prompt {SAID}."]
 
 
 def test_a_refusal_is_logged_without_the_prompt(strict: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
