@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from api.deps import AnyCaller, JobsWriter, State
 from api.queries.models import MODEL, Model
 from api.schemas import example
-from api.services import admin
+from api.services import models
 
 router = APIRouter(tags=["models"])
 
@@ -29,7 +29,7 @@ class Acceptance(BaseModel):
 
 @router.get("/v1/models", operation_id="listModels", summary="List the models")
 def list_models(caller: AnyCaller, state: State) -> Models:
-    return Models(items=admin.list_models(state, caller))
+    return Models(items=models.list_models(state, caller))
 
 
 @router.post("/v1/models/{name}/licence", operation_id="acceptLicence", summary="Accept the licence of a model")
@@ -37,5 +37,5 @@ def accept_licence(
     name: Annotated[str, Path(examples=["zh-v0"])], acceptance: Acceptance, caller: JobsWriter, state: State
 ) -> Model:
     """For your tenant, once, and for all models under it; another version has to be accepted again."""
-    admin.accept_licence(state, caller, name, acceptance.version)
-    return next(model for model in admin.list_models(state, caller) if model.name == name)
+    models.accept_licence(state, caller, name, acceptance.version)
+    return next(model for model in models.list_models(state, caller) if model.name == name)

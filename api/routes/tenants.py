@@ -12,7 +12,7 @@ from api.queries.keys import KeyWithSecret
 from api.queries.tenants import TENANT, Tenant
 from api.schemas import example
 from api.services import tenants
-from api.services.admin import KeyRequest
+from api.services.keys import KeyRequest
 from api.services.tenants import CreatedTenant, NewTenant, TenantChange
 
 router = APIRouter(tags=["tenants"])

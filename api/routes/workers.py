@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from api.deps import Operator, State, Viewer
 from api.queries.fleet import QUARANTINE, WORKER, Quarantine, Worker
 from api.schemas import example
-from api.services import admin
+from api.services import workers
 
 router = APIRouter(tags=["farm"])
 
@@ -27,19 +27,19 @@ class Workers(BaseModel):
 @router.get("/v1/workers", operation_id="listWorkers", summary="List the workers")
 def list_workers(caller: Viewer, state: State) -> Workers:
     """Those that stopped within the last day, too."""
-    return Workers(items=admin.list_workers(state), quarantines=admin.list_quarantines(state))
+    return Workers(items=workers.list_workers(state), quarantines=workers.list_quarantines(state))
 
 
 @router.post("/v1/workers/{worker_id}/drain", operation_id="drainWorker", summary="Drain a worker")
 def drain_worker(worker_id: UUID, caller: Operator, state: State) -> Worker:
     """It finishes what it holds and claims nothing more."""
-    return admin.drain_worker(state, caller, worker_id)
+    return workers.drain_worker(state, caller, worker_id)
 
 
 @router.post("/v1/workers/{worker_id}/resume", operation_id="resumeWorker", summary="Resume a worker")
 def resume_worker(worker_id: UUID, caller: Operator, state: State) -> Worker:
     """Ends its drain, and the quarantine of its name."""
-    return admin.resume_worker(state, caller, worker_id)
+    return workers.resume_worker(state, caller, worker_id)
 
 
 @router.delete(
@@ -47,5 +47,5 @@ def resume_worker(worker_id: UUID, caller: Operator, state: State) -> Worker:
 )
 def lift_quarantine(name: WorkerName, caller: Operator, state: State) -> Response:
     """The workers of this name claim again; one that is gone, when it starts again."""
-    admin.lift_quarantine(state, caller, name)
+    workers.lift_quarantine(state, caller, name)
     return Response(status_code=204)

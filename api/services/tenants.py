@@ -11,7 +11,7 @@ from api.pagination import Paging
 from api.queries.keys import KeyWithSecret
 from api.queries.tenants import TENANT, Tenant, find_tenant, find_tenants
 from api.schemas import example
-from api.services.admin import KeyRequest, insert_key
+from api.services.keys import KeyRequest, insert_key
 from common.accounts import audit, tenants
 from common.accounts.audit import Action
 from common.accounts.keys import Caller

@@ -20,9 +20,9 @@ from api.queries.audit import find_audit_records
 from api.queries.keys import Key, find_keys
 from api.queries.models import find_models
 from api.queries.safety import DAYS, find_flagged
-from api.services import admin as service
-from api.services.admin import KeyRequest
+from api.services import keys, models
 from api.services.audit import get_page
+from api.services.keys import KeyRequest
 from common.accounts.keys import Caller
 from common.db import transaction
 from common.errors import Forbidden
@@ -87,13 +87,13 @@ class KeyForm(KeyRequest):
 @router.post("/admin/keys")
 def create_key(request: Request, new: Annotated[KeyForm, Form()], visitor: CurrentActor, state: State) -> Response:
     """The only response with the secret. No stream of pages has it."""
-    key = service.create_key(state, visitor.caller, new)
+    key = keys.create_key(state, visitor.caller, new)
     return render_notice(request, "new_key.html", name=new.name, secret=key.secret)
 
 
 @router.post("/admin/keys/{key_id}/revoke")
 def revoke_key(request: Request, key_id: UUID, visitor: CurrentActor, state: State) -> Response:
-    service.revoke_key(state, visitor.caller, key_id)
+    keys.revoke_key(state, visitor.caller, key_id)
     return render_notice(request, "farm_notice.html", action="revoke-key")
 
 
@@ -101,7 +101,7 @@ def revoke_key(request: Request, key_id: UUID, visitor: CurrentActor, state: Sta
 def accept_licence(
     request: Request, name: str, version: Annotated[str, Form()], visitor: CurrentActor, state: State
 ) -> Response:
-    service.accept_licence(state, visitor.caller, name, version)
+    models.accept_licence(state, visitor.caller, name, version)
     return render_notice(request, "farm_notice.html", action="accept-licence")
 
 

@@ -15,7 +15,8 @@ from api.dashboard.views.job import show_job
 from api.deps import AppState, BaseUrl, RequestId, State
 from api.queries.jobs import find_job
 from api.schemas import JobRequest
-from api.services import admin, jobs, limits
+from api.services import jobs, limits
+from api.services.models import accept_licence, list_models
 from common.db import transaction
 from common.enums import Tier
 from common.errors import Error, Invalid, wrong_fields
@@ -83,7 +84,7 @@ def submit_job(
     try:
         submission = parse_form(form)
         if form.accepted:
-            admin.accept_licence(state, caller, form.model, form.accepted)
+            accept_licence(state, caller, form.model, form.accepted)
         key = form.idempotency_key or None
         job, _ = jobs.submit(state, caller, submission, key, request_id=request_id, base_url=base_url)
     except Error as error:
@@ -94,7 +95,7 @@ def submit_job(
 
 def form_values(state: AppState, visitor: Visitor, form: JobForm, error: Error | None = None) -> dict[str, Any]:
     """The values of the form's template. Each form has a new idempotency key: sent twice, it makes one job."""
-    models = {model.name: model for model in admin.list_models(state, visitor.caller)}
+    models = {model.name: model for model in list_models(state, visitor.caller)}
     model = models.get(form.model) or models[state.default_model]
     previous = models.get(form.shown_model)
     if previous != model and form.negative_prompt == (previous.defaults.negative_prompt if previous else ""):

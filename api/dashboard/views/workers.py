@@ -14,7 +14,7 @@ from api.dashboard.sessions import CurrentOperator, CurrentVisitor
 from api.dashboard.view import Read, view
 from api.deps import State
 from api.queries.fleet import find_quarantines
-from api.services import admin
+from api.services import workers
 from common.db import transaction
 from common.enums import WorkerState
 from common.queue.lanes import EXACT
@@ -46,13 +46,13 @@ def list_workers(state: State, visitor: CurrentVisitor) -> Read:
 
 @router.post("/workers/{worker_id}/drain")
 def drain_worker(request: Request, worker_id: UUID, visitor: CurrentOperator, state: State) -> Response:
-    admin.drain_worker(state, visitor.caller, worker_id)
+    workers.drain_worker(state, visitor.caller, worker_id)
     return render_notice(request, "farm_notice.html", action="drain-worker")
 
 
 @router.post("/workers/{worker_id}/resume")
 def resume_worker(request: Request, worker_id: UUID, visitor: CurrentOperator, state: State) -> Response:
-    admin.resume_worker(state, visitor.caller, worker_id)
+    workers.resume_worker(state, visitor.caller, worker_id)
     return render_notice(request, "farm_notice.html", action="resume-worker")
 
 
@@ -61,7 +61,7 @@ def lift_quarantine(
     request: Request, visitor: CurrentOperator, state: State, name: Annotated[str, Form(pattern=r"^[^\x00]*$")]
 ) -> Response:
     """Of a worker that is gone, which has no id."""
-    admin.lift_quarantine(state, visitor.caller, name)
+    workers.lift_quarantine(state, visitor.caller, name)
     return render_notice(request, "farm_notice.html", action="lift-quarantine")
 
 
