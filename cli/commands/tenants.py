@@ -224,7 +224,7 @@ def proof(erasure: Json) -> list[Row]:
     """By table, how many rows are left and how many are kept; and the same of the bucket."""
     kept = {one["table"]: one for one in erasure["kept"]}
     nothing = {"rows": None, "reason": None}
-    lines = [
+    lines: list[Row] = [
         {
             "what": table,
             "left": erasure["left"].get(table, 0),

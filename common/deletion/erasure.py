@@ -29,7 +29,7 @@ from common.storage import dataset_key, upload_key
 STEP_BATCHES = 20
 STEP_JOBS = 250
 STEP_ROWS = 1000
-STEP_KEYS = 20  # for each of them Postgres reads all of the audit
+STEP_KEYS = 5  # for each of them Postgres reads all of the audit
 UPLOADING_S = 300  # an upload is stored within so long after its row
 LOCK = 1718  # of `pg_try_advisory_xact_lock`, with the tenant
 

@@ -301,7 +301,9 @@ def test_what_no_row_names_is_told_and_listed_again_once_it_is_gone(
     assert until_finished(operator, story, sweep, shop)["bucket"]["unnamed"] == 0
 
 
-def test_what_comes_late_goes_too(operator: httpx.Client, story: BatchStory, sweep: Sweep, shop: str) -> None:
+def test_what_comes_late_goes_too(
+    operator: httpx.Client, story: BatchStory, sweep: Sweep, quick: Settings, shop: str
+) -> None:
     """A request that was on its way, and what an older API does that knows no erasure."""
     erase(operator, shop)
     until_finished(operator, story, sweep, shop)
@@ -313,7 +315,30 @@ def test_what_comes_late_goes_too(operator: httpx.Client, story: BatchStory, swe
     assert not is_finished(operator, shop)
     until_finished(operator, story, sweep, shop)
     assert operator.get(f"/v1/tenants/{shop}").json()["suspended_at"]
+    limited = quick.model_copy(update={"limit_stored_bytes": 1000})
+    Sweep(limited, story.database, Broker(quick), Storage(quick)).count_bytes()
     assert left_of(story, shop) == {}
+
+
+def test_what_waits_to_be_deleted_of_a_neighbour_is_not_its(
+    operator: httpx.Client, story: BatchStory, sweep: Sweep, settings: Settings, shop: str
+) -> None:
+    neighbour = story.tenant("neighbour")
+    story.submit("neighbour")
+    render(story)
+    with story.database.begin() as connection:
+        connection.execute(text("UPDATE tenants SET keep_pictures_days = 1 WHERE id = :t"), {"t": neighbour})
+        connection.execute(text("UPDATE images SET finished_at = now() - interval '2 days'"))
+    sweep.once()
+    sweep._deleter.delete_old_pictures()
+    with story.database.begin() as connection:
+        connection.execute(text("UPDATE objects_to_delete SET due_at = now() + interval '1 day'"))
+        connection.execute(text("DELETE FROM images"))
+        connection.execute(text("DELETE FROM jobs"))
+    erase(operator, shop)
+    done = until_finished(operator, story, sweep, shop)
+    assert (done["bucket"], len(bucket_of(settings))) == ({"objects": 1, "unnamed": 0, "keys": []}, 1)
+    assert left_of(story, neighbour)["objects_to_delete"] == 1
 
 
 def test_an_upload_that_is_being_stored_is_deleted_once_more(
