@@ -84,6 +84,11 @@ EVENTS: dict[str, tuple[int, str]] = {
     "rows_deleted": (logging.INFO, "Rows of what was deleted, or is kept no longer, were deleted."),
     "bytes_deleted": (logging.INFO, "Bytes of what was deleted, or is kept no longer, were deleted."),
     "bytes_not_deleted": (logging.WARNING, "The image store did not delete some objects; they are tried again."),
+    "tenant_emptied": (logging.INFO, "Rows of an erased tenant were deleted."),
+    "tenants_erased": (
+        logging.INFO,
+        "Nothing is left of erased tenants but what is kept; the bucket was listed.",
+    ),
     "uploads_deleted": (logging.INFO, "Unused uploads were deleted."),
     "rows_pruned": (logging.INFO, "Rows that nothing needs any more were deleted."),
     "workers_pruned": (logging.WARNING, "Workers have stopped reporting."),

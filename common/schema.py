@@ -111,6 +111,10 @@ tenants = Table(
     Column("keep_pictures_days", Integer),  # after a job has ended; null: for good
     Column("keep_rows_days", Integer),
     Column("suspended_at", Moment),  # since then its keys are refused and nothing of it is claimed
+    # Since then all that it has is deleted, until nothing is left: see `common.deletion.erasure`.
+    Column("erased_at", Moment),
+    Column("erasure_finished_at", Moment),
+    Column("erasure_listing", JSONB),  # what the listing of the bucket found at the end
     CheckConstraint("weight > 0", name="weight"),
     CheckConstraint("keep_pictures_days > 0", name="keep_pictures_days"),
     CheckConstraint("keep_rows_days > 0", name="keep_rows_days"),
@@ -571,7 +575,7 @@ objects_to_delete = Table(
     "objects_to_delete",
     metadata,
     Column("key", Text, primary_key=True),  # that ends with / names all objects below
-    Column("tombstone_id", Uuid),  # null: nobody asked, its time was over
+    Column("tombstone_id", Uuid),  # of the deletion that they belong to, or the tenant, where that has no tombstone
     Column("is_picture", Boolean, nullable=False, server_default="false"),  # that was stored, and counted as left
     Column("lease_id", Uuid),  # which may store it yet; null: nothing does
     Column("due_at", Moment, nullable=False, server_default=func.now()),  # not before
@@ -596,6 +600,7 @@ audit = Table(
     Column("address", Text),  # of the client, as the API saw it
     Column("acted_on_id", Uuid),  # the tenant whose it was, if it was another one
     Index("audit_tenant_id_idx", "tenant_id", "id"),
+    Index("audit_acted_on_id_idx", "acted_on_id", postgresql_where=text("acted_on_id IS NOT NULL")),
 )
 
 # The counters of all lanes of a model and tier, once a minute. Charts show the differences of neighbours.

@@ -23,6 +23,8 @@ TENANT: dict[str, Any] = {
     "keep_rows_days": None,
     "created_at": "2026-11-22T06:00:00Z",
     "suspended_at": None,
+    "erased_at": None,
+    "erasure_finished_at": None,
     "keys": 3,
     "open_images": 120,
 }
@@ -41,6 +43,10 @@ class Tenant(BaseModel):
     created_at: datetime
     suspended_at: datetime | None = Field(
         description="Since then its keys are refused, and nothing of it that waits is rendered."
+    )
+    erased_at: datetime | None = Field(description="Since then all that it has is deleted, for good.")
+    erasure_finished_at: datetime | None = Field(
+        description="Since then nothing is left of it but what `GET /v1/tenants/{id}/erasure` names."
     )
     keys: int = Field(description="That are valid.")
     open_images: int = Field(description="That have not ended.")
@@ -62,7 +68,7 @@ def find_tenant(connection: Connection, tenant_id: UUID) -> Tenant:
 
 COLUMNS = f"""
     SELECT tenants.id, name, weight, limits, tiers::text[] AS tiers, keep_pictures_days, keep_rows_days, created_at,
-           suspended_at,
+           suspended_at, erased_at, erasure_finished_at,
            (SELECT count(*) FROM api_keys WHERE api_keys.tenant_id = tenants.id AND revoked_at IS NULL
                 AND (expires_at IS NULL OR expires_at > now())) AS keys,
            (SELECT coalesce(sum(open), 0)::bigint FROM {EXACT} AS lanes WHERE lanes.tenant_id = tenants.id)

@@ -1,4 +1,7 @@
-"""Tenants over HTTP: an operator creates, lists, changes, suspends and resumes them. `api.services.tenants` does it."""
+"""Tenants over HTTP: an operator creates, lists, changes, suspends, resumes and erases them.
+
+`api.services.tenants` does it.
+"""
 
 from typing import Annotated
 from uuid import UUID
@@ -8,6 +11,7 @@ from pydantic import BaseModel, Field
 
 from api.deps import BaseUrl, Operator, State
 from api.pagination import NEXT_CURSOR, Paging, next_link
+from api.queries.erasures import Erasure
 from api.queries.keys import KeyWithSecret
 from api.queries.tenants import TENANT, Tenant
 from api.schemas import example
@@ -69,8 +73,28 @@ def suspend_tenant(tenant_id: UUID, caller: Operator, state: State) -> Tenant:
 
 @router.post("/v1/tenants/{tenant_id}/resume", operation_id="resumeTenant", summary="Resume a tenant")
 def resume_tenant(tenant_id: UUID, caller: Operator, state: State) -> Tenant:
-    """What waits is rendered. A tenant that is not suspended stays as it is."""
+    """What waits is rendered. A tenant that is not suspended stays as it is. 409 for one that was erased."""
     return tenants.resume(state, caller, tenant_id)
+
+
+@router.post(
+    "/v1/tenants/{tenant_id}/erase", operation_id="eraseTenant", summary="Erase a suspended tenant", status_code=202
+)
+def erase_tenant(tenant_id: UUID, caller: Operator, state: State) -> Erasure:
+    """All that it has is deleted, for good: rows, pictures and files, keys, its name. The totals of its usage and its
+    tombstones stay. It takes a while; follow it at `…/erasure`. 409 for a tenant that is not suspended, for your own
+    and for that which runs the farm. A second request changes nothing; where the listing at the end found objects that
+    no row names, the bucket is listed again.
+    """
+    return tenants.erase(state, caller, tenant_id)
+
+
+@router.get("/v1/tenants/{tenant_id}/erasure", operation_id="readErasure", summary="Read how far an erasure has come")
+def read_erasure(tenant_id: UUID, caller: Operator, state: State) -> Erasure:
+    """What is left of an erased tenant, what is kept of it and why, and what the bucket has. 404 for a tenant that was
+    not erased.
+    """
+    return tenants.get_erasure(state, tenant_id)
 
 
 @router.post(

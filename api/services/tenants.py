@@ -1,4 +1,4 @@
-"""What operators do with tenants: create, list, change, suspend, resume. Each change is recorded in the audit."""
+"""What operators do with tenants: create, list, change, suspend, resume, erase. Each is recorded in the audit."""
 
 from typing import Annotated, Any
 from uuid import UUID
@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from api import sentence
 from api.deps import AppState
 from api.pagination import Paging
+from api.queries.erasures import Erasure, find_erasure
 from api.queries.keys import KeyWithSecret
 from api.queries.tenants import TENANT, Tenant, find_tenant, find_tenants
 from api.schemas import example
@@ -102,7 +103,7 @@ def get_page(state: AppState, paging: Paging, name: str | None = None) -> tuple[
 
 
 def change(state: AppState, caller: Caller, tenant_id: UUID, wanted: TenantChange) -> Tenant:
-    """Raises NotFound, Conflict if another tenant has the new name, Invalid."""
+    """Raises NotFound, Conflict if another tenant has the new name or this one was erased, Invalid."""
     with transaction(state.engine) as connection:
         tenants.change(connection, tenant_id, wanted.chosen)
         if wanted.chosen:
@@ -121,7 +122,7 @@ def suspend(state: AppState, caller: Caller, tenant_id: UUID) -> Tenant:
 
 
 def resume(state: AppState, caller: Caller, tenant_id: UUID) -> Tenant:
-    """Raises NotFound. Wakes the workers of what waits."""
+    """Raises NotFound, or Conflict for a tenant that was erased. Wakes the workers of what waits."""
     with transaction(state.engine) as connection:
         if is_resumed := tenants.resume(connection, tenant_id):
             audit.record(connection, caller, Action.RESUME_TENANT, tenant_id, tenant_id)
@@ -132,8 +133,27 @@ def resume(state: AppState, caller: Caller, tenant_id: UUID) -> Tenant:
     return tenant
 
 
-def create_key(state: AppState, caller: Caller, tenant_id: UUID, request: KeyRequest) -> KeyWithSecret:
-    """A key for another tenant. Raises NotFound, Invalid."""
+def erase(state: AppState, caller: Caller, tenant_id: UUID) -> Erasure:
+    """Have all that a suspended tenant has deleted, for good. A second call changes nothing.
+
+    Raises NotFound, or Conflict for a tenant that is not suspended, runs the farm, or is the caller's own.
+    """
+    if tenant_id == caller.tenant_id:
+        raise Conflict(sentence("own_tenant_stays"))
     with transaction(state.engine) as connection:
-        find_tenant(connection, tenant_id)
+        if tenants.erase(connection, tenant_id):
+            audit.record(connection, caller, Action.ERASE_TENANT, tenant_id, tenant_id)
+        return find_erasure(connection, tenant_id)
+
+
+def get_erasure(state: AppState, tenant_id: UUID) -> Erasure:
+    """How far the erasure of a tenant has come. Raises NotFound, also for a tenant that was not erased."""
+    with transaction(state.autocommit) as connection:
+        return find_erasure(connection, tenant_id)
+
+
+def create_key(state: AppState, caller: Caller, tenant_id: UUID, request: KeyRequest) -> KeyWithSecret:
+    """A key for another tenant. Raises NotFound, Invalid, or Conflict for a tenant that was erased."""
+    with transaction(state.engine) as connection:
+        tenants.raise_if_erased(connection, tenant_id)
         return insert_key(state, connection, caller, request, tenant_id)

@@ -1,5 +1,6 @@
-"""`huafang tenants`: create, list, show, set, suspend, resume."""
+"""`huafang tenants`: create, list, show, set, suspend, resume, erase."""
 
+import time
 import uuid
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -8,10 +9,12 @@ import click
 
 from cli import sentence
 from cli.client import Json, api_path
-from cli.errors import NOT_FOUND, Failure
+from cli.commands.rm import POLL_S, confirm
+from cli.errors import INTERRUPTED, NOT_FOUND, PARTLY, Failure, program_name
 from cli.options import Limit
 from cli.shell import Group, Shell
 from cli.terminal import Columns, Row
+from cli.watch import show_progress
 from common.enums import Tier
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -29,6 +32,9 @@ def tiers(tenant: Row) -> str:
 
 
 def state(tenant: Row) -> str:
+    if tenant["erased_at"]:
+        finished = tenant["erasure_finished_at"]
+        return f"erased at {finished}" if finished else f"being erased since {tenant['erased_at']}"
     return f"suspended since {tenant['suspended_at']}" if tenant["suspended_at"] else "active"
 
 
@@ -47,6 +53,15 @@ RECORD: Columns = {
     "pictures kept": lambda tenant: days(tenant["keep_pictures_days"]),
     "jobs kept": lambda tenant: days(tenant["keep_rows_days"]),
     "created": lambda tenant: tenant["created_at"],
+}
+
+
+# The proof of an erasure: a line for each table, and one for the bucket.
+PROOF: Columns = {
+    "of the tenant": lambda line: line["what"],
+    "left": lambda line: line["left"],
+    "kept": lambda line: line["kept"],
+    "what is kept": lambda line: line["reason"],
 }
 
 
@@ -157,6 +172,71 @@ def resume(shell: Shell, tenant: str) -> None:
     """Resume a tenant: what waits is rendered."""
     shell.client.post(api_path("tenants", find_tenant(shell, tenant), "resume"))
     shell.print_message(f"{tenant} is resumed.")
+
+
+@tenants.command()
+@click.argument("tenant", metavar="NAME")
+@click.option("--yes", is_flag=True, help="Do not ask first.")
+@click.option("--wait", is_flag=True, help="Wait until nothing is left, and show what was counted then.")
+@click.pass_obj
+def erase(shell: Shell, tenant: str, yes: bool, wait: bool) -> None:
+    """Erase a suspended tenant, for good: all but the totals of its usage and its tombstones."""
+    tenant_id = find_tenant(shell, tenant)
+    confirm(f"Erase {tenant} with all its jobs, pictures, files and keys, for good?", yes)
+    erasure = shell.client.post(api_path("tenants", tenant_id, "erase"))
+    if wait:
+        erasure = follow(shell, tenant_id, erasure)
+    if shell.output_format == "human":
+        shell.print_rows(proof(erasure), PROOF)
+    else:
+        shell.print_record(erasure, {}, name="tenant_id")
+    if not erasure["finished_at"]:
+        shell.print_message(f"{tenant} ({tenant_id}) is being erased.")
+    elif erasure["bucket"]["unnamed"]:
+        keys = ", ".join(erasure["bucket"]["keys"])
+        raise Failure(sentence("unnamed_objects", count=erasure["bucket"]["unnamed"], keys=keys), PARTLY)
+
+
+def follow(shell: Shell, tenant_id: str, erasure: Json) -> Json:
+    """The erasure when nothing is left. Ctrl-C ends the watch, not the erasure."""
+
+    def describe(found: Json) -> str:
+        left = found["left"]
+        if not any(left.values()):
+            return "nothing is left; the bucket is being listed"
+        return f"being erased: {left['jobs']} jobs, {left['images']} images, {left['objects_to_delete']} files left"
+
+    def bar(found: Json) -> Json:
+        return {"description": describe(found)}
+
+    try:
+        with show_progress(shell, describe, bar, line_key=describe) as show:
+            while not erasure["finished_at"]:
+                show({"id": tenant_id, **erasure})
+                time.sleep(POLL_S)
+                erasure = shell.client.get(api_path("tenants", tenant_id, "erasure"))
+    except KeyboardInterrupt:
+        raise Failure(sentence("erasure_goes_on", program=program_name(), tenant=tenant_id), INTERRUPTED) from None
+    return erasure
+
+
+def proof(erasure: Json) -> list[Row]:
+    """By table, how many rows are left and how many are kept; and the same of the bucket."""
+    kept = {one["table"]: one for one in erasure["kept"]}
+    nothing = {"rows": None, "reason": None}
+    lines: list[Row] = [
+        {
+            "what": table,
+            "left": erasure["left"].get(table, 0),
+            "kept": kept.get(table, nothing)["rows"],
+            "reason": kept.get(table, nothing)["reason"],
+        }
+        for table in dict.fromkeys([*erasure["left"], *kept])
+    ]
+    if bucket := erasure["bucket"]:
+        reason = f"of {bucket['objects']} that were listed; the others are named by rows of other tenants"
+        lines.append({"what": "objects in the bucket", "left": bucket["unnamed"], "kept": None, "reason": reason})
+    return lines
 
 
 def find_tenant(shell: Shell, tenant: str) -> str:

@@ -46,6 +46,7 @@ class Action(StrEnum):
     CHANGE_TENANT = "tenant.change"
     SUSPEND_TENANT = "tenant.suspend"
     RESUME_TENANT = "tenant.resume"
+    ERASE_TENANT = "tenant.erase"
 
 
 def record(

@@ -130,6 +130,11 @@ def revoke_key(connection: Connection, tenant_id: UUID, key_id: UUID) -> None:
         raise NotFound(sentence("key_missing", key=key_id))
 
 
+def revoke_all(connection: Connection, tenant_id: UUID) -> None:
+    """Revoke all keys of this tenant."""
+    connection.execute(REVOKE_ALL, {"tenant": tenant_id})
+
+
 # Every request executes these, so they are built once.
 
 _KEYS = """
@@ -142,6 +147,9 @@ OWNER = text(f"{_KEYS} AND api_keys.digest = :digest")
 
 # Find a key by its id.
 OWNER_BY_ID = text(f"{_KEYS} AND api_keys.id = :key")
+
+# Revoke the keys of a tenant.
+REVOKE_ALL = text("UPDATE api_keys SET revoked_at = now() WHERE tenant_id = :tenant AND revoked_at IS NULL")
 
 
 def _digest(secret: str, pepper: str) -> bytes:

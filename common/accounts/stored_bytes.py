@@ -29,7 +29,9 @@ def record(connection: Connection, tenant_id: UUID, stored: int, seconds: float)
 # Find the limited tenants whose last count has rested.
 DUE = text("""
     SELECT id FROM tenants LEFT JOIN stored_bytes ON tenant_id = id
-    WHERE CASE WHEN jsonb_exists(limits, 'stored_bytes') THEN limits ->> 'stored_bytes' IS NOT NULL ELSE :by_default END
+    WHERE erased_at IS NULL
+        AND CASE WHEN jsonb_exists(limits, 'stored_bytes') THEN limits ->> 'stored_bytes' IS NOT NULL
+                 ELSE :by_default END
         AND coalesce(counted_at + make_interval(secs => :rests * seconds) <= now(), true)
     ORDER BY counted_at NULLS FIRST
 """)

@@ -45,7 +45,7 @@ def step(connection: Connection) -> int | None:
     limit = max(1, STEP_IMAGES * batch.jobs // max(batch.images, 1))
     found = list(connection.execute(LOCK_JOBS, {"batch": batch.id, "limit": limit}).scalars())
     if found:
-        rows.delete_jobs(connection, found, batch.id if batch.has_tombstone else None)
+        rows.delete_jobs(connection, found, batch.id if batch.has_tombstone else batch.tenant_id)
     else:
         _delete_rest(connection, batch.id)
     return len(found)
@@ -70,7 +70,8 @@ PICTURES = text(f"""
 
 # Lock a deleted batch all of whose images have ended; none that another control worker has.
 LOCK_NEXT = text("""
-    SELECT id, jobs, images, EXISTS (SELECT FROM tombstones WHERE tombstones.id = batches.id) AS has_tombstone
+    SELECT id, tenant_id, jobs, images,
+           EXISTS (SELECT FROM tombstones WHERE tombstones.id = batches.id) AS has_tombstone
     FROM batches WHERE deleted_at IS NOT NULL AND finished_at IS NOT NULL
     ORDER BY deleted_at LIMIT 1 FOR UPDATE SKIP LOCKED
 """)

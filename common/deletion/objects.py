@@ -26,8 +26,10 @@ class DeletedObject:
     again_after_s: float | None = None
 
 
-def add(connection: Connection, objects: Iterable[DeletedObject], tombstone_id: UUID | None) -> None:
-    """Record that the bytes under these keys are to be deleted. `tombstone_id`: of the deletion they belong to."""
+def add(connection: Connection, objects: Iterable[DeletedObject], tombstone_id: UUID) -> None:
+    """Record that the bytes under these keys are to be deleted. `tombstone_id`: of the deletion that they belong to,
+    or the tenant whose they were, where nobody named a thing.
+    """
     rows = list(objects)
     if not rows:
         return

@@ -33,7 +33,7 @@ def delete_pictures(connection: Connection) -> int:
     page = {"lane": lane.id, "since": lane.pictures_kept_from, "until": lane.until, "limit": STEP_PICTURES}
     found = connection.execute(OLD_PICTURES, page).all()
     connection.execute(MARK_DELETED, {"images": [image.id for image in found]})
-    objects.add(connection, [DeletedObject(image.key) for image in found], None)
+    objects.add(connection, [DeletedObject(image.key) for image in found], lane.tenant_id)
     rows.mark_stale(connection, {lane.batch_id} if found and lane.batch_id else set())
     reached = found[-1].finished_at if len(found) == STEP_PICTURES else lane.until
     connection.execute(REMEMBER, {"lane": lane.id, "reached": reached})
@@ -56,9 +56,9 @@ def _delete_rows(connection: Connection, tenant_id: UUID, until: object, epoch: 
     batches.hide(connection, old_batches)
     old_jobs = list(connection.execute(OLD_JOBS, old | {"before": id_of_time(epoch), "limit": STEP_JOBS}).scalars())
     if old_jobs:
-        rows.delete_jobs(connection, old_jobs)
+        rows.delete_jobs(connection, old_jobs, tenant_id)
     old_datasets = list(connection.execute(DELETE_OLD_DATASETS, old).scalars())
-    objects.add(connection, [DeletedObject(dataset_key(dataset_id, "")) for dataset_id in old_datasets], None)
+    objects.add(connection, [DeletedObject(dataset_key(dataset_id, "")) for dataset_id in old_datasets], tenant_id)
     return len(old_batches) + len(old_jobs) + len(old_datasets)
 
 
@@ -67,7 +67,7 @@ TRY_LOCK = text("SELECT pg_try_advisory_xact_lock(:lock)")
 
 # Find a lane that may have pictures that are too old.
 NEXT_LANE = text("""
-    SELECT lanes.id, lanes.batch_id, lanes.pictures_kept_from, old.until
+    SELECT lanes.id, lanes.tenant_id, lanes.batch_id, lanes.pictures_kept_from, old.until
     FROM tenants
     CROSS JOIN LATERAL (SELECT now() - make_interval(days => tenants.keep_pictures_days) AS until) AS old
     JOIN lanes ON lanes.tenant_id = tenants.id AND lanes.stored > lanes.deleted_stored

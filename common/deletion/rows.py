@@ -3,6 +3,7 @@
 The caller has locked the jobs, and none of the images is open any more. What a lease may still store of them is
 recorded too, for the row from which `common.queue.orphans` would compute its key is gone then. The counters of lanes go
 on counting what has ended; `deleted_…` says what of it has no row. Lock order: as everywhere, images before lanes.
+`tombstone_id`: see `objects.add`.
 """
 
 from collections import Counter
@@ -18,7 +19,7 @@ from common.enums import ImageState
 from common.storage import image_key
 
 
-def delete_jobs(connection: Connection, job_ids: Sequence[UUID], tombstone_id: UUID | None = None) -> int:
+def delete_jobs(connection: Connection, job_ids: Sequence[UUID], tombstone_id: UUID) -> int:
     """Delete these jobs and their images; how many pictures they had. Their retries stay, without a parent."""
     found = connection.execute(IMAGES_OF_JOBS, {"jobs": list(job_ids)}).all()
     pictures = _delete(connection, found, tombstone_id)
@@ -27,7 +28,7 @@ def delete_jobs(connection: Connection, job_ids: Sequence[UUID], tombstone_id: U
     return pictures
 
 
-def delete_images(connection: Connection, image_ids: Sequence[UUID], tombstone_id: UUID | None = None) -> int:
+def delete_images(connection: Connection, image_ids: Sequence[UUID], tombstone_id: UUID) -> int:
     """Delete these images; how many pictures they had. Their jobs stay."""
     return _delete(connection, connection.execute(IMAGES, {"images": list(image_ids)}).all(), tombstone_id)
 
@@ -38,7 +39,7 @@ def mark_stale(connection: Connection, batch_ids: set[UUID]) -> None:
         connection.execute(MARK_STALE, {"batches": list(batch_ids)})
 
 
-def _delete(connection: Connection, found: Sequence[Row[Any]], tombstone_id: UUID | None) -> int:
+def _delete(connection: Connection, found: Sequence[Row[Any]], tombstone_id: UUID) -> int:
     image_ids = [image.id for image in found]
     keys = {image.key: DeletedObject(image.key, is_picture=True) for image in found if image.has_picture}
     pictures = len(keys)

@@ -1,6 +1,7 @@
-"""Deletes what was deleted: the rows of batches step by step, what retention no longer keeps, and all their bytes.
+"""Deletes what was deleted: the rows of batches and of erased tenants, what is kept no longer, and all their bytes.
 
     rows of deleted batches ──┐
+    rows of erased tenants ───┤
     rows and pictures by age ─┴──► keys in `objects_to_delete` ──► deleted in storage, many in a request
 
 Each step is a transaction of its own, safe in many copies at once. After each it rests, so that requests find Postgres
@@ -24,8 +25,9 @@ from common.errors import Unavailable
 from common.log import log_event
 from common.storage import Storage
 from worker.availability import Availability
+from worker.control.eraser import Eraser
 
-ROWS_S, BYTES_S = 5.0, 30.0  # on one kind of work before the others
+ROWS_S, BYTES_S, LISTING_S = 5.0, 30.0, 5.0  # on one kind of work before the others
 ROWS_REST, BYTES_REST = 1.0, 0.25  # after a step, as a share of the time that it took
 LONGEST_REST_S = 2.0
 FIRST_KEYS, LEAST_KEYS, MOST_KEYS = 100, 5, 1000  # in one request to storage
@@ -50,11 +52,20 @@ class Deleter:
         self._database = database
         self._storage = storage
         self._outage = Availability("storage_away", "storage_back")
+        self._eraser = Eraser(database, storage, self._outage)
         self._keys = FIRST_KEYS
 
     @property
     def steps(self) -> tuple[Callable[[], None], ...]:
-        return self.delete_old_rows, self.delete_batch_rows, self.delete_old_pictures, self.delete_bytes, self.finish
+        return (
+            self.delete_old_rows,
+            self.delete_rows_of_erased,
+            self.delete_batch_rows,
+            self.delete_old_pictures,
+            self.delete_bytes,
+            self.finish,
+            self.list_for_erased,
+        )
 
     def delete_batch_rows(self) -> None:
         """Delete the rows of batches that were deleted and have ended."""
@@ -67,6 +78,16 @@ class Deleter:
         rows = self._repeat(self._delete_old_rows, ROWS_S, ROWS_REST)
         if rows:
             log_event("rows_deleted", old=rows)
+
+    def delete_rows_of_erased(self) -> None:
+        """Delete the rows of tenants that were erased."""
+        rows = self._repeat(self._delete_rows_of_erased, ROWS_S, ROWS_REST)
+        if rows:
+            log_event("tenant_emptied", rows=rows)
+
+    def list_for_erased(self) -> None:
+        """List the bucket for the tenants of which nothing is left, and finish their erasure."""
+        self._repeat(self._eraser.list_bucket, LISTING_S, BYTES_REST)
 
     def delete_old_pictures(self) -> None:
         """Give up the pictures that are older than their tenants keep them."""
@@ -86,6 +107,11 @@ class Deleter:
     def _delete_batch_rows(self) -> int | None:
         with transaction(self._database) as connection:
             return None if self._has_many_keys(connection) else batches.step(connection)
+
+    def _delete_rows_of_erased(self) -> int | None:
+        with transaction(self._database) as connection:
+            has_many_keys = self._has_many_keys(connection)
+        return None if has_many_keys else self._eraser.delete_rows()
 
     def _delete_old_rows(self) -> int | None:
         with transaction(self._database) as connection:

@@ -1,4 +1,4 @@
-"""The tenants of the farm, for who runs it: list, create, change, suspend, resume."""
+"""The tenants of the farm, for who runs it: list, create, change, suspend, resume, erase."""
 
 from typing import Annotated, Any
 from uuid import UUID
@@ -43,7 +43,9 @@ def show_tenant(tenant_id: UUID, state: State, visitor: CurrentVisitor, _: OnlyO
     is_own = tenant_id == visitor.caller.tenant_id
 
     def read() -> dict[str, Any]:
-        return {"tenant": tenants.get(state, tenant_id), "tiers": list(Tier), "is_own": is_own}
+        tenant = tenants.get(state, tenant_id)
+        erasure = tenants.get_erasure(state, tenant_id) if tenant.erased_at else None
+        return {"tenant": tenant, "erasure": erasure, "tiers": list(Tier), "is_own": is_own}
 
     return read
 
@@ -119,3 +121,18 @@ def suspend_tenant(request: Request, tenant_id: UUID, visitor: CurrentOperator, 
 def resume_tenant(request: Request, tenant_id: UUID, visitor: CurrentOperator, state: State) -> Response:
     tenants.resume(state, visitor.caller, tenant_id)
     return render_notice(request, "farm_notice.html", action="resume-tenant")
+
+
+@router.post("/tenants/{tenant_id}/erase")
+def erase_tenant(
+    request: Request,
+    tenant_id: UUID,
+    visitor: CurrentOperator,
+    state: State,
+    name: Annotated[str, Form(max_length=100)] = "",
+) -> Response:
+    """`name`: as somebody has typed it, to confirm it."""
+    if name != tenants.get(state, tenant_id).name:
+        raise Invalid.field("name", sentence("name_differs"))
+    tenants.erase(state, visitor.caller, tenant_id)
+    return render_notice(request, "farm_notice.html", action="erase-tenant")

@@ -56,6 +56,8 @@ NEEDED: dict[str, Needed] = {
     "changeTenant": Scope.OPERATOR,
     "suspendTenant": Scope.OPERATOR,
     "resumeTenant": Scope.OPERATOR,
+    "eraseTenant": Scope.OPERATOR,
+    "readErasure": Scope.OPERATOR,
     "createKeyOfTenant": Scope.OPERATOR,
     "createKey": Scope.ADMIN,
     "listKeys": Scope.ADMIN,

@@ -7,12 +7,16 @@ from contextlib import closing
 import httpx
 import pytest
 
+from common.broker import Broker
+from common.config import Settings
 from common.db import new_id
 from common.enums import Scope
+from common.storage import Storage
 from tests.integration.dashboard.test_farm import ZH, Visitor, register_worker, row_of
 from tests.support.serving import EVERYTHING, Api
 from tests.support.stories import Story
-from tests.support.workers import quarantine
+from tests.support.workers import quarantine, until
+from worker.control.sweep import Sweep
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -78,6 +82,41 @@ def test_a_second_tenant_by_the_dashboard_alone(api: Api, operator: Visitor, sto
         assert browser.get("/dashboard/jobs").status_code == 200
     assert operator.do(f"/tenants/{story.tenant()}/suspend").status_code == 409
     assert f"/tenants/{story.tenant()}/suspend" not in operator.page(f"/tenants/{story.tenant()}")
+
+
+def test_a_tenant_is_erased_once_its_name_was_typed(operator: Visitor, story: Story, settings: Settings) -> None:
+    shop = story.tenant("shop")
+    story.submit("shop", count=3)
+    path = f"/tenants/{shop}"
+    assert f"{path}/erase" in operator.page(path)
+    assert f"/tenants/{story.tenant()}/erase" not in operator.page(f"/tenants/{story.tenant()}")
+    assert operator.do(f"{path}/erase", name="shop").status_code == 409
+    operator.do(f"{path}/suspend").raise_for_status()
+    for wrong in ({}, {"name": ""}, {"name": "Shop"}):
+        answer = operator.do(f"{path}/erase", **wrong)
+        assert (answer.status_code, "not the name of this tenant" in answer.text) == (422, True), wrong
+    assert not story.rows("SELECT FROM tenants WHERE erased_at IS NOT NULL")
+    assert "is being erased" in operator.do(f"{path}/erase", name="shop").raise_for_status().text
+
+    page = operator.page(path)
+    assert row_of(page, "left-images") == ["images", "3"]
+    assert "/resume" not in page
+    assert row_of(operator.page("/tenants"), f"tenant-{shop}")[1].startswith("being erased")
+    sweep = Sweep(settings, story.database, Broker(settings), Storage(settings))
+
+    def is_finished() -> bool:
+        sweep.once()
+        sweep.delete()
+        return bool(story.rows("SELECT FROM tenants WHERE erasure_finished_at IS NOT NULL"))
+
+    until(is_finished)
+    page = operator.page(path)
+    assert row_of(page, "left-images") == ["images", "0"]
+    assert row_of(page, "kept-tenants")[1] == "1"
+    assert "no row names: 0 of 0" in page
+    assert "正在抹除" not in operator.page(path, **ZH)
+    assert "已抹除" in operator.page(path, **ZH)
+    assert "erased a tenant" in operator.page("/admin/audit")
 
 
 def test_others_are_not_shown_what_concerns_the_farm(operator: Visitor, admin: Visitor, story: Story) -> None:

@@ -15,6 +15,7 @@ from api.app import create_app
 from api.headers import seconds_to_wait
 from api.pagination import write_cursor
 from api.queries import batches, fleet
+from api.queries.erasures import Erasure
 from api.queries.keys import KeyWithSecret
 from api.routes import health, jobs, keys, models, queue, uploads, workers
 from api.routes.audit import AuditPage
@@ -87,6 +88,7 @@ def shown(document: dict[str, Any], schema: dict[str, Any]) -> bool:
         KeyWithSecret,
         Tenants,
         CreatedTenant,
+        Erasure,
         AuditPage,
     ],
 )
