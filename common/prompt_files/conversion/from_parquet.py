@@ -67,7 +67,7 @@ def _batches(table: Any) -> Iterator[Any]:
 
 def _lines(batch: Any) -> bytes:
     if all(column.null_count == batch.num_rows for column in batch.columns):
-        return b"\n" * batch.num_rows
+        return b"\n" * int(batch.num_rows)
     columns = [_cells(column) for column in batch.columns]
     rows = (to_json(row) if any(cell is not None for cell in row) else "" for row in zip(*columns, strict=True))
     return ("\n".join(rows) + "\n").encode()
