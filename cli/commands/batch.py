@@ -10,8 +10,8 @@ from cli.client import Json, api_path
 from cli.commands.generate import check_text
 from cli.commands.rm import WAIT, confirm, remove
 from cli.options import FieldValueList, FieldValues, Size, StopRule, build_matrix
-from cli.prompt_sources import find_sources, name_of
-from cli.prompt_upload import dry_run_batches, upload_prompts
+from cli.prompt_files.sources import find_sources, name_of
+from cli.prompt_files.upload import dry_run_batches, upload_prompts
 from cli.shell import Group, Shell, format_duration
 from cli.terminal import Columns, Row, print_json
 from cli.watch import batch_failure, count_images, watch_batch

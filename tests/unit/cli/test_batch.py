@@ -116,6 +116,13 @@ def test_a_dry_run_submits_nothing_and_fails_if_the_batch_would(call: Callable[.
     assert farm.requests[2].body == {"upload": UPLOAD, "defaults": {}, "skip_bad": True}
 
 
+def test_a_dry_run_names_doubles(call: Callable[..., Any]) -> None:
+    twice = DRY_RUN | {"prompts": 2000, "checked_prompts": 2000, "is_estimate": False, "bad": 0, "distinct": 288}
+    with fake_farm(lambda request: Response(200, twice)) as farm:
+        done = call(farm, "submit", UPLOAD, "--dry-run", "--format=human")
+    assert "2,000, 288 distinct of 2,000\n" in done.out
+
+
 def test_matrix_options_make_a_matrix(call: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text(TEXT)
     given = ("--matrix", "steps=20,50", "--matrix", "guidance=3,7.5", "--matrix", "model:scheduler=zh-v0:lms,15:dpm++")

@@ -8,7 +8,7 @@ from io import SEEK_END
 from cli import sentence
 from cli.client import Json
 from cli.errors import Failure
-from cli.prompt_sources import is_upload, name_of, open_source
+from cli.prompt_files.sources import is_upload, name_of, open_source
 from cli.shell import Shell, format_bytes, format_duration
 from cli.terminal import Columns, Row, print_line, progress_bar
 from common.prompt_files.formats import ENCODINGS, FORMATS, UNKNOWN_TYPES, UTF8, format_of
@@ -21,6 +21,8 @@ def upload_prompts(shell: Shell, source: str, format: str | None = None) -> str:
     if is_upload(source):
         return source
     with ExitStack() as stack:
+        if "://" in source:
+            shell.print_message(sentence("source_fetched", source=source))
         file = stack.enter_context(open_source(source))
         named = format or format_of(name_of(source))
         media_type = FORMATS[named].media_types[0] if named else UNKNOWN_TYPES[0]

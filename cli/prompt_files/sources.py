@@ -9,7 +9,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -52,26 +52,27 @@ def name_of(source: str) -> str:
 @contextmanager
 def open_source(source: str) -> Iterator[BinaryIO]:
     """The bytes of a source, in a file that can be read again: an upload may be sent again. Raises Failure."""
-    try:
-        if source != STDIN and "://" not in source:
-            with open(source, "rb") as file:
-                if file.seekable():
-                    yield file
-                    return
-                with _copy(file) as copy:
-                    yield copy
-        else:
-            with _opened(source) as stream, _copy(stream) as copy:
-                yield copy
-    except IsADirectoryError:
-        raise Failure(sentence("source_is_folder", source=source), USAGE) from None
-
-
-@contextmanager
-def _copy(stream: Any) -> Iterator[BinaryIO]:
-    with tempfile.TemporaryFile() as copy:
-        shutil.copyfileobj(stream, copy, BLOCK_BYTES)
+    with ExitStack() as stack:
+        if is_local(source):
+            file = stack.enter_context(_open_local(source))
+            if file.seekable():
+                yield file
+                return
+        copy = stack.enter_context(tempfile.TemporaryFile())
+        with _explained(source), file if is_local(source) else _opened(source) as stream:
+            shutil.copyfileobj(stream, copy, BLOCK_BYTES)
         yield copy
+
+
+def is_local(source: str) -> bool:
+    return source != STDIN and "://" not in source
+
+
+def _open_local(source: str) -> BinaryIO:
+    try:
+        return open(source, "rb")
+    except OSError as error:
+        raise Failure(sentence("source_unreadable", source=source, reason=error.strerror), USAGE) from None
 
 
 def _expand(name: str) -> list[str]:
@@ -94,29 +95,27 @@ def _opened(source: str) -> Iterator[Any]:
     if source == STDIN:
         yield sys.stdin.buffer
     elif source.startswith("s3://"):
-        with _explained(source):
-            bucket, _, key = source.removeprefix("s3://").partition("/")
-            body = _bucket().get_object(Bucket=bucket, Key=key)["Body"]
-        yield body
+        bucket, _, key = source.removeprefix("s3://").partition("/")
+        yield _bucket().get_object(Bucket=bucket, Key=key)["Body"]
     elif source.startswith("hf://"):
-        with _explained(source):
-            file = _hub().open(source, "rb")
-        with file:
+        with _hub().open(source, "rb") as file:
             yield file
     elif source.startswith(("https://", "http://")):
-        with _explained(source), tempfile.TemporaryFile() as file:
-            _download(source, file)
-            file.seek(0)
-            yield file
+        with httpx.stream("GET", source, follow_redirects=True, timeout=TIMEOUT_S) as answer:
+            answer.raise_for_status()
+            yield Blocks(answer.iter_bytes(BLOCK_BYTES))
     else:
         raise Failure(sentence("source_unknown", source=source), USAGE)
 
 
-def _download(url: str, file: BinaryIO) -> None:
-    with httpx.stream("GET", url, follow_redirects=True, timeout=TIMEOUT_S) as answer:
-        answer.raise_for_status()
-        for block in answer.iter_bytes(BLOCK_BYTES):
-            file.write(block)
+class Blocks:
+    """A stream of blocks, each read whole."""
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks = blocks
+
+    def read(self, size: int) -> bytes:
+        return next(self._blocks, b"")
 
 
 def _list_bucket(pattern: str) -> list[str]:
