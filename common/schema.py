@@ -178,7 +178,7 @@ uploads = Table(
     Column("sha256", Text, nullable=False),
     Column("width", Integer),  # of a picture, in pixels
     Column("height", Integer),
-    Column("encoding", Text),  # of a CSV file
+    Column("encoding", Text),  # of text when it was uploaded; UTF-16 is stored as UTF-8
     Column("created_at", Moment, nullable=False, server_default=func.now()),
     Column("used_at", Moment, nullable=False, server_default=func.now(), index=True),  # when it was last referred to
     Index("uploads_tenant_id_idx", "tenant_id", "id"),

@@ -30,12 +30,14 @@ from common.catalog.catalog import Catalog
 from common.db import transaction
 from common.errors import Invalid, NotFound, Unavailable
 from common.policy.policy import Policy
+from common.prompt_files.formats import shown_format
 from common.prompt_files.lines import Step, at_line, lines, steps
 from common.prompt_files.reader import PromptFile, open_prompts
+from common.uploads import Upload
 
 MAX_PROMPTS = 20_000
 MAX_S = 3.0
-START_S = 5.0  # for the process that reads Parquet; it takes half a second where the processors are free
+START_S = 5.0  # for a Parquet file that older code has not converted
 STEP_JOBS = 500  # checked together
 SHOWN_RECIPES, SHOWN_BAD, SHOWN_WARNINGS = 5, 20, 20
 RECENT_LEASES = 500  # whose images give the average size
@@ -58,8 +60,11 @@ class BatchDryRun(BaseModel):
 
     model_config = example(
         {
+            "format": "csv",
+            "encoding": "gb18030",
             "prompts": 1_000_000,
             "checked_prompts": 20_000,
+            "distinct": 19_999,
             "is_estimate": True,
             "jobs": 999_950,
             "images": 3_999_800,
@@ -72,8 +77,11 @@ class BatchDryRun(BaseModel):
         }
     )
 
+    format: str | None = Field(description="What the file was read as: `csv`, `xlsx` …; null for inline prompts.")
+    encoding: str | None = Field(description="Of its text: `utf-8`, `gb18030` or `utf-16`.")
     prompts: int = Field(description="In the file, including wrong ones.")
     checked_prompts: int = Field(description="The first of them, which were checked.")
+    distinct: int = Field(description="Different prompts among `checked_prompts`, without wrong ones.")
     is_estimate: bool = Field(
         description="Whether that was only a part of the file: prompts, jobs, images and the estimate are then"
         " extrapolated."
@@ -104,6 +112,7 @@ class Tally:
     bad_lines: list[SkippedLine] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     first: list[PlannedJob] = field(default_factory=list)
+    distinct: set[int] = field(default_factory=set)  # hashes of prompts
     is_whole: bool = False
 
     def add(self, step: Step, checked: CheckedLines, format: str) -> None:
@@ -114,6 +123,7 @@ class Tally:
         self.bad_lines += [SkippedLine(line=number, reason=reason) for number, reason in wrong]
         warnings = islice(checked.warnings.items(), SHOWN_WARNINGS - len(self.warnings))
         self.warnings += [at_line(format, number, warning) for number, warning in warnings]
+        self.distinct.update(hash(jobs[0].prompt) for jobs in checked.planned.values())
         for job in checked.jobs:
             recipe = job.template.recipe
             self.jobs += 1
@@ -126,9 +136,9 @@ def dry_run(state: AppState, caller: Caller, request: BatchRequest) -> BatchDryR
     """
     caller.require_tier(request.tier)
     plan = plan_of(state, caller, request)
-    with _open_prompts(state, caller, request) as (file, format):
+    with _open_prompts(state, caller, request) as (file, upload):
         variants = planners(plan, state.catalog, image_finder(state, caller))
-        tally = _read(file, format, variants, state.catalog, state.policy)
+        tally = _read(file, upload.format if upload else INLINE, variants, state.catalog, state.policy)
         length = file.length()
     if not tally.prompts:
         raise Invalid(sentence("no_prompts") if tally.is_whole else sentence("no_prompts_yet", line=tally.line))
@@ -137,8 +147,11 @@ def dry_run(state: AppState, caller: Caller, request: BatchRequest) -> BatchDryR
     share = 1 if tally.is_whole else tally.end / length
     kinds = {kind: round(images / share) for kind, images in tally.kinds.items()}
     return BatchDryRun(
+        format=shown_format(upload.format) if upload else None,
+        encoding=upload.encoding if upload else None,
         prompts=round(tally.prompts / share),
         checked_prompts=tally.prompts,
+        distinct=len(tally.distinct),
         is_estimate=not tally.is_whole,
         jobs=round(tally.jobs / share),
         images=sum(kinds.values()),
@@ -152,11 +165,11 @@ def dry_run(state: AppState, caller: Caller, request: BatchRequest) -> BatchDryR
 
 
 @contextmanager
-def _open_prompts(state: AppState, caller: Caller, request: BatchRequest) -> Iterator[tuple[PromptFile, str]]:
-    """The prompts, and the format of their file."""
+def _open_prompts(state: AppState, caller: Caller, request: BatchRequest) -> Iterator[tuple[PromptFile, Upload | None]]:
+    """The prompts, and the upload that they are in."""
     if request.prompts:
         data = b"".join(as_lines(request.prompts))
-        yield PromptFile(lines([data], INLINE), lambda: len(data)), INLINE
+        yield PromptFile(lines([data], INLINE), lambda: len(data)), None
         return
     assert request.upload  # the request has one of the two
     with transaction(state.autocommit) as connection:
@@ -164,7 +177,7 @@ def _open_prompts(state: AppState, caller: Caller, request: BatchRequest) -> Ite
     if upload is None:
         raise NotFound(sentence("prompts_not_found", upload=request.upload))
     with open_prompts(state.storage, upload) as file:
-        yield file, upload.format
+        yield file, upload
 
 
 def _read(file: PromptFile, format: str, variants: list[Planner], catalog: Catalog, policy: Policy) -> Tally:
@@ -183,7 +196,7 @@ def _read(file: PromptFile, format: str, variants: list[Planner], catalog: Catal
         if tally.prompts >= MAX_PROMPTS or time.monotonic() > until:
             break
     if not has_begun:
-        raise Unavailable(sentence("parquet_slow"))
+        raise Unavailable(sentence("conversion_slow"))
     return tally
 
 

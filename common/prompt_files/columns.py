@@ -1,9 +1,8 @@
-"""The columns of a file of prompts: the field of a recipe that a name means, and the value of a cell's text. Pure.
+"""The columns of a file of prompts: the field of a recipe that a name means. Pure.
 
 Has the one table of the names that people use, Chinese ones above all, which is that of the keys of JSON Lines too.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,10 +35,6 @@ NAMES = {
     "format": ("格式",),
 }
 ALIASES = {name: field for field, names in NAMES.items() for name in (field, *names)}
-
-INTEGERS = {"width", "height", "steps", "count", "seed"}
-FLOATS = {"guidance", "strength"}
-LISTS = {"seeds", "lora"}
 
 MAX_CACHED_NAMES = 10_000
 MAX_NAME = 100  # characters; no longer name means a field, and none is remembered
@@ -79,23 +74,6 @@ def columns_of(header: Sequence[str]) -> tuple[str, ...]:
     if len(set(named)) < len(named):
         raise Invalid(sentence("column_twice", field=_first_duplicate(named)))
     return columns
-
-
-def parse_cell(field: str, cell: str) -> Any:
-    """The value of a cell. Text that is no value of the field stays text; the checks of the recipe refuse it."""
-    if field in INTEGERS and (whole := re.fullmatch(r"([+-]?\d{1,30})(?:\.0*)?", cell)):
-        return int(whole[1])
-    if field in FLOATS:
-        try:
-            return float(cell)
-        except ValueError:
-            return cell
-    if field in LISTS:
-        try:
-            return json.loads(cell)
-        except (ValueError, RecursionError):
-            return cell
-    return cell
 
 
 def _quote(names: Sequence[str]) -> str:
