@@ -146,6 +146,11 @@ class Columns:
         kept = {name.strip(): row[name] if row[name] == row[name] else None for name in meaning.kept}  # NaN is none
         return fields, kept
 
+    def are_numbered(self, header: tuple[str, ...]) -> bool:
+        """Whether the columns are called 1, 2, 3 …, and the first line of the table is not their names."""
+        names = {name.strip() for name in header}
+        return any(name.isdecimal() and name not in names for name in self._named.values())
+
     def knows(self, name: str) -> bool:
         """Whether a column of this name means a field, or is kept by its name."""
         asked = (*self._named.values(), *(self._keep if isinstance(self._keep, tuple) else ()))

@@ -102,7 +102,7 @@ def test_two_names_of_one_field_are_an_error_of_the_row() -> None:
             ["红色的圆形"],
             {},
             None,
-            "If '红色的圆形' is no name but a prompt, use --no-header or save the file as .txt;",
+            "if '红色的圆形' is a prompt, use --no-header (columns",
         ),
         (["标题", "id"], {}, None, "as in --column prompt=标题 (columns)."),
         (["prompt", "提示词"], {}, None, "two columns mean prompt"),

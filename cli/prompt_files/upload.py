@@ -1,69 +1,38 @@
 """Uploading a file of prompts, and the dry run that shows what a batch of it would be. Knows no command."""
 
-import re
-import shutil
 import sys
-import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from io import SEEK_END
-from pathlib import Path
-from typing import BinaryIO
 
 from cli import sentence
 from cli.client import Json
-from cli.errors import USAGE, Failure
+from cli.errors import Failure
+from cli.prompt_files.sources import is_upload, name_of, open_source
 from cli.shell import Shell, format_bytes, format_duration
 from cli.terminal import Columns, Row, print_line, progress_bar
-from common.prompt_files.columns import FIELDS, field_of
+from common.prompt_files.formats import ENCODINGS, FORMATS, UNKNOWN_TYPES, UTF8, format_of
 from common.sentences import printable
 
-MEDIA_TYPES = {
-    ".txt": "text/plain",
-    ".jsonl": "application/jsonl",
-    ".csv": "text/csv",
-    ".parquet": "application/vnd.apache.parquet",
-}
 SHOWN_SEEDS = 5
-HEAD_BYTES = 64_000  # of stdin, to recognise its format by
 
 
-def upload_prompts(shell: Shell, prompts: BinaryIO | str) -> str:
-    """The id of the upload; a string is one already. A pipe is copied to a file first: an upload may be sent again."""
-    if isinstance(prompts, str):
-        return prompts
-    is_stdin = prompts is sys.stdin.buffer
-    suffix = "" if is_stdin else Path(prompts.name).suffix.lower()
-    if not is_stdin and suffix not in MEDIA_TYPES:
-        raise Failure(sentence("prompt_file_unknown", file=prompts.name), USAGE)
+def upload_prompts(shell: Shell, source: str, format: str | None = None) -> str:
+    """The id of the upload of a source; an id is one already. `format`: of it, whatever its name and its bytes say."""
+    if is_upload(source):
+        return source
     with ExitStack() as stack:
-        if not prompts.seekable():
-            copy = stack.enter_context(tempfile.TemporaryFile())
-            shutil.copyfileobj(prompts, copy)
-            prompts = copy
-        if is_stdin:
-            prompts.seek(0)
-            suffix = recognise(prompts.read(HEAD_BYTES))
+        if "://" in source:
+            shell.print_message(sentence("source_fetched", source=source))
+        file = stack.enter_context(open_source(source))
+        named = format or format_of(name_of(source))
+        media_type = FORMATS[named].media_types[0] if named else UNKNOWN_TYPES[0]
         if shell.output_format == "quiet" or not sys.stderr.isatty():
-            return str(shell.client.upload(prompts, MEDIA_TYPES[suffix], lambda sent: None)["id"])
+            return str(shell.client.upload(file, media_type, lambda sent: None, format)["id"])
         progress = stack.enter_context(progress_bar())
-        task = progress.add_task("uploading", total=prompts.seek(0, SEEK_END))
-        made = shell.client.upload(prompts, MEDIA_TYPES[suffix], lambda sent: progress.update(task, completed=sent))
+        task = progress.add_task("uploading", total=file.seek(0, SEEK_END))
+        made = shell.client.upload(file, media_type, lambda sent: progress.update(task, completed=sent), format)
         return str(made["id"])
-
-
-def recognise(head: bytes) -> str:
-    """The suffix of a file that begins so: .txt where it is neither JSON Lines, nor Parquet, nor a table."""
-    if head.startswith(b"PAR1"):
-        return ".parquet"
-    first = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if re.match(rb'\{\s*["}]', first):
-        return ".jsonl"
-    line = re.split(rb"[\r\n]", first, maxsplit=1)[0]
-    for encoding in ("utf-8", "gb18030"):
-        names = [field_of(name.strip(' "')) for name in re.split("[,;\t]", line.decode(encoding, "replace"))]
-        if "prompt" in names and sum(name in FIELDS for name in names) > 1:
-            return ".csv"
-    return ".txt"
 
 
 def estimate(found: Row, name: str) -> str:
@@ -101,8 +70,23 @@ def describe_column(use: Row) -> str:
     return sentence("column_left_out", column=name, reason=use["note"])
 
 
+def read_as(found: Row) -> str | None:
+    """The format and, where it is not the usual one, the encoding. An older farm says neither."""
+    encoding = found.get("encoding")
+    named = ENCODINGS.get(encoding, encoding) if encoding not in (None, UTF8) else None
+    return ", ".join(filter(None, (found.get("format"), named))) or None
+
+
+def count_prompts(found: Row) -> str:
+    doubles = found.get("distinct", found["checked_prompts"]) < found["checked_prompts"] - found["bad"]
+    return estimate(found, "prompts") + (
+        f", {found['distinct']:,} distinct of {found['checked_prompts']:,}" if doubles else ""
+    )
+
+
 DRY_RUN: Columns = {
-    "prompts": lambda found: estimate(found, "prompts"),
+    "read as": read_as,
+    "prompts": count_prompts,
     "checked": checked,
     "columns": describe_columns,
     "wrong": lambda found: found["bad"] or None,
@@ -114,6 +98,20 @@ DRY_RUN: Columns = {
     "note": lambda found: " ".join(found["warnings"][:3]) + (" …" if found["warned"] > 3 else ""),
     "upload": lambda found: found["upload"],
 }
+
+
+def dry_run_batches(shell: Shell, drafts: Sequence[Json]) -> None:
+    """Show what batches would be. Raises the first Failure of one that would be refused, once all are shown."""
+    failures = list[Failure]()
+    for draft in drafts:
+        try:
+            dry_run_batch(shell, draft)
+        except Failure as failure:
+            failures.append(failure)
+            if len(drafts) > 1:
+                shell.print_message(f"{draft['name']}: {failure.message}")
+    if failures:
+        raise failures[0]
 
 
 def dry_run_batch(shell: Shell, draft: Json) -> None:
