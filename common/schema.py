@@ -240,6 +240,7 @@ batches = Table(
     Column("needs_code", Integer, nullable=False, server_default="1"),  # the least CODE that may work on it
     Column("key_id", Uuid),  # as of jobs
     Column("deleted_at", Moment),  # since then nobody sees it, its jobs and its images; their rows go step by step
+    Column("kept", JSONB, nullable=False, server_default="[]"),  # name and kind of each column that its jobs keep
     CheckConstraint("expanded_at IS NULL OR (checked_at IS NOT NULL AND jobs = prompts * variants)", name="expanded"),
     Index("batches_tenant_id_idx", "tenant_id", "id"),
     Index("batches_open_idx", "id", postgresql_where=text("finished_at IS NULL")),
@@ -384,6 +385,7 @@ jobs = Table(
     Column("deadline", Moment),  # then an unfinished job fails with `expired`
     # The API key that submitted it; null: nobody knows. Not a foreign key, whose check would lock the row of the key.
     Column("key_id", Uuid),
+    Column("origin", JSONB),  # the row of the file that it comes from: see `common.recipes.origin`
     CheckConstraint("count > 0", name="count"),
     CheckConstraint("open BETWEEN 0 AND count", name="open"),
     CheckConstraint("(finished_at IS NOT NULL) = (state IN ('succeeded', 'failed', 'cancelled'))", name="finished"),

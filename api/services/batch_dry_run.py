@@ -30,6 +30,7 @@ from common.catalog.catalog import Catalog
 from common.db import transaction
 from common.errors import Invalid, NotFound, Unavailable
 from common.policy.policy import Policy
+from common.prompt_files.columns import Columns, Use
 from common.prompt_files.formats import shown_format
 from common.prompt_files.lines import Step, at_line, lines, steps
 from common.prompt_files.reader import PromptFile, open_prompts
@@ -55,6 +56,15 @@ class BatchEstimate(BaseModel):
     )
 
 
+class ColumnUse(BaseModel):
+    """What a column of the file, or a key of JSON Lines, was taken for. One that is neither is left out."""
+
+    column: str
+    field: str | None = Field(description="The field of a recipe that it means.")
+    kept: bool = Field(description="Whether its values go with the jobs into datasets.")
+    note: str | None = Field(description="Why it is left out.")
+
+
 class BatchDryRun(BaseModel):
     """What a batch would become."""
 
@@ -72,6 +82,11 @@ class BatchDryRun(BaseModel):
             "bad_lines": [{"line": 12, "reason": "prompt is empty."}],
             "warned": 1,
             "warnings": ["Line 7: zh-v0 cannot read 𰻝 and draws the prompt as if it were not there."],
+            "columns": [
+                {"column": "caption", "field": "prompt", "kept": False, "note": None},
+                {"column": "id", "field": None, "kept": True, "note": None},
+                {"column": "Unnamed: 0", "field": None, "kept": False, "note": "it is an index that pandas wrote"},
+            ],
             "recipes": [RECIPE],
             "estimate": {"gpu_seconds": 1_999_900.0, "seconds": 499_975.0, "bytes": 1_279_936_000_000},
         }
@@ -94,6 +109,7 @@ class BatchDryRun(BaseModel):
     bad_lines: list[SkippedLine] = Field(description="The first of them.")
     warned: int = Field(description="Of `checked_prompts`, those whose pictures may not show everything.")
     warnings: list[str] = Field(description="Of the first of them.")
+    columns: list[ColumnUse] = Field(description="What each column was taken for, in `checked_prompts`.")
     recipes: list[Recipe] = Field(description="The first ones.")
     estimate: BatchEstimate
 
@@ -136,9 +152,10 @@ def dry_run(state: AppState, caller: Caller, request: BatchRequest) -> BatchDryR
     """
     caller.require_tier(request.tier)
     plan = plan_of(state, caller, request)
-    with _open_prompts(state, caller, request) as (file, upload):
+    columns = plan.columns_of_file()
+    with _open_prompts(state, caller, request, columns) as (file, upload):
         variants = planners(plan, state.catalog, image_finder(state, caller))
-        tally = _read(file, upload.format if upload else INLINE, variants, state.catalog, state.policy)
+        tally = _read(file, upload.format if upload else INLINE, variants, columns, state.catalog, state.policy)
         length = file.length()
     if not tally.prompts:
         raise Invalid(sentence("no_prompts") if tally.is_whole else sentence("no_prompts_yet", line=tally.line))
@@ -159,13 +176,16 @@ def dry_run(state: AppState, caller: Caller, request: BatchRequest) -> BatchDryR
         bad_lines=tally.bad_lines,
         warned=tally.warned,
         warnings=tally.warnings,
+        columns=list(map(_column_use, columns.uses.values())),
         recipes=[Recipe.model_validate(job.recipe.model_dump()) for job in tally.first],
         estimate=_estimate(kinds, fleet, sizes),
     )
 
 
 @contextmanager
-def _open_prompts(state: AppState, caller: Caller, request: BatchRequest) -> Iterator[tuple[PromptFile, Upload | None]]:
+def _open_prompts(
+    state: AppState, caller: Caller, request: BatchRequest, columns: Columns
+) -> Iterator[tuple[PromptFile, Upload | None]]:
     """The prompts, and the upload that they are in."""
     if request.prompts:
         data = b"".join(as_lines(request.prompts))
@@ -176,21 +196,23 @@ def _open_prompts(state: AppState, caller: Caller, request: BatchRequest) -> Ite
         upload = uploads.find_prompts(connection, caller.tenant_id, request.upload)
     if upload is None:
         raise NotFound(sentence("prompts_not_found", upload=request.upload))
-    with open_prompts(state.storage, upload) as file:
+    with open_prompts(state.storage, upload, columns) as file:
         yield file, upload
 
 
-def _read(file: PromptFile, format: str, variants: list[Planner], catalog: Catalog, policy: Policy) -> Tally:
+def _read(
+    file: PromptFile, format: str, variants: list[Planner], columns: Columns, catalog: Catalog, policy: Policy
+) -> Tally:
     """Check lines from the first one on, until MAX_PROMPTS or MAX_S. Raises Unavailable if reading does not begin."""
     tally, has_begun, until = Tally(), False, time.monotonic() + START_S
     for step in steps(file.lines, max(1, STEP_JOBS // len(variants))):
         if not has_begun and file.length():
             has_begun, until = True, time.monotonic() + MAX_S
-        checked = check.check_lines(step.lines, variants, tally.prompts - tally.bad, catalog, policy)
+        checked = check.check_lines(step.lines, variants, tally.prompts - tally.bad, columns, catalog, policy)
         if len(tally.first) < SHOWN_RECIPES:
             right = [line for line in step.lines if line.number in checked.planned][:SHOWN_RECIPES]
             # Planned again without the wrong lines: a wrong line takes no seeds.
-            planned = check.plan_lines(right, variants, tally.prompts - tally.bad)
+            planned = check.plan_lines(right, variants, tally.prompts - tally.bad, columns)
             tally.first += islice(planned.jobs, SHOWN_RECIPES - len(tally.first))
         tally.add(step, checked, format)
         if tally.prompts >= MAX_PROMPTS or time.monotonic() > until:
@@ -198,6 +220,12 @@ def _read(file: PromptFile, format: str, variants: list[Planner], catalog: Catal
     if not has_begun:
         raise Unavailable(sentence("conversion_slow"))
     return tally
+
+
+def _column_use(use: Use) -> ColumnUse:
+    left_out = sentence("column_is_index") if use.is_index else sentence("column_left_out")
+    note = None if use.field or use.is_kept else left_out
+    return ColumnUse(column=use.column, field=use.field, kept=use.is_kept, note=note)
 
 
 def _estimate(kinds: Mapping[ImageKind, int], fleet: Fleet, sizes: Mapping[ImageKind, float]) -> BatchEstimate:

@@ -9,7 +9,7 @@ from cli import sentence
 from cli.client import Json, api_path
 from cli.commands.generate import check_text
 from cli.commands.rm import WAIT, confirm, remove
-from cli.options import FieldValueList, FieldValues, Size, StopRule, build_matrix
+from cli.options import FieldColumn, FieldValueList, FieldValues, KeptColumns, Size, StopRule, build_matrix
 from cli.prompt_files.sources import find_sources, name_of
 from cli.prompt_files.upload import dry_run_batches, upload_prompts
 from cli.shell import Group, Shell, format_duration
@@ -94,6 +94,13 @@ def batch() -> None:
 @click.option(
     "--stop-at", "stop_rule", type=StopRule(), help="Pause when more of its last images failed or were flagged."
 )
+@click.option(
+    "--column", "columns", type=FieldColumn(), multiple=True, help="The column that means a field; repeat it for more."
+)
+@click.option(
+    "--no-header", is_flag=True, help="The table has no names of columns: they are 1, 2, 3 …, the prompt is 1."
+)
+@click.option("--keep", type=KeptColumns(), help="Columns whose values go into datasets, too.")
 @click.option("--skip-bad", is_flag=True, help="Skip invalid prompts; without it one refuses the batch.")
 @click.option(
     "--input-format", type=click.Choice(list(FORMATS)), help="Of the file.  [default: by its name and first bytes]"
@@ -111,6 +118,9 @@ def submit(
     name: str | None,
     stop_rule: dict[str, Any] | None,
     size: tuple[int, int] | None,
+    columns: tuple[tuple[str, str], ...],
+    no_header: bool,
+    keep: list[str] | str | None,
     skip_bad: bool,
     input_format: str | None,
     dry_run: bool,
@@ -126,12 +136,17 @@ def submit(
     FILE may be a pattern (`'prompts/*.csv'`) or an address: `s3://bucket/key`, `https://host/file.jsonl`,
     `hf://datasets/owner/name/data/train.parquet`. Each of several files becomes a batch of its own.
 
+    A column that means no field is an error, unless --keep says which values go with the pictures into datasets:
+    `--keep id,category`, `--keep all`, or `--keep ""` for none. `--column prompt=caption` says which is the prompt.
+
     With --matrix each prompt is rendered with each of several values, from the same seeds; several --matrix multiply.
     `--matrix steps=20,50` has two values, and `--matrix model:scheduler=zh-v0:lms,zh-v1:pndm` two pairs.
     """
     if size:
         fields["width"], fields["height"] = size
     given = {"images_per_prompt": images_per_prompt, "seed": seed, "tier": tier, "name": name, "stop_rule": stop_rule}
+    named = {"prompt": "1", **dict(columns)} if no_header else dict(columns)
+    given |= {"columns": named or None, "keep": keep}
     defaults = {field: value for field, value in fields.items() if value is not None}
     draft = {"defaults": defaults, **{field: value for field, value in given.items() if value is not None}}
     if lists:

@@ -12,6 +12,7 @@ from cli.prompt_files.sources import is_upload, name_of, open_source
 from cli.shell import Shell, format_bytes, format_duration
 from cli.terminal import Columns, Row, print_line, progress_bar
 from common.prompt_files.formats import ENCODINGS, FORMATS, UNKNOWN_TYPES, UTF8, format_of
+from common.sentences import printable
 
 SHOWN_SEEDS = 5
 
@@ -48,6 +49,27 @@ def describe_recipe(one: Row) -> str:
     return f"{' '.join(one['prompt'].split())} — {one['model']}, {how}, seeds {seeds}"
 
 
+def describe_columns(found: Row) -> str | None:
+    """What each column was taken for; None where nothing but fields of these names are there. An older farm says
+    nothing.
+    """
+    uses = found.get("columns", [])
+    if all(one["field"] == one["column"] and not one["kept"] for one in uses):
+        return None
+    return ", ".join(map(describe_column, uses))
+
+
+def describe_column(use: Row) -> str:
+    name = printable(use["column"]) or '""'
+    if use["field"] and use["kept"]:
+        return sentence("column_read_and_kept", column=name, field=use["field"])
+    if use["field"]:
+        return sentence("column_read", column=name, field=use["field"])
+    if use["kept"]:
+        return sentence("column_kept", column=name)
+    return sentence("column_left_out", column=name, reason=use["note"])
+
+
 def read_as(found: Row) -> str | None:
     """The format and, where it is not the usual one, the encoding. An older farm says neither."""
     encoding = found.get("encoding")
@@ -66,6 +88,7 @@ DRY_RUN: Columns = {
     "read as": read_as,
     "prompts": count_prompts,
     "checked": checked,
+    "columns": describe_columns,
     "wrong": lambda found: found["bad"] or None,
     "jobs": lambda found: estimate(found, "jobs"),
     "pictures": lambda found: estimate(found, "images"),

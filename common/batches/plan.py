@@ -20,13 +20,16 @@ from common.batches import sentence
 from common.batches.matrix import Variant, variants
 from common.catalog.catalog import Catalog, Model
 from common.errors import FieldError, Invalid, wrong_fields
+from common.prompt_files.columns import Columns, Keep
 from common.recipes.field_errors import prompt_errors
 from common.recipes.img2img import FindImage, find_no_image
 from common.recipes.needs import Since, needs_code
+from common.recipes.origin import origin_json
 from common.recipes.recipe import MAX_SEED, SINCE, Draft, Recipe, Seed, Text, resolve, seeds_from
 from common.recipes.text_cache import TextCache
 
-PLAN_SINCE: Since = {}  # fields of a plan that not all code knows
+# Fields of a plan that not all code knows.
+PLAN_SINCE: Since = {"columns": lambda columns: 9, "keep": lambda keep: 9}
 PLACEHOLDER = "画"
 PROMPT_TYPE: TypeAdapter[str] = TypeAdapter(Text)
 SEED_TYPE: TypeAdapter[int] = TypeAdapter(Seed)
@@ -46,6 +49,12 @@ class Plan(BaseModel):
     images_per_prompt: StrictInt = Field(1, ge=1)
     seed: Seed  # of the first image; the others count on from it
     skip_bad: bool = False  # skip the lines that cannot be rendered, in place of refusing the batch
+    columns: dict[str, str] = Field(default_factory=dict)  # the column of a field, where its name does not say so
+    keep: Keep = None  # which of the other columns travel with the jobs
+
+    def columns_of_file(self) -> Columns:
+        """What the columns of its file mean."""
+        return Columns(self.columns, self.keep)
 
     @property
     def models(self) -> list[str]:
@@ -82,11 +91,14 @@ class RecipeTemplate:
 
 
 class PlannedJob(NamedTuple):
-    """The recipe of one prompt: a template, and the prompt and seeds."""
+    """The recipe of one prompt: a template, and the prompt and seeds; and where it comes from, see `origin_json`."""
 
     template: RecipeTemplate
     prompt: str
     seeds: tuple[int, ...]
+    row: int | None = None
+    kept: str = ""
+    template_vars: str = ""
 
     @property
     def recipe(self) -> Recipe:
@@ -97,6 +109,11 @@ class PlannedJob(NamedTuple):
         """The recipe in JSON."""
         seeds = ",".join(map(str, self.seeds))
         return f'{{"prompt":{to_json(self.prompt)},"seeds":[{seeds}],{self.template.rest_of_json}'
+
+    @property
+    def origin(self) -> str:
+        """The origin in JSON; empty if there is none."""
+        return origin_json(self.row, self.kept, self.template_vars)
 
 
 def planners(plan: Plan, catalog: Catalog, find: FindImage = find_no_image) -> list["Planner"]:

@@ -1,7 +1,7 @@
 """The lines of a file of prompts, from any of them on: JSON Lines, or one prompt per line. Pure.
 
-Yields the fields that each line gives; `common.batches.plan` makes recipes of them. The bytes come in blocks; beside a
-block at most one line is in memory. `common.prompt_files.sheets` reads the lines of tables.
+Yields the values that each line gives; `common.prompt_files.columns` says what they mean. The bytes come in
+blocks; beside a block at most one line is in memory. `common.prompt_files.sheets` reads the lines of tables.
 
 Where a file has nothing to yield, a reader yields a `Gap` at least every GAP_LINES lines and for each block, so that
 its caller can obey a deadline or a cancel there; the last thing that it yields is a Gap at the end of the file.
@@ -16,8 +16,6 @@ from typing import Any, NamedTuple
 
 from common.errors import Invalid
 from common.prompt_files import sentence
-from common.prompt_files.columns import fields_of
-from common.prompt_files.conversions import value_of
 from common.prompt_files.formats import ROWS, UTF8
 from common.prompt_files.raw_lines import MAX_LINE_BYTES, split_lines
 from common.sentences import Sentence
@@ -43,8 +41,8 @@ class Line(NamedTuple):
     size: int
     parse: Callable[[Any], dict[str, Any]]
 
-    def fields(self) -> dict[str, Any]:
-        """The fields of a draft. Raises Invalid with a reason that follows `Line 7: `."""
+    def cells(self) -> dict[str, Any]:
+        """The JSON values by the names of their columns. Raises Invalid with a reason that follows `Line 7: `."""
         return self.parse(self.content)
 
 
@@ -124,11 +122,6 @@ def lines(
     yield Gap(number, offset)
 
 
-def given(fields: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """What a line gives: the values of its cells, without those that say nothing. Raises Invalid."""
-    return {field: value for field, cell in fields if (value := value_of(field, cell)) is not None}
-
-
 def decode(content: bytes, encoding: str) -> str:
     """Raises Invalid."""
     try:
@@ -147,9 +140,9 @@ def _parse_prompt(content: bytes, encoding: str) -> dict[str, Any]:
 def _parse_object(content: bytes, encoding: str) -> dict[str, Any]:
     text = decode(content, encoding)
     try:
-        fields = json.loads(text)
+        found = json.loads(text)
     except (ValueError, RecursionError):
         raise Invalid(sentence("not_json")) from None
-    if not isinstance(fields, dict):
+    if not isinstance(found, dict):
         raise Invalid(sentence("not_an_object"))
-    return given(fields_of(fields).items())
+    return found

@@ -10,13 +10,15 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import zip_longest
 from typing import Any
 
 from common.errors import Invalid
 from common.prompt_files import sentence
-from common.prompt_files.columns import FIELDS, columns_of, field_of
+from common.prompt_files.columns import Columns
 from common.prompt_files.formats import UTF8
-from common.prompt_files.lines import GAP_LINES, TOO_LONG, Gap, Line, decode, given, raise_invalid
+from common.prompt_files.lines import GAP_LINES, TOO_LONG, Gap, Line, decode, raise_invalid
 from common.prompt_files.raw_lines import MAX_LINE_BYTES, split_lines
 
 MAX_HEADER_BYTES = 100_000  # less than the largest cell of Python's CSV reader
@@ -27,30 +29,39 @@ SEPARATOR = re.compile(r'"?sep=(.)"?', re.IGNORECASE)  # what Excel reads and wr
 
 @dataclass(frozen=True)
 class Header:
-    """The columns of a table. `end` is the offset behind their names, `number` the line with them."""
+    """The names of a table's columns. `end` is the offset behind them, `number` the line with them."""
 
-    columns: tuple[str, ...]
+    names: tuple[str, ...]
     end: int
     number: int
     encoding: str = UTF8
     delimiter: str = ","
 
-    def fields(self, cells: Sequence[Any]) -> dict[str, Any]:
-        """The fields that a record gives; None is an empty cell. Raises Invalid for a cell without a column."""
-        if any(cell is not None for cell in cells[len(self.columns) :]):
+    def by_name(self, cells: Sequence[Any]) -> dict[str, Any]:
+        """The cells of a record by their columns; None is an empty cell. Raises Invalid for a cell without a column."""
+        if any(cell is not None for cell in cells[len(self.names) :]):
             delimiter = DELIMITERS[self.delimiter]
-            raise Invalid(sentence("too_many_cells", cells=len(cells), columns=len(self.columns), delimiter=delimiter))
-        found = [pair for pair in zip(self.columns, cells, strict=False) if pair[1] is not None]
-        if nameless := next((cell for column, cell in found if not column), None):
-            raise Invalid(sentence("cell_without_column", cell=str(nameless).strip()[:40]))
-        return given(found)
+            raise Invalid(sentence("too_many_cells", cells=len(cells), columns=len(self.names), delimiter=delimiter))
+        for at in self.nameless:
+            if at < len(cells) and cells[at] is not None:
+                raise Invalid(sentence("cell_without_column", cell=str(cells[at]).strip()[:40]))
+        return dict(zip_longest(self.names, cells[: len(self.names)]))
+
+    @cached_property
+    def nameless(self) -> tuple[int, ...]:
+        """The places of columns without a name, other than the first ones, which are an index."""
+        first = next((at for at, name in enumerate(self.names) if name.strip()), 0)
+        return tuple(at for at, name in enumerate(self.names) if not name.strip() and at >= first)
 
 
 # CSV and TSV
 
 
-def read_csv_header(blocks: Iterable[bytes], encoding: str, format: str = "csv") -> Header:
-    """Read the first line that is not blank. Raises Invalid if it does not name the columns."""
+def read_csv_header(blocks: Iterable[bytes], encoding: str, columns: Columns, format: str = "csv") -> Header:
+    """Read the first line that is not blank, and let `columns` know it. Raises Invalid if it does not name them.
+
+    If the columns are numbered, that line is a record.
+    """
     end, delimiters = 0, list(TAB if format == "tsv" else DELIMITERS)
     for number, (size, content) in enumerate(split_lines(blocks), 1):
         end += size
@@ -61,20 +72,24 @@ def read_csv_header(blocks: Iterable[bytes], encoding: str, format: str = "csv")
         if said := SEPARATOR.fullmatch(text):
             delimiters = [said[1]] if said[1] in DELIMITERS else delimiters
         elif text:
-            names, delimiter = _split_header(text, delimiters)
+            names, delimiter = _split_header(text, delimiters, columns)
+            if columns.are_numbered(names):
+                names = tuple(str(place + 1) for place in range(len(names)))
+                end, number = end - size, number - 1
             try:
-                return Header(columns_of(names), end, number, encoding, delimiter)
+                columns.learn(names)
             except Invalid as error:
                 raise Invalid(sentence("header_wrong", number=number, reason=error.message)) from None
+            return Header(names, end, number, encoding, delimiter)
         if end > MAX_LINE_BYTES:
             raise Invalid(sentence("header_too_late", most=MAX_LINE_BYTES))
     raise Invalid(sentence("no_header"))
 
 
-def _split_header(text: str, delimiters: Iterable[str]) -> tuple[list[str], str]:
-    """The names of the columns, and the delimiter that gives the most fields of a recipe."""
-    found = [(next(csv.reader([text], delimiter=delimiter)), delimiter) for delimiter in delimiters]
-    return max(found, key=lambda one: sum(field_of(name) in FIELDS for name in one[0]))
+def _split_header(text: str, delimiters: Iterable[str], columns: Columns) -> tuple[tuple[str, ...], str]:
+    """The names of the columns, and the delimiter that gives the most that are known."""
+    found = [(tuple(next(csv.reader([text], delimiter=delimiter))), delimiter) for delimiter in delimiters]
+    return max(found, key=lambda one: (sum(map(columns.knows, one[0])), columns.are_numbered(one[0]) and len(one[0])))
 
 
 def csv_records(blocks: Iterable[bytes], header: Header, offset: int, number: int) -> Iterator[Line | Gap]:
@@ -98,7 +113,7 @@ def csv_records(blocks: Iterable[bytes], header: Header, offset: int, number: in
         else:
             filled = [cell if cell.strip() else None for cell in cells]
             if any(filled):
-                yield Line(number, feed.number, feed.end, filled, feed.end - start, header.fields)
+                yield Line(number, feed.number, feed.end, filled, feed.end - start, header.by_name)
             else:
                 blank += 1
                 if blank % GAP_LINES == 0:
@@ -138,19 +153,26 @@ class _CsvFeed:
         self.end, self.number = self.end + size, self.number + 1
         if content is None or self.end - self._start > MAX_LINE_BYTES:
             raise Invalid(sentence("csv_record_too_long", most=MAX_LINE_BYTES))
-        return decode(content, self._encoding)
+        text = decode(content, self._encoding)
+        return text.removeprefix("\ufeff") if self.end == size else text  # a file without a header
 
 
 # Converted tables
 
 
-def read_table_header(blocks: Iterable[bytes]) -> Header:
-    """Read the names of the columns. Raises Invalid if they are none of prompts."""
+def read_table_header(blocks: Iterable[bytes], columns: Columns) -> Header:
+    """Read the names of the columns, and let `columns` know them. Raises Invalid if they are none of prompts.
+
+    Behind them may be the names of those that are an index: `["id", "prompt"] ["id"]`.
+    """
     size, content = next(split_lines(blocks))
+    text = (content or b"[]").decode()
+    names, end = json.JSONDecoder().raw_decode(text)
     try:
-        return Header(columns_of(json.loads(content or b"[]")), size, 0)
+        columns.learn(tuple(names), tuple(json.loads(text[end:].strip() or "[]")))
     except Invalid as error:
         raise Invalid(sentence("in_file", reason=error.message)) from None
+    return Header(tuple(names), size, 0)
 
 
 def table_rows(blocks: Iterable[bytes], header: Header, offset: int, number: int) -> Iterator[Line | Gap]:
@@ -164,7 +186,7 @@ def table_rows(blocks: Iterable[bytes], header: Header, offset: int, number: int
         if content is None:
             yield Line(number, number, offset, TOO_LONG, 0, raise_invalid)
         elif size > 1:
-            yield Line(number, number, offset, content, size, lambda row: header.fields(json.loads(row)))
+            yield Line(number, number, offset, content, size, lambda row: header.by_name(json.loads(row)))
         else:
             blank += 1
             if blank % GAP_LINES == 0:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
+from common.prompt_files.columns import Columns
 from common.prompt_files.conversion import convert
 from common.prompt_files.lines import Gap, Line
 from common.prompt_files.sheets import read_table_header, table_rows
@@ -21,8 +22,11 @@ BLOCK_BYTES = 1_000_000
 class UnconvertedRows:
     """The rows behind the first `start` ones. `total`, the number of all rows, is known from the first one on."""
 
-    def __init__(self, storage: Storage, key: str, source: BinaryIO, target: BinaryIO, start: int) -> None:
+    def __init__(
+        self, storage: Storage, key: str, source: BinaryIO, target: BinaryIO, columns: Columns, start: int
+    ) -> None:
         self._storage, self._key, self._source, self._target, self._start = storage, key, source, target, start
+        self._columns = columns
         self.total = 0
 
     def read(self) -> Iterator[Line | Gap]:
@@ -31,7 +35,7 @@ class UnconvertedRows:
         self._target.seek(0)
         self.total = max(1, sum(block.count(b"\n") for block in self._blocks()) - 1)
         self._target.seek(0)
-        header = read_table_header(self._blocks())
+        header = read_table_header(self._blocks(), self._columns)
         self._target.seek(header.end)
         for found in table_rows(self._blocks(), header, header.end, 0):
             if found.last > self._start or isinstance(found, Gap):
@@ -53,7 +57,7 @@ class UnconvertedRows:
 
 
 @contextmanager
-def parquet_rows(storage: Storage, key: str, start: int) -> Iterator[UnconvertedRows]:
+def parquet_rows(storage: Storage, key: str, columns: Columns, start: int) -> Iterator[UnconvertedRows]:
     """The rows of a stored file. The child ends with the iterator of `read`."""
     with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as target:
-        yield UnconvertedRows(storage, key, source, target, start)
+        yield UnconvertedRows(storage, key, source, target, columns, start)

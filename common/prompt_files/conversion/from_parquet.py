@@ -33,7 +33,7 @@ def convert(source: BinaryIO, target: BinaryIO, kind: str, codec: str) -> None:
         table = parquet.ParquetFile(source, buffer_size=BUFFER_BYTES, pre_buffer=False)
         if table.metadata.num_rows > MAX_ROWS:
             raise Invalid(sentence("parquet_too_many_rows", rows=table.metadata.num_rows, most=MAX_ROWS))
-        target.write(to_json(table.schema_arrow.names).encode() + b"\n")
+        target.write(_header(table.schema_arrow).encode() + b"\n")
         is_empty = True
         for batch in _batches(table):
             lines = _lines(batch)
@@ -47,6 +47,12 @@ def convert(source: BinaryIO, target: BinaryIO, kind: str, codec: str) -> None:
         if isinstance(error, OSError) and error.errno:
             raise
         raise Invalid(sentence("parquet_unreadable", reason=str(error).splitlines()[0][:200])) from None
+
+
+def _header(schema: Any) -> str:
+    """The names of the columns and, behind them, of those that pandas calls an index."""
+    index = [name for name in (schema.pandas_metadata or {}).get("index_columns", ()) if isinstance(name, str)]
+    return f"{to_json(schema.names)}{to_json(index) if index else ''}"
 
 
 def _batches(table: Any) -> Iterator[Any]:

@@ -1,20 +1,18 @@
 """Files of prompts, line by line, from anywhere in them: JSON Lines, a prompt a line, CSV."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from common.errors import Invalid
-from common.prompt_files import columns, raw_lines
-from common.prompt_files.columns import columns_of, field_of
-from common.prompt_files.conversions import CONVERT
+from common.prompt_files import raw_lines
+from common.prompt_files.columns import Columns
 from common.prompt_files.lines import GAP_LINES, STEP_BYTES, Gap, Line, lines, steps
 from common.prompt_files.raw_lines import MAX_LINE_BYTES, count_line_ends
 from common.prompt_files.sheets import MAX_HEADER_BYTES, csv_records, read_csv_header
-from common.recipes.recipe import Draft
 
 LONG = b"x" * 900_000 + b"\n"
 
@@ -53,11 +51,11 @@ def test_cr_lf_and_crlf_end_a_line_wherever_a_block_ends(format: str, block: int
     rows = re.sub("[^\r\n]+", r'{"prompt": "\g<0>"}', TEXT) if format == "jsonl" else TEXT
     data = rows.encode()
     whole = kept(lines(split(data, block), format))
-    assert [(line.fields()["prompt"], line.number) for line in whole] == PLACES
+    assert [(fields(line)["prompt"], line.number) for line in whole] == PLACES
     for place, line in enumerate(whole):
         rest = kept(lines(split(data[line.end :], block), format, line.end, line.last))
-        assert [(one.number, one.end, one.fields()) for one in rest] == [
-            (one.number, one.end, one.fields()) for one in whole[place + 1 :]
+        assert [(one.number, one.end, fields(one)) for one in rest] == [
+            (one.number, one.end, fields(one)) for one in whole[place + 1 :]
         ]
     assert count_line_ends(split(data, block)) == 6
 
@@ -103,43 +101,6 @@ def reader(format: str, data: bytes, block: int, offset: int = 0, number: int = 
     return lines(split(data[offset:], block), format, offset, number)
 
 
-# The table of names
-
-
-def test_the_columns_are_the_fields_of_a_recipe_and_no_name_means_two() -> None:
-    names = [name for names in columns.NAMES.values() for name in names]
-    assert set(columns.NAMES) == set(Draft.model_fields)
-    assert len(set(names)) == len(names)
-    assert set(CONVERT) == set(Draft.model_fields)
-
-
-def test_names_ignore_case_spaces_and_hyphens() -> None:
-    assert [
-        field_of(name) for name in ("提示词", "负面提示词", "Negative Prompt", " SEED ", "negative-prompt", "宽")
-    ] == [
-        "prompt",
-        "negative_prompt",
-        "negative_prompt",
-        "seed",
-        "negative_prompt",
-        "width",
-    ]
-    assert field_of("Sampler") == "Sampler"
-
-
-@pytest.mark.parametrize(
-    ("header", "says"),
-    [
-        (["红色的圆形"], "no column is called prompt (or 提示词"),
-        (["prompt", "stpes"], "'stpes' is no field of a recipe; rename or remove the column. The fields are prompt, "),
-        (["prompt", "提示词"], "two columns mean prompt"),
-    ],
-)
-def test_columns_that_are_not_clear_are_refused(header: Sequence[str], says: str) -> None:
-    with pytest.raises(Invalid, match=re.escape(says)):
-        columns_of(header)
-
-
 def test_keys_of_json_lines_have_the_same_names() -> None:
     found = lines(['{"提示词": "门", "种子": 7}\n{"prompt": "门", "提示词": "窗"}\n'.encode()], "jsonl")
     assert outcomes(found) == [
@@ -178,9 +139,13 @@ def csv_lines(
     def blocks(start: int) -> Iterator[bytes]:
         return iter([data[at : at + block] for at in range(start, len(data), block)])
 
-    table = read_csv_header(blocks(0), encoding)
+    table = read_csv_header(blocks(0), encoding, Columns())
     start = max(offset, table.end)
     return csv_records(blocks(start), table, start, max(number, table.number))
+
+
+def fields(line: Line) -> dict[str, Any]:
+    return Columns().read(line.cells())[0]
 
 
 def outcomes(found: Iterable[Line | Gap]) -> list[Any]:
@@ -188,7 +153,7 @@ def outcomes(found: Iterable[Line | Gap]) -> list[Any]:
     rows = list[Any]()
     for line in kept(found):
         try:
-            rows.append(line.fields())
+            rows.append(fields(line))
         except Invalid as error:
             rows.append(f"{line.number}: {error.message}")
     return rows
@@ -214,8 +179,8 @@ def test_it_is_read_on_behind_any_record() -> None:
     assert [(line.number, line.last) for line in whole] == [(2, 3), (6, 6), (7, 7)]
     for place, line in enumerate(whole):
         rest = kept(csv_lines(data, "gb18030", line.end, line.last))
-        assert [(one.number, one.end, one.fields()) for one in rest] == [
-            (one.number, one.end, one.fields()) for one in whole[place + 1 :]
+        assert [(one.number, one.end, fields(one)) for one in rest] == [
+            (one.number, one.end, fields(one)) for one in whole[place + 1 :]
         ]
 
 
@@ -238,7 +203,7 @@ def test_a_quote_that_is_never_closed_does_not_fill_the_memory() -> None:
     data = b"prompt,steps\n" + b'"\n","\n",' * 300_000 + b"\n"
     first = next(one for one in csv_lines(data, block=100_000) if isinstance(one, Line))
     with pytest.raises(Invalid, match="longer than"):
-        first.fields()
+        fields(first)
 
 
 @pytest.mark.parametrize(
@@ -256,6 +221,28 @@ def test_a_quote_that_is_never_closed_does_not_fill_the_memory() -> None:
 def test_a_sheet_needs_a_header(data: str, says: str) -> None:
     with pytest.raises(Invalid, match=re.escape(says)):
         csv_lines(data.encode(), block=100_000)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gb18030"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_sheet_without_a_header_has_numbered_columns(encoding: str, delimiter: str) -> None:
+    data = '\n7,"红色的圆形",a\n8,"绿色的三角形",b\n'.replace(",", delimiter).encode(encoding)
+    numbered = Columns({"prompt": "2", "seed": "1"}, ("3",))
+    table = read_csv_header([data], encoding.removesuffix("-sig"), numbered)
+    found = kept(csv_records([data[table.end :]], table, table.end, table.number))
+    assert [(line.number, *numbered.read(line.cells())) for line in found] == [
+        (2, {"prompt": "红色的圆形", "seed": 7}, {"3": "a"}),
+        (3, {"prompt": "绿色的三角形", "seed": 8}, {"3": "b"}),
+    ]
+    assert found[-1].end == len(data)
+
+
+def test_a_sheet_without_a_header_may_begin_with_a_bom() -> None:
+    data = "红色的圆形\n".encode("utf-8-sig")
+    numbered = Columns({"prompt": "1"})
+    table = read_csv_header([data], "utf-8", numbered)
+    (line,) = kept(csv_records([data], table, table.end, table.number))
+    assert numbered.read(line.cells()) == ({"prompt": "红色的圆形"}, {})
 
 
 @pytest.mark.parametrize(
