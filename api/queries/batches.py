@@ -51,6 +51,7 @@ BATCH: dict[str, Any] = {
     "warned": 2,
     "warnings": ["Line 7: zh-v0 cannot read 𰻝 and draws the prompt as if it were not there."],
     "skip_bad": True,
+    "reuse": False,
     "skipped": 1,
     "skips": [{"line": 12, "reason": "prompt is empty."}],
     "error": None,
@@ -116,6 +117,7 @@ class Batch(BaseModel):
     warned: int = Field(description="Prompts whose pictures may not show everything.")
     warnings: list[str] = Field(description="Of the first of them.")
     skip_bad: bool = Field(description="Whether prompts that cannot be rendered are left out.")
+    reuse: bool = Field(description="Whether pictures that are stored already are not rendered again.")
     skipped: int = Field(description="Lines left out, as far as its file was checked.")
     skips: list[SkippedLine] = Field(description="The first of them.")
     error: BatchError | None = Field(description="Why its prompts cannot be rendered.")
@@ -183,6 +185,7 @@ def _batch(row: Row[Any], fleet: Fleet) -> Batch:
         warned=row.warned,
         warnings=row.warnings,
         skip_bad=plan.skip_bad,
+        reuse=plan.reuse,
         skipped=row.skipped,
         skips=row.skips or [],
         error=BatchError(code=row.error_code, message=row.error_message) if row.error_code else None,

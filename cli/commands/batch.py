@@ -90,6 +90,7 @@ def batch() -> None:
     "--stop-at", "stop_rule", type=StopRule(), help="Pause when more of its last images failed or were flagged."
 )
 @click.option("--skip-bad", is_flag=True, help="Skip invalid prompts; without it one refuses the batch.")
+@click.option("--reuse", is_flag=True, help="Take pictures that are stored already, where there are any.")
 @click.option("--dry-run", is_flag=True, help="Upload the file and show what the batch would be; submit nothing.")
 @click.option("--watch", "is_watched", is_flag=True, help="Watch it until it ends.")
 @click.pass_obj
@@ -104,6 +105,7 @@ def submit(
     stop_rule: dict[str, Any] | None,
     size: tuple[int, int] | None,
     skip_bad: bool,
+    reuse: bool,
     dry_run: bool,
     is_watched: bool,
     lists: tuple[FieldValues, ...],
@@ -125,6 +127,8 @@ def submit(
         draft["matrix"] = build_matrix(lists)
     if skip_bad:
         draft["skip_bad"] = True
+    if reuse:
+        draft["reuse"] = True
     check_text({**defaults, **draft})
     draft["upload"] = upload_prompts(shell, prompts)
     if dry_run:

@@ -26,7 +26,7 @@ from common.recipes.needs import Since, needs_code
 from common.recipes.recipe import MAX_SEED, SINCE, Draft, Recipe, Seed, Text, resolve, seeds_from
 from common.recipes.text_cache import TextCache
 
-PLAN_SINCE: Since = {}  # fields of a plan that not all code knows
+PLAN_SINCE: Since = {"reuse": lambda _: 9}  # fields of a plan that not all code knows
 PLACEHOLDER = "画"
 PROMPT_TYPE: TypeAdapter[str] = TypeAdapter(Text)
 SEED_TYPE: TypeAdapter[int] = TypeAdapter(Seed)
@@ -34,6 +34,10 @@ TEMPLATE_BYTES, BYTES_PER_CHARACTER = 5_000, 12  # a recipe; of its texts it has
 MAX_TEMPLATE_BYTES = 16_000_000  # of all variants; lines that list their seeds have a template each
 
 to_json = JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+def _is_false(value: bool) -> bool:
+    return not value
 
 
 class Plan(BaseModel):
@@ -46,6 +50,9 @@ class Plan(BaseModel):
     images_per_prompt: StrictInt = Field(1, ge=1)
     seed: Seed  # of the first image; the others count on from it
     skip_bad: bool = False  # skip the lines that cannot be rendered, in place of refusing the batch
+    reuse: bool = Field(
+        default=False, exclude_if=_is_false
+    )  # stored pictures that are the same, in place of rendering them
 
     @property
     def models(self) -> list[str]:

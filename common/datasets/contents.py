@@ -93,7 +93,7 @@ IMAGE = """
         'state', CASE WHEN picture_deleted_at IS NULL THEN state ELSE 'failed' END,
         'key', CASE WHEN picture_deleted_at IS NULL THEN key END, 'sha256', sha256, 'bytes', bytes,
         'error_code', CASE WHEN picture_deleted_at IS NULL THEN error_code ELSE 'picture_deleted' END,
-        'render_ms', render_ms)
+        'render_ms', render_ms, 'picture_key', encode(picture_key, 'hex'), 'reused', reused)
 """
 
 # A page of the batch's jobs in the order of their positions, each with its images as JSON.

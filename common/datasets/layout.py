@@ -13,10 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from common.datasets import sentence
 from common.recipes.needs import Since, needs_code
-from common.recipes.recipe import Recipe, canonical_json
+from common.recipes.recipe import canonical_json
 
 PLAN_SINCE: Since = {}  # fields of a plan that not all code knows
-FORMAT = 1  # the version of the layout; a part of every plan's digest
+FORMAT = 2  # the version of the layout; a part of every plan's digest. In 1, keys depended on the siblings of a picture
+FORMAT_SINCE = 9  # the CODE that writes this format
 SHARD_IMAGES = 10_000
 SHARD_BYTES = 1_000_000_000
 MAX_SPLITS = 8
@@ -36,6 +37,7 @@ COLUMNS = {  # name → type, a name of both Arrow's and the `datasets` library'
     **dict.fromkeys(("format", "sha256", "status", "error_code", "worker_class", "versions", "created_at"), "string"),
     "render_ms": "int32",
     **dict.fromkeys(("licence", "split"), "string"),
+    "reused": "bool",
 }
 EXTENSIONS = {"png": "png", "webp": "webp", "jpeg": "jpg"}
 
@@ -77,7 +79,7 @@ class DatasetPlan(BaseModel):
     @property
     def needs_code(self) -> int:
         """The least CODE that can write it."""
-        return needs_code(PLAN_SINCE, self.model_dump(mode="json", exclude_defaults=True))
+        return max(FORMAT_SINCE, needs_code(PLAN_SINCE, self.model_dump(mode="json", exclude_defaults=True)))
 
     @property
     def split_names(self) -> list[str]:
@@ -96,11 +98,6 @@ class DatasetPlan(BaseModel):
     def digest(self, batch_id: UUID) -> str:
         """Identifies the plan in the dataset's manifests: equal for equal plans of the same batch."""
         return text_sha256(canonical_json({"format": FORMAT, "batch": str(batch_id), **self.model_dump()}))
-
-
-def item_id(recipe: Recipe, index: int) -> str:
-    """The key of an image's row: the same for the same recipe and index in every dataset."""
-    return text_sha256(f"{recipe.digest}\n{index}")
 
 
 def text_sha256(text: str) -> str:

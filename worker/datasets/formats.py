@@ -17,7 +17,7 @@ from common.datasets.layout import COLUMNS, Row, image_name
 ImageRows = Iterable[tuple[Row, bytes]]  # rows of stored images, each with its file
 
 GROUP_IMAGES, GROUP_BYTES = 100, 20_000_000  # of a row group, which a reader holds in memory
-METADATA_SCHEMA = pa.schema([(name, getattr(pa, kind)()) for name, kind in COLUMNS.items()])
+METADATA_SCHEMA = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in COLUMNS.items()])
 IMAGES_SCHEMA = pa.schema(
     [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), *METADATA_SCHEMA],
     # The `datasets` library reads here which column is an image.

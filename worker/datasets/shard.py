@@ -20,10 +20,11 @@ from PIL import Image
 from common.catalog.catalog import Catalog
 from common.datasets import layout
 from common.datasets.contents import FinishedJob
-from common.datasets.layout import Layout, Row, item_id
+from common.datasets.layout import Layout, Row
 from common.enums import ImageState
 from common.errors import NotFound
 from common.log import log_event
+from common.recipes.picture_key import DrawnWith
 from common.recipes.recipe import Recipe
 from common.storage import Storage, sha256
 from worker.datasets import formats
@@ -129,12 +130,15 @@ ENCODERS: dict[Layout, Callable[[formats.ImageRows], Iterator[bytes]]] = {
 
 
 def items_of(job: FinishedJob, split: str, catalog: Catalog) -> Iterator[Item]:
-    """The images of a job, in order. The columns that only their files can fill are None."""
+    """The images of a job, in order. The columns that only their files can fill are None.
+
+    What nobody has drawn, or code before 9, has a key without weights.
+    """
     recipe = Recipe.model_validate(job.recipe)
     model = catalog.models.get(recipe.model)
     for image in job.images:
         row = {
-            "key": item_id(recipe, image["index"]),
+            "key": image["picture_key"] or DrawnWith().key(recipe, image["index"]),
             "image_id": image["id"],
             "job_id": image["job_id"],
             "index": image["index"],
@@ -158,6 +162,7 @@ def items_of(job: FinishedJob, split: str, catalog: Catalog) -> Iterator[Item]:
             "render_ms": image["render_ms"],
             "licence": model.licence.name if model else "",
             "split": split,
+            "reused": image["reused"],
         }
         yield Item(row, recipe.compatibility, image["key"], image["bytes"] or 0)
 
