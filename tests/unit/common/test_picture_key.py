@@ -1,4 +1,4 @@
-"""The key of a picture: the same wherever and with whatever siblings it is drawn, another one if it is another picture."""
+"""The key of a picture: the same wherever and with whatever siblings it is drawn, another one if anything differs."""
 
 from typing import Any
 from uuid import UUID
