@@ -6,13 +6,12 @@ from uuid import UUID
 import httpx
 import pytest
 
-from common.batches import expansion
 from common.broker import Broker
 from common.config import Settings
 from common.datasets.layout import COLUMNS
 from common.db import transaction
 from common.enums import Scope
-from common.queue import workers
+from common.queue import reuse, workers
 from common.storage import Storage
 from tests.integration.datasets.test_export import (
     LAYOUTS,
@@ -107,7 +106,7 @@ def test_what_was_killed_amid_an_expansion_is_linked_by_the_next_process(
     class Killed(BaseException):
         pass
 
-    link, calls = expansion.reuse.link, list[Any]()
+    link, calls = reuse.link, list[Any]()
 
     def die_after_the_second(*arguments: Any) -> Any:
         calls.append(arguments)
@@ -117,7 +116,7 @@ def test_what_was_killed_amid_an_expansion_is_linked_by_the_next_process(
         return linked
 
     monkeypatch.setattr(batch_expander, "CHUNK_IMAGES", 4)
-    monkeypatch.setattr(expansion.reuse, "link", die_after_the_second)
+    monkeypatch.setattr(reuse, "link", die_after_the_second)
     with pytest.raises(Killed):
         submitted(client, expander, PROMPTS, reuse=True)
     batch_id = story.rows("SELECT id FROM batches ORDER BY id DESC LIMIT 1")[0].id

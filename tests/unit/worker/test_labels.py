@@ -12,10 +12,10 @@ from pydantic import ValidationError
 from common.config import Settings
 from common.labels.label import ELEMENTS, label_problems, packet
 from common.labels.reader import labelled_xmp, read_labels
+from common.labels.texts import embedded_texts
 from common.recipes.picture_key import DrawnWith
 from common.recipes.recipe import Recipe
 from worker.datasets.card import grid
-from worker.datasets.shard import embedded_texts
 from worker.labels.labeller import Labeller
 from worker.labels.mark import draw_mark
 from worker.render.encode import encode
