@@ -108,6 +108,17 @@ def test_the_same_recipe_and_seed_give_the_same_bytes(story: Story, make_worker:
     assert len({image.sha256 for image in story.images(first)}) == 2
 
 
+def test_a_picture_has_one_key_and_the_same_bytes_whatever_its_siblings(story: Story, make_worker: MakeWorker) -> None:
+    two, four = story.submit(count=2, seed=7), story.submit(count=4, seed=7)
+    work(make_worker())
+
+    def pictures(job: UUID) -> list[tuple[str, str]]:
+        return [(image.picture_key.hex(), image.sha256) for image in story.images(job)]
+
+    assert pictures(two) == pictures(four)[:2]
+    assert len(set(pictures(four))) == 4
+
+
 def test_compatible_images_of_several_tenants_share_a_microbatch(story: Story, make_worker: MakeWorker) -> None:
     for tenant in ("one", "two", "three"):
         story.submit(tenant=tenant, count=2)
