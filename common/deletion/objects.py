@@ -29,7 +29,7 @@ class DeletedObject:
 
 def add(connection: Connection, objects: Iterable[DeletedObject], tombstone_id: UUID | None) -> None:
     """Record that the bytes under these keys are to be deleted. `tombstone_id`: of the deletion they belong to."""
-    rows = list(objects)
+    rows = {row.key: row for row in objects}.values()  # images may share one
     if not rows:
         return
     columns = {

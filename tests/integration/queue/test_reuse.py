@@ -12,7 +12,7 @@ from bench.harness import backlog
 from common.accounts import stored_bytes
 from common.config import Settings
 from common.db import new_id, transaction
-from common.deletion import objects, rows
+from common.deletion import retention, rows
 from common.enums import ImageState, JobState
 from common.queue import leases, reuse, workers
 from common.queue.reuse import Linked
@@ -216,14 +216,31 @@ def test_the_last_image_takes_the_bytes_along(
 def test_a_picture_that_retention_deletes_stays_for_the_others(
     served: Story, deleter: Deleter, settings: Settings
 ) -> None:
-    images, storage = stored(served, settings), Storage(settings)
-    for image in images:
-        assert storage.exists(image.key)
-        say(served, f"UPDATE images SET picture_deleted_at = now() WHERE id = '{image.id}'")
+    """The first one is too old, then both are."""
+    (first, second), storage = stored(served, settings), Storage(settings)
+    say(served, "UPDATE tenants SET keep_pictures_days = 1")
+    for old, is_left in (([first], True), ([first, second], False)):
+        for image in old:
+            say(served, f"UPDATE images SET finished_at = now() - interval '2 days' WHERE id = '{image.id}'")
+        say(served, "UPDATE lanes SET pictures_kept_from = NULL")
+        served.count_ended()
         with transaction(served.database) as connection:
-            objects.add(connection, [objects.DeletedObject(image.key)], None)
+            assert retention.delete_pictures(connection)
         deleter.delete_bytes()
-    assert not storage.exists(images[0].key)
+        assert storage.exists(first.key) is is_left
+
+
+def test_two_images_of_a_lane_whose_object_is_one_are_deleted_together(
+    served: Story, deleter: Deleter, settings: Settings
+) -> None:
+    (first, _), storage = stored(served, settings), Storage(settings)
+    say(served, "UPDATE tenants SET keep_pictures_days = 1")
+    say(served, "UPDATE images SET finished_at = now() - interval '2 days'")
+    served.count_ended()
+    with transaction(served.database) as connection:
+        assert retention.delete_pictures(connection)
+    deleter.delete_bytes()
+    assert not storage.exists(first.key)
 
 
 def test_both_images_deleted_at_once_leave_no_bytes(
