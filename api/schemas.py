@@ -43,6 +43,7 @@ IMAGE: dict[str, Any] = {
     "url": "http://127.0.0.1:8000/v1/images/019c2f6e-7d53-7c1e-a0f2-5b8f0d6d1c11/content",
     "error": None,
     "picture_deleted_at": None,
+    "reused": False,
 }
 RECIPE: dict[str, Any] = {
     "prompt": "女孩们打开了另一世界的大门",
@@ -89,6 +90,10 @@ def _id_only(image: Any) -> Any:
     return image["id"] if isinstance(image, dict) else image
 
 
+REUSE = (
+    "Take a picture that your tenant has stored, in place of rendering it again, if one is there of the same recipe, "
+    "seed and weights, by the class of workers that would render it now. It counts as no usage."
+)
 ImageId = Annotated[UUID | None, BeforeValidator(_id_only)]
 
 
@@ -135,6 +140,7 @@ class Image(BaseModel):
     picture_deleted_at: datetime | None = Field(
         default=None, description="When its picture was deleted: its tenant keeps pictures for some days."
     )
+    reused: bool = Field(default=False, description="Whether it has the picture of an earlier image, and cost nothing.")
 
     def at(self, base_url: str) -> "Image":
         """The same, with a link that starts with `base_url`."""
@@ -241,6 +247,7 @@ class JobRequest(recipe.Draft):
     """What to render, and how urgently. What is left out comes from the model's entry in the catalogue."""
 
     tier: Tier = Tier.STANDARD
+    reuse: bool = Field(False, strict=True, description=REUSE)
 
 
 class Estimate(BaseModel):

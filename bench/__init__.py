@@ -5,6 +5,7 @@ BENCHES = (
     "scaling",
     "claim",
     "submit",
+    "reuse",
     "million",
     "footprint",
     "dataset",

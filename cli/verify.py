@@ -37,7 +37,7 @@ class Verification:
         try:
             self._manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             self._plan, self._layout = str(self._manifest["plan"]), self._manifest["layout"]
-            self._shards, self._counts = dict(self._manifest["shards"]), dict(self._manifest["counts"])
+            self.shards, self._counts = dict(self._manifest["shards"]), dict(self._manifest["counts"])
             self._columns = layout.columns_of_manifest(self._manifest)
         except (OSError, ValueError, KeyError, TypeError):
             raise Failure(sentence("no_dataset", folder=folder, file=MANIFEST), NOT_FOUND) from None
@@ -51,7 +51,7 @@ class Verification:
     def run(self, on_progress: OnProgress = lambda size: None) -> None:
         """Check everything and fill `problems`."""
         self._check_sums(on_progress)
-        for name, shard in self._shards.items():
+        for name, shard in self.shards.items():
             with self._collect_error(f"shard {name}"):
                 self._check_shard(name, shard)
         found = {"rows": self.rows, "stored": self.pictures}
@@ -106,7 +106,7 @@ class Verification:
         stored = {row["key"]: row for row in rows if row["status"] == "stored"}
         found = 0
         if stored:
-            for row, data in self._samples(name):
+            for row, data in self.samples(name):
                 known = stored.pop(row["key"], None)
                 found += 1
                 with self._collect_error(f"{name}: {row['key']}"):
@@ -128,7 +128,8 @@ class Verification:
             picture.load()
             self._expect(f"{row['key']}: size", (known["width"], known["height"]), picture.size)
 
-    def _samples(self, shard: str) -> Iterator[tuple[Row, bytes]]:
+    def samples(self, shard: str) -> Iterator[tuple[Row, bytes]]:
+        """The rows of a shard that have a picture, each with its file."""
         path = self._folder / layout.data_path(self._layout, shard)
         readers = {
             "webdataset": self._read_webdataset,

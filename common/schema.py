@@ -429,6 +429,9 @@ images = Table(
     Column("picture_deleted_at", Moment),  # of a stored image: its tenant keeps pictures no longer
     Column("earlier_leases", ARRAY(Uuid)),  # that gave it back: the last 20
     Column("failed_by", ARRAY(Text)),  # names of the workers at which an attempt of its own failed, or that it ended
+    Column("picture_key", LargeBinary),  # what decided the picture: see `common.recipes.picture_key`
+    Column("reuse_key", Uuid),  # of tenant, picture and class: see `common.queue.reuse`
+    Column("reused", Boolean, nullable=False, server_default="false"),  # it has the object of another image
     UniqueConstraint("job_id", "index"),
     CheckConstraint(
         "(finished_at IS NOT NULL) = (state IN ('stored', 'flagged', 'failed', 'cancelled'))", name="finished"
@@ -454,6 +457,14 @@ images = Table(
     ),
     Index("images_not_before_idx", "not_before", postgresql_where=text("not_before IS NOT NULL")),
     Index("images_flagged_idx", "finished_at", postgresql_where=text("state = 'flagged'")),
+    Index(
+        "images_reuse_key_idx",
+        "reuse_key",
+        postgresql_where=text(
+            "reuse_key IS NOT NULL AND state = 'stored' AND picture_deleted_at IS NULL AND error_code IS NULL"
+        ),
+    ),
+    Index("images_reused_idx", "key", postgresql_where=text("reused")),
     postgresql_with={
         "fillfactor": "85",
         "autovacuum_vacuum_scale_factor": "0.01",
@@ -493,6 +504,7 @@ workers = Table(
     Column("seconds_per_image", JSONB, nullable=False, server_default="{}"),  # by model, measured
     Column("capacity", JSONB, nullable=False, server_default="{}"),  # by model: images of one pipeline call
     Column("device_status", JSONB, nullable=False, server_default="[]"),  # how its devices do
+    Column("picture_classes", JSONB, nullable=False, server_default="{}"),  # by model: weights and class
     Column("state", worker_state_enum, nullable=False, server_default=WorkerState.STARTING),
     Column("reason", Text),  # why it drains or stopped
     Column("cannot_store_since", Moment),  # null: it can, or has not tried

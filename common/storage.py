@@ -41,6 +41,16 @@ def image_key(job_id: UUID, index: int, lease_id: UUID, image_format: str) -> st
     return f"images/{job_id}/{index}-{lease_id}.{image_format}"
 
 
+def owner_of_image(key: str) -> tuple[UUID, int] | None:
+    """The job and the index in the key of an image; None for any other key."""
+    folder, _, rest = key.partition("/")
+    job_id, _, name = rest.partition("/")
+    try:
+        return (UUID(job_id), int(name.partition("-")[0])) if folder == "images" else None
+    except ValueError:
+        return None
+
+
 def upload_key(upload_id: UUID, upload_format: str) -> str:
     """The key of an uploaded file."""
     return f"uploads/{upload_id}.{upload_format}"

@@ -54,6 +54,7 @@ BATCH: dict[str, Any] = {
     "columns": {"prompt": "caption"},
     "keep": ["id", "category"],
     "skip_bad": True,
+    "reuse": False,
     "skipped": 1,
     "skips": [{"line": 12, "reason": "prompt is empty."}],
     "error": None,
@@ -121,6 +122,7 @@ class Batch(BaseModel):
     columns: dict[str, str] = Field(description="The column of a field, where its name does not say so.")
     keep: Keep = Field(description="The columns whose values go into datasets; `all`: those that mean no field.")
     skip_bad: bool = Field(description="Whether prompts that cannot be rendered are left out.")
+    reuse: bool = Field(description="Whether pictures that are stored already are not rendered again.")
     skipped: int = Field(description="Lines left out, as far as its file was checked.")
     skips: list[SkippedLine] = Field(description="The first of them.")
     error: BatchError | None = Field(description="Why its prompts cannot be rendered.")
@@ -190,6 +192,7 @@ def _batch(row: Row[Any], fleet: Fleet) -> Batch:
         columns=plan.columns,
         keep=plan.keep,
         skip_bad=plan.skip_bad,
+        reuse=plan.reuse,
         skipped=row.skipped,
         skips=row.skips or [],
         error=BatchError(code=row.error_code, message=row.error_message) if row.error_code else None,

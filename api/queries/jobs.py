@@ -154,7 +154,7 @@ def _job(row: Row[Any], base_url: str) -> Job:
         finished_at=row.finished_at,
         timings=Timings(
             wait_s=(row.started_at - row.created_at).total_seconds() if row.started_at else None,
-            render_s=_seconds(image["render_ms"] for image in images),
+            render_s=_seconds(image["render_ms"] for image in images if not image["reused"]),
             store_s=_seconds(image["store_ms"] for image in images),
         ),
         **{name: (row.origin or {}).get(name) for name in ORIGIN},
@@ -180,6 +180,7 @@ def _image(image: Mapping[str, Any], recipe: Mapping[str, Any], base_url: str) -
         "url": f"{base_url}v1/images/{image['id']}/content" if is_stored else None,
         "error": ImageError(code=code, message=image["error_message"] or "") if code else None,
         "picture_deleted_at": image["picture_deleted_at"],
+        "reused": image["reused"],
     }
 
 
@@ -204,7 +205,7 @@ IMAGE_JSON = """json_build_object(
     'id', images.id, 'index', images.index, 'state', images.state, 'attempts', images.attempts, 'bytes', images.bytes,
     'sha256', images.sha256, 'error_code', images.error_code, 'error_message', images.error_message,
     'render_ms', images.render_ms, 'store_ms', images.store_ms, 'started_at', images.started_at,
-    'worker', workers.name, 'picture_deleted_at', images.picture_deleted_at)"""
+    'worker', workers.name, 'picture_deleted_at', images.picture_deleted_at, 'reused', images.reused)"""
 
 # The worker of an image. None for one that is claimed but not started, since its lease may still release it.
 WORKER = """

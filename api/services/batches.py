@@ -29,6 +29,7 @@ from api.deps import AppState
 from api.headers import idempotency_key
 from api.pagination import Paging
 from api.queries.batches import Batch, find_batch, find_batches
+from api.schemas import REUSE
 from api.services.jobs import image_finder, random_seed
 from api.services.uploads import HashingFile, discard, save
 from common.accounts import admission, audit
@@ -162,6 +163,7 @@ class BatchRequest(BaseModel):
     skip_bad: StrictBool = Field(
         False, description="Leave out prompts that cannot be rendered and report them, instead of refusing the batch."
     )
+    reuse: StrictBool = Field(False, description=REUSE)
     tier: Tier = Tier.BULK
     stop_rule: StopRule | None = Field(None, description="When it pauses by itself. Default: never.")
     name: str = Field("", max_length=200, pattern=r"^[^\x00]*$", description="For people.")
@@ -315,6 +317,7 @@ def plan_of(state: AppState, caller: Caller, request: BatchRequest) -> Plan:
         skip_bad=request.skip_bad,
         columns=request.columns,
         keep=request.keep,
+        reuse=request.reuse,
     )
     for variant in variants(request.matrix):
         model = _check(plan, variant, state.catalog, image_finder(state, caller))

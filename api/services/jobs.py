@@ -16,11 +16,13 @@ from common.accounts import audit
 from common.accounts.audit import Action
 from common.accounts.idempotency import submit_idempotent
 from common.accounts.keys import Caller
+from common.catalog.loras import digests
 from common.db import transaction
 from common.enums import Tier
 from common.errors import RefusedByPolicy, Unavailable
 from common.log import log_event
-from common.queue import jobs, tiers
+from common.queue import jobs, reuse, tiers
+from common.queue.reuse import Linked
 from common.queue.search import Search
 from common.recipes import judged, recipe, token_counter
 from common.recipes.img2img import FindImage, InputImage
@@ -62,13 +64,27 @@ def submit(
             limits=limits,
             key_id=caller.key_id,
         )
+        if request.reuse:
+            loras = digests(state.catalog.loras)
+            linked.append(reuse.link_job(connection, caller.tenant_id, job_id, complete, loras))
 
-    # Without a key and a limit it is one statement, which needs no BEGIN and COMMIT.
-    with transaction(state.engine if once or limits.count_images else state.autocommit) as connection:
+    linked = list[Linked]()
+    # Without a key, a limit and reuse it is one statement, which needs no BEGIN and COMMIT.
+    is_one = not (once or limits.count_images or request.reuse)
+    with transaction(state.autocommit if is_one else state.engine) as connection:
         job_id, is_new = submit_idempotent(connection, caller.tenant_id, once, insert)
     if is_new:
-        state.broker.wake_soon(complete.model, job_id, request.tier)
-        log_event("job_submitted", job=job_id, tenant=caller.tenant_id, images=complete.count, request=request_id)
+        reused = sum(one.images for one in linked)
+        if reused < complete.count:
+            state.broker.wake_soon(complete.model, job_id, request.tier)
+        log_event(
+            "job_submitted",
+            job=job_id,
+            tenant=caller.tenant_id,
+            images=complete.count,
+            reused=reused or None,
+            request=request_id,
+        )
     # Not inside the transaction: until its commit, others that submit to this lane wait.
     return get(state, caller, job_id, base_url), is_new
 

@@ -24,11 +24,20 @@ MODEL = "zh-v0"
 
 
 def fill(
-    database: Engine, tenant: str, images: int, tier: Tier = Tier.BULK, steps: int = 20, per_job: int = PER_JOB
+    database: Engine,
+    tenant: str,
+    images: int,
+    tier: Tier = Tier.BULK,
+    steps: int = 20,
+    per_job: int = PER_JOB,
+    reuse: bool = False,
 ) -> UUID:
-    """Insert a batch of so many queued images; all are compatible."""
+    """Insert a batch of so many queued images; all are compatible. `reuse`: they take what is stored."""
     plan = Plan(
-        defaults={"model": MODEL, "steps": steps, "width": 512, "height": 512}, images_per_prompt=per_job, seed=0
+        defaults={"model": MODEL, "steps": steps, "width": 512, "height": 512},
+        images_per_prompt=per_job,
+        seed=0,
+        reuse=reuse,
     )
     with transaction(database) as connection:
         tenant_id = tenants.ensure_tenant(connection, tenant)

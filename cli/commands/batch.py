@@ -105,6 +105,7 @@ def batch() -> None:
 @click.option(
     "--input-format", type=click.Choice(list(FORMATS)), help="Of the file.  [default: by its name and first bytes]"
 )
+@click.option("--reuse", is_flag=True, help="Take pictures that are stored already, where there are any.")
 @click.option("--dry-run", is_flag=True, help="Upload the file and show what the batch would be; submit nothing.")
 @click.option("--watch", "is_watched", is_flag=True, help="Watch it until it ends.")
 @click.pass_obj
@@ -123,6 +124,7 @@ def submit(
     keep: list[str] | str | None,
     skip_bad: bool,
     input_format: str | None,
+    reuse: bool,
     dry_run: bool,
     is_watched: bool,
     lists: tuple[FieldValues, ...],
@@ -144,7 +146,13 @@ def submit(
     """
     if size:
         fields["width"], fields["height"] = size
-    given = {"images_per_prompt": images_per_prompt, "seed": seed, "tier": tier, "name": name, "stop_rule": stop_rule}
+    given: dict[str, Any] = {
+        "images_per_prompt": images_per_prompt,
+        "seed": seed,
+        "tier": tier,
+        "name": name,
+        "stop_rule": stop_rule,
+    }
     named = {"prompt": "1", **dict(columns)} if no_header else dict(columns)
     given |= {"columns": named or None, "keep": keep}
     defaults = {field: value for field, value in fields.items() if value is not None}
@@ -153,6 +161,8 @@ def submit(
         draft["matrix"] = build_matrix(lists)
     if skip_bad:
         draft["skip_bad"] = True
+    if reuse:
+        draft["reuse"] = True
     check_text({**defaults, **draft})
     sources = find_sources(prompts)
     names = [name] if len(sources) == 1 else [f"{name or ''} {name_of(source)}".strip() for source in sources]

@@ -1,4 +1,4 @@
-"""`huafang dataset`: export batches, list, verify and delete datasets."""
+"""`huafang dataset`: export batches, list, verify, draw again and delete datasets."""
 
 import sys
 import tempfile
@@ -20,6 +20,7 @@ from cli.shell import Group, Shell, format_bytes
 from cli.terminal import Columns, Row, print_line
 from cli.watch import byte_progress, show_progress
 from common.datasets.layout import DatasetPlan
+from common.enums import Tier
 from common.errors import pydantic_sentence
 
 LAYOUTS = ("webdataset", "imagefolder", "parquet")
@@ -54,6 +55,17 @@ VERIFIED: Columns = {
     "files": lambda found: found["files"],
     "images": lambda found: found["rows"],
     "pictures": lambda found: found["pictures"],
+}
+
+REPLAYED: Columns = {
+    "class": lambda found: found["class"],
+    "as before": lambda found: "yes" if found["same_class"] else "no",
+    "drawn": lambda found: found["drawn"],
+    "exact": lambda found: found["exact"],
+    "±1": lambda found: found["within_1"],
+    "different": lambda found: found["different"],
+    "not drawn": lambda found: found["not_drawn"],
+    "other weights": lambda found: found["other_weights"],
 }
 
 
@@ -187,6 +199,35 @@ def verify_(shell: Shell, what: str) -> None:
         with byte_progress(shell, "downloading", found["bytes"]) as advance:
             download(shell.client, found, Path(folder), advance)
         verify_folder(shell, Path(folder), name=what)
+
+
+@dataset.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False, exists=True))
+@click.option(
+    "--sample", type=click.IntRange(1), default=50, show_default=True, help="The most pictures to draw again."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Which ones: the same for the same number.")
+@click.option("--tier", type=click.Choice([tier.value for tier in Tier]), default="bulk", show_default=True)
+@click.option("--timeout", type=click.FloatRange(0, min_open=True), help="The most seconds to wait for a picture.")
+@click.pass_obj
+def replay(shell: Shell, folder: Path, sample: int, seed: int, tier: str, timeout: float | None) -> None:
+    """Draw a sample of the pictures in DIR again on the farm, and say how many are exact, within one level, or
+    different, by class of worker. Fails where the same class and weights do not draw the same pictures within one
+    level. The jobs stay, as any others.
+    """
+    try:
+        from cli.datasets import replay as replays
+    except ImportError:
+        raise Failure(sentence("pyarrow_missing")) from None
+    samples = replays.take_samples(folder, sample, seed)
+    found = []
+    for one in replays.replay(shell.client, samples, timeout, tier):
+        found.append(one)
+        if one.reason:
+            shell.print_message(f"{one.key[:12]}: {one.reason}")
+    shell.print_rows(replays.summary(found), REPLAYED, name="exact")
+    if problems := replays.problems(found):
+        raise Failure(sentence("replay_differs", folder=folder, count=problems, sample=len(found)))
 
 
 @dataset.command()

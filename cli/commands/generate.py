@@ -47,6 +47,9 @@ DRY_RUN: Columns = {
 @click.option("--image-format", type=click.Choice(get_args(Format)), help="The format to store.  [default: png]")
 @click.option("--tier", type=click.Choice([tier.value for tier in Tier]), help="The priority.  [default: standard]")
 @click.option(
+    "--reuse", is_flag=True, default=None, help="Take a picture that is stored, in place of rendering it again."
+)
+@click.option(
     "--out", type=click.Path(path_type=Path), default="renders", show_default=True, help="The folder to save in."
 )
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), help="The most seconds to wait.")

@@ -12,6 +12,7 @@ from cli.shell import Group, Shell
 from cli.terminal import Columns, Row
 from common.errors import Invalid
 from common.policy.policy import Policy, load
+from common.prompt_files import columns as columns_of_file
 from common.prompt_files.lines import Gap, Line, lines
 from common.prompt_files.sheets import csv_records, read_csv_header
 
@@ -51,9 +52,10 @@ def try_out(shell: Shell, file: BinaryIO, rules: Path | None) -> None:
         raise Failure(sentence("no_policy"), USAGE)
     judge = load(chosen)
     total, refused = 0, list[Row]()
-    for line in read_lines(file):
+    columns = columns_of_file.Columns(keep=())
+    for line in read_lines(file, columns):
         total += 1
-        if found := refusal_of(line, judge):
+        if found := refusal_of(line, columns, judge):
             refused.append(found)
     shell.print_rows(refused, ROW, "line")
     shell.print_message(sentence("policy_tested", refused=len(refused), total=total, version=judge.version))
@@ -61,22 +63,22 @@ def try_out(shell: Shell, file: BinaryIO, rules: Path | None) -> None:
         raise SystemExit(ERROR if len(refused) == total else PARTLY)
 
 
-def read_lines(file: BinaryIO) -> Iterator[Line]:
+def read_lines(file: BinaryIO, columns: columns_of_file.Columns) -> Iterator[Line]:
     data = file.read()
     form = FORMATS.get(Path(getattr(file, "name", "")).suffix.lower(), "txt")
     found: Iterator[Line | Gap]
     if form in ("csv", "tsv"):
-        header = read_csv_header([data], "utf-8-sig", form)
+        header = read_csv_header([data], "utf-8-sig", columns, form)
         found = csv_records([data[header.end :]], header, header.end, header.number)
     else:
         found = lines([data], form)
     return (line for line in found if isinstance(line, Line))
 
 
-def refusal_of(line: Line, judge: Policy) -> Row | None:
+def refusal_of(line: Line, columns: columns_of_file.Columns, judge: Policy) -> Row | None:
     """The rule that refuses a line, and in which field. Raises Failure for a line that cannot be read."""
     try:
-        fields = line.fields()
+        fields, _ = columns.read(line.cells())
     except Invalid as error:
         raise Failure(sentence("line_unreadable", line=line.number, reason=error.message)) from None
     prompt = fields.get("prompt")

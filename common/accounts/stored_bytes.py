@@ -36,10 +36,20 @@ DUE = text("""
     ORDER BY counted_at NULLS FIRST
 """)
 
-# Count the bytes of a tenant.
+# Count the bytes of a tenant. An object that images share counts once: with the image that was rendered or, once that
+# is deleted, with the others.
 COUNT = text("""
     SELECT coalesce((SELECT sum(images.bytes) FROM images JOIN jobs ON jobs.id = job_id
-                     WHERE tenant_id = :tenant AND images.state = 'stored' AND picture_deleted_at IS NULL), 0)
+                     WHERE tenant_id = :tenant AND images.state = 'stored' AND picture_deleted_at IS NULL
+                         AND NOT reused), 0)
+         + coalesce((SELECT sum(shared.bytes) FROM (
+                SELECT DISTINCT images.key, images.bytes FROM images JOIN jobs ON jobs.id = job_id
+                WHERE tenant_id = :tenant AND reused AND picture_deleted_at IS NULL) AS shared
+            WHERE NOT EXISTS (
+                SELECT FROM images
+                WHERE images.job_id = cast(split_part(shared.key, '/', 2) AS uuid)
+                    AND images.index = cast(split_part(split_part(shared.key, '/', 3), '-', 1) AS int)
+                    AND images.key = shared.key AND images.picture_deleted_at IS NULL)), 0)
          + coalesce((SELECT sum(bytes) FROM uploads WHERE tenant_id = :tenant), 0)
          + coalesce((SELECT sum(bytes) FROM datasets WHERE tenant_id = :tenant), 0)
 """)

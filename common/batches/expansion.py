@@ -4,9 +4,10 @@ The text for COPY is written by hand: the driver takes ten times as long for a r
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import Connection, text
 from uuid_utils import uuid7
@@ -15,20 +16,26 @@ from common.accounts.admission import UNLIMITED, count_day
 from common.accounts.limits import Limits
 from common.batches.chunks import CHUNK_PROGRESS, FENCE, Batch, Chunk, fence_params, progress_params
 from common.batches.plan import PlannedJob
+from common.queue import reuse
 from common.queue.lanes import Lane, make_lanes
+from common.queue.reuse import Linked, Wish
+
+NO_LORAS: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
 class JobRows:
     """The rows of a chunk as text for COPY, and the number of jobs by model and of images by `lane` of their template.
 
-    The rows of images have placeholders for the ids of the `lanes`.
+    The rows of images have placeholders for the ids of the `lanes`. `reusing`: the jobs that take
+    stored pictures, each with the ids of its images.
     """
 
     models: Mapping[str, int]
     lanes: Mapping[tuple[str, str, int], int]
     jobs: str
     images: str
+    reusing: Sequence[tuple[Sequence[UUID], PlannedJob]] = ()
 
 
 def build_rows(batch: Batch, planned: Iterable[PlannedJob], position: int) -> JobRows:
@@ -37,7 +44,7 @@ def build_rows(batch: Batch, planned: Iterable[PlannedJob], position: int) -> Jo
     common = f"{batch.tenant_id}\t{batch.id}\t{batch.tier.value}\t{_copy_field(batch.request_id)}\t{key_id}"
     models, lanes = Counter[str](), Counter[tuple[str, str, int]]()
     placeholders: dict[tuple[str, str, int], str] = {}
-    jobs, images = list[str](), list[str]()
+    jobs, images, reusing = list[str](), list[str](), list[tuple[Sequence[UUID], PlannedJob]]()
     for at, job in enumerate(planned, position):
         job_id, count, lane = uuid7(), len(job.seeds), job.template.lane
         jobs.append(
@@ -46,15 +53,29 @@ def build_rows(batch: Batch, planned: Iterable[PlannedJob], position: int) -> Jo
         models[job.template.recipe.model] += 1
         lanes[lane] += count
         lane_id = placeholders.setdefault(lane, _placeholder(len(placeholders)))
-        images.extend(f"{uuid7()}\t{job_id}\t{lane_id}\t{index}\n" for index in range(count))
-    return JobRows(models, lanes, "".join(jobs), "".join(images))
+        image_ids = [uuid7() for _ in range(count)]
+        images.extend(f"{image_id}\t{job_id}\t{lane_id}\t{index}\n" for index, image_id in enumerate(image_ids))
+        if batch.plan.reuse:
+            reusing.append(([UUID(int=image_id.int) for image_id in image_ids], job))
+    return JobRows(models, lanes, "".join(jobs), "".join(images), reusing)
 
 
-def expand(connection: Connection, batch: Batch, chunk: Chunk, rows: JobRows, limits: Limits = UNLIMITED) -> bool:
-    """Insert the jobs of a chunk. False if another worker was first, or the batch was cancelled."""
+def expand(
+    connection: Connection,
+    batch: Batch,
+    chunk: Chunk,
+    rows: JobRows,
+    limits: Limits = UNLIMITED,
+    loras: Mapping[str, str] = NO_LORAS,
+) -> Linked | None:
+    """Insert the jobs of a chunk, and give them the pictures that are to be reused: what got one.
+
+    None if another worker was first, or the batch was cancelled. `loras`: the sha256 of all, by name.
+    """
     locked = connection.execute(LOCK_TO_EXPAND, fence_params(batch)).first()
     if locked is None:
-        return False
+        return None
+    wishes = _wishes(connection, rows, loras)
     lanes = make_lanes(
         connection,
         [
@@ -72,7 +93,19 @@ def expand(connection: Connection, batch: Batch, chunk: Chunk, rows: JobRows, li
     connection.execute(OPEN_LANES, {"lanes": lanes, "images": list(rows.lanes.values())})
     added = {"jobs": sum(rows.models.values()), "images": sum(rows.lanes.values())}
     connection.execute(EXPANDED, fence_params(batch) | progress_params(chunk) | added)
-    return True
+    return reuse.link(connection, batch.tenant_id, wishes)
+
+
+def _wishes(connection: Connection, rows: JobRows, loras: Mapping[str, str]) -> list[Wish]:
+    if not rows.reusing:
+        return []
+    renderers = reuse.renderers(connection, rows.models, loras)
+    return [
+        wish
+        for image_ids, job in rows.reusing
+        if (drawn_with := renderers.get(job.template.recipe.model))
+        for wish in reuse.wishes(image_ids, job.recipe, drawn_with)
+    ]
 
 
 # The text for COPY: a line per row, tabs between the fields, \N for null

@@ -29,7 +29,7 @@ from common.recipes.recipe import MAX_SEED, SINCE, Draft, Recipe, Seed, Text, re
 from common.recipes.text_cache import TextCache
 
 # Fields of a plan that not all code knows.
-PLAN_SINCE: Since = {"columns": lambda columns: 9, "keep": lambda keep: 9}
+PLAN_SINCE: Since = {"columns": lambda _: 9, "keep": lambda _: 9, "reuse": lambda _: 9}
 PLACEHOLDER = "画"
 PROMPT_TYPE: TypeAdapter[str] = TypeAdapter(Text)
 SEED_TYPE: TypeAdapter[int] = TypeAdapter(Seed)
@@ -37,6 +37,10 @@ TEMPLATE_BYTES, BYTES_PER_CHARACTER = 5_000, 12  # a recipe; of its texts it has
 MAX_TEMPLATE_BYTES = 16_000_000  # of all variants; lines that list their seeds have a template each
 
 to_json = JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+def _is_false(value: bool) -> bool:
+    return not value
 
 
 class Plan(BaseModel):
@@ -51,6 +55,7 @@ class Plan(BaseModel):
     skip_bad: bool = False  # skip the lines that cannot be rendered, in place of refusing the batch
     columns: dict[str, str] = Field(default_factory=dict)  # the column of a field, where its name does not say so
     keep: Keep = None  # which of the other columns travel with the jobs
+    reuse: bool = Field(default=False, exclude_if=_is_false)  # what is stored already, in place of rendering it
 
     def columns_of_file(self) -> Columns:
         """What the columns of its file mean."""

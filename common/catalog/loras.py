@@ -70,6 +70,11 @@ def read_lora(name: str, entry: Mapping[str, Any], base: Path) -> Lora:
     return lora
 
 
+def digests(loras: Mapping[str, Lora]) -> dict[str, str]:
+    """The sha256 of each by its name."""
+    return {name: lora.sha256 for name, lora in loras.items()}
+
+
 def lora_errors(uses: Sequence[LoraUse], loras: Mapping[str, Lora], model: str, family: str) -> Iterator[FieldError]:
     """The errors in the LoRAs of a recipe for this model."""
     if len(uses) > MAX_LORAS:

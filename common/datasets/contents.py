@@ -8,7 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from common.datasets.layout import COLUMNS_OF_CODE_8, COLUMNS_SINCE, Columns
+from common.datasets.layout import Columns
 from common.datasets.lifecycle import Dataset
 from common.enums import ImageState
 from common.schema import shown
@@ -52,10 +52,8 @@ def finished_jobs(connection: Connection, dataset: Dataset, start: int, until: i
 
 
 def columns(connection: Connection, dataset: Dataset) -> Columns:
-    """The columns of a dataset. Older code may have begun it, which did not know all of them."""
+    """The columns of a dataset."""
     batch = connection.execute(KEPT, {"batch": dataset.batch_id}).one()
-    if max(dataset.needs_code, batch.needs_code) < COLUMNS_SINCE:
-        return Columns(COLUMNS_OF_CODE_8)
     return Columns(kinds=dict(batch.kept), has_template_vars=bool(batch.template))
 
 
@@ -105,7 +103,7 @@ IMAGE = """
         'state', CASE WHEN picture_deleted_at IS NULL THEN state ELSE 'failed' END,
         'key', CASE WHEN picture_deleted_at IS NULL THEN key END, 'sha256', sha256, 'bytes', bytes,
         'error_code', CASE WHEN picture_deleted_at IS NULL THEN error_code ELSE 'picture_deleted' END,
-        'render_ms', render_ms)
+        'render_ms', render_ms, 'picture_key', encode(picture_key, 'hex'), 'reused', reused)
 """
 
 # A page of the batch's jobs in the order of their positions, each with its images as JSON.
@@ -130,7 +128,7 @@ RETRY_IMAGES = text(f"""
 """)
 
 # What a batch's jobs keep of their rows, and whether they have variables of a template.
-KEPT = text("SELECT kept, plan -> 'template' AS template, needs_code FROM batches WHERE id = :batch")
+KEPT = text("SELECT kept, plan -> 'template' AS template FROM batches WHERE id = :batch")
 
 # The batch's row, with the checksum of its prompt file.
 BATCH_FACTS = text("""

@@ -15,11 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from common.datasets import sentence
 from common.recipes.needs import Since, needs_code
 from common.recipes.origin import TYPES, Kinds, cell_value, to_json
-from common.recipes.recipe import Recipe, canonical_json
+from common.recipes.recipe import canonical_json
 
 PLAN_SINCE: Since = {}  # fields of a plan that not all code knows
-COLUMNS_SINCE = 9  # the CODE since which a dataset has all COLUMNS, and what its rows keep
-FORMAT = 1  # the version of the layout; a part of every plan's digest
+FORMAT = 2  # the version of the layout; a part of every plan's digest. In 1, keys depended on the siblings of a picture
+COLUMNS_SINCE = 9  # the CODE since which this format is written: with all COLUMNS, and what rows keep
 SHARD_IMAGES = 10_000
 SHARD_BYTES = 1_000_000_000
 MAX_SPLITS = 8
@@ -40,7 +40,7 @@ COLUMNS_OF_CODE_8 = {  # name → type, a name of both Arrow's and the `datasets
     "render_ms": "int32",
     **dict.fromkeys(("licence", "split"), "string"),
 }
-COLUMNS = {**COLUMNS_OF_CODE_8, "row": "int64"}
+COLUMNS = {**COLUMNS_OF_CODE_8, "row": "int64", "reused": "bool_"}
 TEMPLATE_VARS = "template_vars"
 META = "meta."  # in tables, in front of the names of what rows keep
 EXTENSIONS = {"png": "png", "webp": "webp", "jpeg": "jpg"}
@@ -146,11 +146,6 @@ class DatasetPlan(BaseModel):
     def digest(self, batch_id: UUID) -> str:
         """Identifies the plan in the dataset's manifests: equal for equal plans of the same batch."""
         return text_sha256(canonical_json({"format": FORMAT, "batch": str(batch_id), **self.model_dump()}))
-
-
-def item_id(recipe: Recipe, index: int) -> str:
-    """The key of an image's row: the same for the same recipe and index in every dataset."""
-    return text_sha256(f"{recipe.digest}\n{index}")
 
 
 def text_sha256(text: str) -> str:

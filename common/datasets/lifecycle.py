@@ -16,13 +16,14 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, TextClause, text
 
 from common.datasets import sentence
-from common.datasets.layout import DatasetPlan
+from common.datasets.layout import COLUMNS_SINCE, DatasetPlan
 from common.db import CODE, new_id
 from common.errors import NotFound
 from common.failures import BACKOFF_S, INTERNAL_ERROR, MAX_FAILURES, PROGRESS, REST, RESTED, internal_error
 from common.recipes.recipe import canonical_json
 from common.schema import columns_of, datasets
 
+WRITTEN = ("split", "shard", "position", "written", "shards", "images", "pictures")  # how far it is written
 EXPORT_SILENCE_S = 30.0  # an owner that has recorded nothing for so long loses the dataset
 
 
@@ -225,9 +226,12 @@ UNFINISHED_OF = text("""
     WHERE finished_at IS NULL AND (batch_id = ANY(:batches) OR retries && cast(:batches AS uuid[]))
 """)
 
-# Become the owner, unless the present owner was active lately, or the dataset waits for another try.
+# Become the owner, unless the present owner was active lately, or the dataset waits for another try. What older code
+# has begun is begun anew, in this format, and left alone by that code from then on.
 ACQUIRE = text(f"""
-    UPDATE datasets SET owner_id = :owner, touched_at = now(), open_turns = open_turns + 1
+    UPDATE datasets SET owner_id = :owner, touched_at = now(), open_turns = open_turns + 1,
+        needs_code = greatest(needs_code, {COLUMNS_SINCE}),
+        {", ".join(f"{name} = CASE WHEN needs_code < {COLUMNS_SINCE} THEN 0 ELSE {name} END" for name in WRITTEN)}
     WHERE id = :dataset AND finished_at IS NULL AND {RESTED}
         AND (owner_id IS NULL OR touched_at < now() - make_interval(secs => :silence))
         AND {UNDERSTOOD}

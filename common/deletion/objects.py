@@ -1,6 +1,7 @@
 """The bytes to delete: written in the transaction that deletes what named them, worked off while storage is there.
 
-So no crash and no outage of storage leaves bytes that nobody knows. Sends nothing to storage: control workers do.
+So no crash and no outage of storage leaves bytes that nobody knows. Images may share an object (`common.queue.reuse`):
+the last of them takes its bytes along. Sends nothing to storage: control workers do.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,7 +31,7 @@ def add(connection: Connection, objects: Iterable[DeletedObject], tombstone_id: 
     """Record that the bytes under these keys are to be deleted. `tombstone_id`: of the deletion that they belong to,
     or the tenant whose they were, where nobody named a thing.
     """
-    rows = list(objects)
+    rows = {row.key: row for row in objects}.values()  # images may share one
     if not rows:
         return
     columns = {
@@ -66,13 +67,15 @@ def are_many(connection: Connection, most: int) -> bool:
     return bool(connection.execute(ARE_MANY, {"most": most}).scalar())
 
 
-# Insert keys. A key that is there already stays as it is.
+# Insert keys. A key that is there already stays as it is, and locked: whoever works it off waits for this transaction,
+# and then sees that no image names it any more. In order, so that two deletions cannot deadlock.
 ADD = text("""
     INSERT INTO objects_to_delete (key, is_picture, lease_id, again_at, tombstone_id)
     SELECT key, is_picture, lease_id, now() + make_interval(secs => again), :tombstone
     FROM unnest(cast(:keys AS text[]), cast(:pictures AS boolean[]), cast(:leases AS uuid[]),
                 cast(:again AS double precision[])) AS object(key, is_picture, lease_id, again)
-    ON CONFLICT (key) DO NOTHING
+    ORDER BY key
+    ON CONFLICT (key) DO UPDATE SET key = excluded.key
 """)
 
 # Lock the next keys that are due.

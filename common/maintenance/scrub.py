@@ -27,7 +27,7 @@ from common.enums import DatasetState, ImageState
 from common.errors import Invalid, NotFound
 from common.maintenance import sentence
 from common.maintenance.windows import PARTS, Window, windows
-from common.queue import orphans
+from common.queue import orphans, reuse
 from common.storage import Storage, StoredObject, dataset_key, upload_key
 
 YOUNG_S = 24 * 3600
@@ -130,14 +130,17 @@ class Scrub:
         for row in window.rows:
             if row.state == ImageState.STORED:
                 yield from self._image(row, objects.pop(row.key, None))
-        for one in objects.values():
-            if not any(lease in one.key for lease in leases):
+        left = [one for one in objects.values() if not any(lease in one.key for lease in leases)]
+        with transaction(self._database) as connection:
+            shared = reuse.named(connection, [one.key for one in left])
+        for one in left:
+            if one.key not in shared:
                 yield from self._orphan(one)
 
     def _image(self, row: Row[Any], one: StoredObject | None) -> Iterator[Finding]:
-        if one is None and not self._storage.exists(row.key):
+        if one is None and not self._storage.exists(row.key):  # it may be the object of another job's image
             yield self._gone(row, "missing", LOST, sentence("picture_lost"))
-        elif one is not None and not self._is_intact(one, row):
+        elif not self._is_intact(one, row):
             yield self._gone(row, "damaged", DAMAGED, sentence("picture_damaged"))
         elif row.error_code == LOST or (row.error_code == DAMAGED and self._options.digests):
             with transaction(self._database) as connection:
@@ -219,10 +222,11 @@ class Scrub:
             self._storage.delete([one.key])
         yield Finding("orphaned", one.key, is_repaired=self._options.repair)
 
-    def _is_intact(self, one: StoredObject, row: Row[Any]) -> bool:
-        if one.bytes != row.bytes:
+    def _is_intact(self, one: StoredObject | None, row: Row[Any]) -> bool:
+        """By size, if the object is listed, and by digest, if that is wanted."""
+        if one is not None and one.bytes != row.bytes:
             return False
-        return not self._options.digests or self._digest(one.key) == row.sha256
+        return not self._options.digests or self._digest(one.key if one else row.key) == row.sha256
 
     def _digest(self, key: str) -> str | None:
         self._rest(1)

@@ -12,6 +12,7 @@ starts; only then does the attempt count. Nothing here renders, stores or sends.
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, text
@@ -21,6 +22,7 @@ from common.failures import INTERNAL_ERROR, rests
 from common.queue import sentence
 from common.queue.claim import Microbatch
 from common.queue.jobs import SETTLE, lock_jobs_of_images
+from common.queue.reuse import reuse_key
 from common.usage.ledger import ENTER
 
 MAX_ATTEMPTS = 3
@@ -48,6 +50,8 @@ class Outcome:
     safety_score: float | None = None  # above 0 if the image is flagged; None if nothing has judged it
     safety_concept: int | None = None  # the number of the concept with that score
     failed_by: str | None = None
+    picture_key: str | None = None  # see `common.recipes.picture_key`; None if nobody has drawn it
+    picture_class: str | None = None
 
 
 @dataclass(frozen=True)
@@ -97,17 +101,8 @@ def fail(connection: Connection, lease_id: UUID, image_ids: Sequence[UUID], name
     Counts an attempt of each.
     """
     _start(connection, lease_id, image_ids)
-    outcomes = [
-        Outcome(
-            image_id,
-            ImageState.FAILED,
-            error_code=INTERNAL_ERROR,
-            error_message=message,
-            retryable=True,
-            failed_by=name,
-        )
-        for image_id in image_ids
-    ]
+    how: dict[str, Any] = {"error_code": INTERNAL_ERROR, "error_message": message, "retryable": True, "failed_by": name}
+    outcomes = [Outcome(image_id, ImageState.FAILED, **how) for image_id in image_ids]
     return publish(connection, lease_id, outcomes)
 
 
@@ -219,10 +214,10 @@ PUBLISH = text(f"""
         SELECT * FROM jsonb_to_recordset(cast(:outcomes AS jsonb)) AS outcome(
             image_id uuid, state image_state, key text, sha256 text, bytes int, render_ms int, store_ms int,
             error_code text, error_message text, retryable boolean, safety_score real, safety_concept smallint,
-            failed_by text)),
+            failed_by text, picture_key text, picture_class text)),
     verdict AS (
-        SELECT outcome.*, outcome.state = 'failed' AND retryable AND images.attempts < :attempts AS again
-        FROM outcome JOIN images ON images.id = outcome.image_id),
+        SELECT outcome.*, outcome.state = 'failed' AND retryable AND images.attempts < :attempts AS again, tenant_id
+        FROM outcome JOIN images ON images.id = outcome.image_id JOIN jobs ON jobs.id = images.job_id),
     changed AS (
         UPDATE images SET
             state = CASE WHEN again THEN 'queued'::image_state ELSE verdict.state END,
@@ -233,6 +228,8 @@ PUBLISH = text(f"""
             key = verdict.key, sha256 = verdict.sha256, bytes = verdict.bytes, render_ms = verdict.render_ms,
             store_ms = verdict.store_ms, error_code = verdict.error_code, error_message = verdict.error_message,
             safety_score = verdict.safety_score, safety_concept = verdict.safety_concept,
+            picture_key = decode(verdict.picture_key, 'hex'),
+            reuse_key = {reuse_key("verdict.tenant_id", "verdict.picture_key", "verdict.picture_class")},
             failed_by = {_appended("verdict.failed_by")}
         FROM verdict
         WHERE images.id = verdict.image_id AND images.lease_id = :lease AND images.state = 'running'

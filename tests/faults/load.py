@@ -30,6 +30,7 @@ PROMPTS = ("红色的圆形", "蓝色的三角形", "黄色的星形", "绿色�
 REQUEST_S = 10.0
 BATCH_EVERY = 40  # jobs
 CANCELLED_SHARE, KEYLESS_SHARE, MISMATCH_SHARE, SLOW_SHARE, DELETED_SHARE = 0.06, 0.05, 0.03, 0.04, 0.12
+REUSED_SHARE, REUSED_SEEDS = 0.2, 3  # few seeds, so that the same is asked for again and again
 
 
 @dataclass
@@ -198,6 +199,8 @@ class Load:
         is_deleted = chance() < DELETED_SHARE
         if chance() < SLOW_SHARE:
             kind, body = "slow", {**body, "model": "zh-v0", "steps": 150, "count": 1}  # longer than a lease
+        elif chance() < REUSED_SHARE:
+            body = {**body, "reuse": True, "seed": self._random.randrange(REUSED_SEEDS)}
         key = None if chance() < KEYLESS_SHARE else str(uuid4())
         job = await self.submit(body, tenant, kind, key)
         if job and mismatch and key:
@@ -217,6 +220,8 @@ class Load:
         del look["prompt"], look["count"]
         prompts = [f"{self._random.choice(PROMPTS)} {n}" for n in range(20)]
         body = {"prompts": prompts, "images_per_prompt": 2, "tier": look.pop("tier"), "defaults": look}
+        if chance() < REUSED_SHARE:
+            body |= {"reuse": True, "seed": self._random.randrange(REUSED_SEEDS)}
         answer = await self._request("POST", "/v1/batches", tenant, {"Idempotency-Key": key}, body)
         if answer is None or answer.status_code != 201:
             self.witness.contradictions["P1"].append(f"POST /v1/batches: {answer and answer.text[:300]}")
@@ -275,6 +280,7 @@ class Load:
         job: Json = answer.json()
         self.witness.answered(job, tenant, key, kind)
         self.witness.counts["replayed"] += "Idempotency-Replayed" in answer.headers
+        self.witness.counts["reused images"] += sum(image["reused"] for image in job["images"])
         return job
 
     async def cancel(self, job_id: str, tenant: str) -> bool:

@@ -85,8 +85,18 @@ MUST_BE_EMPTY = (
         "SELECT id, count(*) AS times FROM storm_changes WHERE noun = 'image' AND new_state = 'stored'"
         " AND old_state <> 'stored' GROUP BY id HAVING count(*) > 1",
     ),
-    ("P3", "SELECT key FROM images WHERE key IS NOT NULL GROUP BY key HAVING count(*) > 1"),
-    ("P4", "SELECT id, key, lease_id FROM images WHERE state = 'stored' AND strpos(key, lease_id::text) = 0"),
+    ("P3", "SELECT key FROM images WHERE key IS NOT NULL AND NOT reused GROUP BY key HAVING count(*) > 1"),
+    (
+        "P3",  # what is reused was rendered for the same tenant, and is the same picture
+        "SELECT images.id, images.key FROM images JOIN jobs ON jobs.id = images.job_id WHERE reused AND NOT EXISTS ("
+        " SELECT FROM storm_changes AS changes JOIN storm_stored USING (id)"
+        " WHERE changes.key = images.key AND changes.sha256 = images.sha256 AND tenant_id = jobs.tenant_id)",
+    ),
+    (
+        "P4",
+        "SELECT id, key, lease_id FROM images WHERE state = 'stored' AND NOT reused"
+        " AND coalesce(strpos(key, lease_id::text), 0) = 0",
+    ),
     (
         "P4",
         "SELECT changes.id, changes.new_state, leases.outcome FROM storm_changes AS changes"

@@ -29,6 +29,7 @@ from common.batches.expansion import JobRows
 from common.batches.plan import Planner, planners
 from common.broker import Broker
 from common.catalog.catalog import Catalog
+from common.catalog.loras import digests
 from common.db import transaction
 from common.errors import Error, Invalid, LicenceNotAccepted, LimitReached, NotFound, Unavailable
 from common.failures import BACKOFF_S, new_reference
@@ -188,11 +189,14 @@ class Expander:
 
     def _expand(self, batch: Batch, chunk: Chunk, rows: JobRows) -> bool:
         with transaction(self._database) as connection:
-            is_first = expansion.expand(connection, batch, chunk, rows, self._limits.with_own(batch.own_limits))
-        if is_first and rows.models:
+            limits = self._limits.with_own(batch.own_limits)
+            linked = expansion.expand(connection, batch, chunk, rows, limits, digests(self._catalog.loras))
+        if linked and rows.models:
             self._wake(rows.models)
-            log_event("batch_expanded", batch=batch.id, jobs=sum(rows.models.values()), line=chunk.line)
-        return is_first
+            self._broker.announce_changed(linked.ended_jobs)
+            jobs = sum(rows.models.values())
+            log_event("batch_expanded", batch=batch.id, jobs=jobs, line=chunk.line, reused=linked.images or None)
+        return linked is not None
 
     def _wake(self, models: Mapping[str, int]) -> None:
         for model, jobs in models.items():

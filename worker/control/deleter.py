@@ -23,6 +23,7 @@ from common.db import transaction
 from common.deletion import batches, objects, retention, tombstones
 from common.errors import Unavailable
 from common.log import log_event
+from common.queue import reuse
 from common.storage import Storage
 from worker.availability import Availability
 from worker.control.eraser import Eraser
@@ -125,13 +126,14 @@ class Deleter:
         return objects.are_many(connection, MANY_KEYS)
 
     def _delete_bytes(self) -> int | None:
-        """The next keys; how many objects. None when there is none."""
+        """The next keys; how many objects. None when there is none. What another image names stays in storage."""
         with transaction(self._database) as connection:
             due = objects.take_due(connection, CLEAN_AFTER_LEASES * self._settings.lease_s, self._keys)
             if not due:
                 return None
+            shared = reuse.named(connection, due)
             with self._outage.tracked():
-                work = self._delete_in_storage(due)
+                work = self._delete_in_storage([key for key in due if key not in shared])
             objects.deleted(connection, [key for key in due if key not in work.refused | work.unfinished])
             objects.postpone(connection, sorted(work.refused))
         if work.refused:

@@ -5,25 +5,23 @@ tables know of an image, and what its file says about the worker that rendered i
 """
 
 import json
-import struct
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC
-from io import BytesIO
 from itertools import chain
 from typing import Any, TypeVar
-
-from PIL import Image
 
 from common.catalog.catalog import Catalog
 from common.datasets import layout
 from common.datasets.contents import FinishedJob
-from common.datasets.layout import Columns, Layout, Row, item_id
+from common.datasets.layout import Columns, Layout, Row
 from common.enums import ImageState
 from common.errors import NotFound
+from common.labels.texts import embedded_texts, read_object
 from common.log import log_event
+from common.recipes.picture_key import DrawnWith
 from common.recipes.recipe import Recipe
 from common.storage import Storage, sha256
 from worker.datasets import formats
@@ -38,7 +36,6 @@ Report = Callable[[int], None]  # called again and again with the number of imag
 DOWNLOADS = 8  # at the same time
 PREFETCHED = 4 * DOWNLOADS  # images in memory
 VERSIONS = ("diffusers", "huafang", "numpy", "torch")  # the fields of a worker's class that are versions
-IMAGE_DESCRIPTION = 0x010E  # the EXIF tag
 
 
 @dataclass(frozen=True)
@@ -131,12 +128,15 @@ ENCODERS: dict[Layout, Callable[[formats.ImageRows, Columns], Iterator[bytes]]] 
 
 
 def items_of(job: FinishedJob, split: str, catalog: Catalog) -> Iterator[Item]:
-    """The images of a job, in order. The columns that only their files can fill are None."""
+    """The images of a job, in order. The columns that only their files can fill are None.
+
+    What nobody has drawn, or code before 9, has a key without weights.
+    """
     recipe = Recipe.model_validate(job.recipe)
     model = catalog.models.get(recipe.model)
     for image in job.images:
         row = {
-            "key": item_id(recipe, image["index"]),
+            "key": image["picture_key"] or DrawnWith().key(recipe, image["index"]),
             "image_id": image["id"],
             "job_id": image["job_id"],
             "index": image["index"],
@@ -163,6 +163,7 @@ def items_of(job: FinishedJob, split: str, catalog: Catalog) -> Iterator[Item]:
             "row": job.origin.get("row"),
             "meta": job.origin.get("meta", {}),
             "template_vars": job.origin.get("template_vars"),
+            "reused": image["reused"],
         }
         yield Item(row, recipe.compatibility, image["key"], image["bytes"] or 0)
 
@@ -181,7 +182,7 @@ def rows_with_unique_keys(items: Sequence[Item]) -> list[Row]:
 def add_worker_facts(row: Row, data: bytes) -> None:
     """Fill in what the image's file says about the worker that rendered it."""
     texts = embedded_texts(data)
-    known = _object(texts.get("worker", ""))
+    known = read_object(texts.get("worker", ""))
     row["model_revision"] = texts.get("revision", "")
     row["worker_class"] = _text({name: known[name] for name in known if name not in VERSIONS})
     row["versions"] = _text({name: known[name] for name in known if name in VERSIONS})
@@ -190,29 +191,6 @@ def add_worker_facts(row: Row, data: bytes) -> None:
 def mark_missing(row: Row) -> None:
     """Make it the row of an image whose file is missing or damaged."""
     row.update(status=ImageState.FAILED.value, error_code="picture_lost", sha256=None)
-
-
-def embedded_texts(data: bytes) -> dict[str, str]:
-    """The texts by keyword that `worker.render.encode` wrote into an image. Empty for other files; decodes no pixel."""
-    try:
-        with Image.open(BytesIO(data)) as image:
-            if image.format == "PNG":
-                return {str(key): str(text) for key, text in image.info.items() if isinstance(text, str)}
-            if image.format == "JPEG":  # a long text is in several comments
-                text = b"".join(comment for name, comment in image.applist if name == "COM")  # type: ignore[attr-defined]
-            else:
-                text = image.getexif().get(IMAGE_DESCRIPTION, "")
-        return {str(key): str(value) for key, value in _object(text).items()}
-    except (OSError, SyntaxError, ValueError, struct.error):  # what Pillow raises for a damaged file
-        return {}
-
-
-def _object(text: str | bytes) -> Mapping[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _text(facts: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Labels rendered pictures as the operator's settings say: not at all, in their metadata, or visibly too.
 
-The same recipe and index give the same label, whoever asked for it and however often: the number of a picture is the
-`key` of its row in datasets. Knows neither jobs nor file formats.
+The number of a picture is its key, as in datasets: so equal pictures have equal labels, whoever asked for them and
+however often. Knows neither jobs nor file formats.
 """
 
 from typing import NamedTuple
@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.config import Settings
-from common.datasets.layout import item_id
 from common.labels.label import packet
-from common.recipes.recipe import Recipe
+from common.recipes.img2img import Mode
 from worker.labels.mark import draw_mark
 
 
@@ -33,9 +32,9 @@ class Labeller:
         """What is said of pictures and of this worker beside its class; nothing where labels are off."""
         return {} if self._mode == "off" else {"ai_label": self._mode}
 
-    def label(self, pixels: NDArray[np.uint8], recipe: Recipe, index: int) -> Labelled:
+    def label(self, pixels: NDArray[np.uint8], picture_key: str, mode: Mode) -> Labelled:
         """A height × width × RGB picture, marked if that is wanted, and its label."""
         if self._mode == "off":
             return Labelled(pixels, None)
-        xmp = packet(self._producer, item_id(recipe, index), recipe.mode)
+        xmp = packet(self._producer, picture_key, mode)
         return Labelled(draw_mark(pixels) if self._mode == "visible" else pixels, xmp)

@@ -23,7 +23,7 @@ from common.log import log_event
 from common.queue import workers
 from common.recipes.recipe import canonical_json
 from common.sentences import Sentence
-from worker.models import sentence
+from worker.models import sentence, weights
 from worker.models.trial import Fault, Trials
 from worker.pipelines import registry
 from worker.pipelines.base import DeviceLost, Pipeline
@@ -75,6 +75,8 @@ class ModelManager:
         self._quarantine = quarantine
         self._models = {model.name: model for model in models}
         self._device, self._threads, self._store = settings.device, settings.torch_threads, settings.model_store
+        self._is_stub = self._device.startswith("stub")
+        self._weights = {model.name: weights.known(model, self._store, self._is_stub) for model in models}
         self._class = worker_class
         self._memory = settings.model_memory or registry.model_memory(settings.device)
         self._database = database
@@ -83,6 +85,7 @@ class ModelManager:
         estimates = {model.name: registry.model_components(model, settings.device) for model in models}
         self._components = {name: sizes for name, sizes in estimates.items() if sizes is not None}  # exact once loaded
         self._batch_sizes: dict[str, int] = {}
+        self._known_details: dict[str, Mapping[str, Any]] = {}
         self._failures: dict[str, LoadFailure] = {}
         self._longest_load_s = 0.0
         self._last_load = 0.0
@@ -103,6 +106,19 @@ class ModelManager:
     def resident(self) -> tuple[str, ...]:
         """The models in memory, least recently used first."""
         return tuple(self._pipelines)
+
+    def picture_classes(self, worker_class: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+        """By model whose weights are known: these, and the class of its pictures on a worker of this class."""
+        return {
+            model.name: {"weights": known, "class": weights.picture_class(worker_class, self._details(model), model)}
+            for model in self.available()
+            if (known := self._weights[model.name])
+        }
+
+    def _details(self, model: Model) -> Mapping[str, Any]:
+        if model.name not in self._known_details:
+            self._known_details[model.name] = registry.details(model, self._device)
+        return self._known_details[model.name]
 
     @property
     def batch_sizes(self) -> dict[str, int]:
@@ -153,6 +169,7 @@ class ModelManager:
             reason = sentence("model_load_failed", model=model.name, error=type(error).__name__)
             raise self._refuse(model, reason, _is_local(model)) from error
         self._pipelines = {**self._pipelines, model.name: pipeline}
+        self._weights = {**self._weights, model.name: pipeline.revision}
         seconds = time.monotonic() - start
         self._longest_load_s = max(seconds, self._longest_load_s)
         self._last_load = time.monotonic()
@@ -224,7 +241,7 @@ class ModelManager:
         model = pipeline.model
         if model.microbatch:
             return model.microbatch
-        if self._device.startswith("stub"):
+        if self._is_stub:
             return pipeline.find_batch_size(0)
         key = {**self._class, **pipeline.details, "source": model.source, "size": [model.width, model.height]}
         digest = hashlib.sha256(canonical_json({**key, "revision": pipeline.revision}).encode()).hexdigest()
@@ -238,8 +255,9 @@ class ModelManager:
         return found
 
     def _load(self, model: Model) -> Pipeline:
-        if self._device.startswith("stub"):
-            return registry.load(model, self._device, self._threads)
+        if self._is_stub:
+            revision = weights.known(model, self._store, is_stub=True)
+            return registry.load(replace(model, revision=revision), self._device, self._threads)
         if model.source_path or model.revision:
             return self._import_and_load(model)
         with transaction(self._database) as connection:
@@ -270,7 +288,10 @@ class ModelManager:
             throttled(phase, done, total)
 
         checkers.ensure_imported(model, self._store, report)
-        return load(importer.ensure_imported(model, self._store, load, report))
+        local = importer.ensure_imported(model, self._store, load, report)
+        if local is model and model.source_path:  # it is loaded where it is
+            local = replace(model, revision=weights.of_folder(model, model.source_path, self._store))
+        return load(local)
 
 
 def _without(pipelines: Mapping[str, Pipeline], name: str) -> dict[str, Pipeline]:

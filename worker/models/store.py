@@ -80,10 +80,15 @@ def store_component(model: Model, source: SourceFiles, name: str, store: Path) -
 
 
 def _remove_writers(config: Path) -> None:
-    values = json.loads(config.read_text("utf-8"))
-    kept = {key: value for key, value in values.items() if key not in WRITERS}
+    kept = without_writers(config.read_text("utf-8"))
     config.unlink()  # it may be a hard link
-    _write(config, json.dumps(kept, ensure_ascii=False, indent=2, sort_keys=True) + "\n")
+    _write(config, kept)
+
+
+def without_writers(config: str) -> str:
+    """A component's config as it is stored: without the keys that say which library has written it."""
+    kept = {key: value for key, value in json.loads(config).items() if key not in WRITERS}
+    return json.dumps(kept, ensure_ascii=False, indent=2, sort_keys=True) + "\n"
 
 
 def is_intact(imported: ModelManifest, store: Path) -> bool:
@@ -95,10 +100,10 @@ def is_intact(imported: ModelManifest, store: Path) -> bool:
 
 
 def _checksums(folder: Path) -> dict[str, File]:
-    return {file.name: _checksum(file) for file in sorted(folder.iterdir())}
+    return {file.name: checksum(file) for file in sorted(folder.iterdir())}
 
 
-def _checksum(file: Path) -> File:
+def checksum(file: Path) -> File:
     with file.open("rb") as content:
         return File(file.stat().st_size, hashlib.file_digest(content, "sha256").hexdigest())
 
@@ -118,16 +123,15 @@ def write_manifest(
     _write(folder / "model_index.json", json.dumps(kept, indent=2) + "\n")
     for name, component in components.items():
         (folder / name).symlink_to(Path("..", COMPONENTS, component.digest))
-    lines = "".join(f"{name} {component.digest}\n" for name, component in sorted(components.items()))
     imported = ModelManifest(
         name=model.name,
         source=model.source,
-        revision=source.revision or hashlib.sha256(lines.encode()).hexdigest()[:40],
+        revision=source.revision or revision_of({name: component.digest for name, component in components.items()}),
         requested_revision=model.revision,
         source_state=source_state(model.source_path) if model.source_path else "",
         family=model.family,
         licence=model.licence.name,
-        index=_checksum(folder / "model_index.json"),
+        index=checksum(folder / "model_index.json"),
         components=components,
         provenance={
             "imported_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -138,6 +142,12 @@ def write_manifest(
     if entry is not None:
         _write(folder / ENTRY, _toml(model.name, {**entry, "revision": imported.revision}))
     return imported
+
+
+def revision_of(components: Mapping[str, str]) -> str:
+    """What identifies a local model: a digest of the digests of its components, by name."""
+    lines = "".join(f"{name} {digest}\n" for name, digest in sorted(components.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()[:40]
 
 
 def source_state(source: Path) -> str:

@@ -46,7 +46,7 @@ class Pipeline(Protocol):
     """A model in memory. Only the thread that loaded it may use it."""
 
     model: Model
-    revision: str | None  # commit of a hub model
+    revision: str | None  # what identifies its weights: see `worker.models.weights`
     details: Mapping[str, Any]  # what this model adds to the worker's class: precision, compiled, tiles
     components: Mapping[Hashable, int]  # bytes by component id; models that share a component have the same id
 

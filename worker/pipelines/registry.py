@@ -35,6 +35,16 @@ def describe(device: str, threads: int | None = None) -> dict[str, str | int | N
     return torch_device.describe(device, threads)
 
 
+def details(model: Model, device: str) -> Mapping[str, Any]:
+    """What a model adds to the class of a worker on this device: see `Pipeline.details`."""
+    if _is_stub(device):
+        return {}
+    from worker.pipelines import device as torch_device
+    from worker.pipelines import diffusers_pipeline
+
+    return diffusers_pipeline.details(model, torch_device.resolve(device).partition(":")[0])
+
+
 def model_memory(device: str) -> int:
     """The default for the bytes of this device that models may take together."""
     if _is_stub(device):

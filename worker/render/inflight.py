@@ -11,12 +11,13 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_for
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from uuid import UUID
 
 from common.errors import RenderFailed
 from common.queue.claim import Image, Microbatch
+from common.recipes.picture_key import DrawnWith
 from worker.pipelines.base import RenderedImage
 from worker.render.input_images import PendingInputs
 
@@ -164,3 +165,4 @@ class RenderedMicrobatch:
     results: Sequence[tuple[Image, RenderedImage | RenderFailed]]
     seconds: float
     metadata: Mapping[str, str]  # for every file, beside its recipe and seed
+    drawn_with: DrawnWith = field(default_factory=DrawnWith)

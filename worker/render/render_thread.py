@@ -14,10 +14,13 @@ from typing import Any
 from uuid import UUID
 
 from common.catalog.catalog import Model
+from common.catalog.loras import digests
 from common.errors import Interrupted, OutOfMemory, Poison, RenderFailed
 from common.log import log_event
 from common.queue.claim import Image
+from common.recipes.picture_key import DrawnWith
 from common.recipes.recipe import canonical_json
+from worker.models import weights
 from worker.models.manager import ModelManager
 from worker.models.trial import Fault
 from worker.pipelines.base import DeviceLost, ImageRequest, OnStep, Pipeline, RenderedImage
@@ -113,7 +116,7 @@ class RenderThread:
         if not results:
             raise Interrupted(sentence("quarantined"))
         finished = [(image, results[image.id]) for image in images if image.id in results]
-        return RenderedMicrobatch(microbatch, finished, seconds, self._metadata(pipeline))
+        return RenderedMicrobatch(microbatch, finished, seconds, self._metadata(pipeline), self._drawn_with(pipeline))
 
     def _metadata(self, pipeline: Pipeline) -> dict[str, str]:
         """What decides an image beside its recipe and seed."""
@@ -122,6 +125,10 @@ class RenderThread:
             "software": f"Huafang {version('huafang')}",
         }
         return {**metadata, "revision": pipeline.revision} if pipeline.revision else metadata
+
+    def _drawn_with(self, pipeline: Pipeline) -> DrawnWith:
+        picture_class = weights.picture_class(self._worker_class, pipeline.details, pipeline.model)
+        return DrawnWith(pipeline.revision, digests(pipeline.model.loras), picture_class)
 
     def _measure(self, model: str, seconds: float) -> None:
         known = self.seconds_per_image.get(model, seconds)

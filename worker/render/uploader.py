@@ -7,6 +7,7 @@ the image store or Postgres is away, images wait here until it is back or their 
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from threading import Semaphore
 from typing import Any
 from uuid import UUID
@@ -21,6 +22,7 @@ from common.log import log_event
 from common.queue import leases
 from common.queue.claim import Image, Microbatch
 from common.queue.leases import Outcome, Published
+from common.recipes.picture_key import of_one
 from common.recipes.recipe import canonical_json
 from common.storage import MEDIA_TYPES, Storage, image_key, sha256
 from worker.availability import Availability
@@ -144,6 +146,14 @@ class Uploader:
         self, rendered: RenderedMicrobatch, image: Image, result: RenderedImage | RenderFailed
     ) -> Outcome | None:
         """None if the image is not wanted any more, or there is no time left to store it."""
+        drawn_with = rendered.drawn_with
+        key = drawn_with.key(image.recipe, image.index)
+        outcome = self._judged_and_stored(rendered, image, result, key)
+        return outcome and replace(outcome, picture_key=key, picture_class=drawn_with.picture_class)
+
+    def _judged_and_stored(
+        self, rendered: RenderedMicrobatch, image: Image, result: RenderedImage | RenderFailed, picture_key: str
+    ) -> Outcome | None:
         render_ms = round(1000 * rendered.seconds / len(rendered.results))
         if isinstance(result, RenderFailed):
             return self._failed(rendered, image, result)
@@ -158,7 +168,7 @@ class Uploader:
             return None
         began = time.monotonic()
         try:
-            data = self._encode(rendered, image, result)
+            data = self._encode(rendered, image, result, picture_key)
         except Exception as error:
             log_event("encode_failed", exc_info=True, **self.log_fields(rendered.microbatch), image=image.id)
             return self._failed(rendered, image, RenderFailed(sentence("encode_failed", error=error)))
@@ -169,11 +179,12 @@ class Uploader:
         store_ms = round(1000 * (time.monotonic() - began))
         return Outcome(image.id, ImageState.STORED, key, digest, size, render_ms, store_ms, **judged)
 
-    def _encode(self, rendered: RenderedMicrobatch, image: Image, result: RenderedImage) -> bytes:
+    def _encode(self, rendered: RenderedMicrobatch, image: Image, result: RenderedImage, picture_key: str) -> bytes:
         # Nothing of the job: the same recipe and seed give the same bytes on the same worker.
-        own = {"recipe": canonical_json(image.recipe.content), "index": str(image.index), "seed": str(image.seed)}
+        recipe = of_one(image.recipe, image.index)
+        own = {"key": picture_key, "recipe": canonical_json(recipe.content), "seed": str(image.seed)}
         with self._encoders, self._watchdog.watch("store"):
-            pixels, xmp = self._labeller.label(result.pixels, image.recipe, image.index)
+            pixels, xmp = self._labeller.label(result.pixels, picture_key, recipe.mode)
             return encode(pixels, image.recipe.format, {**own, **rendered.metadata}, xmp)
 
     def _store(self, rendered: RenderedMicrobatch, image: Image, data: bytes) -> tuple[str, str, int]:

@@ -180,7 +180,7 @@ def test_each_layout_loads_as_it_is(
     stored = rows[:20]
     assert {row["worker_class"] for row in stored} == {'{"device": "stub"}'}
     assert json.loads(stored[0]["versions"]).keys() == {"huafang", "numpy"}
-    assert {(row["licence"], row["model_revision"]) for row in stored} == {("Apache-2.0", "")}
+    assert {(row["licence"], len(row["model_revision"])) for row in stored} == {("Apache-2.0", 40)}
 
     folder = saved(files, tmp_path / "dataset")
     loaded = load_dataset(str(folder), cache_dir=str(tmp_path / "cache"))

@@ -18,8 +18,7 @@ from cli.verify import Verification
 from common.batches import lifecycle as batches
 from common.broker import Broker
 from common.config import Settings
-from common.datasets.layout import COLUMNS, COLUMNS_OF_CODE_8
-from common.db import CODE
+from common.datasets.layout import COLUMNS
 from common.storage import Storage
 from tests.support.stories import CATALOG, Story
 from tests.support.workers import MakeWorker, bucket_of
@@ -37,7 +36,7 @@ ROWS: list[dict[str, Any]] = [
     {"prompt": "白色的圆形"},
     {"prompt": "紫色的圆形", "late": "晚"},  # behind the images that libraries look at to find the types
 ]
-META = [
+META: list[dict[str, Any]] = [
     {"id": "a0", "score": 1.0, "tags": ["形状", {"深": 1}], "seen": True, "big": 0},
     {"id": "a1", "score": 0.5, "tags": None, "seen": None, "big": None},
     {"id": "7", "score": None, "tags": "无", "seen": False, "big": None},
@@ -208,23 +207,3 @@ def test_verify_finds_an_altered_value(rendered: Callable[..., str], exported: E
     path = "data/train-00000/metadata.jsonl"
     folder = saved({**files, path: files[path].replace(b'"meta.id":"a0"', b'"meta.id":"b0"')}, tmp_path / "dataset")
     assert any("row is" in one or ": row" in one for one in problems_of(folder))
-
-
-def test_what_older_code_began_has_the_columns_that_it_knows(
-    story: Story, rendered: Callable[..., str], exported: Export, tmp_path: Path
-) -> None:
-    def set_code(code: int) -> Callable[[str], None]:
-        def change(dataset_id: str) -> None:
-            with story.database.begin() as connection:
-                changed = {"dataset": dataset_id, "code": code}
-                connection.execute(text("UPDATE datasets SET needs_code = :code WHERE id = :dataset"), changed)
-
-        return change
-
-    plain = exported(rendered([{"prompt": "红色的圆形"}]), before=set_code(1))
-    assert tables_of(plain)[0].schema.names == list(COLUMNS_OF_CODE_8)
-    assert problems_of(saved(plain, tmp_path / "plain")) == []
-    kept = exported(rendered(keep=["id"]), before=set_code(1))  # which older code does not write: see its batch
-    assert tables_of(kept)[0].schema.names == [*COLUMNS, "meta.id"]
-    needs = story.rows("SELECT needs_code FROM batches ORDER BY id")
-    assert needs == [(1,), (CODE,)]

@@ -18,6 +18,7 @@ from common.config import Settings
 from common.db import new_id, transaction
 from common.enums import ImageState, JobState, Tier
 from common.queue import jobs, workers
+from common.recipes.picture_key import of_one
 from common.recipes.recipe import canonical_json
 from common.storage import sha256
 from tests.support.stories import CATALOG, Story
@@ -81,9 +82,10 @@ def test_a_job_is_rendered_stored_and_published(story: Story, settings: Settings
         assert image.render_ms is not None
         assert image.store_ms is not None
         texts = PillowImage.open(io.BytesIO(data)).info
-        assert texts["recipe"] == canonical_json(recipe.model_dump(mode="json"))
         index = image._mapping["index"]  # Row.index is a method of tuples
-        assert (texts["seed"], texts["index"]) == (str(5 + index), str(index))
+        assert texts["recipe"] == canonical_json(of_one(recipe, index).model_dump(mode="json"))
+        assert (texts["seed"], texts["key"]) == (str(5 + index), image.picture_key.hex())
+        assert len(texts["revision"]) == 40
         assert json.loads(texts["worker"])["device"] == "stub"
         assert texts["software"].startswith("Huafang ")
 
@@ -104,6 +106,17 @@ def test_the_same_recipe_and_seed_give_the_same_bytes(story: Story, make_worker:
     work(make_worker())
     assert [image.sha256 for image in story.images(first)] == [image.sha256 for image in story.images(second)]
     assert len({image.sha256 for image in story.images(first)}) == 2
+
+
+def test_a_picture_has_one_key_and_the_same_bytes_whatever_its_siblings(story: Story, make_worker: MakeWorker) -> None:
+    two, four = story.submit(count=2, seed=7), story.submit(count=4, seed=7)
+    work(make_worker())
+
+    def pictures(job: UUID) -> list[tuple[str, str]]:
+        return [(image.picture_key.hex(), image.sha256) for image in story.images(job)]
+
+    assert pictures(two) == pictures(four)[:2]
+    assert len(set(pictures(four))) == 4
 
 
 def test_compatible_images_of_several_tenants_share_a_microbatch(story: Story, make_worker: MakeWorker) -> None:

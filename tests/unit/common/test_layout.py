@@ -6,9 +6,7 @@ from uuid import UUID
 import pytest
 from pydantic import ValidationError
 
-from common.datasets.layout import DatasetPlan, item_id
-from common.recipes.recipe import Draft, resolve
-from tests.support.stories import CATALOG
+from common.datasets.layout import DatasetPlan
 
 PROMPTS = [f"红色的圆形，第{n}幅" for n in range(4000)]
 BATCH = UUID(int=7)
@@ -52,12 +50,3 @@ def test_another_plan_has_another_digest() -> None:
     plans = (DatasetPlan(), DatasetPlan(layout="parquet"), DatasetPlan(splits={"test": 0.1}))
     assert len({plan.digest(batch) for plan in plans for batch in (BATCH, UUID(int=8))}) == 6
     assert DatasetPlan(splits={"train": 1}).digest(BATCH) == DatasetPlan().digest(BATCH)
-
-
-def test_the_id_of_an_item_depends_on_its_recipe_and_index() -> None:
-    def ids(**fields: object) -> list[str]:
-        recipe = resolve(Draft.model_validate({"prompt": "圆", "count": 2, **fields}), CATALOG, "mini-zh", root_seed=1)
-        return [item_id(recipe, index) for index in (0, 1)]
-
-    assert ids() == ids()
-    assert len({*ids(), *ids(steps=3), *ids(seed=2), *ids(prompt="方")}) == 8

@@ -10,12 +10,12 @@ from PIL import Image
 from pydantic import ValidationError
 
 from common.config import Settings
-from common.datasets.layout import item_id
 from common.labels.label import ELEMENTS, label_problems, packet
 from common.labels.reader import labelled_xmp, read_labels
+from common.labels.texts import embedded_texts
+from common.recipes.picture_key import DrawnWith
 from common.recipes.recipe import Recipe
 from worker.datasets.card import grid
-from worker.datasets.shard import embedded_texts
 from worker.labels.labeller import Labeller
 from worker.labels.mark import draw_mark
 from worker.render.encode import encode
@@ -23,6 +23,7 @@ from worker.render.encode import encode
 FORMATS = ("png", "webp", "jpeg")
 PRODUCER = "001191110102MAD55U9H0F10002"
 TEXTS = {"recipe": '{"prompt":"红色的圆形"}', "software": "Huafang"}
+DRAWN_WITH = DrawnWith("some weights")
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
 
 
@@ -37,7 +38,7 @@ def recipe(**fields: Any) -> Recipe:
 
 
 def file(format: str, mode: str = "implicit", index: int = 0) -> bytes:
-    pixels, xmp = labeller(mode).label(PIXELS, recipe(), index)
+    pixels, xmp = labeller(mode).label(PIXELS, DRAWN_WITH.key(recipe(), index), "text2image")
     return encode(pixels, format, TEXTS, xmp)
 
 
@@ -49,7 +50,7 @@ def pixels_of(data: bytes) -> Any:
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_picture_has_one_complete_label(format: str) -> None:
     (found,) = read_labels(file(format))
-    number = item_id(recipe(), 0)
+    number = DRAWN_WITH.key(recipe(), 0)
     wanted = ("1", PRODUCER, number, "", PRODUCER, number, "")
     assert found.elements == dict(zip(ELEMENTS, wanted, strict=True))
     assert label_problems([found]) == []
@@ -91,7 +92,7 @@ def test_equal_pictures_are_equal_bytes(format: str, mode: str) -> None:
 
 
 def test_a_redrawn_picture_says_so() -> None:
-    _, xmp = labeller("implicit").label(PIXELS, recipe(mode="image2image", strength=0.5), 0)
+    _, xmp = labeller("implicit").label(PIXELS, "a key", "image2image")
     assert xmp is not None
     assert b"/compositeWithTrainedAlgorithmicMedia<" in xmp
 

@@ -1,0 +1,100 @@
+"""A dataset is drawn again from the shell: on the class that has drawn it, and on another one."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from sqlalchemy import Engine
+
+from common.config import Settings
+from tests.support.command_line import CommandLine, Result
+from tests.support.serving import serving
+from tests.support.workers import QUICK, running
+
+Call = Callable[..., Result]
+
+PROMPTS = ["红色的圆形", "蓝色的正方形", "绿色的三角形", "黄色的星形", "红色的心形", "黑色的月亮"]
+
+
+@pytest.fixture
+def client(settings: Settings, database: Engine) -> Iterator[httpx.Client]:
+    with serving(settings, database) as api, api.client() as client:
+        yield client
+
+
+@pytest.fixture
+def call(
+    client: httpx.Client, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Call:
+    key = client.headers["Authorization"].removeprefix("Bearer ")
+    for name, value in {"URL": str(client.base_url), "KEY": key, "HOME": str(tmp_path)}.items():
+        monkeypatch.setenv(f"HUAFANG_{name}", value)
+    return lambda *given: CommandLine(capsys)(*given, "--format=json")
+
+
+def exported(call: Call, folder: Path, layout: str = "webdataset") -> Path:
+    """A dataset of twelve pictures, which the workers that run now have drawn."""
+    prompts = folder.with_suffix(".txt")
+    prompts.write_text("\n".join(PROMPTS))
+    look = ("--images-per-prompt=2", "--seed=7", "--model=mini-zh", "--size=128x128", "--steps=4")
+    batch = call("batch", "submit", str(prompts), *look, "--watch")
+    assert batch.code == 0, batch.err
+    made = call("dataset", "export", batch.json["id"], f"--out={folder}", f"--layout={layout}")
+    assert made.code == 0, made.err
+    return folder
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return pq.read_table(folder / "metadata/train-00000.parquet").to_pylist()
+
+
+@pytest.mark.timeout(600)
+def test_a_dataset_is_drawn_again_by_both_classes_of_workers(call: Call, settings: Settings, tmp_path: Path) -> None:
+    def expect(made: Result, code: int, same_class: bool, **counts: int) -> None:
+        assert made.code == code, made.err
+        (row,) = made.json
+        assert (row["same_class"], row["other_weights"]) == (same_class, 0)
+        assert {name: row[name] for name in counts} == counts
+
+    with running(tmp_path, settings, "control", **QUICK):
+        with running(tmp_path, settings, "render", **QUICK):
+            stubs = exported(call, tmp_path / "stubs", "imagefolder")
+            expect(call("dataset", "replay", str(stubs)), 0, True, drawn=12, exact=12)
+            few = call("dataset", "replay", str(stubs), "--sample=5")
+            expect(few, 0, True, drawn=5, exact=5)
+            altered = next((stubs / "data/train-00000").glob("*.png"))
+            with Image.open(altered) as picture:
+                picture.load()
+                texts = picture.info
+            shifted = picture.point(lambda level: min(level + 1, 255))
+            save(shifted, altered, texts)
+            expect(call("dataset", "replay", str(stubs)), 0, True, drawn=12, exact=11, within_1=1)
+            save(picture.point(lambda level: 255 - level), altered, texts)
+            expect(call("dataset", "replay", str(stubs)), 1, True, drawn=12, exact=11, different=1)
+            altered.write_bytes(b"no picture")
+            assert call("dataset", "replay", str(stubs)).code == 1
+        with running(tmp_path, settings, "render", **QUICK, DEVICE="cpu", MODELS="mini-zh"):
+            real = exported(call, tmp_path / "real")
+            made = call("dataset", "replay", str(real))
+            expect(made, 0, True, drawn=12, different=0)
+            again = call("dataset", "replay", str(stubs), "--sample=5")
+            assert again.json[0]["same_class"] is False
+            assert (again.json[0]["different"], again.json[0]["drawn"]) == (5, 5)
+    assert {row["model_revision"] for row in rows_of(real)} == {row["model_revision"] for row in rows_of(stubs)}
+    assert {row["key"] for row in rows_of(real)} == {row["key"] for row in rows_of(stubs)}, "whatever class draws them"
+    assert json.loads(rows_of(real)[0]["worker_class"])["device"] == "cpu"
+
+
+def save(picture: Image.Image, file: Path, texts: dict[str, Any]) -> None:
+    """With its texts, as a worker writes them."""
+    from PIL.PngImagePlugin import PngInfo
+
+    known = PngInfo()
+    for name, text in texts.items():
+        known.add_itxt(name, str(text))
+    picture.save(file, "PNG", pnginfo=known)
