@@ -9,17 +9,19 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from common.datasets import sentence
+from common.datasets import conditions, sentence
 from common.recipes.needs import Since, needs_code
 from common.recipes.recipe import Recipe, canonical_json
 
-PLAN_SINCE: Since = {}  # fields of a plan that not all code knows
+PLAN_SINCE: Since = {  # fields of a plan that not all code knows
+    **dict.fromkeys(("where", "shard_images", "shard_size", "image_format", "quality", "resize"), lambda _: 9),
+}
 FORMAT = 1  # the version of the layout; a part of every plan's digest
 SHARD_IMAGES = 10_000
 SHARD_BYTES = 1_000_000_000
-MAX_SPLITS = 8
+MAX_SPLITS, MAX_BATCHES = 8, 100
 REMAINDER = "train"  # the split that takes what the named splits leave
 
 FOLDERS = ("data", "metadata", "_state", "licences")
@@ -36,15 +38,18 @@ COLUMNS = {  # name → type, a name of both Arrow's and the `datasets` library'
     **dict.fromkeys(("format", "sha256", "status", "error_code", "worker_class", "versions", "created_at"), "string"),
     "render_ms": "int32",
     **dict.fromkeys(("licence", "split"), "string"),
+    "original_sha256": "string",  # of the picture in the farm, where the export wrote it in another format or size
 }
+CONDITION_COLUMNS = tuple(COLUMNS.items())  # that `where` may name, beside kept ones
 EXTENSIONS = {"png": "png", "webp": "webp", "jpeg": "jpg"}
 
 Layout = Literal["webdataset", "imagefolder", "parquet"]
+ImageFormat = Literal["png", "webp", "jpeg"]
 Row = dict[str, Any]  # by column
 
 
 class DatasetPlan(BaseModel):
-    """How to write the images of a batch as a dataset."""
+    """Which images of its batches are in a dataset, and how they are written."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -57,6 +62,36 @@ class DatasetPlan(BaseModel):
         description="Shares of the prompts by name, such as `test: 0.1`; what they leave is `train`. A prompt's hash "
         "decides, so that all its pictures are in one split.",
         examples=[{"test": 0.1}],
+    )
+    where: str | None = Field(
+        default=None,
+        strict=True,
+        description="Which rows: comparisons of columns, `and`, `or`, `not`, `in`, `is null`. Kept columns are "
+        "`meta.NAME`.",
+        examples=["status = 'stored' and steps >= 20"],
+    )
+    shard_images: int | None = Field(
+        default=None, strict=True, ge=1, le=SHARD_IMAGES, description="The most pictures of a shard; 10,000 by default."
+    )
+    shard_size: int | None = Field(
+        default=None,
+        strict=True,
+        ge=1_000_000,
+        le=SHARD_BYTES,
+        description="The most bytes of pictures of a shard, as the farm stores them; 1 GB by default.",
+    )
+    image_format: ImageFormat | None = Field(
+        default=None, description="Write the pictures in this format; by default they are as they were rendered."
+    )
+    resize: int | None = Field(
+        default=None,
+        strict=True,
+        ge=16,
+        le=4096,
+        description="Make the shorter side of larger pictures so many pixels.",
+    )
+    quality: int | None = Field(
+        default=None, strict=True, ge=1, le=100, description="Of the written WebP or JPEG pictures; 90 by default."
     )
 
     @field_validator("splits")
@@ -74,10 +109,35 @@ class DatasetPlan(BaseModel):
             raise ValueError(sentence("too_many_splits", count=len(splits), limit=MAX_SPLITS))
         return dict(sorted(splits.items()))
 
+    @field_validator("where")
+    @classmethod
+    def _parse_where(cls, where: str | None) -> str | None:
+        if where is None or not where.strip():
+            return None
+        conditions.parse(where, CONDITION_COLUMNS)
+        return where
+
+    @field_validator("quality")
+    @classmethod
+    def _need_use_of_quality(cls, quality: int | None, info: ValidationInfo) -> int | None:
+        format, resize = info.data.get("image_format"), info.data.get("resize")
+        if quality and (format == "png" or not (format or resize)):
+            raise ValueError(sentence("quality_unused"))
+        return quality
+
     @property
     def needs_code(self) -> int:
         """The least CODE that can write it."""
         return needs_code(PLAN_SINCE, self.model_dump(mode="json", exclude_defaults=True))
+
+    @property
+    def stored(self) -> dict[str, Any]:
+        """As JSON, without what it does not say: two plans that mean the same are the same."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def chooses(self, row: Row) -> bool:
+        """Whether a row of its batches, as it was rendered, is in the dataset."""
+        return self.where is None or conditions.parse(self.where, CONDITION_COLUMNS)(row) is True
 
     @property
     def split_names(self) -> list[str]:
@@ -86,21 +146,28 @@ class DatasetPlan(BaseModel):
 
     def split_of(self, prompt: str) -> str:
         """The split of a prompt. Depends on the prompt's hash and the shares alone, not on the rest of the batch."""
-        fraction, sum_so_far = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8]) / 2**64, 0.0
+        fraction, sum_so_far = prompt_hash(prompt) / 2**64, 0.0
         for name, share in self.splits.items():
             sum_so_far += share
             if fraction < sum_so_far:
                 return name
         return self.split_names[-1]
 
-    def digest(self, batch_id: UUID) -> str:
-        """Identifies the plan in the dataset's manifests: equal for equal plans of the same batch."""
-        return text_sha256(canonical_json({"format": FORMAT, "batch": str(batch_id), **self.model_dump()}))
+    def digest(self, *batch_ids: UUID) -> str:
+        """Identifies the plan in the dataset's manifests: equal for equal plans of the same batches."""
+        ids = list(map(str, batch_ids))
+        of = {"batch": ids[0]} if len(ids) == 1 else {"batches": ids}
+        return text_sha256(canonical_json({"format": FORMAT, **of, **self.stored}))
 
 
 def item_id(recipe: Recipe, index: int) -> str:
     """The key of an image's row: the same for the same recipe and index in every dataset."""
     return text_sha256(f"{recipe.digest}\n{index}")
+
+
+def prompt_hash(prompt: str) -> int:
+    """Eight bytes that stand for a prompt."""
+    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8])
 
 
 def text_sha256(text: str) -> str:

@@ -6,6 +6,7 @@ Takes images one by one and yields blocks, so memory does not grow with the shar
 import io
 import json
 import tarfile
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -92,6 +93,11 @@ def rows_of(data: bytes, *columns: str) -> list[dict[str, Any]]:
     """These columns of a file that `metadata` made."""
     found: list[dict[str, Any]] = pq.read_table(io.BytesIO(data), columns=list(columns)).to_pylist()
     return found
+
+
+def count_distinct(values: "array[int]") -> int:
+    """How many different numbers of eight bytes are among these."""
+    return len(pa.Array.from_buffers(pa.uint64(), len(values), [None, pa.py_buffer(values)]).unique())
 
 
 def imagefolder(images: ImageRows) -> Iterator[bytes]:

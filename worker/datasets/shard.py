@@ -5,17 +5,13 @@ tables know of an image, and what its file says about the worker that rendered i
 """
 
 import json
-import struct
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC
-from io import BytesIO
 from itertools import chain
 from typing import Any, TypeVar
-
-from PIL import Image
 
 from common.catalog.catalog import Catalog
 from common.datasets import layout
@@ -27,7 +23,9 @@ from common.log import log_event
 from common.recipes.recipe import Recipe
 from common.storage import Storage, sha256
 from worker.datasets import formats
+from worker.datasets.conversion import Conversion, Converted
 from worker.datasets.files import DatasetFiles
+from worker.datasets.texts import embedded_texts, json_object
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -38,7 +36,6 @@ Report = Callable[[int], None]  # called again and again with the number of imag
 DOWNLOADS = 8  # at the same time
 PREFETCHED = 4 * DOWNLOADS  # images in memory
 VERSIONS = ("diffusers", "huafang", "numpy", "torch")  # the fields of a worker's class that are versions
-IMAGE_DESCRIPTION = 0x010E  # the EXIF tag
 
 
 @dataclass(frozen=True)
@@ -59,6 +56,7 @@ class Shard:
     layout: Layout
     plan: str  # its digest
     items: Sequence[Item]
+    conversion: Conversion | None = None  # None: the pictures are written as they are
 
 
 class ShardWriter:
@@ -69,19 +67,20 @@ class ShardWriter:
     def write(self, shard: Shard, files: DatasetFiles, report: Report) -> int:
         """Write a shard. Returns the number of images with a file. What `report` raises ends it."""
         rows = rows_with_unique_keys(shard.items)
-        written = []
-        images = self._images(shard, files, report)
+        written, sizes = [], list[int]()
+        images = self._images(shard, files, report, sizes)
         if first := next(images, None):
             path = layout.data_path(shard.layout, shard.name)
             written.append(files.put_blocks(path, ENCODERS[shard.layout](chain([first], images))))
         written.append(files.put(layout.metadata_path(shard.name), formats.metadata(rows)))
-        stored = [item for item in shard.items if item.row["status"] == ImageState.STORED]
+        stored = [row for row in rows if row["status"] == ImageState.STORED]
         shard_manifest: ShardManifest = {
             "shard": shard.name,
             "plan": shard.plan,
             "rows": len(rows),
             "pictures": len(stored),
-            "bytes": sum(item.bytes for item in stored),
+            "bytes": sum(sizes),
+            "formats": Counter(row["format"] for row in stored),
             "statuses": Counter(row["status"] for row in rows),
             "settings": Counter(item.compatibility for item in shard.items),
             "revisions": _distinct(rows, lambda row: f"{row['model']} {row['model_revision'] or ''}".rstrip()),
@@ -93,19 +92,23 @@ class ShardWriter:
         files.put_json(layout.shard_manifest_path(shard.name), shard_manifest)
         return len(stored)
 
-    def _images(self, shard: Shard, files: DatasetFiles, report: Report) -> Iterator[tuple[Row, bytes]]:
-        """The images of a shard in order, each with its row, which is complete from then on."""
+    def _images(
+        self, shard: Shard, files: DatasetFiles, report: Report, sizes: list[int]
+    ) -> Iterator[tuple[Row, bytes]]:
+        """The images of a shard in order, each with its row, which is complete from then on. Adds their `sizes`."""
         fetched = prefetch(self._pool, lambda item: self._fetch(shard, item, files), shard.items)
-        for done, (item, data) in enumerate(zip(shard.items, fetched, strict=True)):
+        for done, (item, found) in enumerate(zip(shard.items, fetched, strict=True)):
             report(done)
-            if data is not None:
-                add_worker_facts(item.row, data)
-                yield item.row, data
+            if found:
+                item.row.update(found.columns)
+                add_worker_facts(item.row, found.data)
+                sizes.append(len(found.data))
+                yield item.row, found.data
             elif item.key:
                 log_event("picture_lost", image=item.row["image_id"], key=item.key)
                 mark_missing(item.row)
 
-    def _fetch(self, shard: Shard, item: Item, files: DatasetFiles) -> bytes | None:
+    def _fetch(self, shard: Shard, item: Item, files: DatasetFiles) -> Converted | None:
         """The file of an image, if it has one that is whole. In an image folder it is stored here, too."""
         try:
             data = self._storage.get(item.key) if item.key else None
@@ -113,9 +116,10 @@ class ShardWriter:
             return None
         if data is None or sha256(data) != item.row["sha256"]:
             return None
+        found = shard.conversion.convert(data, item.row) if shard.conversion else Converted(data, {})
         if shard.layout == "imagefolder":
-            files.put(layout.image_path(shard.name, item.row), data)
-        return data
+            files.put(layout.image_path(shard.name, item.row | found.columns), found.data)
+        return found
 
 
 ENCODERS: dict[Layout, Callable[[formats.ImageRows], Iterator[bytes]]] = {
@@ -158,6 +162,7 @@ def items_of(job: FinishedJob, split: str, catalog: Catalog) -> Iterator[Item]:
             "render_ms": image["render_ms"],
             "licence": model.licence.name if model else "",
             "split": split,
+            "original_sha256": None,
         }
         yield Item(row, recipe.compatibility, image["key"], image["bytes"] or 0)
 
@@ -176,7 +181,7 @@ def rows_with_unique_keys(items: Sequence[Item]) -> list[Row]:
 def add_worker_facts(row: Row, data: bytes) -> None:
     """Fill in what the image's file says about the worker that rendered it."""
     texts = embedded_texts(data)
-    known = _object(texts.get("worker", ""))
+    known = json_object(texts.get("worker", ""))
     row["model_revision"] = texts.get("revision", "")
     row["worker_class"] = _text({name: known[name] for name in known if name not in VERSIONS})
     row["versions"] = _text({name: known[name] for name in known if name in VERSIONS})
@@ -185,29 +190,6 @@ def add_worker_facts(row: Row, data: bytes) -> None:
 def mark_missing(row: Row) -> None:
     """Make it the row of an image whose file is missing or damaged."""
     row.update(status=ImageState.FAILED.value, error_code="picture_lost", sha256=None)
-
-
-def embedded_texts(data: bytes) -> dict[str, str]:
-    """The texts by keyword that `worker.render.encode` wrote into an image. Empty for other files; decodes no pixel."""
-    try:
-        with Image.open(BytesIO(data)) as image:
-            if image.format == "PNG":
-                return {str(key): str(text) for key, text in image.info.items() if isinstance(text, str)}
-            if image.format == "JPEG":  # a long text is in several comments
-                text = b"".join(comment for name, comment in image.applist if name == "COM")  # type: ignore[attr-defined]
-            else:
-                text = image.getexif().get(IMAGE_DESCRIPTION, "")
-        return {str(key): str(value) for key, value in _object(text).items()}
-    except (OSError, SyntaxError, ValueError, struct.error):  # what Pillow raises for a damaged file
-        return {}
-
-
-def _object(text: str | bytes) -> Mapping[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _text(facts: Mapping[str, Any]) -> str:

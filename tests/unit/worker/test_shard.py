@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from worker.datasets.shard import embedded_texts
+from worker.datasets.texts import embedded_texts
 from worker.render.encode import encode
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
