@@ -50,6 +50,7 @@ class Conversion:
             return Converted(data, {})
         with Image.open(io.BytesIO(data)) as opened:
             picture = opened.convert("RGB")
+        picture.info = {}  # Pillow would write a JPEG's comments once more
         if picture.size != size:
             picture = picture.resize(size, Image.Resampling.LANCZOS)
         texts = {keyword: text for keyword, text in embedded_texts(data).items() if keyword != XMP_KEYWORD}

@@ -50,8 +50,9 @@ def test_one_writes_at_a_time_and_each_comes_to_its_turn() -> None:
                 seen.append(number)
                 working.release()
 
+    seats = [taken(turns) for _ in range(3)]
     with ThreadPoolExecutor(3) as pool:
-        for done in [pool.submit(work, number, taken(turns)) for number in range(3)]:
+        for done in [pool.submit(work, number, seat) for number, seat in enumerate(seats)]:
             done.result(60)
     assert sorted(seen) == [0] * 20 + [1] * 20 + [2] * 20
     assert {*seen[:6]} == {0, 1, 2}  # none waits until another one has ended
