@@ -1,5 +1,6 @@
 """What callers do with datasets: submit, read, list, and list the files of one. A control worker writes them."""
 
+from typing import Any
 from uuid import UUID
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -61,7 +62,7 @@ def submit(
     Raises NotFound, Conflict and LimitReached.
     """
     ids = list(map(str, request.batch_ids))
-    named: dict[str, object] = {"batch": ids[0]} if len(ids) == 1 else {"batches": ids}
+    named: dict[str, Any] = {"batch": ids[0]} if len(ids) == 1 else {"batches": ids}
     once = idempotency_key(ROUTE, key, request.model_dump(mode="json", exclude_unset=True))
 
     def insert(dataset_id: UUID) -> None:

@@ -94,6 +94,7 @@ def dataset() -> None:
 @click.pass_obj
 def export(
     shell: Shell,
+    /,
     batch_ids: tuple[str, ...],
     out: Path | None,
     overwrite: bool,

@@ -14,8 +14,8 @@ from common.datasets.layout import item_id
 from common.labels.label import ELEMENTS, label_problems, packet
 from common.labels.reader import labelled_xmp, read_labels
 from common.recipes.recipe import Recipe
-from worker.datasets.card import grid
-from worker.datasets.shard import embedded_texts
+from worker.datasets.samples import grid
+from worker.datasets.texts import embedded_texts
 from worker.labels.labeller import Labeller
 from worker.labels.mark import draw_mark
 from worker.render.encode import encode
