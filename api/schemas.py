@@ -13,7 +13,6 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 from api import sentence
 from api.pagination import NEXT_CURSOR, Paging
 from common.catalog.loras import LoraUse
-from common.datasets.layout import DatasetPlan
 from common.enums import ImageState, JobState, Tier
 from common.recipes import recipe
 
@@ -309,13 +308,3 @@ class JobPage(BaseModel):
 
     items: list[Job]
     next_cursor: str | None = Field(description=NEXT_CURSOR)
-
-
-class DatasetRequest(DatasetPlan):
-    """What to export, and how."""
-
-    batch: UUID
-
-    @property
-    def plan(self) -> DatasetPlan:
-        return DatasetPlan(layout=self.layout, splits=self.splits)

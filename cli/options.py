@@ -175,3 +175,15 @@ class SplitShare(click.ParamType):
             return name, float(share)
         except ValueError:
             self.fail(sentence("split_invalid", value=value), param, ctx)
+
+
+class ByteSize(click.ParamType):
+    """`500MB` → 500,000,000"""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        found = re.fullmatch(r"(\d{1,12}(?:\.\d{1,3})?) ?([kKMG]?)B?", str(value).strip())
+        if not found:
+            self.fail(sentence("byte_size_invalid", value=value), param, ctx)
+        return round(float(found[1]) * {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}[found[2].replace("K", "k")])

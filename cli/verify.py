@@ -1,4 +1,4 @@
-"""Verifying a dataset in a folder: every checksum, count and picture. Collects all problems.
+"""Verifying a dataset in a folder: every checksum, count and picture. Collects all problems. The card may be edited.
 
 Reads one shard at a time, so memory does not grow with the dataset. Needs pyarrow, so import this module late.
 """
@@ -22,7 +22,8 @@ from cli import sentence
 from cli.download import OnProgress, sha256_of
 from cli.errors import NOT_FOUND, Failure
 from common.datasets import layout
-from common.datasets.layout import FOLDERS, MANIFEST, SUMS, Row
+from common.datasets.columns import Row, columns_of_manifest
+from common.datasets.layout import FOLDERS, MANIFEST, SUMS
 
 READ_ROWS = 100
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, SyntaxError, Warning, tarfile.TarError, pa.ArrowException)
@@ -32,17 +33,30 @@ class Verification:
     def __init__(self, folder: Path) -> None:
         """Raises Failure where the folder holds no complete dataset."""
         self.problems: list[str] = []
+        self.edited: list[str] = []  # the card, where it is not as it was written
         self.files = self.rows = self.pictures = 0
         self._folder = folder
         try:
             self._manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             self._plan, self._layout = str(self._manifest["plan"]), self._manifest["layout"]
             self.shards, self._counts = dict(self._manifest["shards"]), dict(self._manifest["counts"])
-            self._columns = layout.columns_of_manifest(self._manifest)
+            self._columns = columns_of_manifest(self._manifest)
+            self.batch_ids = [
+                one["id"] for one in self._manifest.get("batches", [self._manifest.get("batch", {"id": ""})])
+            ]
         except (OSError, ValueError, KeyError, TypeError):
             raise Failure(sentence("no_dataset", folder=folder, file=MANIFEST), NOT_FOUND) from None
         if not (folder / SUMS).is_file():
             raise Failure(sentence("dataset_incomplete", folder=folder, file=SUMS))
+
+    @property
+    def plan(self) -> str:
+        return self._plan
+
+    @property
+    def digest(self) -> str:
+        """What a farm says of the dataset if it has the same."""
+        return sha256_of(self._folder / SUMS)
 
     def size(self) -> int:
         """Bytes to read."""
@@ -77,6 +91,8 @@ class Verification:
         file = self._folder / path
         if not file.is_file():
             self.problems.append(sentence("file_missing", path=path))
+        elif sha256_of(file) != digest and path == layout.README:
+            self.edited.append(path)
         elif sha256_of(file) != digest:
             self.problems.append(sentence("file_altered", path=path, sums=SUMS))
         if file.is_file():

@@ -266,16 +266,17 @@ skipped_lines = Table(
 )
 
 # Progress of a dataset: all splits below `split` are written, and of this one the shards below `shard`, from the jobs
-# at positions below `position`. `written` counts the images of the current shard that were written, by the turn that
-# came furthest.
+# of the batches below `source` and from those of this batch at positions below `position`. `written` counts the images
+# of the current shard that were written, by the turn that came furthest.
 datasets = Table(
     "datasets",
     metadata,
     Column("id", Uuid, primary_key=True),
     Column("tenant_id", Uuid, ForeignKey("tenants.id"), nullable=False),
     Column("batch_id", Uuid, nullable=False),  # which may be deleted
-    Column("retries", ARRAY(Uuid), nullable=False, server_default="{}"),  # of the batch; their images count too
-    Column("plan", JSONB, nullable=False),  # layout and splits
+    Column("more_batches", ARRAY(Uuid), nullable=False, server_default="{}"),  # whose rows follow, in this order
+    Column("retries", ARRAY(Uuid), nullable=False, server_default="{}"),  # of the batches; their images count too
+    Column("plan", JSONB, nullable=False),  # what is in it, and how it is written
     Column(
         "state",
         dataset_state_enum,
@@ -289,6 +290,7 @@ datasets = Table(
     ),
     Column("split", SmallInteger, nullable=False, server_default="0"),
     Column("shard", Integer, nullable=False, server_default="0"),
+    Column("source", SmallInteger, nullable=False, server_default="0"),  # the number of the batch of `position`
     Column("position", BigInteger, nullable=False, server_default="0"),
     Column("written", BigInteger, nullable=False, server_default="0"),
     Column("shards", Integer, nullable=False, server_default="0"),  # finished, of all splits; in them:

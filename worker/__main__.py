@@ -38,7 +38,7 @@ from worker.devices.processes import end_with, name_of, serve_each
 ALL_GPUS = "cuda:all"
 WAIT_FOR_DATABASE_S = 60
 SETTINGS = ("device", "models", "worker_name")  # that the command line can set
-CONTROL_THREADS = 2  # a dataset, and a batch beside it
+CONTROL_THREADS = 2  # of batches; datasets have their own
 
 
 def main(arguments: list[str]) -> int:

@@ -56,9 +56,5 @@ def add_advance(app: Celery, expander: Expander, broker: Broker) -> None:
 def add_export(app: Celery, exporter: Exporter, broker: Broker) -> None:
     @app.task(name="export", queue=CONTROL_QUEUE)
     def export(dataset: str, **_: object) -> None:
-        """Continue a dataset, then let Celery run the tasks of other datasets."""
-        try:
-            if exporter.work(UUID(dataset)):
-                broker.export(UUID(dataset))
-        except Unavailable:
-            pass  # the sweep sends the message again
+        """Continue a dataset in a thread of its own, in turns with others; this one is free for batches."""
+        exporter.start(UUID(dataset), broker.export)

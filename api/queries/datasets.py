@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Row, text
 
 from api import sentence
 from api.schemas import example
-from common.datasets.layout import SUMS, DatasetPlan, Layout
+from common.datasets.layout import SUMS, DatasetPlan, ImageFormat, Layout
 from common.enums import DatasetState
 from common.errors import NotFound
 from common.schema import columns_of, datasets
@@ -23,10 +23,17 @@ from common.storage import Storage, dataset_key
 DATASET: dict[str, Any] = {
     "id": "019c2f6e-7d60-7d10-8a2b-3c4d5e6f7a8b",
     "batch_id": "019c2f6e-7d50-7b1a-8f3e-2c4d5e6f7081",
+    "batches": ["019c2f6e-7d50-7b1a-8f3e-2c4d5e6f7081"],
     "retries": [],
     "state": "writing",
     "layout": "webdataset",
     "splits": {"test": 0.1, "train": 0.9},
+    "where": None,
+    "shard_images": None,
+    "shard_size": None,
+    "image_format": None,
+    "quality": None,
+    "resize": None,
     "plan": "8d7c0a8bb0a5b2c5ab9f0f3b1b6d3a1f6e5d4c3b2a190817263544536271809f",
     "images": {"total": 100000, "written": 31200, "stored": 29988},
     "shards": 3,
@@ -47,9 +54,11 @@ FILE: dict[str, Any] = {
 
 
 class DatasetImages(BaseModel):
-    """The images of its batch, as far as it is written."""
+    """The images of its batches, as far as it is written."""
 
-    total: int | None = Field(description="Null until all jobs of the batch exist.")
+    total: int | None = Field(
+        description="Null until all jobs of the batches exist, and with `where` until it is written."
+    )
     written: int
     stored: int = Field(description="In finished shards, with a picture.")
 
@@ -60,17 +69,24 @@ class DatasetError(BaseModel):
 
 
 class Dataset(BaseModel):
-    """The pictures of a batch as files to download."""
+    """The pictures of batches as files to download."""
 
     model_config = example(DATASET)
 
     id: UUID
-    batch_id: UUID
-    retries: list[UUID] = Field(description="Of the batch: failed images that these stored are in it too.")
+    batch_id: UUID = Field(description="The first batch.")
+    batches: list[UUID] = Field(description="Whose rows follow one another.")
+    retries: list[UUID] = Field(description="Of the batches: failed images that these stored are in it too.")
     state: DatasetState
     layout: Layout
     splits: dict[str, float] = Field(description="Shares of the prompts.")
-    plan: str = Field(description="Equal for equal layouts and splits of the same batch.")
+    where: str | None
+    shard_images: int | None
+    shard_size: int | None
+    image_format: ImageFormat | None
+    quality: int | None
+    resize: int | None
+    plan: str = Field(description="Equal for equal requests about the same batches.")
     images: DatasetImages
     shards: int = Field(description="Finished ones.")
     files: int | None = Field(description="Once it is ready.")
@@ -138,15 +154,17 @@ def _lines(blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 def _dataset(row: Row[Any]) -> Dataset:
     plan = DatasetPlan.model_validate(row.plan, extra="ignore")
+    batch_ids = [row.batch_id, *row.more_batches]
+    total = row.total if plan.where is None else row.images if row.digest else None
     return Dataset(
         id=row.id,
         batch_id=row.batch_id,
+        batches=batch_ids,
         retries=row.retries,
         state=row.state,
-        layout=plan.layout,
-        splits=plan.splits,
-        plan=plan.digest(row.batch_id),
-        images=DatasetImages(total=row.total, written=row.images + row.written, stored=row.pictures),
+        **{name: getattr(plan, name) for name in DatasetPlan.model_fields},
+        plan=plan.digest(*batch_ids),
+        images=DatasetImages(total=total, written=row.images + row.written, stored=row.pictures),
         shards=row.shards,
         files=row.files,
         bytes=row.bytes,
@@ -161,15 +179,18 @@ def _dataset(row: Row[Any]) -> Dataset:
 
 # Datasets, with the number of images of their batches once that is final.
 READ = f"""
-    SELECT {columns_of(datasets)},
-           CASE WHEN batches.expanded_at IS NOT NULL OR batches.finished_at IS NOT NULL THEN batches.images END AS total
-    FROM datasets LEFT JOIN batches ON batches.id = batch_id
+    SELECT {columns_of(datasets)}, expected.total
+    FROM datasets CROSS JOIN LATERAL (
+        SELECT CASE WHEN bool_and(expanded_at IS NOT NULL OR finished_at IS NOT NULL)
+                    THEN sum(images)::bigint END AS total
+        FROM batches WHERE batches.id = ANY(datasets.batch_id || datasets.more_batches)) AS expected
     WHERE datasets.tenant_id = :tenant AND
 """
 # One dataset of a tenant.
 READ_DATASET = text(f"{READ} datasets.id = :dataset")
 # A page of a tenant's datasets, newest first, of one batch or of all.
 READ_PAGE = text(f"""
-    {READ} datasets.id < :before AND (cast(:batch AS uuid) IS NULL OR batch_id = :batch)
+    {READ} datasets.id < :before
+        AND (cast(:batch AS uuid) IS NULL OR batch_id = :batch OR more_batches @> ARRAY[cast(:batch AS uuid)])
     ORDER BY datasets.id DESC LIMIT :limit
 """)

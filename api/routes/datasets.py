@@ -10,8 +10,9 @@ from api.deps import BaseUrl, DatasetsWriter, JobsReader, RequestId, State
 from api.headers import IdempotencyKeyHeader, with_etag
 from api.pagination import NEXT_CURSOR, Paging, next_link
 from api.queries.datasets import DATASET, FILE, Dataset, DatasetFile
-from api.schemas import DatasetRequest, example
+from api.schemas import example
 from api.services import datasets, deletion
+from api.services.datasets import DatasetRequest
 
 router = APIRouter(tags=["datasets"])
 
@@ -23,9 +24,15 @@ EXAMPLES = {
     "splits": {
         "summary": "Every field",
         "value": {
-            "batch": "019c2f6e-7d50-7b1a-8f3e-2c4d5e6f7081",
+            "batches": ["019c2f6e-7d50-7b1a-8f3e-2c4d5e6f7081"],
+            "where": "status = 'stored' and steps >= 20 and meta.kind in ('cat', 'dog')",
             "layout": "parquet",
             "splits": {"test": 0.1, "validation": 0.05},
+            "shard_images": 1000,
+            "shard_size": 500_000_000,
+            "image_format": "webp",
+            "resize": 256,
+            "quality": 90,
         },
     },
 }
@@ -46,7 +53,7 @@ class FilePage(BaseModel):
 
 
 class DatasetPaging(Paging):
-    batch: UUID | None = Field(None, description="Only datasets of this batch.")
+    batch: UUID | None = Field(None, description="Only datasets that this batch is in.")
 
 
 class FilePaging(BaseModel):
@@ -56,7 +63,7 @@ class FilePaging(BaseModel):
     limit: int = Field(200, ge=1, le=MAX_FILES)
 
 
-@router.post(PATH, operation_id="submitDataset", summary="Export a batch as a dataset", status_code=201)
+@router.post(PATH, operation_id="submitDataset", summary="Export batches as a dataset", status_code=201)
 def submit_dataset(
     new: Annotated[DatasetRequest, Body(openapi_examples=EXAMPLES)],
     caller: DatasetsWriter,
@@ -66,8 +73,8 @@ def submit_dataset(
     response: Response,
     idempotency_key: IdempotencyKeyHeader = None,
 ) -> Dataset:
-    """Answered at once: a control worker writes it, shard by shard. While its batch runs, each shard is written once
-    all its images have ended; the dataset is `ready` soon after the batch has ended.
+    """Answered at once: a control worker writes it, shard by shard. While a batch of it runs, each shard is written
+    once all its images have ended; the dataset is `ready` soon after its batches have ended.
     """
     dataset, is_new = datasets.submit(state, caller, new, idempotency_key, request_id)
     response.headers["Location"] = f"{base_url}v1/datasets/{dataset.id}"

@@ -4,7 +4,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 from uuid import UUID
 
 import click
@@ -15,16 +15,20 @@ from cli.client import Json, api_path
 from cli.commands.rm import WAIT, remove
 from cli.download import download, prepare_folder
 from cli.errors import CONFLICT, INTERRUPTED, USAGE, Failure, program_name
-from cli.options import SplitShare
+from cli.options import ByteSize, SplitShare
 from cli.shell import Group, Shell, format_bytes
 from cli.terminal import Columns, Row, print_line
 from cli.watch import byte_progress, show_progress
-from common.datasets.layout import DatasetPlan
+from common.datasets.layout import SHARD_IMAGES, SUMS, DatasetPlan, ImageFormat, Layout
 from common.enums import Tier
 from common.errors import pydantic_sentence
 
-LAYOUTS = ("webdataset", "imagefolder", "parquet")
+if TYPE_CHECKING:
+    from cli.verify import Verification
+
+LAYOUTS, IMAGE_FORMATS = get_args(Layout), get_args(ImageFormat)
 SHOWN_PROBLEMS = 20
+MOST_COMPARED = 200  # datasets of the farm
 
 
 def pictures(dataset: Row) -> str:
@@ -43,6 +47,8 @@ ROW: Columns = {
 }
 RECORD: Columns = {
     **ROW,
+    "more batches": lambda dataset: ", ".join(dataset.get("batches", [])[1:]) or None,
+    "where": lambda dataset: dataset.get("where"),
     "pictures": lambda dataset: dataset["images"]["stored"],
     "splits": lambda dataset: ", ".join(f"{name} {share:g}" for name, share in dataset["splits"].items()),
     "files": lambda dataset: dataset["files"],
@@ -55,6 +61,8 @@ VERIFIED: Columns = {
     "files": lambda found: found["files"],
     "images": lambda found: found["rows"],
     "pictures": lambda found: found["pictures"],
+    "edited": lambda found: ", ".join(found["edited"]) or None,
+    "farm": lambda found: found["farm"] and f"has the same as {found['farm']}",
 }
 
 REPLAYED: Columns = {
@@ -71,11 +79,11 @@ REPLAYED: Columns = {
 
 @click.group(cls=Group)
 def dataset() -> None:
-    """Datasets: the pictures of a batch with their metadata, for training and archiving."""
+    """Datasets: the pictures of batches with their metadata, for training and archiving."""
 
 
 @dataset.command()
-@click.argument("batch_id", metavar="BATCH")
+@click.argument("batch_ids", metavar="BATCH...", nargs=-1, required=True)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Download it into this folder.")
 @click.option(
     "--layout", type=click.Choice(LAYOUTS), default="webdataset", show_default=True, help="The format of the files."
@@ -87,26 +95,33 @@ def dataset() -> None:
     multiple=True,
     help="Such as test=0.1: a share of the prompts; the rest is train.",
 )
+@click.option("--where", help="Only rows of which this is true, such as \"status = 'stored' and steps >= 20\".")
+@click.option("--shard-images", type=click.IntRange(1, SHARD_IMAGES), help="The most pictures of a shard.")
+@click.option("--shard-size", type=ByteSize(), help="The most bytes of pictures of a shard, such as 500MB.")
+@click.option("--image-format", type=click.Choice(IMAGE_FORMATS), help="Write the pictures in this format.")
+@click.option("--quality", type=click.IntRange(1, 100), help="Of WebP and JPEG; 90 by default.")
+@click.option("--resize", type=click.IntRange(16, 4096), help="Make the shorter side so many pixels, never more.")
 @click.option("--overwrite", is_flag=True, help="Replace another dataset in the folder.")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), help="The most seconds to wait.")
 @click.pass_obj
 def export(
     shell: Shell,
-    batch_id: str,
+    /,
+    batch_ids: tuple[str, ...],
     out: Path | None,
-    layout: Any,
-    splits: tuple[tuple[str, float], ...],
     overwrite: bool,
     timeout: float | None,
+    **chosen: Any,
 ) -> None:
-    """Export BATCH. The farm writes a dataset of the images that have ended into its image store; with --out it is
-    downloaded once it is ready, and checked. Run the same command again to resume an interrupted export.
+    """Export the batches BATCH..., one after the other. The farm writes a dataset of the images that have ended into
+    its image store; with --out it is downloaded once it is ready, and checked. Run the same command again to resume an
+    interrupted export.
     """
-    plan = plan_of(layout, splits)
-    batch = shell.client.get(api_path("batches", batch_id))
+    plan = plan_of(chosen)
+    batches = [shell.client.get(api_path("batches", batch_id)) for batch_id in batch_ids]
     if out is not None:
-        prepare_folder(out, plan.digest(UUID(batch["id"])), overwrite=overwrite)
-    found = find_or_submit(shell, batch, plan)
+        prepare_folder(out, plan.digest(*ids_of(batches)), overwrite=overwrite)
+    found = find_or_submit(shell, batches, plan)
     if out is None:
         return shell.print_record(found, RECORD)
     try:
@@ -119,25 +134,34 @@ def export(
     shell.print_record({**found, "folder": str(out)}, RECORD)
 
 
-def plan_of(layout: Any, splits: tuple[tuple[str, float], ...]) -> DatasetPlan:
+def plan_of(chosen: Json) -> DatasetPlan:
     try:
-        return DatasetPlan(layout=layout, splits=dict(splits))
+        return DatasetPlan(**{**chosen, "splits": dict(chosen["splits"])})
     except ValidationError as error:
-        raise Failure(sentence("split_refused", reason=pydantic_sentence(error.errors()[0])), USAGE) from None
+        first = error.errors()[0]
+        option = {"splits": "split"}.get(field := str(first["loc"][0]), field.replace("_", "-"))
+        raise Failure(sentence("dataset_refused", option=option, reason=pydantic_sentence(first)), USAGE) from None
 
 
-def find_or_submit(shell: Shell, batch: Json, plan: DatasetPlan) -> Json:
-    """An earlier dataset of this plan, if it has all images that the batch and its retries have now; else a new one."""
-    digest, has_ended = plan.digest(UUID(batch["id"])), batch["state"] == "ended"
-    retries = set(retries_of(shell, batch))
-    for found in shell.client.pages("/v1/datasets", 50, batch=batch["id"]):
+def ids_of(batches: list[Json]) -> list[UUID]:
+    return [UUID(batch["id"]) for batch in batches]
+
+
+def find_or_submit(shell: Shell, batches: list[Json], plan: DatasetPlan) -> Json:
+    """An earlier dataset of this plan, if it has all images of the batches and their retries; else a new one."""
+    digest, have_ended = plan.digest(*ids_of(batches)), all(batch["state"] == "ended" for batch in batches)
+    retries = {retry for batch in batches for retry in retries_of(shell, batch)}
+    stored = 0 if plan.where else sum(batch["images"]["stored"] for batch in batches)
+    for found in shell.client.pages("/v1/datasets", 50, batch=batches[0]["id"]):
         is_unfinished = found["state"] in ("waiting", "writing")
-        has_all = found["state"] == "ready" and has_ended and found["images"]["stored"] >= batch["images"]["stored"]
+        has_all = found["state"] == "ready" and have_ended and found["images"]["stored"] >= stored
         if found.get("stale"):  # it shows pictures that were deleted since
             continue
         if found["plan"] == digest and retries <= set(found["retries"]) and (is_unfinished or has_all):
             return found
-    return shell.client.submit({"batch": batch["id"], **plan.model_dump()}, "/v1/datasets")
+    ids = [batch["id"] for batch in batches]
+    of = {"batch": ids[0]} if len(ids) == 1 else {"batches": ids}
+    return shell.client.submit({**of, **plan.stored}, "/v1/datasets")
 
 
 def retries_of(shell: Shell, batch: Json) -> Iterator[str]:
@@ -188,7 +212,7 @@ def ls(shell: Shell, batch_id: str | None, limit: int) -> None:
 @click.pass_obj
 def verify_(shell: Shell, what: str) -> None:
     """Check every checksum, count and picture of a dataset: of the folder DIR, or of the farm's dataset ID, which is
-    downloaded into a temporary folder.
+    downloaded into a temporary folder. Where a farm can be asked, the folder is compared with what it has.
     """
     if not is_id(what) or Path(what).is_dir():
         return verify_folder(shell, Path(what))
@@ -254,10 +278,29 @@ def verify_folder(shell: Shell, folder: Path, name: str | None = None) -> None:
     verification = Verification(folder)
     with byte_progress(shell, "verifying", verification.size()) as advance:
         verification.run(advance)
+    same = same_in_farm(shell, verification)
     problems = verification.problems
     for problem in problems[:SHOWN_PROBLEMS]:
         print_line(problem, err=True)
     if problems:
         raise Failure(sentence("dataset_damaged", dataset=name or folder, count=len(problems)))
+    for path in verification.edited:
+        shell.print_message(sentence("card_edited", path=path))
     counts = {"files": verification.files, "rows": verification.rows, "pictures": verification.pictures}
-    shell.print_record({"folder": name or str(folder), **counts}, VERIFIED, name="folder")
+    found = {"folder": name or str(folder), **counts, "edited": verification.edited, "farm": same}
+    shell.print_record(found, VERIFIED, name="folder")
+
+
+def same_in_farm(shell: Shell, verification: "Verification") -> str | None:
+    """The farm's dataset with the same digest. Where it has others of the same plan only, that is a problem."""
+    try:
+        listed = shell.client.pages("/v1/datasets", MOST_COMPARED, batch=verification.batch_ids[0])
+    except Failure as failure:
+        shell.print_message(sentence("farm_not_asked", reason=failure.message))
+        return None
+    digests = {one["digest"]: one["id"] for one in listed if one["plan"] == verification.plan and one["digest"]}
+    if not digests:
+        shell.print_message(sentence("farm_lacks_dataset"))
+    elif verification.digest not in digests:
+        verification.problems.append(sentence("farm_differs", file=SUMS))
+    return digests.get(verification.digest)

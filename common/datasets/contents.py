@@ -1,17 +1,21 @@
-"""What a dataset contains: the jobs of its batch that have ended, with the images of its retries. Reads only."""
+"""What a dataset contains: the jobs of its batches that have ended, with the images of their retries. Reads only."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import reduce
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from common.datasets.layout import Columns
-from common.datasets.lifecycle import Dataset
+from common.datasets.columns import Columns
+from common.datasets.dataset import Dataset
 from common.enums import ImageState
+from common.recipes.origin import Kinds, join_kinds
 from common.schema import shown
+
+NO_KINDS: Kinds = {}
 
 
 @dataclass(frozen=True)
@@ -35,14 +39,14 @@ class FinishedJob:
 
 
 def finished_prefix(connection: Connection, dataset: Dataset) -> FinishedPrefix:
-    """How far the batch has finished; not past the dataset's own position while one of its retries is running."""
+    """How far its present batch has finished; not past its own position while one of its retries is running."""
     parameters = {"batch": dataset.batch_id, "retries": list(dataset.retries), "position": dataset.position}
     row = connection.execute(FINISHED_PREFIX, parameters).one()
     return FinishedPrefix(row.position, row.has_ended)
 
 
 def finished_jobs(connection: Connection, dataset: Dataset, start: int, until: int, limit: int) -> list[FinishedJob]:
-    """The first `limit` jobs of the batch at positions from `start` to below `until`, in order."""
+    """The first `limit` jobs of its present batch at positions from `start` to below `until`, in order."""
     page = {"batch": dataset.batch_id, "start": start, "until": until, "limit": limit}
     rows = connection.execute(FINISHED_JOBS, page)
     found = [
@@ -51,16 +55,24 @@ def finished_jobs(connection: Connection, dataset: Dataset, start: int, until: i
     return _with_retries(connection, dataset, found) if dataset.retries else found
 
 
-def columns(connection: Connection, dataset: Dataset) -> Columns:
-    """The columns of a dataset."""
-    batch = connection.execute(KEPT, {"batch": dataset.batch_id}).one()
-    return Columns(kinds=dict(batch.kept), has_template_vars=bool(batch.template))
+def columns(connection: Connection, dataset: Dataset) -> Columns | None:
+    """The columns of a dataset: all that its batches keep. None while the files of some are not checked yet.
+
+    Raises Invalid where they keep too many together.
+    """
+    rows = connection.execute(KEPT, {"batches": list(dataset.batch_ids)}).all()
+    if not all(row.is_known for row in rows):
+        return None
+    kinds = reduce(join_kinds, (dict(row.kept) for row in rows), NO_KINDS)
+    return Columns(kinds=kinds, has_template_vars=any(row.template for row in rows))
 
 
 def batch_facts(connection: Connection, dataset: Dataset) -> dict[str, Any]:
-    """What the card and the manifest say about the batch, by name."""
-    found = dict(connection.execute(BATCH_FACTS, {"batch": dataset.batch_id}).mappings().one())
-    return found | {"retries": list(map(str, dataset.retries))} if dataset.retries else found
+    """What the card and the manifest say about its present batch, by name."""
+    found = connection.execute(BATCH_FACTS, {"batch": dataset.batch_id, "retries": list(dataset.retries)})
+    facts = dict(found.mappings().one())
+    retries = list(map(str, facts.pop("of_retries")))
+    return facts | {"retries": retries} if retries else facts
 
 
 def _with_retries(connection: Connection, dataset: Dataset, found: list[FinishedJob]) -> list[FinishedJob]:
@@ -127,11 +139,18 @@ RETRY_IMAGES = text(f"""
     WHERE job_id = ANY(:jobs) AND state IN ('stored', 'flagged') ORDER BY state, id
 """)
 
-# What a batch's jobs keep of their rows, and whether they have variables of a template.
-KEPT = text("SELECT kept, plan -> 'template' AS template FROM batches WHERE id = :batch")
+# What the jobs of batches keep of their rows, whether they have variables of a template, and whether that is known yet.
+KEPT = text("""
+    SELECT kept, plan -> 'template' AS template, checked_at IS NOT NULL OR finished_at IS NOT NULL AS is_known
+    FROM batches WHERE id = ANY(:batches) ORDER BY array_position(cast(:batches AS uuid[]), id)
+""")
 
-# The batch's row, with the checksum of its prompt file.
+# The batch's row, with the checksum of its prompt file, and those of the dataset's retries that are of this batch.
 BATCH_FACTS = text("""
-    SELECT batches.id, name, plan, prompts, skipped, jobs, images, batches.created_at, uploads.sha256 AS upload_sha256
+    WITH RECURSIVE own AS (
+        SELECT id FROM batches WHERE parent_id = :batch AND id = ANY(:retries)
+        UNION SELECT batches.id FROM batches JOIN own ON batches.parent_id = own.id WHERE batches.id = ANY(:retries))
+    SELECT batches.id, name, plan, prompts, skipped, jobs, images, batches.created_at, uploads.sha256 AS upload_sha256,
+           ARRAY(SELECT id FROM own ORDER BY id) AS of_retries
     FROM batches JOIN uploads ON uploads.id = upload_id WHERE batches.id = :batch
 """)

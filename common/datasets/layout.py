@@ -1,4 +1,4 @@
-"""The layout of a dataset: its plan, the names of its files, its columns, and the split of a prompt. Pure values.
+"""The layout of a dataset: its plan, the names of its files, and the split of a prompt. Pure values.
 
 The exporter writes by it and `huafang dataset verify` checks by it. Reads no file, knows no table.
 """
@@ -6,95 +6,38 @@ The exporter writes by it and `huafang dataset verify` checks by it. Reads no fi
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-from common.datasets import sentence
+from common.datasets import conditions, sentence
+from common.datasets.columns import COLUMNS, Row
 from common.recipes.needs import Since, needs_code
-from common.recipes.origin import TYPES, Kinds, cell_value, to_json
 from common.recipes.recipe import canonical_json
 
-PLAN_SINCE: Since = {}  # fields of a plan that not all code knows
+PLAN_SINCE: Since = {  # fields of a plan that not all code knows
+    **dict.fromkeys(("where", "shard_images", "shard_size", "image_format", "quality", "resize"), lambda _: 9),
+}
 FORMAT = 2  # the version of the layout; a part of every plan's digest. In 1, keys depended on the siblings of a picture
 COLUMNS_SINCE = 9  # the CODE since which this format is written: with all COLUMNS, and what rows keep
 SHARD_IMAGES = 10_000
 SHARD_BYTES = 1_000_000_000
-MAX_SPLITS = 8
+MAX_SPLITS, MAX_BATCHES = 8, 100
 REMAINDER = "train"  # the split that takes what the named splits leave
 
 FOLDERS = ("data", "metadata", "_state", "licences")
 README, MANIFEST, SUMS, SAMPLES = "README.md", "manifest.json", "SHA256SUMS", "samples.jpg"
 TOP_LEVEL_FILES = (README, MANIFEST, SUMS, SAMPLES)
-COLUMNS_OF_CODE_8 = {  # name → type, a name of both Arrow's and the `datasets` library's
-    **dict.fromkeys(("key", "image_id", "job_id"), "string"),
-    "index": "int32",
-    **dict.fromkeys(("prompt", "negative_prompt", "model", "model_revision", "scheduler"), "string"),
-    "steps": "int32",
-    "guidance": "float64",
-    "seed": "uint64",
-    **dict.fromkeys(("width", "height"), "int32"),
-    **dict.fromkeys(("format", "sha256", "status", "error_code", "worker_class", "versions", "created_at"), "string"),
-    "render_ms": "int32",
-    **dict.fromkeys(("licence", "split"), "string"),
-}
-COLUMNS = {**COLUMNS_OF_CODE_8, "row": "int64", "reused": "bool_"}
-TEMPLATE_VARS = "template_vars"
-META = "meta."  # in tables, in front of the names of what rows keep
+CONDITION_COLUMNS = tuple(COLUMNS.items())  # that `where` may name, beside kept ones
 EXTENSIONS = {"png": "png", "webp": "webp", "jpeg": "jpg"}
 
 Layout = Literal["webdataset", "imagefolder", "parquet"]
-Row = dict[str, Any]  # by column; `meta` and `template_vars` are objects
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns of a dataset, the same in all its shards. `kinds`: of what its rows keep, by name."""
-
-    fixed: Mapping[str, str] = field(default_factory=lambda: COLUMNS)
-    kinds: Kinds = field(default_factory=dict)
-    has_template_vars: bool = False
-
-    @property
-    def types(self) -> dict[str, str]:
-        """The columns of the tables: name → type."""
-        kept = {f"{META}{name}": TYPES[kind or "string"] for name, kind in self.kinds.items()}
-        return {**self.fixed, **kept, **({TEMPLATE_VARS: "string"} if self.has_template_vars else {})}
-
-    def sample(self, row: Row) -> Row:
-        """A row beside its image: what it keeps is an object."""
-        found = {name: row[name] for name in self.fixed}
-        if self.kinds:
-            kept = row["meta"]
-            found["meta"] = {name: cell_value(kind, kept.get(name)) for name, kind in self.kinds.items()}
-        return found | ({TEMPLATE_VARS: _as_text(row[TEMPLATE_VARS])} if self.has_template_vars else {})
-
-    def cells(self, row: Row) -> Row:
-        """A row of a table. Also of what `sample` returned."""
-        found = {name: row[name] for name in self.fixed}
-        kept = row.get("meta") or {}
-        found |= {f"{META}{name}": cell_value(kind, kept.get(name)) for name, kind in self.kinds.items()}
-        if self.has_template_vars:
-            found[TEMPLATE_VARS] = _as_text(row.get(TEMPLATE_VARS))
-        return found
-
-
-def _as_text(value: Any) -> str | None:
-    """An object whose keys differ from row to row: libraries load it as text only."""
-    return value if value is None or isinstance(value, str) else to_json(value)
-
-
-def columns_of_manifest(manifest: Mapping[str, Any]) -> Columns:
-    """The columns of the dataset with this manifest; that of older code does not name them."""
-    types = manifest.get("columns", COLUMNS_OF_CODE_8)
-    fixed = {name: kind for name, kind in types.items() if name != TEMPLATE_VARS and not name.startswith(META)}
-    return Columns(fixed, dict(manifest.get("kept", {})), TEMPLATE_VARS in types)
+ImageFormat = Literal["png", "webp", "jpeg"]
 
 
 class DatasetPlan(BaseModel):
-    """How to write the images of a batch as a dataset."""
+    """Which images of its batches are in a dataset, and how they are written."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -107,6 +50,36 @@ class DatasetPlan(BaseModel):
         description="Shares of the prompts by name, such as `test: 0.1`; what they leave is `train`. A prompt's hash "
         "decides, so that all its pictures are in one split.",
         examples=[{"test": 0.1}],
+    )
+    where: str | None = Field(
+        default=None,
+        strict=True,
+        description="Which rows: comparisons of columns, `and`, `or`, `not`, `in`, `is null`. Kept columns are "
+        "`meta.NAME`.",
+        examples=["status = 'stored' and steps >= 20"],
+    )
+    shard_images: int | None = Field(
+        default=None, strict=True, ge=1, le=SHARD_IMAGES, description="The most pictures of a shard; 10,000 by default."
+    )
+    shard_size: int | None = Field(
+        default=None,
+        strict=True,
+        ge=1_000_000,
+        le=SHARD_BYTES,
+        description="The most bytes of pictures of a shard, as the farm stores them; 1 GB by default.",
+    )
+    image_format: ImageFormat | None = Field(
+        default=None, description="Write the pictures in this format; by default they are as they were rendered."
+    )
+    resize: int | None = Field(
+        default=None,
+        strict=True,
+        ge=16,
+        le=4096,
+        description="Make the shorter side of larger pictures so many pixels.",
+    )
+    quality: int | None = Field(
+        default=None, strict=True, ge=1, le=100, description="Of the written WebP or JPEG pictures; 90 by default."
     )
 
     @field_validator("splits")
@@ -124,10 +97,35 @@ class DatasetPlan(BaseModel):
             raise ValueError(sentence("too_many_splits", count=len(splits), limit=MAX_SPLITS))
         return dict(sorted(splits.items()))
 
+    @field_validator("where")
+    @classmethod
+    def _parse_where(cls, where: str | None) -> str | None:
+        if where is None or not where.strip():
+            return None
+        conditions.parse(where, CONDITION_COLUMNS)
+        return where
+
+    @field_validator("quality")
+    @classmethod
+    def _need_use_of_quality(cls, quality: int | None, info: ValidationInfo) -> int | None:
+        format, resize = info.data.get("image_format"), info.data.get("resize")
+        if quality and (format == "png" or not (format or resize)):
+            raise ValueError(sentence("quality_unused"))
+        return quality
+
     @property
     def needs_code(self) -> int:
         """The least CODE that can write it: older code does not write all COLUMNS."""
         return max(COLUMNS_SINCE, needs_code(PLAN_SINCE, self.model_dump(mode="json", exclude_defaults=True)))
+
+    @property
+    def stored(self) -> dict[str, Any]:
+        """As JSON, without what it does not say: two plans that mean the same are the same."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def chooses(self, row: Row) -> bool:
+        """Whether a row of its batches, as it was rendered, is in the dataset."""
+        return self.where is None or conditions.parse(self.where, CONDITION_COLUMNS)(row) is True
 
     @property
     def split_names(self) -> list[str]:
@@ -136,16 +134,23 @@ class DatasetPlan(BaseModel):
 
     def split_of(self, prompt: str) -> str:
         """The split of a prompt. Depends on the prompt's hash and the shares alone, not on the rest of the batch."""
-        fraction, sum_so_far = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8]) / 2**64, 0.0
+        fraction, sum_so_far = prompt_hash(prompt) / 2**64, 0.0
         for name, share in self.splits.items():
             sum_so_far += share
             if fraction < sum_so_far:
                 return name
         return self.split_names[-1]
 
-    def digest(self, batch_id: UUID) -> str:
-        """Identifies the plan in the dataset's manifests: equal for equal plans of the same batch."""
-        return text_sha256(canonical_json({"format": FORMAT, "batch": str(batch_id), **self.model_dump()}))
+    def digest(self, *batch_ids: UUID) -> str:
+        """Identifies the plan in the dataset's manifests: equal for equal plans of the same batches."""
+        ids = list(map(str, batch_ids))
+        of = {"batch": ids[0]} if len(ids) == 1 else {"batches": ids}
+        return text_sha256(canonical_json({"format": FORMAT, **of, **self.stored}))
+
+
+def prompt_hash(prompt: str) -> int:
+    """Eight bytes that stand for a prompt."""
+    return int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8])
 
 
 def text_sha256(text: str) -> str:

@@ -9,13 +9,13 @@ not ended: a process that dies leaves one. Writes no file (`layout` has their na
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, TextClause, text
+from sqlalchemy import Connection, TextClause, text
 
 from common.datasets import sentence
+from common.datasets.dataset import Dataset, Step, dataset_of
 from common.datasets.layout import COLUMNS_SINCE, DatasetPlan
 from common.db import CODE, new_id
 from common.errors import NotFound
@@ -23,68 +23,34 @@ from common.failures import BACKOFF_S, INTERNAL_ERROR, MAX_FAILURES, PROGRESS, R
 from common.recipes.recipe import canonical_json
 from common.schema import columns_of, datasets
 
-WRITTEN = ("split", "shard", "position", "written", "shards", "images", "pictures")  # how far it is written
+# How far it is written.
+WRITTEN = ("split", "shard", "source", "position", "written", "shards", "images", "pictures")
 EXPORT_SILENCE_S = 30.0  # an owner that has recorded nothing for so long loses the dataset
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """What an exporter needs of a dataset. The next shard is number `shard` of split number `split`.
-
-    `open_before`: how many turns before this one are open.
-    """
-
-    id: UUID
-    batch_id: UUID
-    retries: Sequence[UUID]  # of the batch; their images replace those that failed
-    plan: DatasetPlan
-    split: int
-    shard: int
-    position: int  # of the prompt in the batch where the next shard starts
-    shards: int
-    images: int
-    owner_id: UUID
-    open_before: int
-    needs_code: int
-
-    @property
-    def split_name(self) -> str | None:
-        """None when every split is written."""
-        names = self.plan.split_names
-        return names[self.split] if self.split < len(names) else None
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one step has written, and where the next one starts: in the same split, or in the next."""
-
-    position: int
-    ends_split: bool
-    images: int
-    pictures: int  # images with a file
 
 
 def submit(
     connection: Connection,
     tenant_id: UUID,
-    batch_id: UUID,
+    batch_ids: UUID | Sequence[UUID],
     plan: DatasetPlan,
     *,
     request_id: str | None = None,
     dataset_id: UUID | None = None,
 ) -> UUID:
-    """Insert a dataset. Raises NotFound when the tenant has no such batch."""
-    dataset_id = dataset_id or new_id()
+    """Insert a dataset of these batches, in this order. Raises NotFound when the tenant has no such batch."""
+    ids = [batch_ids] if isinstance(batch_ids, UUID) else list(batch_ids)
+    own = set(connection.execute(OWN_BATCHES, {"tenant": tenant_id, "batches": ids}).scalars())
+    if missing := [one for one in ids if one not in own]:
+        raise NotFound(sentence("batch_not_found", batch=missing[0]))
     parameters = {
-        "dataset": dataset_id,
+        "dataset": (dataset_id := dataset_id or new_id()),
         "tenant": tenant_id,
-        "batch": batch_id,
-        "plan": canonical_json(plan.model_dump(mode="json")),
+        "batches": ids,
+        "plan": canonical_json(plan.stored),
         "request": request_id,
         "needs_code": plan.needs_code,
     }
-    if connection.execute(INSERT, parameters).rowcount == 0:
-        raise NotFound(sentence("batch_not_found", batch=batch_id))
+    connection.execute(INSERT, parameters)
     return dataset_id
 
 
@@ -108,7 +74,7 @@ def acquire(connection: Connection, dataset_id: UUID, silence_s: float) -> Datas
     """
     wanted = {"dataset": dataset_id, "owner": new_id(), "silence": silence_s, "code": CODE}
     row = connection.execute(ACQUIRE, wanted).first()
-    return _dataset(row) if row else None
+    return dataset_of(row) if row else None
 
 
 def release(connection: Connection, dataset: Dataset) -> bool:
@@ -129,7 +95,7 @@ def record_written(connection: Connection, dataset: Dataset, images: int) -> boo
 def advance(connection: Connection, dataset: Dataset, step: Step) -> Dataset | None:
     """Record that a shard or a split is written. The dataset after it; None when the ownership was lost."""
     row = connection.execute(ADVANCE, {"dataset": dataset.id, "owner": dataset.owner_id, **vars(step)}).first()
-    return _dataset(row) if row else None
+    return dataset_of(row) if row else None
 
 
 def finish(connection: Connection, dataset: Dataset, digest: str, files: int, size: int) -> bool:
@@ -174,41 +140,33 @@ def _update(connection: Connection, statement: TextClause, dataset: Dataset, **v
     return connection.execute(statement, owned | values).rowcount > 0
 
 
-def _dataset(row: Row[Any]) -> Dataset:
-    return Dataset(
-        id=row.id,
-        batch_id=row.batch_id,
-        retries=row.retries,
-        plan=DatasetPlan.model_validate(row.plan),
-        split=row.split,
-        shard=row.shard,
-        position=row.position,
-        shards=row.shards,
-        images=row.images,
-        owner_id=row.owner_id,
-        open_before=row.open_turns - 1,
-        needs_code=row.needs_code,
-    )
-
-
 # The fence: matches no row when the dataset has another owner.
 OWNED = "id = :dataset AND owner_id = :owner AND finished_at IS NULL"
 
-# Insert a dataset of a batch of this tenant, with the retries that the batch has now.
-INSERT = text("""
-    WITH RECURSIVE retries AS (
-        SELECT id FROM batches WHERE parent_id = :batch AND deleted_at IS NULL
-        UNION ALL SELECT batches.id FROM batches JOIN retries ON batches.parent_id = retries.id
-        WHERE deleted_at IS NULL)
-    INSERT INTO datasets (id, tenant_id, batch_id, retries, plan, request_id, needs_code)
-    SELECT :dataset, tenant_id, id, ARRAY(SELECT id FROM retries ORDER BY id), cast(:plan AS jsonb), :request,
-           :needs_code
-    FROM batches WHERE id = :batch AND tenant_id = :tenant AND deleted_at IS NULL
+# Those of these batches that the tenant has, kept from being deleted until the COMMIT.
+OWN_BATCHES = text("""
+    SELECT id FROM batches WHERE id = ANY(:batches) AND tenant_id = :tenant AND deleted_at IS NULL ORDER BY id FOR SHARE
 """)
 
-# Neither the plan nor a recipe of the batch needs newer code.
+# Insert a dataset of batches, with the retries that they have now.
+INSERT = text("""
+    WITH RECURSIVE retries AS (
+        SELECT id FROM batches WHERE parent_id = ANY(:batches) AND deleted_at IS NULL
+        UNION SELECT batches.id FROM batches JOIN retries ON batches.parent_id = retries.id WHERE deleted_at IS NULL)
+    INSERT INTO datasets (id, tenant_id, batch_id, more_batches, retries, plan, request_id, needs_code)
+    VALUES (:dataset, :tenant, (cast(:batches AS uuid[]))[1], (cast(:batches AS uuid[]))[2:],
+            ARRAY(SELECT id FROM retries ORDER BY id), cast(:plan AS jsonb), :request, :needs_code)
+""")
+
+# The dataset takes images from a batch of :batches.
+TAKES_FROM = """
+    (batch_id = ANY(:batches) OR more_batches && cast(:batches AS uuid[]) OR retries && cast(:batches AS uuid[]))
+"""
+
+# Neither the plan nor a recipe of the batches needs newer code.
 UNDERSTOOD = """
-    needs_code <= :code AND NOT EXISTS (SELECT FROM batches WHERE batches.id = batch_id AND batches.needs_code > :code)
+    needs_code <= :code AND NOT EXISTS (
+        SELECT FROM batches WHERE batches.id = ANY(batch_id || more_batches) AND batches.needs_code > :code)
 """
 
 # The unfinished datasets that have waited longest, owned or not; none in its back-off.
@@ -221,10 +179,7 @@ DUE = text(f"""
 """)
 
 # The unfinished datasets of these batches, or of batches whose retries these are.
-UNFINISHED_OF = text("""
-    SELECT id FROM datasets
-    WHERE finished_at IS NULL AND (batch_id = ANY(:batches) OR retries && cast(:batches AS uuid[]))
-""")
+UNFINISHED_OF = text(f"SELECT id FROM datasets WHERE finished_at IS NULL AND {TAKES_FROM}")
 
 # Become the owner, unless the present owner was active lately, or the dataset waits for another try. What older code
 # has begun is begun anew, in this format, and left alone by that code from then on.
@@ -257,6 +212,7 @@ RECORD_WRITTEN = text(f"""
 # Count a written shard, and move on to the next shard or to the next split.
 ADVANCE = text(f"""
     UPDATE datasets SET
+        source = CASE WHEN :ends_split THEN 0 ELSE :source END,
         position = CASE WHEN :ends_split THEN 0 ELSE :position END,
         split = split + CASE WHEN :ends_split THEN 1 ELSE 0 END,
         shard = CASE WHEN :ends_split THEN 0 ELSE shard + 1 END,
@@ -290,7 +246,7 @@ LOSE = text("""
 FAIL_OF_BATCHES = text("""
     UPDATE datasets SET error_code = :code, error_message = :message, finished_at = now(), touched_at = now(),
         owner_id = NULL
-    WHERE batch_id = ANY(:batches) AND finished_at IS NULL
+    WHERE (batch_id = ANY(:batches) OR more_batches && cast(:batches AS uuid[])) AND finished_at IS NULL
 """)
 
 # Count a failure, and give the ownership up. The last one ends the dataset as failed.

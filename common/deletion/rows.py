@@ -13,6 +13,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, text
 
+from common.datasets.lifecycle import TAKES_FROM
 from common.deletion import objects
 from common.deletion.objects import DeletedObject
 from common.enums import ImageState
@@ -89,11 +90,9 @@ HELD = text("""
 """)
 
 # Mark the datasets of these batches, or of batches whose retries these are.
-MARK_STALE = text("""
-    UPDATE datasets SET stale_at = now()
-    WHERE stale_at IS NULL AND begun_at IS NOT NULL
-        AND (batch_id = ANY(:batches) OR retries && cast(:batches AS uuid[]))
-""")
+MARK_STALE = text(
+    f"UPDATE datasets SET stale_at = now() WHERE stale_at IS NULL AND begun_at IS NOT NULL AND {TAKES_FROM}"
+)
 
 # Delete images.
 DELETE_IMAGES = text("DELETE FROM images WHERE id = ANY(:images)")

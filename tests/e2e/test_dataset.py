@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import Engine, text
 
 from common.config import Settings
+from common.storage import sha256
 from tests.support.command_line import CommandLine, Result
 from tests.support.serving import serving
 from tests.support.workers import QUICK, bucket_of, running, until
@@ -71,8 +72,23 @@ def test_a_dataset_is_exported_brought_here_and_verified(
         assert (verified.code, verified.json["rows"], verified.json["pictures"]) == (0, 168, 160), verified.err
         assert call("dataset", "verify", made).json["pictures"] == 160
 
+        # An edited card is none of its damages; what was altered with its checksums is one for the farm.
+        good, card, sums = files_of(out), out / "README.md", out / "SHA256SUMS"
+        card.write_text("My words.")
+        edited = call("dataset", "verify", str(out))
+        assert (edited.code, edited.json["edited"], edited.json["farm"]) == (0, ["README.md"], made), edited.err
+        sums.write_text(sums.read_text().replace(sha256(good["README.md"]), sha256(b"My words.")))
+        other = call("dataset", "verify", str(out))
+        assert other.code == 1
+        assert "SHA256SUMS: the farm's datasets of this plan have other digests" in other.err
+        alone = call("--url=http://127.0.0.1:9", "dataset", "verify", str(out))
+        assert (alone.code, alone.json["farm"]) == (0, None)
+        assert "Not compared with the farm: " in alone.err
+        for name in ("README.md", "SHA256SUMS"):
+            (out / name).write_bytes(good[name])
+
         # What is wrong is found, and put right by saying the same again.
-        good, tar = files_of(out), out / "data/train-00000.tar"
+        tar = out / "data/train-00000.tar"
         flipped = bytearray(tar.read_bytes())
         flipped[len(flipped) // 2] ^= 1
         tar.write_bytes(flipped)
@@ -101,5 +117,19 @@ def test_a_dataset_is_exported_brought_here_and_verified(
         assert not tar.exists()
         assert (out / "notes.txt").read_text() == "mine"
         assert call("dataset", "verify", str(tmp_path)).code == 4
+        chosen = (
+            "--where=status = 'stored'",
+            "--image-format=webp",
+            "--resize=32",
+            "--shard-size=10MB",
+            "--quality=80",
+        )
+        small = call(*export, *chosen, "--layout=parquet", f"--out={tmp_path / 'small'}")
+        assert (small.code, small.json["images"]["stored"]) == (0, 160), small.err
+        assert call("dataset", "verify", str(tmp_path / "small")).json["rows"] == 160
+        assert call(*export, *chosen, "--layout=parquet").json["id"] == small.json["id"]
+        for option in ("--where=colour = 'red'", "--quality=80", "--shard-size=much"):
+            refused = call(*export, option)
+            assert (refused.code, option.partition("=")[0] in refused.err) == (2, True), refused.err
         listed = call("dataset", "ls", f"--batch={batch.json['id']}").json
-        assert [one["layout"] for one in listed] == ["imagefolder", "webdataset", "webdataset"]
+        assert [one["layout"] for one in listed] == ["parquet", "imagefolder", "webdataset", "webdataset"]

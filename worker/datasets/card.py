@@ -1,33 +1,31 @@
 """The files that describe a dataset: card, samples, licences, manifest. Equal shard manifests give equal bytes."""
 
-import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any
-from uuid import UUID
 
-from PIL import Image, ImageOps
+from PIL import __version__ as PILLOW
 
 from common.catalog.catalog import Catalog, Licence
 from common.datasets import layout
-from common.datasets.layout import META, Columns, DatasetPlan
-from common.labels.reader import labelled_xmp
+from common.datasets.columns import META, TEMPLATE_VARS, Columns
+from common.datasets.layout import DatasetPlan
 from common.recipes.origin import TYPES
 from common.sentences import printable
+from worker.datasets.conversion import QUALITY
+from worker.datasets.samples import grid
 from worker.datasets.shard import ShardManifest
 
-SAMPLES, COLUMNS, TILE = 12, 4, 192  # of the grid: images, images a row, pixels
-SHOWN_SETTINGS = 20
+SHOWN_SETTINGS, SHOWN_BATCHES, SHOWN_NAMES = 20, 20, 3
 SHOWN_SKIPPED = 1000  # skipped lines of the prompt file, in the manifest
 KNOWN_LICENCES = {"Apache-2.0": "apache-2.0", "CreativeML OpenRAIL-M": "creativeml-openrail-m", "MIT": "mit"}
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 LOAD = {
-    "webdataset": "row = data[0]  # row['png'] is the image, row['txt'] the prompt, row['json'] the whole row",
+    "webdataset": "row = data[0]  # row['{extension}'] is the image, row['txt'] the prompt, row['json'] the whole row",
     "imagefolder": "row = data[0]  # row['image'] is the image; the other columns are those of the metadata",
     "parquet": "row = data[0]  # row['image'] is the image; the other columns are those of the metadata",
 }
@@ -37,14 +35,15 @@ LOAD = {
 class DatasetCard:
     """What is known of a dataset when its last shard is written.
 
-    `batch`: facts about the batch, by name. `skipped`: the first skipped lines of its prompt file.
+    `digest`: of the plan. `batches`: facts about each, by name; `skips` are the first skipped lines of its prompt
+    file. `prompts`: different ones, of images with a file.
     """
 
     plan: DatasetPlan
-    batch_id: UUID
-    batch: Mapping[str, Any]
-    skipped: Sequence[Mapping[str, Any]]
+    digest: str
+    batches: Sequence[Mapping[str, Any]]
     shards: Sequence[ShardManifest]
+    prompts: int
     catalog: Catalog
     columns: Columns = field(default_factory=Columns)
 
@@ -111,32 +110,54 @@ class DatasetCard:
     # The manifest
 
     def manifest(self) -> dict[str, Any]:
-        batch = {**self.batch, "id": str(self.batch_id), "created_at": self.batch["created_at"].isoformat()}
+        is_of = {"layout", "splits"}  # they are there in more detail
         return {
-            "plan": self.plan.digest(self.batch_id),
+            "plan": self.digest,
             "format": layout.FORMAT,
             "layout": self.plan.layout,
             "columns": self.columns.types,
             "kept": dict(self.columns.kinds),
+            **{name: value for name, value in self.plan.stored.items() if name not in is_of},
             "splits": self.splits,
             "counts": {"rows": self.total("rows"), **self.counts("statuses")},
-            "batch": batch,
-            "skipped": self.skipped,
+            "prompts": self.prompts,
+            **self._batches(),
             "models": self.models,
             "settings": self.counts("settings"),
             "worker_classes": [json.loads(one) for one in self.distinct("worker_classes")],
             "painted_by": [json.loads(one) for one in self.distinct("versions")],
-            "written_by": f"Huafang {version('huafang')}",
+            "written_by": f"Huafang {version('huafang')}" + (f", Pillow {PILLOW}" if self.is_converted else ""),
             "shards": {
                 shard["shard"]: {"rows": shard["rows"], "recipes": shard["recipes"], "files": shard["files"]}
                 for shard in self.shards
             },
         }
 
+    def _batches(self) -> dict[str, Any]:
+        """Of several batches a list, each with its skipped lines."""
+        found = [
+            {**batch, "id": str(batch["id"]), "created_at": batch["created_at"].isoformat()} for batch in self.batches
+        ]
+        if len(found) > 1:
+            return {"batches": found}
+        return {
+            "batch": {name: value for name, value in found[0].items() if name != "skips"},
+            "skipped": found[0]["skips"],
+        }
+
+    @property
+    def is_converted(self) -> bool:
+        return bool(self.plan.image_format or self.plan.quality or self.plan.resize)
+
+    @property
+    def name(self) -> str:
+        names = list(dict.fromkeys(batch["name"] or f"Batch {batch['id']}" for batch in self.batches))
+        return ", ".join(names[:SHOWN_NAMES]) + (f" and {more} more" if (more := len(names) - SHOWN_NAMES) > 0 else "")
+
     # The card
 
     def card(self, *, has_samples: bool) -> str:
-        name = self.batch["name"] or f"Batch {self.batch_id}"
+        name = self.name
         statuses, licences = self.counts("statuses"), {model["licence"] for model in self.models.values()}
         counts = ", ".join(f"{count:,} {status}" for status, count in sorted(statuses.items()))
         return "\n".join(
@@ -144,7 +165,7 @@ class DatasetCard:
                 *self._front_matter(name, licences),
                 f"# {name}",
                 "",
-                f"{self.total('pictures'):,} images of {self.batch['prompts'] or 0:,} prompts, rendered by "
+                f"{self.total('pictures'):,} images of {self.prompts:,} different prompts, rendered by "
                 f"{', '.join(self.models)} on a Huafang farm. Every image is synthetic.",
                 "",
                 *([f"![samples]({layout.SAMPLES})", ""] if has_samples else []),
@@ -153,6 +174,7 @@ class DatasetCard:
                 "## What is in it",
                 f"{self.total('rows'):,} images: {counts}. Only stored images have a file; `metadata/` has a row for "
                 "every image.",
+                *self._choices(),
                 "",
                 "| split | share | stored images | rows | shards |",
                 "|---|---|---|---|---|",
@@ -164,14 +186,42 @@ class DatasetCard:
                 "All images of a prompt are in one split, which a hash of the prompt chooses.",
                 "",
                 "## Where it comes from",
-                f"Batch `{self.batch_id}` of {self.batch['created_at']:%Y-%m-%d}, whose prompts have the sha256 "
-                f"`{self.batch['upload_sha256']}`; the seed of the first image is {self.batch['plan']['seed']}, and "
-                "each next image has the next seed. `manifest.json` has the plan, the models, the versions of the "
-                "software that rendered, and a checksum of every shard; every image file contains its recipe.",
+                *(f"{self._origin(batch)}\n" for batch in self.batches[:SHOWN_BATCHES]),
+                *([f"{more:,} more batches.\n"] if (more := len(self.batches) - SHOWN_BATCHES) > 0 else []),
+                "`manifest.json` has the plan, the models, the versions of the software that rendered, and a checksum "
+                "of every shard; every image file contains its recipe.",
                 "",
                 *self._settings(),
                 *self._licences(),
             ]
+        )
+
+    def _choices(self) -> list[str]:
+        """What of the batches was chosen, and what was done to the images."""
+        plan, found = self.plan, list[str]()
+        if plan.where:
+            found += [
+                "",
+                "Of the batches, the rows were taken for which this is true:",
+                "",
+                f"    {_one_line(plan.where)}",
+            ]
+        if self.is_converted:
+            size = f"the shorter side is at most {plan.resize} pixels" if plan.resize else ""
+            kind = f"{plan.image_format or 'the format of each'}, quality {plan.quality or QUALITY}"
+            kind = "png" if plan.image_format == "png" else kind
+            found += [
+                "",
+                f"Images were written anew where that changes them ({'; '.join(filter(None, (kind, size)))}); "
+                "`original_sha256` is then the checksum of what the farm had stored.",
+            ]
+        return found
+
+    @staticmethod
+    def _origin(batch: Mapping[str, Any]) -> str:
+        return (
+            f"Batch `{batch['id']}` of {batch['created_at']:%Y-%m-%d}, whose prompts have the sha256 "
+            f"`{batch['upload_sha256']}`; its seed is {batch['plan']['seed']}."
         )
 
     def _front_matter(self, name: str, licences: set[str | None]) -> list[str]:
@@ -213,8 +263,8 @@ class DatasetCard:
         fixed = [_feature(name, kind) for name, kind in types.items() if not name.startswith(META)]
         kept = [_feature(name, TYPES[kind or "string"]) for name, kind in self.columns.kinds.items()]
         meta = {"name": "meta", "struct": kept}
-        row = [one for one in fixed if one["name"] != layout.TEMPLATE_VARS] + [meta]
-        row += [one for one in fixed if one["name"] == layout.TEMPLATE_VARS]
+        row = [one for one in fixed if one["name"] != TEMPLATE_VARS] + [meta]
+        row += [one for one in fixed if one["name"] == TEMPLATE_VARS]
         features = [
             *(_feature(name, "string") for name in ("__key__", "__url__")),
             _feature(layout.EXTENSIONS[formats.pop()], "image"),
@@ -227,17 +277,19 @@ class DatasetCard:
         present = [split for split, one in self.splits.items() if one["pictures"]]
         split = layout.REMAINDER if layout.REMAINDER in present else present[0]
         is_tars = self.plan.layout == "webdataset"
+        formats = sorted(self.counts("formats"))
+        extension = layout.EXTENSIONS[formats[0]] if len(formats) == 1 else "FORMAT"
         lines = [
             "```python",
             *(["import webdataset"] if is_tars else []),
             "from datasets import load_dataset",
             "",
             f'data = load_dataset("FOLDER", split="{split}")',
-            LOAD[self.plan.layout],
+            LOAD[self.plan.layout].format(extension=extension),
             f'rows = load_dataset("parquet", data_files="FOLDER/metadata/{split}-*.parquet")  # failed images too',
         ]
         if is_tars:
-            lines.append(f'tars = webdataset.WebDataset("FOLDER/data/{split}-{{00000..{self._last(split)}}}.tar")')
+            lines.append(f'tars = webdataset.WebDataset("FOLDER/data/{split}-{self._numbers(split)}.tar")')
         return [*lines, "```", ""]
 
     def _kept(self) -> list[str]:
@@ -257,8 +309,15 @@ class DatasetCard:
             "",
         ]
 
-    def _last(self, split: str) -> str:
-        return f"{self.splits[split]['shards'] - 1:05}"
+    def _numbers(self, split: str) -> str:
+        """Of the shards of a split that have images, as webdataset reads them."""
+        found = [
+            shard["shard"].rpartition("-")[2] for shard in self.shards if _is_of(shard, split) and shard["pictures"]
+        ]
+        if len(found) == 1:
+            return found[0]
+        is_row = int(found[-1]) - int(found[0]) + 1 == len(found)
+        return f"{{{found[0]}..{found[-1]}}}" if is_row else f"{{{','.join(found)}}}"
 
     def _settings(self) -> list[str]:
         found = self.counts("settings").most_common()
@@ -270,7 +329,8 @@ class DatasetCard:
     def _licences(self) -> list[str]:
         lines = ["## Licence", "Each image is subject to the licence of the model that rendered it:", ""]
         for name, model in self.models.items():
-            lines.append(f"- {name} ({model['source']}): [{model['licence']}]({model['licence_url']})")
+            known = f"({model['source']}): [{model['licence']}]({model['licence_url']})"
+            lines.append(f"- {name} {known if model['licence'] else 'is not in the catalogue any more.'}")
         for licence in self.licences:
             if licence.restrictions:
                 lines += ["", f"Under {licence.name} the model must not be used:", ""]
@@ -282,17 +342,8 @@ class DatasetCard:
         return [*lines, ""]
 
 
-def grid(images: Sequence[bytes]) -> bytes:
-    """A JPEG with these image files side by side, and their first label. The place of a damaged one stays empty."""
-    columns = min(COLUMNS, len(images))
-    sheet = Image.new("RGB", (columns * TILE, -(-len(images) // columns) * TILE), "white")
-    for number, data in enumerate(images):
-        with suppress(OSError), Image.open(io.BytesIO(data)) as opened:
-            tile = ImageOps.contain(opened.convert("RGB"), (TILE, TILE))
-            sheet.paste(tile, (number % columns * TILE, number // columns * TILE))
-    file = io.BytesIO()
-    sheet.save(file, "JPEG", quality=85, xmp=next(filter(None, map(labelled_xmp, images)), None))
-    return file.getvalue()
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _feature(name: str, kind: str) -> dict[str, Any]:

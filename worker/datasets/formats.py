@@ -6,13 +6,15 @@ Takes images one by one and yields blocks, so memory does not grow with the shar
 import io
 import json
 import tarfile
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.datasets.layout import Columns, Row, image_name
+from common.datasets.columns import Columns, Row
+from common.datasets.layout import image_name
 
 ImageRows = Iterable[tuple[Row, bytes]]  # rows of stored images, each with its file
 
@@ -89,6 +91,11 @@ def rows_of(data: bytes, *columns: str) -> list[dict[str, Any]]:
     """These columns of a file that `metadata` made."""
     found: list[dict[str, Any]] = pq.read_table(io.BytesIO(data), columns=list(columns)).to_pylist()
     return found
+
+
+def count_distinct(values: "array[int]") -> int:
+    """How many different numbers of eight bytes are among these."""
+    return len(pa.Array.from_buffers(pa.uint64(), len(values), [None, pa.py_buffer(values)]).unique())
 
 
 def imagefolder(images: ImageRows, columns: Columns) -> Iterator[bytes]:

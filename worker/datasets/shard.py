@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 
 from common.catalog.catalog import Catalog
 from common.datasets import layout
+from common.datasets.columns import Columns, Row
 from common.datasets.contents import FinishedJob
-from common.datasets.layout import Columns, Layout, Row
+from common.datasets.layout import Layout
 from common.enums import ImageState
 from common.errors import NotFound
 from common.labels.texts import embedded_texts, read_object
@@ -25,6 +26,7 @@ from common.recipes.picture_key import DrawnWith
 from common.recipes.recipe import Recipe
 from common.storage import Storage, sha256
 from worker.datasets import formats
+from worker.datasets.conversion import Conversion, Converted
 from worker.datasets.files import DatasetFiles
 
 T = TypeVar("T")
@@ -57,6 +59,7 @@ class Shard:
     plan: str  # its digest
     items: Sequence[Item]
     columns: Columns
+    conversion: Conversion | None = None  # None: the pictures are written as they are
 
 
 class ShardWriter:
@@ -67,44 +70,48 @@ class ShardWriter:
     def write(self, shard: Shard, files: DatasetFiles, report: Report) -> int:
         """Write a shard. Returns the number of images with a file. What `report` raises ends it."""
         rows = rows_with_unique_keys(shard.items)
-        written = []
-        images = self._images(shard, files, report)
+        written, sizes = [], list[int]()
+        images = self._images(shard, files, report, sizes)
         if first := next(images, None):
             path = layout.data_path(shard.layout, shard.name)
             written.append(files.put_blocks(path, ENCODERS[shard.layout](chain([first], images), shard.columns)))
         written.append(files.put(layout.metadata_path(shard.name), formats.metadata(rows, shard.columns)))
-        stored = [item for item in shard.items if item.row["status"] == ImageState.STORED]
+        stored = [row for row in rows if row["status"] == ImageState.STORED]
         shard_manifest: ShardManifest = {
             "shard": shard.name,
             "plan": shard.plan,
             "rows": len(rows),
             "pictures": len(stored),
-            "bytes": sum(item.bytes for item in stored),
+            "bytes": sum(sizes),
+            "formats": Counter(row["format"] for row in stored),
             "statuses": Counter(row["status"] for row in rows),
             "settings": Counter(item.compatibility for item in shard.items),
             "revisions": _distinct(rows, lambda row: f"{row['model']} {row['model_revision'] or ''}".rstrip()),
             "worker_classes": _distinct(rows, lambda row: row["worker_class"]),
             "versions": _distinct(rows, lambda row: row["versions"]),
-            "formats": _distinct(rows, lambda row: row["format"]),
             "recipes": layout.text_sha256("\n".join(row["key"] for row in rows)),
             "files": {file.path: {"sha256": file.sha256, "bytes": file.bytes} for file in written},
         }
         files.put_json(layout.shard_manifest_path(shard.name), shard_manifest)
         return len(stored)
 
-    def _images(self, shard: Shard, files: DatasetFiles, report: Report) -> Iterator[tuple[Row, bytes]]:
-        """The images of a shard in order, each with its row, which is complete from then on."""
+    def _images(
+        self, shard: Shard, files: DatasetFiles, report: Report, sizes: list[int]
+    ) -> Iterator[tuple[Row, bytes]]:
+        """The images of a shard in order, each with its row, which is complete from then on. Adds their `sizes`."""
         fetched = prefetch(self._pool, lambda item: self._fetch(shard, item, files), shard.items)
-        for done, (item, data) in enumerate(zip(shard.items, fetched, strict=True)):
+        for done, (item, found) in enumerate(zip(shard.items, fetched, strict=True)):
             report(done)
-            if data is not None:
-                add_worker_facts(item.row, data)
-                yield item.row, data
+            if found:
+                item.row.update(found.columns)
+                add_worker_facts(item.row, found.data)
+                sizes.append(len(found.data))
+                yield item.row, found.data
             elif item.key:
                 log_event("picture_lost", image=item.row["image_id"], key=item.key)
                 mark_missing(item.row)
 
-    def _fetch(self, shard: Shard, item: Item, files: DatasetFiles) -> bytes | None:
+    def _fetch(self, shard: Shard, item: Item, files: DatasetFiles) -> Converted | None:
         """The file of an image, if it has one that is whole. In an image folder it is stored here, too."""
         try:
             data = self._storage.get(item.key) if item.key else None
@@ -112,9 +119,10 @@ class ShardWriter:
             return None
         if data is None or sha256(data) != item.row["sha256"]:
             return None
+        found = shard.conversion.convert(data, item.row) if shard.conversion else Converted(data, {})
         if shard.layout == "imagefolder":
-            files.put(layout.image_path(shard.name, item.row), data)
-        return data
+            files.put(layout.image_path(shard.name, item.row | found.columns), found.data)
+        return found
 
 
 ENCODERS: dict[Layout, Callable[[formats.ImageRows, Columns], Iterator[bytes]]] = {
@@ -164,6 +172,7 @@ def items_of(job: FinishedJob, split: str, catalog: Catalog) -> Iterator[Item]:
             "meta": job.origin.get("meta", {}),
             "template_vars": job.origin.get("template_vars"),
             "reused": image["reused"],
+            "original_sha256": None,
         }
         yield Item(row, recipe.compatibility, image["key"], image["bytes"] or 0)
 

@@ -6,21 +6,24 @@ from typing import Annotated, Any, Literal, get_args
 from uuid import UUID
 
 from fastapi import APIRouter, Form, Query, Request, Response
+from pydantic import ValidationError
 from sqlalchemy import Connection, text
 
 from api.dashboard.rendering import render_notice
 from api.dashboard.sessions import CurrentActor, CurrentVisitor
 from api.dashboard.view import Read, view
 from api.dashboard.views.images import IMAGE_COLUMNS, StoredImage, stored_image
+from api.dashboard.views.new_job import parse_number
 from api.deps import AppState, RequestId, State
 from api.pagination import Paging
 from api.queries.batches import find_batch, find_batches
 from api.queries.datasets import find_datasets
-from api.schemas import DatasetRequest
 from api.services import batches, datasets
+from api.services.datasets import DatasetRequest
 from common.accounts.keys import Caller
-from common.datasets.layout import Layout
+from common.datasets.layout import ImageFormat, Layout
 from common.db import transaction
+from common.errors import Invalid, wrong_fields
 from common.queue.lanes import EXACT
 
 router = APIRouter()
@@ -58,6 +61,7 @@ def show_batch(batch_id: UUID, visitor: CurrentVisitor, state: State) -> Read:
                 "failure_groups": find_failure_groups(connection, tenant_id, batch_id),
                 "datasets": find_datasets(connection, tenant_id, batch_id, None, SHOWN_DATASETS),
                 "layouts": get_args(Layout),
+                "image_formats": get_args(ImageFormat),
             }
 
     return read
@@ -79,9 +83,18 @@ def export_batch(
     request_id: RequestId,
     layout: Annotated[Layout, Form()] = "webdataset",
     test_percent: Annotated[float, Form(ge=0, le=90)] = 0,
+    where: Annotated[str, Form()] = "",
+    image_format: Annotated[ImageFormat | Literal[""], Form()] = "",
+    resize: Annotated[str, Form()] = "",
 ) -> Response:
     splits = {"test": test_percent / 100} if test_percent else {}
-    wanted = DatasetRequest(batch=batch_id, layout=layout, splits=splits)
+    given = {"where": where, "image_format": image_format, "resize": parse_number(resize, int)}
+    try:
+        wanted = DatasetRequest(
+            batch=batch_id, layout=layout, splits=splits, **{name: value for name, value in given.items() if value}
+        )
+    except ValidationError as error:
+        raise Invalid.of(wrong_fields(error)) from None
     datasets.submit(state, actor.caller, wanted, None, request_id)
     return render_notice(request, "batch_notice.html", action="export")
 

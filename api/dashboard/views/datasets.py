@@ -1,6 +1,7 @@
 """A dataset and its files. The link of a file redirects to a signed URL of the image store."""
 
 import re
+import shlex
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
@@ -14,6 +15,7 @@ from api.dashboard.view import Read, view
 from api.deps import AppState, State
 from api.queries.datasets import Dataset, DatasetFile, find_dataset, find_files
 from common.accounts.keys import Caller
+from common.datasets.layout import REMAINDER, DatasetPlan
 from common.db import transaction
 from common.enums import DatasetState
 from common.errors import NotFound
@@ -31,7 +33,7 @@ def show_dataset(dataset_id: UUID, visitor: CurrentVisitor, state: State) -> Rea
         dataset = _find(state, visitor.caller, dataset_id)
         is_ready = dataset.state == DatasetState.READY
         files = first_files(state.storage, dataset_id, dataset.digest or "") if is_ready else ()
-        return {"dataset": dataset, "files": files}
+        return {"dataset": dataset, "files": files, "command": export_command(dataset)}
 
     return read
 
@@ -48,6 +50,16 @@ def get_file(dataset_id: UUID, path: str, visitor: CurrentVisitor, state: State)
 def _find(state: AppState, caller: Caller, dataset_id: UUID) -> Dataset:
     with transaction(state.autocommit) as connection:
         return find_dataset(connection, caller.tenant_id, dataset_id)
+
+
+def export_command(dataset: Dataset) -> str:
+    """What downloads this dataset, and no other one of its batches."""
+    chosen = {name: getattr(dataset, name) for name in DatasetPlan.model_fields if name not in ("splits", "layout")}
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in chosen.items() if value is not None]
+    splits = [f"--split={name}={share:g}" for name, share in dataset.splits.items() if name != REMAINDER]
+    batches = map(str, dataset.batches)
+    layout = f"--layout={dataset.layout}"
+    return shlex.join(["huafang", "dataset", "export", *batches, layout, *splits, *options, "--out=DIR"])
 
 
 @lru_cache(maxsize=32)

@@ -3,10 +3,13 @@
 import re
 from collections.abc import Iterator
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
 
+from api.dashboard.views.datasets import export_command
+from api.queries.datasets import DATASET, Dataset
 from common.enums import Scope
 from tests.support.serving import Api
 from tests.support.visiting import Visit, visiting
@@ -94,6 +97,30 @@ def test_an_export_is_requested_with_a_split(client: httpx.Client, visit: Visit,
     page = visit.page(f"/datasets/{dataset['id']}")
     assert 'class="state waiting"' in page
     visit.page(f"/datasets/{dataset['id']}/files/README.md", status=404)
+
+
+def test_an_export_is_requested_with_a_condition_and_a_size(
+    client: httpx.Client, visit: Visit, batch: dict[str, Any]
+) -> None:
+    path = f"/batches/{batch['id']}/export"
+    chosen = {"where": "steps = 1", "image_format": "webp", "resize": "32", "test_percent": "10"}
+    assert visit.act(path, **chosen).status_code == 200
+    (dataset,) = client.get("/v1/datasets", params={"batch": batch["id"]}).json()["items"]
+    assert (dataset["where"], dataset["image_format"], dataset["resize"]) == ("steps = 1", "webp", 32)
+    assert "steps = 1" in visit.page(f"/datasets/{dataset['id']}")
+    refused = visit.act(path, where="colour = 'red'")
+    assert (refused.status_code, "colour" in refused.text) == (422, True)
+    assert visit.act(path, resize="large").status_code == 422
+    assert len(client.get("/v1/datasets", params={"batch": batch["id"]}).json()["items"]) == 1
+
+
+def test_the_command_of_a_dataset_says_all_that_it_was_made_with() -> None:
+    chosen = {"where": "status = 'stored'", "shard_images": 9, "image_format": "webp"}
+    made = Dataset.model_validate(DATASET | {"batches": [UUID(int=7), UUID(int=8)], **chosen})
+    assert export_command(made) == (
+        f"huafang dataset export {UUID(int=7)} {UUID(int=8)} --layout=webdataset --split=test=0.1 "
+        """'--where=status = '"'"'stored'"'"'' --shard-images=9 --image-format=webp --out=DIR"""
+    )
 
 
 def test_images_are_shown_found_by_their_prompt_and_compared_by_seed(

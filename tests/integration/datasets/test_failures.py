@@ -11,8 +11,9 @@ from sqlalchemy import Row, text
 from common.broker import Broker
 from common.config import Settings
 from common.datasets import lifecycle as datasets
+from common.datasets.dataset import Step
 from common.datasets.layout import DatasetPlan
-from common.datasets.lifecycle import EXPORT_SILENCE_S, Step
+from common.datasets.lifecycle import EXPORT_SILENCE_S
 from common.db import transaction
 from common.enums import ImageState
 from common.errors import Unavailable

@@ -18,7 +18,7 @@ from cli.verify import Verification
 from common.batches import lifecycle as batches
 from common.broker import Broker
 from common.config import Settings
-from common.datasets.layout import COLUMNS
+from common.datasets.columns import COLUMNS
 from common.storage import Storage
 from tests.support.stories import CATALOG, Story
 from tests.support.workers import MakeWorker, bucket_of

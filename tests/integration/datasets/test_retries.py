@@ -8,8 +8,8 @@ import pytest
 from common.config import Settings
 from common.datasets import contents
 from common.datasets import lifecycle as datasets
+from common.datasets.dataset import Dataset, Step
 from common.datasets.layout import DatasetPlan
-from common.datasets.lifecycle import Dataset
 from common.db import new_id, transaction
 from common.enums import ImageState
 from common.queue import jobs
@@ -160,7 +160,7 @@ def test_an_exporter_that_lost_its_ownership_changes_nothing(farm: BatchStory) -
     dataset = asked(farm, failed(farm))
     before = farm.rows("SELECT * FROM datasets")
     other = replace(dataset, owner_id=new_id())
-    step = datasets.Step(position=1, ends_split=True, images=2, pictures=0)
+    step = Step(position=1, ends_split=True, images=2, pictures=0)
     with transaction(farm.database) as connection:
         assert datasets.acquire(connection, dataset.id, 60) is None
         assert datasets.advance(connection, other, step) is None

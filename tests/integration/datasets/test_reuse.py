@@ -8,7 +8,7 @@ import pytest
 
 from common.broker import Broker
 from common.config import Settings
-from common.datasets.layout import COLUMNS
+from common.datasets.columns import COLUMNS
 from common.db import transaction
 from common.enums import Scope
 from common.queue import reuse, workers

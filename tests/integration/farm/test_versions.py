@@ -14,8 +14,8 @@ from common.batches.lifecycle import stalled
 from common.broker import Broker
 from common.config import Settings
 from common.datasets import lifecycle as datasets
+from common.datasets.dataset import Step
 from common.datasets.layout import DatasetPlan
-from common.datasets.lifecycle import Step
 from common.db import CODE, NEEDS, check_version, migrate, newest_revision, read_version, transaction
 from common.enums import Tier
 from common.errors import Invalid, Unavailable

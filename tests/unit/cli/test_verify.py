@@ -9,7 +9,7 @@ from PIL import Image
 
 from cli.verify import Verification
 from common.datasets import layout
-from common.datasets.layout import Columns, Row
+from common.datasets.columns import Columns, Row
 from common.storage import sha256
 from worker.datasets import formats
 

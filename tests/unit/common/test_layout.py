@@ -6,7 +6,8 @@ from uuid import UUID
 import pytest
 from pydantic import ValidationError
 
-from common.datasets.layout import DatasetPlan
+from common.datasets.layout import FORMAT, DatasetPlan, text_sha256
+from common.recipes.recipe import canonical_json
 
 PROMPTS = [f"红色的圆形，第{n}幅" for n in range(4000)]
 BATCH = UUID(int=7)
@@ -50,3 +51,29 @@ def test_another_plan_has_another_digest() -> None:
     plans = (DatasetPlan(), DatasetPlan(layout="parquet"), DatasetPlan(splits={"test": 0.1}))
     assert len({plan.digest(batch) for plan in plans for batch in (BATCH, UUID(int=8))}) == 6
     assert DatasetPlan(splits={"train": 1}).digest(BATCH) == DatasetPlan().digest(BATCH)
+
+
+def test_what_a_plan_does_not_say_changes_nothing() -> None:
+    """Digests of plans stay as they were before there were conditions, sizes and formats."""
+    before = {"format": FORMAT, "batch": str(BATCH), "layout": "webdataset", "splits": {"train": 1.0}}
+    assert DatasetPlan().digest(BATCH) == text_sha256(canonical_json(before))
+    others: list[dict[str, object]] = [
+        {"where": "steps = 1"},
+        {"shard_images": 9},
+        {"shard_size": 10**6},
+        {"image_format": "webp"},
+        {"image_format": "webp", "quality": 80},
+        {"resize": 64},
+    ]
+    plans = [DatasetPlan.model_validate(fields) for fields in others]
+    assert len({plan.digest(BATCH) for plan in [DatasetPlan(), *plans]}) == 7
+    assert {plan.needs_code for plan in plans} == {9}
+    assert DatasetPlan().digest(BATCH, UUID(int=8)) != DatasetPlan().digest(UUID(int=8), BATCH)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"quality": 80}, {"quality": 80, "image_format": "png"}, {"quality": 0}, {"resize": 8}, {"resize": "64"}]
+)
+def test_invalid_conversions_are_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        DatasetPlan.model_validate(fields)

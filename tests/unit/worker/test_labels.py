@@ -15,7 +15,7 @@ from common.labels.reader import labelled_xmp, read_labels
 from common.labels.texts import embedded_texts
 from common.recipes.picture_key import DrawnWith
 from common.recipes.recipe import Recipe
-from worker.datasets.card import grid
+from worker.datasets.samples import grid
 from worker.labels.labeller import Labeller
 from worker.labels.mark import draw_mark
 from worker.render.encode import encode
