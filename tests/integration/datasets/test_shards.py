@@ -8,12 +8,14 @@ from uuid import UUID
 
 import pytest
 from PIL import Image
+from sqlalchemy import text
 
 from cli.verify import Verification
 from common.batches.plan import Plan
 from common.config import Settings
 from common.datasets import lifecycle as datasets
-from common.datasets.layout import DatasetPlan, Layout
+from common.datasets.layout import FORMAT_SINCE, DatasetPlan, Layout
+from common.datasets.lifecycle import Step
 from common.db import transaction
 from common.enums import ImageState
 from common.queue import leases
@@ -116,3 +118,20 @@ def test_a_shard_has_a_limit_of_images(
 ) -> None:
     shards = exported(farm, settings, batch_id, tmp_path, "parquet", shard_images)
     assert [len(shard) for shard in shards] == [2 * count for count in prompts]
+
+
+def test_what_older_code_has_begun_is_begun_anew(farm: BatchStory, batch_id: UUID) -> None:
+    """Its shards have other keys; and that code leaves it alone from then on."""
+    with transaction(farm.database) as connection:
+        dataset_id = datasets.submit(connection, farm.tenant(), batch_id, DatasetPlan())
+        half = "needs_code = 1, shard = 1, position = 3, written = 2, shards = 1, images = 6, pictures = 6"
+        connection.execute(text(f"UPDATE datasets SET {half}"))
+    for shard, position in ((0, 0), (1, 3)):
+        with transaction(farm.database) as connection:
+            owned = datasets.acquire(connection, dataset_id, 0)
+            assert owned is not None
+            assert (owned.shard, owned.position, owned.shards, owned.images) == (shard, position, shard, 6 * shard)
+            if not shard:
+                datasets.advance(connection, owned, Step(3, ends_split=False, images=6, pictures=6))
+            datasets.release(connection, owned)
+    assert farm.rows("SELECT needs_code FROM datasets") == [(FORMAT_SINCE,)]
