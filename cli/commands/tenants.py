@@ -32,9 +32,9 @@ def tiers(tenant: Row) -> str:
 
 
 def state(tenant: Row) -> str:
-    if tenant["erased_at"]:
+    if since := tenant.get("erased_at"):  # an older API does not say it
         finished = tenant["erasure_finished_at"]
-        return f"erased at {finished}" if finished else f"being erased since {tenant['erased_at']}"
+        return f"erased at {finished}" if finished else f"being erased since {since}"
     return f"suspended since {tenant['suspended_at']}" if tenant["suspended_at"] else "active"
 
 

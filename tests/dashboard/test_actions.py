@@ -257,6 +257,27 @@ def test_a_second_tenant_is_made_limited_used_suspended_and_resumed(
         expect(theirs.get_by_role("row")).to_have_count(2)
 
 
+def test_a_tenant_is_erased_once_its_name_was_typed(
+    visiting: Visiting, sessions: Sessions, farm: DashboardFarm
+) -> None:
+    tenant_id = farm.story.tenant("要抹除的画坊")
+    farm.story.submit("要抹除的画坊")
+    with visiting(session=sessions["admin"], refusals=[422]) as page:
+        page.goto(f"/dashboard/tenants/{tenant_id}")
+        press(page, "Suspend", confirms="要抹除的画坊")
+        expect(notice(page)).to_contain_text("The tenant is suspended")
+        page.get_by_text("Erase", exact=True).click()
+        page.get_by_label("Type its name to confirm").fill("别的画坊")
+        press(page, "Erase for good")
+        expect(notice(page)).to_contain_text("is not the name of this tenant")
+        page.get_by_label("Type its name to confirm").fill("要抹除的画坊")
+        press(page, "Erase for good")
+        expect(notice(page)).to_contain_text("The tenant is being erased")
+        erasure = page.get_by_role("region", name="Erasure")
+        expect(erasure.get_by_role("row").filter(has_text="images")).to_have_text("images1")
+        expect(page.get_by_role("button", name="Resume")).to_have_count(0)
+
+
 # Without permission
 
 
