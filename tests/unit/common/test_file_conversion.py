@@ -39,7 +39,7 @@ def test_each_row_has_its_line_and_an_empty_one_a_blank_line() -> None:
 
 
 def test_three_million_rows_of_nothing_take_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conversion, "MAX_S", 4)
+    monkeypatch.setattr(conversion, "MAX_S", 10)
     nulls = pa.nulls(3_000_000, pa.string())
     for prompts in (nulls, pa.concat_arrays([nulls, pa.array(["红"])])):
         file = io.BytesIO()
