@@ -7,6 +7,7 @@ BENCHES = (
     "submit",
     "million",
     "footprint",
+    "plans",
     "dataset",
     "deletion",
     "fairness",

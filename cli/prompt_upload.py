@@ -12,7 +12,7 @@ from typing import BinaryIO
 from cli import sentence
 from cli.client import Json
 from cli.errors import USAGE, Failure
-from cli.shell import Shell, format_bytes, format_duration
+from cli.shell import Shell, format_bytes, format_duration, format_estimate
 from cli.terminal import Columns, Row, print_line, progress_bar
 from common.prompt_files.columns import FIELDS, field_of
 
@@ -73,6 +73,12 @@ def checked(found: Row) -> str | None:
     return f"the first {found['checked_prompts']:,}" if found["is_estimate"] else "all"
 
 
+def distinct(found: Row) -> str | None:
+    """How many of the prompts differ, if not all do."""
+    right = found["checked_prompts"] - found["bad"]
+    return f"{found['distinct']:,} of {right:,}" if found["distinct"] < right else None
+
+
 def describe_recipe(one: Row) -> str:
     seeds = " ".join(map(str, one["seeds"][:SHOWN_SEEDS])) + (" …" if len(one["seeds"]) > SHOWN_SEEDS else "")
     how = f"{one['width']}×{one['height']}, {one['steps']} of {one['scheduler']}, guidance {one['guidance']:g}"
@@ -85,7 +91,8 @@ DRY_RUN: Columns = {
     "wrong": lambda found: found["bad"] or None,
     "jobs": lambda found: estimate(found, "jobs"),
     "pictures": lambda found: estimate(found, "images"),
-    "takes": lambda found: format_duration(found["estimate"]["seconds"]),
+    "distinct": distinct,
+    "takes": lambda found: format_estimate(found["estimate"]),
     "of all GPUs": lambda found: format_duration(found["estimate"]["gpu_seconds"]),
     "size": lambda found: format_bytes(found["estimate"]["bytes"]),
     "note": lambda found: " ".join(found["warnings"][:3]) + (" …" if found["warned"] > 3 else ""),

@@ -84,7 +84,7 @@ class ModelManager:
         self._components = {name: sizes for name, sizes in estimates.items() if sizes is not None}  # exact once loaded
         self._batch_sizes: dict[str, int] = {}
         self._failures: dict[str, LoadFailure] = {}
-        self._longest_load_s = 0.0
+        self._load_seconds: dict[str, float] = {}
         self._last_load = 0.0
 
     @property
@@ -96,7 +96,7 @@ class ModelManager:
         names = {model.name for model in self.available()} | set(self._pipelines)
         if self._fit(names):
             return 0.0
-        delay = max(SWAP_DELAY_S, 4 * self._longest_load_s)
+        delay = max(SWAP_DELAY_S, 4 * max(self._load_seconds.values(), default=0.0))
         return delay if time.monotonic() - self._last_load > delay else NEVER_S
 
     @property
@@ -108,6 +108,11 @@ class ModelManager:
     def batch_sizes(self) -> dict[str, int]:
         """Images per call at the default size, of each model that was loaded since the start."""
         return dict(self._batch_sizes)
+
+    @property
+    def load_seconds(self) -> dict[str, float]:
+        """Of the last load of each model since the start."""
+        return dict(self._load_seconds)
 
     def batch_size(self, model: Model) -> int:
         """The same for any model: its own, the catalogue's, or the default."""
@@ -154,7 +159,7 @@ class ModelManager:
             raise self._refuse(model, reason, _is_local(model)) from error
         self._pipelines = {**self._pipelines, model.name: pipeline}
         seconds = time.monotonic() - start
-        self._longest_load_s = max(seconds, self._longest_load_s)
+        self._load_seconds = {**self._load_seconds, model.name: seconds}
         self._last_load = time.monotonic()
         self._failures.pop(model.name, None)
         log_event(
