@@ -1,4 +1,4 @@
-"""Batches over HTTP: submit, read, list, pause, resume, cancel, change tier, retry what failed. `api.services.batches` does it."""
+"""Batches over HTTP: submit, read, list, pause, resume, cancel, change tier, retry what failed. Decides nothing."""
 
 from json import JSONDecodeError
 from typing import Annotated

@@ -1,8 +1,8 @@
-"""Whether plans hold: the real time of a batch, from its submission until it has ended, beside the p50 of a dry run just
-before. The farm has rendered one batch of the same kind before, no more. `stub` is a fake GPU of 200 ms for a microbatch
-of 8; `mini-zh` renders on the CPU, cold: the worker has another model in memory, or warm. `behind another batch` is
-planned and submitted while a batch of the same tenant and tier, three times as large, is rendered. A p50 is exceeded
-as often as not, so the goal is a range; `within p90` is 1 where the real time was below the dry run's p90.
+"""Whether plans hold: the real time of a batch, from its submission until it has ended, beside the p50 of a dry run
+just before. The farm has rendered one batch of the same kind before, no more. `stub` is a fake GPU of 200 ms for a
+microbatch of 8; `mini-zh` renders on the CPU, cold: the worker has another model in memory, or warm. `behind another
+batch` is planned and submitted while a batch of the same tenant and tier, three times as large, is rendered. A p50 is
+exceeded as often as not, so the goal is a range; `within p90` is 1 where the real time was below the dry run's p90.
 """
 
 import re

@@ -191,7 +191,7 @@ def cancel(shell: Shell, batch_id: str) -> None:
 @click.argument("tier", type=click.Choice([tier.value for tier in Tier]))
 @click.pass_obj
 def tier(shell: Shell, batch_id: str, tier: str) -> None:
-    """Change how urgent a batch is: what waits of it goes on waiting in the new tier, what a worker holds is finished."""
+    """Change how urgent a batch is: what waits of it goes on waiting in the new tier."""
     while (done := shell.client.post(api_path("batches", batch_id, "tier"), {"tier": tier}))["goes_on"]:
         shell.print_message(sentence("tier_goes_on", changed=done["changed"]))
     shell.print_record(done["batch"], RECORD)
