@@ -35,7 +35,7 @@ TIMEOUT_S = 1800
 
 @contextmanager
 def sides(options: Options) -> Iterator[Sides]:
-    stub, mini = (160, 8) if options.quick else (1200, 40)
+    stub, mini = (160, 16) if options.quick else (1200, 120)
     with farm() as the_farm, tempfile.TemporaryDirectory(prefix="huafang-bench-") as folder:
         settings = the_farm.settings.model_copy(update={"catalog": two_models(Path(folder))})
         database = connect(settings, pool=1)
@@ -62,11 +62,12 @@ def side(
     ahead: int = 0,
 ) -> Figures:
     """Render a batch that the farm knows such batches by, then plan and submit one. `first`: the model in memory."""
-    with the_farm.worker(settings, device, "--models", "mini-zh", TORCH_THREADS="1"):
+    models = "mini-zh" if first == "mini-zh" else f"{first},mini-zh"
+    with the_farm.worker(settings, device, "--models", models, TORCH_THREADS="1"):
         ended(client, submit(client, recipe, images // 2))
         if first == "mini-zh":
             return plan(client, recipe, images, ahead)
-    with the_farm.worker(settings, device, "--models", f"{first},mini-zh", TORCH_THREADS="1"):
+    with the_farm.worker(settings, device, "--models", models, TORCH_THREADS="1"):
         return plan(client, recipe, images, ahead)
 
 

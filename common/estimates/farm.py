@@ -5,7 +5,7 @@ that are there, MOST_LANES of those that wait. One process reads it at most once
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from threading import Lock
@@ -19,7 +19,7 @@ from common.enums import Tier
 from common.estimates.forecast import Forecast, Waiting, Worker, forecast
 from common.estimates.speed import Kind, Microbatch, Quantile, Speed
 from common.queue.claim import WAITING
-from common.queue.lanes import EXACT
+from common.queue.lanes import UNCOUNTED
 
 RECENT_LEASES = 500
 OLDER_LANES, OLDER_PICTURES = 2000, 100  # that are searched for a model that the recent leases lack
@@ -145,18 +145,26 @@ def _speed(published: Sequence[Row[Any]], workers: Sequence[Row[Any]], taking: S
         )
         for row in published
     ]
-    image_s, load_s, capacity = dict[str, list[float]](), dict[str, list[float]](), dict[str, int]()
+    image_s, capacity = dict[str, list[float]](), dict[str, int]()
     for row in taking:
         for model, seconds in row.seconds_per_image.items():
             image_s.setdefault(model, []).append(seconds)
         for model, images in row.capacity.items():
             capacity[model] = min(images, capacity.get(model, images))
-        for model, seconds in row.load_seconds.items():
-            load_s.setdefault(model, []).append(seconds)
-    for row in sorted(workers, key=lambda row: row.class_text not in classes):  # of a class that is there before others
-        for model, seconds in row.load_seconds.items():
-            load_s.setdefault(model, [seconds])
-    return Speed(microbatches, {model: median(known) for model, known in image_s.items()}, load_s, capacity)
+    image_medians = {model: median(known) for model, known in image_s.items()}
+    return Speed(microbatches, image_medians, _loads(workers, classes), capacity)
+
+
+def _loads(workers: Sequence[Row[Any]], classes: Collection[str]) -> dict[str, Sequence[float]]:
+    """By model the seconds of its last loads: on a class that is there before others, and of processes that had their
+    libraries imported before those that had not.
+    """
+    found: dict[str, dict[tuple[bool, bool], list[float]]] = {}
+    for row in workers:
+        for model, load in row.loads.items():
+            rank = row.class_text not in classes, bool(load["is_first"])
+            found.setdefault(model, {}).setdefault(rank, []).append(load["seconds"])
+    return {model: ranked[min(ranked)] for model, ranked in found.items()}
 
 
 def _waiting(row: Row[Any]) -> Waiting:
@@ -197,7 +205,7 @@ WORK = "(recipe ->> 'steps')::float * (recipe ->> 'width')::float * (recipe ->> 
 
 # The workers that are there, and of those that have stopped the last ones, who tell how long a load takes.
 WORKERS = text("""
-    SELECT id, models, resident, seconds_per_image, capacity, load_seconds, class::text AS class_text,
+    SELECT id, models, resident, seconds_per_image, capacity, loads, class::text AS class_text,
            state IN ('starting', 'ready') AND NOT EXISTS (
                SELECT FROM quarantines WHERE quarantines.name = workers.name) AS takes_work
     FROM (SELECT * FROM workers WHERE state <> 'stopped'
@@ -240,27 +248,31 @@ OLDER = text(f"""
     {MEASURED}
 """)
 
-# What waits, by lane: what is not claimed, and what a batch that is still expanded will add.
+# What waits, by lane: what is not claimed, and what a batch that is still expanded will add. `open` is never too low,
+# so its index finds the lanes.
 QUEUE = text(f"""
     WITH taken AS MATERIALIZED (
         SELECT images.lane_id, count(*) AS images FROM leases CROSS JOIN LATERAL unnest(leases.image_ids) AS held(id)
         JOIN images ON images.id = held.id AND images.lease_id = leases.id AND images.state IN ('queued', 'running')
         WHERE leases.ended_at IS NULL GROUP BY images.lane_id),
-    open_lanes AS (
-        SELECT lanes.id, lanes.tenant_id, lanes.tier, lanes.model, lanes.batch_id, tenants.weight,
-               greatest(lanes.open - coalesce(taken.images, 0), 0) AS open
-        FROM {EXACT} AS lanes JOIN tenants ON tenants.id = lanes.tenant_id LEFT JOIN taken ON taken.lane_id = lanes.id
-        WHERE lanes.open > 0 AND NOT lanes.closed AND tenants.suspended_at IS NULL),
+    open_lanes AS MATERIALIZED (
+        SELECT lanes.*, tenants.weight,
+               greatest(lanes.open - coalesce(uncounted.ended, 0) - coalesce(taken.images, 0), 0) AS unclaimed
+        FROM lanes JOIN tenants ON tenants.id = lanes.tenant_id LEFT JOIN taken ON taken.lane_id = lanes.id
+        LEFT JOIN ({UNCOUNTED}) AS uncounted ON uncounted.lane_id = lanes.id
+        WHERE lanes.open > 0 AND NOT lanes.closed AND tenants.suspended_at IS NULL
+        ORDER BY lanes.tier, lanes.id LIMIT :limit),
     counted AS (
-        SELECT open_lanes.*, open + coalesce(greatest(batches.counted - batches.images, 0) / greatest(count(*) OVER (
-                   PARTITION BY batch_id), 1), 0) AS images
-        FROM open_lanes LEFT JOIN batches ON batches.id = batch_id AND expanded_at IS NULL AND checked_at IS NOT NULL)
-    SELECT counted.id, counted.tenant_id, counted.tier, counted.model, counted.batch_id, weight,
-           counted.images::bigint AS images, head.id AS head, lanes.compatibility, head.work
-    FROM counted JOIN lanes ON lanes.id = counted.id CROSS JOIN LATERAL (
+        SELECT open_lanes.*, unclaimed + coalesce(greatest(batches.counted - batches.images, 0) / count(*) OVER (
+                   PARTITION BY open_lanes.batch_id), 0) AS images
+        FROM open_lanes
+        LEFT JOIN batches ON batches.id = batch_id AND batches.expanded_at IS NULL AND batches.checked_at IS NOT NULL)
+    SELECT counted.id, tenant_id, tier, counted.model, batch_id, weight, compatibility, images::bigint AS images,
+           head.id AS head, head.work
+    FROM counted CROSS JOIN LATERAL (
         SELECT images.id, {WORK} AS work FROM images JOIN jobs ON jobs.id = images.job_id
         WHERE images.lane_id = counted.id AND {WAITING} ORDER BY images.id LIMIT 1) AS head
-    WHERE counted.images > 0 ORDER BY counted.tier, head.id LIMIT :limit
+    WHERE images > 0 ORDER BY tier, head.id
 """)
 
 # What workers hold, by lane: how many of them, and for how long they have rendered it.

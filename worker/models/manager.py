@@ -21,6 +21,7 @@ from common.db import transaction
 from common.errors import Invalid, ModelRefused, OutOfMemory, RenderFailed, Unavailable
 from common.log import log_event
 from common.queue import workers
+from common.queue.workers import Load
 from common.recipes.recipe import canonical_json
 from common.sentences import Sentence
 from worker.models import sentence
@@ -84,7 +85,7 @@ class ModelManager:
         self._components = {name: sizes for name, sizes in estimates.items() if sizes is not None}  # exact once loaded
         self._batch_sizes: dict[str, int] = {}
         self._failures: dict[str, LoadFailure] = {}
-        self._load_seconds: dict[str, float] = {}
+        self._loads: dict[str, Load] = {}
         self._last_load = 0.0
 
     @property
@@ -96,7 +97,7 @@ class ModelManager:
         names = {model.name for model in self.available()} | set(self._pipelines)
         if self._fit(names):
             return 0.0
-        delay = max(SWAP_DELAY_S, 4 * max(self._load_seconds.values(), default=0.0))
+        delay = max(SWAP_DELAY_S, 4 * max((load.seconds for load in self._loads.values()), default=0.0))
         return delay if time.monotonic() - self._last_load > delay else NEVER_S
 
     @property
@@ -110,9 +111,9 @@ class ModelManager:
         return dict(self._batch_sizes)
 
     @property
-    def load_seconds(self) -> dict[str, float]:
-        """Of the last load of each model since the start."""
-        return dict(self._load_seconds)
+    def loads(self) -> dict[str, Load]:
+        """The last load of each model since the start."""
+        return dict(self._loads)
 
     def batch_size(self, model: Model) -> int:
         """The same for any model: its own, the catalogue's, or the default."""
@@ -159,7 +160,7 @@ class ModelManager:
             raise self._refuse(model, reason, _is_local(model)) from error
         self._pipelines = {**self._pipelines, model.name: pipeline}
         seconds = time.monotonic() - start
-        self._load_seconds = {**self._load_seconds, model.name: seconds}
+        self._loads = {**self._loads, model.name: Load(seconds, is_first=not self._loads)}
         self._last_load = time.monotonic()
         self._failures.pop(model.name, None)
         log_event(

@@ -134,7 +134,7 @@ class RenderWorker:
             self.models.batch_sizes,
             self.store_watch.cannot_store_s,
             self.devices.latest(),
-            self.models.load_seconds,
+            self.models.loads,
         )
         return worker, self.loop.is_ready and bool(served) and not self.farm.refusal
 

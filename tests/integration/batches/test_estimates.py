@@ -13,6 +13,7 @@ from common.config import Settings
 from common.db import transaction
 from common.enums import Tier
 from common.queue import workers
+from common.queue.workers import Load
 from tests.support.batch_stories import BatchStory
 from tests.support.stories import Story
 from tests.support.workers import SLOW, MakeWorker, until
@@ -98,9 +99,9 @@ def test_the_share_of_another_tenant_counts(known: BatchStory, client: httpx.Cli
 
 def test_a_load_counts_where_no_worker_has_the_model(known: BatchStory, client: httpx.Client) -> None:
     warm = plan(client, 8)["seconds"]
-    beat(known, resident=["another"], load_seconds={"mini-zh": 500.0, "another": 900.0})
+    beat(known, resident=["another"], loads={"mini-zh": Load(500.0), "another": Load(900.0, is_first=True)})
     assert plan(client, 8)["seconds"] == pytest.approx(warm + 500, abs=SLACK_S)
-    beat(known, resident=["mini-zh"], load_seconds={"mini-zh": 500.0})
+    beat(known, resident=["mini-zh"], loads={"mini-zh": Load(500.0)})
     assert plan(client, 8)["seconds"] == pytest.approx(warm, abs=SLACK_S)
 
 
@@ -152,7 +153,7 @@ def test_a_dry_run_counts_doubles(farm: BatchStory, client: httpx.Client) -> Non
 
 
 def test_a_plan_holds_on_a_real_worker(farm: BatchStory, client: httpx.Client, make_worker: MakeWorker) -> None:
-    """Also behind other recipes of the model, of which a picture took a tenth. On a busy machine both sides are slow."""
+    """Also after other recipes of the model, of which a picture took a tenth. A busy machine slows both sides down."""
     worker = make_worker(device=SLOW)
     worker.loop.start()
     look = {**LOOK, "steps": 20}

@@ -10,8 +10,8 @@ depends_on = None
 
 def upgrade() -> None:
     with op.get_context().autocommit_block():
-        op.execute("ALTER TABLE workers ADD COLUMN IF NOT EXISTS load_seconds jsonb NOT NULL DEFAULT '{}'")
+        op.execute("ALTER TABLE workers ADD COLUMN IF NOT EXISTS loads jsonb NOT NULL DEFAULT '{}'")
 
 
 def downgrade() -> None:
-    op.execute("ALTER TABLE workers DROP COLUMN load_seconds")
+    op.execute("ALTER TABLE workers DROP COLUMN loads")
