@@ -14,6 +14,7 @@ from api import sentence
 from api.pagination import NEXT_CURSOR, Paging
 from common.catalog.loras import LoraUse
 from common.enums import ImageState, JobState, Tier
+from common.estimates import estimate as estimates
 from common.recipes import recipe
 
 
@@ -73,6 +74,8 @@ JOB: dict[str, Any] = {
     "progress": None,
     "position": None,
     "eta_seconds": None,
+    "eta_seconds_p90": None,
+    "eta_unknown": None,
     "waiting_for": None,
     "warnings": [],
     "error": None,
@@ -191,6 +194,17 @@ class WaitingFor(BaseModel):
     message: str
 
 
+class Unknown(BaseModel):
+    """Why an estimate is not known."""
+
+    code: str = Field(examples=["no_history"])
+    message: str
+
+    @classmethod
+    def of(cls, estimate: estimates.Estimate) -> "Unknown | None":
+        return cls(code=estimate.code, message=estimate.reason or "") if estimate.code else None
+
+
 class Timings(BaseModel):
     wait_s: float | None = Field(description="From the submission until its first image started.")
     render_s: float | None = Field(description="Spent in pipeline calls, summed over its images.")
@@ -212,8 +226,10 @@ class Job(BaseModel):
     progress: Progress | None = None
     position: int | None = Field(default=None, description="Images ahead of it, while it waits; counted up to 1000.")
     eta_seconds: float | None = Field(
-        default=None, description="Estimated time until it ends; null while it is unknown."
+        default=None, description="While it waits: estimated time until it ends; null while it is unknown."
     )
+    eta_seconds_p90: float | None = Field(default=None, description="What nine of ten stay below.")
+    eta_unknown: Unknown | None = Field(default=None, description="Why, where a job that waits has no `eta_seconds`.")
     waiting_for: WaitingFor | None = None
     warnings: list[str]
     error: JobError | None
@@ -249,17 +265,24 @@ class JobRequest(recipe.Draft):
     reuse: bool = Field(False, strict=True, description=REUSE)
 
 
+ESTIMATE: dict[str, Any] = {"images": 1, "seconds": 4.2, "seconds_p90": 6.1, "unknown": None}
+
+
 class Estimate(BaseModel):
+    """By what the farm did lately, from the claim to the publication, and by what waits now."""
+
     images: int
     seconds: float | None = Field(
-        description="In pipeline calls on the workers that are up; null while no worker has measured it."
+        description="Until the job would end, behind what waits now and is before it; null while it is unknown."
     )
+    seconds_p90: float | None = Field(description="What nine of ten stay below.")
+    unknown: Unknown | None = Field(description="Why `seconds` is null.")
 
 
 class DryRun(BaseModel):
     """The job that a request would make."""
 
-    model_config = example({"recipe": RECIPE, "estimate": {"images": 1, "seconds": 4.2}, "warnings": []})
+    model_config = example({"recipe": RECIPE, "estimate": ESTIMATE, "warnings": []})
 
     recipe: Recipe
     estimate: Estimate

@@ -8,6 +8,7 @@ BENCHES = (
     "reuse",
     "million",
     "footprint",
+    "plans",
     "dataset",
     "deletion",
     "fairness",

@@ -101,6 +101,19 @@ def format_duration(seconds: float | None) -> str | None:
     return f"{hours} h" if hours > 2 else f"{minutes} min" if minutes > 2 else f"{seconds:.0f} s"
 
 
+def format_range(seconds: float | None, most: float | None) -> str | None:
+    """What is as likely to be exceeded as not, and what nine of ten stay below: `26 min (≤ 31 min)`."""
+    typical, longest = format_duration(seconds), format_duration(most)
+    return f"{typical} (≤ {longest})" if typical and longest and longest != typical else typical
+
+
+def format_estimate(estimate: Row) -> str | None:
+    """How long something will take, or why nobody knows."""
+    if estimate["seconds"] is None:
+        return estimate["unknown"]["message"] if estimate["unknown"] else None
+    return format_range(estimate["seconds"], estimate["seconds_p90"])
+
+
 # The global options, which are options of every command too: `huafang jobs ls --format json`.
 
 

@@ -1,6 +1,7 @@
 """Watching a job or a batch until it ends: progress on stderr, and its outcome as a Failure. Knows no command."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,9 +9,10 @@ from typing import Any
 from cli import sentence
 from cli.client import Json
 from cli.errors import INTERRUPTED, PARTLY, Failure, program_name
-from cli.shell import Shell, format_duration
+from cli.shell import Shell, format_range
 from cli.terminal import Row, progress_bar
 
+LINE_S = 10.0  # between two lines of a batch whose state stays the same
 ENDED_IMAGES = ("stored", "flagged", "failed", "cancelled")
 
 
@@ -30,19 +32,20 @@ def watch_batch(
     resume: str = "batch watch",
     on_change: Callable[[Json], None] = lambda batch: None,
 ) -> Json:
-    """The batch when it has ended; `on_change` gets it after each change.
+    """The batch when it has ended; `on_change` gets it in each new state, and every LINE_S between.
 
     Raises Failure after `timeout` seconds and on Ctrl-C, naming the command `resume`; the batch runs on.
     """
-    last = Json()
+    last, is_due = Json(), lines_due(LINE_S)
     hint = resume_hint("batch", f"{resume} {batch_id}", f"batch cancel {batch_id}")
-    with hint, show_progress(shell, describe_batch, batch_bar, line_key=batch_tenth) as show:
+    with hint, show_progress(shell, describe_batch, batch_bar, lambda batch: batch["state"], LINE_S) as show:
         for batch in shell.client.follow_batch(batch_id, timeout, shell.print_message):
             show(batch)
             if (because := batch["paused_because"]) and because != last.get("paused_because"):
                 shell.print_message(sentence("batch_paused", because=because, program=program_name(), batch=batch_id))
-            if batch != last:
-                on_change(last := batch)
+            last = batch
+            if is_due(batch["state"]):
+                on_change(batch)
     return last
 
 
@@ -105,9 +108,15 @@ def batch_failure(batch: Json) -> Failure | None:
 
 @contextmanager
 def show_progress(
-    shell: Shell, describe: Callable[[Json], str], bar: Callable[[Json], Json], line_key: Callable[[Json], Any]
+    shell: Shell,
+    describe: Callable[[Json], str],
+    bar: Callable[[Json], Json],
+    line_key: Callable[[Json], Any],
+    every_s: float = float("inf"),
 ) -> Iterator[Callable[[Json], None]]:
-    """Yield a function that shows a resource's progress: a bar on a terminal, else a line per new `line_key`."""
+    """Yield a function that shows a resource's progress: a bar on a terminal, else a line per new `line_key`, and one
+    `every_s` seconds.
+    """
     if shell.output_format == "quiet":
         yield lambda found: None
     elif sys.stderr.isatty():
@@ -115,14 +124,27 @@ def show_progress(
             task = progress.add_task("", total=None)
             yield lambda found: progress.update(task, **bar(found))
     else:
-        printed: list[Any] = []
+        is_due = lines_due(every_s)
 
         def print_line(found: Json) -> None:
-            if line_key(found) not in printed:
-                printed.append(line_key(found))
+            if is_due(line_key(found)):
                 shell.print_message(f"{found['id']} {describe(found)}")
 
         yield print_line
+
+
+def lines_due(every_s: float) -> Callable[[Any], bool]:
+    """A function that says of a key whether a line is due: it is another one than the last time, or so long ago."""
+    last: tuple[Any, float] | None = None
+
+    def is_due(key: Any) -> bool:
+        nonlocal last
+        if last is not None and last[0] == key and time.monotonic() - last[1] < every_s:
+            return False
+        last = key, time.monotonic()
+        return True
+
+    return is_due
 
 
 @contextmanager
@@ -161,8 +183,10 @@ def batch_parts(batch: Json) -> list[str]:
     if batch["state"] in ("expanding", "running"):
         if rate := batch["images_per_minute"]:
             speed.append(f"{rate:.0f} a minute" if rate >= 10 else f"{rate:.1f} a minute")
-        if left := format_duration(batch["eta_seconds"]):
+        if left := format_range(batch["eta_seconds"], batch.get("eta_seconds_p90")):
             speed.append(f"{left} left")
+        elif unknown := batch.get("eta_unknown"):
+            speed.append(unknown["message"])
     parts = [f"{batch['state']}: {count_images(batch) or 'no pictures yet'}", ", ".join(speed)]
     return [part for part in parts if part]
 
@@ -193,9 +217,3 @@ def expected_images(batch: Json) -> int | None:
     if not batch["jobs"] or batch["parent_id"]:
         return None
     return int(batch["prompts"] * batch["variants"] * batch["images_per_prompt"])
-
-
-def batch_tenth(batch: Json) -> tuple[str, int]:
-    """What makes a new line of progress: another state, or another tenth of the images."""
-    total = expected_images(batch)
-    return batch["state"], ended_images(batch) * 10 // total if total else 0

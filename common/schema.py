@@ -505,6 +505,7 @@ workers = Table(
     Column("refusals", JSONB, nullable=False, server_default="{}"),  # model → why it refuses it
     Column("seconds_per_image", JSONB, nullable=False, server_default="{}"),  # by model, measured
     Column("capacity", JSONB, nullable=False, server_default="{}"),  # by model: images of one pipeline call
+    Column("loads", JSONB, nullable=False, server_default="{}"),  # by model: how long its last load took
     Column("device_status", JSONB, nullable=False, server_default="[]"),  # how its devices do
     Column("picture_classes", JSONB, nullable=False, server_default="{}"),  # by model: weights and class
     Column("state", worker_state_enum, nullable=False, server_default=WorkerState.STARTING),

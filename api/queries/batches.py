@@ -5,7 +5,7 @@ are found by the open leases. A cancelled batch is shown as ended, and its open 
 worker still settles its jobs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -14,13 +14,14 @@ from pydantic import BaseModel, Field
 from sqlalchemy import Connection, Row, TextClause, text
 
 from api import sentence
-from api.queries.fleet import WORKERS_JSON, Fleet
-from api.schemas import example
+from api.schemas import Unknown, example
 from common.batches.plan import Plan
 from common.batches.progress import read_samples
 from common.batches.throughput import StopRule, images_per_minute
 from common.enums import BatchState, Tier
 from common.errors import NotFound
+from common.estimates.estimate import Estimate, of_batch, unknown
+from common.estimates.farm import Farm, read_farm, recent_farm
 from common.prompt_files.columns import Keep
 from common.queue.lanes import EXACT
 from common.schema import batches, columns_of
@@ -49,6 +50,8 @@ BATCH: dict[str, Any] = {
     "running": 8,
     "images_per_minute": 120.0,
     "eta_seconds": 1550.0,
+    "eta_seconds_p90": 1840.0,
+    "eta_unknown": None,
     "warned": 2,
     "warnings": ["Line 7: zh-v0 cannot read 𰻝 and draws the prompt as if it were not there."],
     "columns": {"prompt": "caption"},
@@ -116,7 +119,11 @@ class Batch(BaseModel):
     images_per_minute: float | None = Field(
         description="That ended, in about the last minute; null while it is unknown."
     )
-    eta_seconds: float | None = Field(description="Estimated time until it ends; null while it is unknown.")
+    eta_seconds: float | None = Field(
+        description="Estimated time until it ends, behind what waits now and is before it; null while it is unknown."
+    )
+    eta_seconds_p90: float | None = Field(description="What nine of ten stay below.")
+    eta_unknown: Unknown | None = Field(description="Why a batch that has not ended has no `eta_seconds`.")
     warned: int = Field(description="Prompts whose pictures may not show everything.")
     warnings: list[str] = Field(description="Of the first of them.")
     columns: dict[str, str] = Field(description="The column of a field, where its name does not say so.")
@@ -150,15 +157,19 @@ def find_batches(connection: Connection, tenant_id: UUID, before: UUID | None, l
 
 def _read(connection: Connection, statement: TextClause, parameters: Mapping[str, Any]) -> list[Batch]:
     rows = connection.execute(statement, parameters).all()
-    fleet = Fleet(next((row.fleet for row in rows if row.fleet), None))
-    return [_batch(row, fleet) for row in rows]
+    rendering = [row for row in rows if row.open and row.state in GOES_ON and not row.cancelled_at]
+    farm = recent_farm(connection) if rendering else None
+    if farm and any(row.id not in farm.lanes for row in rendering) and not farm.has_more:
+        farm = read_farm(connection)  # it came since the farm was looked at
+    return [_batch(row, farm) for row in rows]
 
 
-def _batch(row: Row[Any], fleet: Fleet) -> Batch:
+def _batch(row: Row[Any], farm: Farm | None) -> Batch:
     plan, is_cancelled = Plan.model_validate(row.plan, extra="ignore"), row.cancelled_at is not None
     shown_open = 0 if is_cancelled else row.open
     state = BatchState.ENDED if is_cancelled else BatchState(row.state)
     rate = images_per_minute(read_samples(row.progress_samples)) if state in GOES_ON else None
+    end = _estimate(row, state, rate, farm)
     return Batch(
         id=row.id,
         name=row.name,
@@ -186,7 +197,9 @@ def _batch(row: Row[Any], fleet: Fleet) -> Batch:
         ),
         running=row.running,
         images_per_minute=rate,
-        eta_seconds=_eta(row.open, rate, plan.models, fleet) if state == BatchState.RUNNING else None,
+        eta_seconds=end.seconds,
+        eta_seconds_p90=end.seconds_p90,
+        eta_unknown=Unknown.of(end),
         warned=row.warned,
         warnings=row.warnings,
         columns=plan.columns,
@@ -205,14 +218,14 @@ def _batch(row: Row[Any], fleet: Fleet) -> Batch:
     )
 
 
-def _eta(images: int, rate: float | None, models: Sequence[str], fleet: Fleet) -> float | None:
-    """Seconds until these images have ended, by the batch's rate. Before it has one: as if the workers rendered nothing
-    else, and as many images of each model.
-    """
-    if rate:
-        return round(60 * images / rate, 1)
-    speeds = [fleet.images_per_second(model) for model in models]
-    return round(sum(images / len(models) / speed for speed in speeds if speed), 1) if all(speeds) else None
+def _estimate(row: Row[Any], state: BatchState, rate: float | None, farm: Farm | None) -> Estimate:
+    if state == BatchState.ENDED:
+        return Estimate(None, None)
+    if state == BatchState.PAUSED:
+        return unknown("paused")
+    if state == BatchState.CHECKING or (state == BatchState.EXPANDING and not row.open):
+        return unknown("preparing")
+    return of_batch(farm, row.id, row.open, rate) if farm else Estimate(0.0, 0.0)
 
 
 # The first skipped lines of a batch, as JSON.
@@ -222,8 +235,7 @@ SKIPS = f"""
         FROM (SELECT * FROM skipped_lines WHERE batch_id = page.id ORDER BY line LIMIT {SHOWN_SKIPS}) AS first)
     END AS skips"""
 
-# A page of batches: what their lanes count and is not deleted, how many of their images are running, who retries them,
-# and the workers.
+# A page of batches: what their lanes count and is not deleted, how many of their images are running, who retries them.
 READ_BATCHES = f"""
     WITH page AS MATERIALIZED (
         SELECT * FROM batches WHERE tenant_id = :tenant AND deleted_at IS NULL AND {{filter}}
@@ -239,8 +251,7 @@ READ_BATCHES = f"""
     SELECT {columns_of(batches, "page")}, counted.*, coalesce(busy.running, 0) AS running,
            (SELECT id FROM batches AS retry WHERE retry.parent_id = page.id AND retry.cancelled_at IS NULL
                 AND retry.deleted_at IS NULL) AS retry_id,
-           {SKIPS},
-           CASE WHEN row_number() OVER (ORDER BY page.id DESC) = 1 THEN ({WORKERS_JSON}) END AS fleet
+           {SKIPS}
     FROM page
     CROSS JOIN LATERAL (
         SELECT coalesce(sum(open), 0)::bigint AS open, coalesce(sum(stored - deleted_stored), 0)::bigint AS stored,

@@ -1,4 +1,4 @@
-"""The workers, and what follows for a model: who serves it, who refuses it, how fast it is rendered, why it waits."""
+"""The workers, and what follows for a model: who serves it, who refuses it, why it waits."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -114,7 +114,6 @@ class FleetWorker:
     models: Sequence[str]
     resident: Sequence[str]
     refusals: Mapping[str, str]
-    seconds_per_image: Mapping[str, float]
     quarantine_reason: str | None = None
 
     @property
@@ -133,18 +132,6 @@ class Fleet:
 
     def refusing(self, model: str) -> list[FleetWorker]:
         return [worker for worker in self.workers if model in worker.refusals]
-
-    def images_per_second(self, model: str) -> float | None:
-        """What the workers that take new work render of this model together; None while no worker has measured it."""
-        return sum(self._speeds(model)) or None
-
-    def ready_count(self, model: str) -> int:
-        """How many workers that take new work have measured this model."""
-        return len(self._speeds(model))
-
-    def _speeds(self, model: str) -> list[float]:
-        ready = [w for w in self.serving(model) if w.state == WorkerState.READY and w.takes_work]
-        return [1 / seconds for worker in ready if (seconds := worker.seconds_per_image.get(model))]
 
     def waiting_reason(self, model: str, *, is_backing_off: bool) -> WaitingFor:
         """Why a job of this model waits, if it does."""
@@ -214,6 +201,6 @@ READ_QUARANTINES = text("""
 # The workers that have not stopped, as JSON: a part of queries that need them for one of their rows.
 WORKERS_JSON = """
     SELECT json_agg(worker) FROM (
-        SELECT name, state, models, resident, refusals, seconds_per_image,
+        SELECT name, state, models, resident, refusals,
                (SELECT quarantines.reason FROM quarantines WHERE quarantines.name = workers.name) AS quarantine_reason
         FROM workers WHERE state <> 'stopped' ORDER BY name, id) AS worker"""

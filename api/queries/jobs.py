@@ -13,10 +13,25 @@ from sqlalchemy import Connection, Row, TextClause, text
 
 from api import sentence
 from api.queries.fleet import WORKERS_JSON, Fleet
-from api.schemas import Image, ImageError, ImageWithJob, Job, JobError, Progress, Recipe, Timings, WaitingFor
+from api.schemas import (
+    Image,
+    ImageError,
+    ImageWithJob,
+    Job,
+    JobError,
+    Progress,
+    Recipe,
+    Timings,
+    Unknown,
+    WaitingFor,
+)
 from common.broker import Broker
 from common.enums import TERMINAL_JOB, ImageState, JobState
 from common.errors import NotFound, RenderFailed
+from common.estimates.estimate import Estimate, of_waiting_job, unknown
+from common.estimates.farm import Farm, recent_farm
+from common.estimates.forecast import Waiting
+from common.estimates.speed import Kind
 from common.queue.claim import WAITING
 from common.queue.search import Search, find
 from common.schema import columns_of, jobs, shown
@@ -106,9 +121,10 @@ def _read(
     rows = connection.execute(_statement(filters, order), parameters).all()
     jobs = [_job(row, base_url) for row in rows]
     fleet = Fleet(next((row.fleet for row in rows if row.fleet), None))
+    farm = recent_farm(connection) if any(row.waits for row in rows) else None
     for job, row in zip(jobs, rows, strict=True):
-        if row.waits:
-            _set_waiting(job, row, fleet)
+        if farm and row.waits:
+            _set_waiting(job, row, fleet, farm)
         if names_tenant:
             job.tenant = row.tenant
     return jobs
@@ -119,19 +135,31 @@ def _statement(filters: str, order: str) -> TextClause:
     return text(READ_JOBS.format(filters=filters, order=order))
 
 
-def _set_waiting(job: Job, row: Row[Any], fleet: Fleet) -> None:
+def _set_waiting(job: Job, row: Row[Any], fleet: Fleet, farm: Farm) -> None:
+    backs_off = row.head is None and row.backs_off
     if row.suspended_at:
         job.waiting_for = TENANT_SUSPENDED
-        return
-    if row.batch_cancelled_at or row.batch_paused_at:
+    elif row.batch_cancelled_at or row.batch_paused_at:
         job.waiting_for = BATCH_CANCELLED if row.batch_cancelled_at else BATCH_PAUSED
+    else:
+        job.waiting_for = fleet.waiting_reason(job.recipe.model, is_backing_off=backs_off)
+        job.position = None if backs_off else row.ahead
+    if job.position is None:
+        job.eta_unknown = Unknown(code=job.waiting_for.code, message=job.waiting_for.message)
         return
-    backs_off = row.head is None and row.backs_off
-    job.waiting_for = fleet.waiting_reason(job.recipe.model, is_backing_off=backs_off)
-    job.position = None if backs_off else row.ahead
-    rate = fleet.images_per_second(job.recipe.model)
-    if rate and job.position is not None and job.position < MAX_POSITION:
-        job.eta_seconds = round((job.position + row.open) / rate, 1)
+    found = _estimate(job, row, farm)
+    job.eta_seconds, job.eta_seconds_p90, job.eta_unknown = found.seconds, found.seconds_p90, Unknown.of(found)
+
+
+def _estimate(job: Job, row: Row[Any], farm: Farm) -> Estimate:
+    """Of a job that waits. One of which nothing is waiting is held by workers, who have not started it yet."""
+    if row.ahead >= MAX_POSITION:
+        return unknown("too_far", most=MAX_POSITION)
+    recipe = job.recipe
+    kind = Kind(recipe.model, row.compatibility, float(recipe.steps * recipe.width * recipe.height))
+    images, head = row.waiting_images or row.open, row.head or row.id
+    waiting = Waiting("new", row.tier, row.tenant_id, kind, images, head, row.weight)
+    return of_waiting_job(farm, waiting, row.lane_id, row.ahead_in_lane, is_held=row.head is None)
 
 
 def _job(row: Row[Any], base_url: str) -> Job:
@@ -212,10 +240,11 @@ WORKER = """
     LEFT JOIN leases ON leases.id = images.lease_id AND images.state <> 'queued'
     LEFT JOIN workers ON workers.id = leases.worker_id"""
 
-# Counts the images ahead of a job: of its model, those in higher tiers and older ones in its own. Ignores fair share.
+# Counts the images ahead of a job: of its model, those in higher tiers and older ones in its own, and how many of them
+# are in its lane. Ignores fair share.
 AHEAD = f"""
-    SELECT count(*) AS ahead FROM (
-        SELECT FROM lanes AS mine
+    SELECT count(*) AS ahead, count(*) FILTER (WHERE is_own_lane) AS ahead_in_lane FROM (
+        SELECT lanes.id = mine.id AS is_own_lane FROM lanes AS mine
         JOIN lanes ON lanes.model = mine.model AND lanes.tier <= mine.tier AND lanes.open > 0
             AND NOT lanes.closed
         JOIN tenants ON tenants.id = lanes.tenant_id AND tenants.suspended_at IS NULL
@@ -228,7 +257,8 @@ AHEAD = f"""
 
 # A page of jobs in one snapshot, so that a job and its images never contradict each other.
 READ_JOBS = f"""
-    SELECT {columns_of(jobs, "page")}, own.*, place.ahead,
+    SELECT {columns_of(jobs, "page")}, own.*, place.ahead, place.ahead_in_lane, tenants.weight,
+           CASE WHEN own.waits THEN (SELECT compatibility FROM lanes WHERE lanes.id = own.lane_id) END AS compatibility,
            batches.paused_at AS batch_paused_at, batches.cancelled_at AS batch_cancelled_at,
            tenants.name AS tenant, tenants.suspended_at,
            CASE WHEN own.waits AND row_number() OVER (PARTITION BY own.waits) = 1 THEN ({WORKERS_JSON}) END AS fleet
@@ -239,6 +269,7 @@ READ_JOBS = f"""
                coalesce(min(images.lane_id) FILTER (WHERE {WAITING}), min(images.lane_id)) AS lane_id,
                page.finished_at IS NULL AND NOT bool_or(images.state = 'running') AS waits,
                bool_or(images.not_before IS NOT NULL) AS backs_off,
+               count(*) FILTER (WHERE {WAITING}) AS waiting_images,
                (array_agg(images.id ORDER BY images.id) FILTER (WHERE {WAITING}))[1] AS head
         FROM images {WORKER} WHERE images.job_id = page.id) AS own
     LEFT JOIN LATERAL ({AHEAD}) AS place ON own.waits

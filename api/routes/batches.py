@@ -1,4 +1,4 @@
-"""Batches over HTTP: submit, read, list, pause, resume, cancel, retry what failed. `api.services.batches` does it."""
+"""Batches over HTTP: submit, read, list, pause, resume, cancel, change tier, retry what failed. Decides nothing."""
 
 from json import JSONDecodeError
 from typing import Annotated
@@ -7,7 +7,7 @@ from uuid import UUID
 import anyio.to_thread
 from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -19,10 +19,10 @@ from api.headers import IdempotencyKeyHeader, with_etag
 from api.pagination import NEXT_CURSOR, Paging, next_link
 from api.queries.batches import BATCH, Batch
 from api.schemas import example, request_body
-from api.services import batch_dry_run, batches, deletion
+from api.services import batch_dry_run, batches, bulk, deletion
 from api.services.batch_dry_run import BatchDryRun
 from api.services.batches import EXAMPLES, BatchRequest
-from common.enums import Scope
+from common.enums import Scope, Tier
 
 router = APIRouter(tags=["batches"])
 
@@ -36,6 +36,24 @@ class BatchPage(BaseModel):
 
     items: list[Batch]
     next_cursor: str | None = Field(description=NEXT_CURSOR)
+
+
+class NewBatchTier(BaseModel):
+    """How urgent the batch is from now on."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tier: Tier = Field(examples=["interactive"])
+
+
+class TierChange(BaseModel):
+    """What became of a change of tier."""
+
+    model_config = example({"batch": BATCH, "changed": 1000, "goes_on": False})
+
+    batch: Batch
+    changed: int = Field(description="Jobs, by this request.")
+    goes_on: bool = Field(description="Whether other jobs are left: repeat the request.")
 
 
 async def receive_batch(request: Request, caller: BatchesWriter, state: State) -> BatchRequest:
@@ -158,6 +176,17 @@ def cancel_batch(batch_id: UUID, caller: BatchesWriter, state: State) -> Batch:
     """
     batches.cancel(state, caller, batch_id)
     return batches.get(state, caller, batch_id)
+
+
+@router.post("/v1/batches/{batch_id}/tier", operation_id="changeBatchTier", summary="Change the tier of a batch")
+def change_batch_tier(batch_id: UUID, new: NewBatchTier, caller: BatchesWriter, state: State) -> TierChange:
+    """Images that wait go on waiting in the new tier; images that a worker holds are finished as they are; jobs that it
+    gets later have the new tier. Of a large batch one request changes 10,000 jobs at most, or as many as five seconds
+    allow: repeat it while `goes_on`. 409 when the batch has ended.
+    """
+    report = bulk.change_tier_of_batch(state, caller, batch_id, new.tier)
+    batch = batches.get(state, caller, batch_id)
+    return TierChange(batch=batch, changed=report.changed, goes_on=report.after is not None)
 
 
 @router.post(

@@ -9,7 +9,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from itertools import islice
+from typing import Any
 
 from pydantic import BaseModel, Field
 from sqlalchemy import Connection, text
@@ -17,8 +19,7 @@ from sqlalchemy import Connection, text
 from api import sentence
 from api.deps import AppState
 from api.queries.batches import SkippedLine
-from api.queries.fleet import Fleet, read_fleet
-from api.schemas import RECIPE, Recipe, example
+from api.schemas import RECIPE, Recipe, Unknown, example
 from api.services.batches import INLINE, BatchRequest, as_lines, plan_of
 from api.services.jobs import image_finder
 from common import uploads
@@ -29,6 +30,9 @@ from common.batches.plan import PlannedJob, Planner, planners
 from common.catalog.catalog import Catalog
 from common.db import transaction
 from common.errors import Invalid, NotFound, Unavailable
+from common.estimates import estimate
+from common.estimates.farm import read_farm
+from common.estimates.speed import Kind, Speed
 from common.policy.policy import Policy
 from common.prompt_files.columns import Columns, Use
 from common.prompt_files.formats import shown_format
@@ -47,13 +51,19 @@ ImageKind = tuple[str, int, int, str]  # model, width, height, format
 
 
 class BatchEstimate(BaseModel):
-    """On the workers that are up; null while it is unknown."""
+    """By what the farm did lately, from the claim to the publication, and by what waits now; null while unknown."""
 
     gpu_seconds: float | None = Field(description="In pipeline calls, of all workers together.")
-    seconds: float | None = Field(description="Until the batch ends, if the workers render nothing else.")
+    seconds: float | None = Field(
+        description="Until the batch would end: its check, what waits now and is before it, loads of models, and its"
+        " own images. As likely to be exceeded as not."
+    )
+    seconds_p90: float | None = Field(description="What nine of ten stay below.")
+    unknown: Unknown | None = Field(description="Why `seconds` is null.")
     bytes: int | None = Field(
         description="Of the pictures, if they are as large as recent ones of the same model, size and format."
     )
+    bytes_unknown: Unknown | None = Field(description="Why `bytes` is null.")
 
 
 class ColumnUse(BaseModel):
@@ -74,12 +84,12 @@ class BatchDryRun(BaseModel):
             "encoding": "gb18030",
             "prompts": 1_000_000,
             "checked_prompts": 20_000,
-            "distinct": 19_999,
             "is_estimate": True,
             "jobs": 999_950,
             "images": 3_999_800,
             "bad": 1,
             "bad_lines": [{"line": 12, "reason": "prompt is empty."}],
+            "distinct": 19_204,
             "warned": 1,
             "warnings": ["Line 7: zh-v0 cannot read 𰻝 and draws the prompt as if it were not there."],
             "columns": [
@@ -88,7 +98,14 @@ class BatchDryRun(BaseModel):
                 {"column": "Unnamed: 0", "field": None, "kept": False, "note": "it is an index that pandas wrote"},
             ],
             "recipes": [RECIPE],
-            "estimate": {"gpu_seconds": 1_999_900.0, "seconds": 499_975.0, "bytes": 1_279_936_000_000},
+            "estimate": {
+                "gpu_seconds": 1_999_900.0,
+                "seconds": 519_975.0,
+                "seconds_p90": 571_973.0,
+                "unknown": None,
+                "bytes": 1_279_936_000_000,
+                "bytes_unknown": None,
+            },
         }
     )
 
@@ -96,7 +113,6 @@ class BatchDryRun(BaseModel):
     encoding: str | None = Field(description="Of its text: `utf-8`, `gb18030` or `utf-16`.")
     prompts: int = Field(description="In the file, including wrong ones.")
     checked_prompts: int = Field(description="The first of them, which were checked.")
-    distinct: int = Field(description="Different prompts among `checked_prompts`, without wrong ones.")
     is_estimate: bool = Field(
         description="Whether that was only a part of the file: prompts, jobs, images and the estimate are then"
         " extrapolated."
@@ -107,6 +123,10 @@ class BatchDryRun(BaseModel):
         description="Of `checked_prompts`, those that cannot be rendered; without `skip_bad` one ends the batch."
     )
     bad_lines: list[SkippedLine] = Field(description="The first of them.")
+    distinct: int = Field(
+        description="Of `checked_prompts` that can be rendered, how many differ: in the prompt or in another field than"
+        " the seed. Doubles become jobs too, each with a seed of its own."
+    )
     warned: int = Field(description="Of `checked_prompts`, those whose pictures may not show everything.")
     warnings: list[str] = Field(description="Of the first of them.")
     columns: list[ColumnUse] = Field(description="What each column was taken for, in `checked_prompts`.")
@@ -124,11 +144,13 @@ class Tally:
     warned: int = 0
     line: int = 0  # the last one that was read, and the offset behind it
     end: int = 0
-    kinds: Counter[ImageKind] = field(default_factory=Counter)
+    checked_s: float = 0.0  # that their check took
+    sizes: Counter[ImageKind] = field(default_factory=Counter)
+    kinds: Counter[Kind] = field(default_factory=Counter)
+    distinct: set[bytes] = field(default_factory=set)  # digests: MAX_PROMPTS at most
     bad_lines: list[SkippedLine] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     first: list[PlannedJob] = field(default_factory=list)
-    distinct: set[int] = field(default_factory=set)  # hashes of prompts
     is_whole: bool = False
 
     def add(self, step: Step, checked: CheckedLines, format: str) -> None:
@@ -139,11 +161,13 @@ class Tally:
         self.bad_lines += [SkippedLine(line=number, reason=reason) for number, reason in wrong]
         warnings = islice(checked.warnings.items(), SHOWN_WARNINGS - len(self.warnings))
         self.warnings += [at_line(format, number, warning) for number, warning in warnings]
-        self.distinct.update(hash(jobs[0].prompt) for jobs in checked.planned.values())
         for job in checked.jobs:
             recipe = job.template.recipe
             self.jobs += 1
-            self.kinds[recipe.model, recipe.width, recipe.height, recipe.format] += len(job.seeds)
+            self.sizes[recipe.model, recipe.width, recipe.height, recipe.format] += len(job.seeds)
+            kind = Kind(recipe.model, job.template.lane[0], float(recipe.steps * recipe.width * recipe.height))
+            self.kinds[kind] += len(job.seeds)
+        self.distinct.update(_digest(variants[0]) for variants in checked.planned.values())
 
 
 def dry_run(state: AppState, caller: Caller, request: BatchRequest) -> BatchDryRun:
@@ -160,25 +184,34 @@ def dry_run(state: AppState, caller: Caller, request: BatchRequest) -> BatchDryR
     if not tally.prompts:
         raise Invalid(sentence("no_prompts") if tally.is_whole else sentence("no_prompts_yet", line=tally.line))
     with transaction(state.autocommit) as connection:
-        fleet, sizes = read_fleet(connection), _recent_sizes(connection)
+        farm = read_farm(connection, [kind.model for kind in tally.kinds])
+        weight, sizes = estimate.weight_of(connection, caller.tenant_id), _recent_sizes(connection)
     share = 1 if tally.is_whole else tally.end / length
     kinds = {kind: round(images / share) for kind, images in tally.kinds.items()}
+    prompts, prompt_s = tally.prompts / share, tally.checked_s / tally.prompts
+    end = estimate.of_new_batch(farm, caller.tenant_id, weight, request.tier, kinds, prompts, prompt_s)
     return BatchDryRun(
         format=shown_format(upload.format) if upload else None,
         encoding=upload.encoding if upload else None,
-        prompts=round(tally.prompts / share),
+        prompts=round(prompts),
         checked_prompts=tally.prompts,
-        distinct=len(tally.distinct),
         is_estimate=not tally.is_whole,
         jobs=round(tally.jobs / share),
         images=sum(kinds.values()),
         bad=tally.bad,
         bad_lines=tally.bad_lines,
+        distinct=len(tally.distinct),
         warned=tally.warned,
         warnings=tally.warnings,
         columns=list(map(_column_use, columns.uses.values())),
         recipes=[Recipe.model_validate(job.recipe.model_dump()) for job in tally.first],
-        estimate=_estimate(kinds, fleet, sizes),
+        estimate=BatchEstimate(
+            gpu_seconds=_gpu_seconds(kinds, farm.speed),
+            seconds=end.seconds,
+            seconds_p90=end.seconds_p90,
+            unknown=Unknown.of(end),
+            **_bytes(tally.sizes, share, sizes),
+        ),
     )
 
 
@@ -208,7 +241,9 @@ def _read(
     for step in steps(file.lines, max(1, STEP_JOBS // len(variants))):
         if not has_begun and file.length():
             has_begun, until = True, time.monotonic() + MAX_S
+        began = time.monotonic()
         checked = check.check_lines(step.lines, variants, tally.prompts - tally.bad, columns, catalog, policy)
+        tally.checked_s += time.monotonic() - began
         if len(tally.first) < SHOWN_RECIPES:
             right = [line for line in step.lines if line.number in checked.planned][:SHOWN_RECIPES]
             # Planned again without the wrong lines: a wrong line takes no seeds.
@@ -228,20 +263,21 @@ def _column_use(use: Use) -> ColumnUse:
     return ColumnUse(column=use.column, field=use.field, kept=use.is_kept, note=note)
 
 
-def _estimate(kinds: Mapping[ImageKind, int], fleet: Fleet, sizes: Mapping[ImageKind, float]) -> BatchEstimate:
-    images = Counter[str]()
-    for (model, *_), count in kinds.items():
-        images[model] += count
-    rates = {model: fleet.images_per_second(model) for model in images}
-    seconds = {model: count / rate for model, count in images.items() if (rate := rates[model])}
-    knows_speed, knows_sizes = all(rates.values()), kinds.keys() <= sizes.keys()
-    return BatchEstimate(
-        gpu_seconds=round(sum(s * fleet.ready_count(model) for model, s in seconds.items()), 1)
-        if knows_speed
-        else None,
-        seconds=round(sum(seconds.values()), 1) if knows_speed else None,
-        bytes=round(sum(count * sizes[kind] for kind, count in kinds.items())) if knows_sizes else None,
-    )
+def _digest(job: PlannedJob) -> bytes:
+    """Equal for prompts that differ in their seeds alone."""
+    return blake2b(f"{job.template.rest_of_json}\0{job.prompt}".encode(errors="replace"), digest_size=16).digest()
+
+
+def _gpu_seconds(kinds: Mapping[Kind, int], speed: Speed) -> float | None:
+    """In pipeline calls; None while the speed of one kind is unknown."""
+    spent = [images * seconds for kind, images in kinds.items() if (seconds := speed.render_s(kind)) is not None]
+    return round(sum(spent), 1) if len(spent) == len(kinds) else None
+
+
+def _bytes(images: Mapping[ImageKind, int], share: float, sizes: Mapping[ImageKind, float]) -> dict[str, Any]:
+    if not images.keys() <= sizes.keys():
+        return {"bytes": None, "bytes_unknown": Unknown.of(estimate.unknown("no_sizes"))}
+    return {"bytes": round(sum(count * sizes[kind] for kind, count in images.items()) / share), "bytes_unknown": None}
 
 
 def _recent_sizes(connection: Connection) -> dict[ImageKind, float]:

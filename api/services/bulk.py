@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -19,6 +19,7 @@ from api.deps import AppState
 from common.accounts import audit
 from common.accounts.audit import Action
 from common.accounts.keys import Caller
+from common.batches import lifecycle
 from common.db import transaction
 from common.enums import Tier
 from common.errors import LicenceNotAccepted, LimitReached, UnknownModel
@@ -30,6 +31,7 @@ from common.recipes import judged
 
 MAX_JOBS = 10_000
 MAX_S = 5.0
+CLOCKS_DIFFER = timedelta(hours=1)  # at most, those of this host and of the database
 
 TakeStep = Callable[[Connection, UUID | None], Step]  # the next step after a job
 
@@ -75,6 +77,21 @@ def change_tier(
 
     record = _record(Action.CHANGE_TIERS, chosen, until, tier=tier)
     return _run_steps(state, caller, record, take, partial(_wake, state), after)
+
+
+def change_tier_of_batch(state: AppState, caller: Caller, batch_id: UUID, tier: Tier) -> Report:
+    """Change the tier of a batch and of its jobs that have not ended; those that it gets later have it too.
+
+    Raises NotFound, TierNotAllowed, LimitReached, or Conflict when the batch has ended.
+    """
+    caller.require_tier(tier)
+    with transaction(state.engine) as connection:
+        lifecycle.change_tier(connection, batch_id, caller.tenant_id, tier)
+        audit.record(connection, caller, Action.CHANGE_BATCH_TIER, batch_id, tier=tier)
+    report = change_tier(state, caller, JobFilter(batch=batch_id), datetime.now(UTC) + CLOCKS_DIFFER, tier)
+    state.broker.advance(batch_id)  # who expands it now begins again
+    log_event("batch_changed", batch=batch_id, tenant=caller.tenant_id, to=tier)
+    return report
 
 
 def retry(state: AppState, caller: Caller, chosen: JobFilter, until: datetime, after: UUID | None = None) -> Report:

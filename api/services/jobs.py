@@ -8,9 +8,8 @@ from uuid import UUID
 
 from api.deps import AppState
 from api.headers import idempotency_key
-from api.queries.fleet import read_fleet
 from api.queries.jobs import find_job, find_jobs, is_terminal, owner_of, with_progress
-from api.schemas import DryRun, Estimate, Job, JobPage, JobQuery, JobRequest, Recipe
+from api.schemas import DryRun, Estimate, Job, JobPage, JobQuery, JobRequest, Recipe, Unknown
 from common import uploads
 from common.accounts import audit
 from common.accounts.audit import Action
@@ -20,6 +19,8 @@ from common.catalog.loras import digests
 from common.db import transaction
 from common.enums import Tier
 from common.errors import RefusedByPolicy, Unavailable
+from common.estimates import estimate
+from common.estimates.farm import read_farm
 from common.log import log_event
 from common.queue import jobs, reuse, tiers
 from common.queue.reuse import Linked
@@ -94,11 +95,17 @@ def dry_run(state: AppState, caller: Caller, request: JobRequest) -> DryRun:
     caller.require_tier(request.tier)
     complete, warnings = resolve(state, caller, request)
     with transaction(state.autocommit) as connection:
-        rate = read_fleet(connection).images_per_second(complete.model)
-    seconds = round(complete.count / rate, 1) if rate else None
+        farm, weight = read_farm(connection, [complete.model]), estimate.weight_of(connection, caller.tenant_id)
+    kind = estimate.kind_of(complete)
+    found = estimate.of_new_job(farm, caller.tenant_id, weight, request.tier, kind, complete.count)
     return DryRun(
         recipe=Recipe.model_validate(complete.model_dump()),
-        estimate=Estimate(images=complete.count, seconds=seconds),
+        estimate=Estimate(
+            images=complete.count,
+            seconds=found.seconds,
+            seconds_p90=found.seconds_p90,
+            unknown=Unknown.of(found),
+        ),
         warnings=list(warnings),
     )
 

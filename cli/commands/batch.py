@@ -1,4 +1,4 @@
-"""`huafang batch`: submit a file of prompts, list, watch, pause, resume, cancel, retry what failed, delete."""
+"""`huafang batch`: submit a file of prompts, list, watch, pause, resume, cancel, retry, delete, change tier."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from cli.commands.rm import WAIT, confirm, remove
 from cli.options import FieldColumn, FieldValueList, FieldValues, KeptColumns, Size, StopRule, build_matrix
 from cli.prompt_files.sources import find_sources, name_of
 from cli.prompt_files.upload import dry_run_batches, upload_prompts
-from cli.shell import Group, Shell, format_duration
+from cli.shell import Group, Shell, format_range
 from cli.terminal import Columns, Row, print_json
 from cli.watch import batch_failure, count_images, watch_batch
 from common.enums import Tier
@@ -44,6 +44,12 @@ def skipped(batch: Row) -> str | None:
     return f"{batch['skipped']} ({' '.join(lines)}{' …' if batch['skipped'] > 3 else ''})"
 
 
+def takes(batch: Row) -> str | None:
+    """How long it will still take, or why nobody knows."""
+    unknown = batch.get("eta_unknown")
+    return unknown["message"] if unknown else format_range(batch["eta_seconds"], batch.get("eta_seconds_p90"))
+
+
 ROW: Columns = {
     "id": lambda batch: batch["id"],
     "name": lambda batch: batch["name"],
@@ -66,7 +72,7 @@ RECORD: Columns = {
     "retry of": lambda batch: batch["parent_id"],
     "retried in": lambda batch: batch["retry_id"],
     "a minute": lambda batch: batch["images_per_minute"],
-    "takes": lambda batch: format_duration(batch["eta_seconds"]),
+    "takes": takes,
     "finished": lambda batch: batch["finished_at"],
 }
 
@@ -192,7 +198,7 @@ def ls(shell: Shell, limit: int) -> None:
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), help="The most seconds to wait.")
 @click.pass_obj
 def watch_(shell: Shell, batch_id: str, timeout: float | None) -> None:
-    """Watch a batch until it ends. With --format json, or into a pipe: a line of JSON after each change."""
+    """Watch a batch until it ends. With --format json, or into a pipe: a line of JSON a state, and every 10 seconds."""
     if shell.output_format != "json":
         return print_ended(shell, watch_batch(shell, batch_id, timeout))
     if failure := batch_failure(watch_batch(shell, batch_id, timeout, on_change=print_line)):
@@ -221,6 +227,17 @@ def resume(shell: Shell, batch_id: str) -> None:
 def cancel(shell: Shell, batch_id: str) -> None:
     """Cancel a batch for good; stored images stay."""
     change(shell, batch_id, "cancel")
+
+
+@batch.command()
+@click.argument("batch_id", metavar="ID")
+@click.argument("tier", type=click.Choice([tier.value for tier in Tier]))
+@click.pass_obj
+def tier(shell: Shell, batch_id: str, tier: str) -> None:
+    """Change how urgent a batch is: what waits of it goes on waiting in the new tier."""
+    while (done := shell.client.post(api_path("batches", batch_id, "tier"), {"tier": tier}))["goes_on"]:
+        shell.print_message(sentence("tier_goes_on", changed=done["changed"]))
+    shell.print_record(done["batch"], RECORD)
 
 
 @batch.command("retry-failed")

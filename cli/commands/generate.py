@@ -11,7 +11,7 @@ from cli.client import Json
 from cli.download import write_file
 from cli.errors import USAGE, Failure
 from cli.options import ImageFile, LoraWeight, Size
-from cli.shell import Command, Shell
+from cli.shell import Command, Shell, format_estimate
 from cli.terminal import Columns, print_line
 from cli.watch import job_failure, watch_job
 from common.enums import Tier
@@ -24,7 +24,7 @@ DRY_RUN: Columns = {
     "steps": lambda found: f"{found['recipe']['steps']} of {found['recipe']['scheduler']}",
     "guidance": lambda found: found["recipe"]["guidance"],
     "seeds": lambda found: " ".join(map(str, found["recipe"]["seeds"])),
-    "takes": lambda found: f"{found['estimate']['seconds']} s" if found["estimate"]["seconds"] else None,
+    "takes": lambda found: format_estimate(found["estimate"]),
     "starts from": lambda found: found["recipe"]["source"],
     "note": lambda found: " ".join(found["warnings"]),
 }

@@ -9,7 +9,7 @@ from cli import sentence
 from cli.client import Json
 from cli.errors import Failure
 from cli.prompt_files.sources import is_upload, name_of, open_source
-from cli.shell import Shell, format_bytes, format_duration
+from cli.shell import Shell, format_bytes, format_duration, format_estimate
 from cli.terminal import Columns, Row, print_line, progress_bar
 from common.prompt_files.formats import ENCODINGS, FORMATS, UNKNOWN_TYPES, UTF8, format_of
 from common.sentences import printable
@@ -78,10 +78,9 @@ def read_as(found: Row) -> str | None:
 
 
 def count_prompts(found: Row) -> str:
-    doubles = found.get("distinct", found["checked_prompts"]) < found["checked_prompts"] - found["bad"]
-    return estimate(found, "prompts") + (
-        f", {found['distinct']:,} distinct of {found['checked_prompts']:,}" if doubles else ""
-    )
+    right = found["checked_prompts"] - found["bad"]
+    doubles = f", {found['distinct']:,} distinct of {right:,}" if found.get("distinct", right) < right else ""
+    return estimate(found, "prompts") + doubles
 
 
 DRY_RUN: Columns = {
@@ -92,7 +91,7 @@ DRY_RUN: Columns = {
     "wrong": lambda found: found["bad"] or None,
     "jobs": lambda found: estimate(found, "jobs"),
     "pictures": lambda found: estimate(found, "images"),
-    "takes": lambda found: format_duration(found["estimate"]["seconds"]),
+    "takes": lambda found: format_estimate(found["estimate"]),
     "of all GPUs": lambda found: format_duration(found["estimate"]["gpu_seconds"]),
     "size": lambda found: format_bytes(found["estimate"]["bytes"]),
     "note": lambda found: " ".join(found["warnings"][:3]) + (" …" if found["warned"] > 3 else ""),

@@ -33,6 +33,7 @@ class Action(StrEnum):
     PAUSE_BATCH = "batch.pause"
     RESUME_BATCH = "batch.resume"
     CANCEL_BATCH = "batch.cancel"
+    CHANGE_BATCH_TIER = "batch.tier"
     RETRY_FAILED = "batch.retry_failed"
     EXPORT_DATASET = "dataset.export"
     DRAIN_WORKER = "worker.drain"

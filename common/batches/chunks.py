@@ -123,7 +123,12 @@ def _count(connection: Connection, batch: Batch, chunk: Chunk, limits: Limits) -
 
 def fence_params(batch: Batch) -> dict[str, Any]:
     """The parameters of FENCE."""
-    return {"batch": batch.id, "offset_before": batch.offset, "jobs_before": batch.jobs}
+    return {
+        "batch": batch.id,
+        "offset_before": batch.offset,
+        "jobs_before": batch.jobs,
+        "tier_before": batch.tier.value,
+    }
 
 
 def progress_params(chunk: Chunk) -> dict[str, Any]:
@@ -166,7 +171,8 @@ def _batch(row: Row[Any]) -> Batch:
 
 # The batch is where the worker read it, and has not ended.
 FENCE = (
-    'id = :batch AND "offset" = :offset_before AND jobs = :jobs_before AND cancelled_at IS NULL AND finished_at IS NULL'
+    'id = :batch AND "offset" = :offset_before AND jobs = :jobs_before AND tier = cast(:tier_before AS tier)'
+    " AND cancelled_at IS NULL AND finished_at IS NULL"
 )
 
 # Whether a chunk brings its batch further: when nothing of the file came in between, it only shows that work goes on.

@@ -93,6 +93,11 @@ def resume(connection: Connection, batch_id: UUID, tenant_id: UUID) -> list[str]
     return list(connection.execute(SET_LANES, {"batch": batch_id, "closed": False}).scalars())
 
 
+def change_tier(connection: Connection, batch_id: UUID, tenant_id: UUID, tier: Tier) -> None:
+    """Change the tier of the jobs that it does not have yet. Raises NotFound, or Conflict if it has ended."""
+    _change(connection, SET_TIER, batch_id, tenant_id, tier=tier.value)
+
+
 def close(connection: Connection, batch_id: UUID, tenant_id: UUID) -> None:
     """The first half of a cancel: after the COMMIT no image of the batch can be claimed or started.
 
@@ -169,9 +174,9 @@ def _count_failure(connection: Connection, batch_id: UUID, reference: str, backo
     return bool(has_new_error)
 
 
-def _change(connection: Connection, statement: TextClause, batch_id: UUID, tenant_id: UUID) -> None:
+def _change(connection: Connection, statement: TextClause, batch_id: UUID, tenant_id: UUID, **values: str) -> None:
     named = {"batch": batch_id, "tenant": tenant_id}
-    if connection.execute(statement, named).rowcount:
+    if connection.execute(statement, named | values).rowcount:
         return
     state = connection.execute(STATE, named).first()
     if state is None:
@@ -217,6 +222,12 @@ RESUME = text(f"""
                 round(extract(epoch FROM now()), 1), coalesce(sum(stored + flagged + failed), 0),
                 coalesce(sum(failed), 0), coalesce(sum(flagged), 0)))
             FROM {EXACT} AS lanes WHERE lanes.batch_id = batches.id) END
+    WHERE id = :batch AND tenant_id = :tenant AND cancelled_at IS NULL AND finished_at IS NULL AND deleted_at IS NULL
+""")
+
+# Change the tier of a batch that has not ended.
+SET_TIER = text("""
+    UPDATE batches SET tier = cast(:tier AS tier)
     WHERE id = :batch AND tenant_id = :tenant AND cancelled_at IS NULL AND finished_at IS NULL AND deleted_at IS NULL
 """)
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import Connection, text
@@ -22,12 +22,20 @@ from common.queue import sentence
 IS_SILENT = sentence("worker_silent")  # the reason of a pruned worker
 
 
+class Load(NamedTuple):
+    """How long a model took to load. The first load of a process takes longer: it imports the libraries too."""
+
+    seconds: float
+    is_first: bool = False
+
+
 @dataclass(frozen=True)
 class Worker:
     """What a worker reports with each heartbeat.
 
     By model: `refusals` says why it refuses it, `capacity` how many images one pipeline call renders,
-    `picture_classes` which weights and which class its pictures have (`common.recipes.picture_key`).
+    `loads` how its last load went, `picture_classes` which weights and which class its pictures have
+    (`common.recipes.picture_key`).
     """
 
     id: UUID
@@ -40,6 +48,7 @@ class Worker:
     capacity: Mapping[str, int] = field(default_factory=dict)
     cannot_store_s: float | None = None  # for how long it has tried to store an image; None: it can, or has not tried
     devices: Sequence[Mapping[str, Any]] = ()  # how they do: see `worker.devices.readings.DeviceStatus`
+    loads: Mapping[str, Load] = field(default_factory=dict)
     picture_classes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # model → {weights, class}
 
 
@@ -73,6 +82,7 @@ def heartbeat(connection: Connection, worker: Worker, *, ready: bool) -> Heartbe
         "refusals": json.dumps(dict(worker.refusals)),
         "seconds": json.dumps(dict(worker.seconds_per_image)),
         "capacity": json.dumps(dict(worker.capacity)),
+        "loads": json.dumps({model: load._asdict() for model, load in worker.loads.items()}),
         "cannot_store_s": worker.cannot_store_s,
         "devices": json.dumps([dict(device) for device in worker.devices]),
         "pictures": json.dumps(dict(worker.picture_classes)),
@@ -141,9 +151,9 @@ def _set_state(connection: Connection, statement: Any, worker_id: UUID, reason: 
 # Inserts a worker, or updates what it reports.
 HEARTBEAT = text("""
     INSERT INTO workers AS old (id, name, class, models, resident, refusals, seconds_per_image, capacity,
-                                cannot_store_since, device_status, picture_classes, state)
+                                loads, cannot_store_since, device_status, picture_classes, state)
     VALUES (:id, :name, cast(:class AS jsonb), cast(:models AS text[]), cast(:resident AS text[]),
-            cast(:refusals AS jsonb), cast(:seconds AS jsonb), cast(:capacity AS jsonb),
+            cast(:refusals AS jsonb), cast(:seconds AS jsonb), cast(:capacity AS jsonb), cast(:loads AS jsonb),
             now() - make_interval(secs => :cannot_store_s), cast(:devices AS jsonb), cast(:pictures AS jsonb),
             cast(:state AS worker_state))
     ON CONFLICT (id) DO UPDATE SET
@@ -151,7 +161,8 @@ HEARTBEAT = text("""
             THEN coalesce(old.cannot_store_since, excluded.cannot_store_since) END,
         models = excluded.models, resident = excluded.resident, refusals = excluded.refusals,
         seconds_per_image = excluded.seconds_per_image, capacity = excluded.capacity,
-        device_status = excluded.device_status, picture_classes = excluded.picture_classes, seen_at = now(),
+        loads = excluded.loads, device_status = excluded.device_status, picture_classes = excluded.picture_classes,
+        seen_at = now(),
         state = CASE WHEN old.state = 'draining' THEN old.state ELSE excluded.state END,
         reason = CASE WHEN old.state = 'draining' THEN old.reason END
     RETURNING state, clock_timestamp() AS now

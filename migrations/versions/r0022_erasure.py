@@ -3,7 +3,7 @@
 from alembic import op
 
 revision = "r0022"
-down_revision = "r0019"
+down_revision = "r0020"
 branch_labels = None
 depends_on = None
 

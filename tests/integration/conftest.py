@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import Engine
 
 from common.config import Settings
+from common.estimates import farm
 from tests.support.serving import EVERYTHING, Api, serving
 from tests.support.stories import CATALOG, Story
 from tests.support.workers import MakeWorker
@@ -61,3 +62,9 @@ def aside() -> Iterator[ThreadPoolExecutor]:
     """A thread for what the test watches from outside."""
     with ThreadPoolExecutor(2) as pool:
         yield pool
+
+
+@pytest.fixture(autouse=True)
+def estimates_are_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test sees at once what it changed, not seconds later."""
+    monkeypatch.setattr(farm, "MAX_AGE_S", 0.0)

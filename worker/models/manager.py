@@ -21,6 +21,7 @@ from common.db import transaction
 from common.errors import Invalid, ModelRefused, OutOfMemory, RenderFailed, Unavailable
 from common.log import log_event
 from common.queue import workers
+from common.queue.workers import Load
 from common.recipes.recipe import canonical_json
 from common.sentences import Sentence
 from worker.models import sentence, weights
@@ -87,7 +88,7 @@ class ModelManager:
         self._batch_sizes: dict[str, int] = {}
         self._known_details: dict[str, Mapping[str, Any]] = {}
         self._failures: dict[str, LoadFailure] = {}
-        self._longest_load_s = 0.0
+        self._loads: dict[str, Load] = {}
         self._last_load = 0.0
 
     @property
@@ -99,7 +100,7 @@ class ModelManager:
         names = {model.name for model in self.available()} | set(self._pipelines)
         if self._fit(names):
             return 0.0
-        delay = max(SWAP_DELAY_S, 4 * self._longest_load_s)
+        delay = max(SWAP_DELAY_S, 4 * max((load.seconds for load in self._loads.values()), default=0.0))
         return delay if time.monotonic() - self._last_load > delay else NEVER_S
 
     @property
@@ -124,6 +125,11 @@ class ModelManager:
     def batch_sizes(self) -> dict[str, int]:
         """Images per call at the default size, of each model that was loaded since the start."""
         return dict(self._batch_sizes)
+
+    @property
+    def loads(self) -> dict[str, Load]:
+        """The last load of each model since the start."""
+        return dict(self._loads)
 
     def batch_size(self, model: Model) -> int:
         """The same for any model: its own, the catalogue's, or the default."""
@@ -171,7 +177,7 @@ class ModelManager:
         self._pipelines = {**self._pipelines, model.name: pipeline}
         self._weights = {**self._weights, model.name: pipeline.revision}
         seconds = time.monotonic() - start
-        self._longest_load_s = max(seconds, self._longest_load_s)
+        self._loads = {**self._loads, model.name: Load(seconds, is_first=not self._loads)}
         self._last_load = time.monotonic()
         self._failures.pop(model.name, None)
         log_event(

@@ -134,6 +134,7 @@ class RenderWorker:
             self.models.batch_sizes,
             self.store_watch.cannot_store_s,
             self.devices.latest(),
+            self.models.loads,
             self.models.picture_classes(self.labelled_class),
         )
         return worker, self.loop.is_ready and bool(served) and not self.farm.refusal

@@ -14,14 +14,15 @@ from common.broker import CANCELLED_CHANNEL, CHANGED_CHANNEL
 from common.config import Settings
 from common.db import new_id, transaction
 from common.enums import ImageState, Scope, Tier
+from common.estimates import farm
 from common.queue import quarantines, workers
 from tests.support.serving import PROMPT, Api, serving
 from tests.support.stories import Story
 from tests.support.workers import quarantine
 
 JOB_KEYS = """
-    id state tier batch_id parent_id recipe images progress position eta_seconds waiting_for warnings error
-    created_at started_at finished_at timings worker
+    id state tier batch_id parent_id recipe images progress position eta_seconds eta_seconds_p90 eta_unknown waiting_for
+    warnings error created_at started_at finished_at timings worker
 """
 IMAGE_KEYS = "id index state attempts seed width height format bytes sha256 url error picture_deleted_at"
 RECIPE_KEYS = """prompt negative_prompt model width height steps scheduler guidance seeds mode format source mask
@@ -129,7 +130,7 @@ def test_a_dry_run_resolves_and_stores_nothing(client: httpx.Client, story: Stor
     answer = client.post("/v1/jobs?dry_run=true", json=PROMPT | {"count": 4}, headers={"Idempotency-Key": "k"})
     said = answer.json()
     assert (answer.status_code, set(said)) == (200, {"recipe", "estimate", "warnings"})
-    assert said["estimate"] == {"images": 4, "seconds": 2.0}
+    assert said["estimate"] == {"images": 4, "seconds": 2.0, "seconds_p90": 3.0, "unknown": None}
     assert said["recipe"]["scheduler"] == "ddim"
     assert story.count("jobs") == story.count("idempotency_keys") == 0
 
@@ -203,7 +204,8 @@ def test_position_counts_what_is_ahead_in_the_same_model(api: Api, client: httpx
     assert look(client, mine)["position"] == 9
     for _ in range(20):
         story.submit(count=64, tier=Tier.INTERACTIVE)
-    assert (look(client, mine)["position"], look(client, mine)["eta_seconds"]) == (1000, None)
+    far = look(client, mine)
+    assert (far["position"], far["eta_seconds"], far["eta_unknown"]["code"]) == (1000, None, "too_far")
 
 
 def test_a_running_job_says_how_far_it_is(api: Api, client: httpx.Client, story: Story) -> None:
@@ -259,7 +261,11 @@ def test_jobs_are_found_by_their_fields(client: httpx.Client, story: Story) -> N
     assert found(q="c_t") == []
 
 
-def test_a_page_of_many_jobs_takes_as_many_queries_as_one(api: Api, client: httpx.Client, story: Story) -> None:
+def test_a_page_of_many_jobs_takes_as_many_queries_as_one(
+    api: Api, client: httpx.Client, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(farm, "MAX_AGE_S", 600)  # in which what estimates need is read once
+
     def queries(limit: int) -> int:
         seen: list[str] = []
 

@@ -33,6 +33,7 @@ NEEDED: dict[str, Needed] = {
     "listBatches": Scope.JOBS_READ,
     "readBatch": Scope.JOBS_READ,
     "pauseBatch": Scope.BATCHES_WRITE,
+    "changeBatchTier": Scope.BATCHES_WRITE,
     "resumeBatch": Scope.BATCHES_WRITE,
     "cancelBatch": Scope.BATCHES_WRITE,
     "retryFailedOfBatch": Scope.BATCHES_WRITE,

@@ -14,8 +14,8 @@ from cli.verify import Verification
 from common.batches.plan import Plan
 from common.config import Settings
 from common.datasets import lifecycle as datasets
-from common.datasets.layout import FORMAT_SINCE, DatasetPlan, Layout
-from common.datasets.lifecycle import Step
+from common.datasets.dataset import Step
+from common.datasets.layout import COLUMNS_SINCE, DatasetPlan, Layout
 from common.db import transaction
 from common.enums import ImageState
 from common.queue import leases
@@ -134,4 +134,4 @@ def test_what_older_code_has_begun_is_begun_anew(farm: BatchStory, batch_id: UUI
             if not shard:
                 datasets.advance(connection, owned, Step(3, ends_split=False, images=6, pictures=6))
             datasets.release(connection, owned)
-    assert farm.rows("SELECT needs_code FROM datasets") == [(FORMAT_SINCE,)]
+    assert farm.rows("SELECT needs_code FROM datasets") == [(COLUMNS_SINCE,)]

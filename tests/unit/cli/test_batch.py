@@ -107,9 +107,9 @@ def test_a_dry_run_submits_nothing_and_fails_if_the_batch_would(call: Callable[.
         done = call(farm, "submit", UPLOAD, "--dry-run", "--skip-bad", "--format=human")
     assert done.code == 0
     lines = {line[:11].strip(): line[11:].strip() for line in done.out.splitlines()}
-    assert lines["prompts"] == "about 1,000,000"
+    assert lines["prompts"] == "about 1,000,000, 19,204 distinct of 19,999"
     assert (lines["read as"], lines["checked"]) == ("csv, GB18030", "the first 20,000")
-    assert (lines["takes"], lines["size"], lines["upload"]) == ("139 h", "1.28 TB", UPLOAD)
+    assert (lines["takes"], lines["size"], lines["upload"]) == ("144 h (≤ 159 h)", "1.28 TB", UPLOAD)
     assert "女孩们打开了另一世界的大门 — zh-v0, 512×512, 50 of lms, guidance 7.5, seeds 42" in done.out
     tried = "/v1/batches?dry_run=true"
     assert [request.path for request in farm.requests] == ["/v1/uploads", tried, tried]
@@ -305,13 +305,51 @@ def test_a_watch_prints_each_state_and_survives_an_outage(call: Callable[..., An
     lines_of_batch = [line.split(" ", 1)[1] for line in done.err.splitlines() if line.startswith(BATCH["id"])]
     assert [line.split(":")[0] for line in lines_of_batch] == ["checking", "expanding", "running", "ended"]
     assert "4 running, 2 waiting, 2 stored" in lines_of_batch[1]
-    assert lines_of_batch[2].endswith("5 stored, 120 a minute, 26 min left")
+    assert lines_of_batch[2].endswith("5 stored, 120 a minute, 26 min (≤ 31 min) left")
     assert [line for line in done.err.splitlines() if not line.startswith(BATCH["id"])] == [
         "The farm does not answer; trying again every second.",
         "The farm answers again.",
     ]
     lines = [json.loads(line) for line in done.out.splitlines()]
     assert [line["state"] for line in lines] == ["checking", "expanding", "running", "ended"]
+
+
+def test_a_watch_into_a_pipe_prints_a_line_a_state_or_ten_seconds(
+    call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def watched() -> tuple[list[str], list[str]]:
+        running = [IMAGES | {"open": 8 - stored, "stored": stored} for stored in range(8)]
+        responses = iter([Response(body=batch(state="running", images=images)) for images in running])
+        with fake_farm(lambda request: next(responses, Response(body=batch()))) as farm:
+            done = call(farm, "watch", "the-batch")
+        lines = [line.split(" ")[1] for line in done.err.splitlines() if line.startswith(BATCH["id"])]
+        return lines, [json.loads(line)["state"] for line in done.out.splitlines()]
+
+    assert watched() == (["running:", "ended:"], ["running", "ended"])
+    monkeypatch.setattr("cli.watch.LINE_S", 0.0)
+    assert watched() == (["running:"] * 8 + ["ended:"], ["running"] * 8 + ["ended"])
+
+
+def test_an_estimate_that_nobody_knows_says_why(call: Callable[..., Any]) -> None:
+    why = {"code": "no_worker", "message": "No worker that takes work serves zh-v0."}
+    guess = {**DRY_RUN["estimate"], "seconds": None, "seconds_p90": None, "unknown": why}
+    with fake_farm(lambda request: Response(body={**DRY_RUN, "estimate": guess, "bad": 0, "bad_lines": []})) as farm:
+        shown = call(farm, "submit", UPLOAD, "--dry-run", "--format=human").out
+    assert f"takes        {why['message']}" in shown
+    unknown = batch(state="running", eta_seconds=None, eta_seconds_p90=None, eta_unknown=why)
+    with fake_farm(lambda request: Response(body=unknown)) as farm:
+        assert why["message"] in call(farm, "pause", "the-batch", "--format=human").out
+
+
+def test_the_tier_of_a_large_batch_is_changed_in_several_requests(call: Callable[..., Any]) -> None:
+    responses = iter([{"batch": BATCH, "changed": 10_000, "goes_on": True}])
+    last = {"batch": {**BATCH, "tier": "interactive"}, "changed": 7, "goes_on": False}
+    with fake_farm(lambda request: Response(body=next(responses, last))) as farm:
+        done = call(farm, "tier", "the-batch", "interactive")
+    assert (done.code, done.json["tier"]) == (0, "interactive")
+    assert "10,000 jobs are changed" in done.err
+    asked = [(request.path, request.body) for request in farm.requests]
+    assert asked == [("/v1/batches/the-batch/tier", {"tier": "interactive"})] * 2
 
 
 def test_a_watch_prints_why_a_batch_paused(call: Callable[..., Any]) -> None:

@@ -79,7 +79,8 @@ WARNED = {**BATCH, "name": EVIL, "error": FAILED, "warnings": [EVIL], "warned": 
 BAD = {"line": 7, "reason": EVIL}
 DRY_RUN = {
     "prompts": 1, "checked_prompts": 1, "is_estimate": False, "bad": 1, "jobs": 1, "images": 1, "warned": 1,
-    "estimate": {"seconds": None, "gpu_seconds": None, "bytes": None}, "warnings": [EVIL], "bad_lines": [BAD],
+    "estimate": {"seconds": None, "unknown": {"message": EVIL}, "gpu_seconds": None, "bytes": None}, "distinct": 1,
+    "warnings": [EVIL], "bad_lines": [BAD],
     "recipes": [{**JOB["recipe"], "prompt": EVIL, "seeds": [1]}],
 }  # fmt: skip
 ID = "019c2f6e-7d40-7c3d-9a1f-0d5b6c7e8f90"
