@@ -18,6 +18,7 @@ import httpx
 
 from cli import sentence
 from cli.errors import NOT_FOUND, USAGE, Failure
+from common.disks import NO_ROOM
 
 STDIN = "-"
 WILD = "*?["
@@ -148,7 +149,7 @@ def _hub() -> Any:
 
 @contextmanager
 def _explained(source: str) -> Iterator[None]:
-    """Raises Failure for what a bucket, a hub or a host answers."""
+    """Raises Failure for what a bucket, a hub or a host answers; lets pass that the disk of the copy is full."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
@@ -156,5 +157,7 @@ def _explained(source: str) -> Iterator[None]:
     except FileNotFoundError:
         raise Failure(sentence("source_missing", source=source), NOT_FOUND) from None
     except (BotoCoreError, ClientError, httpx.HTTPError, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise Failure(sentence("source_unreadable", source=source, reason=reason)) from None
