@@ -84,11 +84,11 @@ def read_farm(connection: Connection, models: Sequence[str] = ()) -> Farm:
     workers = connection.execute(WORKERS).all()
     queue = connection.execute(QUEUE, {"limit": MOST_LANES + 1}).all()
     held = connection.execute(HELD).all()
-    published = connection.execute(PUBLISHED, {"limit": RECENT_LEASES}).all()
+    published = list(connection.execute(PUBLISHED, {"limit": RECENT_LEASES}))
     missing = {*models, *(row.model for row in queue)} - {row.model for row in published}
     if missing:
         older = {"models": sorted(missing), "lanes": OLDER_LANES, "limit": OLDER_PICTURES}
-        published += connection.execute(OLDER, older).all()
+        published += connection.execute(OLDER, older)
     taking = [row for row in workers if row.takes_work]
     speed = _speed(published, workers, taking)
     lanes: dict[UUID, list[int]] = {}
