@@ -84,6 +84,8 @@ JOB: dict[str, Any] = {
     "finished_at": "2026-11-22T08:00:06Z",
     "timings": {"wait_s": 1.5, "render_s": 4.1, "store_s": 0.2},
     "worker": "gpu-1 cuda:0",
+    "row": None,
+    "meta": None,
 }
 
 
@@ -263,30 +265,6 @@ class JobRequest(recipe.Draft):
 
     tier: Tier = Tier.STANDARD
     reuse: bool = Field(False, strict=True, description=REUSE)
-
-
-ESTIMATE: dict[str, Any] = {"images": 1, "seconds": 4.2, "seconds_p90": 6.1, "unknown": None}
-
-
-class Estimate(BaseModel):
-    """By what the farm did lately, from the claim to the publication, and by what waits now."""
-
-    images: int
-    seconds: float | None = Field(
-        description="Until the job would end, behind what waits now and is before it; null while it is unknown."
-    )
-    seconds_p90: float | None = Field(description="What nine of ten stay below.")
-    unknown: Unknown | None = Field(description="Why `seconds` is null.")
-
-
-class DryRun(BaseModel):
-    """The job that a request would make."""
-
-    model_config = example({"recipe": RECIPE, "estimate": ESTIMATE, "warnings": []})
-
-    recipe: Recipe
-    estimate: Estimate
-    warnings: list[str]
 
 
 MAX_SECONDS = 20_000_000_000  # pydantic takes larger numbers for milliseconds

@@ -222,9 +222,9 @@ def _estimate(row: Row[Any], state: BatchState, rate: float | None, farm: Farm |
     if state == BatchState.ENDED:
         return Estimate(None, None)
     if state == BatchState.PAUSED:
-        return unknown("paused")
+        return unknown(sentence("paused"))
     if state == BatchState.CHECKING or (state == BatchState.EXPANDING and not row.open):
-        return unknown("preparing")
+        return unknown(sentence("preparing"))
     return of_batch(farm, row.id, row.open, rate) if farm else Estimate(0.0, 0.0)
 
 

@@ -11,8 +11,9 @@ from starlette.concurrency import run_in_threadpool
 from api.deps import AnyJobsReader, AnyJobsWriter, BaseUrl, JobsWriter, RequestId, State
 from api.headers import CancelAfter, IdempotencyKeyHeader, Prefer, seconds_to_live, seconds_to_wait, with_etag
 from api.pagination import next_link
-from api.schemas import DryRun, Job, JobPage, JobQuery, JobRequest
+from api.schemas import Job, JobPage, JobQuery, JobRequest
 from api.services import deletion, jobs
+from api.services.jobs import DryRun
 from common.enums import Tier
 
 router = APIRouter(tags=["jobs"])

@@ -276,7 +276,7 @@ def _gpu_seconds(kinds: Mapping[Kind, int], speed: Speed) -> float | None:
 
 def _bytes(images: Mapping[ImageKind, int], share: float, sizes: Mapping[ImageKind, float]) -> dict[str, Any]:
     if not images.keys() <= sizes.keys():
-        return {"bytes": None, "bytes_unknown": Unknown.of(estimate.unknown("no_sizes"))}
+        return {"bytes": None, "bytes_unknown": Unknown.of(estimate.unknown(sentence("no_sizes")))}
     return {"bytes": round(sum(count * sizes[kind] for kind, count in images.items()) / share), "bytes_unknown": None}
 
 

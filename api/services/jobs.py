@@ -4,12 +4,15 @@ States change in `common.queue`; what changes many jobs at once is in `bulk`. Kn
 """
 
 import secrets
+from typing import Any
 from uuid import UUID
+
+from pydantic import BaseModel, Field
 
 from api.deps import AppState
 from api.headers import idempotency_key
 from api.queries.jobs import find_job, find_jobs, is_terminal, owner_of, with_progress
-from api.schemas import DryRun, Estimate, Job, JobPage, JobQuery, JobRequest, Recipe, Unknown
+from api.schemas import RECIPE, Job, JobPage, JobQuery, JobRequest, Recipe, Unknown, example
 from common import uploads
 from common.accounts import audit
 from common.accounts.audit import Action
@@ -30,6 +33,29 @@ from common.recipes.img2img import FindImage, InputImage
 
 ROUTE = "POST /v1/jobs"  # of an Idempotency-Key
 SEED_LIMIT = 2**53  # of random seeds: smaller ones survive every JSON reader
+
+ESTIMATE: dict[str, Any] = {"images": 1, "seconds": 4.2, "seconds_p90": 6.1, "unknown": None}
+
+
+class Estimate(BaseModel):
+    """By what the farm did lately, from the claim to the publication, and by what waits now."""
+
+    images: int
+    seconds: float | None = Field(
+        description="Until the job would end, behind what waits now and is before it; null while it is unknown."
+    )
+    seconds_p90: float | None = Field(description="What nine of ten stay below.")
+    unknown: Unknown | None = Field(description="Why `seconds` is null.")
+
+
+class DryRun(BaseModel):
+    """The job that a request would make."""
+
+    model_config = example({"recipe": RECIPE, "estimate": ESTIMATE, "warnings": []})
+
+    recipe: Recipe
+    estimate: Estimate
+    warnings: list[str]
 
 
 def submit(

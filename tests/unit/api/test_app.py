@@ -19,9 +19,10 @@ from api.queries.erasures import Erasure
 from api.queries.keys import KeyWithSecret
 from api.routes import health, jobs, keys, models, queue, uploads, workers
 from api.routes.audit import AuditPage
-from api.routes.batches import BatchPage
+from api.routes.batches import BatchPage, TierChange
 from api.routes.tenants import Tenants
 from api.services.batches import EXAMPLES, BatchRequest
+from api.services.jobs import DryRun
 from api.services.tenants import CreatedTenant
 from common.config import Settings
 from common.errors import Invalid
@@ -74,9 +75,10 @@ def shown(document: dict[str, Any], schema: dict[str, Any]) -> bool:
         schemas.Job,
         schemas.ImageWithJob,
         schemas.JobPage,
-        schemas.DryRun,
+        DryRun,
         batches.Batch,
         BatchPage,
+        TierChange,
         uploads.Upload,
         health.Alive,
         health.Ready,
