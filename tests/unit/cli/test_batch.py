@@ -116,6 +116,26 @@ def test_a_dry_run_submits_nothing_and_fails_if_the_batch_would(call: Callable[.
     assert farm.requests[2].body == {"upload": UPLOAD, "defaults": {}, "skip_bad": True}
 
 
+def test_columns_are_named_and_kept_as_the_options_say(call: Callable[..., Any]) -> None:
+    given = ("--column", "prompt=标题", "--column", "seed= nr", "--keep", "id, 类别,")
+    wanted = {"columns": {"prompt": "标题", "seed": "nr"}, "keep": ["id", "类别"]}
+    with fake_farm(accept_batch) as farm:
+        assert call(farm, "submit", UPLOAD, *given).code == 0
+        assert call(farm, "submit", UPLOAD, "--no-header", "--keep=all").code == 0
+        assert call(farm, "submit", UPLOAD, "--no-header", "--column=prompt=2", "--keep=").code == 0
+        done = call(farm, "submit", UPLOAD, "--column", "prompt")
+        assert (done.code, "such as prompt=caption" in done.err) == (2, True)
+        done = call(farm, "submit", UPLOAD, "--dry-run", "--skip-bad", "--format=human")
+    bodies = [{key: request.body.get(key) for key in ("columns", "keep")} for request in farm.requests[:3]]
+    assert bodies == [
+        wanted,
+        {"columns": {"prompt": "1"}, "keep": "all"},
+        {"columns": {"prompt": "2"}, "keep": []},
+    ]
+    taken = "caption → prompt, id → kept, Unnamed: 0 → left out (it is an index that pandas wrote)"
+    assert taken in " ".join(done.out.split())
+
+
 def test_a_dry_run_names_doubles(call: Callable[..., Any]) -> None:
     twice = DRY_RUN | {"prompts": 2000, "checked_prompts": 2000, "is_estimate": False, "bad": 0, "distinct": 288}
     with fake_farm(lambda request: Response(200, twice)) as farm:
