@@ -88,13 +88,13 @@ def test_a_control_worker_that_is_killed_leaves_both_to_be_written(
     whole = {batch: bytes_in(farm.exported(tmp_path / str(batch), batch, shard_images=50)) for batch in (large, small)}
     made = {batch: farm.submitted(batch, shard_images=50) for batch in (large, small)}
 
-    def is_owned(dataset_id: UUID) -> bool:
-        return farm.dataset(dataset_id).owner_id is not None
+    def has_begun(dataset_id: UUID) -> bool:
+        return bool(farm.dataset(dataset_id).owner_id or farm.dataset(dataset_id).begun_at)
 
     with running(tmp_path, settings, "control", SWEEP="false") as process:
         for dataset_id in made.values():
             Broker(settings).export(dataset_id)
-        until(lambda: any(map(is_owned, made.values())))
+        until(lambda: any(map(has_begun, made.values())))
         process.kill()
         process.wait(10)
     with farm.database.begin() as connection:
