@@ -65,7 +65,7 @@ def emptied(connection: Connection) -> list[UUID]:
 def unnamed(connection: Connection, owners: Mapping[str, str]) -> list[str]:
     """Which of these keys no row names. `owners`: by key, the id of a job, upload or dataset in it.
 
-    Whose row is there, is somebody's who was not erased; so is what waits to be deleted.
+    An object whose row is there is another tenant's, for the erased one has none; so is one that waits to be deleted.
     """
     listed = {"keys": list(owners), "owners": list(owners.values())}
     return list(connection.execute(UNNAMED, listed).scalars())
