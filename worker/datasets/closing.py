@@ -24,6 +24,7 @@ from common.errors import Error, NotFound
 from common.sentences import Sentence
 from common.storage import Storage, sha256
 from worker.datasets import card, formats, sentence
+from worker.datasets.facts import SHOWN_SKIPPED
 from worker.datasets.files import DatasetFiles, File
 from worker.datasets.samples import SAMPLES
 from worker.datasets.shard import Item, Report, ShardManifest, items_of
@@ -91,7 +92,7 @@ class Closing:
         of_batch = replace(self._dataset, source=source)
         with transaction(self._database) as connection:
             facts = contents.batch_facts(connection, of_batch)
-            return facts | {"skips": skipped_lines.head(connection, of_batch.batch_id, card.SHOWN_SKIPPED)}
+            return facts | {"skips": skipped_lines.head(connection, of_batch.batch_id, SHOWN_SKIPPED)}
 
     def _columns(self) -> Columns:
         with transaction(self._database) as connection:
