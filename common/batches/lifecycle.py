@@ -4,8 +4,8 @@
                    ├───────────┴────────────┴──► paused        and back: its lanes are closed, and opened again
                    └───────────┴────────────┴──► cancelled     its lanes are closed for good, its jobs settled in chunks
 
-Reads no file and sends no message: `common.batches.chunks` records how far the file is read, and
-`common.batches.plan` makes recipes of it.
+Reads no file and sends no message: `common.batches.chunks` records how far the file is read, `common.batches.plan`
+makes recipes of it, and `common.batches.failures` ends a batch that cannot be worked on.
 """
 
 from uuid import UUID
@@ -15,23 +15,14 @@ from sqlalchemy import Connection, TextClause, text
 from common.accounts.admission import UNLIMITED, admit_batch
 from common.accounts.limits import Limits
 from common.batches import sentence
-from common.batches.chunks import FENCE, UNDERSTOOD, Batch, fence_params
+from common.batches.chunks import UNDERSTOOD
 from common.batches.matrix import variants
 from common.batches.plan import Plan
 from common.batches.throughput import StopRule
 from common.db import CODE, new_id
 from common.enums import Tier
 from common.errors import Conflict, NotFound
-from common.failures import (
-    BACKOFF_S,
-    INTERNAL_ERROR,
-    MAX_FAILURES,
-    MOST_COUNTED,
-    PROGRESS,
-    REST,
-    RESTED,
-    internal_error,
-)
+from common.failures import MAX_FAILURES, PROGRESS, RESTED
 from common.queue.jobs import cancel_locked
 from common.queue.lanes import EXACT
 from common.recipes.recipe import canonical_json
@@ -137,41 +128,6 @@ def stalled(connection: Connection, silence_s: float) -> list[UUID]:
     Without those that need newer code.
     """
     return list(connection.execute(STALLED, {"silence": silence_s, "code": CODE}).scalars())
-
-
-def refuse(connection: Connection, batch: Batch, code: str, message: str) -> bool:
-    """End a batch whose prompts cannot be rendered. False if another worker was first.
-
-    A batch that already has jobs is cancelled: the catalogue has changed since the check, or the file is lost.
-    """
-    is_first = connection.execute(REFUSE, fence_params(batch) | {"code": code, "message": message}).rowcount > 0
-    if is_first:
-        connection.execute(SET_LANES, {"batch": batch.id, "closed": True})
-    return is_first
-
-
-def count_failure(connection: Connection, batch_id: UUID, reference: str, backoff_s: float = BACKOFF_S) -> bool:
-    """Count an unforeseen failure; True if that was the last one and has ended the batch with an error, as `refuse`
-    does.
-
-    A batch that was cancelled before gets the error too, but goes on to be settled after a rest, however often that
-    fails: its jobs must end. Counts once within the back-off, and nothing when no work is left: another worker was
-    faster, or failed as well.
-    """
-    return _count_failure(connection, batch_id, reference, backoff_s, MAX_FAILURES)
-
-
-def give_up(connection: Connection, batch_id: UUID, reference: str) -> bool:
-    """What `count_failure` does at the last failure, for a batch at which processes died: they counted none."""
-    return _count_failure(connection, batch_id, reference, BACKOFF_S, 1)
-
-
-def _count_failure(connection: Connection, batch_id: UUID, reference: str, backoff_s: float, most: int) -> bool:
-    ends = {"most": most, "error": INTERNAL_ERROR, "code": CODE, "message": internal_error(reference)}
-    has_new_error = connection.execute(COUNT_FAILURE, ends | {"batch": batch_id, "backoff": backoff_s}).scalar()
-    if has_new_error:
-        connection.execute(SET_LANES, {"batch": batch_id, "closed": True})
-    return bool(has_new_error)
 
 
 def _change(connection: Connection, statement: TextClause, batch_id: UUID, tenant_id: UUID, **values: str) -> None:
@@ -300,28 +256,4 @@ HAS_WORK = f"""
 STALLED = text(f"""
     SELECT id FROM batches WHERE {HAS_WORK} AND touched_at < now() - make_interval(secs => :silence)
     ORDER BY id LIMIT 100
-""")
-
-# Count a failure. The last one ends the batch with an error; one that has jobs to settle is cancelled, and counts anew.
-# A cancelled batch has no last one: it gets the error, and is settled after a rest.
-COUNT_FAILURE = text(f"""
-    UPDATE batches SET failures = CASE WHEN is_last AND NOT settles THEN 0 ELSE least(failures + 1, {MOST_COUNTED}) END,
-        retry_at = CASE WHEN NOT is_last OR settles THEN now() + {REST} END, touched_at = now(),
-        error_code = CASE WHEN is_last THEN :error ELSE error_code END,
-        error_message = CASE WHEN is_last THEN :message ELSE error_message END,
-        paused_at = CASE WHEN NOT is_last THEN paused_at END,
-        finished_at = CASE WHEN is_last AND jobs = 0 THEN now() END,
-        cancelled_at = CASE WHEN is_last AND jobs > 0 THEN coalesce(cancelled_at, now()) ELSE cancelled_at END
-    FROM (SELECT failures + 1 >= :most AS is_last, cancelled_at IS NOT NULL AS settles,
-            error_code IS DISTINCT FROM :error AS has_new_error
-        FROM batches WHERE id = :batch FOR NO KEY UPDATE) AS locked
-    WHERE id = :batch AND {NEEDS_WORK}
-    RETURNING is_last AND has_new_error
-""")
-
-# End a batch with an error; one that has jobs is cancelled.
-REFUSE = text(f"""
-    UPDATE batches SET error_code = :code, error_message = :message, paused_at = NULL,
-        finished_at = CASE WHEN jobs = 0 THEN now() END, cancelled_at = CASE WHEN jobs > 0 THEN now() END
-    WHERE {FENCE} AND expanded_at IS NULL
 """)

@@ -22,6 +22,7 @@ from common.accounts.admission import UNLIMITED
 from common.accounts.licences import Acceptances
 from common.accounts.limits import Limits
 from common.batches import check, expansion, retries, skipped_lines
+from common.batches import failures as batch_failures
 from common.batches import lifecycle as batches
 from common.batches.check import CheckedLines
 from common.batches.chunks import Batch, Chunk, read_batch, record_checked
@@ -132,7 +133,7 @@ class Expander:
         reference = new_reference()
         log_event("advance_failed", exc_info=True, batch=batch_id, reference=reference)
         with transaction(self._database) as connection:
-            has_ended = batches.count_failure(connection, batch_id, reference, self._backoff_s)
+            has_ended = batch_failures.count_failure(connection, batch_id, reference, self._backoff_s)
         if has_ended:
             log_event("batch_given_up", batch=batch_id, reference=reference)
 
@@ -205,7 +206,7 @@ class Expander:
 
     def _refuse(self, batch: Batch, why: Error) -> bool:
         with transaction(self._database) as connection:
-            batches.refuse(connection, batch, why.code, why.message)
+            batch_failures.refuse(connection, batch, why.code, why.message)
         log_event("batch_refused", batch=batch.id, reason=why.message)
         return True
 

@@ -11,7 +11,7 @@ from uuid import UUID
 from sqlalchemy import Connection
 from sqlalchemy import Engine as Database
 
-from common.batches import lifecycle as batches
+from common.batches import failures as batch_failures
 from common.batches import turns
 from common.batches.turns import Turn
 from common.db import transaction
@@ -70,4 +70,4 @@ class BatchTurns:
     def _give_up(self, connection: Connection, turn: Turn) -> None:
         reference = new_reference()
         log_event("batch_lost_workers", batch=turn.batch_id, workers=turn.open_before, reference=reference)
-        batches.give_up(connection, turn.batch_id, reference)
+        batch_failures.give_up(connection, turn.batch_id, reference)

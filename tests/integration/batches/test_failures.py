@@ -7,6 +7,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
+from common.batches import failures as batch_failures
 from common.batches import lifecycle as batches
 from common.broker import Broker
 from common.config import Settings
@@ -96,7 +97,7 @@ def test_a_batch_that_fails_is_left_alone_for_longer_each_time(
         assert stalled(farm) == []
         farm.expander.work(batch_id, 60)
         with transaction(farm.database) as connection:
-            assert not batches.count_failure(connection, batch_id, "of another worker")
+            assert not batch_failures.count_failure(connection, batch_id, "of another worker")
         assert farm.batch(batch_id) == seen
         skip_backoff(farm)
         assert stalled(farm) == [batch_id]

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from common.batches import chunks, expansion
+from common.batches import failures as batch_failures
 from common.batches import lifecycle as batches
 from common.batches.plan import Plan
 from common.broker import Broker
@@ -180,11 +181,11 @@ def test_an_overtaken_worker_refuses_nothing(farm: BatchStory, small_chunks: Non
         seen = chunks.read_batch(connection, batch_id)
     farm.expander.work(batch_id, 1e-9)  # the other one, faster
     with transaction(farm.database) as connection:
-        assert not batches.refuse(connection, seen, "invalid", "too late")
+        assert not batch_failures.refuse(connection, seen, "invalid", "too late")
     farm.expander.work(batch_id, 60)
     with transaction(farm.database) as connection:
         seen = chunks.read_batch(connection, batch_id)
-        assert not batches.refuse(connection, seen, "invalid", "too late")  # it is expanded
+        assert not batch_failures.refuse(connection, seen, "invalid", "too late")  # it is expanded
     batch = farm.batch(batch_id)
     assert (batch.state, batch.error_code, batch.jobs) == ("running", None, 10)
     assert [lane.closed for lane in farm.lanes_of(batch_id)] == [False]

@@ -10,6 +10,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import text
 
+from common.batches import failures as batch_failures
 from common.batches import lifecycle as batches
 from common.batches.chunks import Chunk, read_batch, record_checked
 from common.broker import Broker
@@ -150,7 +151,7 @@ def test_a_chunk_without_a_line_is_no_progress(farm: BatchStory) -> None:
     batch_id = farm.batch_of()
     lose_workers(farm, batch_id, 2)
     with transaction(farm.database) as connection:
-        batches.count_failure(connection, batch_id, "a reference", 0)
+        batch_failures.count_failure(connection, batch_id, "a reference", 0)
     with transaction(farm.database) as connection:
         batch = read_batch(connection, batch_id)
         assert batch
