@@ -1,11 +1,13 @@
 """Usage over HTTP: what was stored, by day, key, model or tier, as JSON or CSV."""
 
+import re
 from datetime import date
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
+from api import sentence
 from api.deps import State, UsageReader
 from api.queries.usage import COLUMNS, Dimension, Sums, Usage
 from api.schemas import example
@@ -25,11 +27,21 @@ USAGE = {
 }
 
 
+def _written_out(day: Any) -> Any:
+    """Numbers, which pydantic takes for seconds since 1970, are no days."""
+    if isinstance(day, str) and re.fullmatch(r"[+-]?[0-9]+(\.[0-9]*)?", day):
+        raise ValueError(sentence("day_invalid"))
+    return day
+
+
+Day = Annotated[date, BeforeValidator(_written_out)]
+
+
 class UsageQuery(BaseModel):
     """Which days, and what they are added up by."""
 
-    first: date | None = Field(None, alias="from", description="The first day, in UTC. Default: of 30 days.")
-    last: date | None = Field(None, alias="to", description="The last day, which counts too. Default: today.")
+    first: Day | None = Field(None, alias="from", description="The first day, in UTC. Default: of 30 days.")
+    last: Day | None = Field(None, alias="to", description="The last day, which counts too. Default: today.")
     by: str = Field(
         "day", pattern=BY, max_length=60, description=f"One or several of {', '.join(COLUMNS)}, with commas."
     )

@@ -15,6 +15,7 @@ from common.db import transaction
 from common.deletion import erasure
 from common.log import log_event
 from common.maintenance.windows import PARTS, Part
+from common.queue import reuse
 from common.storage import LISTED, Storage
 from worker.availability import Availability
 
@@ -72,6 +73,7 @@ class Eraser:
         owners = {one.key: owner for one in page if (owner := part.owner(one.key))}
         with transaction(self._database) as connection:
             unnamed = erasure.unnamed(connection, owners)
+            unnamed = sorted({*unnamed} - reuse.named(connection, unnamed))  # images may share one
         with self._outage.tracked():  # what was deleted since it was listed is not there any more
             listing.unnamed += [key for key in unnamed if self._storage.exists(key)]
         listing.objects += len(owners)

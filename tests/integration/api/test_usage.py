@@ -251,6 +251,7 @@ def test_no_cell_of_a_table_is_a_formula(api: Api, client: httpx.Client, story: 
         ({"from": "2026-02-02", "to": "2026-02-01"}, "from"),
         ({"from": "2020-01-01", "to": "2026-02-01"}, "from"),
         ({"from": "0001-01-01"}, "from"),
+        ({"to": "0"}, "to"),
         ({"format": "xml"}, "format"),
     ],
 )
