@@ -81,6 +81,7 @@ def batch() -> None:
 @click.option("--guidance", type=float, help="How closely to follow the prompts.")
 @click.option("--scheduler", help="Such as lms, ddim, euler.")
 @click.option("--negative", "negative_prompt", help="What to keep out of the pictures.")
+@click.option("--style", help="A style of `huafang styles ls`.")
 @click.option(
     "--matrix", "lists", type=FieldValueList(), multiple=True, help="Render each prompt with each value; see below."
 )
@@ -115,6 +116,7 @@ def submit(
 
     With --matrix each prompt is rendered with each of several values, from the same seeds; several --matrix multiply.
     `--matrix steps=20,50` has two values, and `--matrix model:scheduler=zh-v0:lms,zh-v1:pndm` two pairs.
+    `--matrix style=plain,ink` renders each prompt as it is, and in the style ink.
     """
     if size:
         fields["width"], fields["height"] = size

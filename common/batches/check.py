@@ -109,7 +109,8 @@ def _refused(planned: PlannedLines, catalog: Catalog, policy: Policy) -> Iterato
         return
     rules: dict[str, str | None] = {}
     for number, variants in planned.items():
-        if rule := policy.refusing_rule("prompt", variants[0].prompt):
+        prompts = dict.fromkeys(job.prompt for job in variants)
+        if rule := next(filter(None, (policy.refusing_rule("prompt", prompt) for prompt in prompts)), None):
             yield number, policy.refusal("prompt", rule)
             continue
         for negative in {own_negative_prompt(job.template.recipe, catalog) for job in variants}:
@@ -120,13 +121,13 @@ def _refused(planned: PlannedLines, catalog: Catalog, policy: Policy) -> Iterato
 
 
 def _suspects(planned: PlannedLines, catalog: Catalog) -> Iterator[tuple[int, Recipe, Model]]:
-    """The recipes whose prompts may have an error or a warning, with their lines; one for each line and model."""
-    groups: dict[tuple[str, str], dict[int, PlannedJob]] = {}
+    """The recipes whose prompts may have an error or a warning, with their lines; one for each prompt and model."""
+    groups: dict[tuple[str, str], dict[tuple[int, str], PlannedJob]] = {}
     for number, variants in planned.items():
         for job in variants:
             recipe = job.template.recipe
-            groups.setdefault((recipe.model, recipe.negative_prompt), {})[number] = job
+            groups.setdefault((recipe.model, recipe.negative_prompt), {})[number, job.prompt] = job
     for (name, negative_prompt), jobs in groups.items():
-        model, numbers = catalog.get(name), list(jobs)
-        for index in token_counter.find_suspects([job.prompt for job in jobs.values()], negative_prompt, model):
-            yield numbers[index], jobs[numbers[index]].recipe, model
+        model, places = catalog.get(name), list(jobs)
+        for index in token_counter.find_suspects([prompt for _, prompt in places], negative_prompt, model):
+            yield places[index][0], jobs[places[index]].recipe, model

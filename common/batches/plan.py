@@ -108,8 +108,12 @@ def planners(plan: Plan, catalog: Catalog, find: FindImage = find_no_image) -> l
 def _template_cache() -> TextCache[RecipeTemplate]:
     return TextCache(
         MAX_TEMPLATE_BYTES,
-        lambda template: TEMPLATE_BYTES + BYTES_PER_CHARACTER * len(template.recipe.negative_prompt),
+        lambda template: TEMPLATE_BYTES + BYTES_PER_CHARACTER * _length_of_texts(template.recipe),
     )
+
+
+def _length_of_texts(recipe: Recipe) -> int:
+    return len(recipe.negative_prompt) + sum(map(len, recipe.style.model_dump().values() if recipe.style else ()))
 
 
 class Planner:
@@ -142,8 +146,12 @@ class Planner:
         """By a template. None for a line that may be wrong."""
         prompt, seed = fields.get("prompt"), fields.get("seed")
         template = self._default_template if len(fields) == 1 else self._template_for(fields)
-        if template is None or not _is_prompt(prompt, self._catalog.get(template.recipe.model)):
+        if template is None or not _is_prompt(prompt, model := self._catalog.get(template.recipe.model)):
             return None
+        if style := template.recipe.style:
+            prompt = style.prompt(prompt)
+            if not _is_prompt(prompt, model):
+                return None
         if template.has_seeds:
             return PlannedJob(template, prompt, template.recipe.seeds) if seed is None else None
         if seed is not None and not _is_seed(seed):

@@ -33,6 +33,7 @@ NAMES = {
     "mask": ("蒙版", "遮罩"),
     "strength": ("强度", "重绘强度", "重绘幅度"),
     "lora": (),
+    "style": ("风格", "样式", "画风"),
     "format": ("格式",),
 }
 ALIASES = {name: field for field, names in NAMES.items() for name in (field, *names)}

@@ -129,7 +129,7 @@ def test_the_columns_are_the_fields_of_a_recipe_and_no_name_means_two() -> None:
     assert set(columns.NAMES) == set(Draft.model_fields)
     assert len(set(names)) == len(names)
     kinds = {*columns.INTEGERS, *columns.FLOATS, *columns.LISTS}
-    texts = {"prompt", "negative_prompt", "model", "scheduler", "mode", "source", "mask", "format"}
+    texts = {"prompt", "negative_prompt", "model", "scheduler", "mode", "source", "mask", "style", "format"}
     assert kinds | texts == set(Draft.model_fields)
 
 
