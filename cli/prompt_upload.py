@@ -1,4 +1,4 @@
-"""Uploading a file of prompts, and the dry run that shows what a batch of it would be. Knows no command."""
+"""Uploading a file of prompts, the wildcards of its templates, and the dry run of a batch of it. Knows no command."""
 
 import re
 import shutil
@@ -15,6 +15,7 @@ from cli.errors import USAGE, Failure
 from cli.shell import Shell, format_bytes, format_duration
 from cli.terminal import Columns, Row, print_line, progress_bar
 from common.prompt_files.columns import FIELDS, field_of
+from common.recipes.prompt_templates import MAX_LISTS
 
 MEDIA_TYPES = {
     ".txt": "text/plain",
@@ -23,6 +24,7 @@ MEDIA_TYPES = {
     ".parquet": "application/vnd.apache.parquet",
 }
 SHOWN_SEEDS = 5
+MAX_WILDCARD_BYTES = 1_000_000  # of one file
 HEAD_BYTES = 64_000  # of stdin, to recognise its format by
 
 
@@ -106,3 +108,32 @@ def dry_run_batch(shell: Shell, draft: Json) -> None:
         raise Failure(sentence("prompts_invalid", count=found["bad"]))
     if not found["jobs"]:
         raise Failure(sentence("no_valid_prompt"))
+
+
+def read_wildcards(folder: Path) -> dict[str, list[str]]:
+    """The values of each wildcard: `colours/bright.txt` has those of `__colours/bright__`, one a line.
+
+    Blank lines are left out, and lines that begin with #, which are comments in published collections. Raises Failure
+    for a folder that cannot be sent.
+    """
+    found: dict[str, list[str]] = {}
+    for file in sorted(folder.rglob("*.txt")):
+        if len(found) == MAX_LISTS:
+            raise Failure(sentence("too_many_wildcards", folder=folder, most=MAX_LISTS), USAGE)
+        found[file.relative_to(folder).with_suffix("").as_posix()] = read_values(file)
+    if not found:
+        raise Failure(sentence("no_wildcards", folder=folder), USAGE)
+    return found
+
+
+def read_values(file: Path) -> list[str]:
+    try:
+        if file.stat().st_size > MAX_WILDCARD_BYTES:
+            raise Failure(sentence("wildcard_too_large", file=file, most=MAX_WILDCARD_BYTES), USAGE)
+        lines = file.read_text("utf-8-sig").splitlines()
+    except OSError as error:
+        raise Failure(sentence("not_readable", path=file, reason=error.strerror)) from None
+    except UnicodeDecodeError:
+        raise Failure(sentence("not_utf8", field=file), USAGE) from None
+    values = [line.strip() for line in lines]
+    return [value for value in values if value and not value.startswith("#")]

@@ -72,7 +72,7 @@ class BatchDryRun(BaseModel):
         }
     )
 
-    prompts: int = Field(description="In the file, including wrong ones.")
+    prompts: int = Field(description="In the file, including wrong ones; a template counts as one.")
     checked_prompts: int = Field(description="The first of them, which were checked.")
     is_estimate: bool = Field(
         description="Whether that was only a part of the file: prompts, jobs, images and the estimate are then"
@@ -95,6 +95,7 @@ class Tally:
     """What the lines that were read become."""
 
     prompts: int = 0
+    positions: int = 0  # of a template each of its prompts takes one
     jobs: int = 0
     bad: int = 0
     warned: int = 0
@@ -170,16 +171,18 @@ def _open_prompts(state: AppState, caller: Caller, request: BatchRequest) -> Ite
 def _read(file: PromptFile, format: str, variants: list[Planner], catalog: Catalog, policy: Policy) -> Tally:
     """Check lines from the first one on, until MAX_PROMPTS or MAX_S. Raises Unavailable if reading does not begin."""
     tally, has_begun, until = Tally(), False, time.monotonic() + START_S
-    for step in steps(file.lines, max(1, STEP_JOBS // len(variants))):
+    at_once = 1 if variants[0].plan_of_batch.template else STEP_JOBS // len(variants)
+    for step in steps(file.lines, max(1, at_once)):
         if not has_begun and file.length():
             has_begun, until = True, time.monotonic() + MAX_S
-        checked = check.check_lines(step.lines, variants, tally.prompts - tally.bad, catalog, policy)
+        checked = check.check_lines(step.lines, variants, tally.positions, catalog, policy)
         if len(tally.first) < SHOWN_RECIPES:
             right = [line for line in step.lines if line.number in checked.planned][:SHOWN_RECIPES]
             # Planned again without the wrong lines: a wrong line takes no seeds.
-            planned = check.plan_lines(right, variants, tally.prompts - tally.bad)
+            planned = check.plan_lines(right, variants, tally.positions)
             tally.first += islice(planned.jobs, SHOWN_RECIPES - len(tally.first))
         tally.add(step, checked, format)
+        tally.positions += checked.count_prompts(len(variants))
         if tally.prompts >= MAX_PROMPTS or time.monotonic() > until:
             break
     if not has_begun:

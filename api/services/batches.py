@@ -25,7 +25,7 @@ from common.accounts.idempotency import find_result, submit_idempotent
 from common.accounts.keys import Caller
 from common.batches import lifecycle, retries
 from common.batches.matrix import FIELDS, MAX_VARIANTS, OF_EACH_PROMPT, Variant, axes, variants
-from common.batches.plan import PLACEHOLDER, Plan, Planner
+from common.batches.plan import PLACEHOLDER, Plan, Planner, count_prompts
 from common.batches.throughput import StopRule
 from common.catalog.catalog import Catalog, Model
 from common.db import transaction
@@ -34,6 +34,7 @@ from common.errors import FieldError, Invalid, LimitReached, UnknownModel
 from common.log import log_event
 from common.recipes import token_counter
 from common.recipes.img2img import FindImage
+from common.recipes.prompt_templates import Templates
 from common.recipes.recipe import Draft, Seed, Text
 
 ROUTE = "POST /v1/batches"  # of an Idempotency-Key
@@ -52,6 +53,14 @@ EXAMPLES = {
             "tier": "bulk",
             "name": "doors, first try",
             "stop_rule": {"percent": 20, "of_last": 50},
+        },
+    },
+    "template": {
+        "summary": "A template, of which 100 prompts are drawn by the seed",
+        "value": {
+            "prompts": ["{3::红|蓝}色的__形状__"],
+            "template": {"samples": 100, "wildcards": {"形状": ["圆形", "三角形", "星形"]}},
+            "seed": 42,
         },
     },
     "matrix": {
@@ -111,6 +120,11 @@ class BatchRequest(BaseModel):
     skip_bad: StrictBool = Field(
         False, description="Leave out prompts that cannot be rendered and report them, instead of refusing the batch."
     )
+    template: StrictBool | Templates = Field(
+        False,
+        description="Read each prompt as a template, such as `{红|蓝}色的__形状__`: all its combinations become"
+        " prompts, or some `samples`. `true`: all, without wildcards.",
+    )
     tier: Tier = Tier.BULK
     stop_rule: StopRule | None = Field(None, description="When it pauses by itself. Default: never.")
     name: str = Field("", max_length=200, pattern=r"^[^\x00]*$", description="For people.")
@@ -120,6 +134,10 @@ class BatchRequest(BaseModel):
         if (self.prompts is None) == (self.upload is None):
             raise ValueError(sentence("prompts_or_upload"))
         return self
+
+    @property
+    def templates(self) -> Templates | None:
+        return self.template if isinstance(self.template, Templates) else Templates() if self.template else None
 
 
 def submit(
@@ -140,7 +158,8 @@ def submit(
     state.acceptances.require(caller.tenant_id, map(state.catalog.get, plan.models))
     limits, images = state.limits_of(caller), None
     if request.prompts:
-        images = len(request.prompts) * len(variants(request.matrix)) * request.images_per_prompt
+        prompts = count_prompts(request.templates, request.prompts)
+        images = prompts * len(variants(request.matrix)) * request.images_per_prompt
         with transaction(state.engine) as connection:  # what cannot fit is not even stored
             admission.admit_batch(connection, caller.tenant_id, limits, request.tier, images)
     upload_id = _store_prompts(state, caller, request.prompts) if request.prompts else request.upload
@@ -262,6 +281,7 @@ def plan_of(state: AppState, caller: Caller, request: BatchRequest) -> Plan:
         images_per_prompt=request.images_per_prompt,
         seed=seed,
         skip_bad=request.skip_bad,
+        template=request.templates,
     )
     for variant in variants(request.matrix):
         model = _check(plan, variant, state.catalog, image_finder(state, caller))

@@ -1,5 +1,6 @@
 """`huafang batch`: submit a file of prompts, list, watch, pause, resume, cancel, retry what failed, delete."""
 
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import click
@@ -9,7 +10,7 @@ from cli.client import Json, api_path
 from cli.commands.generate import check_text
 from cli.commands.rm import WAIT, confirm, remove
 from cli.options import FieldValueList, FieldValues, PromptFile, Size, StopRule, build_matrix
-from cli.prompt_upload import dry_run_batch, upload_prompts
+from cli.prompt_upload import dry_run_batch, read_wildcards, upload_prompts
 from cli.shell import Group, Shell, format_duration
 from cli.terminal import Columns, Row, print_json
 from cli.watch import batch_failure, count_images, watch_batch
@@ -30,6 +31,14 @@ def why(batch: Row) -> str | None:
 def describe_stop_rule(batch: Row) -> str | None:
     stop = batch["stop_rule"]
     return f"at more than {stop['percent']:g} % of its last {stop['of_last']} images" if stop else None
+
+
+def describe_template(batch: Row) -> str | None:
+    """An older farm has no templates."""
+    if not (template := batch.get("template")):
+        return None
+    how = "all combinations" if template["samples"] is None else f"{template['samples']:,} samples of each"
+    return ", ".join([how, *(f"__{name}__" for name in template["wildcards"][:10])])
 
 
 def skipped(batch: Row) -> str | None:
@@ -55,6 +64,7 @@ RECORD: Columns = {
     "pictures": count_images,
     "a prompt": lambda batch: batch["images_per_prompt"] * batch["variants"],
     "seed": lambda batch: batch["seed"],
+    "template": describe_template,
     "skipped": skipped,
     "note": lambda batch: " ".join(batch["warnings"][:3]) + (" …" if batch["warned"] > 3 else ""),
     "stops": describe_stop_rule,
@@ -85,6 +95,13 @@ def batch() -> None:
 @click.option(
     "--matrix", "lists", type=FieldValueList(), multiple=True, help="Render each prompt with each value; see below."
 )
+@click.option("--template", "is_template", is_flag=True, help="Read the prompts as templates; see below.")
+@click.option("--template-samples", "samples", type=int, help="So many prompts of each template, not all combinations.")
+@click.option(
+    "--wildcards",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A folder of .txt files with a value a line: 颜色.txt is __颜色__.",
+)
 @click.option("--tier", type=click.Choice([tier.value for tier in Tier]), help="The priority.  [default: bulk]")
 @click.option("--name", help="A name for you.")
 @click.option(
@@ -108,6 +125,9 @@ def submit(
     dry_run: bool,
     is_watched: bool,
     lists: tuple[FieldValues, ...],
+    is_template: bool,
+    samples: int | None,
+    wildcards: Path | None,
     **fields: Any,
 ) -> None:
     """Submit the prompts of FILE: a prompt per line (.txt), JSON objects (.jsonl), or a table with a column prompt or
@@ -117,6 +137,10 @@ def submit(
     With --matrix each prompt is rendered with each of several values, from the same seeds; several --matrix multiply.
     `--matrix steps=20,50` has two values, and `--matrix model:scheduler=zh-v0:lms,zh-v1:pndm` two pairs.
     `--matrix style=plain,ink` renders each prompt as it is, and in the style ink.
+
+    With --template a prompt is a template: {红|蓝}色的{圆形|正方形} is four prompts, __颜色__ is each line of 颜色.txt
+    in the folder of --wildcards. With --template-samples it is so many random ones by --seed, where {3::红|蓝} has
+    weights.
     """
     if size:
         fields["width"], fields["height"] = size
@@ -125,6 +149,8 @@ def submit(
     draft = {"defaults": defaults, **{field: value for field, value in given.items() if value is not None}}
     if lists:
         draft["matrix"] = build_matrix(lists)
+    if is_template or samples is not None or wildcards:
+        draft["template"] = {"samples": samples, "wildcards": read_wildcards(wildcards) if wildcards else {}}
     if skip_bad:
         draft["skip_bad"] = True
     check_text({**defaults, **draft})

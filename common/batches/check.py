@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from common.batches import sentence
-from common.batches.plan import PlannedJob, Planner
+from common.batches.plan import PlannedJob, Planner, plan_line
 from common.catalog.catalog import Catalog, Model
 from common.errors import Invalid, RefusedByPolicy
 from common.policy.policy import NO_POLICY, Policy
 from common.prompt_files.lines import Line, at_line
-from common.recipes import token_counter
+from common.recipes import prompt_templates, token_counter
 from common.recipes.judged import own_negative_prompt
 from common.recipes.recipe import Recipe
 from common.sentences import Sentence
@@ -21,7 +21,7 @@ from common.sentences import Sentence
 MAX_SHOWN = 20  # errors in one sentence; the other lines have the same ones
 MAX_REASON = 500  # characters
 
-PlannedLines = dict[int, list[PlannedJob]]  # the variants of each line, by its number
+PlannedLines = dict[int, list[PlannedJob]]  # of each line, by its number: of each of its prompts all variants
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,10 @@ class CheckedLines:
         """The jobs of all lines, in order."""
         return chain.from_iterable(self.planned.values())
 
+    def count_prompts(self, variants: int) -> int:
+        """How many positions they take. `variants`: of each prompt."""
+        return sum(map(len, self.planned.values())) // variants
+
     @property
     def first_lines(self) -> dict[str, int]:
         """For each model, the first line that asks for it."""
@@ -48,14 +52,16 @@ class CheckedLines:
 
 
 def plan_lines(lines: Iterable[Line], variants: Sequence[Planner], position: int) -> CheckedLines:
-    """The jobs of the lines. Lines without errors have consecutive positions, from this one on."""
+    """The jobs of the lines. The prompts of lines without errors have consecutive positions, from this one on."""
     planned, errors = PlannedLines(), dict[int, str]()
     for line in lines:
         try:
-            fields = line.fields()
-            planned[line.number] = [variant.plan(fields, position + len(planned)) for variant in variants]
+            jobs = plan_line(variants, line.fields(), position)
         except Invalid as error:
             errors[line.number] = _reason(error)
+        else:
+            planned[line.number] = jobs
+            position += len(jobs) // len(variants)
     return CheckedLines(planned, errors)
 
 
@@ -74,6 +80,8 @@ def check_lines(
             continue
         for warning in token_counter.warnings(recipe, model)[:1]:
             warnings.setdefault(number, warning)
+    is_of_template = variants[0].plan_of_batch.template is not None
+    warnings |= _unread_syntax(found.planned, is_of_template=is_of_template)
     right = {number: jobs for number, jobs in found.planned.items() if number not in errors}
     return CheckedLines(right, errors, {number: warnings[number] for number in sorted(warnings) if number in right})
 
@@ -118,6 +126,15 @@ def _refused(planned: PlannedLines, catalog: Catalog, policy: Policy) -> Iterato
                 rules[negative] = policy.refusing_rule("negative_prompt", negative)
             if found := rules[negative]:
                 yield number, policy.refusal("negative_prompt", found)
+
+
+def _unread_syntax(planned: PlannedLines, *, is_of_template: bool) -> Iterator[tuple[int, str]]:
+    """The lines with a prompt that looks like more than text."""
+    for number, jobs in planned.items():
+        for prompt in dict.fromkeys(job.prompt for job in jobs):
+            if found := prompt_templates.warnings(prompt, is_of_template=is_of_template):
+                yield number, found[0]
+                break
 
 
 def _suspects(planned: PlannedLines, catalog: Catalog) -> Iterator[tuple[int, Recipe, Model]]:

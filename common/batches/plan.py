@@ -6,9 +6,13 @@ their images can be compared.
 
 A million prompts share one recipe but for the prompt and the seeds. It is resolved once, as a template. A prompt that
 is not plainly right is resolved like a single job, which names every error.
+
+A line whose prompt is a template has several prompts, at consecutive positions. They are made together, so a line may
+make only so many; that is known before the first one is made.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from json import JSONEncoder
@@ -23,15 +27,18 @@ from common.errors import FieldError, Invalid, wrong_fields
 from common.recipes.field_errors import prompt_errors
 from common.recipes.img2img import FindImage, find_no_image
 from common.recipes.needs import Since, needs_code
+from common.recipes.prompt_templates import TemplateError, TemplatePrompt, Templates, count_words
 from common.recipes.recipe import MAX_SEED, SINCE, Draft, Recipe, Seed, Text, resolve, seeds_from
 from common.recipes.text_cache import TextCache
 
-PLAN_SINCE: Since = {}  # fields of a plan that not all code knows
+PLAN_SINCE: Since = {"template": lambda template: 9}  # fields of a plan that not all code knows
 PLACEHOLDER = "画"
 PROMPT_TYPE: TypeAdapter[str] = TypeAdapter(Text)
 SEED_TYPE: TypeAdapter[int] = TypeAdapter(Seed)
 TEMPLATE_BYTES, BYTES_PER_CHARACTER = 5_000, 12  # a recipe; of its texts it has up to three copies
 MAX_TEMPLATE_BYTES = 16_000_000  # of all variants; lines that list their seeds have a template each
+MAX_LINE_IMAGES = 16_384  # of a template: as many as one prompt can have in a matrix
+MAX_LINE_CHARACTERS = 8_000_000  # of its prompts and variables, times the variants
 
 to_json = JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -46,6 +53,7 @@ class Plan(BaseModel):
     images_per_prompt: StrictInt = Field(1, ge=1)
     seed: Seed  # of the first image; the others count on from it
     skip_bad: bool = False  # skip the lines that cannot be rendered, in place of refusing the batch
+    template: Templates | None = None  # how its prompts are read as templates; None: as they stand
 
     @property
     def models(self) -> list[str]:
@@ -82,11 +90,15 @@ class RecipeTemplate:
 
 
 class PlannedJob(NamedTuple):
-    """The recipe of one prompt: a template, and the prompt and seeds."""
+    """The recipe of one prompt: a template, and the prompt and seeds.
+
+    `template_vars`: in JSON, what was chosen where the prompt was one of a template.
+    """
 
     template: RecipeTemplate
     prompt: str
     seeds: tuple[int, ...]
+    template_vars: str = ""
 
     @property
     def recipe(self) -> Recipe:
@@ -103,6 +115,64 @@ def planners(plan: Plan, catalog: Catalog, find: FindImage = find_no_image) -> l
     """One for each variant that the plan makes of a prompt."""
     templates = _template_cache()
     return [Planner(plan, catalog, find, variant, templates) for variant in variants(plan.matrix)]
+
+
+def plan_line(variants: Sequence["Planner"], fields: Mapping[str, Any], position: int) -> list[PlannedJob]:
+    """The jobs of a line, in order: of each of its prompts all variants. Its prompts have consecutive positions.
+
+    Raises Invalid.
+    """
+    plan, text = variants[0].plan_of_batch, fields.get("prompt")
+    if plan.template is None or not isinstance(text, str):
+        return [variant.plan(fields, position) for variant in variants]
+    jobs = list[PlannedJob]()
+    for at, (prompt, variables) in enumerate(_prompts(plan, plan.template, fields, len(variants)), position):
+        alone, chosen = {**fields, "prompt": prompt}, to_json(variables) if variables else ""
+        jobs += [variant.plan(alone, at)._replace(template_vars=chosen) for variant in variants]
+    return jobs
+
+
+def count_prompts(templates: Templates | None, prompts: Iterable[str]) -> int:
+    """How many prompts these lines have, as far as that is known without an error: a wrong line counts as one."""
+    if templates is None:
+        return sum(1 for _ in prompts)
+    return sum(_count(templates, prompt) for prompt in prompts)
+
+
+def _count(templates: Templates, prompt: str) -> int:
+    try:
+        count = templates.count(templates.parse(prompt))
+    except TemplateError:
+        return 1
+    return count if count <= MAX_LINE_IMAGES else 1
+
+
+def _prompts(plan: Plan, templates: Templates, fields: Mapping[str, Any], variants: int) -> Iterable[TemplatePrompt]:
+    """The prompts of a line. Raises Invalid for a template that is wrong or makes too many."""
+    try:
+        template = templates.parse(fields["prompt"])
+    except TemplateError as error:
+        raise Invalid.of([FieldError("prompt", error.reason)]) from None
+    count, jobs = templates.count(template), templates.count(template) * variants
+    if (images := jobs * _images(plan, fields)) > MAX_LINE_IMAGES:
+        too_many = sentence(
+            "template_too_many", count=count_words(count), images=count_words(images), most=MAX_LINE_IMAGES
+        )
+        raise Invalid.of([FieldError("prompt", too_many)])
+    if jobs * template.size > MAX_LINE_CHARACTERS:
+        too_long = sentence("template_too_long", count=count, size=template.size, most=MAX_LINE_CHARACTERS)
+        raise Invalid.of([FieldError("prompt", too_long)])
+    # Not by the number of the line: the same row has the same samples in a file of any format.
+    row = json.dumps(fields, sort_keys=True, default=str)
+    return templates.prompts(template, f"{plan.seed} {row}")
+
+
+def _images(plan: Plan, fields: Mapping[str, Any]) -> int:
+    """How many of each of its prompts, if what the line says of that is right."""
+    seeds, count = fields.get("seeds"), fields.get("count")
+    if isinstance(seeds, list):
+        return max(1, len(seeds))
+    return max(1, count) if isinstance(count, int) else plan.images_per_prompt
 
 
 def _template_cache() -> TextCache[RecipeTemplate]:
@@ -130,7 +200,7 @@ class Planner:
         variant: Variant | None = None,
         templates: TextCache[RecipeTemplate] | None = None,
     ) -> None:
-        self._plan = plan
+        self.plan_of_batch = plan
         self._catalog = catalog
         self._find = find
         self._variant = variant or {}
@@ -185,7 +255,7 @@ class Planner:
         return PlannedJob(RecipeTemplate(recipe, has_seeds), recipe.prompt, recipe.seeds)
 
     def _root_seed(self, position: int) -> int:
-        return (self._plan.seed + position * self._plan.images_per_prompt) % (MAX_SEED + 1)
+        return (self.plan_of_batch.seed + position * self.plan_of_batch.images_per_prompt) % (MAX_SEED + 1)
 
     @cached_property
     def _model(self) -> str:

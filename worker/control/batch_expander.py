@@ -62,10 +62,11 @@ class _Parts:
         self.prompts = self.planned = self._size = 0
         self._until = time.monotonic() + CHUNK_S
 
-    def add(self, step: Step, checked: CheckedLines) -> None:
+    def add(self, step: Step, checked: CheckedLines, variants: int) -> None:
+        planned = checked.count_prompts(variants)
         self.checked.append(checked)
-        self.prompts += len(step.lines)
-        self.planned += len(checked.planned)
+        self.prompts += max(len(step.lines), planned)
+        self.planned += planned
         self._size += sum(line.size for line in step.lines)
 
     @property
@@ -234,11 +235,13 @@ class Expander:
         variants = planners(batch.plan, self._catalog, self._find(batch))
         images = CHUNK_IMAGES // batch.plan.images_per_prompt if batch.is_checked else CHECK_PROMPTS
         most = max(1, images // len(variants))
+        at_once = 1 if batch.plan.template else STEP_PROMPTS // len(variants)  # a template may make many prompts
         position, skipped, parts = batch.position, batch.skipped, _Parts()
-        for step in steps(found, min(most, max(1, STEP_PROMPTS // len(variants)))):
+        for step in steps(found, min(most, max(1, at_once))):
             if stopping.is_set() or self._leaving.is_set():
                 return
-            parts.add(step, self._check_step(batch, step.lines, variants, position + parts.planned))
+            checked = self._check_step(batch, step.lines, variants, position + parts.planned)
+            parts.add(step, checked, len(variants))
             if not (step.is_last or parts.prompts >= most or parts.is_full):
                 continue
             lines = check.join(parts.checked)
@@ -249,7 +252,7 @@ class Expander:
                 self._refuse_if_too_wrong(batch, lines, skipped, is_all=step.is_last and not position)
                 self._require_licences(batch, lines)
             yield self._chunk(batch, step, lines), self._rows(batch, lines, position)
-            position, parts = position + len(lines.planned), _Parts()
+            position, parts = position + lines.count_prompts(len(variants)), _Parts()
 
     def _check_step(self, batch: Batch, here: list[Line], variants: list[Planner], position: int) -> CheckedLines:
         if batch.is_checked:
@@ -261,7 +264,8 @@ class Expander:
         warnings = [at_line(format, number, warning) for number, warning in lines.warnings.items()]
         code = max((code for _, _, code in {job.template.lane for job in lines.jobs}), default=1)
         images = sum(len(job.seeds) for job in lines.jobs)
-        return Chunk(step.end, step.last, step.is_last, len(lines.planned), warnings, lines.errors, code, images)
+        prompts = lines.count_prompts(batch.variants)
+        return Chunk(step.end, step.last, step.is_last, prompts, warnings, lines.errors, code, images)
 
     def _rows(self, batch: Batch, lines: CheckedLines, position: int) -> JobRows | None:
         return expansion.build_rows(batch, lines.jobs, position * batch.variants) if batch.is_checked else None

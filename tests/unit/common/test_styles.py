@@ -55,7 +55,7 @@ def test_the_key_of_a_picture_follows_what_is_drawn() -> None:
 def test_older_code_leaves_a_style_alone() -> None:
     """It would not know it: neither in a job nor in the plan of a batch, where `plain` is a value of the field too."""
     assert recipe(style="ink").needs_code == 9
-    plan = Plan(defaults={"model": "zh-v0"}, seed=1)
+    plan = Plan(defaults={"model": "zh-v0"}, images_per_prompt=1, seed=1)
     assert plan.needs_code == 1
     for fields in ({"defaults": {"style": "plain"}}, {"matrix": {"style": ["plain", "ink"]}}):
         assert plan.model_copy(update=fields).needs_code == 9
@@ -87,7 +87,8 @@ def test_a_prompt_that_is_wrong_by_itself_stays_so() -> None:
 def test_a_batch_draws_each_prompt_plain_and_in_each_style_from_the_same_seeds() -> None:
     plan = Plan(defaults={"model": "zh-v0"}, matrix={"style": ["plain", "ink"]}, images_per_prompt=2, seed=100)
     plain, ink = planners(plan, CATALOG)
-    for position, fields in enumerate([{"prompt": "红"}, {"prompt": "绿", "steps": 9}, {"prompt": "蓝", "seed": 3}]):
+    lines: list[dict[str, Any]] = [{"prompt": "红"}, {"prompt": "绿", "steps": 9}, {"prompt": "蓝", "seed": 3}]
+    for position, fields in enumerate(lines):
         both = [planner.plan(fields, position) for planner in (plain, ink)]
         assert both[0].seeds == both[1].seeds
         assert [job.prompt for job in both] == [fields["prompt"], f"水墨画：{fields['prompt']}，留白"]
@@ -100,7 +101,7 @@ def test_a_batch_draws_each_prompt_plain_and_in_each_style_from_the_same_seeds()
 
 
 def test_a_line_may_name_its_style_and_plain_lifts_that_of_the_batch() -> None:
-    (planner,) = planners(Plan(defaults={"model": "zh-v0", "style": "ink"}, seed=1), CATALOG)
+    (planner,) = planners(Plan(defaults={"model": "zh-v0", "style": "ink"}, images_per_prompt=1, seed=1), CATALOG)
     assert planner.plan({"prompt": "红"}, 0).prompt == "水墨画：红，留白"
     assert planner.plan({"prompt": "红", "style": "plain"}, 0).prompt == "红"
     assert planner.plan({"prompt": "红", "style": "light"}, 0).prompt == "红，(发光:1.3)"
