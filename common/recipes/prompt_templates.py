@@ -138,8 +138,14 @@ class Templates(BaseModel):
         count = sum(map(len, wildcards.values()))
         characters = sum(len(value) for values in wildcards.values() for value in values)
         if count > MAX_VALUES or characters > MAX_VALUE_CHARACTERS:
-            limits = {"most_values": MAX_VALUES, "most_characters": MAX_VALUE_CHARACTERS}
-            raise ValueError(sentence("wildcards_too_large", values=count, characters=characters, **limits))
+            too_large = sentence(
+                "wildcards_too_large",
+                values=count,
+                characters=characters,
+                most_values=MAX_VALUES,
+                most_characters=MAX_VALUE_CHARACTERS,
+            )
+            raise ValueError(too_large)
         for value in (value for values in wildcards.values() for value in values):
             _weighed(value)
         return wildcards
