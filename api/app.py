@@ -63,6 +63,8 @@ THREADS = 8  # requests that use the database at once: more only wait for each o
 THUMBNAIL_THREADS = 4
 UPLOAD_THREADS = 4
 INLINE_THREADS = 2
+CONVERSION_THREADS = 2
+CONVERSION_WAIT_S = 30.0  # for an earlier file of the tenant
 DRY_RUN_THREADS = 2
 DRY_RUN_WAIT_S = 4.0  # for an earlier one of the tenant, which reads for three
 DECODE_THREADS = 2  # of uploaded images: 20 bytes a pixel at worst
@@ -194,6 +196,8 @@ def make_state(settings: Settings) -> AppState:
         requests=Requests(),
         upload_limiter=CapacityLimiter(UPLOAD_THREADS),
         inline_limiter=CapacityLimiter(INLINE_THREADS),
+        conversion_limiter=CapacityLimiter(CONVERSION_THREADS),
+        conversion_turns=Turns(CONVERSION_WAIT_S, sentence("conversion_in_progress")),
         dry_run_limiter=CapacityLimiter(DRY_RUN_THREADS),
         dry_run_turns=Turns(DRY_RUN_WAIT_S, sentence("dry_run_in_progress")),
         parse_limiter=CapacityLimiter(1),

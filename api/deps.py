@@ -48,6 +48,8 @@ class AppState:
     # Threads of their own for work that takes long: while S3 is slow or a file is large, other requests stay fast.
     upload_limiter: CapacityLimiter
     inline_limiter: CapacityLimiter  # batches whose prompts are in the request
+    conversion_limiter: CapacityLimiter  # files of prompts that a child process converts
+    conversion_turns: Turns
     dry_run_limiter: CapacityLimiter
     dry_run_turns: Turns
     parse_limiter: CapacityLimiter

@@ -220,6 +220,11 @@ class Job(BaseModel):
     finished_at: datetime | None
     timings: Timings
     worker: str | None = Field(description="The worker that rendered, or renders, its latest image.")
+    row: int | None = Field(default=None, description="The line or row of its batch's file that it comes from.")
+    meta: dict[str, Any] | None = Field(default=None, description="The values of that row that its batch keeps.")
+    template_vars: dict[str, Any] | None = Field(
+        default=None, exclude_if=lambda found: found is None, description="The variables of its prompt's template."
+    )
     tenant: str | None = Field(
         default=None,
         exclude_if=lambda name: name is None,

@@ -64,6 +64,28 @@ def build_matrix(given: Iterable[FieldValues]) -> dict[str, Any]:
     return matrix
 
 
+class FieldColumn(click.ParamType):
+    """`prompt=caption` → ("prompt", "caption")"""
+
+    name = "FIELD=COLUMN"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        field, _, column = str(value).partition("=")
+        if not field.strip() or not column.strip():
+            self.fail(sentence("column_invalid", value=value), param, ctx)
+        return field.strip(), column.strip()
+
+
+class KeptColumns(click.ParamType):
+    """`id,category` → ["id", "category"]; `all` → "all"; an empty text → []"""
+
+    name = "A,B|all"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str] | str:
+        text = str(value).strip()
+        return "all" if text == "all" else [one.strip() for one in text.split(",") if one.strip()]
+
+
 class Size(click.ParamType):
     """`512x256` → (512, 256)"""
 

@@ -16,6 +16,7 @@ from cli.shell import Shell, format_bytes, format_duration
 from cli.terminal import Columns, Row, print_line, progress_bar
 from common.prompt_files.columns import FIELDS, field_of
 from common.recipes.prompt_templates import MAX_LISTS
+from common.sentences import printable
 
 MEDIA_TYPES = {
     ".txt": "text/plain",
@@ -81,9 +82,31 @@ def describe_recipe(one: Row) -> str:
     return f"{' '.join(one['prompt'].split())} — {one['model']}, {how}, seeds {seeds}"
 
 
+def describe_columns(found: Row) -> str | None:
+    """What each column was taken for; None where nothing but fields of these names are there. An older farm says
+    nothing.
+    """
+    uses = found.get("columns", [])
+    if all(one["field"] == one["column"] and not one["kept"] for one in uses):
+        return None
+    return ", ".join(map(describe_column, uses))
+
+
+def describe_column(use: Row) -> str:
+    name = printable(use["column"]) or '""'
+    if use["field"] and use["kept"]:
+        return sentence("column_read_and_kept", column=name, field=use["field"])
+    if use["field"]:
+        return sentence("column_read", column=name, field=use["field"])
+    if use["kept"]:
+        return sentence("column_kept", column=name)
+    return sentence("column_left_out", column=name, reason=use["note"])
+
+
 DRY_RUN: Columns = {
     "prompts": lambda found: estimate(found, "prompts"),
     "checked": checked,
+    "columns": describe_columns,
     "wrong": lambda found: found["bad"] or None,
     "jobs": lambda found: estimate(found, "jobs"),
     "pictures": lambda found: estimate(found, "images"),

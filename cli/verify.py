@@ -38,6 +38,7 @@ class Verification:
             self._manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             self._plan, self._layout = str(self._manifest["plan"]), self._manifest["layout"]
             self._shards, self._counts = dict(self._manifest["shards"]), dict(self._manifest["counts"])
+            self._columns = layout.columns_of_manifest(self._manifest)
         except (OSError, ValueError, KeyError, TypeError):
             raise Failure(sentence("no_dataset", folder=folder, file=MANIFEST), NOT_FOUND) from None
         if not (folder / SUMS).is_file():
@@ -90,7 +91,10 @@ class Verification:
 
     def _check_shard(self, name: str, shard: Row) -> None:
         written = json.loads((self._folder / layout.shard_manifest_path(name)).read_text(encoding="utf-8"))
-        rows = pq.read_table(self._folder / layout.metadata_path(name)).to_pylist()
+        table = pq.read_table(self._folder / layout.metadata_path(name))
+        types = {column: getattr(pa, kind)() for column, kind in self._columns.types.items()}
+        self._expect(f"{name}: columns", types, dict(zip(table.schema.names, table.schema.types, strict=True)))
+        rows = table.to_pylist()
         self._expect(f"{name}: plan", self._plan, written["plan"])
         self._expect(f"{name}: files", shard["files"], written["files"])
         self._expect(f"{name}: rows", (shard["rows"], written["rows"]), (len(rows), len(rows)))
@@ -145,7 +149,7 @@ class Verification:
                     row = json.loads(sample.pop("json"))
                     self._expect(f"{key}: prompt", row["prompt"], sample.pop("txt", b"").decode())
                     self._expect(f"{key}: key", key, row["key"])
-                    yield row, sample.pop(layout.EXTENSIONS[row["format"]], b"")
+                    yield self._columns.cells(row), sample.pop(layout.EXTENSIONS[row["format"]], b"")
                     sample = {}
 
     def _read_parquet(self, path: Path) -> Iterator[tuple[Row, bytes]]:

@@ -33,7 +33,7 @@ MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 # What this code understands. It is raised with each migration, and before anything is stored that the code before does
 # not know.
 CODE = 9
-NEEDS = 16  # the least revision of the tables that this code works with
+NEEDS = 17  # the least revision of the tables that this code works with
 MAX_ID_MS = 2**48 - 1  # of the time in a UUIDv7: the year 10889
 DISK_FULL = "53100"  # an SQLSTATE
 IDLE_S = 1.0  # a connection that was used within this time is not pinged

@@ -174,7 +174,7 @@ uploads = Table(
     Column("sha256", Text, nullable=False),
     Column("width", Integer),  # of a picture, in pixels
     Column("height", Integer),
-    Column("encoding", Text),  # of a CSV file
+    Column("encoding", Text),  # of text when it was uploaded; UTF-16 is stored as UTF-8
     Column("created_at", Moment, nullable=False, server_default=func.now()),
     Column("used_at", Moment, nullable=False, server_default=func.now(), index=True),  # when it was last referred to
     Index("uploads_tenant_id_idx", "tenant_id", "id"),
@@ -236,6 +236,7 @@ batches = Table(
     Column("needs_code", Integer, nullable=False, server_default="1"),  # the least CODE that may work on it
     Column("key_id", Uuid),  # as of jobs
     Column("deleted_at", Moment),  # since then nobody sees it, its jobs and its images; their rows go step by step
+    Column("kept", JSONB, nullable=False, server_default="[]"),  # name and kind of each column that its jobs keep
     CheckConstraint("expanded_at IS NULL OR (checked_at IS NOT NULL AND jobs = prompts * variants)", name="expanded"),
     Index("batches_tenant_id_idx", "tenant_id", "id"),
     Index("batches_open_idx", "id", postgresql_where=text("finished_at IS NULL")),
@@ -380,6 +381,7 @@ jobs = Table(
     Column("deadline", Moment),  # then an unfinished job fails with `expired`
     # The API key that submitted it; null: nobody knows. Not a foreign key, whose check would lock the row of the key.
     Column("key_id", Uuid),
+    Column("origin", JSONB),  # the row of the file that it comes from: see `common.recipes.origin`
     CheckConstraint("count > 0", name="count"),
     CheckConstraint("open BETWEEN 0 AND count", name="open"),
     CheckConstraint("(finished_at IS NOT NULL) = (state IN ('succeeded', 'failed', 'cancelled'))", name="finished"),

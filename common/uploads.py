@@ -21,7 +21,10 @@ PICTURE = "png"  # the format of pictures; the others are of prompt files
 
 @dataclass(frozen=True)
 class Upload:
-    """A file in storage. `format`: jsonl, txt, parquet, csv (with `encoding`) or png (with `width`, `height`)."""
+    """A file in storage. `format`: png (with `width`, `height`), or of prompts, see `common.prompt_files.reader`.
+
+    `encoding` is that of text when it was uploaded.
+    """
 
     id: UUID
     format: str

@@ -21,6 +21,7 @@ from common.batches.progress import read_samples
 from common.batches.throughput import StopRule, images_per_minute
 from common.enums import BatchState, Tier
 from common.errors import NotFound
+from common.prompt_files.columns import Keep
 from common.queue.lanes import EXACT
 from common.schema import batches, columns_of
 
@@ -51,6 +52,8 @@ BATCH: dict[str, Any] = {
     "eta_seconds": 1550.0,
     "warned": 2,
     "warnings": ["Line 7: zh-v0 cannot read 𰻝 and draws the prompt as if it were not there."],
+    "columns": {"prompt": "caption"},
+    "keep": ["id", "category"],
     "skip_bad": True,
     "skipped": 1,
     "skips": [{"line": 12, "reason": "prompt is empty."}],
@@ -126,6 +129,8 @@ class Batch(BaseModel):
     eta_seconds: float | None = Field(description="Estimated time until it ends; null while it is unknown.")
     warned: int = Field(description="Prompts whose pictures may not show everything.")
     warnings: list[str] = Field(description="Of the first of them.")
+    columns: dict[str, str] = Field(description="The column of a field, where its name does not say so.")
+    keep: Keep = Field(description="The columns whose values go into datasets; `all`: those that mean no field.")
     skip_bad: bool = Field(description="Whether prompts that cannot be rendered are left out.")
     skipped: int = Field(description="Lines left out, as far as its file was checked.")
     skips: list[SkippedLine] = Field(description="The first of them.")
@@ -196,6 +201,8 @@ def _batch(row: Row[Any], fleet: Fleet) -> Batch:
         eta_seconds=_eta(row.open, rate, plan.models, fleet) if state == BatchState.RUNNING else None,
         warned=row.warned,
         warnings=row.warnings,
+        columns=plan.columns,
+        keep=plan.keep,
         skip_bad=plan.skip_bad,
         skipped=row.skipped,
         skips=row.skips or [],

@@ -157,6 +157,7 @@ def _job(row: Row[Any], base_url: str) -> Job:
             render_s=_seconds(image["render_ms"] for image in images),
             store_s=_seconds(image["store_ms"] for image in images),
         ),
+        **{name: (row.origin or {}).get(name) for name in ORIGIN},
         worker=max(rendered, key=lambda image: image["started_at"])["worker"] if rendered else None,
     )
 
@@ -193,6 +194,7 @@ def _seconds(milliseconds: Iterable[int | None]) -> float | None:
     return sum(known) / 1000 if known else None
 
 
+ORIGIN = ("row", "meta", "template_vars")
 BATCH_PAUSED = WaitingFor(code="batch_paused", message=sentence("batch_paused"))
 TENANT_SUSPENDED = WaitingFor(code="tenant_suspended", message=sentence("tenant_suspended"))
 BATCH_CANCELLED = WaitingFor(code="batch_cancelled", message=sentence("batch_cancelled"))

@@ -7,50 +7,49 @@ of prompts say, once a batch is made of it.
 from datetime import datetime
 from email.message import Message
 from functools import partial
+from typing import Annotated, Literal
 from uuid import UUID
 
 import anyio.to_thread
 from anyio import CapacityLimiter
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from api import sentence
 from api.bodies import Rule
-from api.deps import AnyCaller, State
+from api.deps import AnyCaller, AppState, State
 from api.schemas import example
 from api.services import deletion
-from api.services.uploads import HashingFile, save_image, save_prompts, temporary_file
+from api.services.prompt_upload import Said, save_prompts, takes_long
+from api.services.uploads import HashingFile, save_image, temporary_file
+from common.accounts.keys import Caller
 from common.enums import Scope
 from common.errors import Forbidden, Invalid
+from common.prompt_files.formats import FORMATS, MEDIA_TYPES, UNKNOWN_TYPES, shown_format
+from common.uploads import Upload as StoredUpload
 
 router = APIRouter(tags=["uploads"])
 
 PATH = "/v1/uploads"
-PROMPT_TYPES = {
-    "application/jsonl": "jsonl",
-    "application/x-ndjson": "jsonl",
-    "text/plain": "txt",
-    "text/csv": "csv",
-    "application/vnd.apache.parquet": "parquet",
-}
+PROMPT_TYPES = (*MEDIA_TYPES, *UNKNOWN_TYPES)
+PromptFormat = Literal["txt", "jsonl", "json", "csv", "tsv", "parquet", "xlsx"]
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp")
 BLOCK_BYTES = 250_000
 
 LINES = '{"prompt": "红色的圆形"}\n{"prompt": "绿色的三角形", "steps": 30, "seed": 7}\n'
 SHEET = '提示词,反向提示词,步数,种子\n"红色的圆形, 水彩",水印,30,7\n绿色的三角形,,,\n'
 BINARY = {"schema": {"type": "string", "format": "binary"}}
+# Without a schema: any bytes may be such a file; what its lines say is checked with the batch.
+EXAMPLES = {
+    "application/jsonl": {"example": LINES},
+    "text/plain": {"example": "红色的圆形\n绿色的三角形\n"},
+    "text/csv": {"example": SHEET},
+}
 BODY = {
     "required": True,
-    "content": {
-        **dict.fromkeys(IMAGE_TYPES, BINARY),
-        # Without a schema: any bytes may be such a file; what its lines say is checked with the batch.
-        "application/jsonl": {"example": LINES},
-        "text/plain": {"example": "红色的圆形\n绿色的三角形\n"},
-        "text/csv": {"example": SHEET},
-        "application/vnd.apache.parquet": BINARY,
-    },
+    "content": {**dict.fromkeys((*IMAGE_TYPES, *PROMPT_TYPES), BINARY), **EXAMPLES},
 }
 
 
@@ -72,13 +71,13 @@ class Upload(BaseModel):
 
     id: UUID
     format: str = Field(
-        description="`png`: a picture. `jsonl`: a JSON object a line. `txt`: a prompt a line. Or `csv`, `parquet`."
+        description=f"`png`: a picture. Of prompts, what they were read as: {', '.join(f'`{one}`' for one in FORMATS)}."
     )
-    bytes: int = Field(description="As it is stored; an image is re-encoded.")
+    bytes: int = Field(description="As it is stored: an image is re-encoded, a table becomes lines of JSON.")
     sha256: str
     width: int | None = Field(description="Of a picture, upright.")
     height: int | None
-    encoding: str | None = Field(description="Of a CSV file: `utf-8` or `gb18030`.")
+    encoding: str | None = Field(description="Of text, when it came: `utf-8`, `gb18030` or `utf-16`.")
     created_at: datetime
 
 
@@ -95,25 +94,30 @@ def body_rule(limit: int) -> Rule:
     response_model=Upload,
     openapi_extra={"requestBody": BODY},
 )
-async def upload_file(request: Request, caller: AnyCaller, state: State) -> Upload:
+async def upload_file(
+    request: Request,
+    caller: AnyCaller,
+    state: State,
+    format: Annotated[PromptFormat | None, Query(description="Of prompts, whatever the type says.")] = None,
+) -> Upload:
     """**A picture** for the `source` or `mask` of a recipe (scope `jobs:write`): PNG, JPEG or WebP by its content, not
     animated. It is stored upright, as an RGB PNG on white, without metadata.
 
-    **Prompts** for a batch (scope `batches:write`). LF, CRLF or CR ends a line; blank lines are skipped. A line of
-    `application/jsonl` is a JSON object with a `prompt` and any other fields of a recipe; a line of `text/plain` is a
-    prompt; both are UTF-8. The columns of `text/csv` and `application/vnd.apache.parquet` have the names of those
-    fields, or Chinese ones (提示词, 反向提示词, 种子 …). CSV has a header, is separated by commas, semicolons or tabs,
-    and is UTF-8 or GB18030: as its `charset` says, or else UTF-8 if all of it is valid UTF-8, or else GB18030. The
-    answer names the encoding.
+    **Prompts** for a batch (scope `batches:write`): a prompt a line, JSON Lines or an array of JSON objects, CSV, TSV,
+    Parquet or the first sheet of an XLSX workbook; each of them also as `.gz` or `.zst`. Keys and columns are fields of
+    a recipe, or other names of them (提示词, 反向提示词, 种子 …). LF, CRLF or CR ends a line; blank ones are skipped.
+    Text is UTF-8, UTF-16 or GB18030: as its byte order mark or its `charset` says, or else UTF-8 if all of it is. A
+    file of another type is told by its first bytes; the answer names `format` and `encoding`. Of a tenant's files,
+    those that must be converted (Parquet, XLSX, arrays, compressed ones) are so one at a time.
 
     An upload is deleted 30 days after its last use, unless the farm's settings say otherwise.
     """
     content_type = Message()
     content_type["Content-Type"] = request.headers.get("content-type", "")
     media_type = content_type["Content-Type"].partition(";")[0].strip().lower()
-    if media_type not in (*IMAGE_TYPES, *PROMPT_TYPES):
+    if media_type not in (*IMAGE_TYPES, *PROMPT_TYPES) and not format:
         raise HTTPException(415, sentence("type_unsupported", types=", ".join((*IMAGE_TYPES, *PROMPT_TYPES))))
-    is_image = media_type in IMAGE_TYPES
+    is_image = media_type in IMAGE_TYPES and not format
     scope = Scope.JOBS_WRITE if is_image else Scope.BATCHES_WRITE
     if not caller.may(scope):
         raise Forbidden(sentence("scope_missing", scope=scope))
@@ -121,12 +125,23 @@ async def upload_file(request: Request, caller: AnyCaller, state: State) -> Uplo
     with temporary_file() as file:
         await receive(request, file, limit, state.upload_limiter)
         if is_image:
-            limiter, store = state.decode_limiter, partial(save_image, state, caller, file)
+            store = partial(save_image, state, caller, file)
+            upload, recorded_at = await anyio.to_thread.run_sync(store, limiter=state.decode_limiter)
         else:
-            format, charset = PROMPT_TYPES[media_type], content_type.get_content_charset()
-            limiter, store = state.upload_limiter, partial(save_prompts, state, caller, file, format, charset)
-        upload, recorded_at = await anyio.to_thread.run_sync(store, limiter=limiter)
-    return Upload(**vars(upload), created_at=recorded_at)
+            said = Said(format or MEDIA_TYPES.get(media_type), bool(format), content_type.get_content_charset())
+            upload, recorded_at = await _save_prompts(state, caller, file, said)
+    shown = {**vars(upload), "format": shown_format(upload.format)}
+    return Upload(**shown, created_at=recorded_at)
+
+
+async def _save_prompts(
+    state: AppState, caller: Caller, file: HashingFile, said: Said
+) -> tuple[StoredUpload, datetime]:
+    store = partial(save_prompts, state, caller, file, said)
+    if not takes_long(file, said):
+        return await anyio.to_thread.run_sync(store, limiter=state.upload_limiter)
+    async with state.conversion_turns.of(caller.tenant_id):
+        return await anyio.to_thread.run_sync(store, limiter=state.conversion_limiter)
 
 
 async def receive(request: Request, file: HashingFile, limit: int, limiter: CapacityLimiter) -> None:

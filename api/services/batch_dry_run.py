@@ -30,12 +30,15 @@ from common.catalog.catalog import Catalog
 from common.db import transaction
 from common.errors import Invalid, NotFound, Unavailable
 from common.policy.policy import Policy
+from common.prompt_files.columns import Columns, Use
+from common.prompt_files.formats import shown_format
 from common.prompt_files.lines import Step, at_line, lines, steps
 from common.prompt_files.reader import PromptFile, open_prompts
+from common.uploads import Upload
 
 MAX_PROMPTS = 20_000
 MAX_S = 3.0
-START_S = 5.0  # for the process that reads Parquet; it takes half a second where the processors are free
+START_S = 5.0  # for a Parquet file that older code has not converted
 STEP_JOBS = 500  # checked together
 SHOWN_RECIPES, SHOWN_BAD, SHOWN_WARNINGS = 5, 20, 20
 RECENT_LEASES = 500  # whose images give the average size
@@ -53,13 +56,25 @@ class BatchEstimate(BaseModel):
     )
 
 
+class ColumnUse(BaseModel):
+    """What a column of the file, or a key of JSON Lines, was taken for. One that is neither is left out."""
+
+    column: str
+    field: str | None = Field(description="The field of a recipe that it means.")
+    kept: bool = Field(description="Whether its values go with the jobs into datasets.")
+    note: str | None = Field(description="Why it is left out.")
+
+
 class BatchDryRun(BaseModel):
     """What a batch would become."""
 
     model_config = example(
         {
+            "format": "csv",
+            "encoding": "gb18030",
             "prompts": 1_000_000,
             "checked_prompts": 20_000,
+            "distinct": 19_870,
             "is_estimate": True,
             "jobs": 999_950,
             "images": 3_999_800,
@@ -67,13 +82,21 @@ class BatchDryRun(BaseModel):
             "bad_lines": [{"line": 12, "reason": "prompt is empty."}],
             "warned": 1,
             "warnings": ["Line 7: zh-v0 cannot read 𰻝 and draws the prompt as if it were not there."],
+            "columns": [
+                {"column": "caption", "field": "prompt", "kept": False, "note": None},
+                {"column": "id", "field": None, "kept": True, "note": None},
+                {"column": "Unnamed: 0", "field": None, "kept": False, "note": "it is an index that pandas wrote"},
+            ],
             "recipes": [RECIPE],
             "estimate": {"gpu_seconds": 1_999_900.0, "seconds": 499_975.0, "bytes": 1_279_936_000_000},
         }
     )
 
+    format: str | None = Field(description="What the file was read as: `csv`, `xlsx` …; null for inline prompts.")
+    encoding: str | None = Field(description="Of its text: `utf-8`, `gb18030` or `utf-16`.")
     prompts: int = Field(description="In the file, including wrong ones; a template counts as one.")
     checked_prompts: int = Field(description="The first of them, which were checked.")
+    distinct: int = Field(description="Different prompts among `checked_prompts`, without wrong ones.")
     is_estimate: bool = Field(
         description="Whether that was only a part of the file: prompts, jobs, images and the estimate are then"
         " extrapolated."
@@ -86,6 +109,7 @@ class BatchDryRun(BaseModel):
     bad_lines: list[SkippedLine] = Field(description="The first of them.")
     warned: int = Field(description="Of `checked_prompts`, those whose pictures may not show everything.")
     warnings: list[str] = Field(description="Of the first of them.")
+    columns: list[ColumnUse] = Field(description="What each column was taken for, in `checked_prompts`.")
     recipes: list[Recipe] = Field(description="The first ones.")
     estimate: BatchEstimate
 
@@ -105,6 +129,7 @@ class Tally:
     bad_lines: list[SkippedLine] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     first: list[PlannedJob] = field(default_factory=list)
+    distinct: set[int] = field(default_factory=set)  # hashes of prompts
     is_whole: bool = False
 
     def add(self, step: Step, checked: CheckedLines, format: str) -> None:
@@ -115,6 +140,7 @@ class Tally:
         self.bad_lines += [SkippedLine(line=number, reason=reason) for number, reason in wrong]
         warnings = islice(checked.warnings.items(), SHOWN_WARNINGS - len(self.warnings))
         self.warnings += [at_line(format, number, warning) for number, warning in warnings]
+        self.distinct.update(hash(jobs[0].prompt) for jobs in checked.planned.values())
         for job in checked.jobs:
             recipe = job.template.recipe
             self.jobs += 1
@@ -127,9 +153,10 @@ def dry_run(state: AppState, caller: Caller, request: BatchRequest) -> BatchDryR
     """
     caller.require_tier(request.tier)
     plan = plan_of(state, caller, request)
-    with _open_prompts(state, caller, request) as (file, format):
+    columns = plan.columns_of_file()
+    with _open_prompts(state, caller, request, columns) as (file, upload):
         variants = planners(plan, state.catalog, image_finder(state, caller))
-        tally = _read(file, format, variants, state.catalog, state.policy)
+        tally = _read(file, upload.format if upload else INLINE, variants, columns, state.catalog, state.policy)
         length = file.length()
     if not tally.prompts:
         raise Invalid(sentence("no_prompts") if tally.is_whole else sentence("no_prompts_yet", line=tally.line))
@@ -138,8 +165,11 @@ def dry_run(state: AppState, caller: Caller, request: BatchRequest) -> BatchDryR
     share = 1 if tally.is_whole else tally.end / length
     kinds = {kind: round(images / share) for kind, images in tally.kinds.items()}
     return BatchDryRun(
+        format=shown_format(upload.format) if upload else None,
+        encoding=upload.encoding if upload else None,
         prompts=round(tally.prompts / share),
         checked_prompts=tally.prompts,
+        distinct=len(tally.distinct),
         is_estimate=not tally.is_whole,
         jobs=round(tally.jobs / share),
         images=sum(kinds.values()),
@@ -147,47 +177,58 @@ def dry_run(state: AppState, caller: Caller, request: BatchRequest) -> BatchDryR
         bad_lines=tally.bad_lines,
         warned=tally.warned,
         warnings=tally.warnings,
+        columns=list(map(_column_use, columns.uses.values())),
         recipes=[Recipe.model_validate(job.recipe.model_dump()) for job in tally.first],
         estimate=_estimate(kinds, fleet, sizes),
     )
 
 
 @contextmanager
-def _open_prompts(state: AppState, caller: Caller, request: BatchRequest) -> Iterator[tuple[PromptFile, str]]:
-    """The prompts, and the format of their file."""
+def _open_prompts(
+    state: AppState, caller: Caller, request: BatchRequest, columns: Columns
+) -> Iterator[tuple[PromptFile, Upload | None]]:
+    """The prompts, and the upload that they are in."""
     if request.prompts:
         data = b"".join(as_lines(request.prompts))
-        yield PromptFile(lines([data], INLINE), lambda: len(data)), INLINE
+        yield PromptFile(lines([data], INLINE), lambda: len(data)), None
         return
     assert request.upload  # the request has one of the two
     with transaction(state.autocommit) as connection:
         upload = uploads.find_prompts(connection, caller.tenant_id, request.upload)
     if upload is None:
         raise NotFound(sentence("prompts_not_found", upload=request.upload))
-    with open_prompts(state.storage, upload) as file:
-        yield file, upload.format
+    with open_prompts(state.storage, upload, columns) as file:
+        yield file, upload
 
 
-def _read(file: PromptFile, format: str, variants: list[Planner], catalog: Catalog, policy: Policy) -> Tally:
+def _read(
+    file: PromptFile, format: str, variants: list[Planner], columns: Columns, catalog: Catalog, policy: Policy
+) -> Tally:
     """Check lines from the first one on, until MAX_PROMPTS or MAX_S. Raises Unavailable if reading does not begin."""
     tally, has_begun, until = Tally(), False, time.monotonic() + START_S
     at_once = 1 if variants[0].plan_of_batch.template else STEP_JOBS // len(variants)
     for step in steps(file.lines, max(1, at_once)):
         if not has_begun and file.length():
             has_begun, until = True, time.monotonic() + MAX_S
-        checked = check.check_lines(step.lines, variants, tally.positions, catalog, policy)
+        checked = check.check_lines(step.lines, variants, tally.positions, columns, catalog, policy)
         if len(tally.first) < SHOWN_RECIPES:
             right = [line for line in step.lines if line.number in checked.planned][:SHOWN_RECIPES]
             # Planned again without the wrong lines: a wrong line takes no seeds.
-            planned = check.plan_lines(right, variants, tally.positions)
+            planned = check.plan_lines(right, variants, tally.positions, columns)
             tally.first += islice(planned.jobs, SHOWN_RECIPES - len(tally.first))
         tally.add(step, checked, format)
         tally.positions += checked.count_prompts(len(variants))
         if tally.prompts >= MAX_PROMPTS or time.monotonic() > until:
             break
     if not has_begun:
-        raise Unavailable(sentence("parquet_slow"))
+        raise Unavailable(sentence("conversion_slow"))
     return tally
+
+
+def _column_use(use: Use) -> ColumnUse:
+    left_out = sentence("column_is_index") if use.is_index else sentence("column_left_out")
+    note = None if use.field or use.is_kept else left_out
+    return ColumnUse(column=use.column, field=use.field, kept=use.is_kept, note=note)
 
 
 def _estimate(kinds: Mapping[ImageKind, int], fleet: Fleet, sizes: Mapping[ImageKind, float]) -> BatchEstimate:

@@ -5,12 +5,24 @@ A request becomes a plan: what all its prompts have in common. A control worker 
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StringConstraints,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+    model_validator,
+)
 
 from api import sentence
 from api.deps import AppState
@@ -32,10 +44,13 @@ from common.db import transaction
 from common.enums import Tier
 from common.errors import FieldError, Invalid, LimitReached, UnknownModel
 from common.log import log_event
+from common.prompt_files.columns import FIELDS as FIELD_NAMES
+from common.prompt_files.columns import MAX_NAME, field_of
 from common.recipes import token_counter
 from common.recipes.img2img import FindImage
+from common.recipes.origin import MAX_KEPT_COLUMNS
 from common.recipes.prompt_templates import Templates
-from common.recipes.recipe import Draft, Seed, Text
+from common.recipes.recipe import MAX_PROMPT_CHARACTERS, Draft, Seed, Text
 
 ROUTE = "POST /v1/batches"  # of an Idempotency-Key
 INLINE = "jsonl"  # the format that inline prompts are stored in
@@ -49,6 +64,8 @@ EXAMPLES = {
             "defaults": {"model": "zh-v0", "negative_prompt": "水印", "steps": 30, "width": 512, "height": 512},
             "images_per_prompt": 4,
             "seed": 42,
+            "columns": {"prompt": "caption"},
+            "keep": ["id", "category"],
             "skip_bad": True,
             "tier": "bulk",
             "name": "doors, first try",
@@ -98,13 +115,35 @@ ONE_SOURCE: Any = [
 ]
 
 
+def _as_field(name: Any) -> Any:
+    """The field of a recipe that this name means. Raises ValueError if it means none."""
+    if isinstance(name, str) and field_of(name) not in FIELD_NAMES:
+        raise ValueError(sentence("column_of_no_field", field=name[:40], fields=", ".join(FIELD_NAMES)))
+    return field_of(name) if isinstance(name, str) else name
+
+
+def _object_or_text(prompt: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    return prompt if isinstance(prompt, dict) else validate(prompt)
+
+
+InlinePrompt = Annotated[
+    Text,
+    WrapValidator(_object_or_text),
+    WithJsonSchema({"anyOf": [{"type": "string", "maxLength": MAX_PROMPT_CHARACTERS}, {"type": "object"}]}),
+]
+ColumnName = Annotated[str, StringConstraints(strict=True, max_length=MAX_NAME, pattern=r"^[^\x00]*$")]
+
+
 class BatchRequest(BaseModel):
     """Prompts, inline or in a file that was uploaded, and what their recipes have in common."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"oneOf": ONE_SOURCE})
 
-    prompts: Annotated[list[Text], Field(fail_fast=True)] | None = Field(
-        None, min_length=1, description="Up to 10 MB of them; else upload a file."
+    prompts: Annotated[list[InlinePrompt], Field(fail_fast=True)] | None = Field(
+        None,
+        min_length=1,
+        description="Up to 10 MB of them; else upload a file. An object is a line of JSON Lines: it may have other "
+        "fields of a recipe, and values to keep.",
     )
     upload: UUID | None = Field(None, description="A file of prompts, in place of `prompts`.")
     defaults: Annotated[dict[str, Any], WithJsonSchema(_defaults_schema())] = Field(
@@ -117,6 +156,18 @@ class BatchRequest(BaseModel):
     )
     images_per_prompt: StrictInt = Field(1, ge=1, description="How many images, each with a seed of its own.")
     seed: Seed | None = Field(None, description="Of the first image; the others count up from it. Default: random.")
+    columns: dict[Annotated[str, BeforeValidator(_as_field)], ColumnName] = Field(
+        {},
+        description="The column that means a field, where its name does not say so: `prompt` is `caption`. In a file"
+        " of JSON Lines, and in `prompts`, columns are keys.",
+        examples=[{"prompt": "caption"}],
+    )
+    keep: Annotated[tuple[ColumnName, ...], Field(max_length=MAX_KEPT_COLUMNS)] | Literal["all"] | None = Field(
+        None,
+        description="Columns whose values go with each job into datasets, at most 8 kB a row; `all`: those that mean no"
+        " field. The others are left out; without `keep` a column that means no field is an error.",
+        examples=[["id", "category"]],
+    )
     skip_bad: StrictBool = Field(
         False, description="Leave out prompts that cannot be rendered and report them, instead of refusing the batch."
     )
@@ -282,6 +333,8 @@ def plan_of(state: AppState, caller: Caller, request: BatchRequest) -> Plan:
         seed=seed,
         skip_bad=request.skip_bad,
         template=request.templates,
+        columns=request.columns,
+        keep=request.keep,
     )
     for variant in variants(request.matrix):
         model = _check(plan, variant, state.catalog, image_finder(state, caller))
@@ -316,7 +369,7 @@ def _parent(field: str, variant: Variant) -> str:
     return "matrix" if field.partition(".")[0] in variant else "defaults"
 
 
-def _store_prompts(state: AppState, caller: Caller, prompts: Sequence[str]) -> UUID:
+def _store_prompts(state: AppState, caller: Caller, prompts: Sequence[str | Mapping[str, Any]]) -> UUID:
     """Store inline prompts as the file that a user could have uploaded; the id of the upload."""
     file = HashingFile(io.BytesIO())
     for line in as_lines(prompts):
@@ -324,6 +377,10 @@ def _store_prompts(state: AppState, caller: Caller, prompts: Sequence[str]) -> U
     return save(state, caller.tenant_id, file, INLINE)[0].id
 
 
-def as_lines(prompts: Sequence[str]) -> Iterator[bytes]:
+def as_lines(prompts: Sequence[str | Mapping[str, Any]]) -> Iterator[bytes]:
     """As JSON Lines, since prompts may contain newlines."""
-    return (json.dumps({"prompt": prompt}, ensure_ascii=False).encode() + b"\n" for prompt in prompts)
+    for prompt in prompts:
+        if isinstance(prompt, str):
+            yield json.dumps({"prompt": prompt}, ensure_ascii=False).encode() + b"\n"
+        else:  # its text may have half of a surrogate pair
+            yield json.dumps(prompt).encode() + b"\n"

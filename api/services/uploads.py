@@ -1,14 +1,10 @@
 """Uploads: check a file, measure it and put it into storage. Knows no HTTP.
 
-One that finds no room, in the temporary folder or in storage, leaves nothing behind.
-
-The encoding of a CSV file is not guessed: it is the one that its client names, or else UTF-8 if all of it is valid
-UTF-8, or else GB18030, which Excel writes on a Chinese Windows (GBK and GB2312 are subsets).
+One that finds no room, in the temporary folder or in storage, leaves nothing behind. `api.services.prompt_upload` tells
+what a file of prompts is and converts it.
 """
 
-import codecs
 import hashlib
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,26 +19,20 @@ from common.accounts import admission
 from common.accounts.keys import Caller
 from common.db import new_id, transaction
 from common.disks import NO_ROOM
-from common.errors import Error, Invalid, NoRoom
-from common.prompt_files.lines import count_line_ends
-from common.prompt_files.reader import UTF8
+from common.errors import Error, NoRoom
 from common.storage import MEDIA_TYPES as IMAGE_TYPES
 from common.storage import upload_key
 from common.uploads import Upload
 
+BLOCK_BYTES = 1_000_000
+LINES = "application/jsonl"  # what JSON, Parquet and XLSX are converted to
 MEDIA_TYPES = {
     **IMAGE_TYPES,
-    "jsonl": "application/jsonl",
-    "txt": "text/plain; charset=utf-8",
+    "txt": "text/plain",
     "csv": "text/csv",
-    "parquet": "application/vnd.apache.parquet",
+    "tsv": "text/tab-separated-values",
+    **dict.fromkeys(("jsonl", "json", "table", "xlsx"), LINES),
 }
-GB18030 = "gb18030"
-CHINESE = ("gb18030", "gbk", "gb2312")  # as Python names them; the first one includes the others
-NAMES = {UTF8: "UTF-8", GB18030: "GB18030"}
-UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-BLOCK_BYTES = 1_000_000
-PARQUET_MAGIC = b"PAR1"  # at both ends of a Parquet file
 
 
 class HashingFile:
@@ -59,6 +49,13 @@ class HashingFile:
         self._digest.update(block)
         with _room_or_error():
             return self.file.write(block)
+
+    def measure(self) -> None:
+        """Count and hash the bytes that another process has written to the file."""
+        self.file.seek(0)
+        while block := self.file.read(BLOCK_BYTES):
+            self.bytes += len(block)
+            self._digest.update(block)
 
     @property
     def sha256(self) -> str:
@@ -82,23 +79,9 @@ def _room_or_error() -> Iterator[None]:
         raise NoRoom(sentence("no_temporary_room")) from error
 
 
-def save_prompts(
-    state: AppState, caller: Caller, file: HashingFile, format: str, charset: str | None
-) -> tuple[Upload, datetime]:
-    """Store a file of prompts, and when it was recorded.
-
-    Raises Invalid, which names the encodings that were tried, and LimitReached.
-    """
-    _require_room(state, caller)
-    if format == "parquet":
-        check_parquet(file.file)
-    encoding = encoding_of(file.file, charset) if format == "csv" else None
-    return save(state, caller.tenant_id, file, format, encoding=encoding)
-
-
 def save_image(state: AppState, caller: Caller, file: HashingFile) -> tuple[Upload, datetime]:
     """Store an image as a plain PNG, and when it was recorded. Raises PictureRefused and LimitReached."""
-    _require_room(state, caller)
+    require_room(state, caller)
     from api.services.image_upload import normalise  # loads Pillow, which other requests do not need
 
     file.file.seek(0)
@@ -138,69 +121,7 @@ def discard(state: AppState, upload_id: UUID, format: str) -> None:
             uploads.forget(connection, upload_id)
 
 
-def encoding_of(file: BinaryIO, charset: str | None) -> str:
-    """The encoding of a whole CSV file. Raises Invalid, which names the encodings that were tried."""
-    file.seek(0)
-    if file.read(2) in UTF16:
-        raise Invalid(sentence("file_is_utf16"))
-    tried = (_supported(charset),) if charset else (UTF8, GB18030)
-    invalid_lines = list[int]()
-    for encoding in tried:
-        if (line := _first_invalid_line(file, encoding)) is None:
-            return encoding
-        invalid_lines.append(line)
-    if charset:
-        raise Invalid(sentence("not_in_charset", line=invalid_lines[0], encoding=NAMES[tried[0]]))
-    raise Invalid(sentence("encoding_unknown", utf8=invalid_lines[0], gb18030=invalid_lines[1]))
-
-
-def check_parquet(file: BinaryIO) -> None:
-    """Raises Invalid for a file that is not Parquet, or is truncated."""
-    ends = []
-    for offset, whence in ((0, os.SEEK_SET), (-len(PARQUET_MAGIC), os.SEEK_END)):
-        try:
-            file.seek(offset, whence)
-        except OSError:
-            break
-        ends.append(file.read(len(PARQUET_MAGIC)))
-    if ends != [PARQUET_MAGIC, PARQUET_MAGIC]:
-        raise Invalid(sentence("not_parquet"))
-
-
-def _require_room(state: AppState, caller: Caller) -> None:
+def require_room(state: AppState, caller: Caller) -> None:
     """Raises LimitReached if the tenant stores as many bytes as it may."""
     with transaction(state.autocommit) as connection:
         admission.admit(connection, caller.tenant_id, state.limits_of(caller), uploads=1)
-
-
-def _supported(charset: str) -> str:
-    try:
-        name = codecs.lookup(charset).name
-    except (LookupError, ValueError):
-        name = ""
-    if name in CHINESE:
-        return GB18030
-    if name in (UTF8, "utf-8-sig", "ascii"):
-        return UTF8
-    raise Invalid(sentence("charset_unsupported"))
-
-
-def _first_invalid_line(file: BinaryIO, encoding: str) -> int | None:
-    decoder = codecs.getincrementaldecoder(encoding)()
-    file.seek(0)
-    read = 0
-    while True:
-        block = file.read(BLOCK_BYTES)
-        read += len(block)
-        try:
-            decoder.decode(block, final=not block)
-        except UnicodeDecodeError as error:
-            return 1 + _line_ends(file, read - len(error.object) + error.start)
-        if not block:
-            return None
-
-
-def _line_ends(file: BinaryIO, size: int) -> int:
-    """How many lines end in the first `size` bytes."""
-    file.seek(0)
-    return count_line_ends(file.read(min(BLOCK_BYTES, size - at)) for at in range(0, size, BLOCK_BYTES))

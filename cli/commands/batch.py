@@ -9,7 +9,7 @@ from cli import sentence
 from cli.client import Json, api_path
 from cli.commands.generate import check_text
 from cli.commands.rm import WAIT, confirm, remove
-from cli.options import FieldValueList, FieldValues, PromptFile, Size, StopRule, build_matrix
+from cli.options import FieldColumn, FieldValueList, FieldValues, KeptColumns, PromptFile, Size, StopRule, build_matrix
 from cli.prompt_upload import dry_run_batch, read_wildcards, upload_prompts
 from cli.shell import Group, Shell, format_duration
 from cli.terminal import Columns, Row, print_json
@@ -107,6 +107,10 @@ def batch() -> None:
 @click.option(
     "--stop-at", "stop_rule", type=StopRule(), help="Pause when more of its last images failed or were flagged."
 )
+@click.option(
+    "--column", "columns", type=FieldColumn(), multiple=True, help="The column that means a field; repeat it for more."
+)
+@click.option("--keep", type=KeptColumns(), help="Columns whose values go into datasets, too.")
 @click.option("--skip-bad", is_flag=True, help="Skip invalid prompts; without it one refuses the batch.")
 @click.option("--dry-run", is_flag=True, help="Upload the file and show what the batch would be; submit nothing.")
 @click.option("--watch", "is_watched", is_flag=True, help="Watch it until it ends.")
@@ -121,6 +125,8 @@ def submit(
     name: str | None,
     stop_rule: dict[str, Any] | None,
     size: tuple[int, int] | None,
+    columns: tuple[tuple[str, str], ...],
+    keep: list[str] | str | None,
     skip_bad: bool,
     dry_run: bool,
     is_watched: bool,
@@ -134,6 +140,9 @@ def submit(
     提示词 (.csv, .parquet); - is stdin, whose format is recognised. All but .txt may have other fields of a recipe too.
     The defaults of all fields are the model's, in the catalogue. ID is an upload, as a --dry-run prints it.
 
+    A column that means no field is an error, unless --keep says which values go with the pictures into datasets:
+    `--keep id,category`, `--keep all`, or `--keep ""` for none. `--column prompt=caption` says which is the prompt.
+
     With --matrix each prompt is rendered with each of several values, from the same seeds; several --matrix multiply.
     `--matrix steps=20,50` has two values, and `--matrix model:scheduler=zh-v0:lms,zh-v1:pndm` two pairs.
     `--matrix style=plain,ink` renders each prompt as it is, and in the style ink.
@@ -145,6 +154,7 @@ def submit(
     if size:
         fields["width"], fields["height"] = size
     given = {"images_per_prompt": images_per_prompt, "seed": seed, "tier": tier, "name": name, "stop_rule": stop_rule}
+    given |= {"columns": dict(columns) or None, "keep": keep}
     defaults = {field: value for field, value in fields.items() if value is not None}
     draft = {"defaults": defaults, **{field: value for field, value in given.items() if value is not None}}
     if lists:

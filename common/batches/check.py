@@ -12,9 +12,11 @@ from common.batches.plan import PlannedJob, Planner, plan_line
 from common.catalog.catalog import Catalog, Model
 from common.errors import Invalid, RefusedByPolicy
 from common.policy.policy import NO_POLICY, Policy
+from common.prompt_files.columns import Columns, UnknownColumns, WrongColumns
 from common.prompt_files.lines import Line, at_line
 from common.recipes import prompt_templates, token_counter
 from common.recipes.judged import own_negative_prompt
+from common.recipes.origin import Kinds, join_kinds, kept_json, with_kinds
 from common.recipes.recipe import Recipe
 from common.sentences import Sentence
 
@@ -26,11 +28,12 @@ PlannedLines = dict[int, list[PlannedJob]]  # of each line, by its number: of ea
 
 @dataclass(frozen=True)
 class CheckedLines:
-    """The jobs, errors and warnings of some lines, by the numbers of the lines."""
+    """The jobs, errors and warnings of some lines, by the numbers of the lines. `kinds`: of what they keep."""
 
     planned: PlannedLines
     errors: Mapping[int, str]
     warnings: Mapping[int, str] = field(default_factory=dict)
+    kinds: Kinds = field(default_factory=dict)
 
     @property
     def jobs(self) -> Iterable[PlannedJob]:
@@ -51,25 +54,43 @@ class CheckedLines:
         return found
 
 
-def plan_lines(lines: Iterable[Line], variants: Sequence[Planner], position: int) -> CheckedLines:
-    """The jobs of the lines. The prompts of lines without errors have consecutive positions, from this one on."""
-    planned, errors = PlannedLines(), dict[int, str]()
+def plan_lines(lines: Iterable[Line], variants: Sequence[Planner], position: int, columns: Columns) -> CheckedLines:
+    """The jobs of the lines. The prompts of lines without errors have consecutive positions, from this one on.
+
+    Raises WrongColumns for what is wrong with the whole file.
+    """
+    planned, errors, unknown = PlannedLines(), dict[int, str](), list[str]()
+    kinds: Kinds = {}
     for line in lines:
         try:
-            jobs = plan_line(variants, line.fields(), position)
+            fields, kept = columns.read(line.cells())
+            text = kept_json(kept)
+            jobs = plan_line(variants, fields, position, text)
+            kinds = with_kinds(kinds, kept) if kept else kinds
+        except UnknownColumns as error:
+            unknown += error.names
+        except WrongColumns:
+            raise
         except Invalid as error:
             errors[line.number] = _reason(error)
         else:
-            planned[line.number] = jobs
+            planned[line.number] = [job._replace(row=line.number, kept=text) for job in jobs]
             position += len(jobs) // len(variants)
-    return CheckedLines(planned, errors)
+    if unknown:
+        raise UnknownColumns(unknown)
+    return CheckedLines(planned, errors, kinds=kinds)
 
 
 def check_lines(
-    lines: Iterable[Line], variants: Sequence[Planner], position: int, catalog: Catalog, policy: Policy = NO_POLICY
+    lines: Iterable[Line],
+    variants: Sequence[Planner],
+    position: int,
+    columns: Columns,
+    catalog: Catalog,
+    policy: Policy = NO_POLICY,
 ) -> CheckedLines:
     """The same, and the policy judges the prompts, and their tokens are counted. A line has at most one warning."""
-    found = plan_lines(lines, variants, position)
+    found = plan_lines(lines, variants, position, columns)
     errors, warnings = dict(found.errors), dict[int, str]()
     errors.update((number, _reason(refusal)) for number, refusal in _refused(found.planned, catalog, policy))
     for number, recipe, model in _suspects(found.planned, catalog):
@@ -83,17 +104,20 @@ def check_lines(
     is_of_template = variants[0].plan_of_batch.template is not None
     warnings |= _unread_syntax(found.planned, is_of_template=is_of_template)
     right = {number: jobs for number, jobs in found.planned.items() if number not in errors}
-    return CheckedLines(right, errors, {number: warnings[number] for number in sorted(warnings) if number in right})
+    in_order = {number: warnings[number] for number in sorted(warnings) if number in right}
+    return CheckedLines(right, errors, in_order, found.kinds)
 
 
 def join(parts: Iterable[CheckedLines]) -> CheckedLines:
     """Consecutive lines that were checked one part after the other."""
     planned, errors, warnings = PlannedLines(), dict[int, str](), dict[int, str]()
+    kinds: Kinds = {}
     for part in parts:
         planned.update(part.planned)
         errors.update(part.errors)
         warnings.update(part.warnings)
-    return CheckedLines(planned, errors, warnings)
+        kinds = join_kinds(kinds, part.kinds)
+    return CheckedLines(planned, errors, warnings, kinds)
 
 
 def list_errors(errors: Mapping[int, str], format: str) -> Sentence:

@@ -4,6 +4,7 @@ The file is read in chunks. Each chunk is one transaction that moves the `offset
 which it began. So any control worker can go on where another stopped, and two at once do nothing twice. Reads no file.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,6 +19,7 @@ from common.batches.plan import Plan
 from common.db import CODE
 from common.enums import Tier
 from common.failures import RESTED
+from common.recipes.origin import Kinds
 from common.schema import batches, columns_of
 from common.uploads import Upload
 
@@ -50,6 +52,7 @@ class Batch:
     expected: int | None = None  # images, if that was known at the submission
     counted: int = 0  # images of the lines that were checked
     own_limits: Mapping[str, Any] = field(default_factory=dict)  # of its tenant
+    kinds: Kinds = field(default_factory=dict)  # of the kept values of the lines that were checked
     key_id: UUID | None = None
 
     @property
@@ -63,6 +66,7 @@ class Batch:
         if self.is_checked:
             return replace(moved, jobs=self.jobs + chunk.prompts * self.variants)
         moved = replace(moved, skipped=self.skipped + len(chunk.skipped), counted=self.counted + chunk.images)
+        moved = replace(moved, kinds=chunk.kinds)
         return replace(moved, prompts=self.prompts + chunk.prompts)
 
     def more(self, chunk: "Chunk") -> int:
@@ -74,7 +78,8 @@ class Batch:
 class Chunk:
     """A part of the file: its end, its number of prompts and, if it was checked, its warnings and skipped lines.
 
-    `needs_code`: the least CODE that can expand it. `images`: of its prompts, if it was checked.
+    `needs_code`: the least CODE that can expand it. `images`: of its prompts, if it was checked. `kinds`: of the kept
+    values of all lines up to its end, if it was checked.
     """
 
     offset: int
@@ -85,6 +90,7 @@ class Chunk:
     skipped: Mapping[int, str] = field(default_factory=dict)
     needs_code: int = 1
     images: int = 0
+    kinds: Kinds = field(default_factory=dict)
 
 
 def read_batch(connection: Connection, batch_id: UUID) -> Batch | None:
@@ -98,7 +104,8 @@ def record_checked(connection: Connection, batch: Batch, chunk: Chunk, limits: L
 
     Raises LimitReached if the images of the chunk do not fit.
     """
-    found = {"skipped": len(chunk.skipped), "needs_code": chunk.needs_code}
+    kept = json.dumps(list(chunk.kinds.items()))
+    found = {"skipped": len(chunk.skipped), "needs_code": chunk.needs_code, "kept": kept}
     parameters = fence_params(batch) | progress_params(chunk) | found
     is_first = connection.execute(CHECKED, parameters).rowcount > 0
     if is_first:
@@ -153,6 +160,7 @@ def _batch(row: Row[Any]) -> Batch:
         counted=row.counted,
         own_limits=row.own_limits,
         key_id=row.key_id,
+        kinds=dict(row.kept),
     )
 
 
@@ -187,7 +195,7 @@ CHECKED = text(f"""
     UPDATE batches SET
         "offset" = CASE WHEN :is_last THEN 0 ELSE :offset END, line = CASE WHEN :is_last THEN 0 ELSE :line END,
         prompts = coalesce(prompts, 0) + :prompts, skipped = skipped + :skipped,
-        needs_code = greatest(needs_code, :needs_code),
+        needs_code = greatest(needs_code, :needs_code), kept = cast(:kept AS jsonb),
         warned = warned + :warned, warnings = (warnings || cast(:warnings AS text[]))[1 : {SHOWN_WARNINGS}],
         checked_at = CASE WHEN :is_last THEN now() END, touched_at = now(), {CHUNK_PROGRESS}
     WHERE {FENCE} AND checked_at IS NULL

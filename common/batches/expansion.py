@@ -40,7 +40,9 @@ def build_rows(batch: Batch, planned: Iterable[PlannedJob], position: int) -> Jo
     jobs, images = list[str](), list[str]()
     for at, job in enumerate(planned, position):
         job_id, count, lane = uuid7(), len(job.seeds), job.template.lane
-        jobs.append(f"{job_id}\t{common}\t{at}\t{_copy_field(job.json)}\t{count}\t{count}\n")
+        jobs.append(
+            f"{job_id}\t{common}\t{at}\t{_copy_field(job.json)}\t{count}\t{count}\t{_copy_field(job.origin or None)}\n"
+        )
         models[job.template.recipe.model] += 1
         lanes[lane] += count
         lane_id = placeholders.setdefault(lane, _placeholder(len(placeholders)))
@@ -95,7 +97,8 @@ def _copy(connection: Connection, statement: str, rows: str) -> None:
 
 # Insert jobs.
 COPY_JOBS = """
-    COPY jobs (id, tenant_id, batch_id, tier, request_id, key_id, position, recipe, count, open) FROM STDIN
+    COPY jobs (id, tenant_id, batch_id, tier, request_id, key_id, position, recipe, count, open, origin)
+    FROM STDIN
 """
 
 # Insert images.

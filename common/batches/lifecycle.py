@@ -181,13 +181,20 @@ def _change(connection: Connection, statement: TextClause, batch_id: UUID, tenan
     raise Conflict(sentence("batch_ended", batch=batch_id))
 
 
+# The least CODE that reads a file. The first one read GB18030 in CSV only, and a Parquet file as it was uploaded.
+FILE_NEEDS_CODE = """
+    CASE WHEN format = 'parquet' OR coalesce(encoding, 'utf-8') = 'utf-8' AND format IN ('txt', 'jsonl', 'csv')
+        OR encoding = 'gb18030' AND format = 'csv' THEN 1 ELSE 9 END
+"""
+
 # Insert a batch, if the upload is of the tenant and has prompts.
 INSERT_BATCH = text(f"""
     INSERT INTO batches (
         id, tenant_id, upload_id, name, tier, plan, variants, stop_rule, request_id, key_id, needs_code,
         expected)
     SELECT :batch, tenant_id, id, :name, cast(:tier AS tier), cast(:plan AS jsonb), :variants,
-           cast(:stop_rule AS jsonb), :request, :key, :needs_code, cast(:expected AS bigint)
+           cast(:stop_rule AS jsonb), :request, :key, greatest(:needs_code, {FILE_NEEDS_CODE}),
+           cast(:expected AS bigint)
     FROM uploads WHERE id = :upload AND tenant_id = :tenant AND format <> '{PICTURE}'
 """)
 

@@ -24,21 +24,24 @@ from common.batches import sentence
 from common.batches.matrix import Variant, variants
 from common.catalog.catalog import Catalog, Model
 from common.errors import FieldError, Invalid, wrong_fields
+from common.prompt_files.columns import Columns, Keep
 from common.recipes.field_errors import prompt_errors
 from common.recipes.img2img import FindImage, find_no_image
 from common.recipes.needs import Since, needs_code
+from common.recipes.origin import origin_json
 from common.recipes.prompt_templates import TemplateError, TemplatePrompt, Templates, count_words
 from common.recipes.recipe import MAX_SEED, SINCE, Draft, Recipe, Seed, Text, resolve, seeds_from
 from common.recipes.text_cache import TextCache
 
-PLAN_SINCE: Since = {"template": lambda template: 9}  # fields of a plan that not all code knows
+# Fields of a plan that not all code knows.
+PLAN_SINCE: Since = {"columns": lambda columns: 9, "keep": lambda keep: 9, "template": lambda template: 9}
 PLACEHOLDER = "画"
 PROMPT_TYPE: TypeAdapter[str] = TypeAdapter(Text)
 SEED_TYPE: TypeAdapter[int] = TypeAdapter(Seed)
 TEMPLATE_BYTES, BYTES_PER_CHARACTER = 5_000, 12  # a recipe; of its texts it has up to three copies
 MAX_TEMPLATE_BYTES = 16_000_000  # of all variants; lines that list their seeds have a template each
 MAX_LINE_IMAGES = 16_384  # of a template: as many as one prompt can have in a matrix
-MAX_LINE_CHARACTERS = 8_000_000  # of its prompts and variables, times the variants
+MAX_LINE_CHARACTERS = 8_000_000  # of its prompts, variables, other texts and kept values, times the variants
 
 to_json = JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -54,6 +57,12 @@ class Plan(BaseModel):
     seed: Seed  # of the first image; the others count on from it
     skip_bad: bool = False  # skip the lines that cannot be rendered, in place of refusing the batch
     template: Templates | None = None  # how its prompts are read as templates; None: as they stand
+    columns: dict[str, str] = Field(default_factory=dict)  # the column of a field, where its name does not say so
+    keep: Keep = None  # which of the other columns travel with the jobs
+
+    def columns_of_file(self) -> Columns:
+        """What the columns of its file mean."""
+        return Columns(self.columns, self.keep)
 
     @property
     def models(self) -> list[str]:
@@ -90,14 +99,13 @@ class RecipeTemplate:
 
 
 class PlannedJob(NamedTuple):
-    """The recipe of one prompt: a template, and the prompt and seeds.
-
-    `template_vars`: in JSON, what was chosen where the prompt was one of a template.
-    """
+    """The recipe of one prompt: a template, and the prompt and seeds; and where it comes from, see `origin_json`."""
 
     template: RecipeTemplate
     prompt: str
     seeds: tuple[int, ...]
+    row: int | None = None
+    kept: str = ""
     template_vars: str = ""
 
     @property
@@ -110,6 +118,11 @@ class PlannedJob(NamedTuple):
         seeds = ",".join(map(str, self.seeds))
         return f'{{"prompt":{to_json(self.prompt)},"seeds":[{seeds}],{self.template.rest_of_json}'
 
+    @property
+    def origin(self) -> str:
+        """The origin in JSON; empty if there is none."""
+        return origin_json(self.row, self.kept, self.template_vars)
+
 
 def planners(plan: Plan, catalog: Catalog, find: FindImage = find_no_image) -> list["Planner"]:
     """One for each variant that the plan makes of a prompt."""
@@ -117,16 +130,18 @@ def planners(plan: Plan, catalog: Catalog, find: FindImage = find_no_image) -> l
     return [Planner(plan, catalog, find, variant, templates) for variant in variants(plan.matrix)]
 
 
-def plan_line(variants: Sequence["Planner"], fields: Mapping[str, Any], position: int) -> list[PlannedJob]:
+def plan_line(
+    variants: Sequence["Planner"], fields: Mapping[str, Any], position: int, kept: str = ""
+) -> list[PlannedJob]:
     """The jobs of a line, in order: of each of its prompts all variants. Its prompts have consecutive positions.
 
-    Raises Invalid.
+    `kept`: what the line keeps of its other columns, in JSON. Raises Invalid.
     """
     plan, text = variants[0].plan_of_batch, fields.get("prompt")
     if plan.template is None or not isinstance(text, str):
         return [variant.plan(fields, position) for variant in variants]
     jobs = list[PlannedJob]()
-    for at, (prompt, variables) in enumerate(_prompts(plan, plan.template, fields, len(variants)), position):
+    for at, (prompt, variables) in enumerate(_prompts(plan, plan.template, fields, len(variants), kept), position):
         alone, chosen = {**fields, "prompt": prompt}, to_json(variables) if variables else ""
         jobs += [variant.plan(alone, at)._replace(template_vars=chosen) for variant in variants]
     return jobs
@@ -147,10 +162,13 @@ def _count(templates: Templates, prompt: str) -> int:
     return count if count <= MAX_LINE_IMAGES else 1
 
 
-def _prompts(plan: Plan, templates: Templates, fields: Mapping[str, Any], variants: int) -> Iterable[TemplatePrompt]:
+def _prompts(
+    plan: Plan, templates: Templates, fields: Mapping[str, Any], variants: int, kept: str
+) -> Iterable[TemplatePrompt]:
     """The prompts of a line. Raises Invalid for a template that is wrong or makes too many."""
+    text: str = fields["prompt"]
     try:
-        template = templates.parse(fields["prompt"])
+        template = templates.parse(text)
     except TemplateError as error:
         raise Invalid.of([FieldError("prompt", error.reason)]) from None
     count, jobs = templates.count(template), templates.count(template) * variants
@@ -159,12 +177,25 @@ def _prompts(plan: Plan, templates: Templates, fields: Mapping[str, Any], varian
             "template_too_many", count=count_words(count), images=count_words(images), most=MAX_LINE_IMAGES
         )
         raise Invalid.of([FieldError("prompt", too_many)])
-    if jobs * template.size > MAX_LINE_CHARACTERS:
-        too_long = sentence("template_too_long", count=count, size=template.size, most=MAX_LINE_CHARACTERS)
+    others = len(kept) + sum(len(value) for value in fields.values() if isinstance(value, str) and value is not text)
+    if jobs * (size := template.size + others) > MAX_LINE_CHARACTERS:
+        too_long = sentence("template_too_long", count=count, size=size, most=MAX_LINE_CHARACTERS)
         raise Invalid.of([FieldError("prompt", too_long)])
-    # Not by the number of the line: the same row has the same samples in a file of any format.
-    row = json.dumps(fields, sort_keys=True, default=str)
-    return templates.prompts(template, f"{plan.seed} {row}")
+    return templates.prompts(template, f"{plan.seed} {_row_text(fields, kept)}")
+
+
+def _row_text(fields: Mapping[str, Any], kept: str) -> str:
+    """What samples of a row follow from, beside the batch's seed: its values, as any format of file has them.
+
+    Not its number, which differs: a table has a header. A number may be text in one format and a float in another.
+    """
+    values = {**json.loads(kept or "{}"), **fields}
+    return to_json({name: _plain(values[name]) for name in sorted(values)})
+
+
+def _plain(value: Any) -> str:
+    is_whole = isinstance(value, float) and value.is_integer()
+    return str(int(value) if is_whole else value).strip()
 
 
 def _images(plan: Plan, fields: Mapping[str, Any]) -> int:

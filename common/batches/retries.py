@@ -162,9 +162,9 @@ COUNT_FAILED = text(f"""
 INSERT = text("""
     INSERT INTO batches (
         id, tenant_id, upload_id, parent_id, name, tier, plan, stop_rule, request_id, key_id, needs_code, prompts,
-        expected, checked_at)
+        kept, expected, checked_at)
     SELECT :batch, tenant_id, upload_id, id, name, tier, plan, stop_rule, :request, :key, needs_code, 0,
-           cast(:expected AS bigint), now() FROM batches
+           kept, cast(:expected AS bigint), now() FROM batches
     WHERE id = :parent AND tenant_id = :tenant AND finished_at IS NOT NULL AND deleted_at IS NULL
         AND EXISTS (SELECT FROM lanes WHERE lanes.batch_id = batches.id AND lanes.failed > lanes.deleted_failed)
     ON CONFLICT (parent_id, cancelled_at) WHERE parent_id IS NOT NULL DO NOTHING
@@ -205,11 +205,12 @@ FAILED = text(f"""
 # Read the recipes of jobs.
 RECIPES = text("SELECT id, recipe FROM jobs WHERE id = ANY(:jobs)")
 
-# Insert the retry jobs, with the recipes of their parents.
+# Insert the retry jobs, with the recipes and origins of their parents.
 INSERT_JOBS = text("""
-    INSERT INTO jobs (id, tenant_id, parent_id, batch_id, position, tier, recipe, count, open, request_id, key_id)
+    INSERT INTO jobs (id, tenant_id, parent_id, batch_id, position, tier, recipe, count, open, request_id, key_id,
+        origin)
     SELECT retry_job.id, :tenant, jobs.id, :batch, retry_job.position, cast(:tier AS tier), recipe,
-           retry_job.images, retry_job.images, :request, :key
+           retry_job.images, retry_job.images, :request, :key, origin
     FROM unnest(cast(:retry_jobs AS uuid[]), cast(:parents AS uuid[]), cast(:positions AS bigint[]),
                 cast(:images AS int[])) AS retry_job(id, parent_id, position, images)
     JOIN jobs ON jobs.id = retry_job.parent_id

@@ -8,6 +8,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
+from common.datasets.layout import COLUMNS_OF_CODE_8, COLUMNS_SINCE, Columns
 from common.datasets.lifecycle import Dataset
 from common.enums import ImageState
 from common.schema import shown
@@ -28,6 +29,7 @@ class FinishedJob:
     id: UUID
     position: int
     recipe: Mapping[str, Any]
+    origin: Mapping[str, Any]
     created_at: datetime
     images: Sequence[Mapping[str, Any]]  # rows of the table, by column
 
@@ -43,8 +45,18 @@ def finished_jobs(connection: Connection, dataset: Dataset, start: int, until: i
     """The first `limit` jobs of the batch at positions from `start` to below `until`, in order."""
     page = {"batch": dataset.batch_id, "start": start, "until": until, "limit": limit}
     rows = connection.execute(FINISHED_JOBS, page)
-    found = [FinishedJob(row.id, row.position, row.recipe, row.created_at, row.images) for row in rows]
+    found = [
+        FinishedJob(row.id, row.position, row.recipe, row.origin or {}, row.created_at, row.images) for row in rows
+    ]
     return _with_retries(connection, dataset, found) if dataset.retries else found
+
+
+def columns(connection: Connection, dataset: Dataset) -> Columns:
+    """The columns of a dataset. Older code may have begun it, which did not know all of them."""
+    batch = connection.execute(KEPT, {"batch": dataset.batch_id}).one()
+    if max(dataset.needs_code, batch.needs_code) < COLUMNS_SINCE:
+        return Columns(COLUMNS_OF_CODE_8)
+    return Columns(kinds=dict(batch.kept), has_template_vars=bool(batch.template))
 
 
 def batch_facts(connection: Connection, dataset: Dataset) -> dict[str, Any]:
@@ -98,8 +110,8 @@ IMAGE = """
 
 # A page of the batch's jobs in the order of their positions, each with its images as JSON.
 FINISHED_JOBS = text(f"""
-    SELECT page.id, page.position, page.recipe, page.created_at, coalesce(images.all, '[]') AS images
-    FROM (SELECT id, position, recipe, created_at FROM jobs
+    SELECT page.id, page.position, page.recipe, page.origin, page.created_at, coalesce(images.all, '[]') AS images
+    FROM (SELECT id, position, recipe, origin, created_at FROM jobs
           WHERE batch_id = :batch AND position >= :start AND position < :until ORDER BY position LIMIT :limit) AS page
     CROSS JOIN LATERAL (SELECT jsonb_agg({IMAGE} ORDER BY index) AS all FROM images WHERE job_id = page.id) AS images
     ORDER BY page.position
@@ -116,6 +128,9 @@ RETRY_IMAGES = text(f"""
     SELECT job_id, {IMAGE} AS image FROM images
     WHERE job_id = ANY(:jobs) AND state IN ('stored', 'flagged') ORDER BY state, id
 """)
+
+# What a batch's jobs keep of their rows, and whether they have variables of a template.
+KEPT = text("SELECT kept, plan -> 'template' AS template, needs_code FROM batches WHERE id = :batch")
 
 # The batch's row, with the checksum of its prompt file.
 BATCH_FACTS = text("""

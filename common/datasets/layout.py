@@ -6,6 +6,7 @@ The exporter writes by it and `huafang dataset verify` checks by it. Reads no fi
 import hashlib
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -13,9 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from common.datasets import sentence
 from common.recipes.needs import Since, needs_code
+from common.recipes.origin import TYPES, Kinds, cell_value, to_json
 from common.recipes.recipe import Recipe, canonical_json
 
 PLAN_SINCE: Since = {}  # fields of a plan that not all code knows
+COLUMNS_SINCE = 9  # the CODE since which a dataset has all COLUMNS, and what its rows keep
 FORMAT = 1  # the version of the layout; a part of every plan's digest
 SHARD_IMAGES = 10_000
 SHARD_BYTES = 1_000_000_000
@@ -25,7 +28,7 @@ REMAINDER = "train"  # the split that takes what the named splits leave
 FOLDERS = ("data", "metadata", "_state", "licences")
 README, MANIFEST, SUMS, SAMPLES = "README.md", "manifest.json", "SHA256SUMS", "samples.jpg"
 TOP_LEVEL_FILES = (README, MANIFEST, SUMS, SAMPLES)
-COLUMNS = {  # name → type, a name of both Arrow's and the `datasets` library's
+COLUMNS_OF_CODE_8 = {  # name → type, a name of both Arrow's and the `datasets` library's
     **dict.fromkeys(("key", "image_id", "job_id"), "string"),
     "index": "int32",
     **dict.fromkeys(("prompt", "negative_prompt", "model", "model_revision", "scheduler"), "string"),
@@ -37,10 +40,57 @@ COLUMNS = {  # name → type, a name of both Arrow's and the `datasets` library'
     "render_ms": "int32",
     **dict.fromkeys(("licence", "split"), "string"),
 }
+COLUMNS = {**COLUMNS_OF_CODE_8, "row": "int64"}
+TEMPLATE_VARS = "template_vars"
+META = "meta."  # in tables, in front of the names of what rows keep
 EXTENSIONS = {"png": "png", "webp": "webp", "jpeg": "jpg"}
 
 Layout = Literal["webdataset", "imagefolder", "parquet"]
-Row = dict[str, Any]  # by column
+Row = dict[str, Any]  # by column; `meta` and `template_vars` are objects
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a dataset, the same in all its shards. `kinds`: of what its rows keep, by name."""
+
+    fixed: Mapping[str, str] = field(default_factory=lambda: COLUMNS)
+    kinds: Kinds = field(default_factory=dict)
+    has_template_vars: bool = False
+
+    @property
+    def types(self) -> dict[str, str]:
+        """The columns of the tables: name → type."""
+        kept = {f"{META}{name}": TYPES[kind or "string"] for name, kind in self.kinds.items()}
+        return {**self.fixed, **kept, **({TEMPLATE_VARS: "string"} if self.has_template_vars else {})}
+
+    def sample(self, row: Row) -> Row:
+        """A row beside its image: what it keeps is an object."""
+        found = {name: row[name] for name in self.fixed}
+        if self.kinds:
+            kept = row["meta"]
+            found["meta"] = {name: cell_value(kind, kept.get(name)) for name, kind in self.kinds.items()}
+        return found | ({TEMPLATE_VARS: _as_text(row[TEMPLATE_VARS])} if self.has_template_vars else {})
+
+    def cells(self, row: Row) -> Row:
+        """A row of a table. Also of what `sample` returned."""
+        found = {name: row[name] for name in self.fixed}
+        kept = row.get("meta") or {}
+        found |= {f"{META}{name}": cell_value(kind, kept.get(name)) for name, kind in self.kinds.items()}
+        if self.has_template_vars:
+            found[TEMPLATE_VARS] = _as_text(row.get(TEMPLATE_VARS))
+        return found
+
+
+def _as_text(value: Any) -> str | None:
+    """An object whose keys differ from row to row: libraries load it as text only."""
+    return value if value is None or isinstance(value, str) else to_json(value)
+
+
+def columns_of_manifest(manifest: Mapping[str, Any]) -> Columns:
+    """The columns of the dataset with this manifest; that of older code does not name them."""
+    types = manifest.get("columns", COLUMNS_OF_CODE_8)
+    fixed = {name: kind for name, kind in types.items() if name != TEMPLATE_VARS and not name.startswith(META)}
+    return Columns(fixed, dict(manifest.get("kept", {})), TEMPLATE_VARS in types)
 
 
 class DatasetPlan(BaseModel):
@@ -76,8 +126,8 @@ class DatasetPlan(BaseModel):
 
     @property
     def needs_code(self) -> int:
-        """The least CODE that can write it."""
-        return needs_code(PLAN_SINCE, self.model_dump(mode="json", exclude_defaults=True))
+        """The least CODE that can write it: older code does not write all COLUMNS."""
+        return max(COLUMNS_SINCE, needs_code(PLAN_SINCE, self.model_dump(mode="json", exclude_defaults=True)))
 
     @property
     def split_names(self) -> list[str]:

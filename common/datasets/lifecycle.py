@@ -44,6 +44,7 @@ class Dataset:
     images: int
     owner_id: UUID
     open_before: int
+    needs_code: int
 
     @property
     def split_name(self) -> str | None:
@@ -185,6 +186,7 @@ def _dataset(row: Row[Any]) -> Dataset:
         images=row.images,
         owner_id=row.owner_id,
         open_before=row.open_turns - 1,
+        needs_code=row.needs_code,
     )
 
 

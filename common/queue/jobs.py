@@ -219,9 +219,11 @@ INSERT_JOB = text("""
         ON CONFLICT (tenant_id, tier, compatibility, batch_id) DO UPDATE SET open = lanes.open + excluded.open
         RETURNING id),
     job AS (
-        INSERT INTO jobs (id, tenant_id, parent_id, tier, recipe, warnings, count, open, request_id, key_id, deadline)
+        INSERT INTO jobs (id, tenant_id, parent_id, tier, recipe, warnings, count, open, request_id, key_id, deadline,
+            origin)
         VALUES (:job, :tenant, :parent, cast(:tier AS tier), cast(:recipe AS jsonb), cast(:warnings AS text[]),
-                :count, :count, :request, :key, now() + make_interval(secs => cast(:expires AS double precision)))
+                :count, :count, :request, :key, now() + make_interval(secs => cast(:expires AS double precision)),
+                (SELECT origin FROM jobs AS parent WHERE parent.id = :parent))
         RETURNING id)
     INSERT INTO images (id, job_id, lane_id, index)
     SELECT image.id, job.id, lane.id, image.position - 1

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache, partial
 from threading import Event
 from uuid import UUID
@@ -33,10 +34,12 @@ from common.errors import Error, Invalid, LicenceNotAccepted, LimitReached, NotF
 from common.failures import BACKOFF_S, new_reference
 from common.log import log_event
 from common.policy.policy import NO_POLICY, Policy
+from common.prompt_files.columns import Columns
 from common.prompt_files.lines import Gap, Line, Step, at_line, steps
 from common.prompt_files.reader import open_prompts
 from common.recipes import judged
 from common.recipes.img2img import FindImage, InputImage
+from common.recipes.origin import Kinds, join_kinds
 from common.sentences import Sentence
 from common.storage import Storage
 from worker.control import sentence
@@ -211,12 +214,12 @@ class Expander:
 
         A thread prepares the next chunk while the caller writes the current one to Postgres.
         """
-        stopping = Event()
+        stopping, columns = Event(), batch.plan.columns_of_file()
         with (
-            open_prompts(self._storage, batch.upload, batch.offset, batch.line) as file,
+            open_prompts(self._storage, batch.upload, columns, batch.offset, batch.line) as file,
             ThreadPoolExecutor(1, "read ahead") as pool,
         ):
-            chunks = self._make_chunks(batch, file.lines, stopping)
+            chunks = self._make_chunks(batch, file.lines, columns, stopping)
 
             def read_ahead() -> Iterator[tuple[Chunk, JobRows | None]]:
                 pending = pool.submit(next, chunks, None)
@@ -230,17 +233,17 @@ class Expander:
                 stopping.set()
 
     def _make_chunks(
-        self, batch: Batch, found: Iterator[Line | Gap], stopping: Event
+        self, batch: Batch, found: Iterator[Line | Gap], columns: Columns, stopping: Event
     ) -> Iterator[tuple[Chunk, JobRows | None]]:
         variants = planners(batch.plan, self._catalog, self._find(batch))
         images = CHUNK_IMAGES // batch.plan.images_per_prompt if batch.is_checked else CHECK_PROMPTS
         most = max(1, images // len(variants))
+        position, skipped, kinds, parts = batch.position, batch.skipped, batch.kinds, _Parts()
         at_once = 1 if batch.plan.template else STEP_PROMPTS // len(variants)  # a template may make many prompts
-        position, skipped, parts = batch.position, batch.skipped, _Parts()
         for step in steps(found, min(most, max(1, at_once))):
             if stopping.is_set() or self._leaving.is_set():
                 return
-            checked = self._check_step(batch, step.lines, variants, position + parts.planned)
+            checked = self._check_step(batch, step.lines, variants, position + parts.planned, columns)
             parts.add(step, checked, len(variants))
             if not (step.is_last or parts.prompts >= most or parts.is_full):
                 continue
@@ -248,24 +251,27 @@ class Expander:
             if batch.is_checked:
                 self._refuse_wrong(batch, lines)
             else:
-                skipped += len(lines.errors)
+                skipped, kinds = skipped + len(lines.errors), join_kinds(kinds, lines.kinds)
                 self._refuse_if_too_wrong(batch, lines, skipped, is_all=step.is_last and not position)
                 self._require_licences(batch, lines)
-            yield self._chunk(batch, step, lines), self._rows(batch, lines, position)
+            yield self._chunk(batch, step, lines, kinds), self._rows(batch, lines, position)
             position, parts = position + lines.count_prompts(len(variants)), _Parts()
 
-    def _check_step(self, batch: Batch, here: list[Line], variants: list[Planner], position: int) -> CheckedLines:
+    def _check_step(
+        self, batch: Batch, here: list[Line], variants: list[Planner], position: int, columns: Columns
+    ) -> CheckedLines:
         if batch.is_checked:
-            return check.plan_lines(self._without_skipped(batch, here), variants, position)
-        return check.check_lines(here, variants, position, self._catalog, self._policy)
+            return check.plan_lines(self._without_skipped(batch, here), variants, position, columns)
+        return check.check_lines(here, variants, position, columns, self._catalog, self._policy)
 
-    def _chunk(self, batch: Batch, step: Step, lines: CheckedLines) -> Chunk:
+    def _chunk(self, batch: Batch, step: Step, lines: CheckedLines, kinds: Kinds) -> Chunk:
         format = batch.upload.format
         warnings = [at_line(format, number, warning) for number, warning in lines.warnings.items()]
         code = max((code for _, _, code in {job.template.lane for job in lines.jobs}), default=1)
         images = sum(len(job.seeds) for job in lines.jobs)
         prompts = lines.count_prompts(batch.variants)
-        return Chunk(step.end, step.last, step.is_last, prompts, warnings, lines.errors, code, images)
+        found = Chunk(step.end, step.last, step.is_last, prompts, warnings, lines.errors, code, images)
+        return replace(found, kinds=kinds)
 
     def _rows(self, batch: Batch, lines: CheckedLines, position: int) -> JobRows | None:
         return expansion.build_rows(batch, lines.jobs, position * batch.variants) if batch.is_checked else None

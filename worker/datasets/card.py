@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any
@@ -15,8 +15,10 @@ from PIL import Image, ImageOps
 
 from common.catalog.catalog import Catalog, Licence
 from common.datasets import layout
-from common.datasets.layout import DatasetPlan
+from common.datasets.layout import META, Columns, DatasetPlan
 from common.labels.reader import labelled_xmp
+from common.recipes.origin import TYPES
+from common.sentences import printable
 from worker.datasets.shard import ShardManifest
 
 SAMPLES, COLUMNS, TILE = 12, 4, 192  # of the grid: images, images a row, pixels
@@ -44,6 +46,7 @@ class DatasetCard:
     skipped: Sequence[Mapping[str, Any]]
     shards: Sequence[ShardManifest]
     catalog: Catalog
+    columns: Columns = field(default_factory=Columns)
 
     def files(self, samples: Sequence[bytes]) -> Iterator[tuple[str, bytes]]:
         """The paths and contents of the files, in the order in which they are written. `samples`: image files."""
@@ -113,6 +116,8 @@ class DatasetCard:
             "plan": self.plan.digest(self.batch_id),
             "format": layout.FORMAT,
             "layout": self.plan.layout,
+            "columns": self.columns.types,
+            "kept": dict(self.columns.kinds),
             "splits": self.splits,
             "counts": {"rows": self.total("rows"), **self.counts("statuses")},
             "batch": batch,
@@ -144,6 +149,7 @@ class DatasetCard:
                 "",
                 *([f"![samples]({layout.SAMPLES})", ""] if has_samples else []),
                 *self._loading(),
+                *self._kept(),
                 "## What is in it",
                 f"{self.total('rows'):,} images: {counts}. Only stored images have a file; `metadata/` has a row for "
                 "every image.",
@@ -190,9 +196,32 @@ class DatasetCard:
             "- config_name: default",
             "  data_files:",
             *paths,
+            *self._features(),
             "---",
             "",
         ]
+
+    def _features(self) -> list[str]:
+        """What the `datasets` library would infer from the first five images, where a kept column may be empty.
+
+        In YAML, of which JSON is a part.
+        """
+        formats = {format for shard in self.shards for format in shard.get("formats", [])}
+        if self.plan.layout != "webdataset" or not self.columns.kinds or len(formats) != 1:
+            return []
+        types = self.columns.types
+        fixed = [_feature(name, kind) for name, kind in types.items() if not name.startswith(META)]
+        kept = [_feature(name, TYPES[kind or "string"]) for name, kind in self.columns.kinds.items()]
+        meta = {"name": "meta", "struct": kept}
+        row = [one for one in fixed if one["name"] != layout.TEMPLATE_VARS] + [meta]
+        row += [one for one in fixed if one["name"] == layout.TEMPLATE_VARS]
+        features = [
+            *(_feature(name, "string") for name in ("__key__", "__url__")),
+            _feature(layout.EXTENSIONS[formats.pop()], "image"),
+            _feature("txt", "string"),
+            {"name": "json", "struct": row},
+        ]
+        return ["dataset_info:", "- config_name: default", f"  features: {json.dumps(features)}"]
 
     def _loading(self) -> list[str]:
         present = [split for split, one in self.splits.items() if one["pictures"]]
@@ -210,6 +239,23 @@ class DatasetCard:
         if is_tars:
             lines.append(f'tars = webdataset.WebDataset("FOLDER/data/{split}-{{00000..{self._last(split)}}}.tar")')
         return [*lines, "```", ""]
+
+    def _kept(self) -> list[str]:
+        if not self.columns.kinds:
+            return []
+        kinds = self.columns.kinds.items()
+        names = [f"| {_cell(name)} | {TYPES[kind or 'string'].rstrip('_')} |" for name, kind in kinds]
+        where = "in the object `meta` of row['json']" if self.plan.layout == "webdataset" else f"as `{META}NAME`"
+        return [
+            "## Columns of the prompts' file",
+            f"Each image has the values of its row {where}, and as `{META}NAME` in `metadata/`; `row` is the number of "
+            "the row. Lists and objects are text, as JSON.",
+            "",
+            "| column | type |",
+            "|---|---|",
+            *names,
+            "",
+        ]
 
     def _last(self, split: str) -> str:
         return f"{self.splits[split]['shards'] - 1:05}"
@@ -247,6 +293,15 @@ def grid(images: Sequence[bytes]) -> bytes:
     file = io.BytesIO()
     sheet.save(file, "JPEG", quality=85, xmp=next(filter(None, map(labelled_xmp, images)), None))
     return file.getvalue()
+
+
+def _feature(name: str, kind: str) -> dict[str, Any]:
+    return {"name": name, "dtype": kind.rstrip("_")}
+
+
+def _cell(name: str) -> str:
+    """A name in a table of Markdown."""
+    return printable(name).replace("|", "\\|")
 
 
 def _is_of(shard: ShardManifest, split: str) -> bool:

@@ -167,8 +167,10 @@ class Exporter:
         items, position, ends_split = found
         if not items:
             return Step(position, ends_split, 0, 0)
+        with transaction(self._database) as connection:
+            columns = contents.columns(connection, dataset)
         digest = dataset.plan.digest(dataset.batch_id)
-        shard = Shard(layout.shard_name(split, dataset.shard), dataset.plan.layout, digest, items)
+        shard = Shard(layout.shard_name(split, dataset.shard), dataset.plan.layout, digest, items, columns)
         stored = self._writer.write(shard, DatasetFiles(self._storage, dataset.id), report)
         log_event("dataset_shard_written", dataset=dataset.id, shard=shard.name, images=len(items), pictures=stored)
         return Step(position, ends_split, len(items), stored)
@@ -227,8 +229,9 @@ class Exporter:
             raise Unwritable(sentence("no_image_stored", images=sum(shard["rows"] for shard in shards)))
         with transaction(self._database) as connection:
             batch = contents.batch_facts(connection, dataset)
+            columns = contents.columns(connection, dataset)
             skipped = skipped_lines.head(connection, dataset.batch_id, card.SHOWN_SKIPPED)
-        the_card = card.DatasetCard(dataset.plan, dataset.batch_id, batch, skipped, shards, self._catalog)
+        the_card = card.DatasetCard(dataset.plan, dataset.batch_id, batch, skipped, shards, self._catalog, columns)
         written = [files.put(path, data) for path, data in the_card.files(self._samples(dataset))]
         written += [File(path, f["sha256"], f["bytes"]) for shard in shards for path, f in shard["files"].items()]
         # Written again as they are, for their checksums.

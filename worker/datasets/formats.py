@@ -12,38 +12,35 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from common.datasets.layout import COLUMNS, Row, image_name
+from common.datasets.layout import Columns, Row, image_name
 
 ImageRows = Iterable[tuple[Row, bytes]]  # rows of stored images, each with its file
 
 GROUP_IMAGES, GROUP_BYTES = 100, 20_000_000  # of a row group, which a reader holds in memory
-METADATA_SCHEMA = pa.schema([(name, getattr(pa, kind)()) for name, kind in COLUMNS.items()])
-IMAGES_SCHEMA = pa.schema(
-    [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), *METADATA_SCHEMA],
-    # The `datasets` library reads here which column is an image.
-    metadata={
-        "huggingface": json.dumps(
-            {
-                "info": {
-                    "features": {
-                        "image": {"_type": "Image"},
-                        **{name: {"dtype": kind, "_type": "Value"} for name, kind in COLUMNS.items()},
-                    }
-                }
-            }
-        )
-    },
-)
 
 
-def webdataset(images: ImageRows) -> Iterator[bytes]:
+def metadata_schema(columns: Columns) -> pa.Schema:
+    return pa.schema([(name, getattr(pa, kind)()) for name, kind in columns.types.items()])
+
+
+def images_schema(columns: Columns) -> pa.Schema:
+    """With the features that the `datasets` library reads, which say that one column is an image."""
+    values = {name: {"dtype": kind.rstrip("_"), "_type": "Value"} for name, kind in columns.types.items()}
+    features = {"image": {"_type": "Image"}, **values}
+    return pa.schema(
+        [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), *metadata_schema(columns)],
+        metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    )
+
+
+def webdataset(images: ImageRows, columns: Columns) -> Iterator[bytes]:
     """A tar for WebDataset: of each image its file, its prompt and its row, under one key."""
     size = 0
     for row, data in images:
         members = (
             (image_name(row), data),
             (f"{row['key']}.txt", row["prompt"].encode()),
-            (f"{row['key']}.json", line(row)),
+            (f"{row['key']}.json", line(columns.sample(row))),
         )
         sample = b"".join(_member(name, content) for name, content in members)
         size += len(sample)
@@ -58,13 +55,13 @@ def _member(name: str, data: bytes) -> bytes:
     return header.tobuf(tarfile.USTAR_FORMAT) + data + b"\0" * (-len(data) % tarfile.BLOCKSIZE)
 
 
-def parquet(images: ImageRows) -> Iterator[bytes]:
+def parquet(images: ImageRows, columns: Columns) -> Iterator[bytes]:
     """A Parquet file with the images in the column `image`."""
-    file = _Buffer()
-    with pq.ParquetWriter(file, IMAGES_SCHEMA) as writer:
+    file, schema = _Buffer(), images_schema(columns)
+    with pq.ParquetWriter(file, schema) as writer:
         for group in _groups(images):
-            rows = [{"image": {"bytes": data, "path": image_name(row)}, **row} for row, data in group]
-            writer.write_table(pa.Table.from_pylist(rows, IMAGES_SCHEMA))
+            rows = [{"image": {"bytes": data, "path": image_name(row)}, **columns.cells(row)} for row, data in group]
+            writer.write_table(pa.Table.from_pylist(rows, schema))
             yield file.take()
     yield file.take()
 
@@ -81,10 +78,10 @@ def _groups(images: ImageRows) -> Iterator[list[tuple[Row, bytes]]]:
         yield group
 
 
-def metadata(rows: Sequence[Row]) -> bytes:
+def metadata(rows: Sequence[Row], columns: Columns) -> bytes:
     """A Parquet file of the rows, without images."""
     file = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, METADATA_SCHEMA), file)
+    pq.write_table(pa.Table.from_pylist(list(map(columns.cells, rows)), metadata_schema(columns)), file)
     return file.getvalue()
 
 
@@ -94,10 +91,10 @@ def rows_of(data: bytes, *columns: str) -> list[dict[str, Any]]:
     return found
 
 
-def imagefolder(images: ImageRows) -> Iterator[bytes]:
+def imagefolder(images: ImageRows, columns: Columns) -> Iterator[bytes]:
     """The `metadata.jsonl` of an image folder: the rows of the images beside it, by file name."""
     for row, _ in images:
-        yield line({"file_name": image_name(row), **row})
+        yield line({"file_name": image_name(row), **columns.cells(row)})
 
 
 def line(row: Row) -> bytes:

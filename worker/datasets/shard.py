@@ -20,7 +20,7 @@ from PIL import Image
 from common.catalog.catalog import Catalog
 from common.datasets import layout
 from common.datasets.contents import FinishedJob
-from common.datasets.layout import Layout, Row, item_id
+from common.datasets.layout import Columns, Layout, Row, item_id
 from common.enums import ImageState
 from common.errors import NotFound
 from common.log import log_event
@@ -59,6 +59,7 @@ class Shard:
     layout: Layout
     plan: str  # its digest
     items: Sequence[Item]
+    columns: Columns
 
 
 class ShardWriter:
@@ -73,8 +74,8 @@ class ShardWriter:
         images = self._images(shard, files, report)
         if first := next(images, None):
             path = layout.data_path(shard.layout, shard.name)
-            written.append(files.put_blocks(path, ENCODERS[shard.layout](chain([first], images))))
-        written.append(files.put(layout.metadata_path(shard.name), formats.metadata(rows)))
+            written.append(files.put_blocks(path, ENCODERS[shard.layout](chain([first], images), shard.columns)))
+        written.append(files.put(layout.metadata_path(shard.name), formats.metadata(rows, shard.columns)))
         stored = [item for item in shard.items if item.row["status"] == ImageState.STORED]
         shard_manifest: ShardManifest = {
             "shard": shard.name,
@@ -87,6 +88,7 @@ class ShardWriter:
             "revisions": _distinct(rows, lambda row: f"{row['model']} {row['model_revision'] or ''}".rstrip()),
             "worker_classes": _distinct(rows, lambda row: row["worker_class"]),
             "versions": _distinct(rows, lambda row: row["versions"]),
+            "formats": _distinct(rows, lambda row: row["format"]),
             "recipes": layout.text_sha256("\n".join(row["key"] for row in rows)),
             "files": {file.path: {"sha256": file.sha256, "bytes": file.bytes} for file in written},
         }
@@ -118,7 +120,7 @@ class ShardWriter:
         return data
 
 
-ENCODERS: dict[Layout, Callable[[formats.ImageRows], Iterator[bytes]]] = {
+ENCODERS: dict[Layout, Callable[[formats.ImageRows, Columns], Iterator[bytes]]] = {
     "webdataset": formats.webdataset,
     "parquet": formats.parquet,
     "imagefolder": formats.imagefolder,
@@ -158,6 +160,9 @@ def items_of(job: FinishedJob, split: str, catalog: Catalog) -> Iterator[Item]:
             "render_ms": image["render_ms"],
             "licence": model.licence.name if model else "",
             "split": split,
+            "row": job.origin.get("row"),
+            "meta": job.origin.get("meta", {}),
+            "template_vars": job.origin.get("template_vars"),
         }
         yield Item(row, recipe.compatibility, image["key"], image["bytes"] or 0)
 

@@ -37,6 +37,7 @@ def test_a_template_becomes_all_its_combinations(client: httpx.Client, expander:
     assert (batch["prompts"], batch["jobs"], batch["images"]["total"]) == (6, 6, 6)
     jobs = client.get("/v1/jobs", params={"batch": made["id"]}).json()["items"][::-1]
     assert [job["recipe"]["prompt"] for job in jobs] == [*MADE, "黑色的猫", "白色的猫"]
+    assert [job.get("template_vars") for job in jobs[3:5]] == [{"1": "蓝", "2": "正方形"}, {"颜色": "黑"}]
     first = [recipe["seeds"] for recipe in dry["recipes"]]
     assert first == [job["recipe"]["seeds"] for job in jobs[:5]] == [[7], [8], [9], [10], [11]]
 

@@ -15,8 +15,9 @@ import pytest
 from api.services import batch_dry_run
 from common.broker import Broker
 from common.config import Settings
-from common.prompt_files import parquet as parquet_reader
+from common.prompt_files.conversion import convert as conversion
 from common.storage import Storage
+from tests.support.batch_stories import BatchStory
 from tests.support.serving import Api
 from tests.support.stories import CATALOG, Story
 from tests.support.workers import MakeWorker, bucket_of, until
@@ -116,16 +117,18 @@ def test_the_encoding_of_a_sheet_is_found_and_returned(client: httpx.Client, set
     assert upload(client, SHEET.encode(), "text/csv")["encoding"] == "utf-8"
     assert upload(client, SHEET.encode("gbk"), "text/csv")["encoding"] == "gb18030"
     assert upload(client, SHEET.encode("gbk"), "text/csv; charset=GB2312")["encoding"] == "gb18030"
+    assert upload(client, SHEET.encode("utf-16"), "text/csv")["encoding"] == "utf-16"
     kept = len(bucket_of(settings))
     broken = SHEET.encode() + b"\xff"
     for data, media_type, says in (
         (broken.replace(b"\r\n", b"\r"), "text/csv", "The file is neither UTF-8 (line 6) nor GB18030 (line "),
         (broken, "text/csv", "The file is neither UTF-8 (line 6) nor GB18030 (line "),
-        (SHEET.encode("gbk"), "text/csv; charset=utf-8", "Line 1 is not UTF-8, as the request's charset says"),
-        (SHEET.encode("utf-16"), "text/csv", "The file is UTF-16; save it as UTF-8."),
-        (SHEET.encode(), "text/csv; charset=big5", "charset must be UTF-8 or GB18030."),
+        (SHEET.encode("gbk"), "text/csv; charset=utf-8", "Line 1 is not UTF-8, as the file or the request says"),
+        (SHEET.encode("utf-16") + b"x", "text/csv", "Line 6 is not UTF-16, as the file or the request says"),
+        (SHEET.encode(), "text/csv; charset=big5", "charset must be UTF-8, UTF-16 or GB18030."),
         (FILES["parquet"][0][:-1], PARQUET, "The file is not Parquet, or it is truncated."),
         (b"x", PARQUET, "The file is not Parquet, or it is truncated."),
+        (b"PAR1 and what is no table PAR1", PARQUET, "The file cannot be read as Parquet ("),
     ):
         answer = client.post("/v1/uploads", content=data, headers={"Content-Type": media_type})
         assert (answer.status_code, answer.json()["detail"][: len(says)]) == (422, says)
@@ -143,7 +146,6 @@ def test_the_encoding_of_a_sheet_is_found_and_returned(client: httpx.Client, set
         (parquet(3_000_000, prompt=pa.nulls(3_000_000, pa.string())), PARQUET, "Its file has no prompts."),
         (parquet(prompt=["a", "b", "c"], steps=[2, 0, 999]), PARQUET, "Row 2: steps is 0;"),
         (parquet(text=["a"]), PARQUET, "The file: no column is called prompt"),
-        (b"PAR1 and what is no table PAR1", PARQUET, "The file: it cannot be read as Parquet"),
     ],
 )
 def test_wrong_sheets_are_refused_before_anything_is_expanded(
@@ -265,11 +267,11 @@ def test_a_dry_run_of_a_large_file_is_an_estimate(client: httpx.Client, monkeypa
     monkeypatch.setattr(batch_dry_run, "STEP_JOBS", 50)
     rows = "".join(f'{{"prompt": "红色的圆形 {n:04}"}}\n' for n in range(1000))
     sheet = "prompt,steps\n" + "".join(f"红色的圆形 {n:04},{n % 10}\n" for n in range(1000))
-    table = parquet(prompt=[f"红色的圆形 {n}" for n in range(1000)])
+    table = parquet(prompt=[f"红色的圆形 {n:04}" for n in range(1000)])
     for data, media_type, near, bad in (
         (rows.encode(), "application/jsonl", 0, 0),
         (sheet.encode(), "text/csv", 10, 10),
-        (table, PARQUET, 0, 0),
+        (table, PARQUET, 1, 0),
     ):
         found = try_out(client, upload=upload(client, data, media_type)["id"], images_per_prompt=2)
         assert (found["checked_prompts"], found["is_estimate"], found["bad"]) == (100, True, bad)
@@ -313,16 +315,18 @@ def test_a_dry_run_is_refused_as_the_batch_would_be(client: httpx.Client) -> Non
         assert (answer.status_code, answer.json()["detail"][: len(says)]) == (status, says)
 
 
-def test_a_dry_run_ends_in_time_whatever_the_lines_are(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blank lines, which take longer than that to read, and a reader of Parquet that does not answer."""
+def test_a_dry_run_ends_in_time_whatever_the_lines_are(
+    client: httpx.Client, story: Story, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blank lines, which take longer than that to read, and a converter that does not answer."""
     monkeypatch.setattr(batch_dry_run, "MAX_S", 0.2)
     monkeypatch.setattr(batch_dry_run, "START_S", 0.2)
     blank = upload(client, b"\n" * 20_000_000, "text/plain")["id"]
-    table = upload(client, parquet(prompt=["a"]), PARQUET)["id"]
-    monkeypatch.setattr(parquet_reader, "READER", ("sleep", "60"))
+    table = BatchStory(story, settings).upload(parquet(prompt=["a"]), "parquet")
+    monkeypatch.setattr(conversion, "CONVERTER", ("sh", "-c", "exec sleep 60"))
     for file, status, says in (
         (blank, 422, "No prompt was found up to line "),
-        (table, 503, "The process that reads the Parquet file did not start"),
+        (str(table), 503, "The process that converts the file was too slow"),
     ):
         began = time.monotonic()
         answer = client.post("/v1/batches", params={"dry_run": "true"}, json={"upload": file})
@@ -331,25 +335,32 @@ def test_a_dry_run_ends_in_time_whatever_the_lines_are(client: httpx.Client, mon
 
 
 def test_a_tenant_has_one_dry_run_at_a_time_and_nobody_else_waits_for_it(
-    api: Api, client: httpx.Client, aside: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    api: Api,
+    client: httpx.Client,
+    story: Story,
+    settings: Settings,
+    aside: ThreadPoolExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     (tmp_path / "busy").touch()
-    monkeypatch.setattr(parquet_reader, "READER", ("sh", "-c", f"while [ -e {tmp_path}/busy ]; do sleep 0.05; done"))
+    slow = f"while [ -e {tmp_path}/busy ]; do sleep 0.05; done; echo '[\"prompt\"]'"
+    monkeypatch.setattr(conversion, "CONVERTER", ("sh", "-c", slow))
     monkeypatch.setattr(api.app.state.shared.dry_run_turns, "wait_s", 0.1)
     monkeypatch.setattr(batch_dry_run, "START_S", 60)
 
-    def hold(tenant: httpx.Client, threads: int) -> Future[httpx.Response]:
-        file = {"upload": upload(tenant, parquet(prompt=["a"]), PARQUET)["id"]}
+    def hold(tenant: httpx.Client, name: str, threads: int) -> Future[httpx.Response]:
+        file = {"upload": str(BatchStory(story, settings).upload(parquet(prompt=["a"]), "parquet", name))}
         held = aside.submit(tenant.post, "/v1/batches", params={"dry_run": "true"}, json=file)
         until(lambda: api.app.state.shared.dry_run_limiter.borrowed_tokens == threads)
         return held
 
     with api.client("another") as other:
-        first = hold(client, 1)
+        first = hold(client, "somebody", 1)
         second = client.post("/v1/batches", params={"dry_run": "true"}, json={"prompts": ["红色的圆形"]})
         assert (second.status_code, second.json()["code"], second.headers["Retry-After"]) == (429, "limit_reached", "2")
         assert try_out(other, prompts=["红色的圆形"])["jobs"] == 1
-        third = hold(other, 2)
+        third = hold(other, "another", 2)
         upload(other, "红色的圆形".encode(), "text/plain")
         assert other.post("/v1/batches", json={"prompts": ["红色的圆形"], "defaults": LOOK}).status_code == 201
         (tmp_path / "busy").unlink()

@@ -1,13 +1,16 @@
 """Templates in a batch: its prompts, their positions and seeds, at whatever moment a control worker is killed."""
 
+import json
 import tracemalloc
 from typing import Any
 
 import pytest
 
+from common.batches import lifecycle as batches
 from common.batches import plan as plans
 from common.batches.plan import Plan
 from common.config import Settings
+from common.db import transaction
 from common.recipes.prompt_templates import Templates
 from tests.support.batch_stories import BatchStory
 from tests.support.stories import Story
@@ -49,6 +52,11 @@ def test_each_combination_has_a_position_and_seeds_of_its_own(farm: BatchStory, 
     assert [job.position for job in jobs] == list(range(10))
     assert [job.recipe["seeds"] for job in jobs] == [[100 + 2 * n, 101 + 2 * n] for n in range(10)]
     assert batch.needs_code == 9
+    assert [job.origin for job in jobs[3:6]] == [
+        {"row": 1, "template_vars": {"1": "蓝", "2": "正方形"}},
+        {"row": 2},
+        {"row": 3, "template_vars": {"颜色": "橙色"}},
+    ]
 
 
 def test_the_variants_of_a_combination_are_adjacent_and_share_its_seeds(farm: BatchStory, small_chunks: None) -> None:
@@ -83,6 +91,21 @@ def test_samples_are_the_same_for_the_same_seed_whatever_is_skipped(farm: BatchS
         job.recipe["prompt"] for job in jobs_of(farm, [LINES[0], LINES[3]], sampled.model_copy(update={"seed": 1}))
     ]
     assert other != first
+
+
+def test_the_same_row_has_the_same_samples_in_a_file_of_any_format(farm: BatchStory) -> None:
+    """And another row with the same template has others, by what it keeps."""
+    sampled, made = plan(template=Templates(samples=8), keep="all"), {}
+    rows = [{"prompt": "{红|蓝}色的{圆形|月亮}", "guidance": 3, "id": n} for n in (1, 2)]
+    table = "guidance,id,prompt\n" + "".join(f"{row['guidance']},{row['id']},{row['prompt']}\n" for row in rows)
+    for format, data in (("jsonl", "\n\n" + "\n".join(map(json.dumps, rows))), ("csv", table)):
+        upload = farm.upload(data.encode(), format)
+        with transaction(farm.database) as connection:
+            made[format] = batches.submit(connection, farm.tenant(), upload, sampled)
+        farm.expander.work(made[format], 60)
+    assert prompts_of(farm, made["jsonl"]) == prompts_of(farm, made["csv"])
+    assert [job.origin["row"] for job in farm.jobs_of(made["csv"])[::8]] == [2, 3]
+    assert prompts_of(farm, made["csv"])[:8] != prompts_of(farm, made["csv"])[8:]
 
 
 def test_a_wrong_template_is_a_wrong_line(farm: BatchStory) -> None:

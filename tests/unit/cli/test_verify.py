@@ -9,11 +9,12 @@ from PIL import Image
 
 from cli.verify import Verification
 from common.datasets import layout
-from common.datasets.layout import COLUMNS, Row
+from common.datasets.layout import Columns, Row
 from common.storage import sha256
 from worker.datasets import formats
 
 SHARD = "train-00000"
+COLUMNS = Columns()
 PICTURE = BytesIO()
 Image.new("RGB", (8, 8), "red").save(PICTURE, "PNG")
 DATA = PICTURE.getvalue()
@@ -23,18 +24,23 @@ BLOCKS = {"webdataset": formats.webdataset, "parquet": formats.parquet, "imagefo
 
 def row(prompt: str) -> Row:
     known = {"key": layout.text_sha256(prompt), "prompt": prompt, "width": 8, "height": 8, "format": "png"}
-    return dict.fromkeys(COLUMNS) | known | {"status": "stored", "sha256": sha256(DATA), "split": "train"}
+    return dict.fromkeys(COLUMNS.types) | known | {"status": "stored", "sha256": sha256(DATA), "split": "train"}
 
 
 def dataset(folder: Path, form: layout.Layout, rows: list[Row], of_shard: list[Row], of_manifest: list[Row]) -> Path:
     """A dataset of `rows`; the recipes in its shard manifest and its manifest are those of other rows."""
     shard = {
-        layout.data_path(form, SHARD): b"".join(BLOCKS[form]((one, DATA) for one in rows)),
-        layout.metadata_path(SHARD): formats.metadata(rows),
+        layout.data_path(form, SHARD): b"".join(BLOCKS[form](((one, DATA) for one in rows), COLUMNS)),
+        layout.metadata_path(SHARD): formats.metadata(rows, COLUMNS),
     }
     about = {"rows": len(rows), "files": {path: {"sha256": sha256(d), "bytes": len(d)} for path, d in shard.items()}}
     written = about | {"plan": "the plan", "pictures": len(rows), "statuses": {"stored": len(rows)}}
-    manifest = {"plan": "the plan", "layout": form, "counts": {"rows": len(rows), "stored": len(rows)}}
+    manifest = {
+        "plan": "the plan",
+        "layout": form,
+        "columns": COLUMNS.types,
+        "counts": {"rows": len(rows), "stored": len(rows)},
+    }
     pictures = {layout.image_path(SHARD, one): DATA for one in rows} if form == "imagefolder" else {}
     files = pictures | shard
     files[layout.shard_manifest_path(SHARD)] = json.dumps(written | {"recipes": recipes(of_shard)}).encode()

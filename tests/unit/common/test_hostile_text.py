@@ -14,7 +14,7 @@ from common.batches.check import check_lines
 from common.batches.plan import Plan, planners
 from common.catalog.catalog import read
 from common.errors import Invalid
-from common.prompt_files.columns import field_of
+from common.prompt_files.columns import Columns, field_of
 from common.prompt_files.lines import Line
 from common.recipes import prompt_weighting, token_counter
 from common.recipes.recipe import Draft, Recipe, resolve
@@ -90,7 +90,7 @@ def test_a_batch_of_the_worst_lines_is_checked_in_linear_time() -> None:
 
     def check(text: str) -> None:
         lines = [Line(at, at, at, f"{at}{text}", LENGTH, lambda prompt: {"prompt": prompt}) for at in range(6)]
-        check_lines(lines, variants, 0, CATALOG)
+        check_lines(lines, variants, 0, Columns(), CATALOG)
 
     assert fastest(check, "(:" + "1" * 7900) < 6 * 3 * MOST_S
 

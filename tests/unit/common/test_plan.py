@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from common.batches.plan import Plan, Planner, planners
 from common.catalog.catalog import read
 from common.errors import Invalid, UnknownModel, wrong_fields
-from common.prompt_files.columns import fields_of
+from common.prompt_files.columns import Columns
 from common.recipes.recipe import MAX_SEED, Draft, Recipe, resolve
 
 CATALOG = read(Path(__file__).parents[3] / "models" / "catalog.toml")
@@ -114,7 +114,9 @@ def test_what_long_lines_say_is_not_kept() -> None:
     variants = planners(Plan(defaults={"model": "mini-zh"}, matrix=matrix, images_per_prompt=1, seed=0), CATALOG)
     tracemalloc.start()
     for n in range(20):
-        fields = fields_of({"prompt": "红", "negative_prompt": f"{n}" + "水" * 100_000, f"{n}" + "x" * 100_000: 1})
+        fields, _ = Columns(keep=()).read(
+            {"prompt": "红", "negative_prompt": f"{n}" + "水" * 100_000, f"{n}" + "x" * 100_000: 1}
+        )
         for variant in variants:
             with pytest.raises(Invalid):
                 variant.plan(fields, 0)

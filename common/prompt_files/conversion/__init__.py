@@ -1,0 +1,1 @@
+"""Files of prompts that are no plain text, converted once into lines of JSON: Parquet, XLSX, JSON arrays, .gz, .zst."""
