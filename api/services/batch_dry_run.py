@@ -19,7 +19,8 @@ from api.deps import AppState
 from api.queries.batches import SkippedLine
 from api.queries.fleet import Fleet, read_fleet
 from api.schemas import RECIPE, Recipe, example
-from api.services.batches import INLINE, BatchRequest, as_lines, plan_of
+from api.services.batch_request import BatchRequest
+from api.services.batches import INLINE, as_lines, plan_of
 from api.services.jobs import image_finder
 from common import uploads
 from common.accounts.keys import Caller

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 
 from common.batches import sentence
-from common.batches.plan import PlannedJob, Planner, plan_line
+from common.batches.plan import PlannedJob, Planner
+from common.batches.templates import plan_line
 from common.catalog.catalog import Catalog, Model
 from common.errors import Invalid, RefusedByPolicy
 from common.policy.policy import NO_POLICY, Policy

@@ -6,13 +6,9 @@ their images can be compared.
 
 A million prompts share one recipe but for the prompt and the seeds. It is resolved once, as a template. A prompt that
 is not plainly right is resolved like a single job, which names every error.
-
-A line whose prompt is a template has several prompts, at consecutive positions. They are made together, so a line may
-make only so many; that is known before the first one is made.
 """
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from json import JSONEncoder
@@ -29,7 +25,7 @@ from common.recipes.field_errors import prompt_errors
 from common.recipes.img2img import FindImage, find_no_image
 from common.recipes.needs import Since, needs_code
 from common.recipes.origin import origin_json
-from common.recipes.prompt_templates import TemplateError, TemplatePrompt, Templates, count_words
+from common.recipes.prompt_templates import Templates
 from common.recipes.recipe import MAX_SEED, SINCE, Draft, Recipe, Seed, Text, resolve, seeds_from
 from common.recipes.text_cache import TextCache
 
@@ -40,8 +36,6 @@ PROMPT_TYPE: TypeAdapter[str] = TypeAdapter(Text)
 SEED_TYPE: TypeAdapter[int] = TypeAdapter(Seed)
 TEMPLATE_BYTES, BYTES_PER_CHARACTER = 5_000, 12  # a recipe; of its texts it has up to three copies
 MAX_TEMPLATE_BYTES = 16_000_000  # of all variants; lines that list their seeds have a template each
-MAX_LINE_IMAGES = 16_384  # of a template: as many as one prompt can have in a matrix
-MAX_LINE_CHARACTERS = 8_000_000  # of its prompts, variables, other texts and kept values, times the variants
 
 to_json = JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -128,82 +122,6 @@ def planners(plan: Plan, catalog: Catalog, find: FindImage = find_no_image) -> l
     """One for each variant that the plan makes of a prompt."""
     templates = _template_cache()
     return [Planner(plan, catalog, find, variant, templates) for variant in variants(plan.matrix)]
-
-
-def plan_line(
-    variants: Sequence["Planner"], fields: Mapping[str, Any], position: int, kept: str = ""
-) -> list[PlannedJob]:
-    """The jobs of a line, in order: of each of its prompts all variants. Its prompts have consecutive positions.
-
-    `kept`: what the line keeps of its other columns, in JSON. Raises Invalid.
-    """
-    plan, text = variants[0].plan_of_batch, fields.get("prompt")
-    if plan.template is None or not isinstance(text, str):
-        return [variant.plan(fields, position) for variant in variants]
-    jobs = list[PlannedJob]()
-    for at, (prompt, variables) in enumerate(_prompts(plan, plan.template, fields, len(variants), kept), position):
-        alone, chosen = {**fields, "prompt": prompt}, to_json(variables) if variables else ""
-        jobs += [variant.plan(alone, at)._replace(template_vars=chosen) for variant in variants]
-    return jobs
-
-
-def count_prompts(templates: Templates | None, prompts: Iterable[str]) -> int:
-    """How many prompts these lines have, as far as that is known without an error: a wrong line counts as one."""
-    if templates is None:
-        return sum(1 for _ in prompts)
-    return sum(_count(templates, prompt) for prompt in prompts)
-
-
-def _count(templates: Templates, prompt: str) -> int:
-    try:
-        count = templates.count(templates.parse(prompt))
-    except TemplateError:
-        return 1
-    return count if count <= MAX_LINE_IMAGES else 1
-
-
-def _prompts(
-    plan: Plan, templates: Templates, fields: Mapping[str, Any], variants: int, kept: str
-) -> Iterable[TemplatePrompt]:
-    """The prompts of a line. Raises Invalid for a template that is wrong or makes too many."""
-    text: str = fields["prompt"]
-    try:
-        template = templates.parse(text)
-    except TemplateError as error:
-        raise Invalid.of([FieldError("prompt", error.reason)]) from None
-    count, jobs = templates.count(template), templates.count(template) * variants
-    if (images := jobs * _images(plan, fields)) > MAX_LINE_IMAGES:
-        too_many = sentence(
-            "template_too_many", count=count_words(count), images=count_words(images), most=MAX_LINE_IMAGES
-        )
-        raise Invalid.of([FieldError("prompt", too_many)])
-    others = len(kept) + sum(len(value) for value in fields.values() if isinstance(value, str) and value is not text)
-    if jobs * (size := template.size + others) > MAX_LINE_CHARACTERS:
-        too_long = sentence("template_too_long", count=count, size=size, most=MAX_LINE_CHARACTERS)
-        raise Invalid.of([FieldError("prompt", too_long)])
-    return templates.prompts(template, f"{plan.seed} {_row_text(fields, kept)}")
-
-
-def _row_text(fields: Mapping[str, Any], kept: str) -> str:
-    """What samples of a row follow from, beside the batch's seed: its values, as any format of file has them.
-
-    Not its number, which differs: a table has a header. A number may be text in one format and a float in another.
-    """
-    values = {**json.loads(kept or "{}"), **fields}
-    return to_json({name: _plain(values[name]) for name in sorted(values)})
-
-
-def _plain(value: Any) -> str:
-    is_whole = isinstance(value, float) and value.is_integer()
-    return str(int(value) if is_whole else value).strip()
-
-
-def _images(plan: Plan, fields: Mapping[str, Any]) -> int:
-    """How many of each of its prompts, if what the line says of that is right."""
-    seeds, count = fields.get("seeds"), fields.get("count")
-    if isinstance(seeds, list):
-        return max(1, len(seeds))
-    return max(1, count) if isinstance(count, int) else plan.images_per_prompt
 
 
 def _template_cache() -> TextCache[RecipeTemplate]:

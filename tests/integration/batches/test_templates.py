@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from common.batches import lifecycle as batches
-from common.batches import plan as plans
+from common.batches import templates
 from common.batches.plan import Plan
 from common.config import Settings
 from common.db import transaction
@@ -142,7 +142,7 @@ def test_too_many_combinations_are_refused_with_their_number_before_any_is_made(
 
 
 def test_the_largest_line_takes_bounded_memory(farm: BatchStory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plans, "MAX_LINE_CHARACTERS", 100_000)
+    monkeypatch.setattr(templates, "MAX_LINE_CHARACTERS", 100_000)
     long = "{红|蓝}" * 10 + "的圆形，" * 20
     batch_id = farm.batch_of([long], plan(images_per_prompt=1, defaults={"model": "zh-v0", "steps": 2}))
     farm.expander.work(batch_id, 60)
