@@ -113,8 +113,14 @@ class Client:
         headers = {"Idempotency-Key": str(uuid.uuid4())}
         return self._with_retries(lambda: self._json("POST", path, json=draft, headers=headers))
 
-    def upload(self, file: BinaryIO, media_type: str, on_progress: Callable[[int], None]) -> Json:
-        """Upload a seekable file in blocks; `on_progress` gets the number of bytes sent so far."""
+    def upload(
+        self, file: BinaryIO, media_type: str, on_progress: Callable[[int], None], format: str | None = None
+    ) -> Json:
+        """Upload a seekable file in blocks; `on_progress` gets the number of bytes sent so far.
+
+        `format`: of prompts, whatever the media type and the bytes say.
+        """
+        params = {"format": format} if format else None
         headers = {"Content-Type": media_type, "Content-Length": str(file.seek(0, SEEK_END))}
 
         def blocks() -> Iterator[bytes]:
@@ -125,7 +131,7 @@ class Client:
 
         timeout = httpx.Timeout(UPLOAD_TIMEOUT_S, connect=5)
         return self._with_retries(
-            lambda: self._json("POST", "/v1/uploads", content=blocks(), headers=headers, timeout=timeout)
+            lambda: self._json("POST", "/v1/uploads", content=blocks(), headers=headers, params=params, timeout=timeout)
         )
 
     def follow_job(self, job_id: str, timeout: float | None = None) -> Iterator[Json]:

@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import click
 
@@ -109,18 +109,6 @@ class ImageFile(click.ParamType):
             return str(uuid.UUID(value))
         except ValueError:
             self.fail(sentence("image_file_invalid", value=value), param, ctx)
-
-
-class PromptFile(click.ParamType):
-    """A local file, - for stdin, or the id of an upload."""
-
-    name = "FILE|ID"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> BinaryIO | str:
-        try:
-            return str(uuid.UUID(str(value)))
-        except ValueError:
-            return click.File("rb").convert(value, param, ctx)  # type: ignore[return-value]
 
 
 class LoraWeight(click.ParamType):

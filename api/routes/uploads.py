@@ -44,6 +44,7 @@ BINARY = {"schema": {"type": "string", "format": "binary"}}
 # Without a schema: any bytes may be such a file; what its lines say is checked with the batch.
 EXAMPLES = {
     "application/jsonl": {"example": LINES},
+    "application/json": {"example": [{"prompt": "红色的圆形"}, {"prompt": "绿色的三角形", "steps": 30, "seed": 7}]},
     "text/plain": {"example": "红色的圆形\n绿色的三角形\n"},
     "text/csv": {"example": SHEET},
 }

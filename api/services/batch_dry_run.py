@@ -75,7 +75,7 @@ class BatchDryRun(BaseModel):
             "encoding": "gb18030",
             "prompts": 1_000_000,
             "checked_prompts": 20_000,
-            "distinct": 19_870,
+            "distinct": 19_999,
             "is_estimate": True,
             "jobs": 999_950,
             "images": 3_999_800,

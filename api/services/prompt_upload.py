@@ -21,6 +21,7 @@ from common.prompt_files.formats import (
     CONVERTED,
     HEAD_BYTES,
     TABLE,
+    UTF8,
     UTF16,
     binary_format_of,
     compression_of,
@@ -67,7 +68,7 @@ def _lines(file: HashingFile, said: Said, most: int) -> Iterator[tuple[HashingFi
             file = stack.enter_context(_converted(file, compression, most))
         format, codec = _told(file.file, said)
         if format in CONVERTED:
-            file = stack.enter_context(_converted(file, format, most, codec or encodings.UTF8))
+            file = stack.enter_context(_converted(file, format, most, codec or UTF8))
         elif codec and codec.startswith(UTF16):
             file = stack.enter_context(_as_utf8(file.file, codec))
         yield file, TABLE if format == "parquet" else format, encodings.name_of(codec) if codec else None
@@ -101,7 +102,7 @@ def _check_parquet(file: BinaryIO) -> None:
 
 
 @contextmanager
-def _converted(file: HashingFile, kind: str, most: int, codec: str = encodings.UTF8) -> Iterator[HashingFile]:
+def _converted(file: HashingFile, kind: str, most: int, codec: str = UTF8) -> Iterator[HashingFile]:
     with temporary_file() as target:
         convert(file.file, target.file, kind, codec, most)
         target.measure()

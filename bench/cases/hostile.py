@@ -165,7 +165,8 @@ def submit_weight_batches(client: httpx.Client, stop: threading.Event) -> None:
 @cache
 def nulls() -> bytes:
     file = io.BytesIO()
-    parquet.write_table(pyarrow.table({"prompt": pyarrow.nulls(3_000_000, pyarrow.string())}), file)
+    prompts = pyarrow.concat_arrays([pyarrow.nulls(3_000_000, pyarrow.string()), pyarrow.array(["红色的圆形"])])
+    parquet.write_table(pyarrow.table({"prompt": prompts}), file)
     return file.getvalue()
 
 

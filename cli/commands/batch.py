@@ -1,7 +1,8 @@
 """`huafang batch`: submit a file of prompts, list, watch, pause, resume, cancel, retry what failed, delete."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import click
 
@@ -9,12 +10,17 @@ from cli import sentence
 from cli.client import Json, api_path
 from cli.commands.generate import check_text
 from cli.commands.rm import WAIT, confirm, remove
-from cli.options import FieldColumn, FieldValueList, FieldValues, KeptColumns, PromptFile, Size, StopRule, build_matrix
-from cli.prompt_upload import dry_run_batch, read_wildcards, upload_prompts
+from cli.options import FieldColumn, FieldValueList, FieldValues, KeptColumns, Size, StopRule, build_matrix
+from cli.prompt_files.sources import find_sources, name_of
+from cli.prompt_files.upload import dry_run_batches, upload_prompts
+from cli.prompt_files.wildcards import read_wildcards
 from cli.shell import Group, Shell, format_duration
 from cli.terminal import Columns, Row, print_json
 from cli.watch import batch_failure, count_images, watch_batch
 from common.enums import Tier
+from common.prompt_files.formats import FORMATS
+
+MAX_NAME = 200  # characters, as the farm takes them
 
 
 def pictures(batch: Row) -> str:
@@ -82,7 +88,7 @@ def batch() -> None:
 
 
 @batch.command()
-@click.argument("prompts", metavar="FILE|ID", type=PromptFile())
+@click.argument("prompts", metavar="FILE|ID...", nargs=-1, required=True)
 @click.option("--images-per-prompt", type=int, help="Each has its own seed.  [default: 1]")
 @click.option("--seed", type=int, help="Of the first picture; each next one has the next seed.  [default: random]")
 @click.option("--model", help="A model of `huafang models ls`.")
@@ -110,15 +116,21 @@ def batch() -> None:
 @click.option(
     "--column", "columns", type=FieldColumn(), multiple=True, help="The column that means a field; repeat it for more."
 )
+@click.option(
+    "--no-header", is_flag=True, help="The table has no names of columns: they are 1, 2, 3 …, the prompt is 1."
+)
 @click.option("--keep", type=KeptColumns(), help="Columns whose values go into datasets, too.")
 @click.option("--skip-bad", is_flag=True, help="Skip invalid prompts; without it one refuses the batch.")
+@click.option(
+    "--input-format", type=click.Choice(list(FORMATS)), help="Of the file.  [default: by its name and first bytes]"
+)
 @click.option("--dry-run", is_flag=True, help="Upload the file and show what the batch would be; submit nothing.")
 @click.option("--watch", "is_watched", is_flag=True, help="Watch it until it ends.")
 @click.pass_obj
 def submit(
     shell: Shell,
     /,
-    prompts: BinaryIO | str,
+    prompts: tuple[str, ...],
     images_per_prompt: int | None,
     seed: int | None,
     tier: str | None,
@@ -126,8 +138,10 @@ def submit(
     stop_rule: dict[str, Any] | None,
     size: tuple[int, int] | None,
     columns: tuple[tuple[str, str], ...],
+    no_header: bool,
     keep: list[str] | str | None,
     skip_bad: bool,
+    input_format: str | None,
     dry_run: bool,
     is_watched: bool,
     lists: tuple[FieldValues, ...],
@@ -136,9 +150,13 @@ def submit(
     wildcards: Path | None,
     **fields: Any,
 ) -> None:
-    """Submit the prompts of FILE: a prompt per line (.txt), JSON objects (.jsonl), or a table with a column prompt or
-    提示词 (.csv, .parquet); - is stdin, whose format is recognised. All but .txt may have other fields of a recipe too.
-    The defaults of all fields are the model's, in the catalogue. ID is an upload, as a --dry-run prints it.
+    """Submit the prompts of FILE: a prompt per line (.txt), JSON objects (.jsonl, .ndjson, .json), or a table with a
+    column prompt or 提示词 (.csv, .tsv, .xlsx, .parquet), each also as .gz or .zst; - is stdin. What a file is its
+    bytes say too. All but .txt may have other fields of a recipe. The defaults of all fields are the model's, in the
+    catalogue. ID is an upload, as a --dry-run prints it.
+
+    FILE may be a pattern (`'prompts/*.csv'`) or an address: `s3://bucket/key`, `https://host/file.jsonl`,
+    `hf://datasets/owner/name/data/train.parquet`. Each of several files becomes a batch of its own.
 
     A column that means no field is an error, unless --keep says which values go with the pictures into datasets:
     `--keep id,category`, `--keep all`, or `--keep ""` for none. `--column prompt=caption` says which is the prompt.
@@ -154,7 +172,8 @@ def submit(
     if size:
         fields["width"], fields["height"] = size
     given = {"images_per_prompt": images_per_prompt, "seed": seed, "tier": tier, "name": name, "stop_rule": stop_rule}
-    given |= {"columns": dict(columns) or None, "keep": keep}
+    named = {"prompt": "1", **dict(columns)} if no_header else dict(columns)
+    given |= {"columns": named or None, "keep": keep}
     defaults = {field: value for field, value in fields.items() if value is not None}
     draft = {"defaults": defaults, **{field: value for field, value in given.items() if value is not None}}
     if lists:
@@ -164,14 +183,19 @@ def submit(
     if skip_bad:
         draft["skip_bad"] = True
     check_text({**defaults, **draft})
-    draft["upload"] = upload_prompts(shell, prompts)
+    sources = find_sources(prompts)
+    names = [name] if len(sources) == 1 else [f"{name or ''} {name_of(source)}".strip() for source in sources]
+    uploads = [upload_prompts(shell, source, input_format) for source in sources]
+    drafts = [
+        draft | ({"name": name[:MAX_NAME]} if name else {}) | {"upload": upload}
+        for name, upload in zip(names, uploads, strict=True)
+    ]
     if dry_run:
-        return dry_run_batch(shell, draft)
-    made = shell.client.submit(draft, "/v1/batches")
+        return dry_run_batches(shell, drafts)
+    made = [shell.client.submit(draft, "/v1/batches") for draft in drafts]
     if is_watched:
-        shell.print_message(f"{made['id']} is submitted.")
-        return print_ended(shell, watch_batch(shell, made["id"]))
-    shell.print_record(made, RECORD)
+        return watch_all(shell, made)
+    print_batches(shell, made)
 
 
 @batch.command()
@@ -248,6 +272,23 @@ def rm(shell: Shell, ids: tuple[str, ...], yes: bool, wait: bool) -> None:
 
 def change(shell: Shell, batch_id: str, verb: str) -> None:
     shell.print_record(shell.client.post(api_path("batches", batch_id, verb)), RECORD)
+
+
+def print_batches(shell: Shell, batches: Sequence[Json]) -> None:
+    if len(batches) == 1:
+        shell.print_record(batches[0], RECORD)
+    else:
+        shell.print_rows(batches, ROW)
+
+
+def watch_all(shell: Shell, batches: Sequence[Json]) -> None:
+    """Watch batches, one after the other. Raises Failure where an image of one is not stored."""
+    for batch in batches:
+        shell.print_message(f"{batch['id']} is submitted.")
+    ended = [watch_batch(shell, batch["id"]) for batch in batches]
+    print_batches(shell, ended)
+    if failure := next(filter(None, map(batch_failure, ended)), None):
+        raise failure
 
 
 def print_ended(shell: Shell, batch: Json) -> None:

@@ -12,9 +12,10 @@ from cli.shell import Group, Shell
 from cli.terminal import Columns, Row
 from common.errors import Invalid
 from common.policy.policy import Policy, load
-from common.prompt_files.lines import Gap, Line, csv_records, lines, read_csv_header
+from common.prompt_files.lines import Gap, Line, lines
+from common.prompt_files.sheets import csv_records, read_csv_header
 
-FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv"}  # any other: a prompt per line
+FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "tsv"}  # any other: a prompt per line
 SHOWN = 60  # characters of a prompt, in a table
 
 ROW: Columns = {
@@ -64,8 +65,8 @@ def read_lines(file: BinaryIO) -> Iterator[Line]:
     data = file.read()
     form = FORMATS.get(Path(getattr(file, "name", "")).suffix.lower(), "txt")
     found: Iterator[Line | Gap]
-    if form == "csv":
-        header = read_csv_header([data], "utf-8-sig")
+    if form in ("csv", "tsv"):
+        header = read_csv_header([data], "utf-8-sig", form)
         found = csv_records([data[header.end :]], header, header.end, header.number)
     else:
         found = lines([data], form)

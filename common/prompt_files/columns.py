@@ -144,8 +144,17 @@ class Columns:
             raise UnknownColumns(unknown)
         values = ((field, value_of(field, row[name])) for field, name in meaning.fields)
         fields = {field: value for field, value in values if value is not None}
-        kept = {name.strip(): row[name] if row[name] == row[name] else None for name in meaning.kept}  # NaN is none
-        return fields, kept
+        return fields, {name.strip(): self._kept_value(row[name]) for name in meaning.kept}
+
+    def _kept_value(self, value: Any) -> Any:
+        """NaN is none, and so is a picture where nobody asked for it by its name."""
+        is_left_out = value != value or (self._keep == "all" and _is_picture(value))
+        return None if is_left_out else value
+
+    def are_numbered(self, header: tuple[str, ...]) -> bool:
+        """Whether the columns are called 1, 2, 3 …, and the first line of the table is not their names."""
+        names = {name.strip() for name in header}
+        return any(name.isdecimal() and name not in names for name in self._named.values())
 
     def knows(self, name: str) -> bool:
         """Whether a column of this name means a field, or is kept by its name."""
@@ -223,7 +232,11 @@ def _is_anonymous(name: str) -> bool:
 
 def _is_nothing(value: Any) -> bool:
     """Whether nothing that a person wrote is lost with it: an empty cell, or a picture in a table of them."""
-    return value is None or (isinstance(value, dict) and value.keys() == PICTURE_KEYS)
+    return value is None or _is_picture(value)
+
+
+def _is_picture(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == PICTURE_KEYS
 
 
 def _quote(names: Sequence[str]) -> str:

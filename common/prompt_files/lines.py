@@ -134,7 +134,7 @@ def _parse_prompt(content: bytes, encoding: str) -> dict[str, Any]:
     prompt = decode(content, encoding)
     if found := SEPARATORS.search(prompt):
         raise Invalid(sentence("line_separator", code=f"U+{ord(found[0]):04X}"))
-    return {"prompt": prompt}
+    return {"prompt": prompt.strip()}
 
 
 def _parse_object(content: bytes, encoding: str) -> dict[str, Any]:

@@ -58,7 +58,10 @@ class Header:
 
 
 def read_csv_header(blocks: Iterable[bytes], encoding: str, columns: Columns, format: str = "csv") -> Header:
-    """Read the first line that is not blank, and let `columns` know it. Raises Invalid if it does not name them."""
+    """Read the first line that is not blank, and let `columns` know it. Raises Invalid if it does not name them.
+
+    If the columns are numbered, that line is a record.
+    """
     end, delimiters = 0, list(TAB if format == "tsv" else DELIMITERS)
     for number, (size, content) in enumerate(split_lines(blocks), 1):
         end += size
@@ -70,6 +73,9 @@ def read_csv_header(blocks: Iterable[bytes], encoding: str, columns: Columns, fo
             delimiters = [said[1]] if said[1] in DELIMITERS else delimiters
         elif text:
             names, delimiter = _split_header(text, delimiters, columns)
+            if columns.are_numbered(names):
+                names = tuple(str(place + 1) for place in range(len(names)))
+                end, number = end - size, number - 1
             try:
                 columns.learn(names)
             except Invalid as error:
@@ -83,7 +89,7 @@ def read_csv_header(blocks: Iterable[bytes], encoding: str, columns: Columns, fo
 def _split_header(text: str, delimiters: Iterable[str], columns: Columns) -> tuple[tuple[str, ...], str]:
     """The names of the columns, and the delimiter that gives the most that are known."""
     found = [(tuple(next(csv.reader([text], delimiter=delimiter))), delimiter) for delimiter in delimiters]
-    return max(found, key=lambda one: sum(map(columns.knows, one[0])))
+    return max(found, key=lambda one: (sum(map(columns.knows, one[0])), columns.are_numbered(one[0]) and len(one[0])))
 
 
 def csv_records(blocks: Iterable[bytes], header: Header, offset: int, number: int) -> Iterator[Line | Gap]:
@@ -147,7 +153,8 @@ class _CsvFeed:
         self.end, self.number = self.end + size, self.number + 1
         if content is None or self.end - self._start > MAX_LINE_BYTES:
             raise Invalid(sentence("csv_record_too_long", most=MAX_LINE_BYTES))
-        return decode(content, self._encoding)
+        text = decode(content, self._encoding)
+        return text.removeprefix("\ufeff") if self.end == size else text  # a file without a header
 
 
 # Converted tables

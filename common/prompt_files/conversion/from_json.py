@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -10,7 +11,7 @@ from common.prompt_files import sentence
 from common.prompt_files.raw_lines import MAX_LINE_BYTES
 
 BLOCK_BYTES = 250_000
-BETWEEN = " \t\r\n,"  # a comma too many is nobody's loss
+BETWEEN = re.compile(r"[ \t\r\n,]*")  # a comma too many is nobody's loss
 decode = json.JSONDecoder().raw_decode
 to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -39,27 +40,26 @@ def _texts(source: BinaryIO, codec: str) -> Iterator[str]:
 
 def _items(texts: Iterator[str]) -> Iterator[Any]:
     """Each item of the array, or each object. In memory are a block and an item."""
-    rest, number, ends = next(texts, "").removeprefix("\ufeff").lstrip(), 1, ""
-    if rest.startswith("["):
-        rest, ends = rest[1:], "]"
+    text, number, end = next(texts, "").removeprefix("\ufeff").lstrip(), 1, ""
+    at = 0
+    if text.startswith("["):
+        at, end = 1, "]"
     while True:
-        rest = rest.lstrip(BETWEEN)
+        at = BETWEEN.match(text, at).end()  # type: ignore[union-attr]
+        if at < len(text) and text[at] == end:
+            break
         try:
-            if rest and rest[0] == ends:
-                break
-            item, end = decode(rest)
+            item, at = decode(text, at)
             yield item
-            rest, number = rest[end:], number + 1
-            continue
+            number += 1
         except RecursionError:
             raise Invalid(sentence("item_not_json", number=number)) from None
-        except ValueError:
-            pass
-        block = next(texts, None)
-        if block is None:
-            break
-        if len(rest) > MAX_LINE_BYTES:
-            raise Invalid(sentence("item_not_json", number=number))
-        rest += block
-    if rest.rstrip() != ends or any(block.strip() for block in texts):
+        except ValueError:  # also where the rest of the item is not read yet
+            block = next(texts, None)
+            if block is None:
+                break
+            if len(text) - at > MAX_LINE_BYTES:
+                raise Invalid(sentence("item_not_json", number=number)) from None
+            text, at = text[at:] + block, 0
+    if text[at:].rstrip() != end or any(block.strip() for block in texts):
         raise Invalid(sentence("item_not_json", number=number))

@@ -25,7 +25,7 @@ MAX_BYTES = 8_000  # of bytes that are no text; longer ones, such as pictures, a
 
 
 def convert(source: BinaryIO, target: BinaryIO, kind: str, codec: str) -> None:
-    """Raises Invalid if the file cannot be read, and MemoryError."""
+    """Raises Invalid if the file cannot be read or has nothing in it, and MemoryError."""
     pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # this one raises at the limit
     pyarrow.set_cpu_count(1)
     pyarrow.set_io_thread_count(1)
@@ -34,8 +34,13 @@ def convert(source: BinaryIO, target: BinaryIO, kind: str, codec: str) -> None:
         if table.metadata.num_rows > MAX_ROWS:
             raise Invalid(sentence("parquet_too_many_rows", rows=table.metadata.num_rows, most=MAX_ROWS))
         target.write(_header(table.schema_arrow).encode() + b"\n")
+        is_empty = True
         for batch in _batches(table):
-            target.write(_lines(batch))
+            lines = _lines(batch)
+            is_empty = is_empty and not lines.strip()
+            target.write(lines)
+        if is_empty:
+            raise Invalid(sentence("file_without_rows"))
     except pyarrow.ArrowMemoryError:
         raise MemoryError from None
     except (pyarrow.ArrowException, OSError, ValueError) as error:
@@ -73,7 +78,7 @@ def _batches(table: Any) -> Iterator[Any]:
 
 def _lines(batch: Any) -> bytes:
     if all(column.null_count == batch.num_rows for column in batch.columns):
-        return b"\n" * batch.num_rows
+        return b"\n" * int(batch.num_rows)
     columns = [_cells(column) for column in batch.columns]
     rows = (to_json(row) if any(cell is not None for cell in row) else "" for row in zip(*columns, strict=True))
     return ("\n".join(rows) + "\n").encode()

@@ -18,8 +18,8 @@ to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=st
 def convert(source: BinaryIO, target: BinaryIO, kind: str, codec: str) -> None:
     """Raises Invalid if the file is no workbook, or has no row."""
     try:
-        sheet = CalamineWorkbook.from_filelike(source).get_sheet_by_index(0)  # type: ignore[arg-type]
-        rows = ([_plain(cell) for cell in row] for row in sheet.to_python(skip_empty_area=False))
+        sheet = CalamineWorkbook.from_filelike(source).get_sheet_by_index(0)
+        rows = ([_plain(cell) for cell in row] for row in sheet.iter_rows())
     except (CalamineError, IndexError) as error:
         raise Invalid(sentence("xlsx_unreadable", reason=str(error)[:200])) from None
     behind = list[bytes]()

@@ -16,7 +16,7 @@ from common.db import transaction
 from common.prompt_files.formats import FORMATS
 from common.storage import Storage
 from tests.support.batch_stories import PLAN, BatchStory
-from tests.support.prompt_tables import csv_text, gz, json_lines, objects, parquet, workbook, xlsx
+from tests.support.prompt_tables import Rows, csv_text, gz, json_lines, objects, parquet, workbook, xlsx
 from tests.support.stories import CATALOG, Story
 from worker.control import batch_expander
 from worker.control.batch_expander import Expander
@@ -27,8 +27,8 @@ PROMPTS = TEXT.split()
 LINES = "".join(f'{{"prompt": "{prompt}", "seed": 7}}\n' for prompt in PROMPTS)
 SHEET = "prompt,seed\n" + "".join(f"{prompt},7\n" for prompt in PROMPTS)
 ARRAY = json.dumps([{"prompt": prompt} for prompt in PROMPTS], ensure_ascii=False, indent=1)
-TABLE = [["prompt", "seed"], *([prompt, 7] for prompt in PROMPTS)]
-VIEW = [["prompt", "guidance"], *([prompt, 5] for prompt in PROMPTS)]
+TABLE: Rows = [["prompt", "seed"], *([prompt, 7] for prompt in PROMPTS)]
+VIEW: Rows = [["prompt", "guidance"], *([prompt, 5] for prompt in PROMPTS)]
 
 
 def upload(client: httpx.Client, data: bytes, name: str, **params: str) -> httpx.Response:
@@ -159,9 +159,17 @@ def test_the_client_may_say_the_format_for_certain(client: httpx.Client) -> None
     assert outcome(client, odd.encode(), "text/html", format="jsonl")[0] == "jsonl"
 
 
+def test_a_dry_run_counts_doubles(client: httpx.Client) -> None:
+    """The same prompt with another seed is one prompt; a wrong line is none."""
+    file = upload(client, b"prompt,seed\na,1\na,2\nb,\na,x\nc,x\n", "csv").json()["id"]
+    body = {"upload": file, "defaults": LOOK, "matrix": {"steps": [2, 3]}}
+    found = client.post("/v1/batches", params={"dry_run": "true"}, json=body).json()
+    assert (found["prompts"], found["bad"], found["jobs"], found["distinct"]) == (5, 2, 6, 2)
+
+
 # The same rows in every format
 
-ROWS = [
+ROWS: Rows = [
     ["prompt", "negative_prompt", "steps", "seed", "guidance", "width"],
     ["红色的圆形", "水印", 4, 7, 7.5, 64],
     ["他说“好”, 就这样", None, None, None, 5, None],
@@ -192,7 +200,7 @@ def test_the_same_rows_are_the_same_recipes_in_every_format(client: httpx.Client
 
 
 def test_a_wrong_row_has_its_number_in_every_format(client: httpx.Client) -> None:
-    rows = [["prompt", "steps"], ["红", 4], [None, None], ["绿", 999]]
+    rows: Rows = [["prompt", "steps"], ["红", 4], [None, None], ["绿", 999]]
     for name, data, number in (
         ("csv", csv_text(rows).encode(), 4),
         ("tsv", csv_text(rows, "\t").encode(), 4),

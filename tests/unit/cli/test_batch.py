@@ -3,11 +3,14 @@
 import io
 import json
 import sys
+import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
+from moto.server import ThreadedMotoServer
 
 from api.queries.batches import BATCH
 from api.services.batch_dry_run import BatchDryRun
@@ -32,7 +35,7 @@ def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
 
 
 def accept_batch(request: Request) -> Response:
-    if request.path == "/v1/uploads":
+    if "/v1/uploads" in request.path:
         return Response(201, {"id": "the-upload"})
     return Response(201, batch(state="checking")) if request.path == "/v1/batches" else Response(200, DRY_RUN)
 
@@ -44,6 +47,8 @@ def accept_batch(request: Request) -> Response:
         (".JSONL", "application/jsonl"),
         (".csv", "text/csv"),
         (".parquet", "application/vnd.apache.parquet"),
+        (".ndjson", "application/jsonl"),
+        (".tsv", "text/tab-separated-values"),
     ],
 )
 def test_a_file_is_uploaded_and_submitted(
@@ -103,12 +108,39 @@ def test_a_dry_run_submits_nothing_and_fails_if_the_batch_would(call: Callable[.
     assert done.code == 0
     lines = {line[:11].strip(): line[11:].strip() for line in done.out.splitlines()}
     assert lines["prompts"] == "about 1,000,000"
-    assert lines["checked"] == "the first 20,000"
+    assert (lines["read as"], lines["checked"]) == ("csv, GB18030", "the first 20,000")
     assert (lines["takes"], lines["size"], lines["upload"]) == ("139 h", "1.28 TB", UPLOAD)
     assert "女孩们打开了另一世界的大门 — zh-v0, 512×512, 50 of lms, guidance 7.5, seeds 42" in done.out
     tried = "/v1/batches?dry_run=true"
     assert [request.path for request in farm.requests] == ["/v1/uploads", tried, tried]
     assert farm.requests[2].body == {"upload": UPLOAD, "defaults": {}, "skip_bad": True}
+
+
+def test_columns_are_named_and_kept_as_the_options_say(call: Callable[..., Any]) -> None:
+    given = ("--column", "prompt=标题", "--column", "seed= nr", "--keep", "id, 类别,")
+    wanted = {"columns": {"prompt": "标题", "seed": "nr"}, "keep": ["id", "类别"]}
+    with fake_farm(accept_batch) as farm:
+        assert call(farm, "submit", UPLOAD, *given).code == 0
+        assert call(farm, "submit", UPLOAD, "--no-header", "--keep=all").code == 0
+        assert call(farm, "submit", UPLOAD, "--no-header", "--column=prompt=2", "--keep=").code == 0
+        done = call(farm, "submit", UPLOAD, "--column", "prompt")
+        assert (done.code, "such as prompt=caption" in done.err) == (2, True)
+        done = call(farm, "submit", UPLOAD, "--dry-run", "--skip-bad", "--format=human")
+    bodies = [{key: request.body.get(key) for key in ("columns", "keep")} for request in farm.requests[:3]]
+    assert bodies == [
+        wanted,
+        {"columns": {"prompt": "1"}, "keep": "all"},
+        {"columns": {"prompt": "2"}, "keep": []},
+    ]
+    taken = "caption → prompt, id → kept, Unnamed: 0 → left out (it is an index that pandas wrote)"
+    assert taken in " ".join(done.out.split())
+
+
+def test_a_dry_run_names_doubles(call: Callable[..., Any]) -> None:
+    twice = DRY_RUN | {"prompts": 2000, "checked_prompts": 2000, "is_estimate": False, "bad": 0, "distinct": 288}
+    with fake_farm(lambda request: Response(200, twice)) as farm:
+        done = call(farm, "submit", UPLOAD, "--dry-run", "--format=human")
+    assert "2,000, 288 distinct of 2,000\n" in done.out
 
 
 def test_matrix_options_make_a_matrix(call: Callable[..., Any], tmp_path: Path) -> None:
@@ -176,40 +208,121 @@ def test_stdin_is_uploaded_and_sent_again_after_an_error(
     with fake_farm(lambda request: next(responses, accept_batch(request))) as farm:
         assert call(farm, "submit", "-").code == 0
     assert [request.body for request in farm.requests[:2]] == [TEXT.encode()] * 2
-    assert farm.requests[0].headers["content-type"] == "text/plain"
+    assert farm.requests[0].headers["content-type"] == "application/octet-stream"
 
 
-@pytest.mark.parametrize(
-    ("text", "media_type"),
-    [
-        (b'{"prompt": "a"}\n{"prompt": "b"}\n', "application/jsonl"),
-        (b'\xef\xbb\xbf\n  { "prompt": "a", }\n', "application/jsonl"),  # a wrong one too: its error names the line
-        ("{红色|蓝色}的圆形\n".encode(), "text/plain"),
-        ("提示词;步数\r\n红色的圆形;20\r\n".encode("gbk"), "text/csv"),
-        ('"prompt",seed\r红色的圆形,7\r'.encode(), "text/csv"),
-        (b"prompt, with a seed\n", "text/plain"),
-        (b"prompt\n", "text/plain"),
-        (b"PAR1\x15\x04", "application/vnd.apache.parquet"),
-        (b"", "text/plain"),
-    ],
-)
-def test_the_format_of_stdin_is_recognised(
-    call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, text: bytes, media_type: str
-) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Pipe(text)))
+def test_a_file_without_a_known_name_is_left_to_the_farm(call: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "prompts").write_text(TEXT)
+    (tmp_path / "prompts.csv.gz").write_bytes(b"\x1f\x8b")
     with fake_farm(accept_batch) as farm:
-        assert call(farm, "submit", "-").code == 0
-    assert farm.requests[0].headers["content-type"] == media_type
-    assert (farm.requests[0].body or b"") == text
-
-
-def test_a_file_of_another_kind_is_not_sent(call: Callable[..., Any], tmp_path: Path) -> None:
-    (tmp_path / "prompts.xlsx").write_text(TEXT)
-    with fake_farm(accept_batch) as farm:
-        done = call(farm, "submit", str(tmp_path / "prompts.xlsx"))
-        assert (done.code, ".jsonl" in done.err) == (2, True)
+        assert call(farm, "submit", str(tmp_path / "prompts")).code == 0
+        assert call(farm, "submit", str(tmp_path / "prompts.csv.gz")).code == 0
+        assert call(farm, "submit", str(tmp_path / "prompts"), "--input-format=csv").code == 0
         assert call(farm, "submit", str(tmp_path / "nothing.txt")).code == 2
-    assert farm.requests == []
+        assert call(farm, "submit", str(tmp_path)).code == 2
+    sent = [(one.path, one.headers["content-type"]) for one in farm.requests if "uploads" in one.path]
+    assert sent == [
+        ("/v1/uploads", "application/octet-stream"),
+        ("/v1/uploads", "text/csv"),
+        ("/v1/uploads?format=csv", "text/csv"),
+    ]
+
+
+def test_each_of_several_files_becomes_a_batch(call: Callable[..., Any], tmp_path: Path) -> None:
+    for name in ("b.txt", "a.txt", "c.csv"):
+        (tmp_path / name).write_text(name)
+    with fake_farm(accept_batch) as farm:
+        done = call(farm, "submit", f"{tmp_path}/*.txt", str(tmp_path / "c.csv"), str(tmp_path / "a.txt"), "--name=画")
+        assert (done.code, len(done.json)) == (0, 3)
+        assert call(farm, "submit", f"{tmp_path}/*.tsv").code == 2
+        dry = call(farm, "submit", f"{tmp_path}/*.txt", "--dry-run")
+    assert dry.code == 1
+    assert "a.txt: Prompts that cannot be rendered: 1" in dry.err
+    uploaded, made, tried = farm.requests[:3], farm.requests[3:6], farm.requests[6:]
+    assert [one.body for one in uploaded] == [b"a.txt", b"b.txt", b"c.csv"]
+    assert [one.body["name"] for one in made] == ["画 a.txt", "画 b.txt", "画 c.csv"]
+    assert [one.path.partition("?")[0] for one in tried] == ["/v1/uploads"] * 2 + ["/v1/batches"] * 2
+
+
+def test_a_file_is_fetched_from_where_it_lies(
+    call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def host(request: Request) -> Response:
+        if request.path == "/moved.csv":
+            return Response(302, headers={"Location": "/prompts.csv?signed=1"})
+        return Response(200, TEXT.encode()) if request.path.startswith("/prompts.csv") else Response(404)
+
+    with fake_farm(accept_batch) as farm, fake_farm(host) as site:
+        for path in ("prompts.csv", "moved.csv", "prompts.csv?x=/a.txt"):
+            assert call(farm, "submit", f"{site.url}/{path}").code == 0
+        missing = call(farm, "submit", f"{site.url}/no.csv")
+        unknown = call(farm, "submit", "ftp://host/a.csv")
+    assert (missing.code, "404" in missing.err, unknown.code) == (1, True, 2)
+    sent = [(one.body, one.headers["content-type"]) for one in farm.requests if one.path == "/v1/uploads"]
+    assert sent == [(TEXT.encode(), "text/csv")] * 3
+
+
+def test_files_are_fetched_from_a_bucket(
+    call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*server.get_host_and_port()))
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "test")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="prompts")
+        for name in ("a/1.jsonl", "a/2.jsonl", "a/3.csv", "b/4.jsonl"):
+            client.put_object(Bucket="prompts", Key=name, Body=name.encode())
+        with fake_farm(accept_batch) as farm:
+            assert call(farm, "submit", "s3://prompts/a/*.jsonl").code == 0
+            assert call(farm, "submit", "s3://prompts/a/3.csv").code == 0
+            missing = call(farm, "submit", "s3://prompts/a/9.csv")
+            assert call(farm, "submit", "s3://prompts/c/*").code == 2
+    finally:
+        server.stop()
+    assert (missing.code, "s3://prompts/a/9.csv cannot be read" in missing.err) == (1, True)
+    bodies = [one.body for one in farm.requests if one.path == "/v1/uploads"]
+    assert bodies == [b"a/1.jsonl", b"a/2.jsonl", b"a/3.csv"]
+
+
+def test_files_are_fetched_from_a_hub(call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"data/a.csv": b"prompt\nx\n", "data/b.csv": b"prompt\ny\n", "README.md": b"-"}
+    sha = "0" * 40
+
+    def hub(request: Request) -> Response:
+        path = request.path.partition("?")[0]
+        for name, data in files.items():
+            if path.endswith(f"/resolve/main/{name}"):
+                start, _, end = request.headers.get("range", "bytes=0-").removeprefix("bytes=").partition("-")
+                return Response(206, data[int(start) : int(end) + 1 if end else None])
+        entries: list[dict[str, Any]] = [
+            {"type": "file", "path": name, "size": len(data), "oid": sha} for name, data in files.items()
+        ]
+        if "/paths-info/" in path:
+            asked = urllib.parse.parse_qs((request.body or b"").decode())["paths"]
+            return Response(200, [one for one in entries if one["path"] in asked])
+        if "/tree/" in path:
+            if folder := path.partition("/tree/main")[2]:
+                return Response(200, [one for one in entries if f"/{one['path']}".startswith(folder)])
+            return Response(200, [{"type": "directory", "path": "data", "oid": sha}, entries[-1]])
+        return Response(200, {"id": "owner/name", "sha": sha, "siblings": []})
+
+    from huggingface_hub import HfFileSystem, constants
+
+    with fake_farm(accept_batch) as farm, fake_farm(hub) as site:
+        monkeypatch.setattr(constants, "ENDPOINT", site.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", site.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        HfFileSystem.clear_instance_cache()
+        one = call(farm, "submit", "hf://datasets/owner/name/data/a.csv")
+        two = call(farm, "submit", "hf://datasets/owner/name/data/*.csv")
+    assert (one.code, two.code) == (0, 0), (one.err, two.err)
+    bodies = [sent.body for sent in farm.requests if sent.path == "/v1/uploads"]
+    assert bodies == [files["data/a.csv"], files["data/a.csv"], files["data/b.csv"]]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import Invalid
@@ -81,7 +81,7 @@ def test_a_column_that_means_nothing_is_an_error_of_the_file_that_names_both_opt
     with pytest.raises(UnknownColumns) as found:
         Columns().read({"prompt": "门", "category": "c", "stpes": 3})
     assert found.value.names == ("category", "stpes")
-    says = "'category', 'stpes' is no field of a recipe. --keep category,stpes or --keep all (keep) carries it"
+    says = "No field of a recipe is called 'category', 'stpes'. --keep category,stpes or --keep all (keep) carries"
     assert str(found.value).startswith(says)
     assert "--column FIELD=category (columns)" in str(found.value)
     with pytest.raises(UnknownColumns):
@@ -102,7 +102,7 @@ def test_two_names_of_one_field_are_an_error_of_the_row() -> None:
             ["红色的圆形"],
             {},
             None,
-            "If '红色的圆形' is no name but a prompt, use --no-header or save the file as .txt;",
+            "if '红色的圆形' is a prompt, use --no-header (columns",
         ),
         (["标题", "id"], {}, None, "as in --column prompt=标题 (columns)."),
         (["prompt", "提示词"], {}, None, "two columns mean prompt"),
@@ -175,6 +175,7 @@ json_values = st.recursive(
 
 
 @given(st.lists(json_values, max_size=6))
+@settings(deadline=None)
 def test_a_column_has_one_kind_that_loses_nothing(values: list[Any]) -> None:
     kinds: Mapping[str, str | None] = {}
     for value in values:
@@ -194,6 +195,7 @@ def test_a_column_has_one_kind_that_loses_nothing(values: list[Any]) -> None:
 
 
 @given(json_values, json_values, json_values)
+@settings(deadline=None)
 def test_kinds_do_not_depend_on_the_order_of_rows(first: Any, second: Any, third: Any) -> None:
     a, b, c = map(kind_of, (first, second, third))
     assert wider(a, wider(b, c)) == wider(wider(a, b), c)

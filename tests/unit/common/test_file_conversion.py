@@ -40,11 +40,16 @@ def test_each_row_has_its_line_and_an_empty_one_a_blank_line() -> None:
 
 def test_three_million_rows_of_nothing_take_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conversion, "MAX_S", 4)
-    data = parquet([["prompt"], *([None],) * 10], {"prompt": pa.string()})
-    assert len(converted(data, "parquet")) == 12
-    file = io.BytesIO()
-    pq.write_table(pa.table({"prompt": pa.nulls(3_000_000, pa.string())}), file)
-    assert len(converted(file.getvalue(), "parquet")) == 3_000_002
+    nulls = pa.nulls(3_000_000, pa.string())
+    for prompts in (nulls, pa.concat_arrays([nulls, pa.array(["红"])])):
+        file = io.BytesIO()
+        pq.write_table(pa.table({"prompt": prompts}), file)
+        assert len(file.getvalue()) < 5000
+        if prompts is nulls:
+            with pytest.raises(Invalid, match="no prompts"):
+                converted(file.getvalue(), "parquet")
+        else:
+            assert converted(file.getvalue(), "parquet")[3_000_000:] == [b"", '["红"]'.encode(), b""]
 
 
 def test_rows_that_are_large_are_unpacked_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -223,6 +223,28 @@ def test_a_sheet_needs_a_header(data: str, says: str) -> None:
         csv_lines(data.encode(), block=100_000)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gb18030"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_sheet_without_a_header_has_numbered_columns(encoding: str, delimiter: str) -> None:
+    data = '\n7,"红色的圆形",a\n8,"绿色的三角形",b\n'.replace(",", delimiter).encode(encoding)
+    numbered = Columns({"prompt": "2", "seed": "1"}, ("3",))
+    table = read_csv_header([data], encoding.removesuffix("-sig"), numbered)
+    found = kept(csv_records([data[table.end :]], table, table.end, table.number))
+    assert [(line.number, *numbered.read(line.cells())) for line in found] == [
+        (2, {"prompt": "红色的圆形", "seed": 7}, {"3": "a"}),
+        (3, {"prompt": "绿色的三角形", "seed": 8}, {"3": "b"}),
+    ]
+    assert found[-1].end == len(data)
+
+
+def test_a_sheet_without_a_header_may_begin_with_a_bom() -> None:
+    data = "红色的圆形\n".encode("utf-8-sig")
+    numbered = Columns({"prompt": "1"})
+    table = read_csv_header([data], "utf-8", numbered)
+    (line,) = kept(csv_records([data], table, table.end, table.number))
+    assert numbered.read(line.cells()) == ({"prompt": "红色的圆形"}, {})
+
+
 @pytest.mark.parametrize(
     ("row", "says"),
     [
