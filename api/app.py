@@ -46,7 +46,7 @@ from api.routes import (
     workers,
 )
 from api.schemas import Job, JobRequest
-from api.services.batches import BatchRequest
+from api.services.batch_request import BatchRequest
 from common.accounts.farm import Farm
 from common.accounts.licences import Acceptances
 from common.accounts.limits import Limits

@@ -13,6 +13,7 @@ from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Fiel
 from api import sentence
 from api.pagination import NEXT_CURSOR, Paging
 from common.catalog.loras import LoraUse
+from common.catalog.styles import StyleUse
 from common.enums import ImageState, JobState, Tier
 from common.estimates import estimate as estimates
 from common.recipes import recipe
@@ -61,6 +62,7 @@ RECIPE: dict[str, Any] = {
     "mask": None,
     "strength": None,
     "lora": [],
+    "style": None,
     "count": 1,
 }
 JOB: dict[str, Any] = {
@@ -110,6 +112,7 @@ class Recipe(recipe.Recipe):
     mask: ImageId = None  # type: ignore[assignment]
     strength: float | None = None
     lora: tuple[LoraUse, ...] = ()
+    style: StyleUse | None = Field(None, description="What it added to the prompts.")
 
     @computed_field  # type: ignore[prop-decorator]
     @property

@@ -21,6 +21,9 @@ ESCAPES = {"\\": r"\\", "'": r"\'", "\n": r"\n", "\t": r"\t", "\r": r"\r"}
 def draft_of(job: Job) -> dict[str, Any]:
     """The request body that submits the same recipe; `seed` and `count` instead of consecutive `seeds`."""
     recipe = job.recipe.model_dump(mode="json", exclude={"count", "seeds", "mode"})
+    if style := job.recipe.style:
+        written = {"prompt": job.recipe.written_prompt, "negative_prompt": job.recipe.written_negative_prompt}
+        recipe |= {**written, "style": style.name}
     seeds = job.recipe.seeds
     are_consecutive = seeds == seeds_from(seeds[0], len(seeds))
     seed_fields = {"count": len(seeds), "seed": seeds[0]} if are_consecutive else {"seeds": list(seeds)}
@@ -56,7 +59,7 @@ def _generate(draft: Mapping[str, Any], base_url: str) -> str:
         "negative": draft["negative_prompt"],
         "size": f"{draft['width']}x{draft['height']}",
         **{name: draft.get(name) for name in ("steps", "scheduler", "guidance", "count", "seed")},
-        **{name: draft.get(name) for name in ("source", "mask", "strength")},
+        **{name: draft.get(name) for name in ("source", "mask", "strength", "style")},
         "image-format": draft["format"],
         "tier": draft["tier"],
     }

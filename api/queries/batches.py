@@ -40,6 +40,7 @@ BATCH: dict[str, Any] = {
     "defaults": {"model": "zh-v0", "steps": 30},
     "matrix": {},
     "variants": 1,
+    "template": None,
     "upload_id": "019c2f6e-7d40-7c3d-9a1f-0d5b6c7e8f90",
     "parent_id": None,
     "retry_id": None,
@@ -88,6 +89,13 @@ class SkippedLine(BaseModel):
     reason: str = Field(examples=["prompt is empty."])
 
 
+class BatchTemplate(BaseModel):
+    """How its prompts are read as templates."""
+
+    samples: int | None = Field(description="Of each; null: all combinations.")
+    wildcards: list[str] = Field(description="The names of those whose values were given.")
+
+
 class BatchError(BaseModel):
     code: str = Field(examples=["invalid"])
     message: str = Field(examples=["Line 7: it is not JSON."])
@@ -108,11 +116,14 @@ class Batch(BaseModel):
     defaults: dict[str, Any] = Field(description="What its recipes have in common.")
     matrix: dict[str, Any] = Field(description="What each prompt is rendered with.")
     variants: int = Field(description="Combinations of the matrix: each prompt becomes so many jobs.")
+    template: BatchTemplate | None = Field(description="Null: its prompts are text.")
     upload_id: UUID
     parent_id: UUID | None = Field(description="The batch whose failed images it retries.")
     retry_id: UUID | None = Field(description="The batch that retries its failed images.")
     stop_rule: StopRule | None = Field(description="When it pauses by itself.")
-    prompts: int | None = Field(description="In its file, as far as it was checked; of a retry, those that failed.")
+    prompts: int | None = Field(
+        description="In its file, as far as it was checked, with those of templates; of a retry, those that failed."
+    )
     jobs: int = Field(description="Made from its prompts so far.")
     images: BatchImages
     running: int = Field(description="Images that are being rendered now.")
@@ -181,6 +192,9 @@ def _batch(row: Row[Any], farm: Farm | None) -> Batch:
         defaults=plan.defaults,
         matrix=plan.matrix,
         variants=row.variants,
+        template=BatchTemplate(samples=plan.template.samples, wildcards=list(plan.template.wildcards))
+        if plan.template
+        else None,
         upload_id=row.upload_id,
         parent_id=row.parent_id,
         retry_id=row.retry_id,

@@ -21,7 +21,7 @@ from api.queries.batches import BATCH, Batch
 from api.schemas import example, request_body
 from api.services import batch_dry_run, batches, bulk, deletion
 from api.services.batch_dry_run import BatchDryRun
-from api.services.batches import EXAMPLES, BatchRequest
+from api.services.batch_request import EXAMPLES, BatchRequest
 from common.enums import Scope, Tier
 
 router = APIRouter(tags=["batches"])

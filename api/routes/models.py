@@ -1,4 +1,4 @@
-"""The catalogue over HTTP: the models, and the licences to accept."""
+"""The catalogue over HTTP: the models, the licences to accept, and the styles."""
 
 from typing import Annotated
 
@@ -19,6 +19,34 @@ class Models(BaseModel):
     items: list[Model]
 
 
+class Style(BaseModel):
+    """What it adds to the prompts of a recipe: `prefix` + prompt + `suffix`, and `negative` to the negative prompt."""
+
+    name: str
+    description: str
+    prefix: str
+    suffix: str
+    negative: str
+
+
+class Styles(BaseModel):
+    model_config = example(
+        {
+            "items": [
+                {
+                    "name": "ink",
+                    "description": "Ink and wash.",
+                    "prefix": "",
+                    "suffix": ", 水墨画, 留白",
+                    "negative": "照片",
+                }
+            ]
+        }
+    )
+
+    items: list[Style]
+
+
 class Acceptance(BaseModel):
     """Which version of the licence you have read, and accept."""
 
@@ -30,6 +58,12 @@ class Acceptance(BaseModel):
 @router.get("/v1/models", operation_id="listModels", summary="List the models")
 def list_models(caller: AnyCaller, state: State) -> Models:
     return Models(items=models.list_models(state, caller))
+
+
+@router.get("/v1/styles", operation_id="listStyles", summary="List the styles")
+def list_styles(caller: AnyCaller, state: State) -> Styles:
+    """Those of the catalogue, for the field `style` of a recipe."""
+    return Styles(items=[Style.model_validate(one, from_attributes=True) for one in state.catalog.styles.values()])
 
 
 @router.post("/v1/models/{name}/licence", operation_id="acceptLicence", summary="Accept the licence of a model")

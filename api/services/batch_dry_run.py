@@ -20,7 +20,8 @@ from api import sentence
 from api.deps import AppState
 from api.queries.batches import SkippedLine
 from api.schemas import RECIPE, Recipe, Unknown, example
-from api.services.batches import INLINE, BatchRequest, as_lines, plan_of
+from api.services.batch_request import BatchRequest
+from api.services.batches import INLINE, as_lines, plan_of
 from api.services.jobs import image_finder
 from common import uploads
 from common.accounts.keys import Caller
@@ -111,7 +112,7 @@ class BatchDryRun(BaseModel):
 
     format: str | None = Field(description="What the file was read as: `csv`, `xlsx` …; null for inline prompts.")
     encoding: str | None = Field(description="Of its text: `utf-8`, `gb18030` or `utf-16`.")
-    prompts: int = Field(description="In the file, including wrong ones.")
+    prompts: int = Field(description="In the file, including wrong ones; a template counts as one.")
     checked_prompts: int = Field(description="The first of them, which were checked.")
     is_estimate: bool = Field(
         description="Whether that was only a part of the file: prompts, jobs, images and the estimate are then"
@@ -139,6 +140,7 @@ class Tally:
     """What the lines that were read become."""
 
     prompts: int = 0
+    positions: int = 0  # of a template each of its prompts takes one
     jobs: int = 0
     bad: int = 0
     warned: int = 0
@@ -238,18 +240,20 @@ def _read(
 ) -> Tally:
     """Check lines from the first one on, until MAX_PROMPTS or MAX_S. Raises Unavailable if reading does not begin."""
     tally, has_begun, until = Tally(), False, time.monotonic() + START_S
-    for step in steps(file.lines, max(1, STEP_JOBS // len(variants))):
+    at_once = 1 if variants[0].plan_of_batch.template else STEP_JOBS // len(variants)
+    for step in steps(file.lines, max(1, at_once)):
         if not has_begun and file.length():
             has_begun, until = True, time.monotonic() + MAX_S
         began = time.monotonic()
-        checked = check.check_lines(step.lines, variants, tally.prompts - tally.bad, columns, catalog, policy)
+        checked = check.check_lines(step.lines, variants, tally.positions, columns, catalog, policy)
         tally.checked_s += time.monotonic() - began
         if len(tally.first) < SHOWN_RECIPES:
             right = [line for line in step.lines if line.number in checked.planned][:SHOWN_RECIPES]
             # Planned again without the wrong lines: a wrong line takes no seeds.
-            planned = check.plan_lines(right, variants, tally.prompts - tally.bad, columns)
+            planned = check.plan_lines(right, variants, tally.positions, columns)
             tally.first += islice(planned.jobs, SHOWN_RECIPES - len(tally.first))
         tally.add(step, checked, format)
+        tally.positions += checked.count_prompts(len(variants))
         if tally.prompts >= MAX_PROMPTS or time.monotonic() > until:
             break
     if not has_begun:

@@ -28,7 +28,7 @@ from common.log import log_event
 from common.queue import jobs, reuse, tiers
 from common.queue.reuse import Linked
 from common.queue.search import Search
-from common.recipes import judged, recipe, token_counter
+from common.recipes import judged, prompt_templates, recipe, token_counter
 from common.recipes.img2img import FindImage, InputImage
 
 ROUTE = "POST /v1/jobs"  # of an Idempotency-Key
@@ -143,7 +143,7 @@ def resolve(state: AppState, caller: Caller, request: JobRequest) -> tuple[recip
     model = state.catalog.get(complete.model)
     require_allowed_prompt(state, caller, complete)
     token_counter.check(complete, model)
-    return complete, token_counter.warnings(complete, model)
+    return complete, (*token_counter.warnings(complete, model), *prompt_templates.warnings(complete.prompt))
 
 
 def require_allowed_prompt(state: AppState, caller: Caller, complete: recipe.Recipe) -> None:

@@ -1,80 +1,25 @@
 """`huafang batch`: submit a file of prompts, list, watch, pause, resume, cancel, retry, delete, change tier."""
 
-from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
 from cli import sentence
-from cli.client import Json, api_path
+from cli.batches.table import RECORD, ROW, print_batches, print_ended, print_line, watch_all
+from cli.client import api_path
 from cli.commands.generate import check_text
 from cli.commands.rm import WAIT, confirm, remove
 from cli.options import FieldColumn, FieldValueList, FieldValues, KeptColumns, Size, StopRule, build_matrix
 from cli.prompt_files.sources import find_sources, name_of
 from cli.prompt_files.upload import dry_run_batches, upload_prompts
-from cli.shell import Group, Shell, format_range
-from cli.terminal import Columns, Row, print_json
-from cli.watch import batch_failure, count_images, watch_batch
+from cli.prompt_files.wildcards import read_wildcards
+from cli.shell import Group, Shell
+from cli.watch import batch_failure, watch_batch
 from common.enums import Tier
 from common.prompt_files.formats import FORMATS
 
 MAX_NAME = 200  # characters, as the farm takes them
-
-
-def pictures(batch: Row) -> str:
-    total = batch["images"]["total"]
-    return f"{batch['images']['stored']}/{'?' if total is None else total}"
-
-
-def why(batch: Row) -> str | None:
-    if batch["error"]:
-        return str(batch["error"]["message"])
-    return sentence("was_cancelled") if batch["cancelled_at"] else batch["paused_because"]
-
-
-def describe_stop_rule(batch: Row) -> str | None:
-    stop = batch["stop_rule"]
-    return f"at more than {stop['percent']:g} % of its last {stop['of_last']} images" if stop else None
-
-
-def skipped(batch: Row) -> str | None:
-    if not batch["skipped"]:
-        return None
-    lines = [f"line {one['line']}: {one['reason']}" for one in batch["skips"][:3]]
-    return f"{batch['skipped']} ({' '.join(lines)}{' …' if batch['skipped'] > 3 else ''})"
-
-
-def takes(batch: Row) -> str | None:
-    """How long it will still take, or why nobody knows."""
-    unknown = batch.get("eta_unknown")
-    return unknown["message"] if unknown else format_range(batch["eta_seconds"], batch.get("eta_seconds_p90"))
-
-
-ROW: Columns = {
-    "id": lambda batch: batch["id"],
-    "name": lambda batch: batch["name"],
-    "state": lambda batch: batch["state"],
-    "stored": pictures,
-    "why": why,
-    "model": lambda batch: batch["model"],
-    "tier": lambda batch: batch["tier"],
-    "created": lambda batch: batch["created_at"],
-}
-RECORD: Columns = {
-    **ROW,
-    "prompts": lambda batch: batch["prompts"],
-    "pictures": count_images,
-    "a prompt": lambda batch: batch["images_per_prompt"] * batch["variants"],
-    "seed": lambda batch: batch["seed"],
-    "skipped": skipped,
-    "note": lambda batch: " ".join(batch["warnings"][:3]) + (" …" if batch["warned"] > 3 else ""),
-    "stops": describe_stop_rule,
-    "retry of": lambda batch: batch["parent_id"],
-    "retried in": lambda batch: batch["retry_id"],
-    "a minute": lambda batch: batch["images_per_minute"],
-    "takes": takes,
-    "finished": lambda batch: batch["finished_at"],
-}
 
 
 @click.group(cls=Group)
@@ -92,8 +37,16 @@ def batch() -> None:
 @click.option("--guidance", type=float, help="How closely to follow the prompts.")
 @click.option("--scheduler", help="Such as lms, ddim, euler.")
 @click.option("--negative", "negative_prompt", help="What to keep out of the pictures.")
+@click.option("--style", help="A style of `huafang styles ls`.")
 @click.option(
     "--matrix", "lists", type=FieldValueList(), multiple=True, help="Render each prompt with each value; see below."
+)
+@click.option("--template", "is_template", is_flag=True, help="Read the prompts as templates; see below.")
+@click.option("--template-samples", "samples", type=int, help="So many prompts of each template, not all combinations.")
+@click.option(
+    "--wildcards",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A folder of .txt files with a value a line: 颜色.txt is __颜色__.",
 )
 @click.option("--tier", type=click.Choice([tier.value for tier in Tier]), help="The priority.  [default: bulk]")
 @click.option("--name", help="A name for you.")
@@ -134,6 +87,9 @@ def submit(
     dry_run: bool,
     is_watched: bool,
     lists: tuple[FieldValues, ...],
+    is_template: bool,
+    samples: int | None,
+    wildcards: Path | None,
     **fields: Any,
 ) -> None:
     """Submit the prompts of FILE: a prompt per line (.txt), JSON objects (.jsonl, .ndjson, .json), or a table with a
@@ -149,6 +105,11 @@ def submit(
 
     With --matrix each prompt is rendered with each of several values, from the same seeds; several --matrix multiply.
     `--matrix steps=20,50` has two values, and `--matrix model:scheduler=zh-v0:lms,zh-v1:pndm` two pairs.
+    `--matrix style=plain,ink` renders each prompt as it is, and in the style ink.
+
+    With --template a prompt is a template: {红|蓝}色的{圆形|正方形} is four prompts, __颜色__ is each line of 颜色.txt
+    in the folder of --wildcards. With --template-samples it is so many random ones by --seed, where {3::红|蓝} has
+    weights.
     """
     if size:
         fields["width"], fields["height"] = size
@@ -165,6 +126,8 @@ def submit(
     draft = {"defaults": defaults, **{field: value for field, value in given.items() if value is not None}}
     if lists:
         draft["matrix"] = build_matrix(lists)
+    if is_template or samples is not None or wildcards:
+        draft["template"] = {"samples": samples, "wildcards": read_wildcards(wildcards) if wildcards else {}}
     if skip_bad:
         draft["skip_bad"] = True
     if reuse:
@@ -270,31 +233,3 @@ def rm(shell: Shell, ids: tuple[str, ...], yes: bool, wait: bool) -> None:
 
 def change(shell: Shell, batch_id: str, verb: str) -> None:
     shell.print_record(shell.client.post(api_path("batches", batch_id, verb)), RECORD)
-
-
-def print_batches(shell: Shell, batches: Sequence[Json]) -> None:
-    if len(batches) == 1:
-        shell.print_record(batches[0], RECORD)
-    else:
-        shell.print_rows(batches, ROW)
-
-
-def watch_all(shell: Shell, batches: Sequence[Json]) -> None:
-    """Watch batches, one after the other. Raises Failure where an image of one is not stored."""
-    for batch in batches:
-        shell.print_message(f"{batch['id']} is submitted.")
-    ended = [watch_batch(shell, batch["id"]) for batch in batches]
-    print_batches(shell, ended)
-    if failure := next(filter(None, map(batch_failure, ended)), None):
-        raise failure
-
-
-def print_ended(shell: Shell, batch: Json) -> None:
-    """Print a batch that has ended. Raises Failure where an image is not stored."""
-    shell.print_record(batch, RECORD)
-    if failure := batch_failure(batch):
-        raise failure
-
-
-def print_line(batch: Json) -> None:
-    print_json(batch, indent=None)

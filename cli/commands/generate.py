@@ -25,6 +25,7 @@ DRY_RUN: Columns = {
     "guidance": lambda found: found["recipe"]["guidance"],
     "seeds": lambda found: " ".join(map(str, found["recipe"]["seeds"])),
     "takes": lambda found: format_estimate(found["estimate"]),
+    "style": lambda found: (found["recipe"].get("style") or {}).get("name"),
     "starts from": lambda found: found["recipe"]["source"],
     "note": lambda found: " ".join(found["warnings"]),
 }
@@ -44,6 +45,7 @@ DRY_RUN: Columns = {
 @click.option("--mask", type=ImageFile(), help="White where the source is rendered anew; black is kept.")
 @click.option("--strength", type=float, help="How much of the source changes, up to 1.")
 @click.option("--lora", type=LoraWeight(), multiple=True, help="Such as ink:0.8; repeat it for more.")
+@click.option("--style", help="A style of `huafang styles ls`.")
 @click.option("--image-format", type=click.Choice(get_args(Format)), help="The format to store.  [default: png]")
 @click.option("--tier", type=click.Choice([tier.value for tier in Tier]), help="The priority.  [default: standard]")
 @click.option(

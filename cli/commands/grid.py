@@ -1,4 +1,4 @@
-"""`huafang grid`: the same prompts and seeds with several models, schedulers, steps or guidances, side by side.
+"""`huafang grid`: the same prompts and seeds with several models, styles, schedulers, steps or guidances, side by side.
 
     a batch with a matrix ──► watch ──► download ──► grid.html and grid.png
 
@@ -29,7 +29,7 @@ from common.enums import Tier
 from common.sentences import printable
 
 MAX_PICTURES = 400  # of a page and a sheet that can still be opened
-FIELDS = {"models": "model", "schedulers": "scheduler", "steps": "steps", "guidance": "guidance"}
+FIELDS = {"models": "model", "styles": "style", "schedulers": "scheduler", "steps": "steps", "guidance": "guidance"}
 
 MADE: Columns = {
     "page": lambda made: made["page"],
@@ -44,6 +44,7 @@ MADE: Columns = {
 @click.option("--prompts", "file", type=click.File(encoding="utf-8"), help="A file with a prompt per line.")
 @click.option("--prompt", "texts", metavar="TEXT", multiple=True, help="A prompt; repeat it for more.")
 @click.option("--models", type=ValueList(str), help="Models of `huafang models ls`.")
+@click.option("--styles", type=ValueList(str), help="Styles of `huafang styles ls`; plain: none.")
 @click.option("--schedulers", type=ValueList(str), help="Such as lms,euler.")
 @click.option("--steps", type=ValueList(), help="Denoising steps.")
 @click.option("--guidance", type=ValueList(), help="How closely to follow the prompts.")
@@ -67,8 +68,8 @@ def grid(
     out: Path,
     **lists: list[Any] | None,
 ) -> None:
-    """Compare one or two of models, schedulers, steps and guidance: render the same prompts and seeds with each value,
-    on a page (grid.html) and a contact sheet (grid.png). An option with one value is the same for all pictures.
+    """Compare one or two of models, styles, schedulers, steps and guidance: render the same prompts and seeds with each
+    value, on a page (grid.html) and a contact sheet (grid.png). An option with one value is the same for all pictures.
     """
     if batch_id is None:
         batch_id = submit(shell, read_prompts(file, texts), lists, seed, size, negative_prompt)

@@ -16,6 +16,7 @@ from cli.client import Json
 from cli.errors import Failure
 from cli.watch import failure_reason
 from common.batches.matrix import Axis, axes
+from common.catalog.styles import StyleUse
 
 VALUE_LABELS = {"steps": "{} steps", "guidance": "guidance {}", "width": "{} wide", "height": "{} high"}
 
@@ -101,13 +102,20 @@ def cells_by_seed(jobs: Sequence[Json], variants: Sequence[str]) -> list[SeedCel
         alike = jobs[start : start + len(variants)]
         first = alike[0]
         for index, image in enumerate(first["images"]):
-            prompt = first["recipe"]["prompt"]
+            prompt = written_prompt(first["recipe"])
             cells = [cell(job, index, f"{prompt}, {variant}") for job, variant in zip(alike, variants, strict=False)]
             missing = [
                 Cell(f"{prompt}, {variant}", None, sentence("not_rendered")) for variant in variants[len(alike) :]
             ]
             found.append(SeedCells(prompt, image["seed"], (*cells, *missing)))
     return found
+
+
+def written_prompt(recipe: Json) -> str:
+    """Without what its style added. An older farm has no styles."""
+    style = recipe.get("style")
+    drawn = str(recipe["prompt"])
+    return StyleUse.model_validate(style, extra="ignore").written_prompt(drawn) if style else drawn
 
 
 def split_rows(titles: Sequence[str], cells: Sequence[Cell]) -> list[TableRow]:

@@ -9,12 +9,13 @@ from itertools import chain
 
 from common.batches import sentence
 from common.batches.plan import PlannedJob, Planner
+from common.batches.templates import plan_line
 from common.catalog.catalog import Catalog, Model
 from common.errors import Invalid, RefusedByPolicy
 from common.policy.policy import NO_POLICY, Policy
 from common.prompt_files.columns import Columns, UnknownColumns, WrongColumns
 from common.prompt_files.lines import Line, at_line
-from common.recipes import token_counter
+from common.recipes import prompt_templates, token_counter
 from common.recipes.judged import own_negative_prompt
 from common.recipes.origin import Kinds, join_kinds, kept_json, with_kinds
 from common.recipes.recipe import Recipe
@@ -23,7 +24,7 @@ from common.sentences import Sentence
 MAX_SHOWN = 20  # errors in one sentence; the other lines have the same ones
 MAX_REASON = 500  # characters
 
-PlannedLines = dict[int, list[PlannedJob]]  # the variants of each line, by its number
+PlannedLines = dict[int, list[PlannedJob]]  # of each line, by its number: of each of its prompts all variants
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class CheckedLines:
         """The jobs of all lines, in order."""
         return chain.from_iterable(self.planned.values())
 
+    def count_prompts(self, variants: int) -> int:
+        """How many positions they take. `variants`: of each prompt."""
+        return sum(map(len, self.planned.values())) // variants
+
     @property
     def first_lines(self) -> dict[str, int]:
         """For each model, the first line that asks for it."""
@@ -51,7 +56,7 @@ class CheckedLines:
 
 
 def plan_lines(lines: Iterable[Line], variants: Sequence[Planner], position: int, columns: Columns) -> CheckedLines:
-    """The jobs of the lines. Lines without errors have consecutive positions, from this one on.
+    """The jobs of the lines. The prompts of lines without errors have consecutive positions, from this one on.
 
     Raises WrongColumns for what is wrong with the whole file.
     """
@@ -61,7 +66,7 @@ def plan_lines(lines: Iterable[Line], variants: Sequence[Planner], position: int
         try:
             fields, kept = columns.read(line.cells())
             text = kept_json(kept)
-            jobs = [variant.plan(fields, position + len(planned)) for variant in variants]
+            jobs = plan_line(variants, fields, position, text)
             kinds = with_kinds(kinds, kept) if kept else kinds
         except UnknownColumns as error:
             unknown += error.names
@@ -71,6 +76,7 @@ def plan_lines(lines: Iterable[Line], variants: Sequence[Planner], position: int
             errors[line.number] = _reason(error)
         else:
             planned[line.number] = [job._replace(row=line.number, kept=text) for job in jobs]
+            position += len(jobs) // len(variants)
     if unknown:
         raise UnknownColumns(unknown)
     return CheckedLines(planned, errors, kinds=kinds)
@@ -96,6 +102,8 @@ def check_lines(
             continue
         for warning in token_counter.warnings(recipe, model)[:1]:
             warnings.setdefault(number, warning)
+    is_of_template = variants[0].plan_of_batch.template is not None
+    warnings |= _unread_syntax(found.planned, is_of_template=is_of_template)
     right = {number: jobs for number, jobs in found.planned.items() if number not in errors}
     in_order = {number: warnings[number] for number in sorted(warnings) if number in right}
     return CheckedLines(right, errors, in_order, found.kinds)
@@ -134,7 +142,8 @@ def _refused(planned: PlannedLines, catalog: Catalog, policy: Policy) -> Iterato
         return
     rules: dict[str, str | None] = {}
     for number, variants in planned.items():
-        if rule := policy.refusing_rule("prompt", variants[0].prompt):
+        prompts = dict.fromkeys(job.prompt for job in variants)
+        if rule := next(filter(None, (policy.refusing_rule("prompt", prompt) for prompt in prompts)), None):
             yield number, policy.refusal("prompt", rule)
             continue
         for negative in {own_negative_prompt(job.template.recipe, catalog) for job in variants}:
@@ -144,14 +153,23 @@ def _refused(planned: PlannedLines, catalog: Catalog, policy: Policy) -> Iterato
                 yield number, policy.refusal("negative_prompt", found)
 
 
+def _unread_syntax(planned: PlannedLines, *, is_of_template: bool) -> Iterator[tuple[int, str]]:
+    """The lines with a prompt that looks like more than text."""
+    for number, jobs in planned.items():
+        for prompt in dict.fromkeys(job.prompt for job in jobs):
+            if found := prompt_templates.warnings(prompt, is_of_template=is_of_template):
+                yield number, found[0]
+                break
+
+
 def _suspects(planned: PlannedLines, catalog: Catalog) -> Iterator[tuple[int, Recipe, Model]]:
-    """The recipes whose prompts may have an error or a warning, with their lines; one for each line and model."""
-    groups: dict[tuple[str, str], dict[int, PlannedJob]] = {}
+    """The recipes whose prompts may have an error or a warning, with their lines; one for each prompt and model."""
+    groups: dict[tuple[str, str], dict[tuple[int, str], PlannedJob]] = {}
     for number, variants in planned.items():
         for job in variants:
             recipe = job.template.recipe
-            groups.setdefault((recipe.model, recipe.negative_prompt), {})[number] = job
+            groups.setdefault((recipe.model, recipe.negative_prompt), {})[number, job.prompt] = job
     for (name, negative_prompt), jobs in groups.items():
-        model, numbers = catalog.get(name), list(jobs)
-        for index in token_counter.find_suspects([job.prompt for job in jobs.values()], negative_prompt, model):
-            yield numbers[index], jobs[numbers[index]].recipe, model
+        model, places = catalog.get(name), list(jobs)
+        for index in token_counter.find_suspects([prompt for _, prompt in places], negative_prompt, model):
+            yield places[index][0], jobs[places[index]].recipe, model

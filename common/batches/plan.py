@@ -25,11 +25,12 @@ from common.recipes.field_errors import prompt_errors
 from common.recipes.img2img import FindImage, find_no_image
 from common.recipes.needs import Since, needs_code
 from common.recipes.origin import origin_json
+from common.recipes.prompt_templates import Templates
 from common.recipes.recipe import MAX_SEED, SINCE, Draft, Recipe, Seed, Text, resolve, seeds_from
 from common.recipes.text_cache import TextCache
 
 # Fields of a plan that not all code knows.
-PLAN_SINCE: Since = {"columns": lambda _: 9, "keep": lambda _: 9, "reuse": lambda _: 9}
+PLAN_SINCE: Since = dict.fromkeys(("columns", "keep", "reuse", "template"), lambda _: 9)
 PLACEHOLDER = "画"
 PROMPT_TYPE: TypeAdapter[str] = TypeAdapter(Text)
 SEED_TYPE: TypeAdapter[int] = TypeAdapter(Seed)
@@ -53,6 +54,7 @@ class Plan(BaseModel):
     images_per_prompt: StrictInt = Field(1, ge=1)
     seed: Seed  # of the first image; the others count on from it
     skip_bad: bool = False  # skip the lines that cannot be rendered, in place of refusing the batch
+    template: Templates | None = None  # how its prompts are read as templates; None: as they stand
     columns: dict[str, str] = Field(default_factory=dict)  # the column of a field, where its name does not say so
     keep: Keep = None  # which of the other columns travel with the jobs
     reuse: bool = Field(default=False, exclude_if=_is_false)  # what is stored already, in place of rendering it
@@ -130,8 +132,12 @@ def planners(plan: Plan, catalog: Catalog, find: FindImage = find_no_image) -> l
 def _template_cache() -> TextCache[RecipeTemplate]:
     return TextCache(
         MAX_TEMPLATE_BYTES,
-        lambda template: TEMPLATE_BYTES + BYTES_PER_CHARACTER * len(template.recipe.negative_prompt),
+        lambda template: TEMPLATE_BYTES + BYTES_PER_CHARACTER * _length_of_texts(template.recipe),
     )
+
+
+def _length_of_texts(recipe: Recipe) -> int:
+    return len(recipe.negative_prompt) + sum(map(len, recipe.style.model_dump().values() if recipe.style else ()))
 
 
 class Planner:
@@ -148,7 +154,7 @@ class Planner:
         variant: Variant | None = None,
         templates: TextCache[RecipeTemplate] | None = None,
     ) -> None:
-        self._plan = plan
+        self.plan_of_batch = plan
         self._catalog = catalog
         self._find = find
         self._variant = variant or {}
@@ -164,8 +170,12 @@ class Planner:
         """By a template. None for a line that may be wrong."""
         prompt, seed = fields.get("prompt"), fields.get("seed")
         template = self._default_template if len(fields) == 1 else self._template_for(fields)
-        if template is None or not _is_prompt(prompt, self._catalog.get(template.recipe.model)):
+        if template is None or not _is_prompt(prompt, model := self._catalog.get(template.recipe.model)):
             return None
+        if style := template.recipe.style:
+            prompt = style.prompt(prompt)
+            if not _is_prompt(prompt, model):
+                return None
         if template.has_seeds:
             return PlannedJob(template, prompt, template.recipe.seeds) if seed is None else None
         if seed is not None and not _is_seed(seed):
@@ -199,7 +209,7 @@ class Planner:
         return PlannedJob(RecipeTemplate(recipe, has_seeds), recipe.prompt, recipe.seeds)
 
     def _root_seed(self, position: int) -> int:
-        return (self._plan.seed + position * self._plan.images_per_prompt) % (MAX_SEED + 1)
+        return (self.plan_of_batch.seed + position * self.plan_of_batch.images_per_prompt) % (MAX_SEED + 1)
 
     @cached_property
     def _model(self) -> str:

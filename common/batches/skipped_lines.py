@@ -14,9 +14,9 @@ def add(connection: Connection, batch_id: UUID, reasons: Mapping[int, str]) -> N
         connection.execute(INSERT, parameters)
 
 
-def lines(connection: Connection, batch_id: UUID, first: int, last: int) -> set[int]:
-    """The numbers of the skipped lines from `first` to `last`."""
-    return set(connection.execute(BETWEEN, {"batch": batch_id, "first": first, "last": last}).scalars())
+def lines(connection: Connection, batch_id: UUID) -> set[int]:
+    """The numbers of all skipped lines: a batch with many is refused."""
+    return set(connection.execute(LINES, {"batch": batch_id}).scalars())
 
 
 def head(connection: Connection, batch_id: UUID, limit: int) -> list[dict[str, Any]]:
@@ -31,8 +31,8 @@ INSERT = text("""
     FROM unnest(cast(:lines AS bigint[]), cast(:reasons AS text[])) AS skipped(line, reason)
 """)
 
-# Read the skipped lines of a part of the file.
-BETWEEN = text("SELECT line FROM skipped_lines WHERE batch_id = :batch AND line BETWEEN :first AND :last")
+# Read the numbers of the skipped lines.
+LINES = text("SELECT line FROM skipped_lines WHERE batch_id = :batch")
 
 # Read the first skipped lines, and why they are.
 HEAD = text("SELECT line, reason FROM skipped_lines WHERE batch_id = :batch ORDER BY line LIMIT :limit")

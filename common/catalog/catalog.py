@@ -14,6 +14,7 @@ from common.catalog import checkers, manifest, sentence
 from common.catalog.families import Family, families
 from common.catalog.loras import Lora, read_lora
 from common.catalog.prices import Price, currency_of, read_price
+from common.catalog.styles import Style, read_style
 from common.catalog.vocabulary import Vocabulary
 from common.errors import Invalid, UnknownModel
 
@@ -148,6 +149,7 @@ class Catalog:
     loras: dict[str, Lora] = field(default_factory=dict)
     checkers: dict[str, Model] = field(default_factory=dict)  # the farm's own, read as models are
     currency: str | None = None  # of all prices
+    styles: dict[str, Style] = field(default_factory=dict)
 
     def get(self, name: str) -> Model:
         """The entry of that name. Raises UnknownModel, which lists the models."""
@@ -166,6 +168,7 @@ def read(path: Path, store: Path | None = None) -> Catalog:
     models = _models(document, licences, path, store)
     try:
         loras = {name: read_lora(name, entry, path.parent) for name, entry in document.get("loras", {}).items()}
+        styles = {name: read_style(name, entry) for name, entry in document.get("styles", {}).items()}
         own_checkers = _checkers(document, licences, path, store)
         default = document["default"]
     except (KeyError, TypeError) as error:
@@ -175,7 +178,7 @@ def read(path: Path, store: Path | None = None) -> Catalog:
             models.setdefault(name, replace(model, source_path=None))  # its files are in the store
     models = {name: with_checker(_with_loras(model, loras), own_checkers) for name, model in models.items()}
     currency = currency_of(model.price for model in models.values())
-    catalog = Catalog(models, default, document.get("default_gpu", default), loras, own_checkers, currency)
+    catalog = Catalog(models, default, document.get("default_gpu", default), loras, own_checkers, currency, styles)
     for name in (catalog.default, catalog.default_gpu):
         catalog.get(name)
     return catalog

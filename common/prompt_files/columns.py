@@ -39,6 +39,7 @@ NAMES = {
     "mask": ("蒙版", "遮罩"),
     "strength": ("强度", "重绘强度", "重绘幅度"),
     "lora": (),
+    "style": ("风格", "样式", "画风"),
     "format": ("格式",),
 }
 # Names that other programs and data sets use. They mean the field unless another column has one of the names above.

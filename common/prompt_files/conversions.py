@@ -83,7 +83,7 @@ def _list(field: str, cell: Any) -> Any:
 
 CONVERT: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("prompt", "negative_prompt"), _text),
-    **dict.fromkeys(("model", "scheduler", "mode", "source", "mask", "format"), _name),
+    **dict.fromkeys(("model", "scheduler", "mode", "source", "mask", "style", "format"), _name),
     **dict.fromkeys(("width", "height", "steps", "count", "seed"), _whole),
     **dict.fromkeys(("guidance", "strength"), _float),
     **dict.fromkeys(("seeds", "lora"), _list),

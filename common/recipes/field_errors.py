@@ -1,8 +1,9 @@
 """The errors in the fields of a recipe: each function returns those of one field or two. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from common.catalog.catalog import Model
+from common.catalog.styles import PLAIN, Style
 from common.errors import FieldError
 from common.recipes import prompt_weighting, sentence
 
@@ -24,7 +25,7 @@ def prompt_errors(field: str, text: str, model: Model, *, empty_allowed: bool) -
 def family_errors(negative_prompt: str, guidance: float, mode: str, model: Model) -> list[FieldError]:
     """The errors in what the model's family ignores: nothing that a user asks for is left out in silence."""
     errors = []
-    if negative_prompt and (model.facts.negative_prompt == "no" or not model.guided):
+    if negative_prompt and not _reads_negative_prompts(model):
         errors.append(FieldError("negative_prompt", sentence("negative_prompt_not_read", model=model.name)))
     if not model.guided and guidance != model.guidance:
         errors.append(FieldError("guidance", sentence("guidance_not_read", model=model.name, guidance=model.guidance)))
@@ -80,3 +81,21 @@ def seed_errors(
     if is_count_given and count != len(seeds):
         return [FieldError("count", sentence("count_differs", count=count, seeds=len(seeds)))]
     return range_errors("seeds", len(seeds), 1, model.max_count)
+
+
+def style_errors(name: str | None, prompt: str, styles: Mapping[str, Style], model: Model) -> Iterator[FieldError]:
+    """Also those of the completed prompt, where the written one has none."""
+    if name in (None, PLAIN):
+        return
+    if name not in styles:
+        yield FieldError("style", sentence("style_unknown", style=name, styles=", ".join([PLAIN, *styles])))
+        return
+    if styles[name].negative and not _reads_negative_prompts(model):
+        yield FieldError("style", sentence("style_negative_not_read", style=name, model=model.name))
+    if not prompt_errors("prompt", prompt, model, empty_allowed=False):
+        for error in prompt_errors("prompt", styles[name].use.prompt(prompt), model, empty_allowed=True):
+            yield FieldError("style", sentence("style_prompt_wrong", style=name, reason=error.message))
+
+
+def _reads_negative_prompts(model: Model) -> bool:
+    return model.guided and model.facts.negative_prompt != "no"

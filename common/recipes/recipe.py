@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StringConstraints
 
 from common.catalog.catalog import SCHEDULERS, Catalog
 from common.catalog.loras import LoraUse, lora_errors
+from common.catalog.styles import PLAIN, StyleUse
 from common.errors import Invalid
 from common.recipes.field_errors import (
     family_errors,
@@ -22,6 +23,7 @@ from common.recipes.field_errors import (
     seed_errors,
     size_errors,
     steps_errors,
+    style_errors,
 )
 from common.recipes.img2img import FindImage, InputImage, Mode, find_no_image, resolve_inputs, steps_taken
 from common.recipes.needs import Since, needs_code
@@ -30,7 +32,10 @@ T = TypeVar("T")
 
 # Fields of a recipe that not all code knows.
 SCHEDULERS_OF_CODE_3 = ("dpm++_singlestep", "flow_euler", "kdpm2_a", "lcm", "tcd")
-SINCE: Since = {"scheduler": lambda scheduler: 3 if scheduler in SCHEDULERS_OF_CODE_3 else 1}
+SINCE: Since = {
+    "scheduler": lambda scheduler: 3 if scheduler in SCHEDULERS_OF_CODE_3 else 1,
+    "style": lambda _: 9,
+}
 
 # Where pydantic's own words would leave a reader guessing.
 MAX_SEED = 2**64 - 1
@@ -77,6 +82,11 @@ class Draft(BaseModel):
         " Default: 0.75; for inpaint, 1.",
     )
     lora: tuple[LoraUse, ...] = Field((), description="LoRAs of the catalogue that fit the model.")
+    style: Text | None = Field(
+        None,
+        description="A style of the catalogue, which adds its texts to the prompts; see `GET /v1/styles`."
+        f" `{PLAIN}`: none.",
+    )
     format: Format = "png"
 
 
@@ -89,7 +99,10 @@ def _is_empty(value: tuple[object, ...]) -> bool:
 
 
 class Recipe(BaseModel):
-    """A complete recipe. Equal recipes give equal images on the same class of worker."""
+    """A complete recipe. Equal recipes give equal images on the same class of worker.
+
+    The prompts are those that are drawn, with what the style added.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -108,6 +121,16 @@ class Recipe(BaseModel):
     mask: InputImage | None = Field(default=None, exclude_if=_is_none)
     strength: float | None = Field(default=None, exclude_if=_is_none)
     lora: tuple[LoraUse, ...] = Field(default=(), exclude_if=_is_empty)
+    style: StyleUse | None = Field(default=None, exclude_if=_is_none)
+
+    @property
+    def written_prompt(self) -> str:
+        """The prompt as its author wrote it."""
+        return self.style.written_prompt(self.prompt) if self.style else self.prompt
+
+    @property
+    def written_negative_prompt(self) -> str:
+        return self.style.written_negative_prompt(self.negative_prompt) if self.style else self.negative_prompt
 
     @property
     def count(self) -> int:
@@ -132,10 +155,13 @@ class Recipe(BaseModel):
 
     @property
     def content(self) -> dict[str, Any]:
-        """What decides the pixels. A source and a mask are named by the sha256 of their bytes."""
+        """What decides the pixels. A source and a mask are named by the sha256 of their bytes.
+
+        Not the style: the prompts have what it added, and the same prompts written by hand give the same pixels.
+        """
         images = {"source": self.source, "mask": self.mask}
         digests = {name: image.sha256 for name, image in images.items() if image}
-        return self.model_dump(mode="json") | digests
+        return self.model_dump(mode="json", exclude={"style"}) | digests
 
     @property
     def digest(self) -> str:
@@ -160,6 +186,7 @@ def resolve(
     steps, guidance = _coalesce(draft.steps, model.steps), _coalesce(draft.guidance, model.guidance)
     scheduler, negative = draft.scheduler or model.scheduler, _coalesce(draft.negative_prompt, model.negative_prompt)
     inputs = resolve_inputs(draft.mode, draft.source, draft.mask, draft.strength, steps, find)
+    style = catalog.styles[draft.style].use if draft.style in catalog.styles else None
 
     errors = [
         *prompt_errors("prompt", draft.prompt, model, empty_allowed=False),
@@ -172,14 +199,15 @@ def resolve(
         *seed_errors(draft.seed, draft.seeds, draft.count, model, is_count_given="count" in draft.model_fields_set),
         *inputs.errors,
         *lora_errors(draft.lora, catalog.loras, model.name, model.family),
+        *style_errors(draft.style, draft.prompt, catalog.styles, model),
     ]
     if errors:
         raise Invalid.of(errors)
     first = _coalesce(draft.seed, root_seed)
     seeds = draft.seeds or seeds_from(first, draft.count)
     return Recipe(
-        prompt=draft.prompt,
-        negative_prompt=negative,
+        prompt=style.prompt(draft.prompt) if style else draft.prompt,
+        negative_prompt=style.negative_prompt(negative) if style else negative,
         model=model.name,
         width=width,
         height=height,
@@ -193,6 +221,7 @@ def resolve(
         mask=inputs.mask,
         strength=inputs.strength,
         lora=draft.lora,
+        style=style,
     )
 
 

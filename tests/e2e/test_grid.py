@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 from sqlalchemy import Engine
 
-from common.config import Settings
+from common.config import SHIPPED_CATALOG, Settings
 from tests.support.command_line import HUAFANG, CommandLine
 from tests.support.serving import Api, serving
 from tests.support.workers import QUICK, running
@@ -85,3 +86,71 @@ def test_an_interrupted_grid_prints_how_to_resume(environment: dict[str, str], t
     printed = grid.stderr.read()
     assert grid.wait(120) == 130
     assert f"grid --out 'my grid' --batch {batch_id}" in printed
+
+
+COMPARE = Path(__file__).resolve().parents[2] / "examples" / "compare.sh"
+ANOTHER = """
+[models.mini-zh-again]
+source = "./mini-zh"
+family = "stable-diffusion-zh"
+description = "The same toy, drawn in more steps."
+licence = "Apache-2.0"
+width = 128
+height = 128
+steps = 6
+scheduler = "ddim"
+guidance = 2.0
+token_limit = 48
+precision = "fp32"
+microbatch = 8
+"""
+
+
+@pytest.mark.timeout(600)
+def test_the_example_compares_prompts_plain_and_in_styles_with_models(
+    settings: Settings, database: Engine, tmp_path: Path
+) -> None:
+    """As a model card does: rendered by mini-zh, on this machine's CPU."""
+    catalog = tmp_path / "catalog.toml"
+    shipped = SHIPPED_CATALOG.read_text("utf-8").replace(
+        'steps = 20\nscheduler = "ddim"', 'steps = 4\nscheduler = "ddim"'
+    )
+    catalog.write_text(shipped.partition("[models.mini-zh.sha256]")[0] + ANOTHER, "utf-8")
+    (tmp_path / "mini-zh").symlink_to(SHIPPED_CATALOG.parent / "mini-zh")
+    real = settings.model_copy(update={"catalog": catalog, "device": "cpu"})
+    served = {"MODELS": "mini-zh,mini-zh-again", **QUICK}
+    with (
+        serving(real, database) as api,
+        api.client() as client,
+        running(tmp_path, real, "control", **QUICK),
+        running(tmp_path, real, "render", **served),
+    ):
+        key = client.headers["Authorization"].removeprefix("Bearer ")
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        done = subprocess.run(
+            [COMPARE, "mini-zh,mini-zh-again"],
+            env={"HUAFANG_URL": api.url, "HUAFANG_KEY": key, "HUAFANG_HOME": str(tmp_path), "PATH": path},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=500,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    page = Page((tmp_path / "comparison" / "grid.html").read_bytes())
+    assert [each["alt"] for each in page.all("img")] == [
+        f"{prompt}, {model}, {style}, seed {seed}"
+        for seed, prompt in enumerate(("红色的圆形", "蓝色的月亮", "绿色的树"), 42)
+        for model in ("mini-zh", "mini-zh-again")
+        for style in ("plain", "blackboard")
+    ]
+    pictures = sorted((tmp_path / "comparison" / "pictures").iterdir())
+    darkness = []
+    for file in pictures:
+        with Image.open(file) as picture:
+            darkness.append(sum(picture.convert("L").resize((8, 8)).getdata()) / 64)
+    plain, styled = sum(darkness[0::2]), sum(darkness[1::2])  # files sort as their jobs were made
+    assert len(pictures) == 12
+    assert styled < plain - 6 * 20, darkness
+    with Image.open(tmp_path / "comparison" / "grid.png") as sheet:
+        assert sheet.width > 400

@@ -7,10 +7,9 @@ its work ends. The statements are in `common.batches`.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import lru_cache, partial
 from threading import Event
 from uuid import UUID
@@ -46,36 +45,16 @@ from common.sentences import Sentence
 from common.storage import Storage
 from worker.control import sentence
 from worker.control.batch_turns import BatchTurns
+from worker.control.chunk_parts import ChunkParts
 
 CHUNK_IMAGES = 8000
 CHECK_PROMPTS = 5000
-CHUNK_BYTES = 16_000_000  # a chunk of ordinary lines has half a million
-CHUNK_S = 0.5
 STEP_PROMPTS = 500
 STILL_S = 60.0  # without a line of the file, before it is refused
 WORK_S = 20.0  # on one batch before the next one; a chunk that was only read ahead is read again
 JOBS_PER_MESSAGE = 1000
 MAX_SKIPPED = 100_000  # wrong lines; a file with more is not a file of prompts
 CACHED_INPUT_IMAGES = 1000  # most batches that start from images start from a few
-
-
-class _Parts:
-    """What is read of the next chunk, step by step."""
-
-    def __init__(self) -> None:
-        self.checked = list[CheckedLines]()
-        self.prompts = self.planned = self._size = 0
-        self._until = time.monotonic() + CHUNK_S
-
-    def add(self, step: Step, checked: CheckedLines) -> None:
-        self.checked.append(checked)
-        self.prompts += len(step.lines)
-        self.planned += len(checked.planned)
-        self._size += sum(line.size for line in step.lines)
-
-    @property
-    def is_full(self) -> bool:
-        return self._size >= CHUNK_BYTES or time.monotonic() > self._until
 
 
 class Expander:
@@ -242,11 +221,15 @@ class Expander:
         variants = planners(batch.plan, self._catalog, self._find(batch))
         images = CHUNK_IMAGES // batch.plan.images_per_prompt if batch.is_checked else CHECK_PROMPTS
         most = max(1, images // len(variants))
-        position, skipped, kinds, parts = batch.position, batch.skipped, batch.kinds, _Parts()
-        for step in steps(found, min(most, max(1, STEP_PROMPTS // len(variants)))):
+        position, skipped, kinds, parts = batch.position, batch.skipped, batch.kinds, ChunkParts()
+        left_out = self._left_out(batch)
+        at_once = 1 if batch.plan.template else STEP_PROMPTS // len(variants)  # a template may make many prompts
+        for step in steps(found, min(most, max(1, at_once))):
             if stopping.is_set() or self._leaving.is_set():
                 return
-            parts.add(step, self._check_step(batch, step.lines, variants, position + parts.planned, columns))
+            here = [line for line in step.lines if line.number not in left_out] if left_out else step.lines
+            checked = self._check_step(batch, here, variants, position + parts.planned, columns)
+            parts.add(step, checked, len(variants))
             if not (step.is_last or parts.prompts >= most or parts.is_full):
                 continue
             lines = check.join(parts.checked)
@@ -257,22 +240,21 @@ class Expander:
                 self._refuse_if_too_wrong(batch, lines, skipped, is_all=step.is_last and not position)
                 self._require_licences(batch, lines)
             yield self._chunk(batch, step, lines, kinds), self._rows(batch, lines, position)
-            position, parts = position + len(lines.planned), _Parts()
+            position, parts = position + lines.count_prompts(len(variants)), ChunkParts()
 
     def _check_step(
         self, batch: Batch, here: list[Line], variants: list[Planner], position: int, columns: Columns
     ) -> CheckedLines:
         if batch.is_checked:
-            return check.plan_lines(self._without_skipped(batch, here), variants, position, columns)
+            return check.plan_lines(here, variants, position, columns)  # tokens are counted by the check only
         return check.check_lines(here, variants, position, columns, self._catalog, self._policy)
 
     def _chunk(self, batch: Batch, step: Step, lines: CheckedLines, kinds: Kinds) -> Chunk:
         format = batch.upload.format
         warnings = [at_line(format, number, warning) for number, warning in lines.warnings.items()]
         code = max((code for _, _, code in {job.template.lane for job in lines.jobs}), default=1)
-        images = sum(len(job.seeds) for job in lines.jobs)
-        found = Chunk(step.end, step.last, step.is_last, len(lines.planned), warnings, lines.errors, code, images)
-        return replace(found, kinds=kinds)
+        images, prompts = sum(len(job.seeds) for job in lines.jobs), lines.count_prompts(batch.variants)
+        return Chunk(step.end, step.last, step.is_last, prompts, warnings, lines.errors, code, images, kinds)
 
     def _rows(self, batch: Batch, lines: CheckedLines, position: int) -> JobRows | None:
         return expansion.build_rows(batch, lines.jobs, position * batch.variants) if batch.is_checked else None
@@ -285,13 +267,10 @@ class Expander:
 
         return find
 
-    def _without_skipped(self, batch: Batch, here: list[Line]) -> Iterable[Line]:
-        """The lines that the check accepted. Tokens are counted by the check only."""
-        if not (here and batch.skipped):
-            return here
+    def _left_out(self, batch: Batch) -> set[int]:
+        """The lines that the check skipped; while it goes on, all of them are behind it."""
         with transaction(self._database) as connection:
-            skipped = skipped_lines.lines(connection, batch.id, here[0].number, here[-1].number)
-        return [line for line in here if line.number not in skipped]
+            return skipped_lines.lines(connection, batch.id)
 
     def _skipped(self, batch: Batch) -> dict[int, str]:
         with transaction(self._database) as connection:

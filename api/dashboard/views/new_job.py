@@ -47,6 +47,7 @@ class JobForm(BaseModel):
     strength: str = ""
     mask: str = ""
     lora: str = ""  # as ink:0.8, with commas
+    style: str = ""
     shown_model: str = ""  # the model whose defaults the form shows
     accepted: str = ""  # the version of the model's licence that is accepted with this submission
     idempotency_key: str = Field(default="", max_length=255)
@@ -105,6 +106,7 @@ def form_values(state: AppState, visitor: Visitor, form: JobForm, error: Error |
         "form": form,
         "models": models,
         "model": model,
+        "styles": state.catalog.styles,
         "tiers": visitor.caller.tiers,
         "idempotency_key": secrets.token_urlsafe(16),
         "code": error.code if error else None,

@@ -26,7 +26,7 @@ JOB_KEYS = """
 """
 IMAGE_KEYS = "id index state attempts seed width height format bytes sha256 url error picture_deleted_at"
 RECIPE_KEYS = """prompt negative_prompt model width height steps scheduler guidance seeds mode format source mask
-strength lora count"""
+strength lora style count"""
 
 
 def submit(client: httpx.Client, **fields: Any) -> dict[str, Any]:

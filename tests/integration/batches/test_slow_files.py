@@ -15,7 +15,7 @@ from common.prompt_files import lines
 from tests.support.batch_stories import PLAN, BatchStory
 from tests.support.stories import Story
 from tests.support.workers import QUICK, log_of, running, until
-from worker.control import batch_expander
+from worker.control import batch_expander, chunk_parts
 
 BLANK = 40_000_000  # lines, which take more than five seconds to read
 
@@ -27,7 +27,7 @@ def farm(story: Story, settings: Settings) -> BatchStory:
 
 @pytest.fixture
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batch_expander, "CHUNK_S", 0)
+    monkeypatch.setattr(chunk_parts, "CHUNK_S", 0)
     monkeypatch.setattr(lines, "STEP_S", 0.01)
 
 
@@ -101,7 +101,7 @@ def test_a_file_without_prompts_ends_when_its_last_chunk_is_blank(
 
 
 def test_a_line_that_takes_too_long_is_refused(farm: BatchStory, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name in ((batch_expander, "CHUNK_S"), (batch_expander, "STILL_S"), (lines, "STEP_S")):
+    for module, name in ((chunk_parts, "CHUNK_S"), (batch_expander, "STILL_S"), (lines, "STEP_S")):
         monkeypatch.setattr(module, name, 0)
     batch_id = batch_of_file(farm, b"a\n" + b"x" * 9_000_000)
     assert not farm.expander.work(batch_id, 60)

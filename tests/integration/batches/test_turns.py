@@ -12,7 +12,7 @@ from common.db import transaction
 from tests.support.batch_stories import PLAN, BatchStory
 from tests.support.stories import Story
 from tests.support.workers import until
-from worker.control import batch_expander, batch_turns
+from worker.control import batch_turns
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_a_turn_ends_early_while_another_tenant_waits(
     farm: BatchStory, aside: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch_turns, "TURN_S", 0)
-    monkeypatch.setattr(batch_expander, "CHUNK_S", 0.05)
+    monkeypatch.setattr(chunk_parts, "CHUNK_S", 0.05)
     long = blank_batch(farm, 40_000_000)
     work = aside.submit(farm.expander.work, long, 600)
     until(lambda: farm.batch(long).offset > 0)

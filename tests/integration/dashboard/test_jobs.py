@@ -243,3 +243,26 @@ def test_a_clone_has_the_whole_recipe(visit: Visit, story: Story) -> None:
     for chosen in ('value="lms" selected', 'value="bulk" selected'):
         assert chosen in page
     assert 'value="an image"' in visit.page("/new?source=an image")
+
+
+def test_a_style_is_chosen_shown_and_cloned_as_it_was_written(visit: Visit, story: Story) -> None:
+    assert '<option value="ink">ink</option>' in visit.page("/new")
+    fields = {"prompt": "红色的圆形", "model": "mini-zh", "style": "photo", "negative_prompt": "水印"}
+    answer = visit.act("/new", **fields, idempotency_key="a")
+    assert answer.status_code == 201, answer.text
+    job = find(r'data-live="/dashboard/live/jobs/([^"]+)"', answer.text)
+    recipe = story.job(UUID(job)).recipe
+    assert (recipe["prompt"], recipe["negative_prompt"]) == ("红色的圆形, 摄影, 自然光, 高清", "水印, 插画, 油画")
+    page = visit.page(f"/jobs/{job}", "zh")
+    assert "<dt>风格</dt><dd>photo</dd>" in page
+    assert '<dt>原始提示词</dt><dd lang="zh" class="text">红色的圆形</dd>' in page
+    command = html.unescape(page)
+    assert "--style=photo" in command
+    assert "--negative='水印' " in command
+    clone = visit.page(f"/new?from={job}")
+    for shown in (">\n红色的圆形</textarea>", ">\n水印</textarea>", 'value="photo" selected'):
+        assert shown in clone
+    unknown = visit.act("/new", **fields | {"style": "gone"}, idempotency_key="b")
+    assert unknown.status_code == 422
+    assert re.search(r'id="style"[^>]*aria-invalid="true"', unknown.text)
+    assert 'value="gone" selected' in unknown.text

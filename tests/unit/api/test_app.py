@@ -21,7 +21,7 @@ from api.routes import health, jobs, keys, models, queue, uploads, workers
 from api.routes.audit import AuditPage
 from api.routes.batches import BatchPage, TierChange
 from api.routes.tenants import Tenants
-from api.services.batches import EXAMPLES, BatchRequest
+from api.services.batch_request import EXAMPLES, BatchRequest
 from api.services.jobs import DryRun
 from api.services.tenants import CreatedTenant
 from common.config import Settings

@@ -160,6 +160,41 @@ def test_matrix_options_make_a_matrix(call: Callable[..., Any], tmp_path: Path) 
         assert (done.code, "has steps twice" in done.err) == (2, True)
 
 
+def test_templates_are_asked_for_and_wildcards_are_read_from_a_folder(call: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text(TEXT)
+    folder = tmp_path / "wildcards"
+    (folder / "形状").mkdir(parents=True)
+    (folder / "颜色.txt").write_bytes("\ufeff# colours\r\n红\r\n\r\n 3::蓝 \r\n".encode())
+    (folder / "形状" / "平面.txt").write_text("圆形\n正方形", "utf-8")
+    (folder / "notes.md").write_text("nothing")
+    with fake_farm(accept_batch) as farm:
+        for options, template in (
+            (["--template"], {"samples": None, "wildcards": {}}),
+            (["--template-samples=9"], {"samples": 9, "wildcards": {}}),
+            (
+                [f"--wildcards={folder}"],
+                {"samples": None, "wildcards": {"颜色": ["红", "3::蓝"], "形状/平面": ["圆形", "正方形"]}},
+            ),
+        ):
+            assert call(farm, "submit", str(tmp_path / "prompts.txt"), *options).code == 0
+            assert farm.requests[-1].body["template"] == template
+        sent = len(farm.requests)
+        (folder / "坏.txt").write_bytes(b"\xff")
+        done = call(farm, "submit", str(tmp_path / "prompts.txt"), f"--wildcards={folder}")
+        assert (done.code, "is not valid UTF-8" in done.err) == (2, True)
+        (folder / "坏.txt").write_bytes(b"a" * 1_000_001)
+        done = call(farm, "submit", str(tmp_path / "prompts.txt"), f"--wildcards={folder}")
+        assert (done.code, "larger than 1,000,000 bytes" in done.err) == (2, True)
+        for n in range(201):
+            (folder / "形状" / f"{n}.txt").write_text("a")
+        done = call(farm, "submit", str(tmp_path / "prompts.txt"), f"--wildcards={folder / '形状'}")
+        assert (done.code, "more than 200 .txt files" in done.err) == (2, True)
+        (tmp_path / "empty").mkdir()
+        done = call(farm, "submit", str(tmp_path / "prompts.txt"), f"--wildcards={tmp_path / 'empty'}")
+        assert (done.code, "There is no .txt file" in done.err) == (2, True)
+        assert len(farm.requests) == sent  # nothing is uploaded for nothing
+
+
 class Pipe(io.BytesIO):
     def seekable(self) -> bool:
         return False
