@@ -12,7 +12,7 @@ from common.db import transaction
 from tests.support.batch_stories import PLAN, BatchStory
 from tests.support.stories import Story
 from tests.support.workers import until
-from worker.control import batch_turns
+from worker.control import batch_turns, chunk_parts
 
 
 @pytest.fixture
