@@ -37,7 +37,7 @@ def convert(source: BinaryIO, target: BinaryIO, kind: str, codec: str) -> None:
         is_empty = True
         for batch in _batches(table):
             lines = _lines(batch)
-            is_empty = is_empty and not lines.strip()
+            is_empty = is_empty and lines.isspace()
             target.write(lines)
         if is_empty:
             raise Invalid(sentence("file_without_rows"))

@@ -44,7 +44,7 @@ def test_three_million_rows_of_nothing_take_no_time(monkeypatch: pytest.MonkeyPa
     for prompts in (nulls, pa.concat_arrays([nulls, pa.array(["红"])])):
         file = io.BytesIO()
         pq.write_table(pa.table({"prompt": prompts}), file)
-        assert len(file.getvalue()) < 5000
+        assert len(file.getvalue()) < 10_000
         if prompts is nulls:
             with pytest.raises(Invalid, match="no prompts"):
                 converted(file.getvalue(), "parquet")
@@ -72,7 +72,7 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> None:
 def hostile() -> Iterator[tuple[str, bytes, dict[str, Any], str]]:
     one = {"use_dictionary": False, "data_page_size": 10**9, "compression": "zstd", "write_batch_size": 999}
     yield "parquet", parquet([["prompt"], *(["x" * 1_000_000],) * 60], **one), {}, "takes more than 40,000,000 bytes"
-    yield "parquet", parquet([["prompt"], *(["x" * 90],) * 300_000]), {"most": 10**6}, "unpacks to more than 1,000,000"
+    yield "parquet", parquet([["prompt"], *(["x" * 9],) * 300_000]), {"most": 10**6}, "unpacks to more than 1,000,000"
     yield ".gz", BOMB, {"most": 10**7}, "unpacks to more than 10,000,000 bytes"
     yield "json", b"[" + b" " * 50_000_000 + b'"' + b"x" * 9_000_000, {}, "Object 1 of the file is not JSON"
     yield "xlsx", workbook(b"<row>" + b"<c><v>1</v></c>" * 3_000_000 + b"</row>"), {}, "40,000,000 bytes of memory"
