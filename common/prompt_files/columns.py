@@ -19,6 +19,7 @@ from common.errors import Invalid
 from common.prompt_files import sentence
 from common.prompt_files.conversions import value_of
 from common.recipes.recipe import Draft
+from common.sentences import printable
 
 FIELDS = tuple(Draft.model_fields)
 
@@ -78,8 +79,8 @@ class UnknownColumns(WrongColumns):
 
     def __init__(self, names: Iterable[str]) -> None:
         self.names = tuple(dict.fromkeys(names))
-        quoted, first = _quote(self.names), self.names[0][:40]
-        keep = ",".join(name[:40] for name in self.names[:MAX_SHOWN])
+        quoted, first = _quote(self.names), _shown(self.names[0])
+        keep = ",".join(map(_shown, self.names[:MAX_SHOWN]))
         super().__init__(
             sentence("unknown_columns", columns=quoted, keep=keep, first=first, fields=", ".join(FIELDS)),
         )
@@ -134,7 +135,7 @@ class Columns:
         if "prompt" not in dict(meaning.fields):
             known = ", ".join((*NAMES["prompt"], *OTHER_NAMES["prompt"][:2]))
             raise WrongColumns(
-                sentence("no_prompt_column", names=known, columns=_quote(names), first="".join(names[:1])[:40])
+                sentence("no_prompt_column", names=known, columns=_quote(names), first=_shown("".join(names[:1])))
             )
 
     def read(self, row: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -237,6 +238,11 @@ def _is_nothing(value: Any) -> bool:
 
 def _is_picture(value: Any) -> bool:
     return isinstance(value, dict) and value.keys() == PICTURE_KEYS
+
+
+def _shown(name: str) -> str:
+    """A name within an option: an error is stored, and shown in a terminal."""
+    return printable(name[:40])
 
 
 def _quote(names: Sequence[str]) -> str:

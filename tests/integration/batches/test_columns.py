@@ -53,6 +53,13 @@ def test_a_column_that_means_nothing_is_one_error_of_the_file(client: httpx.Clie
     assert error["message"].count("'id'") == 1
 
 
+def test_a_name_of_any_characters_can_be_stored(client: httpx.Client, control: Expander) -> None:
+    batch_id = client.post("/v1/batches", json=draft(client, [{"prompt": "红", "a\0\u202e": 1}])).json()["id"]
+    control.work(batch_id, 60)
+    error = client.get(f"/v1/batches/{batch_id}").json()["error"]
+    assert "--keep a\\x00\\u202e or" in error["message"]
+
+
 def test_a_column_may_mean_another_field_than_its_name_says(client: httpx.Client, control: Expander) -> None:
     rows = [{"prompt": "the English one", "标题": "红色的圆形", "nr": "7"}]
     asked = draft(client, rows, columns={"提示词": "标题", "seed": "nr"}, keep="all")
@@ -65,12 +72,13 @@ def test_a_column_may_mean_another_field_than_its_name_says(client: httpx.Client
 
 
 def test_prompts_of_a_request_may_be_objects(client: httpx.Client, control: Expander) -> None:
-    prompts = ["红色的圆形", {"caption": "绿色的三角形", "seed": "9", "id": {"深": [1]}}, {"prompt": "\ud800", "id": 1}]
+    prompts = ["红色的圆形", {"caption": "绿色的三角形", "seed": "9", "id": {"深": [1]}}, {"prompt": " ", "id": 1}]
     asked = {"prompts": prompts, "defaults": LOOK, "keep": ["id"], "matrix": {"guidance": [3, 5]}, "skip_bad": True}
     body = json.dumps(asked)
     headers = {"Content-Type": "application/json"}
-    dry = client.post("/v1/batches?dry_run=true", content=body, headers=headers).json()
-    assert (dry["prompts"], dry["jobs"], dry["bad"]) == (3, 4, 1), dry
+    dry = client.post("/v1/batches?dry_run=true", content=body, headers=headers)
+    assert dry.status_code == 200, dry.text
+    assert [dry.json()[name] for name in ("prompts", "jobs", "bad")] == [3, 4, 1]
     batch_id = client.post("/v1/batches", content=body, headers=headers).json()["id"]
     control.work(batch_id, 60)
     jobs = client.get("/v1/jobs", params={"batch": batch_id}).json()["items"][::-1]

@@ -206,7 +206,7 @@ def test_a_file_with_no_right_line_or_too_many_wrong_ones_is_refused(
 
 
 def test_any_reason_can_be_stored(client: httpx.Client, control: Expander) -> None:
-    lines = '{"prompt": "红色的圆形"}\n{"prompt": "x", "a\\u0000\\ud800": 1}\n{"prompt": "x", "\\ud800": 1}'
+    lines = '{"prompt": "红色的圆形"}\n{"prompt": "x", "model": "a\\u0000"}\n{"prompt": "x", "format": "\\ud800"}'
     batch_id = submitted(client, lines.encode(), "application/jsonl", skip_bad=True)
     assert not control.work(batch_id, 60)
     assert read(client, batch_id)["skipped"] == 2

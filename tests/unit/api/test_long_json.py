@@ -16,6 +16,7 @@ GOOD = [
     '{"prompts": []}',
     '{"prompts": null, "name": "\\"prompts\\": [\\"no\\"]"}',
     '{"defaults": {"prompts": ["inside"]}}',
+    '{"prompts": ["红", {"prompt": "绿", "id": [1, {"深": null}]} , {}, "a"], "keep": "all"}',
     "[]",
     "null",
 ]
@@ -28,6 +29,8 @@ BAD = [
     '{"prompts": ["a\n"]}',
     '{"prompts": ["a"]} x',
     '{"prompts": [,"a"]}',
+    '{"prompts": [{"a": 1]}',
+    '{"prompts": [{"a": 1} {}]}',
 ]
 
 
@@ -47,8 +50,10 @@ def test_what_is_not_json_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "field"),
     [
-        ('{"prompts": ["a", {}', "prompts.1"),
-        ('{"prompts": [' + "{}," * 3_000_000 + "{}]}", "prompts.0"),
+        ('{"prompts": ["a", 7', "prompts.1"),
+        ('{"prompts": [' + "{}," * 3_000_000 + "{}]}", "prompts.10000"),
+        ('{"prompts": [{"x": "' + "x" * 1_000_000 + '"}]}', "prompts.0"),
+        ('{"prompts": [' + ",".join(['{"x": [' + "1," * 10_000 + "1]}"] * 100) + "]}", "prompts.20"),
         ("[" + "{}," * 300_000 + "{}]", "body"),
         ('{"name": "' + "x" * 1_000_000 + '", "prompts": ["a"]}', "body"),
         ('{"defaults": {' + ",".join(f'"{n}":1' for n in range(2 * MAX_VALUES)) + '}, "prompts": ["a"]}', "body"),
