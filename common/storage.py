@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -45,8 +46,11 @@ def owner_of_image(key: str) -> tuple[UUID, int] | None:
     """The job and the index in the key of an image; None for any other key."""
     folder, _, rest = key.partition("/")
     job_id, _, name = rest.partition("/")
+    index = name.partition("-")[0]
+    if folder != "images" or not re.fullmatch("[0-9]{1,5}", index):
+        return None
     try:
-        return (UUID(job_id), int(name.partition("-")[0])) if folder == "images" else None
+        return UUID(job_id), int(index)
     except ValueError:
         return None
 
