@@ -80,6 +80,7 @@ NEEDED: dict[str, Needed] = {
 BODIES: dict[str, dict[str, Any]] = {
     "uploadFile": {"content": "猫", "headers": {"Content-Type": "text/plain"}},
     "changeTier": {"json": {"tier": "bulk"}},
+    "changeBatchTier": {"json": {"tier": "bulk"}},
     "createKeyOfTenant": {"json": {"name": "a key", "scopes": ["jobs:read"]}},
 }
 

@@ -99,9 +99,9 @@ def test_microbatches_come_one_after_the_other() -> None:
 
 def test_older_ones_and_higher_tiers_come_first() -> None:
     first, mine = waiting("b", 80), waiting("c", 8)
-    assert ends(first, mine) == {"b": 80.0, "c": 88.0}
+    assert ends(mine, first) == {"b": 80.0, "c": 88.0}
     urgent = waiting("z", 16, tier=Tier.INTERACTIVE, tenant="other")
-    assert ends(first, mine, urgent) == {"z": 16.0, "b": 96.0, "c": 104.0}
+    assert ends(mine, first, urgent) == {"z": 16.0, "b": 96.0, "c": 104.0}
 
 
 def test_tenants_share_by_weight() -> None:
