@@ -118,12 +118,11 @@ def test_the_example_compares_prompts_plain_and_in_styles_with_models(
     catalog.write_text(shipped.partition("[models.mini-zh.sha256]")[0] + ANOTHER, "utf-8")
     (tmp_path / "mini-zh").symlink_to(SHIPPED_CATALOG.parent / "mini-zh")
     real = settings.model_copy(update={"catalog": catalog, "device": "cpu"})
-    served = {"MODELS": "mini-zh,mini-zh-again", **QUICK}
     with (
         serving(real, database) as api,
         api.client() as client,
-        running(tmp_path, real, "control", **QUICK),
-        running(tmp_path, real, "render", **served),
+        running(tmp_path, real, "control"),
+        running(tmp_path, real, "render", MODELS="mini-zh,mini-zh-again"),
     ):
         key = client.headers["Authorization"].removeprefix("Bearer ")
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
