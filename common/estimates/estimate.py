@@ -40,8 +40,8 @@ def kind_of(recipe: Recipe) -> Kind:
     return Kind(recipe.model, recipe.compatibility, float(recipe.steps * recipe.width * recipe.height))
 
 
-def unknown(code: str, **parameters: object) -> Estimate:
-    return Estimate(None, None, code, sentence(code, **parameters))
+def unknown(reason: Sentence) -> Estimate:
+    return Estimate(None, None, reason.code, reason)
 
 
 def of_new_job(farm: Farm, tenant_id: UUID, weight: float, tier: Tier, kind: Kind, images: int) -> Estimate:
@@ -84,7 +84,7 @@ def of_batch(farm: Farm, batch_id: UUID, images: int, per_minute: float | None) 
     if not images:
         return Estimate(0.0, 0.0)
     if not keys:
-        found = unknown("too_many_lanes" if farm.has_more else "not_counted")
+        found = unknown(sentence("too_many_lanes") if farm.has_more else sentence("not_counted"))
     else:
         kinds = [one.kind for one in farm.waiting if one.key in keys]
         end_s = farm.preparation.end_s
@@ -127,13 +127,13 @@ def _known(farm: Farm, kind: Kind, end: Callable[[Forecast], float]) -> Estimate
 
 def _why_unknown(farm: Farm, kind: Kind) -> Estimate | None:
     if not farm.serves(kind.model):
-        return unknown("no_worker", model=kind.model)
-    return None if farm.knows(kind) else unknown("no_history", model=kind.model)
+        return unknown(sentence("no_worker", model=kind.model))
+    return None if farm.knows(kind) else unknown(sentence("no_history", model=kind.model))
 
 
 def _estimate(p50: float, p90: float) -> Estimate:
     if inf in (p50, p90):
-        return unknown("ahead_unknown")
+        return unknown(sentence("ahead_unknown"))
     return Estimate(_rounded(p50), _rounded(max(p50, p90)))
 
 
