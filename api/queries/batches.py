@@ -20,6 +20,7 @@ from common.batches.progress import read_samples
 from common.batches.throughput import StopRule, images_per_minute
 from common.enums import BatchState, Tier
 from common.errors import NotFound
+from common.estimates import sentence as why
 from common.estimates.estimate import Estimate, of_batch, unknown
 from common.estimates.farm import Farm, read_farm, recent_farm
 from common.prompt_files.columns import Keep
@@ -236,9 +237,9 @@ def _estimate(row: Row[Any], state: BatchState, rate: float | None, farm: Farm |
     if state == BatchState.ENDED:
         return Estimate(None, None)
     if state == BatchState.PAUSED:
-        return unknown(sentence("paused"))
+        return unknown(why("paused"))
     if state == BatchState.CHECKING or (state == BatchState.EXPANDING and not row.open):
-        return unknown(sentence("preparing"))
+        return unknown(why("preparing"))
     return of_batch(farm, row.id, row.open, rate) if farm else Estimate(0.0, 0.0)
 
 

@@ -28,6 +28,7 @@ from api.schemas import (
 from common.broker import Broker
 from common.enums import TERMINAL_JOB, ImageState, JobState
 from common.errors import NotFound, RenderFailed
+from common.estimates import sentence as why
 from common.estimates.estimate import Estimate, of_waiting_job, unknown
 from common.estimates.farm import Farm, recent_farm
 from common.estimates.forecast import Waiting
@@ -154,7 +155,7 @@ def _set_waiting(job: Job, row: Row[Any], fleet: Fleet, farm: Farm) -> None:
 def _estimate(job: Job, row: Row[Any], farm: Farm) -> Estimate:
     """Of a job that waits. One of which nothing is waiting is held by workers, who have not started it yet."""
     if row.ahead >= MAX_POSITION:
-        return unknown(sentence("too_far", most=MAX_POSITION))
+        return unknown(why("too_far", most=MAX_POSITION))
     recipe = job.recipe
     kind = Kind(recipe.model, row.compatibility, float(recipe.steps * recipe.width * recipe.height))
     images, head = row.waiting_images or row.open, row.head or row.id

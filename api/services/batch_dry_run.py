@@ -32,6 +32,7 @@ from common.catalog.catalog import Catalog
 from common.db import transaction
 from common.errors import Invalid, NotFound, Unavailable
 from common.estimates import estimate
+from common.estimates import sentence as why
 from common.estimates.farm import read_farm
 from common.estimates.speed import Kind, Speed
 from common.policy.policy import Policy
@@ -280,7 +281,7 @@ def _gpu_seconds(kinds: Mapping[Kind, int], speed: Speed) -> float | None:
 
 def _bytes(images: Mapping[ImageKind, int], share: float, sizes: Mapping[ImageKind, float]) -> dict[str, Any]:
     if not images.keys() <= sizes.keys():
-        return {"bytes": None, "bytes_unknown": Unknown.of(estimate.unknown(sentence("no_sizes")))}
+        return {"bytes": None, "bytes_unknown": Unknown.of(estimate.unknown(why("no_sizes")))}
     return {"bytes": round(sum(count * sizes[kind] for kind, count in images.items()) / share), "bytes_unknown": None}
 
 

@@ -96,8 +96,13 @@ def submit(client: httpx.Client, recipe: dict[str, Any], images: int) -> str:
 
 
 def post(client: httpx.Client, body: dict[str, Any], **query: str) -> dict[str, Any]:
-    answer = client.post("/v1/batches", json=body, params=query).raise_for_status()
-    return dict(answer.json())
+    def answered() -> httpx.Response | None:
+        answer = client.post("/v1/batches", json=body, params=query)
+        return None if answer.status_code == 503 else answer  # too busy to begin
+
+    answer = wait_until(answered)
+    assert answer
+    return dict(answer.raise_for_status().json())
 
 
 def read(client: httpx.Client, batch: str) -> dict[str, Any]:
