@@ -42,7 +42,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 def test_a_dataset_is_exported_brought_here_and_verified(
     call: Call, client: httpx.Client, database: Engine, settings: Settings, tmp_path: Path
 ) -> None:
