@@ -144,7 +144,13 @@ def submit(
     """
     if size:
         fields["width"], fields["height"] = size
-    given = {"images_per_prompt": images_per_prompt, "seed": seed, "tier": tier, "name": name, "stop_rule": stop_rule}
+    given: dict[str, Any] = {
+        "images_per_prompt": images_per_prompt,
+        "seed": seed,
+        "tier": tier,
+        "name": name,
+        "stop_rule": stop_rule,
+    }
     named = {"prompt": "1", **dict(columns)} if no_header else dict(columns)
     given |= {"columns": named or None, "keep": keep}
     defaults = {field: value for field, value in fields.items() if value is not None}

@@ -12,6 +12,7 @@ from cli.shell import Group, Shell
 from cli.terminal import Columns, Row
 from common.errors import Invalid
 from common.policy.policy import Policy, load
+from common.prompt_files.columns import Columns as PromptColumns
 from common.prompt_files.lines import Gap, Line, lines
 from common.prompt_files.sheets import csv_records, read_csv_header
 
@@ -66,7 +67,7 @@ def read_lines(file: BinaryIO) -> Iterator[Line]:
     form = FORMATS.get(Path(getattr(file, "name", "")).suffix.lower(), "txt")
     found: Iterator[Line | Gap]
     if form in ("csv", "tsv"):
-        header = read_csv_header([data], "utf-8-sig", form)
+        header = read_csv_header([data], "utf-8-sig", PromptColumns(keep=()), form)
         found = csv_records([data[header.end :]], header, header.end, header.number)
     else:
         found = lines([data], form)
@@ -76,7 +77,7 @@ def read_lines(file: BinaryIO) -> Iterator[Line]:
 def refusal_of(line: Line, judge: Policy) -> Row | None:
     """The rule that refuses a line, and in which field. Raises Failure for a line that cannot be read."""
     try:
-        fields = line.fields()
+        fields, _ = PromptColumns(keep=()).read(line.cells())
     except Invalid as error:
         raise Failure(sentence("line_unreadable", line=line.number, reason=error.message)) from None
     prompt = fields.get("prompt")

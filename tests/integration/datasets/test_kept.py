@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pandas
+import pandas  # type: ignore[import-untyped]
 import pyarrow.parquet as pq
 import pytest
 import webdataset
@@ -37,7 +37,7 @@ ROWS: list[dict[str, Any]] = [
     {"prompt": "白色的圆形"},
     {"prompt": "紫色的圆形", "late": "晚"},  # behind the images that libraries look at to find the types
 ]
-META = [
+META: list[dict[str, Any]] = [
     {"id": "a0", "score": 1.0, "tags": ["形状", {"深": 1}], "seen": True, "big": 0},
     {"id": "a1", "score": 0.5, "tags": None, "seen": None, "big": None},
     {"id": "7", "score": None, "tags": "无", "seen": False, "big": None},
