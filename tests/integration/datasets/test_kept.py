@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pandas
+import pandas  # type: ignore[import-untyped]
 import pyarrow.parquet as pq
 import pytest
 import webdataset

@@ -183,7 +183,7 @@ def test_a_column_has_one_kind_that_loses_nothing(values: list[Any]) -> None:
     kind = kinds.get("x")
     assert kind is None or kind in TYPES
     for value in values:
-        cell = cell_value(kind, value)
+        cell: Any = cell_value(kind, value)
         if value is None or isinstance(value, str):
             assert cell == value
         elif kind == "string":
