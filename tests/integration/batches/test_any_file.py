@@ -162,7 +162,7 @@ def test_the_client_may_say_the_format_for_certain(client: httpx.Client) -> None
 def test_a_dry_run_counts_doubles(client: httpx.Client) -> None:
     """The same prompt with another seed is one prompt; a wrong line is none."""
     file = upload(client, b"prompt,seed\na,1\na,2\nb,\na,x\nc,x\n", "csv").json()["id"]
-    body = {"upload": file, "defaults": LOOK, "matrix": {"steps": [2, 3]}}
+    body = {"upload": file, "defaults": LOOK, "matrix": {"guidance": [2, 3]}}
     found = client.post("/v1/batches", params={"dry_run": "true"}, json=body).json()
     assert (found["prompts"], found["bad"], found["jobs"], found["distinct"]) == (5, 2, 6, 2)
 
