@@ -147,7 +147,7 @@ def test_the_example_compares_prompts_plain_and_in_styles_with_models(
     darkness = []
     for file in pictures:
         with Image.open(file) as picture:
-            darkness.append(sum(picture.convert("L").resize((8, 8)).getdata()) / 64)
+            darkness.append(sum(picture.convert("L").resize((8, 8)).tobytes()) / 64)
     plain, styled = sum(darkness[0::2]), sum(darkness[1::2])  # files sort as their jobs were made
     assert len(pictures) == 12
     assert styled < plain - 6 * 20, darkness
