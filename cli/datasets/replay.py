@@ -52,18 +52,24 @@ class Replayed:
 
 
 def take_samples(folder: Path, count: int, seed: int) -> list[Sample]:
-    """So many of its pictures, at random; the same ones for the same seed. Raises Failure where it holds none."""
+    """So many of its pictures, at random; the same ones for the same seed.
+
+    Raises Failure where it holds none, or one that the export wrote in another format or size.
+    """
     dataset = Verification(folder)
     known = [(shard, key) for shard in dataset.shards for key in _stored_keys(folder, shard)]
     chosen = set(random.Random(seed).sample(known, min(count, len(known))))
     if not chosen:
         raise Failure(sentence("dataset_without_pictures", folder=folder), NOT_FOUND)
-    return [
+    samples = [
         Sample(row, data, embedded_texts(data))
         for shard in sorted({shard for shard, _ in chosen})
         for row, data in dataset.samples(shard)
         if (shard, row["key"]) in chosen
     ]
+    if any(sample.row.get("original_sha256") for sample in samples):
+        raise Failure(sentence("replay_of_converted", folder=folder), USAGE)
+    return samples
 
 
 def replay(client: Client, samples: Sequence[Sample], timeout: float | None, tier: str) -> Iterator[Replayed]:

@@ -37,14 +37,14 @@ def call(
     return lambda *given: CommandLine(capsys)(*given, "--format=json")
 
 
-def exported(call: Call, folder: Path, layout: str, each: int) -> Path:
+def exported(call: Call, folder: Path, layout: str, each: int, *how: str) -> Path:
     """A dataset of six prompts with so many pictures each, which the workers that run now have drawn."""
     prompts = folder.with_suffix(".txt")
     prompts.write_text("\n".join(PROMPTS))
     look = (f"--images-per-prompt={each}", "--seed=7", "--model=mini-zh", "--size=128x128", "--steps=2")
     batch = call("batch", "submit", str(prompts), *look, "--watch")
     assert batch.code == 0, batch.err
-    made = call("dataset", "export", batch.json["id"], f"--out={folder}", f"--layout={layout}")
+    made = call("dataset", "export", batch.json["id"], f"--out={folder}", f"--layout={layout}", *how)
     assert made.code == 0, made.err
     return folder
 
@@ -67,6 +67,9 @@ def test_a_dataset_is_drawn_again_by_both_classes_of_workers(call: Call, setting
             expect(call("dataset", "replay", str(stubs)), 0, True, drawn=12, exact=12)
             few = call("dataset", "replay", str(stubs), "--sample=5")
             expect(few, 0, True, drawn=5, exact=5)
+            small = exported(call, tmp_path / "small", "imagefolder", 1, "--resize=64")
+            refused = call("dataset", "replay", str(small))
+            assert (refused.code, "another format or size" in refused.err) == (2, True)
             altered = next((stubs / "data/train-00000").glob("*.png"))
             with Image.open(altered) as picture:
                 picture.load()
