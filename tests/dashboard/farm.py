@@ -81,6 +81,7 @@ class DashboardFarm:
     def names(self) -> list[str]:
         """The names and prompts of this farm: the same in every language."""
         models = [f for m in CATALOG.models.values() for f in (m.name, m.source, m.description, m.licence.name)]
+        models += CATALOG.styles
         return [*(row.name for row in self.story.rows(NAMES)), *models, *SCHEDULERS, *HOSTILE.values()]
 
     def submit(self, prompt: str, **fields: Any) -> str:

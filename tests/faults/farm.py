@@ -382,7 +382,7 @@ WITNESS = """
     CREATE FUNCTION storm_note_image() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         INSERT INTO storm_changes VALUES (DEFAULT, 'image', NEW.id, NEW.job_id, OLD.state, NEW.state,
             OLD.lease_id, NEW.lease_id, NEW.attempts, NEW.key, NEW.sha256);
-        IF NEW.state = 'stored' AND OLD.state <> 'stored' AND NOT NEW.reused THEN
+        IF NEW.state = 'stored' AND OLD.state <> 'stored' AND to_jsonb(NEW) -> 'reused' IS DISTINCT FROM 'true' THEN
             INSERT INTO storm_stored
             SELECT NEW.id, tenant_id, recipe ->> 'model', NEW.render_ms,
                    (recipe ->> 'width')::int * (recipe ->> 'height')::int, NEW.bytes

@@ -295,7 +295,7 @@ class ModelManager:
 
         checkers.ensure_imported(model, self._store, report)
         local = importer.ensure_imported(model, self._store, load, report)
-        if local is model and model.source_path:  # it is loaded where it is
+        if local is model and model.source_path and model.source_path.is_dir():  # it is loaded where it is
             local = replace(model, revision=weights.of_folder(model, model.source_path, self._store))
         return load(local)
 

@@ -22,9 +22,9 @@ from tests.support.workers import quarantine
 
 JOB_KEYS = """
     id state tier batch_id parent_id recipe images progress position eta_seconds eta_seconds_p90 eta_unknown waiting_for
-    warnings error created_at started_at finished_at timings worker
+    warnings error created_at started_at finished_at timings worker row meta
 """
-IMAGE_KEYS = "id index state attempts seed width height format bytes sha256 url error picture_deleted_at"
+IMAGE_KEYS = "id index state attempts seed width height format bytes sha256 url error picture_deleted_at reused"
 RECIPE_KEYS = """prompt negative_prompt model width height steps scheduler guidance seeds mode format source mask
 strength lora style count"""
 

@@ -45,6 +45,7 @@ NEEDED: dict[str, Needed] = {
     "readImageContent": Scope.JOBS_READ,
     "readImageThumbnail": Scope.JOBS_READ,
     "listModels": "a key",
+    "listStyles": "a key",
     "acceptLicence": Scope.JOBS_WRITE,
     "readQueue": Scope.VIEWER,
     "listWorkers": Scope.VIEWER,

@@ -145,7 +145,7 @@ def test_the_encoding_of_a_sheet_is_found_and_returned(client: httpx.Client, set
         (b"prompt" * 33_000, "text/csv", "Line 1 must name the columns: it is longer than 100,000 bytes"),
         (b"\n" * 2_000_000, "text/csv", "The first 1,000,000 bytes of the file are blank; its first line must name"),
         (parquet(prompt=["a", "b", "c"], steps=[2, 0, 999]), PARQUET, "Row 2: steps is 0;"),
-        (parquet(text=["a"]), PARQUET, "The file: no column is called prompt"),
+        (parquet(words=["a"]), PARQUET, "The file: no column is called prompt"),
     ],
 )
 def test_wrong_sheets_are_refused_before_anything_is_expanded(
@@ -273,7 +273,7 @@ def test_a_dry_run_of_a_large_file_is_an_estimate(client: httpx.Client, monkeypa
     for data, media_type, near, bad in (
         (rows.encode(), "application/jsonl", 0, 0),
         (sheet.encode(), "text/csv", 10, 10),
-        (table, PARQUET, 1, 0),
+        (table, PARQUET, 10, 0),
     ):
         found = try_out(client, upload=upload(client, data, media_type)["id"], images_per_prompt=2)
         assert (found["checked_prompts"], found["is_estimate"], found["bad"]) == (100, True, bad)
@@ -292,16 +292,16 @@ def test_a_dry_run_estimates_time_and_size(
     worker.loop.start()
     until(lambda: worker.loop.run() or read(client, batch_id)["images"]["stored"] == 20)
     worker.heartbeat.beat()
-    found = try_out(client, prompts=["红色的圆形"] * 50, defaults=look)["estimate"]
+    found = try_out(client, prompts=["红色的圆形"] * 50, images_per_prompt=50, defaults=look)["estimate"]
     images = [image for job in client.get("/v1/jobs").json()["items"] for image in job["images"]]
-    assert found["bytes"] == pytest.approx(50 * sum(image["bytes"] for image in images) / 20, abs=1)
+    assert found["bytes"] == pytest.approx(2500 * sum(image["bytes"] for image in images) / 20, abs=1)
     assert 0 < found["gpu_seconds"] < found["seconds"] < found["seconds_p90"]
     assert try_out(client, prompts=["红色的圆形"], defaults={**look, "width": 72})["estimate"]["bytes"] is None
 
 
 def test_a_dry_run_is_refused_as_the_batch_would_be(client: httpx.Client) -> None:
     missing = "019c2f6e-7d40-7c3d-9a1f-0d5b6c7e8f90"
-    table = parquet(text=["a"])
+    table = parquet(words=["a"])
     for fields, status, says in (
         ({"upload": missing}, 404, f"There is no upload {missing} with prompts in it."),
         ({"prompts": ["x"], "defaults": {"steps": 0}}, 422, "defaults.steps is 0"),

@@ -64,6 +64,7 @@ NEEDED: dict[str, Scope | Literal["open", "a key"]] = {
     "POST /tenants/{tenant_id}": Scope.OPERATOR,
     "POST /tenants/{tenant_id}/suspend": Scope.OPERATOR,
     "POST /tenants/{tenant_id}/resume": Scope.OPERATOR,
+    "POST /tenants/{tenant_id}/erase": Scope.OPERATOR,
     "POST /{noun}/{subject}/delete": Scope.ADMIN,
     "POST /sign-out": Scope.VIEWER,  # the last one: it ends the session
 }

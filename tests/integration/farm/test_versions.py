@@ -1,5 +1,6 @@
 """Two releases on one database: which code works with which tables, and what code does with work that is newer."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -227,6 +228,9 @@ def test_messages_of_newer_code_are_understood(settings: Settings) -> None:
 
         def choose(self, subject: UUID) -> UUID:
             return subject
+
+        def start(self, subject: UUID, again: Callable[[UUID], None]) -> None:
+            self.called.append(subject)
 
         def work(self, subject: UUID) -> bool:
             self.called.append(subject)

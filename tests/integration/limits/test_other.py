@@ -10,6 +10,7 @@ import pytest
 
 from api.limits.quota import Quota
 from api.limits.requests import Requests
+from common.accounts import stored_bytes
 from common.accounts.limits import Limits
 from common.broker import Broker
 from common.config import Settings
@@ -114,7 +115,10 @@ def sweep(settings: Settings, story: Story) -> Sweep:
     return Sweep(settings, story.database, Broker(settings), storage)
 
 
-def test_stored_bytes_are_limited_as_of_the_last_sweep(story: Story, client: httpx.Client, sweep: Sweep) -> None:
+def test_stored_bytes_are_limited_as_of_the_last_sweep(
+    story: Story, client: httpx.Client, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stored_bytes, "RESTS", 0)
     limit(story, stored_bytes=10)
     text = {"Content-Type": "text/plain"}
     kept = client.post("/v1/uploads", content="红色的圆形".encode(), headers=text).json()["id"]  # 15 bytes
