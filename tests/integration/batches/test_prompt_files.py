@@ -288,7 +288,7 @@ def test_a_dry_run_estimates_time_and_size(
     look = {"model": "mini-zh", "steps": 1, "width": 64, "height": 64}
     batch_id = submitted(client, "红色的圆形\n".encode() * 20, "text/plain", defaults=look)
     assert not control.work(batch_id, 60)
-    worker = make_worker()
+    worker = make_worker(device="stub:0.01")
     worker.loop.start()
     until(lambda: worker.loop.run() or read(client, batch_id)["images"]["stored"] == 20)
     worker.heartbeat.beat()
