@@ -298,5 +298,5 @@ def wrong_fields(error: "ValidationError") -> list[FieldError]:
 
 def pydantic_sentence(error: Mapping[str, Any]) -> Sentence:
     """`Input should be greater than 0` → `should be greater than 0`. Its code and parameters are pydantic's."""
-    text = str(error["msg"]).removeprefix("Input ").removeprefix("Value error, ")
+    text = str(error["msg"]).removeprefix("Input ").removeprefix("String ").removeprefix("Value error, ")
     return Sentence(PYDANTIC.get(error["type"], text), error["type"], error.get("ctx", {}))

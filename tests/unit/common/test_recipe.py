@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from common.batches.plan import Plan
 from common.catalog.catalog import FLOW_SCHEDULERS, SCHEDULERS, Catalog, Licence, read
 from common.catalog.loras import Lora, read_lora
 from common.catalog.manifest import ENTRY
-from common.errors import Invalid, UnknownModel
+from common.errors import Invalid, UnknownModel, pydantic_sentence
 from common.recipes.recipe import MAX_SEED, SINCE, Draft, Recipe, resolve
 
 FROM_THE_START = {
@@ -263,3 +264,9 @@ def test_a_catalogue_with_a_mistake_is_refused_in_one_sentence(tmp_path: Path) -
             read(file)
     with pytest.raises(Invalid, match="cannot be read"):
         read(tmp_path / "nowhere.toml")
+
+
+def test_a_text_that_is_too_long_is_refused_in_words() -> None:
+    with pytest.raises(ValidationError) as raised:
+        Draft.model_validate({"prompt": "红" * 8001})
+    assert pydantic_sentence(raised.value.errors()[0]) == "should have at most 8000 characters"
