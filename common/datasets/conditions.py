@@ -58,7 +58,7 @@ class _Parser:
         self._tokens = [Token(found[0], found.start() + 1) for found in TOKEN.finditer(text)]
         self._tokens.append(Token("", len(text) + 1))
         self._columns = columns
-        self._depth = 0
+        self._depth = -1  # parentheses and `not`s around what is read
 
     def whole(self) -> Test:
         test = self._any()

@@ -110,5 +110,10 @@ def test_what_is_refused(where: str, reason: str) -> None:
     assert reason in error["msg"]
 
 
+@pytest.mark.parametrize("where", ["not " * MAX_DEPTH + "steps = 20", "(" * MAX_DEPTH + "steps = 20" + ")" * MAX_DEPTH])
+def test_as_many_parentheses_as_there_may_be(where: str) -> None:
+    assert chosen(f"{where} and {where}")
+
+
 def test_an_empty_condition_is_none() -> None:
     assert DatasetPlan(where=" ") == DatasetPlan()
