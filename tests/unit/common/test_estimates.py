@@ -98,6 +98,12 @@ def test_microbatches_come_one_after_the_other() -> None:
     assert ends(waiting("a", 8), workers=ONE * 5) == {"a": 8.0}  # one call uses one worker
 
 
+def test_a_call_uses_one_worker_whatever_else_the_workers_serve() -> None:
+    workers = [Worker(frozenset({"mini-zh"})), *ONE]
+    assert ends(waiting("a", 8), workers=workers) == {"a": 8.0}
+    assert ends(waiting("a", 8), waiting("b", 8, kind=OTHER), workers=workers) == {"a": 8.0, "b": 8.0}
+
+
 def test_older_ones_and_higher_tiers_come_first() -> None:
     first, mine = waiting("b", 80), waiting("c", 8)
     assert ends(mine, first) == {"b": 80.0, "c": 88.0}

@@ -100,6 +100,16 @@ def test_a_batch_draws_each_prompt_plain_and_in_each_style_from_the_same_seeds()
         ink.plan({"prompt": "红", "style": "ink"}, 0)
 
 
+def test_a_batch_refuses_a_prompt_that_is_wrong_only_as_its_style_draws_it() -> None:
+    catalog = replace(CATALOG, styles={"strong": Style("strong", prefix="(", suffix=":1.2)")})
+    (planner,) = planners(Plan(defaults={"model": "zh-v0", "style": "strong"}, images_per_prompt=1, seed=1), catalog)
+    assert planner.plan({"prompt": "红"}, 0).prompt == "(红:1.2)"
+    with pytest.raises(Invalid) as refused:
+        planner.plan({"prompt": "红:9)(绿"}, 1)
+    (wrong,) = refused.value.fields
+    assert (wrong.field, "weighs '红' by 9" in wrong.message) == ("style", True)
+
+
 def test_a_line_may_name_its_style_and_plain_lifts_that_of_the_batch() -> None:
     (planner,) = planners(Plan(defaults={"model": "zh-v0", "style": "ink"}, images_per_prompt=1, seed=1), CATALOG)
     assert planner.plan({"prompt": "红"}, 0).prompt == "水墨画：红，留白"

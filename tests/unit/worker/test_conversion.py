@@ -56,6 +56,15 @@ def test_the_quality_is_that_of_the_plan() -> None:
     )
 
 
+@pytest.mark.parametrize("format", ["webp", "jpeg"])
+def test_a_quality_writes_anew_what_has_the_format_and_the_size(format: str) -> None:
+    data, row = picture(format)
+    for fields in ({"image_format": format, "quality": 20}, {"resize": 512, "quality": 20}):
+        made = conversion(**fields).convert(data, row)
+        assert (made.columns["original_sha256"], made.columns["width"]) == (sha256(data), 192)
+        assert made.data == conversion(image_format=format, resize=96, quality=20).convert(data, row).data != data
+
+
 @pytest.mark.parametrize(
     "fields", [{"resize": 96}, {"resize": 512}, {"image_format": "png"}, {"image_format": "png", "resize": 100}]
 )

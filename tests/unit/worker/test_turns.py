@@ -2,6 +2,9 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import pytest
 
 from worker.datasets.turns import Seat, Turns
 
@@ -31,6 +34,18 @@ def test_a_turn_that_is_over_goes_to_the_next_in_line() -> None:
         assert not line[now].has_turn(NOW)  # it gives the turn up
         assert not line[now].has_turn(NOW)  # and takes none from others
         assert turns._line[0] is line[following]
+
+
+def test_who_gets_in_line_does_not_prolong_the_turn_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("worker.datasets.turns.time", SimpleNamespace(monotonic=lambda: now[0]))
+    turns = Turns(seats=3, seconds=10)
+    first = taken(turns)
+    for now[0] in (5, 9):
+        taken(turns)
+        assert first.has_turn(NOW)
+    now[0] = 11
+    assert not first.has_turn(NOW)
 
 
 def test_who_is_alone_goes_on() -> None:
