@@ -6,18 +6,20 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Row, text
+from sqlalchemy import Connection, Row, text
 
 from bench.harness import backlog
 from common.accounts import stored_bytes
 from common.config import Settings
 from common.db import new_id, transaction
-from common.deletion import retention, rows
+from common.deletion import objects, retention, rows
+from common.deletion.objects import DeletedObject
 from common.enums import ImageState, JobState
 from common.queue import leases, reuse, workers
 from common.queue.reuse import Linked
 from common.recipes.picture_key import DrawnWith
 from common.storage import Storage
+from tests.support.batch_stories import BatchStory
 from tests.support.stories import Story
 from tests.support.workers import until_blocked
 from worker.control.deleter import Deleter
@@ -149,6 +151,15 @@ def test_a_picture_that_is_being_deleted_is_not_waited_for(served: Story) -> Non
             assert reuse.link_job(connection, tenant_id, second, served.recipe(seed=7), {}) == Linked(0)
 
 
+def test_a_picture_of_a_batch_that_is_being_deleted_is_not_reused(served: Story, settings: Settings) -> None:
+    drawn(served)
+    batch_id = BatchStory(served, settings).batch_of()
+    say(served, f"UPDATE jobs SET batch_id = '{batch_id}', position = 0")
+    for deleted_at, images in (("now()", 0), ("NULL", 1)):
+        say(served, f"UPDATE batches SET deleted_at = {deleted_at}")
+        assert reusing(served)[1].images == images
+
+
 def test_a_picture_of_any_class_that_serves_the_model_will_do(story: Story) -> None:
     """But not of one whose worker has stopped: no picture would be drawn by it now."""
     other = DrawnWith("some weights", {}, "another class")
@@ -255,6 +266,25 @@ def test_both_images_deleted_at_once_leave_no_bytes(
     other.result(30)
     deleter.delete_bytes()
     assert not storage.exists(first.key)
+
+
+def test_deletions_of_the_same_objects_do_not_wait_for_each_other(served: Story, aside: ThreadPoolExecutor) -> None:
+    """Whatever the order in which they come to them."""
+
+    def add(connection: Connection, *keys: str) -> None:
+        objects.add(connection, map(DeletedObject, keys), served.tenant())
+
+    def add_both() -> None:
+        with served.database.begin() as connection:
+            add(connection, "images/b", "images/a")
+
+    with served.database.begin() as connection:
+        add(connection, "images/a")
+        other = aside.submit(add_both)
+        until_blocked(served)
+        add(connection, "images/b")
+    other.result(30)
+    assert served.count("objects_to_delete") == 2
 
 
 def test_an_image_that_is_linked_while_the_other_one_is_deleted_keeps_the_bytes(
