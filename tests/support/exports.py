@@ -40,7 +40,10 @@ class ExportStory(BatchStory):
     def rendered(self, prompts: Sequence[str], seed: int = 0, format: str = "png", **plan: Any) -> UUID:
         """A batch that has ended. A prompt with `#failed` in it has failed, one with `#flagged` is flagged."""
         wanted = {"defaults": {**LOOK, "format": format}, "images_per_prompt": 2, "seed": seed, **plan}
-        batch_id = self.expanded(prompts, plan=Plan.model_validate(wanted))
+        return self.finished(self.expanded(prompts, plan=Plan.model_validate(wanted)), format)
+
+    def finished(self, batch_id: UUID, format: str = "png") -> UUID:
+        """This batch, which was expanded, once it has ended."""
         while microbatch := self.claim(capacity=100):
             self.start(microbatch)
             outcomes = [self._outcome_of(image, microbatch.lease_id, format) for image in microbatch.images]

@@ -6,6 +6,7 @@ import re
 import tarfile
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pyarrow.parquet as pq
@@ -15,11 +16,13 @@ from datasets import load_dataset
 from huggingface_hub import DatasetCard
 from sqlalchemy import text
 
+from common.batches.plan import Plan
 from common.config import Settings
 from common.db import new_id
 from common.labels.reader import read_labels
-from tests.support.exports import ExportStory, bytes_in, problems_of, rows_in, shards_in
+from tests.support.exports import LOOK, ExportStory, bytes_in, problems_of, rows_in, shards_in
 from tests.support.stories import Story
+from worker.datasets import exporter
 
 LAYOUTS = ("webdataset", "imagefolder", "parquet")
 PROMPTS = [f"红色的圆形 {n}" for n in range(4)]
@@ -46,6 +49,20 @@ def test_several_batches_are_one_dataset(farm: ExportStory, tmp_path: Path) -> N
     assert bytes_in(farm.exported(tmp_path / "again", first, second, shard_images=4)) == bytes_in(made)
     other = farm.exported(tmp_path / "other", second, first, shard_images=4)
     assert [row["seed"] for row in rows_in(other)] == [*range(50, 56), *range(6)]
+
+
+def test_what_batches_keep_is_in_their_order(farm: ExportStory, tmp_path: Path) -> None:
+    plan, batches = Plan(defaults=LOOK, keep="all", seed=0), list[UUID]()
+    for name in ("b", "a", "c"):
+        batches.append(farm.batch_of_lines({"prompt": PROMPTS[0], name: name}, plan=plan))
+        farm.expander.work(batches[-1], 60)
+        farm.finished(batches[-1])
+    for order in ((0, 1, 2), (2, 0, 1)):
+        made = farm.exported(tmp_path / str(order[0]), *(batches[at] for at in order))
+        columns = json.loads((made / "manifest.json").read_text())["columns"]
+        names = [f"meta.{'bac'[at]}" for at in order]
+        assert list(columns)[-3:] == names
+        assert [row[name] for row, name in zip(rows_in(made), names, strict=True)] == ["bac"[at] for at in order]
 
 
 def test_splits_take_from_all_batches(farm: ExportStory, tmp_path: Path) -> None:
@@ -132,6 +149,14 @@ def test_shards_are_counted_by_pictures(farm: ExportStory, tmp_path: Path) -> No
     assert shards_in(answer) == [(6, 2), (2, 2), (2, 2), (4, 2)]
     card = (answer / "README.md").read_text()
     assert "data/train-{00000..00003}.tar" in card
+
+
+def test_a_shard_has_a_limit_of_rows_without_a_picture(
+    farm: ExportStory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporter, "SHARD_ROWS", 6)
+    batch_id = farm.rendered(["星形 #failed"] * 5 + PROMPTS[:1])
+    assert shards_in(farm.exported(tmp_path, batch_id, shard_images=4)) == [(6, 0), (6, 2)]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
