@@ -141,6 +141,17 @@ def test_too_many_combinations_are_refused_with_their_number_before_any_is_made(
     assert farm.batch(few).jobs == 30
 
 
+def test_a_line_may_make_as_many_pictures_as_the_limit(farm: BatchStory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In all variants of all its prompts."""
+    wanted = plan(matrix={"guidance": [2, 3]})
+    monkeypatch.setattr(templates, "MAX_LINE_IMAGES", 16)
+    assert farm.batch(farm.expanded(LINES[:1], plan=wanted)).images == 16
+    monkeypatch.setattr(templates, "MAX_LINE_IMAGES", 15)
+    refused = farm.batch_of(LINES[:1], wanted)
+    farm.expander.work(refused, 60)
+    assert "makes 4 prompts, 16 pictures in all, and one row at most 15" in farm.batch(refused).error_message
+
+
 def test_the_largest_line_takes_bounded_memory(farm: BatchStory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(templates, "MAX_LINE_CHARACTERS", 100_000)
     long = "{红|蓝}" * 10 + "的圆形，" * 20
