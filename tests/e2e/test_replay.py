@@ -70,6 +70,7 @@ def test_a_dataset_is_drawn_again_by_both_classes_of_workers(call: Call, setting
             small = exported(call, tmp_path / "small", "imagefolder", 1, "--resize=64")
             refused = call("dataset", "replay", str(small))
             assert (refused.code, "another format or size" in refused.err) == (2, True)
+            assert call("dataset", "replay", str(stubs), "--key=nobody").code == 3, "no picture was refused"
             altered = next((stubs / "data/train-00000").glob("*.png"))
             with Image.open(altered) as picture:
                 picture.load()
