@@ -133,6 +133,8 @@ def test_a_condition_chooses_rows(farm: ExportStory, client: httpx.Client, tmp_p
     assert json.loads((made / "manifest.json").read_text())["where"].startswith("seed >= 2")
     (found,) = client.get("/v1/datasets").json()["items"]
     assert found["images"] == {"total": 8, "written": 8, "stored": 6}
+    (label,) = read_labels((made / "samples.jpg").read_bytes())
+    assert (label.elements or {})["ProduceID"] == "2", "the samples are of the chosen pictures"
     nothing = farm.submitted(batch_id, where="seed > 1000")
     farm.exporter.work(nothing, 60)
     assert farm.dataset(nothing).error_code == "unwritable"
