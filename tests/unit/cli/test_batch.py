@@ -244,6 +244,15 @@ def test_each_of_several_files_becomes_a_batch(call: Callable[..., Any], tmp_pat
     assert [one.path.partition("?")[0] for one in tried] == ["/v1/uploads"] * 2 + ["/v1/batches"] * 2
 
 
+def test_a_file_whose_name_is_a_pattern_is_that_file(call: Callable[..., Any], tmp_path: Path) -> None:
+    for name in ("a[1].txt", "a1.txt"):
+        (tmp_path / name).write_text(name)
+    with fake_farm(accept_batch) as farm:
+        assert call(farm, "submit", f"{tmp_path}/a[1].txt").code == 0
+        assert call(farm, "submit", f"{tmp_path}/a[1-2].txt").code == 0
+    assert [one.body for one in farm.requests if one.path == "/v1/uploads"] == [b"a[1].txt", b"a1.txt"]
+
+
 def test_a_file_is_fetched_from_where_it_lies(
     call: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
