@@ -52,7 +52,7 @@ def test_several_batches_are_one_dataset(farm: ExportStory, tmp_path: Path) -> N
 
 
 def test_what_batches_keep_is_in_their_order(farm: ExportStory, tmp_path: Path) -> None:
-    plan, batches = Plan(defaults=LOOK, keep="all", seed=0), list[UUID]()
+    plan, batches = Plan(defaults=LOOK, keep="all", images_per_prompt=1, seed=0), list[UUID]()
     for name in ("b", "a", "c"):
         batches.append(farm.batch_of_lines({"prompt": PROMPTS[0], name: name}, plan=plan))
         farm.expander.work(batches[-1], 60)
