@@ -107,7 +107,8 @@ RENDERERS = text("""
 # Finds the images of a job.
 IMAGES = text("SELECT id FROM images WHERE job_id = :job ORDER BY index")
 
-# Stores queued images with the pictures of others, which are locked, and settles their jobs.
+# Stores queued images with the pictures of others, which are locked, and settles their jobs. Inside `coalesce` the
+# state has no statistics: they would say that no image is queued, and each pair of images would be compared.
 LINK = text(f"""
     WITH wish AS (
         SELECT image_id, decode(picture_key, 'hex') AS picture_key,
@@ -128,7 +129,8 @@ LINK = text(f"""
         UPDATE images SET state = 'stored', finished_at = now(), reused = true, key = found.key, sha256 = found.sha256,
             bytes = found.bytes, render_ms = found.render_ms, safety_score = found.safety_score,
             safety_concept = found.safety_concept, picture_key = found.picture_key, reuse_key = found.reuse_key
-        FROM found WHERE images.id = found.image_id AND images.state = 'queued' AND images.lease_id IS NULL
+        FROM found WHERE images.id = found.image_id
+            AND coalesce(images.state = 'queued' AND images.lease_id IS NULL, false)
         RETURNING images.id, job_id, lane_id, images.state, images.error_code, images.error_message),
     ended AS (SELECT * FROM changed),
     {SETTLE}

@@ -347,6 +347,19 @@ def test_a_picture_is_found_without_reading_the_others(served: Story) -> None:
     assert (found["Actual Rows"], found.get("Rows Removed by Filter", 0)) == (1, 0)
 
 
+def test_many_images_are_not_compared_with_each_other(served: Story) -> None:
+    """Where the last statistics know no queued image, as behind a chunk of a batch that was linked."""
+    backlog.fill(served.database, "somebody", 5000)
+    say(served, "UPDATE images SET state = 'stored', finished_at = now(), key = id::text, sha256 = '', bytes = 1")
+    backlog.vacuum(served.database)
+    many = {"images": [new_id()] * 2000, "keys": ["ab" * 32] * 2000, "classes": ["a class"] * 2000}
+    with served.database.connect() as connection:
+        statement = text(f"EXPLAIN (FORMAT JSON) {reuse.LINK.text}")
+        (plan,) = connection.execute(statement, many | {"tenant": served.tenant()}).scalar_one()
+    filters = [node.get("Join Filter", "") for node in nodes(plan["Plan"])]
+    assert not [one for one in filters if "found.image_id" in one]
+
+
 def nodes(node: dict[str, Any]) -> Any:
     yield node
     for child in node.get("Plans", ()):
