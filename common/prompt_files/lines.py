@@ -105,7 +105,15 @@ def lines(
     blocks: Iterable[bytes], format: str, offset: int = 0, number: int = 0, encoding: str = UTF8
 ) -> Iterator[Line | Gap]:
     """The lines of a file whose bytes from `offset` on come in blocks, behind `number` other lines."""
-    parse, blank = partial(_parse_prompt if format == "txt" else _parse_object, encoding=encoding), 0
+    parse = partial(_parse_prompt if format == "txt" else _parse_object, encoding=encoding)
+    return parsed_lines(blocks, parse, offset, number)
+
+
+def parsed_lines(
+    blocks: Iterable[bytes], parse: Callable[[bytes], dict[str, Any]], offset: int, number: int
+) -> Iterator[Line | Gap]:
+    """The lines that are not blank, each with its `parse`."""
+    blank = 0
     for size, content in split_lines(blocks):
         if not size:
             yield Gap(number, offset)

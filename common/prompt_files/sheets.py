@@ -18,7 +18,7 @@ from common.errors import Invalid
 from common.prompt_files import sentence
 from common.prompt_files.columns import Columns
 from common.prompt_files.formats import UTF8
-from common.prompt_files.lines import GAP_LINES, TOO_LONG, Gap, Line, decode, raise_invalid
+from common.prompt_files.lines import GAP_LINES, Gap, Line, decode, parsed_lines, raise_invalid
 from common.prompt_files.raw_lines import MAX_LINE_BYTES, split_lines
 
 MAX_HEADER_BYTES = 100_000  # less than the largest cell of Python's CSV reader
@@ -177,18 +177,4 @@ def read_table_header(blocks: Iterable[bytes], columns: Columns) -> Header:
 
 def table_rows(blocks: Iterable[bytes], header: Header, offset: int, number: int) -> Iterator[Line | Gap]:
     """The rows from `offset` on, which is behind the header and behind `number` rows."""
-    blank = 0
-    for size, content in split_lines(blocks):
-        if not size:
-            yield Gap(number, offset)
-            continue
-        offset, number = offset + size, number + 1
-        if content is None:
-            yield Line(number, number, offset, TOO_LONG, 0, raise_invalid)
-        elif size > 1:
-            yield Line(number, number, offset, content, size, lambda row: header.by_name(json.loads(row)))
-        else:
-            blank += 1
-            if blank % GAP_LINES == 0:
-                yield Gap(number, offset)
-    yield Gap(number, offset)
+    return parsed_lines(blocks, lambda row: header.by_name(json.loads(row)), offset, number)
