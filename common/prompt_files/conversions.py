@@ -27,13 +27,17 @@ def value_of(field: str, cell: Any) -> Any:
     """
     if cell is None or cell != cell:
         return None
-    return CONVERT[field](field, cell) if field in CONVERT else cell
+    if field not in CONVERT:
+        return cell
+    if isinstance(cell, str):
+        cell = cell.strip()
+        if field not in TEXTS and cell.casefold() in NOTHING:
+            return None
+    return CONVERT[field](field, cell)
 
 
 def _text(field: str, cell: Any) -> Any:
     """A number in a column of text is the number's text: spreadsheets make one of a prompt such as 1984."""
-    if isinstance(cell, str):
-        return cell.strip()
     if isinstance(cell, float):
         return str(int(cell)) if cell.is_integer() and abs(cell) < EXACT else str(cell)
     return str(cell) if isinstance(cell, int) and not isinstance(cell, bool) else cell
@@ -45,9 +49,6 @@ def _name(field: str, cell: Any) -> Any:
 
 def _whole(field: str, cell: Any) -> Any:
     if isinstance(cell, str):
-        cell = cell.strip()
-        if cell.casefold() in NOTHING:
-            return None
         if DIGITS.fullmatch(cell):
             return int(cell)
         if not NUMBER.fullmatch(cell):
@@ -62,18 +63,12 @@ def _whole(field: str, cell: Any) -> Any:
 
 def _float(field: str, cell: Any) -> Any:
     if isinstance(cell, str):
-        cell = cell.strip()
-        if cell.casefold() in NOTHING:
-            return None
         return float(cell) if NUMBER.fullmatch(cell) else cell
     return float(cell) if isinstance(cell, int) and not isinstance(cell, bool) and abs(cell) < EXACT else cell
 
 
 def _list(field: str, cell: Any) -> Any:
     if isinstance(cell, str):
-        cell = cell.strip()
-        if cell.casefold() in NOTHING:
-            return None
         try:
             cell = json.loads(cell)
         except (ValueError, RecursionError):
@@ -81,9 +76,12 @@ def _list(field: str, cell: Any) -> Any:
     return [_whole(field, one) for one in cell] if field == "seeds" and isinstance(cell, list) else cell
 
 
+PROMPTS = ("prompt", "negative_prompt")
+NAMES = ("model", "scheduler", "mode", "source", "mask", "style", "format")
+TEXTS = (*PROMPTS, *NAMES)
 CONVERT: dict[str, Callable[[str, Any], Any]] = {
-    **dict.fromkeys(("prompt", "negative_prompt"), _text),
-    **dict.fromkeys(("model", "scheduler", "mode", "source", "mask", "style", "format"), _name),
+    **dict.fromkeys(PROMPTS, _text),
+    **dict.fromkeys(NAMES, _name),
     **dict.fromkeys(("width", "height", "steps", "count", "seed"), _whole),
     **dict.fromkeys(("guidance", "strength"), _float),
     **dict.fromkeys(("seeds", "lora"), _list),
