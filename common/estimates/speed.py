@@ -14,6 +14,7 @@ Both are quantiles of averages over some microbatches in a row: single ones vary
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import chain
 from math import sqrt
 from statistics import fmean, median, quantiles
 
@@ -97,8 +98,9 @@ class Speed:
         return (self.image_s or {}).get(kind.model)
 
     def load(self, model: str, quantile: Quantile) -> float:
-        """Seconds of a load of the model; 0 while unknown."""
-        known = (self.load_s or {}).get(model) or (0.0,)
+        """Seconds of a load of the model; of any model while that is unknown, and 0 while no load is known."""
+        loads = self.load_s or {}
+        known = loads.get(model) or list(chain.from_iterable(loads.values())) or [0.0]
         return median(known) if quantile is Quantile.P50 else max(max(known), LEAST_MARGIN * median(known))
 
     def _similar(self, kind: Kind) -> tuple[list[Microbatch], float]:

@@ -121,6 +121,8 @@ def test_a_model_that_is_not_in_memory_is_loaded_first() -> None:
     loads = speed(load_s={"other": [30.0], "mini-zh": [500.0]})
     assert ends(waiting("a", 8, kind=OTHER), waiting("b", 8, kind=OTHER), of=loads) == {"a": 38.0, "b": 46.0}
     assert ends(waiting("a", 8), of=loads) == {"a": 8.0}
+    of_another = speed(load_s={"mini-zh": [20.0, 40.0]})
+    assert ends(waiting("a", 8, kind=OTHER), of=of_another) == {"a": 38.0}
 
 
 def test_a_worker_finishes_what_it_holds() -> None:
