@@ -34,7 +34,7 @@ from worker.datasets.closing import Closing, Unwritable
 from worker.datasets.conversion import Conversion
 from worker.datasets.files import DatasetFiles
 from worker.datasets.shard import Item, Report, Shard, ShardWriter, items_of
-from worker.datasets.turns import Seat, Turns
+from worker.datasets.turns import Slot, Turns
 
 WORK_S = 20.0  # on one dataset before another one that is queued; the current shard is finished first
 REPORT_S = 2.0  # between two records of how far a shard is written
@@ -77,32 +77,32 @@ class Exporter:
         when Postgres or the image store is away. What fails for another reason is counted, and ends the dataset after
         some tries. The sweep starts again what is unfinished.
         """
-        seat = self._join()
-        return seat is not None and self._work(seat, dataset_id, seconds)
+        slot = self._join()
+        return slot is not None and self._work(slot, dataset_id, seconds)
 
     def start(self, dataset_id: UUID, go_on: Callable[[UUID], object]) -> None:
         """Do the same in a thread of its own, which calls `go_on` when the dataset can be continued at once."""
 
-        def work(seat: Seat) -> None:
+        def work(slot: Slot) -> None:
             with suppress(Unavailable):  # the sweep sends the message again
-                if self._work(seat, dataset_id, WORK_S):
+                if self._work(slot, dataset_id, WORK_S):
                     go_on(dataset_id)
 
-        if seat := self._join():
-            threading.Thread(target=work, args=(seat,), name=f"export {dataset_id}").start()
+        if slot := self._join():
+            threading.Thread(target=work, args=(slot,), name=f"export {dataset_id}").start()
 
-    def _join(self) -> Seat | None:
-        seat = self._turns.join()
-        self._others_wait = seat is None
-        return seat
+    def _join(self) -> Slot | None:
+        slot = self._turns.join()
+        self._others_wait = slot is None
+        return slot
 
-    def _work(self, seat: Seat, dataset_id: UUID, seconds: float) -> bool:
-        with seat:
-            while not seat.has_turn(REPORT_S):
+    def _work(self, slot: Slot, dataset_id: UUID, seconds: float) -> bool:
+        with slot:
+            while not slot.has_turn(REPORT_S):
                 if self._leaving.is_set():
                     return False
             dataset = self._acquire(dataset_id)
-            has_more = dataset is not None and self._write(dataset, seat, time.monotonic() + seconds)
+            has_more = dataset is not None and self._write(dataset, slot, time.monotonic() + seconds)
             return has_more and not self._others_wait
 
     def leave(self) -> None:
@@ -122,16 +122,16 @@ class Exporter:
             self._count_failure(dataset_id, None)
         return None
 
-    def _write(self, dataset: Dataset, seat: Seat, until: float) -> bool:
+    def _write(self, dataset: Dataset, slot: Slot, until: float) -> bool:
         try:
             while split := dataset.split_name:
-                step = self._write_shard(dataset, split, seat)
+                step = self._write_shard(dataset, split, slot)
                 if step is None:
                     return False
                 dataset = self._advance(dataset, step)
                 if time.monotonic() > until:
                     return True
-            self._finish(dataset, seat)
+            self._finish(dataset, slot)
         except LostOwnership:
             pass
         except Unwritable as error:
@@ -175,9 +175,9 @@ class Exporter:
 
     # A shard
 
-    def _write_shard(self, dataset: Dataset, split: str, seat: Seat) -> Step | None:
+    def _write_shard(self, dataset: Dataset, split: str, slot: Slot) -> Step | None:
         """Write the next shard, if there is one. None when images that belong to it have not ended yet."""
-        report = self._reporter(dataset, seat)
+        report = self._reporter(dataset, slot)
         found = self._next_items(dataset, split, report)
         if found is None:
             return None
@@ -204,7 +204,7 @@ class Exporter:
     def _next_items(self, dataset: Dataset, split: str, report: Report) -> tuple[list[Item], Place, bool] | None:
         """The next images of a split, the place after them, and whether the split has no more."""
         plan = dataset.plan
-        items = Filling(plan.shard_images or self._shard_images, plan.shard_size or SHARD_BYTES)
+        items = NextShard(plan.shard_images or self._shard_images, plan.shard_size or SHARD_BYTES)
         for source in range(dataset.source, len(dataset.batch_ids)):
             here = replace(dataset, source=source, position=dataset.position if source == dataset.source else 0)
             with transaction(self._database) as connection:
@@ -224,7 +224,7 @@ class Exporter:
                 return None
         return items.items, (len(dataset.batch_ids) - 1, 0), True
 
-    def _reporter(self, dataset: Dataset, seat: Seat) -> Report:
+    def _reporter(self, dataset: Dataset, slot: Slot) -> Report:
         """Records now and then how many images of a shard are done, which keeps the ownership. Raises LostOwnership.
 
         It waits while other datasets have their turns.
@@ -235,7 +235,7 @@ class Exporter:
             nonlocal reported_at
             has_turn = False
             while not has_turn:
-                has_turn = seat.has_turn(REPORT_S)
+                has_turn = slot.has_turn(REPORT_S)
                 if self._leaving.is_set():
                     raise LostOwnership
                 if time.monotonic() - reported_at > REPORT_S:
@@ -253,9 +253,9 @@ class Exporter:
             raise LostOwnership
         return advanced
 
-    def _finish(self, dataset: Dataset, seat: Seat) -> None:
+    def _finish(self, dataset: Dataset, slot: Slot) -> None:
         """Write the files about the whole. Raises Unwritable when no image is stored."""
-        closing = Closing(self._database, self._storage, self._catalog, dataset, self._reporter(dataset, seat))
+        closing = Closing(self._database, self._storage, self._catalog, dataset, self._reporter(dataset, slot))
         whole = closing.write()
         with transaction(self._database) as connection:
             is_owner = datasets.finish(connection, dataset, whole.digest, whole.files, whole.bytes)
@@ -265,7 +265,7 @@ class Exporter:
             )
 
 
-class Filling:
+class NextShard:
     """The images of the shard that comes next, until it is full."""
 
     def __init__(self, most_pictures: int, most_bytes: int) -> None:

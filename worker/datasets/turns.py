@@ -1,4 +1,4 @@
-"""Datasets take turns, also inside a shard: one is written at a time, and after a moment the next in line goes on.
+"""Datasets take turns, also inside a shard: one is written at a time, and after a moment the next in the queue goes on.
 
 What one has written of its shard waits in its upload meanwhile, so its bytes are the same. Knows no dataset.
 """
@@ -8,41 +8,41 @@ import time
 from collections import deque
 from types import TracebackType
 
-SEATS = 3  # datasets that take turns: each holds the rows of a shard in memory
+SLOTS = 3  # datasets that take turns: each holds the rows of a shard in memory
 TURN_S = 1.0
 
 
 class Turns:
-    def __init__(self, seats: int = SEATS, seconds: float = TURN_S) -> None:
-        """`seconds`: of a turn, while another one is in line."""
-        self._seats = seats
+    def __init__(self, slots: int = SLOTS, seconds: float = TURN_S) -> None:
+        """`seconds`: of a turn, while another one is queued."""
+        self._slots = slots
         self._seconds = seconds
-        self._line = deque["Seat"]()  # the first one has its turn
+        self._queue = deque["Slot"]()  # the first one has its turn
         self._until = 0.0
         self._changed = threading.Condition()
 
-    def join(self) -> "Seat | None":
-        """Get in line. None when all seats are taken."""
+    def join(self) -> "Slot | None":
+        """Take a slot. None when all are taken."""
         with self._changed:
-            if len(self._line) == self._seats:
+            if len(self._queue) == self._slots:
                 return None
-            seat = Seat(self)
-            self._line.append(seat)
-            if len(self._line) == 1:
+            slot = Slot(self)
+            self._queue.append(slot)
+            if len(self._queue) == 1:
                 self._begin()
-            return seat
+            return slot
 
-    def is_of(self, seat: "Seat", wait_s: float) -> bool:
-        """Whether it is this one's turn, now or within so many seconds; one that is over goes to the next in line."""
+    def is_of(self, slot: "Slot", wait_s: float) -> bool:
+        """Whether it is this one's turn, now or within so many seconds; one that is over goes to the next."""
         with self._changed:
-            if self._line[0] is seat and len(self._line) > 1 and time.monotonic() > self._until:
-                self._line.rotate(-1)
+            if self._queue[0] is slot and len(self._queue) > 1 and time.monotonic() > self._until:
+                self._queue.rotate(-1)
                 self._begin()
-            return self._changed.wait_for(lambda: self._line[0] is seat, wait_s)
+            return self._changed.wait_for(lambda: self._queue[0] is slot, wait_s)
 
-    def leave(self, seat: "Seat") -> None:
+    def leave(self, slot: "Slot") -> None:
         with self._changed:
-            self._line.remove(seat)
+            self._queue.remove(slot)
             self._begin()
 
     def _begin(self) -> None:
@@ -50,8 +50,8 @@ class Turns:
         self._changed.notify_all()
 
 
-class Seat:
-    """A place in the line, until its `with` block ends."""
+class Slot:
+    """A place in the queue, until its `with` block ends."""
 
     def __init__(self, turns: Turns) -> None:
         self._turns = turns
@@ -60,7 +60,7 @@ class Seat:
         """To be asked again and again: it also gives a turn up that is over. Waits for the next one for so long."""
         return self._turns.is_of(self, wait_s)
 
-    def __enter__(self) -> "Seat":
+    def __enter__(self) -> "Slot":
         return self
 
     def __exit__(
