@@ -22,7 +22,7 @@ from api.bodies import Rule
 from api.deps import AnyCaller, AppState, State
 from api.schemas import example
 from api.services import deletion
-from api.services.prompt_upload import Said, save_prompts, takes_long
+from api.services.prompt_upload import Declared, save_prompts, takes_long
 from api.services.uploads import HashingFile, save_image, temporary_file
 from common.accounts.keys import Caller
 from common.enums import Scope
@@ -129,17 +129,17 @@ async def upload_file(
             store = partial(save_image, state, caller, file)
             upload, recorded_at = await anyio.to_thread.run_sync(store, limiter=state.decode_limiter)
         else:
-            said = Said(format or MEDIA_TYPES.get(media_type), bool(format), content_type.get_content_charset())
-            upload, recorded_at = await _save_prompts(state, caller, file, said)
+            declared = Declared(format or MEDIA_TYPES.get(media_type), bool(format), content_type.get_content_charset())
+            upload, recorded_at = await _save_prompts(state, caller, file, declared)
     shown = {**vars(upload), "format": shown_format(upload.format)}
     return Upload(**shown, created_at=recorded_at)
 
 
 async def _save_prompts(
-    state: AppState, caller: Caller, file: HashingFile, said: Said
+    state: AppState, caller: Caller, file: HashingFile, declared: Declared
 ) -> tuple[StoredUpload, datetime]:
-    store = partial(save_prompts, state, caller, file, said)
-    if not takes_long(file, said):
+    store = partial(save_prompts, state, caller, file, declared)
+    if not takes_long(file, declared):
         return await anyio.to_thread.run_sync(store, limiter=state.upload_limiter)
     async with state.conversion_turns.of(caller.tenant_id):
         return await anyio.to_thread.run_sync(store, limiter=state.conversion_limiter)

@@ -33,7 +33,7 @@ BLOCK_BYTES = 1_000_000
 OLD_EXCEL = b"\xd0\xcf\x11\xe0"  # an .xls, or a workbook with a password
 
 
-class Said(NamedTuple):
+class Declared(NamedTuple):
     """What the client says of a file: its format by its media type, or for certain, and the encoding of its text."""
 
     format: str | None
@@ -41,32 +41,32 @@ class Said(NamedTuple):
     charset: str | None = None
 
 
-def takes_long(file: HashingFile, said: Said) -> bool:
+def takes_long(file: HashingFile, declared: Declared) -> bool:
     """Whether a child process must convert this file."""
     head = _head(file.file)
     if compression_of(head) or binary_format_of(head):
         return True
     text = head.replace(b"\0", b"").decode(errors="replace")  # of UTF-16 too, as far as it is ASCII
-    return (not said.is_certain and text_format_of(text, said.format) == "json") or said.format == "json"
+    return (not declared.is_certain and text_format_of(text, declared.format) == "json") or declared.format == "json"
 
 
-def save_prompts(state: AppState, caller: Caller, file: HashingFile, said: Said) -> tuple[Upload, datetime]:
+def save_prompts(state: AppState, caller: Caller, file: HashingFile, declared: Declared) -> tuple[Upload, datetime]:
     """Store the prompts of a file, and when they were recorded.
 
     Raises Invalid, which names the encodings that were tried, and LimitReached, NoRoom and Unavailable.
     """
     require_room(state, caller)
-    with _lines(file, said, state.settings.upload_limit) as (lines, format, encoding):
+    with _lines(file, declared, state.settings.upload_limit) as (lines, format, encoding):
         return save(state, caller.tenant_id, lines, format, encoding=encoding)
 
 
 @contextmanager
-def _lines(file: HashingFile, said: Said, most: int) -> Iterator[tuple[HashingFile, str, str | None]]:
+def _lines(file: HashingFile, declared: Declared, most: int) -> Iterator[tuple[HashingFile, str, str | None]]:
     """What is stored of a file, the format as which it is stored, and the encoding of its text."""
     with ExitStack() as stack:
         if compression := compression_of(_head(file.file)):
             file = stack.enter_context(_converted(file, compression, most))
-        format, codec = _told(file.file, said)
+        format, codec = _detected(file.file, declared)
         if format in CONVERTED:
             file = stack.enter_context(_converted(file, format, most, codec or UTF8))
         elif codec and codec.startswith(UTF16):
@@ -74,7 +74,7 @@ def _lines(file: HashingFile, said: Said, most: int) -> Iterator[tuple[HashingFi
         yield file, TABLE if format == "parquet" else format, encodings.name_of(codec) if codec else None
 
 
-def _told(file: BinaryIO, said: Said) -> tuple[str, str | None]:
+def _detected(file: BinaryIO, declared: Declared) -> tuple[str, str | None]:
     """The format of a file, and the codec of its text. Raises Invalid."""
     head = _head(file)
     if head.startswith(OLD_EXCEL):
@@ -83,14 +83,14 @@ def _told(file: BinaryIO, said: Said) -> tuple[str, str | None]:
         if found == "parquet":
             _check_parquet(file)
         return found, None
-    if said.format == "parquet":
+    if declared.format == "parquet":
         raise Invalid(sentence("not_parquet"))
-    if said.format == "xlsx":
+    if declared.format == "xlsx":
         raise Invalid(sentence("not_xlsx"))
-    codec = encodings.codec_of(file, said.charset)
-    if said.is_certain and said.format:
-        return said.format, codec
-    return text_format_of(head.decode(codec, "replace"), said.format), codec
+    codec = encodings.codec_of(file, declared.charset)
+    if declared.is_certain and declared.format:
+        return declared.format, codec
+    return text_format_of(head.decode(codec, "replace"), declared.format), codec
 
 
 def _check_parquet(file: BinaryIO) -> None:
