@@ -26,7 +26,6 @@ from common.estimates import estimate
 from common.estimates.farm import read_farm
 from common.log import log_event
 from common.queue import jobs, reuse, tiers
-from common.queue.reuse import Linked
 from common.queue.search import Search
 from common.recipes import judged, prompt_templates, recipe, token_counter
 from common.recipes.img2img import FindImage, InputImage
@@ -91,17 +90,16 @@ def submit(
             limits=limits,
             key_id=caller.key_id,
         )
-        if request.reuse:
-            loras = digests(state.catalog.loras)
-            linked.append(reuse.link_job(connection, caller.tenant_id, job_id, complete, loras))
 
-    linked = list[Linked]()
     # Without a key, a limit and reuse it is one statement, which needs no BEGIN and COMMIT.
     is_one = not (once or limits.count_images or request.reuse)
     with transaction(state.autocommit if is_one else state.engine) as connection:
         job_id, is_new = submit_idempotent(connection, caller.tenant_id, once, insert)
+        reused = 0
+        if is_new and request.reuse:
+            loras = digests(state.catalog.loras)
+            reused = reuse.link_job(connection, caller.tenant_id, job_id, complete, loras).images
     if is_new:
-        reused = sum(one.images for one in linked)
         if reused < complete.count:
             state.broker.wake_soon(complete.model, job_id, request.tier)
         log_event(
