@@ -13,6 +13,7 @@ from sqlalchemy import Engine, text
 from bench.harness.backlog import MODEL, fill, planned, vacuum
 from bench.harness.farm import Farm, farm
 from bench.harness.measurement import Figures, Goal, Options, Sides
+from common.batches.plan import Plan
 from common.db import connect, new_id, transaction
 from common.queue import workers
 from common.queue.reuse import reuse_key
@@ -70,9 +71,7 @@ def stored(the_farm: Farm, name: str, pictures: int, wanted: int) -> Engine:
     return database
 
 
-def plan_of(database: Engine, batch_id: object):  # type: ignore[no-untyped-def]
-    from common.batches.plan import Plan
-
+def plan_of(database: Engine, batch_id: object) -> Plan:
     with transaction(database) as connection:
         return Plan.model_validate(connection.execute(PLAN, {"batch": batch_id}).scalar_one())
 

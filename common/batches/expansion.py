@@ -18,7 +18,7 @@ from common.batches.chunks import CHUNK_PROGRESS, FENCE, Batch, Chunk, fence_par
 from common.batches.plan import PlannedJob
 from common.queue import reuse
 from common.queue.lanes import Lane, make_lanes
-from common.queue.reuse import Linked, Wish
+from common.queue.reuse import Candidate, Linked
 
 NO_LORAS: Mapping[str, str] = {}
 
@@ -75,7 +75,7 @@ def expand(
     locked = connection.execute(LOCK_TO_EXPAND, fence_params(batch)).first()
     if locked is None:
         return None
-    wishes = _wishes(connection, rows, loras)
+    candidates = _candidates(connection, rows, loras)
     lanes = make_lanes(
         connection,
         [
@@ -93,18 +93,18 @@ def expand(
     connection.execute(OPEN_LANES, {"lanes": lanes, "images": list(rows.lanes.values())})
     added = {"jobs": sum(rows.models.values()), "images": sum(rows.lanes.values())}
     connection.execute(EXPANDED, fence_params(batch) | progress_params(chunk) | added)
-    return reuse.link(connection, batch.tenant_id, wishes)
+    return reuse.link(connection, batch.tenant_id, candidates)
 
 
-def _wishes(connection: Connection, rows: JobRows, loras: Mapping[str, str]) -> list[Wish]:
+def _candidates(connection: Connection, rows: JobRows, loras: Mapping[str, str]) -> list[Candidate]:
     if not rows.reusing:
         return []
     renderers = reuse.renderers(connection, rows.models, loras)
     return [
-        wish
+        candidate
         for image_ids, job in rows.reusing
         if (drawn_with := renderers.get(job.template.recipe.model))
-        for wish in reuse.wishes(image_ids, job.recipe, drawn_with)
+        for candidate in reuse.candidates(image_ids, job.recipe, drawn_with)
     ]
 
 

@@ -23,7 +23,7 @@ Renderers = Mapping[str, Sequence[DrawnWith]]  # by model
 
 
 @dataclass(frozen=True)
-class Wish:
+class Candidate:
     """An image that was just inserted, and a picture that would do for it."""
 
     image_id: UUID
@@ -47,27 +47,27 @@ def renderers(connection: Connection, models: Iterable[str], loras: Mapping[str,
     return found
 
 
-def wishes(image_ids: Sequence[UUID], recipe: Recipe, drawn_with: Iterable[DrawnWith]) -> list[Wish]:
-    """The wishes of the images of a job."""
+def candidates(image_ids: Sequence[UUID], recipe: Recipe, drawn_with: Iterable[DrawnWith]) -> list[Candidate]:
+    """Those of the images of a job."""
     return [
-        Wish(image_id, key, one.picture_class)
+        Candidate(image_id, key, one.picture_class)
         for one in drawn_with
         for image_id, key in zip(image_ids, one.keys(recipe), strict=True)
     ]
 
 
-def link(connection: Connection, tenant_id: UUID, wished: Sequence[Wish]) -> Linked:
+def link(connection: Connection, tenant_id: UUID, candidates: Sequence[Candidate]) -> Linked:
     """Give the queued images of this tenant the pictures that it has stored. The caller has just inserted them.
 
     The images whose pictures these are stay until the COMMIT; one that is being deleted is not found.
     """
-    if not wished:
+    if not candidates:
         return Linked(0)
     parameters = {
         "tenant": tenant_id,
-        "images": [wish.image_id for wish in wished],
-        "keys": [wish.picture_key for wish in wished],
-        "classes": [wish.picture_class for wish in wished],
+        "images": [candidate.image_id for candidate in candidates],
+        "keys": [candidate.picture_key for candidate in candidates],
+        "classes": [candidate.picture_class for candidate in candidates],
     }
     row = connection.execute(LINK, parameters).one()
     return Linked(row.images, tuple(row.ended_jobs or ()))
@@ -77,7 +77,7 @@ def link_job(connection: Connection, tenant_id: UUID, job_id: UUID, recipe: Reci
     """The same for all images of a job that was just inserted."""
     drawn_with = renderers(connection, [recipe.model], loras).get(recipe.model, ())
     image_ids = connection.execute(IMAGES, {"job": job_id}).scalars().all()
-    return link(connection, tenant_id, wishes(image_ids, recipe, drawn_with))
+    return link(connection, tenant_id, candidates(image_ids, recipe, drawn_with))
 
 
 def named(connection: Connection, keys: Iterable[str]) -> set[str]:
@@ -110,21 +110,21 @@ IMAGES = text("SELECT id FROM images WHERE job_id = :job ORDER BY index")
 # Stores queued images with the pictures of others, which are locked, and settles their jobs. Inside `coalesce` the
 # state has no statistics: they would say that no image is queued, and each pair of images would be compared.
 LINK = text(f"""
-    WITH wish AS (
+    WITH candidate AS (
         SELECT image_id, decode(picture_key, 'hex') AS picture_key,
                {reuse_key(":tenant", "picture_key", "picture_class")} AS reuse_key
         FROM unnest(cast(:images AS uuid[]), cast(:keys AS text[]), cast(:classes AS text[]))
-            AS wish(image_id, picture_key, picture_class)),
+            AS candidate(image_id, picture_key, picture_class)),
     found AS MATERIALIZED (
-        SELECT DISTINCT ON (wish.image_id) wish.*, picture.key, picture.sha256, picture.bytes, picture.render_ms,
-               picture.safety_score, picture.safety_concept
-        FROM wish CROSS JOIN LATERAL (
+        SELECT DISTINCT ON (candidate.image_id) candidate.*, picture.key, picture.sha256, picture.bytes,
+               picture.render_ms, picture.safety_score, picture.safety_concept
+        FROM candidate CROSS JOIN LATERAL (
             SELECT picture.* FROM images AS picture JOIN jobs ON jobs.id = picture.job_id
-            WHERE picture.reuse_key = wish.reuse_key AND picture.state = 'stored'
+            WHERE picture.reuse_key = candidate.reuse_key AND picture.state = 'stored'
                 AND picture.picture_deleted_at IS NULL AND picture.error_code IS NULL
-                AND picture.picture_key = wish.picture_key AND jobs.tenant_id = :tenant AND {shown()}
+                AND picture.picture_key = candidate.picture_key AND jobs.tenant_id = :tenant AND {shown()}
             LIMIT 1 FOR SHARE OF picture SKIP LOCKED) AS picture
-        ORDER BY wish.image_id),
+        ORDER BY candidate.image_id),
     changed AS (
         UPDATE images SET state = 'stored', finished_at = now(), reused = true, key = found.key, sha256 = found.sha256,
             bytes = found.bytes, render_ms = found.render_ms, safety_score = found.safety_score,
