@@ -1,7 +1,6 @@
 """A dataset from the shell to a verified folder: a real API, a control worker that is killed, and a render worker."""
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,31 +10,12 @@ from sqlalchemy import Engine, text
 
 from common.config import Settings
 from common.storage import sha256
-from tests.support.command_line import CommandLine, Result
-from tests.support.serving import serving
+from tests.support.command_line import Result
 from tests.support.workers import QUICK, bucket_of, running, until
 
 Call = Callable[..., Result]
 
 PROMPTS = [f"红色的圆形，第{n}幅" for n in range(40)] + ["星形 #flagged", "心形 #nan"]
-
-
-@pytest.fixture
-def client(settings: Settings, database: Engine) -> Iterator[httpx.Client]:
-    with serving(settings, database) as api, api.client() as client:
-        yield client
-
-
-@pytest.fixture
-def call(
-    client: httpx.Client, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Iterator[Call]:
-    key = client.headers["Authorization"].removeprefix("Bearer ")
-    found = {"HUAFANG_URL": str(client.base_url), "HUAFANG_KEY": key, "HUAFANG_HOME": str(tmp_path)}
-    with monkeypatch.context() as here:
-        for name, value in (found | {"PATH": os.environ["PATH"]}).items():
-            here.setenv(name, value)
-        yield lambda *given: CommandLine(capsys)(*given, "--format=json")
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -1,40 +1,21 @@
 """A dataset is drawn again from the shell: on the class that has drawn it, and on another one."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from sqlalchemy import Engine
 
 from common.config import Settings
-from tests.support.command_line import CommandLine, Result
-from tests.support.serving import serving
+from tests.support.command_line import Result
 from tests.support.workers import QUICK, running
 
 Call = Callable[..., Result]
 
 PROMPTS = ["红色的圆形", "蓝色的正方形", "绿色的三角形", "黄色的星形", "红色的心形", "黑色的月亮"]
-
-
-@pytest.fixture
-def client(settings: Settings, database: Engine) -> Iterator[httpx.Client]:
-    with serving(settings, database) as api, api.client() as client:
-        yield client
-
-
-@pytest.fixture
-def call(
-    client: httpx.Client, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Call:
-    key = client.headers["Authorization"].removeprefix("Bearer ")
-    for name, value in {"URL": str(client.base_url), "KEY": key, "HOME": str(tmp_path)}.items():
-        monkeypatch.setenv(f"HUAFANG_{name}", value)
-    return lambda *given: CommandLine(capsys)(*given, "--format=json")
 
 
 def exported(call: Call, folder: Path, layout: str, each: int, *how: str) -> Path:
